@@ -1,0 +1,1 @@
+"""How messages travel: topics, messages, blobs, links, local brokers."""

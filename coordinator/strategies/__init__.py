@@ -1,0 +1,1 @@
+"""How a mean update becomes the next θ."""

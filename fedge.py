@@ -1,0 +1,48 @@
+"""The `fedge` command: a lazily loaded group, so that each part starts with only what it needs."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import click
+
+__version__ = "0.1.0"
+
+_COMMANDS = {
+    "agent": ("edge_agent.cli", "Train on this device's data for a federation."),
+    "coordinator": ("coordinator.cli", "Run a federation: publish the model, collect updates."),
+    "broker": ("broker.cli", "Run and check MQTT brokers."),
+    "model": ("models.cli", "Export, list and inspect models."),
+    "fleet": ("fleet.cli", "Run a whole fleet on this machine."),
+}
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(_COMMANDS[cmd_name][0]).cli
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="fedge")
+def cli() -> None:
+    """Federated learning for fleets of small devices, over plain MQTT."""
+
+
+def main(**extra: Any) -> None:
+    """Entry point of the console script."""
+    cli(**extra)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What is learned: parameters, model packages, programs, codecs."""

@@ -1,0 +1,40 @@
+"""What every command shares: logging, one-line errors, exit codes.
+
+A command decorated with `@command_errors` gets `-v/--verbose`; a `FederationError` becomes one
+line on stderr and the class's exit code, with a traceback only under `-v`.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from models.errors import FederationError
+
+_FORMAT = "%(asctime)s %(levelname)-7s %(message)s"
+
+
+def command_errors(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds `-v/--verbose`, sets logging up, and turns a FederationError into line and exit code."""
+
+    @click.option("-v", "--verbose", is_flag=True, help="Debug messages, and tracebacks of errors.")
+    @functools.wraps(function)
+    def wrapped(*args: Any, verbose: bool, **kwargs: Any) -> Any:
+        logging.basicConfig(
+            level=logging.DEBUG if verbose else logging.INFO, format=_FORMAT, stream=sys.stderr
+        )
+        try:
+            return function(*args, **kwargs)
+        except FederationError as error:
+            if verbose:
+                traceback.print_exc()
+            click.echo(f"error: {error}", err=True)
+            sys.exit(error.exit_code)
+
+    return wrapped

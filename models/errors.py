@@ -1,0 +1,72 @@
+"""The one tree of errors.
+
+The class says who must act; `exit_code` is what a command that ends with the error returns to its
+shell. Codes are part of the command-line contract (README, "Exit codes").
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class FederationError(Exception):
+    """The root: every error this project raises on purpose."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class ConfigError(FederationError):
+    """A person must act: a configuration file, an option or an argument is wrong."""
+
+    exit_code = 2
+
+
+class DataError(ConfigError):
+    """A person must act: a data file is missing, empty, or does not hold what was configured."""
+
+
+class ModelError(ConfigError):
+    """A person must act: a model package, spec or program is unusable here."""
+
+
+class ExportError(ModelError):
+    """A Keras model cannot become a program; names the layer or operator and the way out."""
+
+
+class LinkError(FederationError):
+    """Retry later: the broker cannot be reached or refuses us."""
+
+    exit_code = 3
+
+
+class FleetError(FederationError):
+    """A fleet run ended without its result (the service failed, or no round was committed)."""
+
+    exit_code = 4
+
+
+class WireError(FederationError):
+    """Bytes that are no message of this protocol: drop them, count them, go on."""
+
+
+class CodecError(WireError):
+    """An encoded vector that is truncated, oversized or not finite; or a vector not to be sent."""
+
+
+class TrainingError(FederationError):
+    """This round is lost for this device (training diverged or could not run)."""
+
+
+class UpdateRejected(FederationError):
+    """A readable update that must not count.
+
+    Attributes:
+        agent_id: whose update.
+        reason: the machine name of the reason, as in receipts (`late`, `not_finite`, `norm`, …).
+    """
+
+    def __init__(self, agent_id: str, reason: str, detail: str) -> None:
+        super().__init__(f"update from {agent_id} refused ({reason}): {detail}")
+        self.agent_id = agent_id
+        self.reason = reason
+        self.detail = detail

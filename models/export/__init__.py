@@ -1,0 +1,1 @@
+"""Keras models to programs: the only place that imports TensorFlow."""

@@ -1,0 +1,134 @@
+"""ModelSpec: everything about a model that is not its program: what goes in, what comes out.
+
+Stored as `spec.json` in a model package. Decoding validates: a spec that exists is consistent.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from math import isfinite, prod
+from typing import Literal
+
+import msgspec
+
+from models.errors import ModelError
+from models.parameters import Layout
+
+Dtype = Literal["float32", "int32"]
+
+#: Names that the signatures use themselves, so no input or metric may.
+RESERVED_NAMES = frozenset(
+    {"theta", "target", "weight", "loss", "gradient", "loss_sum", "weight_sum"}
+)
+
+_MAX_SPEC_BYTES = 1 << 20
+
+
+class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One input, target or output: per row, without the batch axis.
+
+    Attributes:
+        name: as in the program's signatures.
+        shape: of one row; () is a number per row.
+        dtype: float32 or int32.
+        features: what the last axis (or the only number) holds, in order.
+        units: the unit of each feature, or one for all.
+        mean: subtracted from each feature of the raw data, when given.
+        std: divides each feature after the mean was subtracted, when given.
+        classes: names of the classes, for an int32 target.
+    """
+
+    name: str = msgspec.field()
+    shape: tuple[int, ...] = ()
+    dtype: Dtype = "float32"
+    features: tuple[str, ...] = ()
+    units: tuple[str, ...] = ()
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    classes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not (self.name.isidentifier() and self.name.isascii() and len(self.name) <= 64):
+            raise ValueError(f"tensor name {self.name!r} must be a plain identifier")
+        if any(side < 1 for side in self.shape) or prod(self.shape) > 100_000_000:
+            raise ValueError(f"tensor {self.name!r} has shape {self.shape}")
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"tensor {self.name!r}: mean and std must be given together")
+        last = self.shape[-1] if self.shape else 1
+        if self.mean and len(self.mean) not in (1, last):
+            raise ValueError(f"tensor {self.name!r}: {len(self.mean)} means for {last} features")
+        if any(not isfinite(m) for m in self.mean) or any(not s > 0 for s in self.std):
+            raise ValueError(f"tensor {self.name!r}: means must be finite, stds positive")
+
+
+class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
+    """What a program expects and returns.
+
+    Attributes:
+        name: of the model, as in the zoo.
+        source: where architecture or task come from (paper, section).
+        inputs: in the order of the signatures.
+        target: what is learned; float32 for regression, int32 class indices for classification.
+        outputs: what `predict` returns.
+        loss: Keras's name of the loss, for people; the program computes it.
+        metrics: names of the metrics; the program returns each as a weighted sum over rows,
+            so that sums of agents add and sum / weight_sum is the mean.
+        batch_size: rows of one program call.
+        layout: of θ.
+        format: version of this structure.
+    """
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    target: TensorSpec
+    outputs: tuple[TensorSpec, ...]
+    loss: str
+    metrics: tuple[str, ...]
+    batch_size: int
+    layout: Layout
+    source: str = ""
+    format: Literal[1] = 1
+
+    def __post_init__(self) -> None:
+        if not self.inputs or not self.outputs:
+            raise ValueError("a spec needs at least one input and one output")
+        names = [tensor.name for tensor in self.inputs] + list(self.metrics)
+        if len(set(names)) != len(names) or RESERVED_NAMES.intersection(names):
+            raise ValueError(
+                f"input and metric names must differ from each other and from "
+                f"{sorted(RESERVED_NAMES)}: {names}"
+            )
+        if self.target.name != "target":
+            raise ValueError(f"the target tensor must be named 'target', not {self.target.name!r}")
+        if self.target.mean:
+            raise ValueError("the target has no mean and std: scale it in the data configuration")
+        if not 1 <= self.batch_size <= 65_536:
+            raise ValueError(f"batch_size {self.batch_size} is outside 1 to 65,536")
+
+    @cached_property
+    def size(self) -> int:
+        """P, the number of parameters."""
+        return self.layout.size
+
+    @property
+    def fingerprint(self) -> str:
+        """The layout's: updates carry it, so that a vector of another model never counts."""
+        return self.layout.fingerprint
+
+    def to_json(self) -> bytes:
+        """Indented JSON, the same bytes for the same spec."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n"
+
+    @classmethod
+    def from_json(cls, data: bytes, origin: str = "spec.json") -> ModelSpec:
+        """The spec in `data`.
+
+        Raises:
+            ModelError: not a valid spec; the message begins with `origin` and names the key.
+        """
+        if len(data) > _MAX_SPEC_BYTES:
+            raise ModelError(f"{origin}: {len(data)} bytes, limit {_MAX_SPEC_BYTES}")
+        try:
+            return msgspec.json.decode(data, type=cls)
+        except (msgspec.DecodeError, msgspec.ValidationError, RecursionError) as error:
+            raise ModelError(f"{origin}: {error}") from error

@@ -1,0 +1,1 @@
+"""Small models, one a file, named by task."""
