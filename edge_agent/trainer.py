@@ -1,0 +1,188 @@
+"""Local training on θ: optimizers and federated variants, a few lines of numpy each.
+
+The program computes gradients; everything else happens here, on flat float32 vectors of shape (P,).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from broker.messages import TrainingPlan
+from models.errors import TrainingError
+from models.parameters import F32
+from models.program import Array, Program, Sums
+
+Part = tuple[Mapping[str, Array], Array]
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingResult:
+    """What local training produced.
+
+    Attributes:
+        delta: θ after - θ before; float32, shape (P,).
+        num_examples: rows learned from.
+        sums: of loss and metrics over the last epoch, each batch measured before its step.
+        steps: optimizer steps made.
+        seconds: wall time.
+    """
+
+    delta: F32
+    num_examples: int
+    sums: Sums
+    steps: int
+    seconds: float
+
+
+class LocalOptimizer(Protocol):
+    """Changes θ in place, one step at a time."""
+
+    def step(self, theta: F32, gradient: F32) -> None:
+        """Move `theta` along `gradient`."""
+
+
+@dataclass(eq=False)
+class Sgd:
+    """Gradient descent with classical momentum (Polyak 1964): v ← m·v + g; θ ← θ - η·v."""
+
+    learning_rate: float
+    momentum: float
+    _velocity: F32 | None = None
+
+    def step(self, theta: F32, gradient: F32) -> None:
+        """See the class."""
+        if self.momentum:
+            if self._velocity is None:
+                self._velocity = np.zeros_like(theta)
+            self._velocity *= np.float32(self.momentum)
+            self._velocity += gradient
+            gradient = self._velocity
+        theta -= np.float32(self.learning_rate) * gradient
+
+
+@dataclass(eq=False)
+class Adam:
+    """Adam (Kingma & Ba 2015, arXiv 1412.6980, Algorithm 1), its state new in every round."""
+
+    learning_rate: float
+    beta_1: float
+    beta_2: float
+    epsilon: float
+    _first: F32 | None = None
+    _second: F32 | None = None
+    _steps: int = 0
+
+    def step(self, theta: F32, gradient: F32) -> None:
+        """See the class."""
+        if self._first is None or self._second is None:
+            self._first, self._second = np.zeros_like(theta), np.zeros_like(theta)
+        self._steps += 1
+        self._first += np.float32(1 - self.beta_1) * (gradient - self._first)
+        self._second += np.float32(1 - self.beta_2) * (gradient * gradient - self._second)
+        # Both bias corrections folded into the step size, as in section 2 of the paper.
+        rate = self.learning_rate * np.sqrt(1 - self.beta_2**self._steps)
+        rate /= 1 - self.beta_1**self._steps
+        theta -= np.float32(rate) * self._first / (np.sqrt(self._second) + np.float32(self.epsilon))
+
+
+def make_optimizer(plan: TrainingPlan) -> LocalOptimizer:
+    """The optimizer the plan names."""
+    if plan.optimizer == "adam":
+        return Adam(plan.learning_rate, plan.beta_1, plan.beta_2, plan.epsilon)
+    return Sgd(plan.learning_rate, plan.momentum)
+
+
+def train(
+    program: Program,
+    theta: F32,
+    rows: Part,
+    plan: TrainingPlan,
+    rng: np.random.Generator,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> TrainingResult:
+    """Learn from `rows`, starting at `theta` (which is not changed).
+
+    Args:
+        program: of the federation's model.
+        theta: float32, shape (P,).
+        rows: inputs and target, n rows each, n >= 1.
+        plan: what to do.
+        rng: decides the order of rows.
+        cancelled: asked before every step.
+
+    Raises:
+        TrainingError: no rows, cancelled, or the loss or θ is no longer finite.
+    """
+    started = time.perf_counter()
+    inputs, target = rows
+    if len(target) == 0:
+        raise TrainingError("no rows to learn from")
+    optimizer = make_optimizer(plan)
+    local = theta.copy()
+    mu = np.float32(plan.proximal_mu)
+    epoch_sums = _RunningSums()
+    steps = 0
+    for epoch, index in _batches(len(target), plan, rng):
+        if cancelled():
+            raise TrainingError("cancelled")
+        batch = inputs if index is None else {name: rows[index] for name, rows in inputs.items()}
+        result = program.gradient(local, batch, target if index is None else target[index])
+        if not np.isfinite(result.sums.loss):
+            raise TrainingError(
+                f"the loss is {result.sums.loss} at step {steps + 1}: "
+                f"training diverged, learning_rate {plan.learning_rate} may be too large"
+            )
+        gradient = result.vector
+        if mu:
+            gradient = gradient + mu * (local - theta)
+        optimizer.step(local, gradient)
+        epoch_sums.add(epoch, result.sums)
+        steps += 1
+    if not np.isfinite(local).all():
+        raise TrainingError(f"θ is not finite after {steps} steps: training diverged")
+    return TrainingResult(
+        local - theta, len(target), epoch_sums.sums(), steps, time.perf_counter() - started
+    )
+
+
+@dataclass
+class _RunningSums:
+    """Sums of the epoch that is under way; forgets the one before."""
+
+    epoch: int = -1
+    loss: float = 0.0
+    weight: float = 0.0
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def add(self, epoch: int, sums: Sums) -> None:
+        if epoch != self.epoch:
+            self.epoch, self.loss, self.weight = epoch, 0.0, 0.0
+            self.metrics = dict.fromkeys(sums.metrics, 0.0)
+        self.loss += sums.loss
+        self.weight += sums.weight
+        for name, value in sums.metrics.items():
+            self.metrics[name] += value
+
+    def sums(self) -> Sums:
+        return Sums(self.loss, self.weight, self.metrics)
+
+
+def _batches(
+    rows: int, plan: TrainingPlan, rng: np.random.Generator
+) -> Iterator[tuple[int, NDArray[np.intp] | None]]:
+    """Epoch and row indexes of each step; None stands for all rows as they are."""
+    size = plan.batch_size or rows
+    steps = 0
+    for epoch in range(plan.epochs):
+        order = None if size >= rows else rng.permutation(rows)
+        for start in range(0, rows, size):
+            if plan.max_steps and steps == plan.max_steps:
+                return
+            yield epoch, None if order is None else order[start : start + size]
+            steps += 1
