@@ -1,0 +1,77 @@
+"""float32 and float16: one IEEE 754 number per parameter, little-endian, nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from models.codecs.codec import CodecConfig, check_length, check_vector
+from models.errors import CodecError
+from models.parameters import F32
+
+#: Largest finite float16 (IEEE 754 binary16).
+FLOAT16_MAX = 65_504.0
+
+_WIRE_32 = np.dtype("<f4")
+_WIRE_16 = np.dtype("<f2")
+
+
+class Float32Codec:
+    """The vector itself: 4 bytes per parameter, lossless."""
+
+    def __init__(self, config: CodecConfig) -> None:
+        del config  # nothing to set
+
+    def encode(self, vector: F32, rng: np.random.Generator) -> bytes:
+        """4 bytes per value; see `Codec.encode`."""
+        del rng  # exact, nothing is rounded
+        check_vector(vector)
+        return vector.astype(_WIRE_32, copy=False).tobytes()
+
+    def decode(self, data: bytes | memoryview, size: int) -> F32:
+        """The same vector, bit for bit; see `Codec.decode`."""
+        return _decode(data, size, _WIRE_32)
+
+    def encoded_size(self, size: int) -> int:
+        """4 × size."""
+        return _WIRE_32.itemsize * size
+
+
+class Float16Codec:
+    """IEEE 754 half precision, rounded to nearest: 2 bytes per parameter.
+
+    Off by at most |x| / 2,048, or 3e-8 where |x| is below 6.1e-5 (float16's subnormals).
+    """
+
+    def __init__(self, config: CodecConfig) -> None:
+        del config  # nothing to set
+
+    def encode(self, vector: F32, rng: np.random.Generator) -> bytes:
+        """2 bytes per value; see `Codec.encode`.
+
+        Raises:
+            CodecError: also for a value beyond ±65,504, which would arrive as inf.
+        """
+        del rng  # rounding to nearest needs none
+        check_vector(vector)
+        peak = float(np.abs(vector).max(initial=0.0))
+        if peak > FLOAT16_MAX:
+            raise CodecError(f"largest value {peak:g} does not fit float16, limit {FLOAT16_MAX:g}")
+        return vector.astype(_WIRE_16).tobytes()
+
+    def decode(self, data: bytes | memoryview, size: int) -> F32:
+        """The vector after rounding; see `Codec.decode`."""
+        return _decode(data, size, _WIRE_16)
+
+    def encoded_size(self, size: int) -> int:
+        """2 × size."""
+        return _WIRE_16.itemsize * size
+
+
+def _decode(data: bytes | memoryview, size: int, wire: np.dtype[Any]) -> F32:
+    check_length(data, wire.itemsize * size, size)
+    vector = np.frombuffer(data, wire).astype(np.float32)
+    if not np.isfinite(vector).all():
+        raise CodecError("payload holds NaN or inf")
+    return vector

@@ -1,0 +1,102 @@
+"""Symmetric int8 with stochastic rounding: one float32 scale per block of values.
+
+On the wire: ceil(P / block_size) scales (float32, little-endian), then P levels (int8). The value
+is level × its block's scale; levels run from -127 to 127, so zero is exact and signs are alike.
+
+Rounding up or down at random, in proportion to the distance, makes the decoded value right on
+average, so the errors of a cohort cancel instead of adding up (Alistarh et al. 2017, "QSGD",
+arXiv 1610.02132, section 3.1, with the largest value of a block in place of the norm).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.codecs.codec import CodecConfig, check_length, check_vector
+from models.errors import CodecError
+from models.parameters import F32
+
+_LEVELS = 127
+_WIRE_SCALE = np.dtype("<f4")
+_FLOAT32 = np.finfo(np.float32)
+#: The smallest scale but zero. Dividing by a subnormal one would lose the precision that
+#: unbiased rounding needs (and some Arm units take subnormals for zero).
+MIN_SCALE = _FLOAT32.tiny
+#: The largest scale whose level 127 is still finite.
+MAX_SCALE = np.nextafter(np.float32(_FLOAT32.max / _LEVELS), np.float32(0))
+
+
+class Int8Codec:
+    """One byte per parameter and four per block.
+
+    A decoded value is off by at most its block's scale, max|x| / 127 (plus float32 rounding,
+    below scale / 30,000), and by nothing on average. Blocks of zeros have scale 0 and stay
+    exact; a block whose max|x| is below 1.5e-36 has the scale 1.2e-38.
+    """
+
+    def __init__(self, config: CodecConfig) -> None:
+        self.block_size = config.block_size
+
+    def encode(self, vector: F32, rng: np.random.Generator) -> bytes:
+        """Scales, then levels; see `Codec.encode`. Memory: about four float32 copies."""
+        check_vector(vector)
+        blocks = self._blocks(vector)
+        scales = _scales(blocks)
+        blocks /= np.where(scales > 0, scales, np.float32(1))[:, None]
+        levels = _round(blocks.reshape(-1)[: vector.size], rng)
+        return scales.astype(_WIRE_SCALE, copy=False).tobytes() + levels.tobytes()
+
+    def decode(self, data: bytes | memoryview, size: int) -> F32:
+        """Level × scale; see `Codec.decode`."""
+        check_length(data, self.encoded_size(size), size)
+        count = self._block_count(size)
+        scales = np.frombuffer(data, _WIRE_SCALE, count)
+        levels = np.frombuffer(data, np.int8, size, count * _WIRE_SCALE.itemsize)
+        _check_scales(scales)
+        if levels.min(initial=0) < -_LEVELS:
+            raise CodecError(f"payload holds the level -128, limit -{_LEVELS}")
+        vector = levels.astype(np.float32)
+        full = size // self.block_size  # the last block may be shorter
+        cut = full * self.block_size
+        vector[:cut].reshape(full, self.block_size)[...] *= scales[:full, None]
+        vector[cut:] *= scales[full:]
+        return vector
+
+    def encoded_size(self, size: int) -> int:
+        """Size + 4 × ceil(size / block_size): 25.1 % of float32 with blocks of 1,024."""
+        return size + _WIRE_SCALE.itemsize * self._block_count(size)
+
+    def _block_count(self, size: int) -> int:
+        return -(-size // self.block_size)
+
+    def _blocks(self, vector: F32) -> F32:
+        """A copy of shape (blocks, block_size), padded with zeros."""
+        padded = np.zeros(self._block_count(vector.size) * self.block_size, np.float32)
+        padded[: vector.size] = vector
+        return padded.reshape(-1, self.block_size)
+
+
+def _scales(blocks: F32) -> F32:
+    peaks = np.maximum(blocks.max(axis=1), -blocks.min(axis=1))
+    scales: F32 = np.clip(peaks / np.float32(_LEVELS), MIN_SCALE, MAX_SCALE)
+    scales[peaks == 0] = 0
+    return scales
+
+
+def _round(levels: F32, rng: np.random.Generator) -> NDArray[np.int8]:
+    """Up with the probability of the fractional part; whole levels never move. Changes `levels`."""
+    # x / scale may come out a hair beyond 127 because the scale itself was rounded.
+    np.clip(levels, -_LEVELS, _LEVELS, out=levels)
+    low = np.floor(levels)
+    levels -= low
+    low += rng.random(levels.size, dtype=np.float32) < levels
+    return low.astype(np.int8)
+
+
+def _check_scales(scales: F32) -> None:
+    # Written so that NaN, which compares false with everything, fails.
+    good = (scales >= 0) & (scales <= MAX_SCALE)
+    if not good.all():
+        bad = float(scales[~good][0])
+        raise CodecError(f"payload holds the scale {bad:g}, range 0 to {float(MAX_SCALE):g}")
