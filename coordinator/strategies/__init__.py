@@ -1,1 +1,20 @@
-"""How a mean update becomes the next θ."""
+"""How a mean update becomes the next θ; one file per family of server optimizers."""
+
+from coordinator.strategies.registry import STRATEGIES, make_strategy
+from coordinator.strategies.strategy import (
+    State,
+    Strategy,
+    StrategyConfig,
+    state_from_bytes,
+    state_to_bytes,
+)
+
+__all__ = [
+    "STRATEGIES",
+    "State",
+    "Strategy",
+    "StrategyConfig",
+    "make_strategy",
+    "state_from_bytes",
+    "state_to_bytes",
+]
