@@ -1,0 +1,25 @@
+"""Every aggregator by its name in configurations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from coordinator.aggregation.aggregator import Aggregator
+from coordinator.aggregation.mean import WeightedMean
+from models.errors import ConfigError
+
+#: Name in a configuration -> class; called with P.
+AGGREGATORS: dict[str, Callable[[int], Aggregator]] = {"mean": WeightedMean}
+
+
+def make_aggregator(name: str, size: int) -> Aggregator:
+    """A fresh aggregator for one round of deltas of length `size`.
+
+    Raises:
+        ConfigError: no aggregator has that name.
+    """
+    aggregator = AGGREGATORS.get(name)
+    if aggregator is None:
+        known = ", ".join(AGGREGATORS)
+        raise ConfigError(f"unknown aggregator {name!r}; known aggregators: {known}")
+    return aggregator(size)
