@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -30,6 +31,8 @@ RUNTIMES: dict[str, str] = {
     "tflite-runtime": "tflite_runtime.interpreter",
     "ai-edge-litert": "ai_edge_litert.interpreter",
 }
+#: TensorFlow's own interpreter, used only where TensorFlow is loaded already.
+_TENSORFLOW = "tensorflow.lite.python.interpreter"
 
 
 @dataclass(frozen=True)
@@ -74,20 +77,19 @@ def available_runtimes() -> list[str]:
     return found
 
 
-def _load_runtime(name: str | None) -> tuple[Callable[..., Any], str]:
+def find_runtime(name: str | None) -> tuple[Callable[..., Any], str]:
     """The interpreter class and `distribution version`.
 
     Raises:
         ModelError: none is installed, or not the one asked for.
     """
-    names = list(RUNTIMES) if name is None else [name]
+    if name is not None and name not in RUNTIMES:
+        raise ModelError(f"runtime {name!r} is unknown; known: {', '.join(RUNTIMES)}")
     problems = []
-    for distribution in names:
-        if distribution not in RUNTIMES:
-            raise ModelError(f"runtime {distribution!r} is unknown; known: {', '.join(RUNTIMES)}")
+    for distribution in _candidates() if name is None else [name]:
         try:
-            module = importlib.import_module(RUNTIMES[distribution])
-            return module.Interpreter, f"{distribution} {metadata.version(distribution)}"
+            module = importlib.import_module(RUNTIMES.get(distribution, _TENSORFLOW))
+            return module.Interpreter, f"{distribution} {_version(distribution)}"
         except (ImportError, metadata.PackageNotFoundError) as error:
             problems.append(f"{distribution}: {error}")
     raise ModelError(
@@ -95,6 +97,21 @@ def _load_runtime(name: str | None) -> tuple[Callable[..., Any], str]:
         + "; ".join(problems)
         + ". Install tflite-runtime (Python 3.9-3.11) or ai-edge-litert (Python 3.10 and later)"
     )
+
+
+def _candidates() -> list[str]:
+    """What to try, in order."""
+    if sys.modules.get("tensorflow") is None:
+        return list(RUNTIMES)
+    # tflite_runtime fails in a process that holds TensorFlow (`vector::reserve`), which brings an
+    # interpreter of its own: an exporting workstation needs nothing else to check a program.
+    return ["ai-edge-litert", "tensorflow"]
+
+
+def _version(distribution: str) -> str:
+    if distribution == "tensorflow":  # installed under several names
+        return str(sys.modules["tensorflow"].__version__)
+    return metadata.version(distribution)
 
 
 class Program:
@@ -116,7 +133,7 @@ class Program:
     def __init__(
         self, data: bytes, spec: ModelSpec, *, runtime: str | None = None, threads: int = 1
     ) -> None:
-        interpreter_class, self.runtime = _load_runtime(runtime)
+        interpreter_class, self.runtime = find_runtime(runtime)
         self.spec = spec
         try:
             self._interpreter = interpreter_class(model_content=data, num_threads=threads)

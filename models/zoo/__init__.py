@@ -1,1 +1,61 @@
-"""Small models, one a file, named by task."""
+"""Small models, one a file, named by task; their packages are made and committed.
+
+`load_zoo` reads a committed package and needs neither TensorFlow nor an interpreter. To make one
+anew after changing its builder: `fedge model export models.zoo.NAME:package --out
+models/zoo/packages/NAME`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from models.errors import ModelError
+from models.package import ModelPackage, load_package
+
+if TYPE_CHECKING:
+    from models.zoo.record import ZooModel
+
+PACKAGES = Path(__file__).parent / "packages"
+
+#: Name -> (module, attribute) of its record. Modules are imported by name, so that nothing that
+#: loads a package depends on a builder, and through it on TensorFlow.
+_RECORDS = {
+    "handwritten_digit": ("models.zoo.handwritten_digit", "DENSE"),
+    "handwritten_digit_cnn": ("models.zoo.handwritten_digit", "CNN"),
+    "house_price": ("models.zoo.house_price", "MODEL"),
+    "wearable_activity": ("models.zoo.wearable_activity", "MODEL"),
+}
+
+
+def zoo_names() -> list[str]:
+    """The zoo's models, sorted."""
+    return sorted(_RECORDS)
+
+
+def load_zoo(name: str) -> ModelPackage:
+    """The committed package of a zoo model.
+
+    Raises:
+        ModelError: no such model; names those there are.
+    """
+    _check(name)
+    return load_package(PACKAGES / name)
+
+
+def zoo_record(name: str) -> ZooModel:
+    """Task, source and builder of a zoo model.
+
+    Raises:
+        ModelError: no such model; names those there are.
+    """
+    module, attribute = _RECORDS[_check(name)]
+    record: ZooModel = getattr(importlib.import_module(module), attribute)
+    return record
+
+
+def _check(name: str) -> str:
+    if name not in _RECORDS:
+        raise ModelError(f"no model {name!r} in the zoo; it has: {', '.join(zoo_names())}")
+    return name

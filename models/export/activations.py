@@ -1,0 +1,88 @@
+"""Activations whose TensorFlow operator has no TFLite built-in, written with ones that have."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from models.export.backend import tf
+from models.export.gradients import SELU_ALPHA, SELU_SCALE, Tensor
+
+
+def _softplus(x: Tensor) -> Tensor:
+    # log(1 + exp(x)) that overflows nowhere.
+    return tf.nn.relu(x) + tf.math.log(1 + tf.exp(-tf.abs(x)))
+
+
+def _selu(x: Tensor) -> Tensor:
+    return tf.where(x > 0, SELU_SCALE * x, SELU_SCALE * SELU_ALPHA * tf.nn.elu(x))
+
+
+def _gelu(x: Tensor) -> Tensor:
+    # Hendrycks and Gimpel 2016: x Φ(x), whose derivative is Φ(x) + x φ(x).
+    def gelu(x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        below = 0.5 * (1 + _erf(x * math.sqrt(0.5)))
+        density = tf.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
+        return x * below, lambda dy: dy * (below + x * density)
+
+    return tf.custom_gradient(gelu)(x)
+
+
+# The rational approximation of the error function in Eigen (generic_fast_erf_float), for float32:
+# odd over even polynomial, off by a few units in the last place on [-4, 4], and ±1 beyond.
+_ERF_ODD = (
+    -2.72614225801306e-10,
+    2.77068142495902e-08,
+    -2.10102402082508e-06,
+    -5.69250639462346e-05,
+    -7.34990630326855e-04,
+    -2.95459980854025e-03,
+    -1.60960333262415e-02,
+)
+_ERF_EVEN = (
+    -1.45660718464996e-05,
+    -2.13374055278905e-04,
+    -1.68282697438203e-03,
+    -7.37332916720468e-03,
+    -1.42647390514189e-02,
+)
+
+
+def _erf(x: Tensor) -> Tensor:
+    x = tf.minimum(tf.maximum(x, -4.0), 4.0)
+    square = x * x
+    return x * _polynomial(square, _ERF_ODD) / _polynomial(square, _ERF_EVEN)
+
+
+def _polynomial(x: Tensor, coefficients: tuple[float, ...]) -> Tensor:
+    """Horner's rule, highest power first."""
+    value = x * coefficients[0] + coefficients[1]
+    for coefficient in coefficients[2:]:
+        value = value * x + coefficient
+    return value
+
+
+_REPLACED: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": _gelu,
+    "selu": _selu,
+    "softplus": _softplus,
+}
+
+
+@contextlib.contextmanager
+def exportable(layers: Iterable[Any]) -> Iterator[None]:
+    """Layers use the functions of this module while it lasts, and their own again afterwards."""
+    changed = []
+    for layer in layers:
+        activation = getattr(layer, "activation", None)
+        replacement = _REPLACED.get(getattr(activation, "__name__", ""))
+        if replacement is not None:
+            changed.append((layer, activation))
+            layer.activation = replacement
+    try:
+        yield
+    finally:
+        for layer, activation in changed:
+            layer.activation = activation

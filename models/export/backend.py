@@ -1,0 +1,57 @@
+"""TensorFlow and Keras, imported quietly; exporter and builders take them from here.
+
+Importing this module takes seconds and some 500 MB, and fails with an `ExportError` that says what
+to install. Nothing a device runs imports it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+
+from models.errors import ExportError
+
+
+@contextlib.contextmanager
+def quiet_stderr() -> Iterator[None]:
+    """Hides what native code writes to file descriptor 2; Python errors still propagate.
+
+    TensorFlow's libraries announce CPU features and conversion passes there, whatever Python's
+    logging says. Affects the whole process while it lasts.
+    """
+    try:
+        sys.stderr.flush()
+        saved = os.dup(2)
+    except OSError:  # a service started without stderr has nothing to hide
+        yield
+        return
+    with tempfile.TemporaryFile() as sink:
+        os.dup2(sink.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+try:
+    with quiet_stderr():
+        import keras
+        import tensorflow as tf
+except ImportError as error:
+    raise ExportError(
+        f"TensorFlow is needed to export a model ({error}): pip install 'fedge[export]' "
+        "on a workstation; devices do not need it"
+    ) from error
+
+if keras.backend.backend() != "tensorflow":
+    raise ExportError(
+        f"Keras runs on {keras.backend.backend()!r} here; only its TensorFlow backend can be "
+        "exported: unset KERAS_BACKEND"
+    )
+
+__all__ = ["keras", "quiet_stderr", "tf"]

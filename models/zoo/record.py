@@ -1,0 +1,48 @@
+"""What the zoo knows about one of its models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from models.package import ModelPackage
+from models.spec import TensorSpec
+
+
+@dataclass(frozen=True)
+class ZooModel:
+    """One model of the zoo.
+
+    Attributes:
+        name: in the zoo, in configurations and on the wire.
+        task: one line: what is learned from what.
+        source: where architecture or task come from.
+        build: the compiled Keras model; imports TensorFlow when called, and gives the same
+            initial weights every time.
+        inputs: what Keras does not know about the inputs: features, units, mean, std.
+        classes: their names, for classification.
+        batch_size: rows of one program call.
+    """
+
+    name: str
+    task: str
+    source: str
+    build: Callable[[], Any]
+    inputs: tuple[TensorSpec, ...]
+    classes: tuple[str, ...] = ()
+    batch_size: int = 32
+
+    def export(self) -> ModelPackage:
+        """The package, made anew (needs TensorFlow); `load_zoo` has the one that was committed."""
+        # Imported here: listing and loading the zoo must work where TensorFlow is absent.
+        from models.export.exporter import export_model
+
+        return export_model(
+            self.build(),
+            name=self.name,
+            source=self.source,
+            batch_size=self.batch_size,
+            inputs=self.inputs,
+            classes=self.classes,
+        )
