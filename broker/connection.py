@@ -1,0 +1,421 @@
+"""One client's life on the network thread: connect, subscribe, send, take, lose, try again.
+
+Everything here runs on the network thread. Messages that wait to be sent are kept here and paho
+gets a windowful: after a reconnect paho sends every unacknowledged message at once, whatever
+Receive Maximum and Maximum Packet Size the server announced, and a client that has too much in
+flight is thrown out, comes back and does it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Protocol
+
+from paho.mqtt import client as paho
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+from broker import reasons
+from broker.backoff import FullJitter
+from broker.driver import HEADER_ROOM, Driver, Session, make_properties
+from broker.link import QOS, LinkDown, LinkEvent, LinkUp, Received, publish_packet_bytes
+from broker.network import NetworkLoop
+from broker.settings import BrokerSettings
+
+log = logging.getLogger(__name__)
+
+#: Our own limit of unacknowledged publications; the server's Receive Maximum may lower it.
+_WINDOW = 64
+#: MQTT 5 §3.2.2.3.6: without the property there is no limit beyond the protocol's.
+_NO_PACKET_LIMIT = 268_435_455
+#: A connection that lived this long was a good one: the next failure starts the back-off afresh.
+#: One that dies at once (two devices with one id) keeps climbing.
+_STABLE_S = 10.0
+_FILTERS_PER_PACKET = 50
+_GOODBYE_S = 1.0
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """A message that waits to be sent or acknowledged."""
+
+    topic: str
+    payload: bytes
+    retain: bool
+    expiry_s: int | None
+    packet_bytes: int
+
+
+class Owner(Protocol):
+    """What a connection tells the link that owns it (called on the network thread)."""
+
+    def emit(self, event: LinkEvent) -> None:
+        """An event for the owner's thread."""
+
+    def backlog(self) -> int:
+        """Events the owner has not taken yet."""
+
+    def arrived(self, packet_bytes: int) -> None:
+        """A message came over the link."""
+
+    def finished(self, message: Outgoing) -> None:
+        """The broker has it, or it can never be sent."""
+
+    def closed(self) -> None:
+        """Nothing more will come."""
+
+
+class _State(Enum):
+    IDLE = auto()  # not opened, or waiting for the next attempt
+    CONNECTING = auto()  # a connector thread has the client
+    GREETING = auto()  # CONNECT sent
+    SUBSCRIBING = auto()  # CONNACK received, SUBACKs missing
+    UP = auto()
+    CLOSED = auto()
+
+
+class Connection:
+    """Keeps one client connected and subscribed.
+
+    Attributes:
+        max_packet_bytes: the server's Maximum Packet Size, once known.
+        dropped: messages given up: too large for the server, or refused by it.
+    """
+
+    def __init__(
+        self,
+        settings: BrokerSettings,
+        session: Session,
+        network: NetworkLoop,
+        owner: Owner,
+        backoff: FullJitter,
+        tls: ssl.SSLContext | None,
+    ) -> None:
+        self.max_packet_bytes = _NO_PACKET_LIMIT
+        self.dropped = 0
+        self._settings = settings
+        self._session = session
+        self._network = network
+        self._owner = owner
+        self._backoff = backoff
+        self._state = _State.IDLE
+        self._closing = False
+        self._subscriptions: dict[str, None] = {}  # a set that keeps its order
+        self._to_unsubscribe: dict[str, None] = {}
+        self._subacks: dict[int, list[str]] = {}
+        self._waiting: deque[Outgoing] = deque()
+        self._in_flight: dict[int, Outgoing] = {}
+        self._window = _WINDOW
+        self._held: list[Received] = []
+        self._epoch = 0
+        self._up_since_s = 0.0
+        self._session_present = False
+        self._verdict: LinkDown | None = None  # why the broker will hang up now
+        self._last_down: LinkDown | None = None
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._password: str | None = None
+        self._driver = Driver(settings, session, network, self, tls)
+        self._client = self._driver.client
+
+    # --- what the owner asks for -----------------------------------------------------------------
+
+    def open(self, password: str | None) -> None:
+        """Connects, and keeps connecting."""
+        self._password = password
+        self._begin()
+
+    def subscribe(self, topic_filter: str) -> None:
+        """Adds a filter, now and on every connection."""
+        self._to_unsubscribe.pop(topic_filter, None)
+        self._subscriptions[topic_filter] = None
+        if self._connected:
+            self._send_subscribe([topic_filter])
+
+    def unsubscribe(self, topic_filter: str) -> None:
+        """Removes a filter; while away, from the stored session at the next connection."""
+        self._subscriptions.pop(topic_filter, None)
+        if self._connected:
+            self._client.unsubscribe(topic_filter)
+        else:
+            self._to_unsubscribe[topic_filter] = None
+
+    def publish(self, message: Outgoing) -> None:
+        """Sends it when its turn comes."""
+        self._waiting.append(message)
+        self._pump()
+
+    def acknowledge(self, token: int) -> None:
+        """PUBACKs a message, if it came on the present connection (else it comes again)."""
+        if self._connected and token >> 16 == self._epoch:
+            self._client.ack(token & 0xFFFF, QOS)
+
+    def interrupt(self) -> None:
+        """Loses the connection, as a cut cable would."""
+        if self._state not in (_State.IDLE, _State.CONNECTING, _State.CLOSED):
+            self._give_up(reasons.lost(self._settings, 0))
+
+    def vanish(self) -> None:
+        """Ends for good without a goodbye."""
+        self._closing = True
+        self._waiting.clear()
+        if self._state is not _State.CONNECTING:
+            self._finish()
+
+    def close(self, flush_s: float) -> None:
+        """Sends what waits within `flush_s`, says goodbye, ends."""
+        if self._state is _State.CLOSED:
+            return
+        self._closing = True
+        if self._state is _State.IDLE:
+            self._finish()
+        elif self._state is not _State.CONNECTING or self._waiting:
+            self._timer("close", flush_s, self._say_goodbye)
+            self._pump()
+
+    # --- connecting ------------------------------------------------------------------------------
+
+    @property
+    def _connected(self) -> bool:
+        return self._state in (_State.SUBSCRIBING, _State.UP)
+
+    def _begin(self) -> None:
+        if self._closing or self._state is not _State.IDLE:
+            return
+        # What came on the last connection and was not acknowledged comes again: without this an
+        # owner that takes nothing would gather a windowful per reconnection, without end.
+        if self._owner.backlog() > 4 * self._session.receive_maximum:
+            self._timer("retry", self._settings.backoff_min_s, self._begin)
+            return
+        self._verdict = None
+        self._state = _State.CONNECTING
+        self._driver.connect(self._password, self._opened)
+
+    def _opened(self, error: BaseException | None) -> None:
+        self._state = _State.GREETING
+        if error is not None:
+            self._down(reasons.unreachable(self._settings, error))
+        elif self._closing and not self._waiting:
+            self._finish()
+        else:
+            self._timer("connack", self._settings.connect_timeout_s, self._on_silence)
+
+    def _on_silence(self) -> None:
+        self._give_up(reasons.no_answer(self._settings))
+
+    def connected(self, present: bool, code: ReasonCode, properties: Properties) -> None:
+        """CONNACK: the server's limits are known; subscribes."""
+        if code.is_failure:  # paho hangs up when this callback has returned
+            self._verdict = reasons.not_admitted(self._settings, code.value, code.getName())
+            return
+        self._cancel("connack")
+        self._epoch = (self._epoch + 1) & 0xFFFFFFFF
+        self._session_present = present
+        self._state = _State.SUBSCRIBING
+        self.max_packet_bytes = getattr(properties, "MaximumPacketSize", _NO_PACKET_LIMIT)
+        self._window = min(_WINDOW, getattr(properties, "ReceiveMaximum", _WINDOW))
+        self._fit_to_server()
+        if self._to_unsubscribe:
+            self._client.unsubscribe(list(self._to_unsubscribe))
+            self._to_unsubscribe.clear()
+        filters = list(self._subscriptions)
+        for start in range(0, len(filters), _FILTERS_PER_PACKET):
+            self._send_subscribe(filters[start : start + _FILTERS_PER_PACKET])
+        self._up_if_subscribed()
+
+    def _fit_to_server(self) -> None:
+        """Takes back from paho what this server would throw us out for, before paho resends it."""
+        fits = len(self._in_flight) <= self._window
+        if fits and all(m.packet_bytes <= self.max_packet_bytes for m in self._in_flight.values()):
+            return
+        self._client.drop_out_messages()
+        self._waiting.extendleft(reversed(self._in_flight.values()))
+        self._in_flight.clear()
+
+    def _send_subscribe(self, filters: list[str]) -> None:
+        _, mid = self._client.subscribe([(name, QOS) for name in filters])
+        if mid is not None:
+            self._subacks[mid] = filters
+
+    def subscribed(self, mid: int, codes: list[ReasonCode]) -> None:
+        """SUBACK: the link is up with the last of them."""
+        for topic_filter, code in zip(self._subacks.pop(mid, []), codes, strict=False):
+            if code.is_failure and topic_filter in self._subscriptions:
+                down = reasons.not_subscribed(
+                    self._settings, topic_filter, code.value, code.getName()
+                )
+                self._network.soon(self._give_up, down)
+                return
+        self._up_if_subscribed()
+
+    def _up_if_subscribed(self) -> None:
+        if self._state is not _State.SUBSCRIBING or self._subacks:
+            return
+        self._state = _State.UP
+        self._up_since_s = self._network.now_s()
+        self._last_down = None
+        room = min(self._settings.max_payload_bytes, self.max_packet_bytes - HEADER_ROOM)
+        self._owner.emit(LinkUp(self._session_present, max(room, 0)))
+        self._release_held()
+        self._pump()
+
+    def _release_held(self) -> None:
+        for received in self._held:
+            self._owner.emit(received)
+        self._held.clear()
+
+    def broken(self) -> None:
+        """An exception while reading or writing: starts over with a new connection."""
+        self._give_up(reasons.lost(self._settings, 0))
+
+    # --- losing the connection -------------------------------------------------------------------
+
+    def disconnected(self, by_broker: bool, code: ReasonCode) -> None:
+        """The connection ended: says why, and tries again later."""
+        if self._verdict is not None:
+            down = self._verdict
+        elif by_broker:
+            down = reasons.hung_up(
+                self._settings, self._session.client_id, code.value, code.getName()
+            )
+        elif self._state is _State.GREETING:
+            down = reasons.no_answer(self._settings)
+        else:
+            down = reasons.lost(self._settings, code.value)
+        self._down(down, at_cap=by_broker and code.value == reasons.TAKEN_OVER)
+
+    def _give_up(self, down: LinkDown) -> None:
+        """Ends a connection from our side, without a goodbye."""
+        if self._state not in (_State.IDLE, _State.CONNECTING, _State.CLOSED):
+            self._driver.drop()
+            self._down(down)
+
+    def _down(self, down: LinkDown, *, at_cap: bool = False) -> None:
+        if self._state in (_State.IDLE, _State.CLOSED):
+            return
+        if self._state is _State.UP and self._network.now_s() - self._up_since_s >= _STABLE_S:
+            self._backoff.reset()
+        self._state = _State.IDLE
+        self._subacks.clear()
+        self._cancel("connack")
+        self._release_held()
+        if self._closing:
+            self._network.soon(self._finish)  # paho closes its socket after this callback
+            return
+        if down != self._last_down:  # the same failure again and again is one event
+            self._last_down = down
+            self._owner.emit(down)
+        wait_s = self._backoff.next_s(at_cap=at_cap or down.refused)
+        log.debug("%s; next attempt in %.1f s", down.reason, wait_s)
+        self._timer("retry", wait_s, self._begin)
+
+    def _say_goodbye(self) -> None:
+        if not self._connected:
+            self._finish()
+            return
+        self._timer("close", _GOODBYE_S, self._finish)
+        self._driver.goodbye()
+
+    def _finish(self) -> None:
+        if self._state is _State.CLOSED:
+            return
+        self._state = _State.CLOSED
+        self._cancel(*self._timers)
+        self._driver.drop()
+        if left := len(self._waiting) + len(self._in_flight):
+            log.warning(
+                "closed with %d messages that broker %s has not acknowledged",
+                left,
+                self._settings.address,
+                extra={"event": "unsent", "messages": left},
+            )
+        self._owner.closed()
+
+    # --- messages --------------------------------------------------------------------------------
+
+    def _pump(self) -> None:
+        while self._state is _State.UP and self._waiting and len(self._in_flight) < self._window:
+            message = self._waiting.popleft()
+            if message.packet_bytes > self.max_packet_bytes:
+                # It was taken before the limit was known. Sending it would get us thrown out.
+                self._drop(message, f"larger than the server's limit of {self.max_packet_bytes}")
+                continue
+            properties = None
+            if message.expiry_s is not None:
+                properties = make_properties(
+                    PacketTypes.PUBLISH, MessageExpiryInterval=message.expiry_s
+                )
+            sent = self._client.publish(
+                message.topic, message.payload, QOS, message.retain, properties
+            )
+            if sent.rc == paho.MQTT_ERR_QUEUE_SIZE:
+                # All 65,535 packet ids later, that of a message still unacknowledged: the next.
+                self._waiting.appendleft(message)
+            else:
+                self._in_flight[sent.mid] = message
+        if self._closing and self._state is _State.UP and not (self._waiting or self._in_flight):
+            self._say_goodbye()
+
+    def _drop(self, message: Outgoing, why: str) -> None:
+        self.dropped += 1
+        log.error(
+            "message of %d bytes on %s is given up: %s",
+            message.packet_bytes,
+            message.topic,
+            why,
+            extra={"event": "message_dropped", "topic": message.topic},
+        )
+        self._owner.finished(message)
+
+    def acknowledged(self, mid: int, code: ReasonCode) -> None:
+        """PUBACK: the broker has the message, or will not have it."""
+        message = self._in_flight.pop(mid, None)
+        if message is None:
+            return
+        if code.is_failure:
+            self._drop(message, f"broker {self._settings.address}: {code.getName().lower()}")
+        else:
+            self._owner.finished(message)
+        # Not `_pump` itself: paho removes the message from its table after this callback.
+        self._network.soon(self._pump)
+
+    def received(self, message: paho.MQTTMessage) -> None:
+        """PUBLISH: hands it to the owner."""
+        expiry_s = getattr(message.properties, "MessageExpiryInterval", None)
+        self._owner.arrived(publish_packet_bytes(message.topic, len(message.payload), expiry_s))
+        token = self._epoch << 16 | message.mid if message.qos else 0
+        if len(message.payload) > self._settings.max_payload_bytes:
+            # The broker was told our Maximum Packet Size and did not care.
+            self.dropped += 1
+            log.error(
+                "message of %d bytes on %s refused: max_payload_bytes is %d",
+                len(message.payload),
+                message.topic,
+                self._settings.max_payload_bytes,
+                extra={"event": "message_too_large", "topic": message.topic},
+            )
+            self.acknowledge(token)
+            return
+        received = Received(message.topic, bytes(message.payload), message.retain, token)
+        if self._state is _State.UP:
+            self._owner.emit(received)
+        else:
+            # A resumed session delivers before the SUBACK: LinkUp comes first all the same.
+            self._held.append(received)
+
+    # --- timers ----------------------------------------------------------------------------------
+
+    def _timer(self, name: str, delay_s: float, function: Callable[[], None]) -> None:
+        self._cancel(name)
+        self._timers[name] = self._network.later(delay_s, function)
+
+    def _cancel(self, *names: str) -> None:
+        for name in names:
+            if timer := self._timers.pop(name, None):
+                timer.cancel()

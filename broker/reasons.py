@@ -1,0 +1,101 @@
+"""Why a broker is not reached, refuses, or hangs up: MQTT 5 reason codes and errors in words."""
+
+from __future__ import annotations
+
+import ssl
+
+from broker.link import LinkDown
+from broker.settings import BrokerSettings
+
+#: MQTT 5 §2.4. Codes after which trying again as we are will hardly help.
+_REFUSALS = {
+    0x84: "it does not speak MQTT 5",
+    0x85: "the client id is not allowed",
+    0x86: "bad user name or password",
+    0x87: "not authorised",
+    0x8A: "this client is banned",
+    0x8C: "bad authentication method",
+    0x9A: "it offers no retained messages",
+    0x9B: "it offers no QoS 1",
+}
+_LOGIN = (0x86, 0x87, 0x8C)
+
+TAKEN_OVER = 0x8E
+KEEPALIVE = 0x8D
+_HANG_UPS = {
+    0x81: "it could not read a packet",
+    0x82: "protocol error",
+    0x87: "not authorised",
+    0x8B: "it is shutting down",
+    KEEPALIVE: "it did not hear from us in time",
+    0x93: "too many unacknowledged messages at once",
+    0x95: "a packet was larger than it takes",
+    0x96: "too many messages",
+    0x97: "quota exceeded",
+    0x98: "an operator closed the connection",
+}
+
+
+def unreachable(settings: BrokerSettings, error: BaseException) -> LinkDown:
+    """No connection could be made: DNS, TCP or TLS failed."""
+    where = f"broker {settings.address}"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        ca_file = settings.tls.ca_file if settings.tls else ""
+        return LinkDown(
+            f"certificate of {where} is not trusted: {error.verify_message}"
+            f" (ca_file {ca_file or 'of the system'})",
+            refused=True,
+        )
+    if isinstance(error, ssl.SSLError):
+        return LinkDown(f"TLS with {where} failed: {error.reason or error}: is it a TLS port?")
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return LinkDown(f"cannot reach {where}: {text}")
+
+
+def no_answer(settings: BrokerSettings) -> LinkDown:
+    """TCP works, but the connection ended or stayed silent before the CONNACK."""
+    hint = "was our certificate refused?" if settings.tls else "is it an MQTT port without TLS?"
+    return LinkDown(f"broker {settings.address} did not answer: {hint}")
+
+
+def not_admitted(settings: BrokerSettings, code: int, name: str) -> LinkDown:
+    """The broker answered CONNECT with a failure code."""
+    text = _REFUSALS.get(code, name.lower())
+    if code not in _LOGIN:
+        return LinkDown(f"broker {settings.address} refused us ({text})", refused=code in _REFUSALS)
+    secret = settings.password_file or settings.password_env
+    check = f"check username {settings.username!r}" if settings.username else "it wants a username"
+    if secret:
+        check += f" and the password in {secret}"
+    return LinkDown(
+        f"broker {settings.address} refused the login ({text}): {check}",
+        refused=True,
+    )
+
+
+def not_subscribed(settings: BrokerSettings, topic_filter: str, code: int, name: str) -> LinkDown:
+    """The broker answered SUBSCRIBE with a failure code."""
+    text = _REFUSALS.get(code, name.lower())
+    return LinkDown(
+        f"broker {settings.address} refused the subscription {topic_filter} ({text}):"
+        " check its access control",
+        refused=True,
+    )
+
+
+def hung_up(settings: BrokerSettings, client_id: str, code: int, name: str) -> LinkDown:
+    """The broker sent a DISCONNECT."""
+    if code == TAKEN_OVER:
+        return LinkDown(
+            f"session of {client_id!r} at broker {settings.address} was taken over:"
+            " another client connected with the same id"
+        )
+    return LinkDown(
+        f"broker {settings.address} closed the connection: {_HANG_UPS.get(code, name.lower())}"
+    )
+
+
+def lost(settings: BrokerSettings, code: int) -> LinkDown:
+    """The connection ended without a word."""
+    why = f": no answer for {settings.keepalive_s} s" if code == KEEPALIVE else ""
+    return LinkDown(f"connection to broker {settings.address} lost{why}")
