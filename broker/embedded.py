@@ -1,0 +1,33 @@
+"""The child process that runs the embedded broker: `python -P embedded.py CONFIG.toml`.
+
+A process of its own, since the broker cannot be stopped otherwise; it knows nothing of the rest of
+the project, so it can be started by its path. It ends when its standard input closes, which
+the kernel does when the parent is gone, however it died.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+
+
+def _end_with_parent() -> None:
+    sys.stdin.buffer.read()
+    os._exit(0)
+
+
+def main(config_file: str) -> None:
+    """Serves until the process is ended."""
+    from iotcore.iotcore import IotCoreBroker
+
+    logging.basicConfig(level=logging.WARNING)
+    # rumqttd marks every packet it routes with an "error span": noise.
+    logging.getLogger("rumqttd").setLevel(logging.CRITICAL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    IotCoreBroker(config_path=config_file).run_forever()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,31 @@
+"""Starts a program that dies with its parent: `python -I -S leash.py PARENT_PID PROGRAM ARG...`.
+
+The kernel keeps the promise (prctl PR_SET_PDEATHSIG), so it holds when the parent is killed with
+SIGKILL, too. A step of its own between fork and exec instead of a `preexec_fn`, which may deadlock
+in a process with threads. Linux only; elsewhere the program is just started.
+
+Two conditions, both kept by `broker.local`: the program must not change its user, which makes
+the kernel forget; and "parent" means the thread that started it, which must live as long.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main(parent_pid: int, command: list[str]) -> None:
+    """Becomes `command`."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent_pid:  # it died before we asked
+            sys.exit(1)
+    os.execv(command[0], command)  # noqa: S606 - no shell is the point
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2:])
