@@ -23,7 +23,7 @@ _NAMES = ("m", "v")
 
 
 class _SecondMoment(Protocol):
-    def __call__(self, v: F32, square: F32, beta_2: np.float32) -> F32:
+    def __call__(self, v: F32, square: F32, beta_2: float) -> F32:
         """The next v, given Δ²."""
 
 
@@ -32,9 +32,9 @@ class _Adaptive:
 
     def __init__(self, config: StrategyConfig, second_moment: _SecondMoment) -> None:
         self._rate = _LEARNING_RATE if config.learning_rate is None else config.learning_rate
-        self._beta_1 = np.float32(config.beta_1)
-        self._beta_2 = np.float32(config.beta_2)
-        self._tau = np.float32(config.tau)
+        self._beta_1 = config.beta_1
+        self._beta_2 = config.beta_2
+        self._tau = config.tau
         self._second_moment = second_moment
 
     def initial_state(self, size: int) -> State:
@@ -47,11 +47,10 @@ class _Adaptive:
     def apply(self, theta: F32, delta: F32, state: State) -> tuple[F32, State]:
         """See `Strategy.apply`."""
         check_state(state, _NAMES, theta.size)
-        one = np.float32(1)
         with np.errstate(over="ignore", invalid="ignore"):  # check_step names it
-            m: F32 = self._beta_1 * state["m"] + (one - self._beta_1) * delta
+            m: F32 = self._beta_1 * state["m"] + (1 - self._beta_1) * delta
             v = self._second_moment(state["v"], delta * delta, self._beta_2)
-            after = theta + np.float32(self._rate) * m / (np.sqrt(v) + self._tau)
+            after: F32 = theta + self._rate * m / (np.sqrt(v) + self._tau)
         return check_step(after, {"m": m, "v": v}, self._rate)
 
 
@@ -76,16 +75,16 @@ class FedYogi(_Adaptive):
         super().__init__(config, _yogi)
 
 
-def _adagrad(v: F32, square: F32, beta_2: np.float32) -> F32:
+def _adagrad(v: F32, square: F32, beta_2: float) -> F32:
     del beta_2
     return v + square
 
 
-def _adam(v: F32, square: F32, beta_2: np.float32) -> F32:
-    result: F32 = beta_2 * v + (np.float32(1) - beta_2) * square
+def _adam(v: F32, square: F32, beta_2: float) -> F32:
+    result: F32 = beta_2 * v + (1 - beta_2) * square
     return result
 
 
-def _yogi(v: F32, square: F32, beta_2: np.float32) -> F32:
-    result: F32 = v - (np.float32(1) - beta_2) * square * np.sign(v - square)
+def _yogi(v: F32, square: F32, beta_2: float) -> F32:
+    result: F32 = v - (1 - beta_2) * square * np.sign(v - square)
     return result

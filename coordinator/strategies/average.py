@@ -29,7 +29,7 @@ class FedAvg:
         """See `Strategy.apply`."""
         check_state(state, (), theta.size)
         with np.errstate(over="ignore", invalid="ignore"):  # check_step names it
-            after = theta + np.float32(self._rate) * delta
+            after: F32 = theta + self._rate * delta
         return check_step(after, {}, self._rate)
 
 
@@ -52,6 +52,6 @@ class FedAvgM:
         """See `Strategy.apply`."""
         check_state(state, ("velocity",), theta.size)
         with np.errstate(over="ignore", invalid="ignore"):  # check_step names it
-            velocity = np.float32(self._momentum) * state["velocity"] + delta
-            after = theta + np.float32(self._rate) * velocity
+            velocity: F32 = self._momentum * state["velocity"] + delta
+            after: F32 = theta + self._rate * velocity
         return check_step(after, {"velocity": velocity}, self._rate)

@@ -8,7 +8,6 @@ and a state that is stored as it was computed makes a resumed run equal to one t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import isfinite
 from typing import Literal, Protocol
 
 import msgspec
@@ -23,6 +22,9 @@ State = Mapping[str, F32]
 
 #: Below it tau² leaves float32's normal range.
 MIN_TAU = 1e-15
+
+#: Nobody means more; beyond float32's range a setting would turn the arithmetic into float64.
+MAX_SETTING = 1e6
 
 
 class StrategyConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -48,14 +50,14 @@ class StrategyConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         rate = self.learning_rate
-        if rate is not None and not (isfinite(rate) and rate > 0):
-            raise ValueError(f"learning_rate {rate} must be finite and above 0")
+        if rate is not None and not 0 < rate <= MAX_SETTING:
+            raise ValueError(f"learning_rate {rate} is outside above 0 to {MAX_SETTING:g}")
         for name in ("momentum", "beta_1", "beta_2"):
             value = getattr(self, name)
             if not 0 <= value < 1:
                 raise ValueError(f"{name} {value} is outside 0 to below 1")
-        if not (isfinite(self.tau) and self.tau >= MIN_TAU):
-            raise ValueError(f"tau {self.tau} must be finite and at least {MIN_TAU:g}")
+        if not MIN_TAU <= self.tau <= MAX_SETTING:
+            raise ValueError(f"tau {self.tau} is outside {MIN_TAU:g} to {MAX_SETTING:g}")
 
 
 class Strategy(Protocol):
