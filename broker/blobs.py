@@ -3,8 +3,8 @@
 A blob is cut into chunks that fit every broker (AWS IoT Core takes 128 KiB a message). Each chunk
 says which blob it belongs to, its place and its own checksum:
 
-    magic "FDC1" | index | count | size of the blob | CRC-32 of the data | SHA-256 of the blob | data
-    4 bytes        4       4       8                  4                    32                    rest
+    magic "FDC1" | index | count | blob's size | CRC-32 of the data | SHA-256 of the blob | data
+    4 bytes        4       4       8             4                    32                    rest
 
 (big-endian). The receiver keeps what it has, in memory bounded by the size it was promised.
 """

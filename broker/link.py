@@ -58,7 +58,14 @@ class Received:
     token: int = 0
 
 
-LinkEvent = LinkUp | LinkDown | Received
+@dataclass(frozen=True)
+class Posted:
+    """Something that another thread of this process handed over with `post`."""
+
+    value: object
+
+
+LinkEvent = LinkUp | LinkDown | Received | Posted
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,7 @@ class ByteCounters:
 
 
 class Link(Protocol):
-    """One client's connection. Every method is called from the thread that owns the link."""
+    """One client's connection. All but `post` is called from the thread that owns the link."""
 
     #: Updated as messages are sent and received.
     counters: ByteCounters
@@ -107,6 +114,9 @@ class Link(Protocol):
 
     def poll(self, timeout_s: float) -> LinkEvent | None:
         """The next event, or None when none came within `timeout_s`."""
+
+    def post(self, value: object) -> None:
+        """Have the owner's `poll` return `Posted(value)`; from any thread, or a signal handler."""
 
     def close(self) -> None:
         """Send what waits, say goodbye (no will is published) and release everything."""

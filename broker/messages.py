@@ -202,7 +202,8 @@ class Report(Message, frozen=True):
 
     Attributes:
         kind: "declined" with a reason, or "evaluation" with sums over the held-out rows.
-        reason: machine name: no_data, no_runtime, no_program, fingerprint, codec, training, stopping.
+        reason: machine name: no_data, no_runtime, no_program, fingerprint, codec, weights,
+            training, stopping.
         detail: for people.
         loss_sum, weight_sum, metric_sums: add across agents.
     """

@@ -1,0 +1,163 @@
+"""The thread that owns a link and a state machine: events in, actions out, until told to stop."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any
+
+from broker.link import Link, LinkDown, LinkEvent, LinkUp, Posted, Received
+from broker.machine import (
+    Connected,
+    LinkAction,
+    MessageArrived,
+    Publish,
+    Started,
+    Stopping,
+    Subscribe,
+)
+from models.errors import LinkError
+
+log = logging.getLogger(__name__)
+
+#: Longest wait in `poll`, so that a lost wake-up costs no more than this.
+_LONGEST_WAIT_S = 5.0
+
+
+class StopRequested:
+    """Posted by a signal handler."""
+
+
+class Service(ABC):
+    """Runs a state machine over a link.
+
+    Args:
+        link: opened by `run`, closed at its end.
+        give_up_s: raise LinkError when the first connection takes longer; None waits for ever,
+            since devices often start before their broker.
+    """
+
+    def __init__(self, link: Link, give_up_s: float | None = None) -> None:
+        self._link = link
+        self._give_up_s = give_up_s
+        self._connected_once = False
+        self._down_reason = ""
+        self._stopping = False
+        #: Exceptions that the loop survived.
+        self.failures = 0
+
+    @abstractmethod
+    def handle(self, event: Any) -> Sequence[Any]:
+        """The machine's answer to an event."""
+
+    @abstractmethod
+    def perform(self, action: Any) -> None:
+        """Do an action that is not the link's."""
+
+    def wait_s(self) -> float:
+        """How long `poll` may wait before the machine wants to be asked again."""
+        return _LONGEST_WAIT_S
+
+    def wake(self) -> None:  # noqa: B027  most machines do not watch the time
+        """Called after every wait; for machines that do."""
+
+    def stop(self) -> None:
+        """End `run` after the current event."""
+        self._stopping = True
+
+    def run(self) -> None:
+        """Serve until SIGTERM, SIGINT or `stop`; leaves the link closed.
+
+        Raises:
+            LinkError: refused, or not connected within `give_up_s`, before the first connection.
+        """
+        restore = self._catch_signals()
+        try:
+            self.dispatch(Started())
+            self._link.open()
+            started = time.monotonic()
+            while not self._stopping:
+                event = self._link.poll(min(self.wait_s(), _LONGEST_WAIT_S))
+                self._check_patience(time.monotonic() - started)
+                self._step(event)
+            self.dispatch(Stopping())
+        finally:
+            self._link.close()
+            for number, handler in restore:
+                signal.signal(number, handler)
+
+    def dispatch(self, event: Any) -> None:
+        """Hand an event to the machine and do what it answers."""
+        for action in self.handle(event):
+            if isinstance(action, LinkAction):
+                self._perform_on_link(action)
+            else:
+                self.perform(action)
+
+    def _step(self, event: LinkEvent | None) -> None:
+        try:
+            self._take(event)
+            self.wake()
+        except LinkError:
+            raise
+        except Exception:
+            # One event must not end a service that nobody is near to restart.
+            self.failures += 1
+            log.exception("event dropped", extra={"event": "service_failure"})
+
+    def _take(self, event: LinkEvent | None) -> None:
+        match event:
+            case None:
+                return
+            case Received(topic, payload):
+                self.dispatch(MessageArrived(topic, payload))
+                self._link.acknowledge(event)
+            case LinkUp(session_present, max_payload_bytes):
+                self._connected_once, self._down_reason = True, ""
+                log.info("connected%s", " again to our session" if session_present else "")
+                self.dispatch(Connected(max_payload_bytes, session_present))
+            case LinkDown(reason, refused):
+                self._went_down(reason, refused)
+            case Posted(StopRequested()):
+                log.info("stopping")
+                self.stop()
+            case Posted(value):
+                self.dispatch(value)
+
+    def _went_down(self, reason: str, refused: bool) -> None:
+        if refused and not self._connected_once:
+            raise LinkError(reason)
+        level = logging.WARNING if reason != self._down_reason else logging.DEBUG
+        log.log(level, "%s; trying again", reason, extra={"event": "link_down"})
+        self._down_reason = reason
+
+    def _check_patience(self, waited_s: float) -> None:
+        if self._connected_once or self._give_up_s is None or waited_s < self._give_up_s:
+            return
+        raise LinkError(f"{self._down_reason or 'not connected'}: gave up after {waited_s:.0f} s")
+
+    def _perform_on_link(self, action: LinkAction) -> None:
+        if isinstance(action, Publish):
+            try:
+                self._link.publish(
+                    action.topic, action.payload, retain=action.retain, expiry_s=action.expiry_s
+                )
+            except LinkError as error:
+                log.error("not sent to %s: %s", action.topic, error, extra={"event": "not_sent"})
+        elif isinstance(action, Subscribe):
+            self._link.subscribe(action.topic_filter)
+        else:
+            self._link.unsubscribe(action.topic_filter)
+
+    def _catch_signals(self) -> list[tuple[int, Any]]:
+        def request_stop(_number: int, _frame: FrameType | None) -> None:
+            if self._stopping:  # a second Ctrl-C means it
+                raise KeyboardInterrupt
+            self._link.post(StopRequested())
+
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        return [(number, signal.signal(number, request_stop)) for number in numbers]

@@ -1,0 +1,123 @@
+"""What the coordinator's YAML file may say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from broker.messages import Id, TrainingPlan
+from broker.settings import BrokerSettings
+from coordinator.strategies import StrategyConfig
+from models.codecs import CodecConfig
+
+Fraction = Annotated[float, Meta(gt=0, le=1)]
+Positive = Annotated[int, Meta(ge=1, le=1_000_000_000)]
+Seconds = Annotated[float, Meta(gt=0, le=1e7)]
+
+
+class CohortConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Who is asked in a round.
+
+    Attributes:
+        fraction: of the agents that could take part; the report goal.
+        at_least: no round starts with fewer agents than this; also the smallest goal.
+        over_select: ask so many times the goal, so that the slowest need not be waited for.
+        announce: "ids" lists the agents in the plan; "rule" sends a seed and a fraction that every
+            agent applies itself, so that a large fleet needs no list.
+    """
+
+    fraction: Fraction = 1.0
+    at_least: Positive = 1
+    over_select: Annotated[float, Meta(ge=1, le=10)] = 1.0
+    announce: Literal["ids", "rule"] = "ids"
+
+
+class RoundConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """When a round ends.
+
+    Attributes:
+        deadline_s: after the announcement answers are late.
+        minimum: fewer updates at the deadline than this and the round is abandoned.
+    """
+
+    deadline_s: Seconds = 600.0
+    minimum: Positive = 1
+
+
+class StartConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What the first round waits for: so many agents, or the time, whichever comes first."""
+
+    agents: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
+    timeout_s: Seconds = 60.0
+
+
+class EvaluationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How each new θ is measured.
+
+    Attributes:
+        every: rounds between evaluations on the devices; 0 asks for none.
+        fraction: of the agents that hold rows back.
+        deadline_s: after which the answers at hand are the result.
+        data: .npz with one array per input of the model and `target`; measured here too.
+    """
+
+    every: Annotated[int, Meta(ge=0, le=1_000_000)] = 1
+    fraction: Fraction = 1.0
+    deadline_s: Seconds = 120.0
+    data: Path | None = None
+
+
+class StopConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """When to end before the last round.
+
+    Attributes:
+        metric: a metric of the evaluation, or "loss".
+        target: end when the metric is this good ("loss", "mae" and "mse" fall, others rise).
+        patience: end when so many evaluations in a row brought no better value; 0 never does.
+    """
+
+    metric: str = "loss"
+    target: float | None = None
+    patience: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
+
+
+class CoordinatorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One federation.
+
+    Attributes:
+        federation: its name; agents use the same.
+        model: of the zoo, or a package folder relative to the file.
+        broker: where it is and how to log in.
+        state_dir: rounds, versions of θ and agents are kept here, and the result.
+        rounds: committed rounds until the federation ends.
+        training: what each agent does in a round.
+        codec: of the updates.
+        strategy: how the mean update becomes the next θ.
+        aggregator: how updates become one.
+        weighting: "examples" weighs an update by its rows, "agents" weighs all alike.
+        max_update_norm: larger updates (L2) are refused; no limit when not given.
+        keep_versions: of θ in the store; older ones are deleted, 0 keeps all.
+        seed: of cohorts, order of rows and rounding.
+    """
+
+    federation: Id
+    model: str
+    broker: BrokerSettings = BrokerSettings()
+    state_dir: Path = Path("state")
+    rounds: Positive = 10
+    cohort: CohortConfig = CohortConfig()
+    round: RoundConfig = RoundConfig()
+    start: StartConfig = StartConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    stop: StopConfig = StopConfig()
+    training: TrainingPlan = TrainingPlan()
+    codec: CodecConfig = CodecConfig()
+    strategy: StrategyConfig = StrategyConfig()
+    aggregator: str = "mean"
+    weighting: Literal["examples", "agents"] = "examples"
+    max_update_norm: Annotated[float, Meta(gt=0)] | None = None
+    keep_versions: Annotated[int, Meta(ge=0, le=1_000_000)] = 20
+    seed: Annotated[int, Meta(ge=0, le=1 << 31)] = 0

@@ -1,0 +1,79 @@
+"""What can happen to the coordinator (events) and what it can ask its shell to do (actions)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from broker.machine import (
+    Connected,
+    LinkAction,
+    MessageArrived,
+    Started,
+    Stopping,
+)
+from broker.messages import AgentStatus
+from coordinator.records import RoundRecord
+from coordinator.strategies import State
+from models.parameters import F32
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Time has passed."""
+
+
+Event = Started | Connected | MessageArrived | Stopping | Tick
+
+
+@dataclass(frozen=True, eq=False)
+class Commit:
+    """Store the new θ and what is known of its round, in one transaction."""
+
+    version: int
+    theta: F32
+    strategy_state: State
+    record: RoundRecord
+
+
+@dataclass(frozen=True)
+class SaveRound:
+    """Store a round's record: it was abandoned, or its evaluation is complete."""
+
+    record: RoundRecord
+
+
+@dataclass(frozen=True)
+class SaveAgent:
+    """Store what an agent said of itself."""
+
+    agent_id: str
+    status: AgentStatus
+
+
+@dataclass(frozen=True)
+class RoundEnded:
+    """Tell people: the record is final."""
+
+    record: RoundRecord
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Tell people: too few agents are here."""
+
+    able: int
+    wanted: int
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The federation has ended.
+
+    Attributes:
+        reason: rounds, target or patience.
+    """
+
+    reason: str
+
+
+Action = LinkAction | Commit | SaveRound | SaveAgent | RoundEnded | Waiting | Finished

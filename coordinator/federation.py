@@ -1,0 +1,586 @@
+"""The coordinator as a state machine: rounds one after another, until a reason to stop.
+
+    waiting -> training -> (committed) -> evaluating -> waiting -> … -> finished
+
+Events in, actions out; the time is an argument. Content of updates is judged by `admission`, who
+answered by `round`, what the updates become by `aggregation` and `strategies`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import msgspec
+import numpy as np
+
+from broker import messages
+from broker.link import publish_packet_bytes
+from broker.machine import Connected, MessageArrived, Publish, Started, Stopping, Subscribe
+from broker.messages import (
+    AgentStatus,
+    BlobRef,
+    Cohort,
+    Receipt,
+    Report,
+    RoundPlan,
+    Task,
+    UpdateHeader,
+)
+from broker.topics import AgentStatusTopic, InboxTopic, ReportTopic, Topics, UpdateTopic
+from coordinator.admission import MAX_EXAMPLES
+from coordinator.aggregation import Aggregator, make_aggregator
+from coordinator.cohort import Draw, draw_cohort
+from coordinator.config import CohortConfig, CoordinatorConfig
+from coordinator.events import (
+    Action,
+    Commit,
+    Event,
+    Finished,
+    RoundEnded,
+    SaveAgent,
+    SaveRound,
+    Tick,
+    Waiting,
+)
+from coordinator.publisher import Publisher
+from coordinator.records import RoundRecord
+from coordinator.results import with_evaluation, with_training
+from coordinator.roster import Roster
+from coordinator.round import (
+    Admit,
+    Again,
+    Closed,
+    Counted,
+    DeadlineReached,
+    Declined,
+    Lost,
+    Offered,
+    Refused,
+    Reject,
+    Returned,
+    Round,
+    RoundAction,
+    RoundEvent,
+)
+from coordinator.stopping import stop_reason
+from coordinator.strategies import State, make_strategy
+from coordinator.uploads import Upload, Uploads, peek_header
+from models.codecs import make_codec
+from models.errors import TrainingError, UpdateRejected, WireError
+from models.package import ModelPackage
+from models.parameters import F32
+from models.program import Sums
+
+log = logging.getLogger(__name__)
+
+#: After an abandoned round the next one waits 1, 2, 4 … s, at most this.
+_LONGEST_PAUSE_S = 60.0
+
+
+@dataclass(eq=False)
+class Progress:
+    """What a restart goes on with.
+
+    Attributes:
+        version: of θ.
+        theta: float32, shape (P,).
+        strategy_state: of the server optimizer.
+        records: of all rounds so far, in order.
+    """
+
+    version: int
+    theta: F32
+    strategy_state: State
+    records: list[RoundRecord] = field(default_factory=list)
+
+    @property
+    def last_round(self) -> int:
+        """The last round's id; 0 before the first."""
+        return self.records[-1].round_id if self.records else 0
+
+
+@dataclass(eq=False)
+class _OpenRound:
+    """The round under way and what came in for it."""
+
+    task: Task
+    plan: RoundPlan
+    round: Round
+    started_s: float
+    deadline_s: float
+    record: RoundRecord
+    aggregator: Aggregator | None = None
+    trained: dict[str, Sums] = field(default_factory=dict)
+    evaluations: dict[str, Sums] = field(default_factory=dict)
+
+
+class Coordinator:
+    """One federation's middle.
+
+    Args:
+        config: of the federation.
+        package: the model; θ starts as its initial one when `progress` is None.
+        session: new at every start.
+        progress: from the store, when it was started before.
+        measure: sums of loss and metrics over the coordinator's own data for a θ; None when it
+            has none. Runs inside `handle`.
+    """
+
+    def __init__(
+        self,
+        config: CoordinatorConfig,
+        package: ModelPackage,
+        session: str,
+        progress: Progress | None = None,
+        measure: Callable[[F32], Sums] | None = None,
+    ) -> None:
+        self.config = config
+        self._measure = measure
+        self.topics = Topics(config.federation)
+        self.roster = Roster()
+        #: Messages that were not understood, since the start.
+        self.unreadable = 0
+        self.finished: str | None = None
+        self._spec = package.spec
+        self._session = session
+        self._strategy = make_strategy(config.strategy)
+        self._codec = make_codec(config.codec)
+        make_aggregator(config.aggregator, 1)  # a wrong name is told now, not after a round
+        self.progress = progress or Progress(
+            0, package.initial, self._strategy.initial_state(package.spec.size)
+        )
+        self._publisher = Publisher(self.topics, package, session)
+        self._package_digest = package.digest
+        self._uploads = Uploads(self._codec.encoded_size(package.spec.size))
+        self._open: _OpenRound | None = None
+        self._last_training: Round | None = None
+        self._next_round_id = self.progress.last_round + 1
+        self._abandoned_in_a_row = 0
+        self._pause_until_s = 0.0
+        self._started_s: float | None = None
+        self._connected = False
+        self._waiting_told: tuple[int, int] | None = None
+        self._bytes_up = self._bytes_down = 0
+
+    # -- events ---------------------------------------------------------------------------------
+
+    def handle(self, event: Event, now_s: float) -> list[Action]:
+        """What to do about an event at `now_s` (any steady clock, in seconds)."""
+        actions: list[Action] = []
+        match event:
+            case Started():
+                return [Subscribe(name) for name in self.topics.from_agents]
+            case Connected(max_payload_bytes):
+                actions = self._connect(max_payload_bytes, now_s)
+            case MessageArrived(topic, payload):
+                actions = self._message(topic, payload, now_s)
+            case Tick():
+                actions = self._tick(now_s)
+            case Stopping():
+                return [self._publisher.status(self.progress.version, online=False)]
+        return actions + self._maybe_start(now_s)
+
+    def wait_s(self, now_s: float) -> float:
+        """Seconds until a Tick is due."""
+        moments = [now_s + 3600.0]
+        if self._open is not None:
+            moments.append(self._open.deadline_s)
+        elif self.finished is None:
+            moments.append(self._pause_until_s if self._pause_until_s > now_s else now_s + 1.0)
+        return max(0.0, min(moments) - now_s)
+
+    @property
+    def will(self) -> Publish:
+        """What the broker says for us when we vanish."""
+        return self._publisher.status(self.progress.version, online=False)
+
+    def _connect(self, max_payload_bytes: int, now_s: float) -> list[Action]:
+        # Everything retained is published again: the broker may have lost it.
+        self._publisher.limit(max_payload_bytes)
+        if self._started_s is None:
+            self._started_s = now_s
+        self._connected = True
+        actions: list[Action] = [
+            self._publisher.status(self.progress.version),
+            *self._publisher.package(),
+        ]
+        if self._open is not None:
+            _, chunks, removal = self._publisher.weights(self.progress.theta)
+            actions += [*chunks, self._publisher.plan(self._open.plan), *removal]
+        return actions
+
+    def _tick(self, now_s: float) -> list[Action]:
+        if self._open is not None and now_s >= self._open.deadline_s:
+            return self._advance(DeadlineReached(), now_s)
+        return []
+
+    def _message(self, name: str, payload: bytes, now_s: float) -> list[Action]:
+        try:
+            topic = self.topics.parse(name)
+            expiry_s = 1 if isinstance(topic, UpdateTopic) else None
+            self._bytes_up += publish_packet_bytes(name, len(payload), expiry_s)
+            match topic:
+                case AgentStatusTopic(agent_id):
+                    return self._agent_status(agent_id, payload, now_s)
+                case UpdateTopic():
+                    return self._update_chunk(topic, payload, now_s)
+                case ReportTopic(agent_id, round_id):
+                    report = messages.decode(payload, Report)
+                    return self._report(agent_id, round_id, report, now_s)
+            return []
+        except WireError as error:
+            self.unreadable += 1
+            log.warning("message on %s dropped: %s", name[:120], error)
+            return []
+
+    def _agent_status(self, agent_id: str, payload: bytes, now_s: float) -> list[Action]:
+        if not payload:
+            return []  # an operator removed the agent's retained status
+        status = messages.decode(payload, AgentStatus)
+        if not self.roster.update(agent_id, status):
+            return []
+        log.debug("%s is %s", agent_id, status.state)
+        gone = status.state == "offline"
+        event = Lost(agent_id) if gone else Returned(agent_id)
+        return [SaveAgent(agent_id, status), *self._advance(event, now_s)]
+
+    # -- starting a round -----------------------------------------------------------------------
+
+    def _maybe_start(self, now_s: float) -> list[Action]:
+        if self._open is not None or self.finished is not None or not self._connected:
+            return []
+        if reason := stop_reason(self.config, self.progress.records):
+            return self._finish(reason)
+        if now_s < self._pause_until_s:
+            return []
+        able = self.roster.able("train", self.config.codec.name)
+        wanted = self._wanted(now_s)
+        if len(able) < wanted:
+            return self._tell_waiting(len(able), wanted)
+        self._waiting_told = None
+        rng = np.random.default_rng([self.config.seed, self._next_round_id])
+        draw = draw_cohort(able, self.config.cohort, rng)
+        if not draw.asked:
+            self._pause_until_s = now_s + 1.0
+            self._next_round_id += 1
+            return []  # the rule drew nobody
+        record = self._new_record(len(draw.asked))
+        return self._announce("train", draw, record, self.config.round.deadline_s, now_s)
+
+    def _wanted(self, now_s: float) -> int:
+        start = self.config.start
+        first = not self.progress.records
+        began = self._started_s if self._started_s is not None else now_s
+        if first and now_s - began < start.timeout_s:
+            return max(self.config.cohort.at_least, start.agents)
+        return self.config.cohort.at_least
+
+    def _tell_waiting(self, able: int, wanted: int) -> list[Action]:
+        if self._waiting_told == (able, wanted):
+            return []
+        self._waiting_told = (able, wanted)
+        return [Waiting(able, wanted)]
+
+    def _new_record(self, asked: int) -> RoundRecord:
+        round_id, self._next_round_id = self._next_round_id, self._next_round_id + 1
+        return RoundRecord(
+            round_id=round_id,
+            status="abandoned",
+            version=self.progress.version,
+            asked=asked,
+            reported=0,
+            refused=0,
+            refusals={},
+            declined={},
+            loss=None,
+            metrics={},
+            train_loss=None,
+            train_metrics={},
+            bytes_up=0,
+            bytes_down=0,
+            seconds=0.0,
+            closed="",
+            agents={},
+        )
+
+    def _announce(
+        self, task: Task, draw: Draw, record: RoundRecord, deadline_s: float, now_s: float
+    ) -> list[Action]:
+        ref, chunks, removal = self._publisher.weights(self.progress.theta)
+        plan = self._plan(task, record.round_id, ref, draw.cohort, deadline_s)
+        before = self._open
+        self._open = _OpenRound(
+            task=task,
+            plan=plan,
+            round=Round(record.round_id, frozenset(draw.asked), draw.goal),
+            started_s=now_s if before is None else before.started_s,
+            deadline_s=now_s + deadline_s,
+            record=record,
+            trained={} if before is None else before.trained,
+        )
+        if task == "train":
+            size = self._spec.size
+            self._open.aggregator = make_aggregator(self.config.aggregator, size)
+            self._last_training = self._open.round
+        self._uploads.clear()
+        return [*chunks, self._publisher.plan(plan), *removal]
+
+    def _plan(
+        self, task: Task, round_id: int, weights: BlobRef, cohort: Cohort, deadline_s: float
+    ) -> RoundPlan:
+        return RoundPlan(
+            session=self._session,
+            round_id=round_id,
+            state="open",
+            task=task,
+            version=self.progress.version,
+            weights=weights,
+            package=self._package_digest,
+            fingerprint=self._spec.fingerprint,
+            cohort=cohort,
+            training=self.config.training,
+            codec=self.config.codec,
+            deadline_s=deadline_s,
+            seed=int(np.random.default_rng([self.config.seed, round_id, 1]).integers(1 << 53)),
+        )
+
+    # -- answers --------------------------------------------------------------------------------
+
+    def _advance(self, event: RoundEvent, now_s: float) -> list[Action]:
+        """Feed the open round; close it when the event did."""
+        if self._open is None:
+            return []
+        actions = self._open.round.handle(event)
+        if any(isinstance(action, Closed) for action in actions):
+            return self._close(self._open, now_s)
+        return []
+
+    def _update_chunk(self, topic: UpdateTopic, payload: bytes, now_s: float) -> list[Action]:
+        opened = self._open
+        agent_id = topic.agent_id
+        if (
+            opened is None
+            or opened.task != "train"
+            or opened.plan.round_id != topic.round_id
+            or agent_id not in opened.round.asked
+        ):
+            return self._unexpected(topic, payload)
+        try:
+            upload = self._uploads.add(agent_id, payload)
+            return [] if upload is None else self._update(opened, agent_id, upload, now_s)
+        except UpdateRejected as error:
+            _log_refusal(error)
+            return self._advance(Refused(agent_id, error.reason), now_s)
+
+    def _unexpected(self, topic: UpdateTopic, payload: bytes) -> list[Action]:
+        """An update outside its round: late, not asked for, or resent because its receipt was lost.
+
+        It is not put together: its first chunk says enough for a receipt.
+        """
+        header, last = peek_header(payload), self._last_training
+        if header is None:
+            return []
+        agent_id = topic.agent_id
+        verdict: RoundAction = Reject(agent_id, "late", f"round {topic.round_id} is not open")
+        if last is not None and (header.session, header.round_id) == (self._session, last.round_id):
+            (verdict,) = last.handle(Offered(agent_id, _answer_id(header)))
+        elif last is not None:
+            last.refusals["late"] += 1
+        if isinstance(verdict, Again):
+            return [self._receipt(agent_id, header)]
+        if not isinstance(verdict, Reject):
+            return []
+        error = UpdateRejected(agent_id, verdict.reason, verdict.detail)
+        _log_refusal(error)
+        return [self._receipt(agent_id, header, error)]
+
+    def _update(
+        self, opened: _OpenRound, agent_id: str, upload: Upload, now_s: float
+    ) -> list[Action]:
+        header = upload.header
+        self._bytes_down += self.roster.credit(agent_id, header.boot, header.received_bytes)
+        (verdict,) = opened.round.handle(Offered(agent_id, _answer_id(header)))
+        match verdict:
+            case Again():
+                return [self._receipt(agent_id, header)]
+            case Reject(_, reason, detail):
+                error = UpdateRejected(agent_id, reason, detail)
+                _log_refusal(error)
+                return [self._receipt(agent_id, header, error)]
+        try:
+            upload.check_plan(agent_id, opened.plan, self._spec.size, set(self._spec.metrics))
+            self._fold(opened, agent_id, upload)
+        except UpdateRejected as error:
+            _log_refusal(error)
+            receipt = self._receipt(agent_id, header, error)
+            return [receipt, *self._advance(Refused(agent_id, error.reason), now_s)]
+        counted = Counted(agent_id, _answer_id(header))
+        return [self._receipt(agent_id, header), *self._advance(counted, now_s)]
+
+    def _fold(self, opened: _OpenRound, agent_id: str, upload: Upload) -> None:
+        header = upload.header
+        delta = upload.vector(agent_id, self._codec, self._spec.size, self.config.max_update_norm)
+        weight = float(header.num_examples) if self.config.weighting == "examples" else 1.0
+        assert opened.aggregator is not None, "training rounds have one"
+        opened.aggregator.add(delta, weight)
+        rows = float(header.num_examples)
+        sums = {name: value * rows for name, value in header.metrics.items()}
+        opened.trained[agent_id] = Sums(header.loss * rows, rows, sums)
+
+    def _receipt(
+        self, agent_id: str, header: UpdateHeader, error: UpdateRejected | None = None
+    ) -> Publish:
+        receipt = Receipt(
+            session=header.session,
+            round_id=header.round_id,
+            boot=header.boot,
+            attempt=header.attempt,
+            accepted=error is None,
+            reason="" if error is None else error.reason,
+            detail="" if error is None else error.detail[:500],
+        )
+        return Publish(self.topics.name(InboxTopic(agent_id)), messages.encode(receipt))
+
+    def _report(self, agent_id: str, round_id: int, report: Report, now_s: float) -> list[Action]:
+        self._bytes_down += self.roster.credit(agent_id, report.boot, report.received_bytes)
+        opened = self._open
+        if (
+            opened is None
+            or report.session != self._session
+            or (round_id, report.round_id) != (opened.plan.round_id, opened.plan.round_id)
+            or (report.task, report.version) != (opened.task, opened.plan.version)
+        ):
+            log.debug("%s reports on round %d, which is not open", agent_id, round_id)
+            return []
+        if report.weight_sum > MAX_EXAMPLES:
+            raise WireError(f"evaluation of {agent_id} weighs {report.weight_sum:g}")
+        if report.kind == "declined":
+            log.info("%s declined (%s): %s", agent_id, report.reason, report.detail)
+            return self._advance(Declined(agent_id, report.reason), now_s)
+        if report.task != "evaluate" or set(report.metric_sums) != set(self._spec.metrics):
+            raise WireError(f"evaluation of {agent_id} has metrics {sorted(report.metric_sums)}")
+        (verdict,) = opened.round.handle(Offered(agent_id, report.boot))
+        if not isinstance(verdict, Admit):
+            return []
+        if report.weight_sum > 0:
+            opened.evaluations[agent_id] = Sums(
+                report.loss_sum, report.weight_sum, report.metric_sums
+            )
+        return self._advance(Counted(agent_id, report.boot), now_s)
+
+    # -- the end of a round ---------------------------------------------------------------------
+
+    def _close(self, opened: _OpenRound, now_s: float) -> list[Action]:
+        if opened.task == "train":
+            return self._close_training(opened, now_s)
+        return self._close_evaluation(opened, now_s)
+
+    def _close_training(self, opened: _OpenRound, now_s: float) -> list[Action]:
+        ended = opened.round
+        record = msgspec.structs.replace(
+            opened.record,
+            reported=len(ended.counted),
+            declined=ended.declined,
+            closed=str(ended.closed),
+        )
+        if len(ended.counted) < self.config.round.minimum:
+            return self._abandon(record, now_s)
+        try:
+            theta, state = self._step(opened)
+        except TrainingError as error:
+            log.error("round %d: %s", record.round_id, error)
+            return self._abandon(record, now_s)
+        self._abandoned_in_a_row = 0
+        self.progress.version += 1
+        record = msgspec.structs.replace(
+            with_training(record, opened.trained),
+            status="committed",
+            version=self.progress.version,
+        )
+        self.progress.theta, self.progress.strategy_state = theta, state
+        self.progress.records.append(record)
+        commit = Commit(self.progress.version, theta, state, record)
+        opened.record = record
+        return [commit, *self._evaluate(opened, now_s)]
+
+    def _step(self, opened: _OpenRound) -> tuple[F32, State]:
+        assert opened.aggregator is not None, "training rounds have one"
+        progress = self.progress
+        return self._strategy.apply(
+            progress.theta, opened.aggregator.mean(), progress.strategy_state
+        )
+
+    def _abandon(self, record: RoundRecord, now_s: float) -> list[Action]:
+        self._abandoned_in_a_row += 1
+        pause = min(_LONGEST_PAUSE_S, 2.0 ** (self._abandoned_in_a_row - 1))
+        self._pause_until_s = now_s + pause
+        log.warning(
+            "round %d abandoned: %d updates, minimum %d; the next one in %g s",
+            record.round_id,
+            record.reported,
+            self.config.round.minimum,
+            pause,
+        )
+        self.progress.records.append(record)
+        return self._end_round(record, now_s)
+
+    def _evaluate(self, opened: _OpenRound, now_s: float) -> list[Action]:
+        """Ask the devices how good the new θ is, when that is due; else the round is over."""
+        evaluation = self.config.evaluation
+        version = self.progress.version
+        last = version >= self.config.rounds
+        due = evaluation.every and (version % evaluation.every == 0 or last)
+        able = self.roster.able("evaluate") if due else []
+        if not able:
+            return self._end_round(opened.record, now_s)
+        rng = np.random.default_rng([self.config.seed, opened.plan.round_id, 2])
+        draw = draw_cohort(able, CohortConfig(fraction=evaluation.fraction), rng)
+        return self._announce("evaluate", draw, opened.record, evaluation.deadline_s, now_s)
+
+    def _close_evaluation(self, opened: _OpenRound, now_s: float) -> list[Action]:
+        unseen = {
+            name
+            for name in opened.evaluations
+            if (entry := self.roster.get(name)) is not None and "train" not in entry.status.tasks
+        }
+        record = with_evaluation(opened.record, opened.trained, opened.evaluations, unseen)
+        return self._end_round(record, now_s)
+
+    def _end_round(self, record: RoundRecord, now_s: float) -> list[Action]:
+        opened, self._open = self._open, None
+        started = now_s if opened is None else opened.started_s
+        refusals = self._last_training.refusals if self._last_training else Counter()
+        if record.status == "committed" and self._measure is not None:
+            means = self._measure(self.progress.theta).means()
+            central = {f"central_{name}": value for name, value in means.items()}
+            record = msgspec.structs.replace(record, metrics=record.metrics | central)
+        record = msgspec.structs.replace(
+            record,
+            refused=sum(refusals.values()),
+            refusals=dict(refusals),
+            bytes_up=self._bytes_up,
+            bytes_down=self._bytes_down,
+            seconds=now_s - started,
+        )
+        self._bytes_up = self._bytes_down = 0
+        self._uploads.clear()
+        self.progress.records[-1] = record
+        return [SaveRound(record), RoundEnded(record)]
+
+    def _finish(self, reason: str) -> list[Action]:
+        self.finished = reason
+        ref, chunks, removal = self._publisher.weights(self.progress.theta)
+        plan = self._plan("train", self.progress.last_round, ref, Cohort(ids=()), 1.0)
+        plan = msgspec.structs.replace(plan, state="finished")
+        return [*chunks, self._publisher.plan(plan), *removal, Finished(reason)]
+
+
+def _answer_id(header: UpdateHeader) -> str:
+    return f"{header.boot}/{header.attempt}"
+
+
+def _log_refusal(error: UpdateRejected) -> None:
+    log.warning("%s", error, extra={"event": "update_refused", "reason": error.reason})

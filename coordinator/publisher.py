@@ -1,0 +1,86 @@
+"""What the coordinator keeps retained at the broker: manifest, blobs, plan, its own status."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from broker import blobs, messages
+from broker.machine import Publish
+from broker.messages import BlobRef, CoordinatorStatus, ProgramManifest, RoundPlan
+from broker.topics import (
+    ChunkTopic,
+    CoordinatorStatusTopic,
+    ProgramTopic,
+    RoundTopic,
+    Topic,
+    Topics,
+)
+from models.package import ModelPackage
+from models.parameters import F32
+
+
+class Publisher:
+    """Builds publications, and remembers which blobs are out there so as to clear them.
+
+    Memory: θ's bytes and the package's.
+    """
+
+    def __init__(self, topics: Topics, package: ModelPackage, session: str) -> None:
+        self._topics = topics
+        self._package = package
+        self._session = session
+        self._chunk_bytes = blobs.CHUNK_BYTES
+        self._weights: BlobRef | None = None
+
+    def limit(self, max_payload_bytes: int) -> None:
+        """Cut chunks to what this connection takes."""
+        self._chunk_bytes = blobs.chunk_bytes_for(max_payload_bytes)
+
+    def status(self, version: int, *, online: bool = True) -> Publish:
+        """The birth; with `online=False` the will."""
+        status = CoordinatorStatus(
+            state="online" if online else "offline", session=self._session, version=version
+        )
+        return self._retained(CoordinatorStatusTopic(), messages.encode(status))
+
+    def package(self) -> list[Publish]:
+        """The package's chunks, then the manifest that names them."""
+        ref, chunks = self._blob(self._package.wire)
+        manifest = ProgramManifest(
+            name=self._package.spec.name, package=ref, fingerprint=self._package.spec.fingerprint
+        )
+        return [*chunks, self._retained(ProgramTopic(), messages.encode(manifest))]
+
+    def weights(self, theta: F32) -> tuple[BlobRef, list[Publish], list[Publish]]:
+        """θ's reference, its chunks, and the removal of the blob before it.
+
+        Remove the old blob after the plan that named it was replaced.
+        """
+        ref, chunks = self._blob(theta.astype("<f4").tobytes())
+        old, self._weights = self._weights, ref
+        if old is None or old.sha256 == ref.sha256:
+            return ref, chunks, []
+        removal = [self._retained(ChunkTopic(old.sha256, n), b"") for n in range(old.chunks)]
+        return ref, chunks, removal
+
+    def plan(self, plan: RoundPlan) -> Publish:
+        """The current plan."""
+        return self._retained(RoundTopic(), messages.encode(plan))
+
+    def _blob(self, blob: bytes) -> tuple[BlobRef, list[Publish]]:
+        ref, payloads = blobs.split(blob, self._chunk_bytes)
+        chunks = [
+            self._retained(ChunkTopic(ref.sha256, index), payload)
+            for index, payload in enumerate(payloads)
+        ]
+        return ref, chunks
+
+    def _retained(self, topic: Topic, payload: bytes) -> Publish:
+        return Publish(self._topics.name(topic), payload, retain=True)
+
+
+def theta_from(blob: bytes) -> F32:
+    """θ from its stored bytes (read-only)."""
+    theta = np.frombuffer(blob, "<f4").astype(np.float32)
+    theta.setflags(write=False)
+    return theta

@@ -1,0 +1,73 @@
+"""What is kept of a round; the names are those of `report.json`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+#: Metrics that get better by falling; all others get better by rising.
+FALLING = frozenset({"loss", "mae", "mse", "rmse"})
+
+RoundStatus = Literal["committed", "abandoned"]
+
+
+class AgentResult(msgspec.Struct, frozen=True, kw_only=True):
+    """One agent's part in a round.
+
+    Attributes:
+        task: "train" for one that learned, "evaluate" for one that only measured.
+        loss: on its held-out rows with the round's new θ, when evaluated; else while training.
+        metrics: likewise.
+        num_examples: rows learned from, or measured on when it only measures.
+    """
+
+    task: Literal["train", "evaluate"]
+    loss: float
+    metrics: dict[str, float]
+    num_examples: int
+
+
+class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One round.
+
+    Attributes:
+        round_id: counts from 1, abandoned rounds included.
+        status: committed, or abandoned below the minimum.
+        version: of θ after the round.
+        asked, reported, refused: agents asked to learn, updates that count, answers refused.
+        refusals: number by reason.
+        declined: reason by agent.
+        loss: mean over the held-out rows of all that learn (weighed by rows), with the new θ; the
+            mean training loss when nothing was evaluated; None when nothing is known.
+        metrics: likewise; `unseen_…` are of agents that only evaluate, `central_…` of the
+            coordinator's own data.
+        train_loss, train_metrics: mean over the last local epoch, weighed by rows.
+        bytes_up: of PUBLISH packets from agents, as they arrived.
+        bytes_down: of PUBLISH packets to agents, as they reported.
+        seconds: from the announcement to the end of the evaluation.
+        closed: goal, everyone (nobody left to wait for) or deadline.
+        agents: by id.
+    """
+
+    round_id: int
+    status: RoundStatus
+    version: int
+    asked: int
+    reported: int
+    refused: int
+    refusals: dict[str, int]
+    declined: dict[str, str]
+    loss: float | None
+    metrics: dict[str, float]
+    train_loss: float | None
+    train_metrics: dict[str, float]
+    bytes_up: int
+    bytes_down: int
+    seconds: float
+    closed: str
+    agents: dict[str, AgentResult]
+
+    def value(self, metric: str) -> float | None:
+        """The loss or a metric of the record; None when it has none of that name."""
+        return self.loss if metric == "loss" else self.metrics.get(metric)

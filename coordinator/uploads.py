@@ -1,0 +1,108 @@
+"""Updates on their way in: chunks of each agent put together, headers checked against the plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from broker import blobs, messages
+from broker.messages import RoundPlan, UpdateHeader
+from coordinator.admission import check_examples, check_vector
+from models import frames
+from models.codecs import Codec
+from models.errors import CodecError, UpdateRejected, WireError
+from models.parameters import F32
+
+#: Room for an update's header beside its vector.
+_HEADER_ROOM = 64 << 10
+
+
+@dataclass(frozen=True, eq=False)
+class Upload:
+    """One whole update, not judged yet."""
+
+    header: UpdateHeader
+    body: memoryview
+
+    def check_plan(self, agent_id: str, plan: RoundPlan, size: int, metrics: set[str]) -> None:
+        """Refuses an update that does not answer this plan.
+
+        Raises:
+            UpdateRejected: `session`, `round`, `version`, `fingerprint`, `codec`, `shape`,
+                `metrics` or `examples`.
+        """
+        header = self.header
+        facts = [
+            ("session", header.session, plan.session),
+            ("round", header.round_id, plan.round_id),
+            ("version", header.version, plan.version),
+            ("fingerprint", header.fingerprint, plan.fingerprint),
+            ("codec", header.codec, plan.codec),
+            ("shape", header.size, size),
+            ("metrics", set(header.metrics), metrics),
+        ]
+        for reason, found, expected in facts:
+            if found != expected:
+                raise UpdateRejected(agent_id, reason, f"{found} instead of {expected}")
+        check_examples(agent_id, header.num_examples)
+
+    def vector(self, agent_id: str, codec: Codec, size: int, max_norm: float | None) -> F32:
+        """The decoded delta: float32, shape (P,), finite.
+
+        Raises:
+            UpdateRejected: `malformed`, or as `admission.check_vector`.
+        """
+        try:
+            delta = codec.decode(self.body, size)
+        except CodecError as error:
+            raise UpdateRejected(agent_id, "malformed", str(error)) from error
+        check_vector(agent_id, delta, size=size, max_norm=max_norm)
+        return delta
+
+
+class Uploads:
+    """One receiver for each agent that is sending; memory: an encoded update for each of them.
+
+    Args:
+        body_bytes: of an encoded vector.
+    """
+
+    def __init__(self, body_bytes: int) -> None:
+        self._max_bytes = body_bytes + _HEADER_ROOM
+        self._receivers: dict[str, blobs.BlobReceiver] = {}
+
+    def add(self, agent_id: str, payload: bytes) -> Upload | None:
+        """Take one chunk; the update once it is whole.
+
+        Raises:
+            UpdateRejected: `malformed`: not a chunk, too large, damaged, or no update inside.
+        """
+        try:
+            chunk = blobs.parse_chunk(payload)
+            receiver = self._receivers.get(agent_id)
+            if receiver is None or receiver.ref != chunk.ref:  # a new attempt replaces the old
+                receiver = blobs.BlobReceiver(chunk.ref, self._max_bytes)
+                self._receivers[agent_id] = receiver
+            data = receiver.add(chunk)
+            if data is None:
+                return None
+            del self._receivers[agent_id]
+            return Upload(*messages.decode_update(data))
+        except WireError as error:
+            self._receivers.pop(agent_id, None)
+            raise UpdateRejected(agent_id, "malformed", str(error)) from error
+
+    def clear(self) -> None:
+        """Forget what is half there."""
+        self._receivers.clear()
+
+
+def peek_header(payload: bytes) -> UpdateHeader | None:
+    """The header of an update that will not be put together, from its first chunk.
+
+    None for every other chunk, and for what is no update.
+    """
+    try:
+        chunk = blobs.parse_chunk(payload)
+        return frames.unpack(chunk.data, UpdateHeader, "update")[0] if chunk.index == 0 else None
+    except WireError:
+        return None

@@ -1,0 +1,75 @@
+"""`fedge agent`: what is done on a device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from models.console import command_errors
+
+_CONFIG = click.option(
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="YAML file of this agent.",
+)
+
+
+@click.group()
+def cli() -> None:
+    """Train on this device's data for a federation."""
+
+
+@cli.command()
+@_CONFIG
+@click.option(
+    "--give-up-after",
+    type=click.FloatRange(min=0.1),
+    metavar="SECONDS",
+    help="End with exit code 3 when the broker was not reached by then (default: keep trying).",
+)
+@command_errors
+def run(config_path: Path, give_up_after: float | None) -> None:
+    """Take part in a federation until stopped.
+
+    Connects to the broker, waits for rounds, trains on the local data and sends quantized updates.
+    Recordings never leave the device; what it writes is its state folder. Ctrl-C or SIGTERM ends
+    it cleanly.
+    """
+    from broker.config import load_config
+    from edge_agent.config import AgentConfig
+    from edge_agent.service import run_agent
+
+    run_agent(load_config(config_path, AgentConfig), config_path.parent, give_up_after)
+
+
+@cli.command()
+@_CONFIG
+@click.option(
+    "--model", "model_name", required=True, help="A model of the zoo, or a package folder."
+)
+@command_errors
+def check(config_path: Path, model_name: str) -> None:
+    """Read the configuration and the data as the agent would, and say what it found.
+
+    Changes nothing but the state folder (a fixed normalisation is stored there).
+    """
+    from broker.config import load_config
+    from edge_agent.config import AgentConfig
+    from edge_agent.data import load_dataset
+    from models.program import Program
+    from models.zoo import open_model
+
+    config = load_config(config_path, AgentConfig)
+    package = open_model(model_name)
+    program = Program(package.program, package.spec, runtime=config.runtime)
+    base = config_path.parent
+    data = load_dataset(config.data, package.spec, base, base / config.state_dir)
+    click.echo(f"model    {package.spec.name}, {package.spec.size:,} parameters, {program.runtime}")
+    click.echo(f"learn    {data.num_train:,} rows")
+    click.echo(f"measure  {data.num_test:,} rows")
+    sums = program.evaluate(package.initial, *data.part("test" if data.num_test else "train"))
+    for name, value in sums.means().items():
+        click.echo(f"{name:8s} {value:.4f} (untrained)")

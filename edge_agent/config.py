@@ -1,0 +1,43 @@
+"""What the agent's YAML file may say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from broker.messages import Fingerprint, Id, Task
+from broker.settings import BrokerSettings
+from edge_agent.data import DataConfig
+
+
+class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One agent of one federation.
+
+    Attributes:
+        federation: the name that the coordinator uses too.
+        agent_id: unique in the federation; two devices of one id fight for one session.
+        broker: where it is and how to log in.
+        data: this device's data; paths are relative to the file.
+        state_dir: what the agent keeps (the fixed normalisation); relative to the file.
+        tasks: leave "train" out for a device that only measures.
+        tags: free words that the coordinator shows.
+        runtime: tflite-runtime or ai-edge-litert; the first that is installed when not given.
+        threads: of the interpreter.
+        fingerprint: train only a model with this layout; any when not given.
+        max_blob_bytes: larger packages and weights are refused.
+    """
+
+    federation: Id
+    agent_id: Id
+    data: DataConfig
+    broker: BrokerSettings = BrokerSettings()
+    state_dir: Path = Path("state")
+    tasks: Annotated[tuple[Task, ...], Meta(min_length=1)] = ("train", "evaluate")
+    tags: tuple[Id, ...] = ()
+    runtime: str | None = None
+    threads: Annotated[int, Meta(ge=1, le=64)] = 1
+    fingerprint: Fingerprint | None = None
+    max_blob_bytes: Annotated[int, Meta(ge=1024, le=1 << 32)] = 64 << 20

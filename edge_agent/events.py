@@ -1,0 +1,104 @@
+"""What can happen to an agent (events) and what it can ask its shell to do (actions)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from broker.machine import (
+    Connected,
+    MessageArrived,
+    Publish,
+    Started,
+    Stopping,
+    Subscribe,
+    Unsubscribe,
+)
+from broker.messages import RoundPlan
+from edge_agent.trainer import TrainingResult
+from models.parameters import F32
+from models.program import Sums
+
+
+@dataclass(frozen=True)
+class PackageLoaded:
+    """The program runs here and the device's data fits it."""
+
+    package: str
+    fingerprint: str
+    runtime: str
+    train_examples: int
+    test_examples: int
+
+
+@dataclass(frozen=True)
+class PackageFailed:
+    """The device cannot work with this package.
+
+    Attributes:
+        reason: machine name: no_program, no_data.
+    """
+
+    package: str
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A training job is done."""
+
+    plan: RoundPlan
+    result: TrainingResult
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """An evaluation job is done."""
+
+    plan: RoundPlan
+    sums: Sums
+
+
+@dataclass(frozen=True)
+class JobFailed:
+    """A job ended without a result: training diverged, or the interpreter failed."""
+
+    plan: RoundPlan
+    detail: str
+
+
+Event = (
+    Started
+    | Connected
+    | MessageArrived
+    | PackageLoaded
+    | PackageFailed
+    | Trained
+    | Evaluated
+    | JobFailed
+    | Stopping
+)
+
+
+@dataclass(frozen=True)
+class LoadPackage:
+    """Load the program and the device's data; answered by PackageLoaded or PackageFailed."""
+
+    package: str
+    wire: bytes
+
+
+@dataclass(frozen=True, eq=False)
+class StartJob:
+    """Do what the plan asks with θ; answered by Trained, Evaluated or JobFailed."""
+
+    plan: RoundPlan
+    theta: F32
+
+
+@dataclass(frozen=True)
+class CancelJob:
+    """Nobody waits for the running job's result any more."""
+
+
+Action = Subscribe | Unsubscribe | Publish | LoadPackage | StartJob | CancelJob

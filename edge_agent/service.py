@@ -1,0 +1,97 @@
+"""The agent's shell: runs the state machine over a real link, with a worker for slow work."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+import fedge
+from broker.link import Link, Will
+from broker.mqtt import MqttLink
+from broker.service import Service
+from edge_agent.agent import Agent, AgentFacts
+from edge_agent.config import AgentConfig
+from edge_agent.device import memory_bytes
+from edge_agent.events import Action, CancelJob, Event, LoadPackage, StartJob
+from edge_agent.worker import Worker
+from models.errors import ModelError
+from models.program import find_runtime
+
+log = logging.getLogger(__name__)
+
+#: Between a device's silence and the broker's word for it: a short drop of Wi-Fi is no loss.
+_WILL_DELAY_S = 5
+
+
+class AgentService(Service):
+    """One agent over one link."""
+
+    def __init__(
+        self, agent: Agent, link: Link, config: AgentConfig, base: Path, give_up_s: float | None
+    ) -> None:
+        super().__init__(link, give_up_s)
+        self._agent = agent
+        self._worker = Worker(config, base, link.post)
+
+    def handle(self, event: Event) -> Sequence[Action]:
+        """See `Agent.handle`."""
+        return self._agent.handle(event)
+
+    def perform(self, action: Action) -> None:
+        """Hand slow work to the worker."""
+        match action:
+            case LoadPackage() | StartJob():
+                self._worker.submit(action)
+            case CancelJob():
+                self._worker.cancel()
+
+    def run(self) -> None:
+        """See `Service.run`."""
+        try:
+            super().run()
+        finally:
+            self._worker.stop()
+
+
+def agent_facts(config: AgentConfig, boot: str) -> AgentFacts:
+    """What is known of this device before it connects."""
+    try:
+        find_runtime(config.runtime)
+        unable = ""
+    except ModelError as error:
+        unable = str(error)
+        log.error("cannot take part: %s", error)
+    return AgentFacts(
+        agent_id=config.agent_id,
+        federation=config.federation,
+        boot=boot,
+        tasks=config.tasks,
+        tags=config.tags,
+        unable=unable,
+        memory_bytes=memory_bytes(),
+        software=fedge.__version__,
+        fingerprint=config.fingerprint,
+        max_blob_bytes=config.max_blob_bytes,
+    )
+
+
+def run_agent(config: AgentConfig, base: Path, give_up_s: float | None = None) -> None:
+    """Serve until stopped; paths in `config` are relative to `base`.
+
+    Raises:
+        LinkError: see `Service.run`.
+        ConfigError: the broker's settings name files that cannot be read.
+    """
+    agent = Agent(agent_facts(config, secrets.token_hex(8)))
+    will = agent.will
+    link = MqttLink(
+        config.broker,
+        client_id=f"fedge-{config.federation}-{config.agent_id}",
+        will=Will(will.topic, will.payload, _WILL_DELAY_S),
+        rng=np.random.default_rng(),
+    )
+    AgentService(agent, link, config, base, give_up_s).run()
