@@ -44,6 +44,9 @@ class ModelPackage:
 
     def __post_init__(self) -> None:
         check_program_bytes(self.program, PROGRAM_FILE)
+        # As decoded from its JSON: validated also when built in Python, and the same bytes, hence
+        # the same digest, whether 0 or 0.0 was given and whether it was ever on disk.
+        object.__setattr__(self, "spec", ModelSpec.from_json(self.spec.to_json(), SPEC_FILE))
         self.spec.layout.check(self.initial)
         if not np.isfinite(self.initial).all():
             raise ModelError(f"{INITIAL_FILE}: initial θ has NaN or inf")

@@ -82,7 +82,10 @@ def export_model(
 
 def _check_model(model: Any) -> None:
     if not isinstance(model, keras.Model):
-        raise ExportError(f"expected a compiled keras.Model, got {type(model).__name__}")
+        raise ExportError(
+            f"expected a compiled keras.Model, got {type(model).__name__}: return the model after "
+            "model.compile(loss=...)"
+        )
     if not model.built or not getattr(model, "inputs", None):
         raise ExportError(
             f"model {model.name!r} does not know its input: begin it with "

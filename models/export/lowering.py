@@ -146,7 +146,10 @@ def _explain(error: Exception, model: Any, functions: dict[str, Any]) -> ExportE
             for op in f.graph.get_operations()
             if op.type == kind
         ]
-        hit = next((layers[p] for n in names for p in n.split("/") if p in layers), None)
+        # A layer called for the second time has its name numbered: dense_1 is then dense_1_1.
+        scopes = [part for name in names for part in name.split("/")]
+        candidates = [key for part in scopes for key in (part, re.sub(r"_\d+$", "", part))]
+        hit = next((layers[key] for key in candidates if key in layers), None)
         where = f" in layer {hit.name!r} ({type(hit).__name__})" if hit is not None else ""
         parts.append(f"{kind}{where}")
     return ExportError(

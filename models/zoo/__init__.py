@@ -44,6 +44,25 @@ def load_zoo(name: str) -> ModelPackage:
     return load_package(PACKAGES / name)
 
 
+def open_model(reference: str) -> ModelPackage:
+    """The package in a folder, or the zoo model of that name.
+
+    A name of the zoo wins; write `./name` for a folder that is called like one.
+
+    Raises:
+        ModelError: neither; names the zoo's models and what a folder must hold.
+    """
+    if reference in _RECORDS:
+        return load_zoo(reference)
+    folder = Path(reference)
+    if not folder.is_dir():
+        raise ModelError(
+            f"{reference!r} is neither a package folder nor in the zoo, which has: "
+            f"{', '.join(zoo_names())}"
+        )
+    return load_package(folder)
+
+
 def zoo_record(name: str) -> ZooModel:
     """Task, source and builder of a zoo model.
 

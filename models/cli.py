@@ -1,0 +1,303 @@
+"""`fedge model`: export a Keras model, list the zoo, look into a package."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import click
+import msgspec
+
+from models.console import command_errors
+from models.errors import ConfigError, ExportError, FederationError, ModelError
+from models.package import ModelPackage
+from models.program import Program, available_runtimes, expected_signatures
+from models.zoo import load_zoo, open_model, zoo_names, zoo_record
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def cli() -> None:
+    """Export, list and inspect models."""
+
+
+@cli.command()
+@click.argument("function", metavar="FILE.py:FUNCTION|MODULE:FUNCTION")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for the package; made when absent, its package files are replaced.",
+)
+@click.option("--name", help="Name of the model; default: the name of the folder.")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1, 65_536),
+    help="Rows of one program call; default: 32.",
+)
+@command_errors
+def export(function: str, out: Path, name: str | None, batch_size: int | None) -> None:
+    """Turn a compiled Keras model into a package that devices can train.
+
+    FUNCTION takes no arguments and returns a compiled Keras model, or a package it made itself with
+    models.export.exporter.export_model (to add features, units, mean, std and classes). FILE.py is
+    executed. Needs TensorFlow: pip install 'fedge[export]'. Writes nothing but the folder.
+    """
+    place, attribute = _parse(function)
+    click.echo("loading TensorFlow, which takes some seconds ...", err=True)
+    # Only this command needs TensorFlow. Imported before the user's file, so that a missing
+    # TensorFlow is reported as such, and what it prints on import is hidden.
+    from models.export.exporter import export_model
+
+    build = _function(place, attribute)
+    with _user_code(f"{function}()"):
+        built = build()
+    if isinstance(built, ModelPackage):
+        if name is not None or batch_size is not None:
+            raise ConfigError(
+                f"{function} returns a finished package: give name and batch size to its "
+                "export_model, not as options"
+            )
+        package = built
+    else:
+        click.echo("tracing and converting ...", err=True)
+        try:
+            package = export_model(
+                built, name=name or out.resolve().name, batch_size=batch_size or 32
+            )
+        except ExportError as error:
+            raise ExportError(f"{function}: {error}") from error
+    try:
+        package.save(out)
+    except OSError as error:
+        raise ConfigError(f"--out {out}: {error.strerror}") from error
+    click.echo(
+        f"{out}: {package.spec.name}, {package.spec.size:,} parameters, "
+        f"program {len(package.program):,} bytes, digest {package.digest[:12]}"
+    )
+
+
+@cli.command("list")
+@click.option("--json", "as_json", is_flag=True, help="For scripts.")
+@command_errors
+def list_models(as_json: bool) -> None:
+    """List the models that come with this program."""
+    rows = []
+    for name in zoo_names():
+        record, package = zoo_record(name), load_zoo(name)
+        rows.append(
+            {
+                "name": name,
+                "task": record.task,
+                "source": record.source,
+                "parameters": package.spec.size,
+                "program_bytes": len(package.program),
+                "digest": package.digest,
+            }
+        )
+    if as_json:
+        click.echo(json.dumps(rows, indent=1, ensure_ascii=False))
+        return
+    for row in rows:
+        sizes = f"{row['parameters']:>9,} parameters {row['program_bytes']:>8,} bytes"
+        click.echo(f"{row['name']:<22} {sizes}  {row['task']}")
+
+
+@cli.command()
+@click.argument("model", metavar="FOLDER|NAME")
+@click.option("--json", "as_json", is_flag=True, help="For scripts.")
+@command_errors
+def inspect(model: str, as_json: bool) -> None:
+    """Show what is in a package: a folder, or the name of a model in the zoo.
+
+    Loads the program into every TFLite interpreter installed here and says which take it.
+    """
+    package = open_model(model)
+    report = _report(package)
+    if as_json:
+        click.echo(json.dumps(report, indent=1, ensure_ascii=False))
+    else:
+        click.echo("\n".join(_lines(report)))
+
+
+def _parse(reference: str) -> tuple[str | Path, str]:
+    """Module name or file, and function name; checked as far as possible without running code.
+
+    Raises:
+        ConfigError: not of the form, or no such file.
+    """
+    place, _, attribute = reference.rpartition(":")
+    if not place or not attribute.isidentifier():
+        raise ConfigError(
+            f"{reference!r}: expected FILE.py:FUNCTION or MODULE:FUNCTION, as in model.py:build"
+        )
+    if not (place.endswith(".py") or "/" in place):
+        return place, attribute
+    if not Path(place).is_file():
+        raise ConfigError(f"{place}: no such file")
+    return Path(place), attribute
+
+
+def _function(place: str | Path, attribute: str) -> Callable[[], Any]:
+    """The function, after running its file or importing its module.
+
+    Raises:
+        ConfigError: there is no such module or function, or it failed.
+    """
+    module = _load_file(place) if isinstance(place, Path) else _load_module(place)
+    function: Callable[[], Any] | None = getattr(module, attribute, None)
+    if function is None or not callable(function):
+        names = [
+            name
+            for name, value in vars(module).items()
+            if callable(value) and getattr(value, "__module__", None) == module.__name__
+        ]
+        raise ConfigError(
+            f"{place} has no function {attribute!r}; it has: {', '.join(names) or 'none'}"
+        )
+    return function
+
+
+def _load_file(path: Path) -> ModuleType:
+    module_spec = importlib.util.spec_from_file_location(path.stem, path)
+    if module_spec is None or module_spec.loader is None:
+        raise ConfigError(f"{path}: not a Python file (the name must end in .py)")
+    module = importlib.util.module_from_spec(module_spec)
+    # Dataclasses and pickling inside the file look their module up by name.
+    sys.modules.setdefault(path.stem, module)
+    # What the file imports from its own folder is found as if it were run.
+    sys.path.insert(0, str(path.resolve().parent))
+    with _user_code(str(path)):
+        module_spec.loader.exec_module(module)
+    return module
+
+
+def _load_module(name: str) -> ModuleType:
+    # Modules of the working folder count, as with `python -m`, but come last: a `models` there
+    # must not hide ours.
+    sys.path.append(str(Path.cwd()))
+    try:
+        found = importlib.util.find_spec(name)
+    except (ImportError, ValueError):  # a parent is missing, or is no package
+        found = None
+    if found is None:
+        raise ConfigError(
+            f"no module {name!r} here; for a file write its path with .py: {name}.py:FUNCTION"
+        )
+    with _user_code(name):
+        return importlib.import_module(name)
+
+
+@contextlib.contextmanager
+def _user_code(what: str) -> Iterator[None]:
+    """Errors of code that we were asked to run, in one line that says where."""
+    try:
+        yield
+    except FederationError:
+        raise
+    except Exception as error:
+        trace = error.__traceback__
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        line = f" (line {trace.tb_lineno} of {trace.tb_frame.f_code.co_filename})" if trace else ""
+        text = str(error).strip().splitlines()
+        detail = f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+        raise ConfigError(f"{what} failed: {detail}{line}; -v shows the traceback") from error
+
+
+def _report(package: ModelPackage) -> dict[str, Any]:
+    spec = package.spec
+    return {
+        "name": spec.name,
+        "source": spec.source,
+        "parameters": spec.size,
+        "loss": spec.loss,
+        "metrics": list(spec.metrics),
+        "batch_size": spec.batch_size,
+        "program_bytes": len(package.program),
+        "digest": package.digest,
+        "fingerprint": spec.fingerprint,
+        "layout": [
+            {"name": parameter.name, "shape": list(parameter.shape), "offset": place.start}
+            for parameter, place in spec.layout.slices()
+        ],
+        "inputs": [msgspec.structs.asdict(tensor) for tensor in spec.inputs],
+        "target": msgspec.structs.asdict(spec.target),
+        "outputs": [msgspec.structs.asdict(tensor) for tensor in spec.outputs],
+        "signatures": {
+            name: {"inputs": _names(inputs), "outputs": _names(outputs)}
+            for name, (inputs, outputs) in expected_signatures(spec).items()
+        },
+        "runtimes": _runtimes(package),
+    }
+
+
+def _names(tensors: dict[str, tuple[tuple[int, ...], str]]) -> dict[str, str]:
+    """`{"theta": "float32[3767]", …}`."""
+    return {
+        name: f"{dtype}[{', '.join(map(str, shape))}]" for name, (shape, dtype) in tensors.items()
+    }
+
+
+def _runtimes(package: ModelPackage) -> dict[str, str]:
+    """Installed interpreter -> its version when it takes the program, else what it says."""
+    found = {}
+    for runtime in available_runtimes():
+        try:
+            version = Program(package.program, package.spec, runtime=runtime).runtime
+        except ModelError as error:
+            found[runtime] = str(error)
+        else:
+            found[runtime] = f"loads it ({version.removeprefix(runtime).strip()})"
+    return found
+
+
+def _lines(report: dict[str, Any]) -> Iterator[str]:
+    """The report for people."""
+    for key in ("name", "source", "parameters", "loss", "metrics", "batch_size"):
+        value = report[key]
+        text = ", ".join(value) if isinstance(value, list) else value
+        yield (
+            f"{key.replace('_', ' '):<12} {text:,}"
+            if isinstance(text, int)
+            else f"{key:<12} {text}"
+        )
+    yield f"{'program':<12} {report['program_bytes']:,} bytes"
+    yield f"{'digest':<12} {report['digest']}"
+    yield f"{'fingerprint':<12} {report['fingerprint']}"
+    for runtime, verdict in report["runtimes"].items() or [("none", "is installed here")]:
+        yield f"{'runtime':<12} {runtime} {verdict}"
+    for kind in ("inputs", "outputs"):
+        for tensor in report[kind]:
+            yield from _tensor_lines(kind.removesuffix("s"), tensor)
+    yield from _tensor_lines("target", report["target"])
+    yield "layout"
+    for entry in report["layout"]:
+        shape = " x ".join(map(str, entry["shape"])) or "()"
+        yield f"  {entry['offset']:>9,}  {entry['name']:<32} {shape}"
+    yield "signatures"
+    for name, signature in report["signatures"].items():
+        inputs, outputs = (
+            ", ".join(f"{key} {text}" for key, text in signature[side].items())
+            for side in ("inputs", "outputs")
+        )
+        yield f"  {name}({inputs})"
+        yield f"    -> {outputs}"
+
+
+def _tensor_lines(kind: str, tensor: dict[str, Any]) -> Iterator[str]:
+    shape = " x ".join(map(str, tensor["shape"])) or "a number"
+    classes = f": {', '.join(tensor['classes'])}" if tensor["classes"] else ""
+    yield f"{kind:<12} {tensor['name']}, {shape} per row, {tensor['dtype']}{classes}"
+    features, units, means, stds = (tensor[key] for key in ("features", "units", "mean", "std"))
+    for index in range(max(map(len, (features, units, means)))):
+        parts = [features[index]] if index < len(features) else []
+        parts += [f"in {units[index]}"] if index < len(units) else []
+        parts += [f"mean {means[index]:g}, std {stds[index]:g}"] if index < len(means) else []
+        yield f"{'':<12}   {', '.join(parts)}"
