@@ -18,7 +18,7 @@ from broker.backoff import FullJitter
 from broker.connection import Connection, Outgoing
 from broker.driver import Session
 from broker.filters import check_filter, check_topic
-from broker.link import ByteCounters, LinkEvent, Received, Will, publish_packet_bytes
+from broker.link import ByteCounters, LinkEvent, Posted, Received, Will, publish_packet_bytes
 from broker.network import NetworkLoop
 from broker.settings import BrokerSettings
 from models.errors import LinkError
@@ -169,6 +169,10 @@ class MqttLink:
                 )
             self._queued_messages += 1
             self._queued_bytes += packet_bytes
+
+    def post(self, value: object) -> None:
+        """Has `poll` return `Posted(value)`; from any thread, or a signal handler."""
+        self._events.put(Posted(value))
 
     def acknowledge(self, received: Received) -> None:
         """Tells the broker that it may forget the message (only with manual acknowledgement)."""
