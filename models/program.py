@@ -164,8 +164,10 @@ class Program:
             weight: float32, shape (n,); None weighs every row 1.
 
         Raises:
+            ModelError: an array does not fit the spec, or their rows differ in number.
             TrainingError: no rows, the weights sum to 0, or the interpreter failed.
         """
+        self._check_arrays(theta, inputs, target, weight)
         if len(target) == self.spec.batch_size and weight is None:
             return self._whole_batch(theta, inputs, target)
         vector = np.zeros(self.spec.size, np.float64)
@@ -189,6 +191,7 @@ class Program:
         self, theta: F32, inputs: Mapping[str, Array], target: Array, weight: F32 | None = None
     ) -> Sums:
         """Sums of loss and metrics over all rows; arguments as for `gradient`."""
+        self._check_arrays(theta, inputs, target, weight)
         loss = weight_sum = 0.0
         metrics = dict.fromkeys(self.spec.metrics, 0.0)
         for batch in self._batches(inputs, target, weight):
@@ -201,7 +204,9 @@ class Program:
 
     def predict(self, theta: F32, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """One array of shape (n, *shape) per output of the spec."""
-        rows = len(next(iter(inputs.values())))
+        first = self.spec.inputs[0].name
+        rows = len(inputs[first]) if first in inputs else 0
+        self._check_rows(theta, inputs, rows)
         parts: dict[str, list[Array]] = {output.name: [] for output in self.spec.outputs}
         for start in range(0, rows, self.spec.batch_size):
             count = min(self.spec.batch_size, rows - start)
@@ -215,6 +220,34 @@ class Program:
             else np.empty((0, *output.shape), output.dtype)
             for output in self.spec.outputs
         }
+
+    def _check_arrays(
+        self, theta: F32, inputs: Mapping[str, Array], target: Array, weight: F32 | None
+    ) -> None:
+        rows = len(target)
+        self._check_rows(theta, inputs, rows)
+        if target.shape[1:] != self.spec.target.shape:
+            raise ModelError(
+                f"target has rows of shape {target.shape[1:]}, "
+                f"{self.spec.name} takes {self.spec.target.shape}"
+            )
+        if weight is not None and weight.shape != (rows,):
+            raise ModelError(f"weight has shape {weight.shape}, expected ({rows},)")
+
+    def _check_rows(self, theta: F32, inputs: Mapping[str, Array], rows: int) -> None:
+        # The interpreters resize themselves to whatever they are given, and some operators then
+        # return numbers all the same.
+        self.spec.layout.check(theta)
+        for tensor in self.spec.inputs:
+            if tensor.name not in inputs:
+                raise ModelError(
+                    f"{self.spec.name} needs the input {tensor.name!r}; given: {', '.join(inputs)}"
+                )
+            shape = inputs[tensor.name].shape
+            if shape != (rows, *tensor.shape):
+                raise ModelError(
+                    f"input {tensor.name!r} has shape {shape}, expected {(rows, *tensor.shape)}"
+                )
 
     def _whole_batch(self, theta: F32, inputs: Mapping[str, Array], target: Array) -> Gradient:
         # The common case of training with the program's own batch size: no padding, no adding up.
