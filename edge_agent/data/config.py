@@ -1,0 +1,107 @@
+"""DataConfig: which file holds a device's data, and how its columns become a model's inputs."""
+
+from __future__ import annotations
+
+from math import isfinite
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+Normalise = Literal["spec", "device", "none"]
+NanPolicy = Literal["refuse", "drop"]
+
+
+class InputSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where one input comes from; exactly one of the two keys.
+
+    Attributes:
+        array: name of an array in an .npz file, shape (rows, *shape of the input); axes of
+            length 1 may be missing or too many.
+        columns: names of columns of a .csv file, as many as the input has numbers per row
+            (row-major where the input has several axes). A unit in parentheses in the header may
+            be left out: `temperature` finds `temperature (degC)`.
+    """
+
+    array: str | None = None
+    columns: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.array is None) == (self.columns is None):
+            raise ValueError("give exactly one of array (for .npz) and columns (for .csv)")
+
+
+class TargetSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where the target comes from; exactly one of `array` and `column`.
+
+    Attributes:
+        array: name of an array in an .npz file, shape (rows, *shape of the target).
+        column: name of a column of a .csv file. Class targets may be class indices or names.
+        scale: multiplies a float target (1.0e-5 turns USD into units of 100,000 USD).
+    """
+
+    array: str | None = None
+    column: str | None = None
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if (self.array is None) == (self.column is None):
+            raise ValueError("give exactly one of array (for .npz) and column (for .csv)")
+        if not isfinite(self.scale) or self.scale == 0:
+            raise ValueError(f"scale must be a finite number other than 0, got {self.scale}")
+
+
+class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The `data:` section of an agent's configuration.
+
+    Attributes:
+        path: an .npz or .csv file, relative to the configuration file. The order of its rows is
+            the order of time.
+        inputs: from the name of a model input to its source. An input that is not named takes the
+            array of its own name (.npz) or the columns named like its features (.csv).
+        target: source of the target; absent: the array `y` (.npz only).
+        group: array or column inside whose equal values rows belong together in time, such as
+            `recording`: each group is split on its own. Absent: all rows are one group.
+        test_fraction: share of each group, its latest rows, held out for evaluation. 0 holds
+            nothing out; 1 holds everything out (a device that only evaluates). Below 1, each group
+            keeps at least one row for training.
+        normalise: `spec` applies mean and std of the model's spec where it has them; `device`
+            measures both on the training part at first use and keeps them for good; `none` leaves
+            the numbers alone.
+        nan: what to do with rows that hold NaN or infinity: `refuse` the file, or `drop` the rows.
+        max_rows: a file with more rows is refused before it fills the memory.
+    """
+
+    path: str
+    inputs: dict[str, InputSource] = {}
+    target: TargetSource | None = None
+    group: str | None = None
+    test_fraction: float = 0.2
+    normalise: Normalise = "spec"
+    nan: NanPolicy = "refuse"
+    max_rows: int = 1_000_000
+
+    def __post_init__(self) -> None:
+        if self.format not in ("npz", "csv"):
+            raise ValueError(f"path must end in .npz or .csv, got {self.path!r}")
+        if not 0 <= self.test_fraction <= 1:
+            raise ValueError(f"test_fraction must be 0 to 1, got {self.test_fraction}")
+        if self.max_rows < 1:
+            raise ValueError(f"max_rows must be at least 1, got {self.max_rows}")
+        self._check_sources()
+
+    @property
+    def format(self) -> str:
+        """`npz` or `csv`."""
+        return Path(self.path).suffix.lower().removeprefix(".")
+
+    def _check_sources(self) -> None:
+        right = "array" if self.format == "npz" else "columns"
+        for name, source in self.inputs.items():
+            if getattr(source, right) is None:
+                raise ValueError(f"inputs.{name}: a .{self.format} file needs the key {right}")
+        right = right.removesuffix("s")
+        if self.target is not None and getattr(self.target, right) is None:
+            raise ValueError(f"target: a .{self.format} file needs the key {right}")
+        if self.target is None and self.format == "csv":
+            raise ValueError("target is missing: name its column, target: {column: ...}")

@@ -1,0 +1,185 @@
+"""Reading .csv files: a header, commas, one row of numbers per line, oldest first.
+
+Cells go straight into compact typed arrays: 4 bytes per input number, and never the file's text.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from math import nan, prod
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+
+from edge_agent.data.config import DataConfig
+from edge_agent.data.table import Array, Table, tensors, too_many_rows, unknown_name
+from models.errors import DataError
+from models.spec import ModelSpec, TensorSpec
+
+#: No row of sensor readings is longer; without a limit one line could fill the memory.
+MAX_LINE_CHARS = 1 << 20
+
+#: Spellings of "no reading": they count as NaN, so `nan: refuse | drop` decides about them.
+_ABSENT = frozenset({"", "na", "n/a", "nan", "null", "none"})
+_UNIT = re.compile(r"(?P<name>.*?)\s*(\(.*\)|\[.*\])")
+
+
+def read_csv(path: Path, config: DataConfig, spec: ModelSpec) -> Table:
+    """The columns that the spec needs.
+
+    Raises:
+        DataError: not such a file, a column is missing, or a cell is no number (names file, line,
+            column and value).
+    """
+    try:
+        # utf-8-sig: spreadsheets begin their exports with a byte order mark.
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            return _read(path, file, config, spec)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text ({error.reason}); export it as UTF-8") from error
+
+
+def _read(path: Path, file: TextIO, config: DataConfig, spec: ModelSpec) -> Table:
+    reader = csv.reader(_lines(path, file), strict=True)
+    try:
+        header = next(reader, [])
+        if not header:
+            raise DataError(f"{path}: the file is empty, expected a header")
+        columns = [_Column.of(path, tensor, config, header) for tensor in tensors(spec)]
+        group = _Group(_find(path, config.group, header)) if config.group is not None else None
+        lines = array("l")
+        for row in reader:
+            if not row:
+                continue  # a blank line
+            if len(row) != len(header):
+                found = f"{len(row)} cells, the header has {len(header)}"
+                raise DataError(f"{path}: line {reader.line_num}: {found}")
+            if len(lines) >= config.max_rows:
+                raise too_many_rows(path, f"more than {config.max_rows}", config.max_rows)
+            for column in columns:
+                column.add(row, path, reader.line_num)
+            if group is not None:
+                group.add(row)
+            lines.append(reader.line_num)
+    except csv.Error as error:
+        raise DataError(f"{path}: line {reader.line_num}: {error}") from error
+    *inputs, target = columns
+    return Table(
+        path,
+        {column.tensor.name: column.values_array() for column in inputs},
+        target.values_array(),
+        np.frombuffer(group.codes, np.dtype("l")) if group is not None else None,
+        {column.tensor.name: column.names for column in columns},
+        {column.tensor.name: column.names for column in inputs},
+        np.frombuffer(lines, np.dtype("l")),
+    )
+
+
+def _lines(path: Path, file: TextIO) -> Iterator[str]:
+    number = 0
+    while line := file.readline(MAX_LINE_CHARS):
+        number += 1
+        if len(line) == MAX_LINE_CHARS:
+            raise DataError(f"{path}: line {number}: longer than {MAX_LINE_CHARS} characters")
+        yield line
+
+
+@dataclass(frozen=True, eq=False)
+class _Column:
+    """The columns of one tensor, and the numbers read from them so far."""
+
+    tensor: TensorSpec
+    names: Sequence[str]
+    positions: Sequence[int]
+    numbers: array[float]
+    parse: Callable[[str], float]
+
+    @classmethod
+    def of(
+        cls, path: Path, tensor: TensorSpec, config: DataConfig, header: Sequence[str]
+    ) -> _Column:
+        names = _names(tensor, config)
+        needed = prod(tensor.shape)
+        if len(names) != needed:
+            raise DataError(
+                f"{path}: {tensor.name} needs {needed} columns (shape {tensor.shape}), "
+                f"{len(names)} are configured: {', '.join(names) or 'none'}"
+            )
+        positions = [_find(path, name, header) for name in names]
+        # float64 holds every class index and every target before its scale is applied.
+        is_input = tensor.name != "target"
+        code = "f" if is_input and tensor.dtype == "float32" else "d"
+        return cls(tensor, names, positions, array(code), _parser(tensor))
+
+    def add(self, row: Sequence[str], path: Path, line: int) -> None:
+        for name, position in zip(self.names, self.positions, strict=True):
+            try:
+                self.numbers.append(self.parse(row[position]))
+            except ValueError as error:
+                raise DataError(
+                    f"{path}: line {line}, column {name!r}: {row[position][:40]!r} is no number"
+                ) from error
+
+    def values_array(self) -> Array:
+        """Shape (n, *tensor.shape); shares the memory of what was read."""
+        numbers = np.frombuffer(self.numbers, self.numbers.typecode)
+        return numbers.reshape(-1, *self.tensor.shape)
+
+
+class _Group:
+    """Texts of the group column as small whole numbers."""
+
+    def __init__(self, position: int) -> None:
+        self._position = position
+        self._known: dict[str, int] = {}
+        self.codes = array("l")
+
+    def add(self, row: Sequence[str]) -> None:
+        self.codes.append(self._known.setdefault(row[self._position].strip(), len(self._known)))
+
+
+def _names(tensor: TensorSpec, config: DataConfig) -> Sequence[str]:
+    if tensor.name == "target":
+        return [config.target.column] if config.target and config.target.column else []
+    source = config.inputs.get(tensor.name)
+    return source.columns if source and source.columns is not None else tensor.features
+
+
+def _find(path: Path, name: str, header: Sequence[str]) -> int:
+    """Position of the column: its full title, else its title without the unit."""
+    titles = [title.strip() for title in header]
+    bare = [match["name"] if (match := _UNIT.fullmatch(title)) else title for title in titles]
+    for candidates in (titles, bare):
+        found = [position for position, title in enumerate(candidates) if title == name.strip()]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            same = ", ".join(titles[position] for position in found)
+            raise DataError(f"{path}: column {name!r} is ambiguous: {same}")
+    raise unknown_name(path, "column", name, titles, bare)
+
+
+def _parser(tensor: TensorSpec) -> Callable[[str], float]:
+    classes = {name: float(index) for index, name in enumerate(tensor.classes)}
+
+    def parse(cell: str) -> float:
+        text = cell.strip()
+        if text.lower() in _ABSENT and text not in classes:
+            return nan
+        try:
+            if "_" in text:  # Python reads 1_000 as a number, no device writes it
+                raise ValueError(text)
+            return float(text)
+        except ValueError:
+            if text in classes:
+                return classes[text]
+            raise
+
+    return parse

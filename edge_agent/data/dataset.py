@@ -1,0 +1,258 @@
+"""LocalDataset: a device's own rows, ready for the program, and the way from file to it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from edge_agent.data.config import DataConfig, InputSource, TargetSource
+from edge_agent.data.csv import read_csv
+from edge_agent.data.normalise import Scale, scales
+from edge_agent.data.npz import read_npz
+from edge_agent.data.table import Array, EmptyDataError, Index, Table, chunks, tensors
+from models.errors import DataError
+from models.spec import ModelSpec, TensorSpec
+
+__all__ = [
+    "DataConfig",
+    "EmptyDataError",
+    "InputSource",
+    "LocalDataset",
+    "TargetSource",
+    "build_dataset",
+    "load_dataset",
+    "read_table",
+    "split_in_time",
+]
+
+log = logging.getLogger(__name__)
+
+Part = Literal["train", "test"]
+
+_READERS = {"npz": read_npz, "csv": read_csv}
+_INT32 = np.iinfo(np.int32)
+
+
+@dataclass(frozen=True, eq=False)
+class LocalDataset:
+    """Rows in the types and shapes of a spec, read-only.
+
+    Rows are stored training part first, so that both parts are views and cost no memory.
+
+    Attributes:
+        inputs: per input of the spec, shape (n, *shape), in the spec's dtype, scaled.
+        target: shape (n, *shape), in the spec's dtype, scaled.
+        train: indexes of the training rows, int64, ascending.
+        test: indexes of the held-out rows, int64, ascending.
+        rows: for each row its number in the data file, int64, shape (n,).
+        scales: what each scaled input was scaled by.
+    """
+
+    inputs: Mapping[str, Array]
+    target: Array
+    train: Index
+    test: Index
+    rows: Index
+    scales: Mapping[str, Scale]
+
+    @property
+    def num_train(self) -> int:
+        """Number of training rows."""
+        return len(self.train)
+
+    @property
+    def num_test(self) -> int:
+        """Number of held-out rows."""
+        return len(self.test)
+
+    def part(self, name: Part) -> tuple[dict[str, Array], Array]:
+        """Inputs and target of the training or the held-out rows, oldest first in each group."""
+        rows = slice(self.num_train) if name == "train" else slice(self.num_train, None)
+        return {key: array[rows] for key, array in self.inputs.items()}, self.target[rows]
+
+
+def load_dataset(
+    config: DataConfig, spec: ModelSpec, base: Path, state_dir: Path | None = None
+) -> LocalDataset:
+    """The device's data as configured.
+
+    Args:
+        config: what to read and how.
+        spec: what the program expects.
+        base: folder that `config.path` is relative to.
+        state_dir: where a scale measured on the device is kept; None keeps nothing.
+
+    Raises:
+        EmptyDataError: no usable row.
+        DataError: the file is missing or does not hold what was configured.
+    """
+    table = read_table(config, spec, base)
+    return build_dataset(table, config, spec, state_dir)
+
+
+def read_table(config: DataConfig, spec: ModelSpec, base: Path) -> Table:
+    """The data file as it is, for a fleet that deals the rows of one file out to many agents.
+
+    Raises:
+        DataError: the file is missing, or arrays or columns are.
+    """
+    path = base / Path(config.path).expanduser()
+    known = [tensor.name for tensor in spec.inputs]
+    for name in config.inputs:
+        if name not in known:
+            raise DataError(
+                f"{path}: the model {spec.name} has no input {name!r}; inputs: {', '.join(known)}"
+            )
+    scale = config.target.scale if config.target else 1.0
+    if scale != 1 and spec.target.dtype != "float32":
+        raise DataError(f"{path}: target scale {scale}: class targets cannot be scaled")
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    return _READERS[config.format](path, config, spec)
+
+
+def build_dataset(
+    table: Table,
+    config: DataConfig,
+    spec: ModelSpec,
+    state_dir: Path | None = None,
+    rows: Index | None = None,
+) -> LocalDataset:
+    """The dataset of some rows of a table.
+
+    Args:
+        table: from `read_table` with the same configuration and spec.
+        config: how to split and scale.
+        spec: what the program expects.
+        state_dir: where a scale measured on the device is kept; None keeps nothing.
+        rows: numbers of the rows to take, in the order of time; None takes all.
+
+    Raises:
+        EmptyDataError: no usable row.
+        DataError: NaN with `nan: refuse`, a class that does not exist, a number that does not fit.
+    """
+    taken = np.arange(table.rows) if rows is None else np.asarray(rows, np.int64)
+    usable = _usable(table, config, spec, taken)
+    if not len(usable):
+        dropped = f" ({len(taken)} dropped for NaN)" if len(taken) else ""
+        raise EmptyDataError(f"{table.path}: no rows{dropped}")
+    for tensor in tensors(spec):
+        _check_whole(table, tensor, usable)
+    group = table.group[usable] if table.group is not None else np.zeros(len(usable), np.int64)
+    train, test = split_in_time(group, config.test_fraction)
+    order = usable[np.concatenate((train, test))]
+    by_input = scales(config, spec, table, usable[train], state_dir)
+    inputs = {
+        t.name: _finished(table, t, order, by_input[t.name].apply if t.name in by_input else None)
+        for t in spec.inputs
+    }
+    factor = np.float64(config.target.scale if config.target else 1)
+    multiply = None if factor == 1 else lambda block: block * factor
+    target = _finished(table, spec.target, order, multiply)
+    indexes = _frozen(np.arange(len(order)))
+    return LocalDataset(
+        inputs, target, indexes[: len(train)], indexes[len(train) :], _frozen(order), by_input
+    )
+
+
+def split_in_time(group: Array, test_fraction: float) -> tuple[Index, Index]:
+    """Indexes of the earlier rows (train) and of the later rows (test) of every group, ascending.
+
+    Each group gives its last `test_fraction` of rows, rounded to the nearest whole number; unless
+    the fraction is 1, it keeps at least one row for training.
+
+    Args:
+        group: shape (n,); rows of equal value form a group, in the order of time. Groups may be
+            interleaved.
+        test_fraction: 0 to 1.
+    """
+    _, code, sizes = np.unique(group, return_inverse=True, return_counts=True)
+    held_out = np.floor(sizes * test_fraction + 0.5).astype(np.int64)
+    if test_fraction < 1:
+        held_out = np.minimum(held_out, sizes - 1)
+    order = np.argsort(code, kind="stable")
+    starts = np.cumsum(sizes) - sizes
+    position = np.empty(len(group), np.int64)
+    position[order] = np.arange(len(group)) - np.repeat(starts, sizes)
+    is_test = position >= (sizes - held_out)[code]
+    return np.flatnonzero(~is_test), np.flatnonzero(is_test)
+
+
+def _usable(table: Table, config: DataConfig, spec: ModelSpec, rows: Index) -> Index:
+    """The rows without NaN and infinity (also those that float32 would make infinite)."""
+    good = np.ones(len(rows), bool)
+    for tensor in tensors(spec):
+        raw = _raw(table, tensor)
+        if raw.dtype.kind != "f":
+            continue
+        for part, block in chunks(raw, rows):
+            finite = _is_finite(block).reshape(len(block), -1)
+            if config.nan == "refuse" and not finite.all():
+                row, column = np.argwhere(~finite)[0]
+                raise DataError(
+                    f"{table.place(rows[part][row])}, "
+                    f"column {table.columns[tensor.name][column]!r}: "
+                    f"{block.reshape(len(block), -1)[row, column]} is no finite float32 number; "
+                    "nan: drop leaves such rows out"
+                )
+            good[part] &= finite.all(1)
+    dropped = len(rows) - int(good.sum())
+    if dropped:
+        log.warning(
+            "%s: %d of %d rows dropped: NaN or infinity",
+            table.path, dropped, len(rows), extra={"event": "rows_dropped", "rows": dropped},
+        )  # fmt: skip
+    usable: Index = rows[good]
+    return usable
+
+
+def _is_finite(block: Array) -> Array:
+    with np.errstate(over="ignore"):
+        finite: Array = np.isfinite(block.astype(np.float32, copy=False))
+    return finite
+
+
+def _check_whole(table: Table, tensor: TensorSpec, rows: Index) -> None:
+    """Refuses numbers that an int32 tensor cannot hold, and classes that do not exist."""
+    if tensor.dtype != "int32":
+        return
+    low, high = (0, len(tensor.classes) - 1) if tensor.classes else (_INT32.min, _INT32.max)
+    for part, block in chunks(_raw(table, tensor), rows):
+        flat = block.reshape(len(block), -1)
+        bad = (flat < low) | (flat > high)
+        if flat.dtype.kind == "f":
+            bad |= flat != np.rint(flat)
+        if bad.any():
+            row, column = np.argwhere(bad)[0]
+            what = f"one of {len(tensor.classes)} classes" if tensor.classes else "a whole number"
+            raise DataError(
+                f"{table.place(rows[part][row])}, column {table.columns[tensor.name][column]!r}: "
+                f"{flat[row, column]} is not {what}, {low} to {high}"
+            )
+
+
+def _finished(
+    table: Table, tensor: TensorSpec, order: Index, scale: Callable[[Array], Array] | None
+) -> Array:
+    """The rows in `order`, scaled, in the tensor's dtype, read-only."""
+    raw = _raw(table, tensor)
+    out: Array = np.empty((len(order), *tensor.shape), tensor.dtype)
+    for part, block in chunks(raw, order):
+        out[part] = block if scale is None else scale(block)
+        if scale is not None and not np.isfinite(out[part]).all():
+            raise DataError(f"{table.path}: {tensor.name} is not finite after it was scaled")
+    return _frozen(out)
+
+
+def _raw(table: Table, tensor: TensorSpec) -> Array:
+    return table.target if tensor.name == "target" else table.inputs[tensor.name]
+
+
+def _frozen(array: np.ndarray[Any, np.dtype[Any]]) -> Array:
+    array.flags.writeable = False
+    return array

@@ -1,0 +1,157 @@
+"""Scales: the mean and standard deviation by which raw features become a model's inputs.
+
+A scale measured on the device is stored at first use and kept: were it measured again as data
+arrives, the same reading would mean different things to the model from one day to the next.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from math import isfinite
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import numpy as np
+
+from edge_agent.data.config import DataConfig
+from edge_agent.data.table import Array, Index, Table, chunks
+from models.errors import DataError
+from models.parameters import F64
+from models.spec import ModelSpec, TensorSpec
+
+log = logging.getLogger(__name__)
+
+STATE_FILE = "normalisation.json"
+_MAX_STATE_BYTES = 16 << 20
+
+
+class Scale(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One mean and one std per feature of the last axis, or one for all.
+
+    Attributes:
+        mean: in the unit of the raw data.
+        std: in the unit of the raw data, positive.
+        source: names of the columns or of the array that was measured; empty if from the spec.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    source: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != len(self.std) or not self.mean:
+            raise ValueError(f"{len(self.mean)} means and {len(self.std)} stds")
+        if not all(map(isfinite, (*self.mean, *self.std))) or min(self.std) <= 0:
+            raise ValueError("means must be finite, stds positive")
+
+    def apply(self, block: Array) -> F64:
+        """(block - mean) / std in float64, which keeps small changes of large readings."""
+        scaled: F64 = (block - np.array(self.mean)) / np.array(self.std)
+        return scaled
+
+
+class _State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What `STATE_FILE` holds."""
+
+    scales: dict[str, Scale]
+    format: Literal[1] = 1
+
+
+def scales(
+    config: DataConfig, spec: ModelSpec, table: Table, train: Index, state_dir: Path | None
+) -> dict[str, Scale]:
+    """The scale of each input that is to be scaled.
+
+    Args:
+        config: `normalise` decides.
+        spec: inputs of dtype int32 are never scaled.
+        table: the raw data.
+        train: rows of the table that may be measured.
+        state_dir: where a measured scale is kept; None measures each time.
+
+    Raises:
+        DataError: nothing to measure, or the stored scale is unreadable or of other data.
+    """
+    if config.normalise == "none":
+        return {}
+    if config.normalise == "spec":
+        return {t.name: Scale(t.mean, t.std) for t in spec.inputs if t.mean}
+    wanted = [tensor for tensor in spec.inputs if tensor.dtype == "float32"]
+    path = state_dir / STATE_FILE if state_dir is not None else None
+    if path is not None and (stored := _load(path)) is not None:
+        _check_stored(path, stored, wanted, table)
+        return stored
+    measured = {tensor.name: _measure(table, tensor, train) for tensor in wanted}
+    if path is not None:
+        _store(path, measured)
+    return measured
+
+
+def _measure(table: Table, tensor: TensorSpec, train: Index) -> Scale:
+    """Mean and std per feature of the last axis over the training rows; 1 where std is 0."""
+    if not len(train):
+        raise DataError(
+            f"{table.path}: normalise: device needs training rows to measure, there are none"
+        )
+    raw = table.inputs[tensor.name]
+    features = (tensor.shape or (1,))[-1]
+    # Two passes: the textbook sum of squares loses every digit when the mean is large.
+    total = np.zeros(features)
+    count = 0
+    for _, block in chunks(raw, train):
+        flat = block.reshape(-1, features)
+        total += flat.sum(0, dtype=np.float64)
+        count += len(flat)
+    mean = total / count
+    squares = np.zeros(features)
+    for _, block in chunks(raw, train):
+        squares += np.square(block.reshape(-1, features) - mean).sum(0)
+    std = np.sqrt(squares / count)
+    # A feature that never changes carries nothing; its rounding noise must not become a signal.
+    std[std <= 1e-12 * np.abs(mean)] = 1.0
+    return Scale(tuple(mean.tolist()), tuple(std.tolist()), tuple(table.sources[tensor.name]))
+
+
+def _load(path: Path) -> dict[str, Scale] | None:
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_STATE_BYTES)
+        return msgspec.json.decode(data, type=_State).scales
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    except (msgspec.DecodeError, msgspec.ValidationError, RecursionError) as error:
+        raise DataError(f"{path}: {error}; delete the file to measure the scale again") from error
+
+
+def _check_stored(
+    path: Path, stored: Mapping[str, Scale], wanted: list[TensorSpec], table: Table
+) -> None:
+    for tensor in wanted:
+        scale = stored.get(tensor.name)
+        fits = scale is not None and len(scale.mean) == (tensor.shape or (1,))[-1]
+        if scale is None or not fits or scale.source != tuple(table.sources[tensor.name]):
+            raise DataError(
+                f"{path}: the stored scale is not of this data (input {tensor.name!r} has another "
+                "source or shape); delete the file to measure the scale again"
+            )
+
+
+def _store(path: Path, measured: dict[str, Scale]) -> None:
+    """Writes beside, flushes, renames: a power cut leaves the whole file or none."""
+    text = msgspec.json.format(msgspec.json.encode(_State(measured)), indent=1)
+    beside = path.with_suffix(".new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with beside.open("wb") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error.strerror}") from error
+    log.info("scale of the inputs measured and kept in %s", path, extra={"event": "scale_stored"})

@@ -1,0 +1,132 @@
+"""Reading .npz files (arrays stored by `np.savez` or `np.savez_compressed`).
+
+Type and shape of every array are checked from its header before its data is read, so a file that
+does not fit costs no memory. Pickled objects are never loaded.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from math import prod
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from edge_agent.data.config import DataConfig
+from edge_agent.data.table import Array, Table, feature_names, too_many_rows, unknown_name
+from models.errors import DataError
+from models.spec import ModelSpec, TensorSpec
+
+_NPY: Any = np.lib.format  # numpy leaves it without types
+#: What a damaged archive raises, depending on where the damage is.
+_DAMAGE = (
+    zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError,
+    NotImplementedError,
+)  # fmt: skip
+
+
+def read_npz(path: Path, config: DataConfig, spec: ModelSpec) -> Table:
+    """The arrays that the spec needs, in their stored types.
+
+    Raises:
+        DataError: not such a file, an array is missing, or its type, shape or length is wrong.
+    """
+    try:
+        archive = zipfile.ZipFile(path)
+    except _DAMAGE as error:
+        raise DataError(f"{path}: not an .npz file: {error}") from error
+    with archive:
+        reader = _Reader(path, archive, config.max_rows)
+        sources = {name: source.array or name for name, source in config.inputs.items()}
+        names = {tensor.name: sources.get(tensor.name, tensor.name) for tensor in spec.inputs}
+        target_name = config.target.array if config.target and config.target.array else "y"
+        target = reader.read(target_name, spec.target)
+        inputs = {tensor.name: reader.read(names[tensor.name], tensor) for tensor in spec.inputs}
+        group = reader.read_group(config.group) if config.group is not None else None
+    columns = {tensor.name: feature_names(tensor, names[tensor.name]) for tensor in spec.inputs}
+    columns["target"] = feature_names(spec.target, target_name)
+    return Table(path, inputs, target, group, columns, {name: [names[name]] for name in names})
+
+
+class _Reader:
+    """Reads arrays of one archive; all must have the same number of rows as the first."""
+
+    def __init__(self, path: Path, archive: zipfile.ZipFile, max_rows: int) -> None:
+        self._path = path
+        self._archive = archive
+        self._max_rows = max_rows
+        self._first: tuple[str, int] | None = None
+
+    def read(self, name: str, tensor: TensorSpec) -> Array:
+        """Numbers, shape (n, *tensor.shape)."""
+        shape, dtype = self._header(name)
+        if dtype.kind not in "biuf":
+            raise DataError(f"{self._path}: array {name!r} holds {dtype}, expected numbers")
+        # (n, 28, 28) serves (28, 28, 1): an axis of length 1 is a matter of taste.
+        if [side for side in shape[1:] if side != 1] != [
+            side for side in tensor.shape if side != 1
+        ]:
+            raise DataError(
+                f"{self._path}: array {name!r} has shape {shape}; "
+                f"{tensor.name} needs ({', '.join(('rows', *map(str, tensor.shape)))})"
+            )
+        return self._data(name).reshape(shape[0], *tensor.shape)
+
+    def read_group(self, name: str) -> Array:
+        """Whole numbers or text, shape (n,)."""
+        shape, dtype = self._header(name)
+        if prod(shape[1:]) != 1 or dtype.kind not in "biuSU":
+            raise DataError(
+                f"{self._path}: array {name!r} ({dtype}, shape {shape}) cannot be the group: "
+                "expected one whole number or text per row"
+            )
+        return self._data(name).reshape(shape[0])
+
+    def _header(self, name: str) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
+        known = [member.removesuffix(".npy") for member in self._archive.namelist()]
+        if name not in known:
+            raise unknown_name(self._path, "array", name, known)
+        try:
+            with self._archive.open(f"{name}.npy") as file:
+                shape, dtype = _read_header(file)
+        except _DAMAGE as error:
+            raise self._damaged(name, error) from error
+        if dtype.hasobject:
+            raise DataError(f"{self._path}: array {name!r} holds Python objects, expected numbers")
+        if not shape:
+            raise DataError(f"{self._path}: array {name!r} is one number, expected one per row")
+        self._check_rows(name, shape[0])
+        return shape, dtype
+
+    def _check_rows(self, name: str, rows: int) -> None:
+        if rows > self._max_rows:
+            raise too_many_rows(self._path, str(rows), self._max_rows)
+        first, first_rows = self._first = self._first or (name, rows)
+        if rows != first_rows:
+            raise DataError(
+                f"{self._path}: array {name!r} has {rows} rows, array {first!r} has {first_rows}"
+            )
+
+    def _data(self, name: str) -> Array:
+        try:
+            with self._archive.open(f"{name}.npy") as file:
+                array: Array = _NPY.read_array(file, allow_pickle=False)
+        except _DAMAGE as error:
+            raise self._damaged(name, error) from error
+        return array
+
+    def _damaged(self, name: str, error: Exception) -> DataError:
+        return DataError(f"{self._path}: array {name!r} cannot be read: {error}")
+
+
+def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
+    version = _NPY.read_magic(file)
+    if version == (1, 0):
+        shape, _, dtype = _NPY.read_array_header_1_0(file)
+    elif version == (2, 0):
+        shape, _, dtype = _NPY.read_array_header_2_0(file)
+    else:
+        raise ValueError(f"unsupported .npy version {version}")
+    return shape, dtype

@@ -1,0 +1,107 @@
+"""Table: a data file as it was read, in its stored types, no row selected, nothing scaled."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.errors import DataError
+from models.spec import ModelSpec, TensorSpec
+
+Array = NDArray[Any]
+Index = NDArray[np.int64]
+
+#: Numbers worked on at a time: 2 MiB in float64, so that no step needs a second copy of the data.
+_CHUNK_ELEMENTS = 1 << 18
+
+
+class EmptyDataError(DataError):
+    """There is not a single usable row; an agent declines with `no data` and stays."""
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """What a reader returns.
+
+    Attributes:
+        path: the file, for messages.
+        inputs: per input of the spec, numbers of any type, shape (n, *shape of the input).
+        target: shape (n, *shape of the target).
+        group: shape (n,), equal values belong together; None if all rows do.
+        columns: per input, the names of its numbers in row-major order; also "target".
+        sources: per input, what was configured or assumed: columns, or the one array.
+        lines: line of the file in which each row ends, shape (n,); None for .npz.
+    """
+
+    path: Path
+    inputs: Mapping[str, Array]
+    target: Array
+    group: Array | None
+    columns: Mapping[str, Sequence[str]]
+    sources: Mapping[str, Sequence[str]]
+    lines: Array | None = None
+
+    @property
+    def rows(self) -> int:
+        """n, the number of rows."""
+        return len(self.target)
+
+    def place(self, row: int) -> str:
+        """Where a person finds the row: `data.csv: line 7` or `data.npz: row 5` (from 0)."""
+        where = f"row {row}" if self.lines is None else f"line {self.lines[row]}"
+        return f"{self.path}: {where}"
+
+
+def chunks(array: Array, rows: Index) -> Iterator[tuple[slice, Array]]:
+    """The chosen rows of `array`, a bounded number at a time, each with its place in `rows`."""
+    step = max(1, _CHUNK_ELEMENTS // max(1, prod(array.shape[1:])))
+    for start in range(0, len(rows), step):
+        part = slice(start, start + step)
+        yield part, array[rows[part]]
+
+
+def tensors(spec: ModelSpec) -> tuple[TensorSpec, ...]:
+    """Inputs and target: everything that comes out of the data file."""
+    return (*spec.inputs, spec.target)
+
+
+def feature_names(tensor: TensorSpec, source: str) -> list[str]:
+    """A name for every number of one row of an array: `x[3]`, or `x[3, ax]` with a feature."""
+    names = []
+    for index in np.ndindex(*tensor.shape):
+        parts = [str(i) for i in index]
+        if tensor.features and len(tensor.features) == (tensor.shape or (1,))[-1]:
+            parts[-1:] = [tensor.features[index[-1] if index else 0]]
+        names.append(f"{source}[{', '.join(parts)}]" if parts else source)
+    return names
+
+
+def unknown_name(
+    path: Path, kind: str, name: str, known: Sequence[str], short: Sequence[str] = ()
+) -> DataError:
+    """The error for an array or a column that the file does not have.
+
+    Args:
+        path: the file.
+        kind: "array" or "column".
+        name: what was asked for.
+        known: what there is.
+        short: other names of the same things, which may come closer to what was meant.
+    """
+    close = difflib.get_close_matches(name, short or known, n=1)
+    meant = f"did you mean {close[0]!r}? " if close else ""
+    return DataError(f"{path}: no {kind} {name!r}; {meant}{kind}s: {', '.join(known) or 'none'}")
+
+
+def too_many_rows(path: Path, rows: str, limit: int) -> DataError:
+    """The error for a file above `max_rows`."""
+    return DataError(
+        f"{path}: {rows} rows, max_rows is {limit}; raise it if the device can hold them"
+    )
