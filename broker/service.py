@@ -20,7 +20,7 @@ from broker.machine import (
     Stopping,
     Subscribe,
 )
-from models.errors import LinkError
+from models.errors import LinkError, StoreError
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ class Service(ABC):
         try:
             self._take(event)
             self.wake()
-        except LinkError:
+        except (LinkError, StoreError):
             raise
         except Exception:
             # One event must not end a service that nobody is near to restart.

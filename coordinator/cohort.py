@@ -38,6 +38,6 @@ def draw_cohort(able: Sequence[str], config: CohortConfig, rng: np.random.Genera
         cohort = Cohort(seed=int(rng.integers(1 << 53)), fraction=share)
         asked = tuple(name for name in able if cohort.includes(name))
         return Draw(cohort, asked, min(goal, len(asked)))
-    picked = rng.choice(len(able), size=wanted, replace=False) if able else []
+    picked = rng.permutation(len(able))[:wanted]
     asked = tuple(sorted(able[int(index)] for index in picked))
     return Draw(Cohort(ids=asked), asked, goal)

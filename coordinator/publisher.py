@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from broker import blobs, messages
 from broker.machine import Publish
 from broker.messages import BlobRef, CoordinatorStatus, ProgramManifest, RoundPlan
@@ -77,10 +75,3 @@ class Publisher:
 
     def _retained(self, topic: Topic, payload: bytes) -> Publish:
         return Publish(self._topics.name(topic), payload, retain=True)
-
-
-def theta_from(blob: bytes) -> F32:
-    """θ from its stored bytes (read-only)."""
-    theta = np.frombuffer(blob, "<f4").astype(np.float32)
-    theta.setflags(write=False)
-    return theta

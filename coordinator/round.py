@@ -159,9 +159,7 @@ class Round:
         if self.counted.get(agent_id) == event.answer_id:
             return Again(agent_id)
         if agent_id in self.counted:
-            return self._reject(
-                agent_id, "duplicate", "another answer of this agent counts already"
-            )
+            return self._reject(agent_id, "duplicate", "another answer of it counts already")
         if agent_id not in self.asked:
             return self._reject(agent_id, "not_asked", f"round {self.round_id} did not ask for it")
         if self.closed is not None:

@@ -58,7 +58,7 @@ def check(config_path: Path, model_name: str) -> None:
     """
     from broker.config import load_config
     from edge_agent.config import AgentConfig
-    from edge_agent.data import load_dataset
+    from edge_agent.data.dataset import load_dataset
     from models.program import Program
     from models.zoo import open_model
 

@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from broker.messages import Fingerprint, Id, Task
 from broker.settings import BrokerSettings
-from edge_agent.data import DataConfig
+from edge_agent.data.dataset import DataConfig
 
 
 class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -7,8 +7,6 @@ import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 import fedge
 from broker.link import Link, Will
 from broker.mqtt import MqttLink
@@ -92,6 +90,5 @@ def run_agent(config: AgentConfig, base: Path, give_up_s: float | None = None) -
         config.broker,
         client_id=f"fedge-{config.federation}-{config.agent_id}",
         will=Will(will.topic, will.payload, _WILL_DELAY_S),
-        rng=np.random.default_rng(),
     )
     AgentService(agent, link, config, base, give_up_s).run()

@@ -15,7 +15,7 @@ from zlib import crc32
 import numpy as np
 
 from edge_agent.config import AgentConfig
-from edge_agent.data import LocalDataset, load_dataset
+from edge_agent.data.dataset import LocalDataset, load_dataset
 from edge_agent.events import (
     Evaluated,
     Event,

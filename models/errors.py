@@ -45,6 +45,12 @@ class FleetError(FederationError):
     exit_code = 4
 
 
+class StoreError(FederationError):
+    """The disk failed while the federation ran: nothing may be announced that is not stored."""
+
+    exit_code = 5
+
+
 class WireError(FederationError):
     """Bytes that are no message of this protocol: drop them, count them, go on."""
 
@@ -54,7 +60,7 @@ class CodecError(WireError):
 
 
 class TrainingError(FederationError):
-    """This round is lost for this device (training diverged or could not run)."""
+    """This round is lost: training diverged or could not run, here or in the mean."""
 
 
 class UpdateRejected(FederationError):

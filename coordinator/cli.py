@@ -1,0 +1,69 @@
+"""`fedge coordinator`: what runs in the middle."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from models.console import command_errors
+
+_CONFIG = click.option(
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="YAML file of the federation.",
+)
+
+
+@click.group()
+def cli() -> None:
+    """Run a federation: publish the model, collect updates."""
+
+
+@cli.command()
+@_CONFIG
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line on stdout.")
+@click.option(
+    "--give-up-after",
+    type=click.FloatRange(min=0.1),
+    metavar="SECONDS",
+    help="End with exit code 3 when the broker was not reached by then (default: keep trying).",
+)
+@command_errors
+def run(config_path: Path, as_json: bool, give_up_after: float | None) -> None:
+    """Run the federation until its last round, or until stopped.
+
+    Publishes model and weights, asks agents to train, aggregates what they send. Everything is
+    kept in the state folder: started again, it goes on with the next round. The trained package is
+    written to `model/` in that folder.
+    """
+    from broker.config import load_config
+    from coordinator.config import CoordinatorConfig
+    from coordinator.service import run_coordinator
+
+    config = load_config(config_path, CoordinatorConfig)
+    folder = run_coordinator(config, config_path.parent, as_json=as_json, give_up_s=give_up_after)
+    if not as_json:
+        click.echo(f"trained model: {folder}")
+
+
+@cli.command()
+@_CONFIG
+@click.option("--json", "as_json", is_flag=True, help="Everything that is known, as JSON.")
+@command_errors
+def status(config_path: Path, as_json: bool) -> None:
+    """Show rounds, versions and agents from the state folder; works while it runs."""
+    from broker.config import load_config
+    from coordinator.config import CoordinatorConfig
+    from coordinator.report import status_document, status_text
+    from coordinator.store import Store
+
+    config = load_config(config_path, CoordinatorConfig)
+    store = Store.open_existing(config_path.parent / config.state_dir)
+    try:
+        click.echo(json.dumps(status_document(store)) if as_json else status_text(store, config))
+    finally:
+        store.close()

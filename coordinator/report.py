@@ -1,0 +1,83 @@
+"""A federation told in lines for people and in JSON for programs."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import msgspec
+
+from coordinator.config import CoordinatorConfig
+from coordinator.records import RoundRecord
+from coordinator.store import Store
+
+
+def round_line(record: RoundRecord, rounds: int) -> str:
+    """One round in one line."""
+    if record.status == "abandoned":
+        why = ", ".join(f"{name} {reason}" for name, reason in sorted(record.declined.items()))
+        return (
+            f"round {record.round_id} abandoned: {record.reported} of {record.asked} reported"
+            + (f" (declined: {why})" if why else "")
+        )
+    parts = [f"round {record.round_id}", f"version {record.version} of {rounds}"]
+    parts.append(f"{record.reported} of {record.asked} reported")
+    if record.refused:
+        parts.append(f"{record.refused} refused")
+    if record.loss is not None:
+        parts.append(f"loss {record.loss:.4f}")
+    parts += [f"{name} {value:.4f}" for name, value in sorted(record.metrics.items())]
+    parts.append(f"{bytes_text(record.bytes_up)} up, {bytes_text(record.bytes_down)} down")
+    parts.append(f"{record.seconds:.2f} s")
+    return " · ".join(parts)
+
+
+def bytes_text(count: float) -> str:
+    """A number of bytes with a unit (powers of 1,000)."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError("the loop returns")
+
+
+def status_document(store: Store) -> dict[str, Any]:
+    """All that the store knows, without θ itself."""
+    return {
+        "federation": store.meta("federation"),
+        "model": store.meta("model"),
+        "fingerprint": store.meta("fingerprint"),
+        "finished": store.meta("finished") or None,
+        "versions": store.versions(),
+        "rounds": [msgspec.to_builtins(record) for record in store.rounds()],
+        "agents": {
+            agent.agent_id: {**msgspec.to_builtins(agent.status), "heard_at": agent.heard_at}
+            for agent in store.agents()
+        },
+    }
+
+
+def status_text(store: Store, config: CoordinatorConfig) -> str:
+    """What an operator wants to see first: state, latest rounds, agents."""
+    rounds, agents = store.rounds(), store.agents()
+    committed = sum(record.status == "committed" for record in rounds)
+    ended = store.meta("finished")
+    lines = [
+        f"federation {store.meta('federation')} · model {store.meta('model')} · "
+        f"{committed} of {config.rounds} rounds" + (f" · finished ({ended})" if ended else "")
+    ]
+    if len(rounds) > 10:
+        lines.append(f"… {len(rounds) - 10} earlier rounds: --json shows them")
+    lines += [round_line(record, config.rounds) for record in rounds[-10:]]
+    online = sum(agent.status.state == "online" for agent in agents)
+    lines.append(f"agents: {len(agents)} known, {online} online when last heard of")
+    for agent in agents:
+        status = agent.status
+        rows = f"{status.train_examples:,} to learn, {status.test_examples:,} held out"
+        age = max(0.0, time.time() - agent.heard_at)
+        trouble = f" · cannot take part: {status.unable}" if status.unable else ""
+        lines.append(
+            f"  {agent.agent_id:24s} {status.state:8s} {age:6.0f} s ago · {rows} · "
+            f"{status.runtime or 'no runtime yet'}{trouble}"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,175 @@
+"""The coordinator's shell: runs the state machine over a real link, with the store behind it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from broker.link import Link, Will
+from broker.mqtt import MqttLink
+from broker.service import Service
+from coordinator.config import CoordinatorConfig
+from coordinator.evaluation import central_measure
+from coordinator.events import (
+    Action,
+    Commit,
+    Event,
+    Finished,
+    RoundEnded,
+    SaveAgent,
+    SaveRound,
+    Tick,
+    Waiting,
+)
+from coordinator.federation import Coordinator, Progress
+from coordinator.report import round_line
+from coordinator.store import Store
+from models.errors import ModelError
+from models.package import ModelPackage, load_package
+from models.zoo import load_zoo, zoo_names
+
+log = logging.getLogger(__name__)
+
+#: Folder below state_dir with the trained model package.
+RESULT_FOLDER = "model"
+
+
+class CoordinatorService(Service):
+    """One federation over one link.
+
+    Args:
+        coordinator: the machine.
+        link: to the broker.
+        store: written before anything is announced that depends on it.
+        tell: takes one JSON-ready event for every round and at the end; None logs lines instead.
+        give_up_s: see `Service`.
+    """
+
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        link: Link,
+        store: Store,
+        tell: Callable[[dict[str, object]], None] | None,
+        give_up_s: float | None,
+    ) -> None:
+        super().__init__(link, give_up_s)
+        self._coordinator = coordinator
+        self._store = store
+        self._tell = tell
+
+    def handle(self, event: Event) -> Sequence[Action]:
+        """See `Coordinator.handle`."""
+        return self._coordinator.handle(event, time.monotonic())
+
+    def wait_s(self) -> float:
+        """Until the next deadline."""
+        return self._coordinator.wait_s(time.monotonic())
+
+    def wake(self) -> None:
+        """Let the machine look at the clock."""
+        self.dispatch(Tick())
+
+    def perform(self, action: Action) -> None:
+        """Store, tell, or end."""
+        match action:
+            case Commit(version, theta, strategy_state, record):
+                self._store.commit(version, theta, strategy_state, record)
+            case SaveRound(record):
+                self._store.save_round(record)
+            case SaveAgent(agent_id, status):
+                self._store.save_agent(agent_id, status)
+            case RoundEnded(record):
+                rounds = self._coordinator.config.rounds
+                self._say("round", round_line(record, rounds), record=msgspec.to_builtins(record))
+            case Waiting(able, wanted):
+                line = f"waiting for agents: {able} of {wanted} can take part"
+                self._say("waiting", line, able=able, wanted=wanted)
+            case Finished(reason):
+                self._store.finish(reason)
+                self._say("finished", f"finished: {reason}", reason=reason)
+                self.stop()
+
+    def _say(self, event: str, line: str, **facts: object) -> None:
+        if self._tell is None:
+            log.info("%s", line, extra={"event": event})
+        else:
+            self._tell({"event": event, **facts})
+
+
+def run_coordinator(
+    config: CoordinatorConfig, base: Path, *, as_json: bool = False, give_up_s: float | None = None
+) -> Path:
+    """Serve until the federation has ended or the process is told to stop.
+
+    Args:
+        config: of the federation.
+        base: folder that its paths are relative to.
+        as_json: print one JSON object a line on stdout for every event.
+        give_up_s: see `Service`.
+
+    Returns:
+        The folder with the trained model package.
+
+    Raises:
+        ConfigError: the model, the data or the state folder is unusable.
+        LinkError: see `Service.run`.
+    """
+    package = _find_package(config.model, base)
+    data = config.evaluation.data
+    measure = None if data is None else central_measure(base / data, package)
+    store = Store(base / config.state_dir, config.keep_versions)
+    try:
+        store.adopt(config.federation, package)
+        progress = store.load(package.spec.size)
+        coordinator = Coordinator(config, package, secrets.token_hex(8), progress, measure)
+        if progress is None:
+            store.begin(coordinator.progress.theta, coordinator.progress.strategy_state)
+        else:
+            _log_resumption(progress)
+        store.finish("")
+        will = coordinator.will
+        link = MqttLink(
+            config.broker,
+            client_id=f"fedge-{config.federation}-coordinator",
+            will=Will(will.topic, will.payload),
+        )
+        tell = _print_json if as_json else None
+        CoordinatorService(coordinator, link, store, tell, give_up_s).run()
+        return _write_result(base / config.state_dir, package, coordinator.progress)
+    finally:
+        store.close()
+
+
+def _find_package(reference: str, base: Path) -> ModelPackage:
+    if reference in zoo_names():
+        return load_zoo(reference)
+    folder = base / reference
+    if not folder.is_dir():
+        raise ModelError(
+            f"model: {reference!r} is neither a package folder beside the configuration nor in "
+            f"the zoo, which has: {', '.join(zoo_names())}"
+        )
+    return load_package(folder)
+
+
+def _log_resumption(progress: Progress) -> None:
+    log.info("going on from version %d, round %d", progress.version, progress.last_round)
+
+
+def _write_result(state_dir: Path, package: ModelPackage, progress: Progress) -> Path:
+    folder = state_dir / RESULT_FOLDER
+    ModelPackage(package.spec, package.program, np.array(progress.theta)).save(folder)
+    log.info("version %d written to %s", progress.version, folder)
+    return folder
+
+
+def _print_json(event: dict[str, object]) -> None:
+    print(json.dumps(event), flush=True)  # noqa: T201  stdout is this command's result

@@ -1,0 +1,223 @@
+"""What the coordinator keeps on disk: rounds, versions of θ, agents, in one SQLite file.
+
+Write-ahead logging with full synchronisation: a commit that returned survives a power cut, and
+readers (`fedge coordinator status`) never wait for the writer.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from broker.messages import AgentStatus
+from coordinator.federation import Progress
+from coordinator.records import RoundRecord
+from coordinator.strategies import State, state_from_bytes, state_to_bytes
+from models.errors import ConfigError, StoreError, WireError
+from models.package import ModelPackage
+from models.parameters import F32
+
+STORE_FILE = "federation.sqlite"
+_FORMAT = "1"
+_SCHEMA = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE versions (
+    version INTEGER PRIMARY KEY, theta BLOB NOT NULL, strategy_state BLOB NOT NULL,
+    created_at REAL NOT NULL
+);
+CREATE TABLE rounds (round_id INTEGER PRIMARY KEY, record TEXT NOT NULL, ended_at REAL NOT NULL);
+CREATE TABLE agents (agent_id TEXT PRIMARY KEY, status TEXT NOT NULL, heard_at REAL NOT NULL);
+"""
+
+
+@dataclass(frozen=True)
+class KnownAgent:
+    """An agent as it last described itself."""
+
+    agent_id: str
+    status: AgentStatus
+    heard_at: float
+
+
+class Store:
+    """One federation's file. Used from one thread.
+
+    Args:
+        folder: made when absent.
+        keep_versions: of θ; 0 keeps all.
+
+    Raises:
+        ConfigError: the folder cannot be written, or the file is no store of this format.
+    """
+
+    def __init__(self, folder: Path, keep_versions: int = 0) -> None:
+        self.path = folder / STORE_FILE
+        self._keep_versions = keep_versions
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(self.path, isolation_level=None)
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = FULL")
+            self._create()
+        except (OSError, sqlite3.Error, StoreError) as error:
+            raise ConfigError(f"state_dir {folder} cannot be used: {error}") from error
+
+    @classmethod
+    def open_existing(cls, folder: Path) -> Store:
+        """The store of a federation that was started before.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        if not (folder / STORE_FILE).is_file():
+            raise ConfigError(f"{folder / STORE_FILE}: no such file; was the coordinator started?")
+        return cls(folder)
+
+    def close(self) -> None:
+        """Release the file."""
+        self._db.close()
+
+    def adopt(self, federation: str, package: ModelPackage) -> None:
+        """Tie the store to a federation and its model, at its first use.
+
+        Raises:
+            ConfigError: it belongs to another federation or model.
+        """
+        facts = {
+            "federation": federation,
+            "model": package.spec.name,
+            "fingerprint": package.spec.fingerprint,
+        }
+        for key, value in facts.items():
+            with self._transaction() as db:
+                db.execute("INSERT OR IGNORE INTO meta VALUES (?, ?)", (key, value))
+            found = self.meta(key)
+            if found != value:
+                raise ConfigError(
+                    f"{self.path} holds {key} {found!r}, the configuration says {value!r}: "
+                    "use another state_dir, or delete the folder to begin anew"
+                )
+
+    def meta(self, key: str) -> str | None:
+        """A fact about the store: federation, model, fingerprint, finished."""
+        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def begin(self, theta: F32, state: State) -> None:
+        """Store version 0, before anybody trains."""
+        with self._transaction() as db:
+            self._insert_version(db, 0, theta, state)
+
+    def commit(self, version: int, theta: F32, state: State, record: RoundRecord) -> None:
+        """A new version and its round, both or neither."""
+        with self._transaction() as db:
+            self._insert_version(db, version, theta, state)
+            self._insert_round(db, record)
+            if self._keep_versions:
+                oldest = version - self._keep_versions
+                db.execute("DELETE FROM versions WHERE version <= ?", (oldest,))
+
+    def save_round(self, record: RoundRecord) -> None:
+        """The round's record, replacing what is there of it."""
+        with self._transaction() as db:
+            self._insert_round(db, record)
+
+    def save_agent(self, agent_id: str, status: AgentStatus) -> None:
+        """What an agent said of itself last."""
+        text = msgspec.json.encode(status).decode()
+        with self._transaction() as db:
+            db.execute(
+                "INSERT OR REPLACE INTO agents VALUES (?, ?, ?)", (agent_id, text, time.time())
+            )
+
+    def finish(self, reason: str) -> None:
+        """Note that the federation has ended, and why; with "" that it goes on."""
+        with self._transaction() as db:
+            db.execute("INSERT OR REPLACE INTO meta VALUES ('finished', ?)", (reason,))
+
+    def load(self, size: int) -> Progress | None:
+        """Where the federation stands; None before `begin`.
+
+        Raises:
+            ConfigError: what is stored does not fit the model's P, or is damaged.
+        """
+        row = self._db.execute(
+            "SELECT version, theta, strategy_state FROM versions ORDER BY version DESC LIMIT 1"
+        ).fetchone()
+        if row is None:
+            return None
+        version, blob, state = row
+        theta = np.frombuffer(blob, "<f4").astype(np.float32)
+        if theta.size != size:
+            raise ConfigError(
+                f"{self.path}: version {version} has {theta.size} parameters, not {size}"
+            )
+        theta.setflags(write=False)
+        try:
+            return Progress(version, theta, state_from_bytes(state), self.rounds())
+        except WireError as error:
+            raise ConfigError(f"{self.path}: version {version}: {error}") from error
+
+    def rounds(self) -> list[RoundRecord]:
+        """All rounds, in order."""
+        rows = self._db.execute("SELECT record FROM rounds ORDER BY round_id")
+        try:
+            return [msgspec.json.decode(text, type=RoundRecord) for (text,) in rows]
+        except msgspec.DecodeError as error:
+            raise ConfigError(f"{self.path}: a round's record is damaged: {error}") from error
+
+    def agents(self) -> list[KnownAgent]:
+        """All agents ever heard of, by id."""
+        rows = self._db.execute("SELECT agent_id, status, heard_at FROM agents ORDER BY agent_id")
+        return [
+            KnownAgent(name, msgspec.json.decode(text, type=AgentStatus), heard)
+            for name, text, heard in rows
+        ]
+
+    def versions(self) -> list[int]:
+        """Versions of θ that are still kept."""
+        return [row[0] for row in self._db.execute("SELECT version FROM versions ORDER BY version")]
+
+    def _create(self) -> None:
+        with self._transaction() as db:
+            tables = db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+            if not tables:
+                for statement in filter(str.strip, _SCHEMA.split(";")):
+                    db.execute(statement)
+                db.execute("INSERT INTO meta VALUES ('format', ?)", (_FORMAT,))
+        if (found := self.meta("format")) != _FORMAT:
+            raise ConfigError(f"{self.path} has format {found}, this version reads {_FORMAT}")
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+        except sqlite3.Error as error:
+            raise StoreError(
+                f"{self.path}: {error}; nothing was lost, free the disk and start again"
+            ) from error
+
+    @staticmethod
+    def _insert_version(db: sqlite3.Connection, version: int, theta: F32, state: State) -> None:
+        values = (version, theta.astype("<f4").tobytes(), state_to_bytes(state), time.time())
+        db.execute("INSERT INTO versions VALUES (?, ?, ?, ?)", values)
+
+    @staticmethod
+    def _insert_round(db: sqlite3.Connection, record: RoundRecord) -> None:
+        text = msgspec.json.encode(record).decode()
+        values = (record.round_id, text, time.time())
+        db.execute("INSERT OR REPLACE INTO rounds VALUES (?, ?, ?)", values)
