@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from random import Random
 
+#: A connection that lived this long was a good one: the next failure starts the back-off afresh.
+#: One that dies at once (two devices with one id) keeps climbing.
+STABLE_S = 10.0
+
 
 class FullJitter:
     """Waits drawn from uniform(0, min(cap, base * 2 ** attempt)).

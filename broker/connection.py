@@ -23,7 +23,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from broker import reasons
-from broker.backoff import FullJitter
+from broker.backoff import STABLE_S, FullJitter
 from broker.driver import HEADER_ROOM, Driver, Session, make_properties
 from broker.link import QOS, LinkDown, LinkEvent, LinkUp, Received, publish_packet_bytes
 from broker.network import NetworkLoop
@@ -35,9 +35,6 @@ log = logging.getLogger(__name__)
 _WINDOW = 64
 #: MQTT 5 §3.2.2.3.6: without the property there is no limit beyond the protocol's.
 _NO_PACKET_LIMIT = 268_435_455
-#: A connection that lived this long was a good one: the next failure starts the back-off afresh.
-#: One that dies at once (two devices with one id) keeps climbing.
-_STABLE_S = 10.0
 _FILTERS_PER_PACKET = 50
 _GOODBYE_S = 1.0
 
@@ -299,7 +296,7 @@ class Connection:
     def _down(self, down: LinkDown, *, at_cap: bool = False) -> None:
         if self._state in (_State.IDLE, _State.CLOSED):
             return
-        if self._state is _State.UP and self._network.now_s() - self._up_since_s >= _STABLE_S:
+        if self._state is _State.UP and self._network.now_s() - self._up_since_s >= STABLE_S:
             self._backoff.reset()
         self._state = _State.IDLE
         self._subacks.clear()
