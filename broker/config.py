@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
@@ -309,14 +309,15 @@ def _describe(failure: _Failure) -> tuple[_Path, str]:
     if failure.own_words:
         return path, " ".join(text.split())
     if match := _MISSING.fullmatch(text):
-        return (*path, match["key"]), "required key is missing" + _choices(failure, match["key"])
+        choices = _choices(_item_hint(failure.hint, match["key"]))
+        return (*path, match["key"]), "; ".join(filter(None, ["required key is missing", choices]))
     if match := _UNKNOWN.fullmatch(text):
         return (*path, match["key"]), _unknown_key(match["key"], _known_keys(failure.hint))
     if match := _EXPECTED.fullmatch(text):
         what = re.sub(r"`([^`]*)`", lambda m: _in_words(m[1]), match["what"])
         return path, f"expected {what}, got {_shown(failure)}{_quoting_hint(failure, what)}"
-    if choices := _choices(failure, str(path[-1]) if path else ""):
-        return path, f"expected {choices.removeprefix('; ')}, got {_shown(failure)}"
+    if choices := _choices(failure.hint):
+        return path, f"expected {choices}, got {_shown(failure)}"
     return path, f"{text}, got {_shown(failure)}"
 
 
@@ -338,16 +339,11 @@ def _known_keys(hint: Any) -> list[str]:
     return sorted(keys)
 
 
-def _choices(failure: _Failure, key: str) -> str:
-    """'; one of: …' where a Literal or a tag leaves a choice, else nothing."""
-    members = _members(failure.hint)
-    values: Iterable[Any] = [
-        value for member in members if get_origin(member) is Literal for value in get_args(member)
-    ]
-    if not values:
-        structs = [s for s in members if _is_struct(s) and _tag_key(s) == key]
-        values = [_tag(struct) for struct in structs]
-    return f"; one of: {', '.join(map(str, values))}" if values else ""
+def _choices(hint: Any) -> str:
+    """'one of: …' where a Literal (or a tag) leaves a choice, else nothing."""
+    literals = [member for member in _members(hint) if get_origin(member) is Literal]
+    values = [str(value) for literal in literals for value in get_args(literal)]
+    return f"one of: {', '.join(values)}" if values else ""
 
 
 def _shown(failure: _Failure) -> str:

@@ -1,0 +1,232 @@
+"""Dealing the rows of one data file out to the agents of a fleet.
+
+Every partitioner returns one ascending index array per client; no row goes to two clients, and
+every row goes to one unless its docstring says otherwise. Ascending keeps each client's rows in
+the order of time, which the split into training and held-out rows relies on.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from math import isfinite
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from models.errors import ConfigError
+
+Array = NDArray[Any]
+Index = NDArray[np.int64]
+Kind = Literal["client", "iid", "shards", "dirichlet"]
+
+#: Leaves room for "-" and a number within the 64 characters of an agent id.
+_PREFIX = re.compile(r"[A-Za-z0-9_-]{1,40}")
+
+
+class PartitionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The `partition:` section of a scenario.
+
+    Attributes:
+        kind: `client`: the data says whose a row is; `iid`: dealt out evenly at random; `shards`:
+            each client has rows of a few labels; `dirichlet`: each client has its own mix of
+            labels.
+        prefix: agent ids are `<prefix>-<number>`.
+        clients: number of clients. Required except for `client`, where it takes the first so many
+            (in ascending order) and leaves the rows of the others out.
+        shards_per_client: for `shards`; the fewer, the fewer labels a client sees.
+        alpha: for `dirichlet`; small (0.1) gives each client one or two labels, large (100) the
+            same mix to all.
+        minimum: for `dirichlet`; refuse when clients would have fewer rows than this.
+    """
+
+    kind: Kind
+    prefix: str = "agent"
+    clients: int | None = None
+    shards_per_client: int = 2
+    alpha: float = 0.5
+    minimum: int = 1
+
+    def __post_init__(self) -> None:
+        if not _PREFIX.fullmatch(self.prefix):
+            raise ValueError(
+                f"prefix must be 1 to 40 letters, digits, '_' or '-', got {self.prefix!r}"
+            )
+        if self.clients is None and self.kind != "client":
+            raise ValueError(f"kind {self.kind} needs the number of clients")
+        for name in ("clients", "shards_per_client", "minimum"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if not isfinite(self.alpha) or self.alpha <= 0:
+            raise ValueError(f"alpha must be finite and above 0, got {self.alpha}")
+
+
+def by_client(client: Array) -> list[Index]:
+    """The rows of each client, in ascending order of the client's value.
+
+    Args:
+        client: whose a row is, shape (n,): whole numbers or texts.
+    """
+    _, code, sizes = np.unique(client, return_inverse=True, return_counts=True)
+    order = np.argsort(code, kind="stable").astype(np.int64)
+    return np.split(order, np.cumsum(sizes)[:-1]) if len(order) else []
+
+
+def iid(n: int, clients: int, rng: np.random.Generator) -> list[Index]:
+    """n rows dealt out at random; the numbers of rows differ by at most one.
+
+    Raises:
+        ConfigError: fewer rows than clients.
+    """
+    _check_enough(n, clients, f"{clients} clients")
+    shuffled = rng.permutation(n).astype(np.int64)
+    return [np.sort(part) for part in np.array_split(shuffled, clients)]
+
+
+def label_shards(
+    labels: Array, clients: int, shards_per_client: int, rng: np.random.Generator
+) -> list[Index]:
+    """Rows sorted by label and cut into equal shards, of which each client gets a few at random.
+
+    The "pathological non-IID" partition of McMahan et al. 2017 (arXiv 1602.05629), section 3:
+    with two shards, most clients see two labels. Shards differ by at most one row.
+
+    Args:
+        labels: shape (n,); class indices, or numbers to sort by.
+        clients: number of clients.
+        shards_per_client: shards each client gets.
+        rng: decides who gets which shards.
+
+    Raises:
+        ConfigError: fewer rows than shards.
+    """
+    shards = clients * shards_per_client
+    _check_enough(len(labels), shards, f"{shards} shards")
+    order = np.argsort(labels, kind="stable").astype(np.int64)
+    pieces = np.array_split(order, shards)
+    hands = rng.permutation(shards).reshape(clients, shards_per_client)
+    return [np.sort(np.concatenate([pieces[shard] for shard in hand])) for hand in hands]
+
+
+def dirichlet(
+    labels: Array, clients: int, alpha: float, rng: np.random.Generator, minimum: int = 1
+) -> list[Index]:
+    """Each client draws its own mix of labels, q ~ Dir(alpha * p), p being the mix of all rows.
+
+    Hsu et al. 2019 (arXiv 1909.06335), section 3: all clients get the same number of rows (to
+    within one), drawn from q without replacement; a label that is used up is left out of q. The
+    rows a client gets of a label are random. Since every row goes to somebody, the last clients
+    take what is left and follow their q less closely than the first; clients are served in random
+    order so that their number says nothing about that.
+
+    Args:
+        labels: class indices, whole numbers, shape (n,).
+        clients: number of clients.
+        alpha: concentration, above 0.
+        rng: draws the mixes and the rows.
+        minimum: rows each client must get.
+
+    Raises:
+        ConfigError: labels are no whole numbers, or there are too few rows.
+    """
+    if labels.dtype.kind not in "biu":
+        raise ConfigError(f"kind dirichlet needs class labels, got {labels.dtype} numbers")
+    _check_enough(len(labels), clients * minimum, f"{clients} clients of at least {minimum}")
+    pools = [rng.permutation(pool) for pool in by_client(labels)]
+    left = np.array([len(pool) for pool in pools])
+    prior = left / left.sum()
+    sizes = [len(part) for part in np.array_split(labels, clients)]
+    parts: list[Index] = [np.empty(0, np.int64)] * clients
+    for number in rng.permutation(clients):
+        counts = _draw(rng.dirichlet(alpha * prior), left, sizes[number], rng)
+        taken = [
+            pool[size - count : size] for pool, size, count in zip(pools, left, counts, strict=True)
+        ]
+        parts[number] = np.sort(np.concatenate(taken))
+        left = left - counts
+    return parts
+
+
+def partition(
+    config: PartitionConfig, labels: Array | None, client: Array | None, rng: np.random.Generator
+) -> dict[str, Index]:
+    """The rows of each agent, by agent id.
+
+    With `kind: client` and whole numbers as clients the id carries the client's own number
+    (`writer-2595`), otherwise the position (`agent-0`).
+
+    Args:
+        config: how to deal out.
+        labels: label of each row, shape (n,).
+        client: whose each row is, shape (n,); needed by `kind: client` alone.
+        rng: the same generator state gives the same partition.
+
+    Raises:
+        ConfigError: what the kind needs is not there, or there are too few rows.
+    """
+    if config.kind == "client":
+        return _named_clients(config, client)
+    if labels is None:
+        raise ConfigError(f"kind {config.kind} needs the labels of the rows")
+    parts = PARTITIONERS[config.kind](config, labels, rng)
+    return {f"{config.prefix}-{number}": rows for number, rows in enumerate(parts)}
+
+
+def _iid(config: PartitionConfig, labels: Array, rng: np.random.Generator) -> list[Index]:
+    return iid(len(labels), config.clients or 1, rng)
+
+
+def _shards(config: PartitionConfig, labels: Array, rng: np.random.Generator) -> list[Index]:
+    return label_shards(labels, config.clients or 1, config.shards_per_client, rng)
+
+
+def _dirichlet(config: PartitionConfig, labels: Array, rng: np.random.Generator) -> list[Index]:
+    return dirichlet(labels, config.clients or 1, config.alpha, rng, config.minimum)
+
+
+#: Kinds that deal out at random; `client` needs no randomness but another array.
+PARTITIONERS: dict[str, Callable[[PartitionConfig, Array, np.random.Generator], list[Index]]] = {
+    "iid": _iid,
+    "shards": _shards,
+    "dirichlet": _dirichlet,
+}
+
+
+def _named_clients(config: PartitionConfig, client: Array | None) -> dict[str, Index]:
+    if client is None:
+        raise ConfigError("kind client needs an array that says whose each row is")
+    values = np.unique(client)
+    if config.clients is not None and config.clients > len(values):
+        raise ConfigError(f"clients is {config.clients}, the data has {len(values)}")
+    numbered = client.dtype.kind in "iu" and (values >= 0).all()
+    names = values.tolist() if numbered else list(range(len(values)))
+    parts = by_client(client)
+    chosen = slice(config.clients)
+    return {
+        f"{config.prefix}-{name}": rows
+        for name, rows in zip(names[chosen], parts[chosen], strict=True)
+    }
+
+
+def _draw(mix: Array, left: Array, size: int, rng: np.random.Generator) -> Array:
+    """How many rows of each label: `size` draws from `mix`, never more than are `left`.
+
+    A draw of a label that is used up is drawn again, which is the same as drawing one at a time
+    from the mix of the labels that are left.
+    """
+    counts = np.zeros_like(left)
+    while (missing := size - int(counts.sum())) > 0:
+        odds = np.where(counts < left, mix, 0.0)
+        if odds.sum() <= 0:  # a small alpha leaves zeros: fall back on what there is
+            odds = (left - counts).astype(np.float64)
+        drawn = rng.multinomial(missing, odds / odds.sum())
+        counts = np.minimum(counts + drawn, left)
+    return counts
+
+
+def _check_enough(rows: int, needed: int, what: str) -> None:
+    if rows < needed:
+        raise ConfigError(f"{rows} rows are too few for {what}")
