@@ -132,8 +132,9 @@ def dirichlet(
     Raises:
         ConfigError: labels are no whole numbers, or there are too few rows.
     """
-    if labels.dtype.kind not in "biu":
-        raise ConfigError(f"kind dirichlet needs class labels, got {labels.dtype} numbers")
+    # Class indices read from a .csv arrive as float64.
+    if labels.dtype.kind not in "biu" and not np.array_equal(labels, np.rint(labels)):
+        raise ConfigError("kind dirichlet needs class labels, got numbers with fractions")
     _check_enough(len(labels), clients * minimum, f"{clients} clients of at least {minimum}")
     pools = [rng.permutation(pool) for pool in by_client(labels)]
     left = np.array([len(pool) for pool in pools])

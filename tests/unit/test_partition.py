@@ -99,6 +99,14 @@ def test_alpha_goes_from_one_label_per_client_to_the_same_mix_for_all() -> None:
     assert mean_largest_share(1e4) < 0.15
 
 
+def test_class_indices_stored_as_floats_are_class_labels() -> None:
+    labels = np.arange(60) % 3
+    whole, floats = (
+        dirichlet(array, 4, 1.0, np.random.default_rng(0)) for array in (labels, labels / 1.0)
+    )
+    assert [part.tolist() for part in whole] == [part.tolist() for part in floats]
+
+
 def test_dirichlet_follows_the_mix_of_all_rows() -> None:
     labels = np.repeat([0, 1], [9000, 1000])
     parts = dirichlet(labels, 10, 1e4, np.random.default_rng(0))
@@ -169,9 +177,9 @@ def test_the_watch_data_makes_one_agent_per_wearer() -> None:
         ),
         (
             {"kind": "dirichlet", "clients": 2},
-            np.ones(4),
+            np.array([1.0, 0.5]),
             None,
-            "kind dirichlet needs class labels, got float64 numbers",
+            "kind dirichlet needs class labels, got numbers with fractions",
         ),
         ({"kind": "iid", "clients": 2}, None, None, "kind iid needs the labels of the rows"),
         ({"kind": "client"}, np.arange(4), None, "kind client needs an array that says whose"),
