@@ -33,6 +33,7 @@ class PartitionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
         kind: `client`: the data says whose a row is; `iid`: dealt out evenly at random; `shards`:
             each client has rows of a few labels; `dirichlet`: each client has its own mix of
             labels.
+        client: for `client`; name of the array or column that says whose a row is.
         prefix: agent ids are `<prefix>-<number>`.
         clients: number of clients. Required except for `client`, where it takes the first so many
             (in ascending order) and leaves the rows of the others out.
@@ -42,7 +43,8 @@ class PartitionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
         minimum: for `dirichlet`; refuse when clients would have fewer rows than this.
     """
 
-    kind: Kind
+    kind: Kind = "client"
+    client: str = "client"
     prefix: str = "agent"
     clients: int | None = None
     shards_per_client: int = 2

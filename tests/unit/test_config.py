@@ -39,6 +39,10 @@ class Median(
     trim: float
 
 
+class Mode(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    mode: Literal["fast", "slow"]
+
+
 class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     name: str
     round: Round = Round()
@@ -46,6 +50,7 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     aggregator: Mean | Median = Mean()
     sites: dict[str, Round] = {}
     stages: tuple[Round, ...] = ()
+    modes: list[Mode] = []
     pair: tuple[int, float] = (1, 1.0)
     extra: Round | None = None
     store: Path | None = None
@@ -110,7 +115,7 @@ def test_anchors_and_merge_keys_work(tmp_path: Path) -> None:
             "round.deadline: unknown key; did you mean deadline_s? "
             "known keys: deadline_s, min_reports, report_goal",
         ),
-        ("name: a\nzzzzz: 3", "zzzzz: unknown key; known keys: aggregator, codec, extra, name,"),
+        ("name: a\nzzzzz: 3", "zzzzz: unknown key; known keys: aggregator, codec, extra, modes,"),
         ("name: a\nsites: {n.w: {x: 1}}", "sites.n.w.x: unknown key; known keys: deadline_s"),
         ("name: a\nstages: [{}, {x: 1}]", "stages[1].x: unknown key; known keys: deadline_s"),
         (
@@ -145,6 +150,7 @@ def test_anchors_and_merge_keys_work(tmp_path: Path) -> None:
         # missing keys
         ("codec: int8", "name: required key is missing"),
         ("name: a\naggregator: {kind: median}", "aggregator.trim: required key is missing"),
+        ("name: a\nmodes: [{}]", "modes[0].mode: required key is missing; one of: fast, slow"),
         (
             "name: a\naggregator: {trim: 1}",
             "aggregator.kind: required key is missing; one of: mean, median",
