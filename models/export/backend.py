@@ -10,6 +10,7 @@ import contextlib
 import os
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 
 from models.errors import ExportError
@@ -54,4 +55,19 @@ if keras.backend.backend() != "tensorflow":
         "exported: unset KERAS_BACKEND"
     )
 
-__all__ = ["keras", "quiet_stderr", "tf"]
+
+@contextlib.contextmanager
+def hushed() -> Iterator[None]:
+    """Without warnings and chatter about TensorFlow itself, which say nothing about the model."""
+    logger = tf.get_logger()
+    level = logger.level
+    logger.setLevel("ERROR")
+    try:
+        with warnings.catch_warnings(), quiet_stderr():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+__all__ = ["hushed", "keras", "quiet_stderr", "tf"]

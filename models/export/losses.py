@@ -180,9 +180,9 @@ def _metric(identifier: Any, loss: str, options: Mapping[str, Any]) -> tuple[str
         name = {_SPARSE: "sparse_categorical_accuracy", _BINARY: "binary_accuracy"}.get(loss, name)
         # Keras would compare a logit with 0.5 here; what is meant is a probability of one half.
         settings = {"threshold": 0.0 if options.get("from_logits") else 0.5}
-    if name == "mean_absolute_error":
+    if name == "mean_absolute_error" and loss != _SPARSE:
         return "mae", lambda y, p: _row_mean(tf.abs(p - tf.cast(y, tf.float32)))
-    if name == "mean_squared_error":
+    if name == "mean_squared_error" and loss != _SPARSE:
         return "mse", lambda y, p: _row_mean(tf.square(p - tf.cast(y, tf.float32)))
     if name == "sparse_categorical_accuracy" and loss == _SPARSE:
         return "accuracy", _sparse_accuracy
@@ -230,7 +230,9 @@ def _identify(identifier: Any, what: str) -> tuple[str, dict[str, Any]]:
     """Keras's snake-case name and the options of a loss or metric, however it was written."""
     if isinstance(identifier, keras.losses.Loss):
         _check_reduction(identifier)
-        return _snake(type(identifier).__name__), dict(identifier.get_config())
+        # Huber's delta is missing from its configuration (Keras 3.15); the wrapper has it.
+        hidden = getattr(identifier, "_fn_kwargs", {})
+        return _snake(type(identifier).__name__), {**identifier.get_config(), **hidden}
     if isinstance(identifier, dict):  # as serialised by Keras
         config = identifier.get("config")
         if isinstance(config, str):  # a function: its name

@@ -6,16 +6,14 @@ The model is traced unchanged, once per signature, with its weights cut from θ
 
 from __future__ import annotations
 
-import contextlib
 import re
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from models.errors import ExportError
 from models.export import activations
-from models.export.backend import quiet_stderr, tf
+from models.export.backend import hushed, tf
 from models.export.gradients import OVERRIDES, Tensor
 from models.export.layers import leaves
 from models.export.losses import Objective
@@ -35,7 +33,7 @@ def lower(model: Any, objective: Objective, spec: ModelSpec) -> bytes:
     functions = _trace(model, objective, spec)
     module = tf.Module()
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
-    with tempfile.TemporaryDirectory() as folder, _hushed():
+    with tempfile.TemporaryDirectory() as folder, hushed():
         tf.saved_model.save(module, folder, signatures=functions, options=options)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder, list(functions))
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
@@ -176,17 +174,3 @@ def _strip(program: bytes) -> bytes:
         for tensor in subgraph.tensors:
             tensor.name = None
     return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
-
-
-@contextlib.contextmanager
-def _hushed() -> Iterator[None]:
-    """Without the converter's chatter, which is about TensorFlow and not about the model."""
-    logger = tf.get_logger()
-    level = logger.level
-    logger.setLevel("ERROR")
-    try:
-        with warnings.catch_warnings(), quiet_stderr():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

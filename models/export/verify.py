@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import ExportError, ModelError, TrainingError
-from models.export.backend import quiet_stderr, tf
+from models.export.backend import hushed, tf
 from models.package import ModelPackage
 from models.parameters import F32
 from models.program import Program
@@ -28,7 +28,7 @@ def verify(model: Any, package: ModelPackage) -> None:
     spec = package.spec
     inputs, target = random_batch(spec, np.random.default_rng(0))
     try:
-        with quiet_stderr():  # the interpreter announces its delegates
+        with hushed():  # the interpreter announces its delegates, TensorFlow's its retirement
             program = Program(package.program, spec)
             got = program.gradient(package.initial, inputs, target)
             sums = program.evaluate(package.initial, inputs, target)

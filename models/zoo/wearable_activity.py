@@ -2,8 +2,9 @@
 
 Task and data: Burns et al. 2018, Shoulder Physiotherapy Exercise Recognition: Machine Learning the
 Inertial Signals from a Smartwatch (arXiv 1802.01489); ten people, seven exercises. What matters is
-a wearer who was never recorded: the convolutions look for movements wherever they happen in the
-window, and global pooling forgets when.
+a wearer who was never recorded: each of the 24 filters looks for one movement of 0.4 s, and global
+max pooling keeps how clearly it was seen, not when. Deeper and larger networks were tried, leaving
+people out: they knew new wearers less well.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _CLASSES = ("PEN", "ABD", "FEL", "IR", "ER", "TRAP", "ROW")
 
 
 def build() -> Any:
-    """Two strided convolutions over time, global average pooling, one dense layer."""
+    """One strided convolution over time, global max pooling, one dense layer: 3,223 parameters."""
     from models.export.backend import keras
 
     keras.utils.set_random_seed(2018)
@@ -36,9 +37,8 @@ def build() -> Any:
     model = keras.Sequential(
         [
             keras.Input((100, 6), name="window"),
-            layers.Conv1D(16, 9, strides=2, activation="relu", name="motion"),
-            layers.Conv1D(24, 7, strides=2, activation="relu", name="movement"),
-            layers.GlobalAveragePooling1D(),
+            layers.Conv1D(24, 21, strides=3, activation="relu", name="movement"),
+            layers.GlobalMaxPooling1D(),
             layers.Dense(len(_CLASSES), activation="softmax", name="exercise"),
         ]
     )

@@ -1,0 +1,187 @@
+"""What an export gives, and what is refused before or after conversion."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models.errors import ExportError
+from models.export.backend import keras
+from models.export.exporter import export_model
+from models.package import load_package
+from models.program import Program
+from models.spec import TensorSpec
+
+layers = keras.layers
+
+
+def build(*middle: Any, shape: tuple[int, ...] = (12, 6)) -> Any:
+    model = keras.Sequential(
+        [keras.Input(shape, name="window"), *middle, layers.Flatten(), layers.Dense(1)]
+    )
+    model.compile(loss="mse", metrics=["mae"])
+    return model
+
+
+def test_the_spec_says_what_the_model_is() -> None:
+    given = TensorSpec("window", (12, 6), units=("g",), mean=(0.5,), std=(2.0,))
+    package = export_model(
+        build(layers.Conv1D(4, 3)), name="m", source="here", batch_size=7, inputs=[given]
+    )
+    spec = package.spec
+    assert (spec.name, spec.source, spec.batch_size) == ("m", "here", 7)
+    assert spec.inputs == (given,)
+    assert (spec.loss, spec.metrics) == ("mean_squared_error", ("mae",))
+    assert [(p.name, p.shape) for p in spec.layout.parameters] == [
+        ("conv1d/kernel", (3, 6, 4)),
+        ("conv1d/bias", (4,)),
+        ("dense/kernel", (40, 1)),
+        ("dense/bias", (1,)),
+    ]
+
+
+def test_a_second_export_in_the_same_process_is_the_same() -> None:
+    """Keras counts layers and inputs through the life of a process; a package does not show it."""
+
+    def once() -> Any:
+        model = keras.Sequential([keras.Input((3,)), layers.Dense(4), layers.Dense(1)])
+        model.compile(loss="mse")
+        for variable in model.trainable_variables:
+            variable.assign(np.full(variable.shape, 0.5, np.float32))
+        return export_model(model, name="again")
+
+    first, second = once(), once()
+    assert first.spec == second.spec
+    assert first.spec.inputs[0].name == "input"
+    assert first.program == second.program
+    assert first.digest == second.digest
+
+
+def test_the_digest_survives_the_disk(tmp_path: Path) -> None:
+    package = export_model(build(), name="m")
+    package.save(tmp_path)
+    assert load_package(tmp_path).digest == package.digest
+
+
+def test_programs_are_small_and_carry_no_weights() -> None:
+    narrow, wide = (
+        export_model(build(layers.Dense(units, activation="relu")), name="m") for units in (4, 400)
+    )
+    assert wide.spec.size > 50 * narrow.spec.size / 4
+    assert abs(len(wide.program) - len(narrow.program)) < 500
+    assert len(wide.program) < 20_000
+
+
+def test_tensorflow_s_own_interpreter_checks_programs_where_no_other_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
+    package = export_model(build(), name="m")
+    with pytest.warns(UserWarning, match="tf.lite.Interpreter is deprecated"):
+        program = Program(package.program, package.spec)
+    assert program.runtime.startswith("tensorflow ")
+
+
+def named(layer: Callable[..., Any], *sizes: Any, **options: Any) -> Callable[[], Any]:
+    return lambda: build(layer(*sizes, name="culprit", **options))
+
+
+def in_image(layer: Callable[..., Any], *sizes: Any, **options: Any) -> Callable[[], Any]:
+    return lambda: build(layer(*sizes, name="culprit", **options), shape=(8, 8, 2))
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (named(layers.BatchNormalization), "BatchNormalization.*use LayerNormalization"),
+        (named(layers.Dropout, 0.5), "Dropout.*leave it out"),
+        (named(layers.GaussianNoise, 0.5), "GaussianNoise.*leave it out"),
+        (named(layers.LSTM, 4), "LSTM.*use Conv1D"),
+        (named(layers.Bidirectional, layers.GRU(4)), "Bidirectional.*use Conv1D"),
+        (named(layers.SeparableConv1D, 4, 3), "SeparableConv1D.*use Conv1D"),
+        (in_image(layers.DepthwiseConv2D, 3), "DepthwiseConv2D.*use Conv2D"),
+        (in_image(layers.Conv2D, 4, 3, groups=2), "Conv2D.*use groups=1"),
+        (in_image(layers.MaxPooling2D, 3, strides=1), r"must not overlap: use strides=\(3, 3\)"),
+        (named(layers.MaxPooling1D, 3, strides=2), r"must not overlap: use strides=\(3,\)"),
+        (named(layers.Dense, 4, dtype="float16"), "computes in float16"),
+        (named(layers.Dense, 4, dtype="mixed_float16"), "computes in mixed_float16"),
+        (named(layers.Dense, 4, trainable=False), "it is frozen"),
+        (named(layers.Dense, 4, kernel_regularizer="l2"), "kernel_regularizer would be ignored"),
+    ],
+)
+def test_layers_that_are_refused_by_name(make: Callable[[], Any], says: str) -> None:
+    with pytest.raises(ExportError, match=f"layer 'culprit' .*{says}"):
+        export_model(make(), name="m")
+
+
+def test_an_operator_without_a_builtin_is_named_with_its_layer() -> None:
+    model = build(layers.Dense(4, activation=keras.ops.erf, name="strange"))
+    with pytest.raises(ExportError, match="no TFLite built-in operator for Erf in layer 'strange'"):
+        export_model(model, name="m")
+
+
+class OnlyWhileTraining(keras.layers.Layer):  # type: ignore[misc]
+    """A layer whose state no check knows: it doubles in training."""
+
+    def call(self, x: Any, training: bool = False) -> Any:
+        return 2 * x if training else x
+
+
+def test_a_model_that_evaluates_otherwise_than_it_trains_is_refused() -> None:
+    with pytest.raises(ExportError, match="evaluate returns a mean loss"):
+        export_model(build(OnlyWhileTraining()), name="m")
+
+
+def test_models_without_what_a_program_needs() -> None:
+    with pytest.raises(ExportError, match=r"expected a compiled keras.Model, got int"):
+        export_model(3, name="m")
+    unbuilt = keras.Sequential([layers.Dense(1)])
+    unbuilt.compile(loss="mse")
+    with pytest.raises(ExportError, match="does not know its input: begin it with"):
+        export_model(unbuilt, name="m")
+    endless = keras.Sequential(
+        [keras.Input((None, 6)), layers.GlobalMaxPooling1D(), layers.Dense(1)]
+    )
+    endless.compile(loss="mse")
+    with pytest.raises(ExportError, match=r"shape \(None, 6\): every side must be known"):
+        export_model(endless, name="m")
+    x = keras.Input((3,))
+    two = keras.Model(x, [layers.Dense(1)(x), layers.Dense(1)(x)])
+    two.compile(loss="mse")
+    with pytest.raises(ExportError, match="2 outputs: a program has one"):
+        export_model(two, name="m")
+
+
+def test_input_specs_must_fit_the_model() -> None:
+    with pytest.raises(ExportError, match=r"input spec 'window' is float32 \(6,\), the model's"):
+        export_model(build(), name="m", inputs=[TensorSpec("window", (6,))])
+    with pytest.raises(ExportError, match="2 input specs for a model of 1"):
+        export_model(build(), name="m", inputs=[TensorSpec("a"), TensorSpec("b")])
+    with pytest.raises(ExportError, match=r"input and metric names must differ"):
+        export_model(build(), name="m", inputs=[TensorSpec("loss", (12, 6))])
+    with pytest.raises(ExportError, match="classes given for a regression"):
+        export_model(build(), name="m", classes=["a", "b"])
+
+
+def test_a_fresh_process_gives_the_same_bytes(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from models.zoo import zoo_record;"
+        "zoo_record('house_price').export().save(Path(sys.argv[1]))"
+    )
+    root = Path(__file__).parents[2]
+    for name in ("one", "two"):
+        subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", code, str(tmp_path / name)],
+            check=True,
+            cwd=root,
+            timeout=100,
+        )
+    one, two = (load_package(tmp_path / name) for name in ("one", "two"))
+    assert one.digest == two.digest
+    assert np.array_equal(one.initial, two.initial)

@@ -1,0 +1,176 @@
+"""Losses and metrics of exported programs against Keras's own, and how rows are weighed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models.errors import ExportError
+from models.export.backend import keras
+from models.export.exporter import export_model
+from models.export.verify import keras_gradient, random_batch, relative_error
+from models.package import ModelPackage
+from models.program import Program
+
+ROWS = 6
+losses = keras.losses
+
+REGRESSIONS = [
+    "mse",
+    "mean_absolute_error",
+    "huber",
+    losses.MeanSquaredError(),
+    losses.Huber(delta=0.3),
+]
+
+
+def build(outputs: int, activation: str | None, loss: Any, metrics: Any = None) -> Any:
+    keras.utils.set_random_seed(5)
+    model = keras.Sequential(
+        [keras.Input((4,), name="sensors"), keras.layers.Dense(outputs, activation=activation)]
+    )
+    model.compile(loss=loss, metrics=metrics)
+    return model
+
+
+def export(model: Any) -> tuple[ModelPackage, Program]:
+    package = export_model(model, name="objective", batch_size=ROWS)
+    return package, Program(package.program, package.spec)
+
+
+def assert_as_keras(model: Any, program: Program, package: ModelPackage) -> None:
+    inputs, target = random_batch(package.spec, np.random.default_rng(6))
+    got = program.gradient(package.initial, inputs, target)
+    loss, gradient = keras_gradient(model, package.spec, inputs, target)
+    assert got.sums.loss / ROWS == pytest.approx(loss, rel=1e-5)
+    assert relative_error(got.vector, gradient) <= 1e-5
+    assert program.evaluate(package.initial, inputs, target).loss == pytest.approx(
+        got.sums.loss, rel=1e-6
+    )
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+@pytest.mark.parametrize("loss", REGRESSIONS, ids=str)
+def test_regression_losses(loss: Any, outputs: int) -> None:
+    model = build(outputs, None, loss, ["mae", keras.metrics.MeanSquaredError()])
+    package, program = export(model)
+    assert package.spec.target.shape == (() if outputs == 1 else (3,))
+    assert package.spec.target.dtype == "float32"
+    assert_as_keras(model, program, package)
+
+
+def test_one_output_is_compared_row_by_row() -> None:
+    """(rows, 1) minus (rows,) would be (rows, rows)."""
+    package, program = export(build(1, None, "mse", ["mae", "mse"]))
+    x = np.arange(ROWS * 4, dtype=np.float32).reshape(ROWS, 4) / 10
+    target = np.arange(ROWS, dtype=np.float32)
+    weights = package.spec.layout.unflatten(package.initial)
+    predicted = (x @ weights["dense/kernel"] + weights["dense/bias"])[:, 0]
+    sums = program.evaluate(package.initial, {"sensors": x}, target)
+    assert sums.loss == pytest.approx(float(np.square(predicted - target).sum()), rel=1e-5)
+    assert sums.metrics["mse"] == pytest.approx(sums.loss, rel=1e-6)
+    assert sums.metrics["mae"] == pytest.approx(float(np.abs(predicted - target).sum()), rel=1e-5)
+    assert program.predict(package.initial, {"sensors": x})["prediction"].shape == (ROWS,)
+
+
+@pytest.mark.parametrize(
+    ("activation", "from_logits"), [("softmax", False), (None, True), ("relu", True)]
+)
+def test_sparse_categorical_crossentropy(from_logits: bool, activation: str | None) -> None:
+    loss = losses.SparseCategoricalCrossentropy(from_logits=from_logits)
+    model = build(3, activation, loss, ["accuracy"])
+    package, program = export(model)
+    assert (package.spec.target.shape, package.spec.target.dtype) == ((), "int32")
+    assert_as_keras(model, program, package)
+
+
+def test_probabilities_that_no_softmax_made() -> None:
+    """Then there are no logits to go back to, and the logarithm is taken of the output."""
+    x = keras.Input((4,))
+    mixed = keras.layers.Average()(
+        [keras.layers.Dense(3, activation="softmax")(x) for _ in range(2)]
+    )
+    model = keras.Model(x, mixed)
+    model.compile(loss="sparse_categorical_crossentropy")
+    package, program = export(model)
+    assert_as_keras(model, program, package)
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+@pytest.mark.parametrize(
+    ("activation", "loss"),
+    [
+        ("sigmoid", "binary_crossentropy"),
+        ("sigmoid", losses.BinaryCrossentropy(label_smoothing=0.1)),
+        (None, losses.BinaryCrossentropy(from_logits=True)),
+    ],
+    ids=str,
+)
+def test_binary_crossentropy(activation: str | None, loss: Any, outputs: int) -> None:
+    model = build(outputs, activation, loss, ["accuracy"])
+    package, program = export(model)
+    assert package.spec.target.dtype == "int32"
+    assert_as_keras(model, program, package)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "loss", "metric"),
+    [
+        (3, "sparse_categorical_crossentropy", "accuracy"),
+        (3, "sparse_categorical_crossentropy", "sparse_categorical_accuracy"),
+        (1, "binary_crossentropy", "accuracy"),
+        (1, "binary_crossentropy", keras.metrics.BinaryAccuracy(threshold=0.6)),
+        (1, "mse", "mean_absolute_error"),
+        (2, "mse", keras.metrics.MeanSquaredError()),
+    ],
+    ids=str,
+)
+def test_metrics_are_sums_of_keras_means(outputs: int, loss: str, metric: Any) -> None:
+    activation = {3: "softmax", 1: "sigmoid"}.get(outputs)
+    model = build(outputs, activation, loss, [metric])
+    package, program = export(model)
+    inputs, target = random_batch(package.spec, np.random.default_rng(7))
+    sums = program.evaluate(package.initial, inputs, target)
+    labels = target[:, None] if outputs == 1 else target
+    expected = model.evaluate(inputs["sensors"], labels, verbose=0, return_dict=True)
+    (name,) = package.spec.metrics
+    (keras_name,) = set(expected) - {"loss"}
+    assert name in ("accuracy", "mae", "mse")
+    assert sums.metrics[name] / ROWS == pytest.approx(expected[keras_name], abs=1e-6)
+
+
+def test_weights_of_rows_weigh_loss_gradient_and_metrics() -> None:
+    package, program = export(build(3, "softmax", "sparse_categorical_crossentropy", ["accuracy"]))
+    inputs, target = random_batch(package.spec, np.random.default_rng(8))
+    weight = np.array([2, 0, 1, 0, 0, 1], np.float32)
+    rows = np.array([0, 0, 2, 5])  # weight 2 is the row twice, weight 0 is no row
+    weighed = program.gradient(package.initial, inputs, target, weight)
+    repeated = program.gradient(package.initial, {"sensors": inputs["sensors"][rows]}, target[rows])
+    assert relative_error(weighed.vector, repeated.vector) <= 1e-5
+    assert weighed.sums.weight == repeated.sums.weight == 4
+    assert weighed.sums.loss == pytest.approx(repeated.sums.loss, rel=1e-5)
+    assert weighed.sums.metrics == pytest.approx(repeated.sums.metrics)
+
+
+@pytest.mark.parametrize(
+    ("loss", "metrics", "says"),
+    [
+        ("kl_divergence", None, "loss 'kl_divergence' cannot be exported: use one of"),
+        ("categorical_crossentropy", None, "use sparse_categorical_crossentropy with class ind"),
+        (losses.MeanSquaredError(reduction="sum"), None, "reduction='sum'"),
+        ("mse", ["accuracy"], "metric 'accuracy' cannot be exported with the loss mean_squ"),
+        ("mse", ["mae", "cosine_similarity"], "metric 'cosine_similarity' .* use 'mae' or 'mse'"),
+        ("sparse_categorical_crossentropy", ["mae"], "metric 'mean_absolute_error' .* 'accuracy'"),
+        (None, None, "has no loss: call model.compile"),
+    ],
+)
+def test_what_cannot_be_exported_is_named(loss: Any, metrics: Any, says: str) -> None:
+    with pytest.raises(ExportError, match=says):
+        export(build(3, "softmax", loss, metrics))
+
+
+def test_one_output_for_sparse_classes_is_refused() -> None:
+    with pytest.raises(ExportError, match="for two classes and one output use binary_crossentr"):
+        export(build(1, "sigmoid", "sparse_categorical_crossentropy"))

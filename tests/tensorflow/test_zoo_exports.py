@@ -1,0 +1,36 @@
+"""The committed packages of the zoo are what their builders give today."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from models.export.verify import keras_gradient, random_batch, relative_error
+from models.package import ModelPackage
+from models.program import Program
+from models.zoo import load_zoo, zoo_names, zoo_record
+
+
+@pytest.fixture(scope="module", params=zoo_names())
+def committed(request: pytest.FixtureRequest) -> ModelPackage:
+    return load_zoo(request.param)
+
+
+def test_an_export_gives_the_committed_spec_and_weights(committed: ModelPackage) -> None:
+    exported = zoo_record(committed.spec.name).export()
+    assert exported.spec == committed.spec
+    assert np.array_equal(exported.initial, committed.initial)
+
+
+def test_the_committed_program_computes_keras_gradient(committed: ModelPackage) -> None:
+    spec = committed.spec
+    model = zoo_record(spec.name).build()
+    rng = np.random.default_rng(9)
+    for variable in model.trainable_variables:  # away from the initial weights, which may be zero
+        variable.assign(variable + 0.05 * rng.standard_normal(variable.shape))
+    theta = spec.layout.flatten([np.asarray(v) for v in model.trainable_variables])
+    inputs, target = random_batch(spec, rng)
+    got = Program(committed.program, spec).gradient(theta, inputs, target)
+    loss, gradient = keras_gradient(model, spec, inputs, target)
+    assert got.sums.loss / spec.batch_size == pytest.approx(loss, rel=1e-5)
+    assert relative_error(got.vector, gradient) <= 1e-5
