@@ -1,9 +1,6 @@
 """One client's life on the network thread: connect, subscribe, send, take, lose, try again.
 
-Everything here runs on the network thread. Messages that wait to be sent are kept here and paho
-gets a windowful: after a reconnect paho sends every unacknowledged message at once, whatever
-Receive Maximum and Maximum Packet Size the server announced, and a client that has too much in
-flight is thrown out, comes back and does it again.
+Everything here runs on the network thread.
 """
 
 from __future__ import annotations
@@ -11,43 +8,29 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Protocol
 
 from paho.mqtt import client as paho
-from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from broker import reasons
 from broker.backoff import STABLE_S, FullJitter
-from broker.driver import HEADER_ROOM, Driver, Session, make_properties
+from broker.driver import HEADER_ROOM, Driver, Session
 from broker.link import QOS, LinkDown, LinkEvent, LinkUp, Received, publish_packet_bytes
 from broker.network import NetworkLoop
+from broker.outbox import NO_PACKET_LIMIT, WINDOW, Outbox, Outgoing
 from broker.settings import BrokerSettings
 
 log = logging.getLogger(__name__)
 
-#: Our own limit of unacknowledged publications; the server's Receive Maximum may lower it.
-_WINDOW = 64
-#: MQTT 5 §3.2.2.3.6: without the property there is no limit beyond the protocol's.
-_NO_PACKET_LIMIT = 268_435_455
 _FILTERS_PER_PACKET = 50
+#: So many connections in a row cut within seconds look like two clients with one id that throw
+#: each other out. Mosquitto 2.0.11 and the embedded broker hang up on the loser without a word.
+_SUSPICIOUS = 3
 _GOODBYE_S = 1.0
-
-
-@dataclass(frozen=True)
-class Outgoing:
-    """A message that waits to be sent or acknowledged."""
-
-    topic: str
-    payload: bytes
-    retain: bool
-    expiry_s: int | None
-    packet_bytes: int
 
 
 class Owner(Protocol):
@@ -82,8 +65,8 @@ class Connection:
     """Keeps one client connected and subscribed.
 
     Attributes:
-        max_packet_bytes: the server's Maximum Packet Size, once known.
-        dropped: messages given up: too large for the server, or refused by it.
+        outbox: the messages to be sent.
+        dropped: messages that were refused as too large, or had no room.
     """
 
     def __init__(
@@ -95,7 +78,6 @@ class Connection:
         backoff: FullJitter,
         tls: ssl.SSLContext | None,
     ) -> None:
-        self.max_packet_bytes = _NO_PACKET_LIMIT
         self.dropped = 0
         self._settings = settings
         self._session = session
@@ -104,15 +86,14 @@ class Connection:
         self._backoff = backoff
         self._state = _State.IDLE
         self._closing = False
+        self._most_backlog = 4 * session.receive_maximum
         self._subscriptions: dict[str, None] = {}  # a set that keeps its order
         self._to_unsubscribe: dict[str, None] = {}
         self._subacks: dict[int, list[str]] = {}
-        self._waiting: deque[Outgoing] = deque()
-        self._in_flight: dict[int, Outgoing] = {}
-        self._window = _WINDOW
         self._held: list[Received] = []
         self._epoch = 0
         self._up_since_s = 0.0
+        self._short_lives = 0
         self._session_present = False
         self._verdict: LinkDown | None = None  # why the broker will hang up now
         self._last_down: LinkDown | None = None
@@ -120,6 +101,7 @@ class Connection:
         self._password: str | None = None
         self._driver = Driver(settings, session, network, self, tls)
         self._client = self._driver.client
+        self.outbox = Outbox(self._client, owner.finished)
 
     # --- what the owner asks for -----------------------------------------------------------------
 
@@ -145,7 +127,7 @@ class Connection:
 
     def publish(self, message: Outgoing) -> None:
         """Sends it when its turn comes."""
-        self._waiting.append(message)
+        self.outbox.add(message)
         self._pump()
 
     def acknowledge(self, token: int) -> None:
@@ -161,7 +143,7 @@ class Connection:
     def vanish(self) -> None:
         """Ends for good without a goodbye."""
         self._closing = True
-        self._waiting.clear()
+        self.outbox.clear()
         if self._state is not _State.CONNECTING:
             self._finish()
 
@@ -172,7 +154,7 @@ class Connection:
         self._closing = True
         if self._state is _State.IDLE:
             self._finish()
-        elif self._state is not _State.CONNECTING or self._waiting:
+        elif self._state is not _State.CONNECTING or self.outbox:
             self._timer("close", flush_s, self._say_goodbye)
             self._pump()
 
@@ -187,7 +169,7 @@ class Connection:
             return
         # What came on the last connection and was not acknowledged comes again: without this an
         # owner that takes nothing would gather a windowful per reconnection, without end.
-        if self._owner.backlog() > 4 * self._session.receive_maximum:
+        if self._owner.backlog() > self._most_backlog:
             self._timer("retry", self._settings.backoff_min_s, self._begin)
             return
         self._verdict = None
@@ -198,7 +180,7 @@ class Connection:
         self._state = _State.GREETING
         if error is not None:
             self._down(reasons.unreachable(self._settings, error))
-        elif self._closing and not self._waiting:
+        elif self._closing and not self.outbox:
             self._finish()
         else:
             self._timer("connack", self._settings.connect_timeout_s, self._on_silence)
@@ -215,9 +197,14 @@ class Connection:
         self._epoch = (self._epoch + 1) & 0xFFFFFFFF
         self._session_present = present
         self._state = _State.SUBSCRIBING
-        self.max_packet_bytes = getattr(properties, "MaximumPacketSize", _NO_PACKET_LIMIT)
-        self._window = min(_WINDOW, getattr(properties, "ReceiveMaximum", _WINDOW))
-        self._fit_to_server()
+        self.outbox.fit(
+            getattr(properties, "MaximumPacketSize", NO_PACKET_LIMIT),
+            getattr(properties, "ReceiveMaximum", WINDOW),
+        )
+        if lacking := reasons.lacking(properties):
+            down = reasons.not_admitted(self._settings, *lacking)
+            self._network.soon(self._give_up, down)
+            return
         if self._to_unsubscribe:
             self._client.unsubscribe(list(self._to_unsubscribe))
             self._to_unsubscribe.clear()
@@ -225,15 +212,6 @@ class Connection:
         for start in range(0, len(filters), _FILTERS_PER_PACKET):
             self._send_subscribe(filters[start : start + _FILTERS_PER_PACKET])
         self._up_if_subscribed()
-
-    def _fit_to_server(self) -> None:
-        """Takes back from paho what this server would throw us out for, before paho resends it."""
-        fits = len(self._in_flight) <= self._window
-        if fits and all(m.packet_bytes <= self.max_packet_bytes for m in self._in_flight.values()):
-            return
-        self._client.drop_out_messages()
-        self._waiting.extendleft(reversed(self._in_flight.values()))
-        self._in_flight.clear()
 
     def _send_subscribe(self, filters: list[str]) -> None:
         _, mid = self._client.subscribe([(name, QOS) for name in filters])
@@ -257,7 +235,7 @@ class Connection:
         self._state = _State.UP
         self._up_since_s = self._network.now_s()
         self._last_down = None
-        room = min(self._settings.max_payload_bytes, self.max_packet_bytes - HEADER_ROOM)
+        room = min(self._settings.max_payload_bytes, self.outbox.max_packet_bytes - HEADER_ROOM)
         self._owner.emit(LinkUp(self._session_present, max(room, 0)))
         self._release_held()
         self._pump()
@@ -284,8 +262,15 @@ class Connection:
         elif self._state is _State.GREETING:
             down = reasons.no_answer(self._settings)
         else:
-            down = reasons.lost(self._settings, code.value)
+            down = self._without_a_word(code.value)
         self._down(down, at_cap=by_broker and code.value == reasons.TAKEN_OVER)
+
+    def _without_a_word(self, code: int) -> LinkDown:
+        lived_s = self._network.now_s() - self._up_since_s
+        self._short_lives = self._short_lives + 1 if lived_s < STABLE_S else 0
+        if self._short_lives < _SUSPICIOUS:
+            return reasons.lost(self._settings, code)
+        return reasons.lost_again(self._settings, self._session.client_id, self._short_lives)
 
     def _give_up(self, down: LinkDown) -> None:
         """Ends a connection from our side, without a goodbye."""
@@ -325,7 +310,7 @@ class Connection:
         self._state = _State.CLOSED
         self._cancel(*self._timers)
         self._driver.drop()
-        if left := len(self._waiting) + len(self._in_flight):
+        if left := len(self.outbox):
             log.warning(
                 "closed with %d messages that broker %s has not acknowledged",
                 left,
@@ -337,48 +322,15 @@ class Connection:
     # --- messages --------------------------------------------------------------------------------
 
     def _pump(self) -> None:
-        while self._state is _State.UP and self._waiting and len(self._in_flight) < self._window:
-            message = self._waiting.popleft()
-            if message.packet_bytes > self.max_packet_bytes:
-                # It was taken before the limit was known. Sending it would get us thrown out.
-                self._drop(message, f"larger than the server's limit of {self.max_packet_bytes}")
-                continue
-            properties = None
-            if message.expiry_s is not None:
-                properties = make_properties(
-                    PacketTypes.PUBLISH, MessageExpiryInterval=message.expiry_s
-                )
-            sent = self._client.publish(
-                message.topic, message.payload, QOS, message.retain, properties
-            )
-            if sent.rc == paho.MQTT_ERR_QUEUE_SIZE:
-                # All 65,535 packet ids later, that of a message still unacknowledged: the next.
-                self._waiting.appendleft(message)
-            else:
-                self._in_flight[sent.mid] = message
-        if self._closing and self._state is _State.UP and not (self._waiting or self._in_flight):
+        if self._state is not _State.UP:
+            return
+        self.outbox.pump()
+        if self._closing and not self.outbox:
             self._say_goodbye()
 
-    def _drop(self, message: Outgoing, why: str) -> None:
-        self.dropped += 1
-        log.error(
-            "message of %d bytes on %s is given up: %s",
-            message.packet_bytes,
-            message.topic,
-            why,
-            extra={"event": "message_dropped", "topic": message.topic},
-        )
-        self._owner.finished(message)
-
     def acknowledged(self, mid: int, code: ReasonCode) -> None:
-        """PUBACK: the broker has the message, or will not have it."""
-        message = self._in_flight.pop(mid, None)
-        if message is None:
-            return
-        if code.is_failure:
-            self._drop(message, f"broker {self._settings.address}: {code.getName().lower()}")
-        else:
-            self._owner.finished(message)
+        """PUBACK: there is room for the next message."""
+        self.outbox.acknowledged(mid, code)
         # Not `_pump` itself: paho removes the message from its table after this callback.
         self._network.soon(self._pump)
 
@@ -386,25 +338,33 @@ class Connection:
         """PUBLISH: hands it to the owner."""
         expiry_s = getattr(message.properties, "MessageExpiryInterval", None)
         self._owner.arrived(publish_packet_bytes(message.topic, len(message.payload), expiry_s))
-        token = self._epoch << 16 | message.mid if message.qos else 0
         if len(message.payload) > self._settings.max_payload_bytes:
             # The broker was told our Maximum Packet Size and did not care.
-            self.dropped += 1
-            log.error(
-                "message of %d bytes on %s refused: max_payload_bytes is %d",
-                len(message.payload),
-                message.topic,
-                self._settings.max_payload_bytes,
-                extra={"event": "message_too_large", "topic": message.topic},
-            )
-            self.acknowledge(token)
+            self._refuse(message, f"max_payload_bytes is {self._settings.max_payload_bytes}")
             return
+        if message.qos == 0 and self._owner.backlog() > self._most_backlog:
+            # Foreign: everything of ours is QoS 1, which the broker holds back for a slow owner.
+            self._refuse(message, "the owner is too slow")
+            return
+        token = self._epoch << 16 | message.mid if message.qos else 0
         received = Received(message.topic, bytes(message.payload), message.retain, token)
         if self._state is _State.UP:
             self._owner.emit(received)
         else:
             # A resumed session delivers before the SUBACK: LinkUp comes first all the same.
             self._held.append(received)
+
+    def _refuse(self, message: paho.MQTTMessage, why: str) -> None:
+        self.dropped += 1
+        log.error(
+            "message of %d bytes on %s refused: %s",
+            len(message.payload),
+            message.topic,
+            why,
+            extra={"event": "message_refused", "topic": message.topic},
+        )
+        if message.qos:
+            self._client.ack(message.mid, QOS)
 
     # --- timers ----------------------------------------------------------------------------------
 

@@ -15,11 +15,12 @@ from collections.abc import Callable
 from random import Random
 
 from broker.backoff import FullJitter
-from broker.connection import Connection, Outgoing
+from broker.connection import Connection
 from broker.driver import Session
 from broker.filters import check_filter, check_topic
 from broker.link import ByteCounters, LinkEvent, Posted, Received, Will, publish_packet_bytes
 from broker.network import NetworkLoop
+from broker.outbox import Outgoing
 from broker.settings import BrokerSettings
 from models.errors import LinkError
 
@@ -146,7 +147,7 @@ class MqttLink:
             raise LinkError(
                 f"message on {topic} has {payload_bytes} bytes; max_payload_bytes is {own}"
             )
-        servers = self._connection.max_packet_bytes
+        servers = self._connection.outbox.max_packet_bytes
         if packet_bytes > servers:
             raise LinkError(
                 f"message on {topic} makes a packet of {packet_bytes} bytes;"

@@ -36,6 +36,15 @@ _HANG_UPS = {
 }
 
 
+def lacking(properties: object) -> tuple[int, str] | None:
+    """Reason code for a server that lacks what we need; without the property it has it."""
+    if getattr(properties, "MaximumQoS", 1) == 0:
+        return 0x9B, "QoS not supported"
+    if getattr(properties, "RetainAvailable", 1) == 0:
+        return 0x9A, "Retain not supported"
+    return None
+
+
 def unreachable(settings: BrokerSettings, error: BaseException) -> LinkDown:
     """No connection could be made: DNS, TCP or TLS failed."""
     where = f"broker {settings.address}"
@@ -99,3 +108,11 @@ def lost(settings: BrokerSettings, code: int) -> LinkDown:
     """The connection ended without a word."""
     why = f": no answer for {settings.keepalive_s} s" if code == KEEPALIVE else ""
     return LinkDown(f"connection to broker {settings.address} lost{why}")
+
+
+def lost_again(settings: BrokerSettings, client_id: str, times: int) -> LinkDown:
+    """That, again and again and soon after connecting."""
+    return LinkDown(
+        f"connection to broker {settings.address} lost {times} times within seconds:"
+        f" does another client use the id {client_id!r}?"
+    )
