@@ -19,6 +19,7 @@ from broker.link import (
     LinkDown,
     LinkEvent,
     LinkUp,
+    Posted,
     Received,
     Will,
     publish_packet_bytes,
@@ -211,6 +212,10 @@ class MemoryLink:
         if isinstance(event, Received) and self._up and not self._manual_ack:
             self._broker.acknowledge(self.client_id, event.token)
         return event
+
+    def post(self, value: object) -> None:
+        """Has `poll` return `Posted(value)`."""
+        self._emit(Posted(value))
 
     def close(self) -> None:
         """Says goodbye once everything sent has arrived; no will is published."""
