@@ -1,0 +1,87 @@
+"""Brokers that tests share: each is started once a session, on loopback and a free port."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from broker.link import LinkDown, LinkUp, Received
+from broker.local import LocalBroker, find_mosquitto, has_embedded
+from broker.memory import MemoryLink
+from broker.mqtt import MqttLink
+
+AnyLink = MqttLink | MemoryLink
+
+_numbers = itertools.count(1)
+
+
+def need(kind: str) -> None:
+    """Skips the test where a kind of broker is missing; in CI that is a failure."""
+    if find_mosquitto() if kind == "mosquitto" else has_embedded():
+        return
+    reason = f"no {kind} broker on this machine"
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"{reason}, and CI must have it")
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def mosquitto() -> Iterator[LocalBroker]:
+    """A Mosquitto that lets everyone in."""
+    need("mosquitto")
+    with LocalBroker("mosquitto") as broker:
+        yield broker
+
+
+@pytest.fixture(scope="session")
+def embedded_broker() -> Iterator[LocalBroker]:
+    """The embedded broker."""
+    need("embedded")
+    with LocalBroker("embedded") as broker:
+        yield broker
+
+
+@pytest.fixture
+def unique() -> Callable[[str], str]:
+    """Makes ids and topics that no other test on the same broker uses."""
+    number = next(_numbers)
+    return lambda name: f"t{os.getpid()}-{number}-{name}"
+
+
+def wait_up(link: AnyLink, timeout_s: float = 10.0) -> LinkUp:
+    """The next LinkUp; other events before it are skipped."""
+    for _ in range(1000):
+        event = link.poll(timeout_s)
+        if isinstance(event, LinkUp):
+            return event
+        assert event is not None, "the link did not come up"
+    raise AssertionError("a thousand events and no LinkUp")
+
+
+def wait_down(link: AnyLink, timeout_s: float = 10.0) -> LinkDown:
+    """The next LinkDown; other events before it are skipped."""
+    for _ in range(1000):
+        event = link.poll(timeout_s)
+        if isinstance(event, LinkDown):
+            return event
+        assert event is not None, "the link did not go down"
+    raise AssertionError("a thousand events and no LinkDown")
+
+
+def take(link: AnyLink, count: int = 1, timeout_s: float = 10.0) -> list[Received]:
+    """The next `count` messages; other events between them are skipped."""
+    messages: list[Received] = []
+    while len(messages) < count:
+        event = link.poll(timeout_s)
+        assert event is not None, f"{len(messages)} of {count} messages came"
+        if isinstance(event, Received):
+            messages.append(event)
+    return messages
+
+
+def nothing_comes(link: AnyLink, for_s: float = 0.15) -> bool:
+    """Whether no message comes for a while."""
+    return not isinstance(link.poll(for_s), Received)
