@@ -120,7 +120,8 @@ class Program:
     One instance serves one thread at a time.
 
     Args:
-        data: the .tflite file.
+        data: the .tflite file, whole: tflite_runtime does not check what it reads and may crash the
+            process on a damaged one. What came over the network was compared with its digest.
         spec: what the program must fit.
         runtime: a key of `RUNTIMES`; None takes the first that is installed.
         threads: of the interpreter.

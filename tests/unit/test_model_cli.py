@@ -1,0 +1,112 @@
+"""`fedge model` without TensorFlow; exporting itself is tested in tests/tensorflow."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+import fedge
+from models.zoo import load_zoo, zoo_names
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(fedge.cli, ["model", *arguments])
+
+
+def test_list_shows_every_model_with_its_task() -> None:
+    result = run("list")
+    assert result.exit_code == 0
+    assert [line.split()[0] for line in result.stdout.splitlines()] == zoo_names()
+    assert "199,210 parameters" in result.stdout
+
+
+def test_list_for_scripts() -> None:
+    rows = {row["name"]: row for row in json.loads(run("list", "--json").stdout)}
+    package = load_zoo("house_price")
+    assert rows["house_price"]["digest"] == package.digest
+    assert rows["house_price"]["program_bytes"] == len(package.program)
+    assert rows["house_price"]["parameters"] == 3
+    assert "median house value" in rows["house_price"]["task"]
+
+
+def test_inspect_shows_what_devices_will_see() -> None:
+    result = run("inspect", "wearable_activity")
+    assert result.exit_code == 0, result.output
+    package = load_zoo("wearable_activity")
+    for text in (
+        f"{package.spec.size:,}",
+        package.digest,
+        package.spec.fingerprint,
+        "movement/kernel",
+        "wx, in rad/s, mean 0.0195, std 1.0119",
+        "int32: PEN, ABD, FEL, IR, ER, TRAP, ROW",
+        "gradient(theta float32[",
+        "loads it (",
+    ):
+        assert text in result.stdout
+
+
+def test_inspect_a_folder_for_scripts(tmp_path: Path) -> None:
+    package = load_zoo("house_price")
+    package.save(tmp_path)
+    report = json.loads(run("inspect", str(tmp_path), "--json").stdout)
+    assert report["digest"] == package.digest
+    assert report["layout"][1] == {"name": "price/bias", "shape": [1], "offset": 2}
+    assert report["inputs"][0]["units"] == ["10,000 USD", "rooms"]
+    assert report["inputs"][0]["dtype"] == "float32"
+    assert report["signatures"]["predict"]["outputs"] == {"prediction": "float32[256]"}
+
+
+def test_inspect_says_which_runtime_refuses_a_program(tmp_path: Path) -> None:
+    load_zoo("house_price").save(tmp_path)
+    (tmp_path / "program.tflite").write_bytes(load_zoo("wearable_activity").program)
+    result = run("inspect", str(tmp_path))
+    assert result.exit_code == 0
+    assert "does not fit its spec" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["inspect", "resnet"], "'resnet' is neither a package folder nor in the zoo"),
+        (["export", "absent.py:build", "--out", "o"], "absent.py: no such file"),
+        (["export", "model.py", "--out", "o"], "expected FILE.py:FUNCTION or MODULE:FUNCTION"),
+        (["export", "model.py:", "--out", "o"], "expected FILE.py:FUNCTION or MODULE:FUNCTION"),
+    ],
+)
+def test_errors_are_one_line(arguments: list[str], says: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: ")
+    assert says in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def fedge_without_tensorflow(*arguments: str) -> subprocess.CompletedProcess[str]:
+    code = "import sys; sys.modules.update(tensorflow=None, keras=None); import fedge; fedge.main()"
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_export_without_tensorflow_says_what_to_install() -> None:
+    done = fedge_without_tensorflow(
+        "model", "export", "models.zoo.house_price:package", "--out", "o"
+    )
+    assert done.returncode == 2
+    assert "pip install 'fedge[export]'" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_list_and_inspect_work_without_tensorflow() -> None:
+    assert fedge_without_tensorflow("model", "list").returncode == 0
+    assert fedge_without_tensorflow("model", "inspect", "house_price").returncode == 0

@@ -1,0 +1,139 @@
+"""Model packages on disk and on the wire."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from models import frames
+from models.errors import ModelError, WireError
+from models.package import (
+    INITIAL_FILE,
+    PROGRAM_FILE,
+    SPEC_FILE,
+    ModelPackage,
+    load_package,
+    unpack_wire,
+)
+from models.parameters import Layout, ParameterSpec
+from models.spec import ModelSpec, TensorSpec
+
+PROGRAM = b"\x1c\x00\x00\x00TFL3 and so on"
+SPEC = ModelSpec(
+    name="pump_wear",
+    inputs=(TensorSpec("sensors", (2,)),),
+    target=TensorSpec("target"),
+    outputs=(TensorSpec("prediction"),),
+    loss="mean_squared_error",
+    metrics=(),
+    batch_size=8,
+    layout=Layout((ParameterSpec("kernel", (2, 1)), ParameterSpec("bias", (1,)))),
+)
+
+
+def package() -> ModelPackage:
+    return ModelPackage(SPEC, PROGRAM, np.array([1, 2, 3], np.float32))
+
+
+def test_a_folder_holds_all_of_a_package(tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "b"
+    package().save(folder)
+    assert {path.name for path in folder.iterdir()} == {PROGRAM_FILE, SPEC_FILE, INITIAL_FILE}
+    again = load_package(folder)
+    assert (again.spec, again.program, again.digest) == (SPEC, PROGRAM, package().digest)
+    assert np.array_equal(again.initial, [1, 2, 3])
+
+
+def test_the_wire_form_carries_spec_and_program_but_not_theta() -> None:
+    wire = package().wire
+    assert unpack_wire(wire) == (SPEC, PROGRAM)
+    assert np.array([1, 2, 3], "<f4").tobytes() not in wire
+    assert package().digest == hashlib.sha256(wire).hexdigest()
+
+
+def test_the_digest_covers_spec_program_and_theta() -> None:
+    first = package()
+    others = [
+        ModelPackage(msgspec.structs.replace(SPEC, name="other"), PROGRAM, first.initial),
+        ModelPackage(SPEC, PROGRAM + b"!", first.initial),
+        ModelPackage(SPEC, PROGRAM, np.array([1, 2, 4], np.float32)),
+    ]
+    assert len({p.digest for p in (first, *others)}) == 4
+
+
+def test_the_digest_does_not_depend_on_how_numbers_and_names_were_written() -> None:
+    def with_input(mean: float, dtype: str) -> ModelPackage:
+        tensor = TensorSpec("sensors", (2,), dtype, mean=(mean,), std=(1,))  # type: ignore[arg-type]
+        spec = msgspec.structs.replace(SPEC, inputs=(tensor,))
+        return ModelPackage(spec, PROGRAM, np.zeros(3, np.float32))
+
+    # A dtype's name that is equal but not the same object, as numpy and Keras hand out.
+    assert with_input(0, "".join(["float", "32"])).digest == with_input(0.0, "float32").digest
+
+
+def test_a_spec_of_the_wrong_types_is_refused() -> None:
+    tensor = TensorSpec("sensors", (2,), "float64")  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match=r"\$\.inputs\[0\]\.dtype"):
+        ModelPackage(
+            msgspec.structs.replace(SPEC, inputs=(tensor,)), PROGRAM, np.zeros(3, np.float32)
+        )
+
+
+def test_theta_is_read_only_in_a_package() -> None:
+    with pytest.raises(ValueError, match="read-only"):
+        package().initial[0] = 5
+
+
+def test_what_does_not_fit_together_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"expected float32 of \(3,\)"):
+        ModelPackage(SPEC, PROGRAM, np.zeros(4, np.float32))
+    with pytest.raises(ModelError, match="initial θ has NaN or inf"):
+        ModelPackage(SPEC, PROGRAM, np.array([0, np.nan, 0], np.float32))
+    with pytest.raises(ModelError, match="not a TFLite program"):
+        ModelPackage(SPEC, b"garbage, long enough", np.zeros(3, np.float32))
+
+
+@pytest.mark.parametrize("name", [PROGRAM_FILE, SPEC_FILE, INITIAL_FILE])
+def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
+    package().save(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(ModelError, match=f"{name}: No such file.*fedge model export"):
+        load_package(tmp_path)
+
+
+@pytest.mark.parametrize("name", [PROGRAM_FILE, SPEC_FILE, INITIAL_FILE])
+@pytest.mark.parametrize("content", [b"", b"rubbish", b"\x93NUMPY\x01\x00"])
+def test_a_damaged_file_is_a_model_error(tmp_path: Path, name: str, content: bytes) -> None:
+    package().save(tmp_path)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ModelError, match=str(tmp_path)):
+        load_package(tmp_path)
+
+
+def test_pickled_weights_are_refused(tmp_path: Path) -> None:
+    package().save(tmp_path)
+    np.save(tmp_path / INITIAL_FILE, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(ModelError, match="no numpy array"):
+        load_package(tmp_path)
+
+
+@pytest.mark.parametrize("cut", [0, 3, 7, 40, -1])
+def test_a_truncated_wire_form_never_passes_its_digest(cut: int) -> None:
+    wire = package().wire
+    assert hashlib.sha256(wire[:cut]).hexdigest() != package().digest
+    if cut != -1:
+        with pytest.raises(WireError):
+            unpack_wire(wire[:cut])
+
+
+def test_a_wire_form_with_no_program_is_refused() -> None:
+    class Header(msgspec.Struct):
+        spec: ModelSpec
+        initial_sha256: str
+
+    with pytest.raises(WireError, match="not a TFLite program"):
+        unpack_wire(frames.pack(Header(SPEC, ""), b"nothing of the sort"))

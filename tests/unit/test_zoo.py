@@ -1,0 +1,86 @@
+"""The zoo: complete, loadable on both runtimes, and learning."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models.errors import ModelError
+from models.program import RUNTIMES, Program, available_runtimes
+from models.zoo import PACKAGES, load_zoo, open_model, zoo_names, zoo_record
+
+every_model = pytest.mark.parametrize("name", zoo_names())
+every_runtime = pytest.mark.parametrize("runtime", RUNTIMES)
+
+
+@every_model
+def test_a_model_has_a_record_and_a_package_of_its_name(name: str) -> None:
+    record, spec = zoo_record(name), load_zoo(name).spec
+    assert record.name == spec.name == name
+    assert (record.source, record.inputs) == (spec.source, spec.inputs)
+    assert (record.classes, record.batch_size) == (spec.target.classes, spec.batch_size)
+    assert record.task
+    assert "\n" not in record.task
+
+
+def test_every_package_is_listed() -> None:
+    assert sorted(path.name for path in PACKAGES.iterdir()) == zoo_names()
+
+
+@every_model
+def test_programs_are_small(name: str) -> None:
+    assert len(load_zoo(name).program) <= 30_000
+
+
+@every_model
+@every_runtime
+def test_a_few_steps_lower_the_loss(name: str, runtime: str) -> None:
+    if runtime not in available_runtimes():
+        pytest.skip(f"{runtime} is not installed")
+    package = load_zoo(name)
+    spec = package.spec
+    program = Program(package.program, spec, runtime=runtime)
+    rng = np.random.default_rng(0)
+    inputs = {t.name: rng.random((40, *t.shape), np.float32) for t in spec.inputs}
+    if spec.target.dtype == "int32":
+        target = rng.integers(0, len(spec.target.classes), 40)
+    else:
+        target = rng.integers(0, 5, 40)
+    theta = package.initial.copy()
+    first = program.evaluate(theta, inputs, target).loss
+    for _ in range(20):
+        theta -= np.float32(0.05) * program.gradient(theta, inputs, target).vector
+    assert program.evaluate(theta, inputs, target).loss < first
+
+
+def test_the_published_number_of_parameters() -> None:
+    assert load_zoo("handwritten_digit").spec.size == 199_210  # McMahan et al. 2017, section 3
+    assert load_zoo("house_price").spec.size == 3
+    assert not load_zoo("house_price").initial.any()
+
+
+def test_an_unknown_name_lists_the_known_ones() -> None:
+    for function in (load_zoo, zoo_record):
+        with pytest.raises(ModelError, match=r"no model 'resnet' .* it has: handwritten_digit, "):
+            function("resnet")
+    with pytest.raises(ModelError, match="'resnet' is neither a package folder nor in the zoo"):
+        open_model("resnet")
+
+
+def test_a_model_opens_by_name_or_folder(tmp_path: Path) -> None:
+    package = open_model("house_price")
+    package.save(tmp_path / "mine")
+    assert open_model(str(tmp_path / "mine")).digest == package.digest
+
+
+def test_the_zoo_needs_neither_tensorflow_nor_an_interpreter() -> None:
+    absent = ["tensorflow", "keras", "tflite_runtime", "ai_edge_litert"]
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({absent}));"
+        "from models.zoo import *; [(load_zoo(name), zoo_record(name)) for name in zoo_names()]"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
