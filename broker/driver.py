@@ -185,12 +185,12 @@ class Driver:
 
         def opened(error: BaseException | None) -> None:
             self._connecting = False
+            done(error)  # first: writing may already find the connection closed
             sock = self._socket()
-            if error is None and sock is not None:
+            if sock is not None:
                 self._network.add_reader(sock, self._read)
                 self._keep_time()
                 self._write()
-            done(error)
 
         self._network.in_background(self.client.reconnect, opened)
 
