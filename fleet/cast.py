@@ -1,0 +1,103 @@
+"""Who plays: agents, their rows, and who of them stays unseen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from edge_agent.data.dataset import LocalDataset, build_dataset, read_table
+from edge_agent.data.table import Index, Table
+from fleet.partition import partition
+from fleet.scenario import Scenario
+from models.errors import ConfigError
+from models.spec import ModelSpec
+
+
+@dataclass(frozen=True, eq=False)
+class Cast:
+    """The data of a scenario, dealt out.
+
+    Attributes:
+        scenario: whose data it is.
+        spec: of the model.
+        table: all rows.
+        rows: of each agent, in the order of time.
+    """
+
+    scenario: Scenario
+    spec: ModelSpec
+    table: Table
+    rows: Mapping[str, Index]
+
+    @property
+    def learners(self) -> list[str]:
+        """Agents that train."""
+        return [name for name in self.rows if name not in self.scenario.unseen]
+
+    @property
+    def unseen(self) -> list[str]:
+        """Agents that only measure."""
+        return [name for name in self.rows if name in self.scenario.unseen]
+
+    def dataset(self, name: str) -> LocalDataset:
+        """The rows of one agent, as the agent itself will see them."""
+        config = self.scenario.data
+        if name in self.scenario.unseen:
+            config = msgspec.structs.replace(config, test_fraction=1.0)
+        return build_dataset(self.table, config, self.spec, None, self.rows[name])
+
+    def write(self, name: str, path: Path) -> None:
+        """The agent's own data file (.npz): raw rows, as a device would have recorded them."""
+        rows = self.rows[name]
+        arrays = {key: array[rows] for key, array in self.table.inputs.items()}
+        arrays["target"] = self.table.target[rows]
+        if self.table.group is not None:
+            arrays["group"] = self.table.group[rows]
+        np.savez(path, **arrays)
+
+
+def make_cast(scenario: Scenario, path: Path, spec: ModelSpec, agents: int | None) -> Cast:
+    """Reads the data and deals it out.
+
+    Args:
+        scenario: what to play.
+        path: of the scenario; the data's path is relative to it.
+        spec: of the model.
+        agents: so many only; unseen ones among them stay. None takes as many as the scenario says.
+
+    Raises:
+        DataError: the data file is unusable.
+        ConfigError: more agents than there are, or an unseen agent that does not exist.
+    """
+    table = read_table(scenario.data, spec, path.parent)
+    rng = np.random.default_rng(int(scenario.federation.get("seed", 0)))
+    config = scenario.partition
+    if config.kind == "client":
+        by_client = msgspec.structs.replace(scenario.data, group=scenario.client)
+        client = read_table(by_client, spec, path.parent).group
+    else:
+        client = None
+        if agents is not None:
+            config = msgspec.structs.replace(config, clients=agents)
+    rows = partition(config, table.target, client, rng)
+    missing = sorted(set(scenario.unseen) - set(rows))
+    if missing:
+        raise ConfigError(f"{path}: unseen: no agent {missing[0]!r}; agents: {', '.join(rows)}")
+    return Cast(scenario, spec, table, _choose(rows, scenario, agents, path))
+
+
+def _choose(
+    rows: Mapping[str, Index], scenario: Scenario, agents: int | None, path: Path
+) -> dict[str, Index]:
+    if agents is None:
+        return dict(rows)
+    least = len(scenario.unseen) + 1
+    if not least <= agents <= len(rows):
+        raise ConfigError(f"{path}: {agents} agents: this scenario takes {least} to {len(rows)}")
+    learners = [name for name in rows if name not in scenario.unseen]
+    chosen = {*learners[: agents - len(scenario.unseen)], *scenario.unseen}
+    return {name: index for name, index in rows.items() if name in chosen}

@@ -1,0 +1,85 @@
+"""`fedge fleet`: many agents on one machine."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+import click
+
+from models.console import command_errors
+from models.errors import ConfigError
+
+_BROKEN_PROMISE = 6
+
+
+@click.group()
+def cli() -> None:
+    """Run a whole fleet on this machine."""
+
+
+@cli.command()
+@click.argument("scenario", type=click.Path(path_type=Path))
+@click.option("--agents", type=click.IntRange(min=1), help="So many agents only.")
+@click.option("--rounds", type=click.IntRange(min=1), help="So many rounds only.")
+@click.option(
+    "--broker",
+    default="auto",
+    show_default=True,
+    metavar="auto|mosquitto|embedded|mqtt://HOST:PORT",
+    help="Start a broker of that kind here, or use one that runs.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for report, logs and the trained model  [default: runs/SCENARIO]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the report on stdout as JSON.")
+@command_errors
+def run(
+    scenario: Path,
+    agents: int | None,
+    rounds: int | None,
+    broker: str,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Run SCENARIO: a broker, a coordinator and one process for every agent.
+
+    Partitions the scenario's data, gives every agent its own rows in its own folder, runs the
+    rounds over MQTT, trains what the result is compared with, and writes report.json.
+
+    \b
+    Exit codes: 0 done; 2 scenario, data or option wrong; 3 broker not reached; 4 the run ended
+    without a result; 6 done, but not as good as the scenario promises; 130 interrupted.
+    """
+    try:
+        from rich.console import Console
+
+        from fleet.live import LiveWatcher, print_result
+    except ImportError as error:
+        raise ConfigError(f"{error.name} is missing: pip install 'fedge[fleet]'") from error
+    from fleet.run import RunOptions, run_scenario
+    from fleet.scenario import load_scenario
+
+    described = load_scenario(scenario)
+    folder = out or Path("runs") / described.name
+    options = RunOptions(folder, agents, rounds, broker)
+    console = Console(stderr=as_json, width=None if sys.stdout.isatty() else 140)
+    signal.signal(signal.SIGTERM, _interrupt)
+    with LiveWatcher(console, described.show) as watcher:
+        report = run_scenario(scenario, options, watcher)
+    kept = print_result(console, described, report)
+    console.print(f"report: {folder / 'report.json'}", highlight=False)
+    if as_json:
+        click.echo(json.dumps(report))
+    if not kept and agents is None and rounds is None:
+        sys.exit(_BROKEN_PROMISE)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    # SIGTERM ends a run as Ctrl-C does: through the `finally`s that end its processes.
+    raise KeyboardInterrupt

@@ -1,0 +1,161 @@
+"""A run as people see it: progress while it goes on, tables at the end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.progress import TimeElapsedColumn as Elapsed
+from rich.table import Table
+
+from coordinator.config import CoordinatorConfig
+from coordinator.records import RoundRecord
+from coordinator.report import bytes_text
+from fleet.cast import Cast
+from fleet.report import federated_figure, verdicts
+from fleet.scenario import Scenario
+
+
+class LiveWatcher:
+    """Shows a run on a console: one line a round, a progress bar where it is a terminal.
+
+    Args:
+        console: to write on.
+        show: "agents" adds every agent's figures to every round.
+    """
+
+    def __init__(self, console: Console, show: str) -> None:
+        self._console = console
+        self._show = show
+        self._columns: list[str] = []
+        self._rounds = 0
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            Elapsed(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> LiveWatcher:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
+
+    def begin(self, cast: Cast, config: CoordinatorConfig, broker: str) -> None:
+        """See `fleet.run.Watcher`."""
+        spec, print_ = cast.spec, self._console.print
+        print_(f"[bold]{cast.scenario.name}[/bold]: {cast.scenario.description}")
+        learners = f"{len(cast.learners)} agents learn"
+        if cast.unseen:
+            learners += f", {len(cast.unseen)} only measure ({', '.join(cast.unseen)})"
+        print_(f"model {spec.name}, {spec.size:,} parameters · {learners}")
+        print_(f"broker {broker} · updates as {config.codec.name} · {config.rounds} rounds\n")
+        metrics = list(spec.metrics)
+        self._columns = ["loss", *metrics, *(f"unseen_{m}" for m in metrics if cast.unseen)]
+        self._rounds = config.rounds
+        print_(self._heading())
+        self._task = self._progress.add_task("rounds", total=config.rounds)
+
+    def round(self, record: RoundRecord) -> None:
+        """See `fleet.run.Watcher`."""
+        self._console.print(self._line(record), highlight=False)
+        if self._show == "agents":
+            for name, agent in record.agents.items():
+                values = [f"loss {agent.loss:.4f}"]
+                values += [f"{key} {value:.4f}" for key, value in agent.metrics.items()]
+                self._console.print(f"        {name:16s} {'  '.join(values)}", highlight=False)
+        if self._task is not None and record.status == "committed":
+            self._progress.advance(self._task)
+
+    def note(self, text: str) -> None:
+        """See `fleet.run.Watcher`."""
+        self._console.print(f"[dim]{text}[/dim]", highlight=False)
+
+    def baseline(self, what: str, done: int, of: int) -> None:
+        """See `fleet.run.Watcher`."""
+        if self._task is None:
+            return
+        words = {"own": "training each agent alone", "pooled": "training on pooled data"}
+        self._progress.update(
+            self._task, description=words.get(what, what), completed=done, total=of
+        )
+
+    def _heading(self) -> str:
+        names = "".join(f"{name.replace('unseen_', 'unseen '):>17s}" for name in self._columns)
+        return (
+            f"[bold]{'round':>7s}{'reported':>10s}{names}{'up':>11s}{'down':>11s}{'s':>7s}[/bold]"
+        )
+
+    def _line(self, record: RoundRecord) -> str:
+        reported = f"{record.reported}/{record.asked}"
+        values = [record.value(name) for name in self._columns]
+        cells = "".join(f"{'–' if value is None else f'{value:.4f}':>17s}" for value in values)
+        line = f"{record.round_id:>7d}{reported:>10s}{cells}"
+        line += f"{bytes_text(record.bytes_up):>11s}{bytes_text(record.bytes_down):>11s}"
+        line += f"{record.seconds:>7.2f}"
+        if record.refused:
+            line += "  refused: " + ", ".join(f"{n} {r}" for r, n in record.refusals.items())
+        if record.status == "abandoned":
+            line += "  abandoned"
+        return line
+
+
+def print_result(console: Console, scenario: Scenario, report: dict[str, Any]) -> bool:
+    """The closing tables; False when the scenario's promise was not kept."""
+    console.print(_agents_table(report))
+    final = report["final"]
+    console.print(
+        f"{len(report['rounds'])} rounds in {final['seconds']:.1f} s · "
+        f"{bytes_text(final['bytes_up'])} up, {bytes_text(final['bytes_down'])} down · "
+        f"{report['runtime']} · {report['broker']} broker\n",
+        highlight=False,
+    )
+    if report["baselines"]:
+        console.print(_comparison_table(scenario, report))
+    kept = True
+    for good, words in verdicts(scenario, report):
+        console.print(f"[green]✓[/green] {words}" if good else f"[red]✗ {words}[/red]")
+        kept = kept and good
+    return kept
+
+
+def _agents_table(report: dict[str, Any]) -> Table:
+    last = next(r for r in reversed(report["rounds"]) if r["status"] == "committed")
+    metrics = list(next(iter(last["agents"].values()))["metrics"]) if last["agents"] else []
+    table = Table(title=f"agents after round {last['round_id']}", title_justify="left")
+    table.add_column("agent")
+    for name in ("rows", "loss", *metrics):
+        table.add_column(name, justify="right")
+    for name, agent in last["agents"].items():
+        label = f"{name} (only measures)" if agent["task"] == "evaluate" else name
+        values = [f"{agent['metrics'][metric]:.4f}" for metric in metrics]
+        table.add_row(label, f"{agent['num_examples']:,}", f"{agent['loss']:.4f}", *values)
+    return table
+
+
+def _comparison_table(scenario: Scenario, report: dict[str, Any]) -> Table:
+    metric, figures = scenario.baselines.metric, report["baselines"]
+    where = "unseen" if scenario.unseen else "own"
+    rows = "people who took no part" if scenario.unseen else "everybody's held-out rows"
+    table = Table(title=f"{metric} on {rows}", title_justify="left")
+    table.add_column("trained on")
+    table.add_column(metric, justify="right")
+    lines = [
+        ("one agent's rows alone (mean)", figures.get(f"own_on_{where}")),
+        ("federated: every agent's rows, none of them moved", federated_figure(scenario, report)),
+        ("all rows pooled in one place", figures.get(f"pooled_on_{where}")),
+    ]
+    for label, value in lines:
+        if value is not None:
+            table.add_row(label, f"{value:.4f}")
+    distance = figures.get("least_squares_distance")
+    if distance is not None:
+        table.add_row("largest distance of a parameter to the exact solution", f"{distance:.2e}")
+    return table

@@ -1,0 +1,139 @@
+"""The processes of a fleet run: started, watched, and gone at the end."""
+
+from __future__ import annotations
+
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from broker import leash
+from models.errors import WireError
+
+#: Agents get this long to say goodbye before they are killed.
+_STOP_S = 5.0
+#: The broker was there before them: who does not reach it never will.
+_GIVE_UP = ("--give-up-after", "60")
+
+
+class CoordinatorEvent(msgspec.Struct, frozen=True):
+    """One line of `fedge coordinator run --json`."""
+
+    event: str
+    record: msgspec.Raw = msgspec.Raw(b"null")
+    reason: str = ""
+    able: int = 0
+    wanted: int = 0
+
+
+@dataclass
+class Child:
+    """One process of ours.
+
+    Attributes:
+        name: for people.
+        process: as started.
+        log: file with what it says on stderr.
+    """
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def running(self) -> bool:
+        """Whether it is still there."""
+        return self.process.poll() is None
+
+    def last_words(self) -> str:
+        """The last line it logged."""
+        lines = self.log.read_text(errors="replace").strip().splitlines()
+        return lines[-1] if lines else "it said nothing"
+
+
+@dataclass
+class Processes:
+    """Coordinator and agents of one run.
+
+    They run in sessions of their own, so that Ctrl-C reaches this process alone, which then ends
+    them in order; should it be killed, the kernel ends them (see `broker.leash`). Start and stop
+    them from one thread.
+
+    Args:
+        folder: configurations are in `<folder>/<name>/`, logs are written there.
+    """
+
+    folder: Path
+    agents: dict[str, Child] = field(default_factory=dict)
+    coordinator: Child | None = None
+    events: queue.SimpleQueue[CoordinatorEvent | None] = field(default_factory=queue.SimpleQueue)
+
+    def start_coordinator(self, config: Path) -> None:
+        """Its events arrive in `events`; None when it has ended."""
+        arguments = ["coordinator", "run", "--config", str(config), "--json", *_GIVE_UP]
+        self.coordinator = self._start("coordinator", arguments, subprocess.PIPE)
+        reader = threading.Thread(
+            target=self._read_events, args=(self.coordinator.process,), daemon=True
+        )
+        reader.start()
+
+    def start_agent(self, name: str, config: Path) -> None:
+        """One more agent."""
+        arguments = ["agent", "run", "--config", str(config), *_GIVE_UP]
+        self.agents[name] = self._start(name, arguments, subprocess.DEVNULL)
+
+    def stop(self) -> None:
+        """End all of them: SIGTERM, a few seconds, SIGKILL."""
+        children = [*self.agents.values()]
+        if self.coordinator is not None:
+            children.append(self.coordinator)
+        for child in children:
+            if child.running:
+                child.process.terminate()
+        deadline = time.monotonic() + _STOP_S
+        for child in children:
+            try:
+                child.process.wait(max(0.05, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                child.process.kill()
+                child.process.wait()
+
+    def _start(self, name: str, arguments: list[str], stdout: int) -> Child:
+        log = self.folder / name / "log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-I", "-S", str(leash.__file__), str(os.getpid())]
+        command += [sys.executable, "-P", "-m", "fedge", *arguments]
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=file,
+                start_new_session=True,
+            )
+        return Child(name, process, log)
+
+    def _read_events(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None
+        with process.stdout as lines:
+            for line in lines:
+                self.events.put(decode_event(line))
+        self.events.put(None)
+
+
+def decode_event(line: bytes) -> CoordinatorEvent:
+    """One event of the coordinator.
+
+    Raises:
+        WireError: the line is none.
+    """
+    try:
+        return msgspec.json.decode(line, type=CoordinatorEvent)
+    except msgspec.DecodeError as error:
+        raise WireError(f"coordinator said {line[:80]!r}: {error}") from error

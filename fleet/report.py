@@ -1,0 +1,99 @@
+"""`report.json`: what a fleet run found. The names in it are a contract."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from coordinator.records import RoundRecord
+from fleet.baselines import Baselines
+from fleet.scenario import Scenario
+from models.package import ModelPackage
+
+REPORT_FILE = "report.json"
+
+
+def build_report(
+    scenario: Scenario,
+    package: ModelPackage,
+    records: Sequence[RoundRecord],
+    baselines: Baselines,
+    facts: dict[str, Any],
+) -> dict[str, Any]:
+    """The report as JSON-ready values.
+
+    Args:
+        scenario: that was run.
+        package: the model.
+        records: of all rounds.
+        baselines: measured in the same run.
+        facts: agents, codec, runtime, broker, seconds, reason.
+    """
+    last = next((record for record in reversed(records) if record.status == "committed"), None)
+    return {
+        "scenario": scenario.name,
+        "description": scenario.description,
+        "licence": scenario.licence,
+        "model": package.spec.name,
+        "parameters": package.spec.size,
+        "agents": facts["agents"],
+        "unseen": list(scenario.unseen),
+        "codec": facts["codec"],
+        "runtime": facts["runtime"],
+        "broker": facts["broker"],
+        "stopped": facts["reason"],
+        "rounds": [msgspec.to_builtins(record) for record in records],
+        "final": {
+            "loss": last.loss if last else None,
+            "metrics": dict(last.metrics) if last else {},
+            "version": last.version if last else 0,
+            "bytes_up": sum(record.bytes_up for record in records),
+            "bytes_down": sum(record.bytes_down for record in records),
+            "seconds": facts["seconds"],
+        },
+        "baselines": baselines.figures,
+        "baseline_details": baselines.details,
+    }
+
+
+def write_report(report: dict[str, Any], folder: Path) -> Path:
+    """Write it whole or not at all."""
+    path = folder / REPORT_FILE
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(report, indent=1) + "\n")
+    partial.replace(path)
+    return path
+
+
+def verdicts(scenario: Scenario, report: dict[str, Any]) -> list[tuple[bool, str]]:
+    """What the scenario promises of its comparison: (kept, in words)."""
+    wanted = scenario.baselines
+    figures, federated = report["baselines"], federated_figure(scenario, report)
+    where = "unseen" if scenario.unseen else "own"
+    falls = wanted.metric in ("loss", "mae", "mse")
+    sign = -1.0 if falls else 1.0
+    found = []
+    pooled, own = figures.get(f"pooled_on_{where}"), figures.get(f"own_on_{where}")
+    if wanted.within is not None and pooled is not None and federated is not None:
+        short = sign * (pooled - federated)
+        words = f"{max(0.0, short):.3f} short of pooled, at most {wanted.within} allowed"
+        found.append((short <= wanted.within, words))
+    if wanted.above_own is not None and own is not None and federated is not None:
+        gain = sign * (federated - own)
+        words = f"{gain:+.3f} against own, at least {wanted.above_own:+} wanted"
+        found.append((gain >= wanted.above_own, words))
+    return found
+
+
+def federated_figure(scenario: Scenario, report: dict[str, Any]) -> float | None:
+    """The federated model's value of the compared metric, on the rows the baselines use."""
+    metric, final = scenario.baselines.metric, report["final"]
+    if scenario.unseen:
+        value = final["metrics"].get(f"unseen_{metric}")
+    else:
+        value = final["loss"] if metric == "loss" else final["metrics"].get(metric)
+    return None if value is None else float(value)

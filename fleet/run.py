@@ -1,0 +1,319 @@
+"""Run a scenario for real: a broker, a coordinator process, a process for every agent."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import secrets
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import msgspec
+import numpy as np
+import yaml
+
+from broker.link import LinkDown, LinkUp
+from broker.local import LocalBroker
+from broker.mqtt import MqttLink
+from broker.settings import BrokerSettings
+from coordinator.config import CoordinatorConfig
+from coordinator.records import RoundRecord
+from coordinator.service import RESULT_FOLDER
+from coordinator.store import Store
+from fleet.baselines import Baselines, measure_baselines
+from fleet.cast import Cast, make_cast
+from fleet.processes import Processes
+from fleet.report import build_report, write_report
+from fleet.scenario import Scenario, coordinator_config, load_scenario, scenario_package
+from fleet.tidy import clear_retained
+from models.errors import ConfigError, FleetError, LinkError
+from models.package import INITIAL_FILE, ModelPackage
+from models.parameters import F32
+
+log = logging.getLogger(__name__)
+
+#: The coordinator says nothing for so long while agents have ended: the run is stuck.
+_STUCK_S = 90.0
+
+
+class Watcher(Protocol):
+    """Who shows a run while it goes on."""
+
+    def begin(self, cast: Cast, config: CoordinatorConfig, broker: str) -> None:
+        """All processes are started."""
+
+    def round(self, record: RoundRecord) -> None:
+        """A round has ended."""
+
+    def note(self, text: str) -> None:
+        """Something worth a line."""
+
+    def baseline(self, what: str, done: int, of: int) -> None:
+        """A model to compare with was trained."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What the command line changes about a scenario.
+
+    Attributes:
+        agents: so many only.
+        rounds: so many only.
+        broker: auto, mosquitto, embedded, or mqtt://host:port.
+        out: folder for report, logs and the trained model; emptied of an earlier run's.
+    """
+
+    out: Path
+    agents: int | None = None
+    rounds: int | None = None
+    broker: str = "auto"
+
+
+def run_scenario(path: Path, options: RunOptions, watcher: Watcher) -> dict[str, Any]:
+    """Runs it and writes the report.
+
+    Raises:
+        ConfigError: scenario, data, model or options are unusable.
+        LinkError: the broker named by its address cannot be reached.
+        FleetError: the run ended without a committed round.
+    """
+    scenario = load_scenario(path)
+    package = scenario_package(scenario, path)
+    cast = make_cast(scenario, path, package.spec, options.agents)
+    with _broker(options.broker) as (settings, kind):
+        name = scenario.name if kind != "external" else f"{scenario.name}-{secrets.token_hex(3)}"
+        run = _Run(scenario, package, cast, options, settings, watcher)
+        config = run.configure(path, name)
+        watcher.begin(cast, config, f"{kind} on {settings.host}:{settings.port}")
+        started = time.monotonic()
+        try:
+            reason = run.play(config)
+        finally:
+            if kind == "external":
+                clear_retained(settings, name)
+        seconds = time.monotonic() - started
+    return run.conclude(config, kind, reason, seconds)
+
+
+class _Run:
+    """One run's folder and processes."""
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        package: ModelPackage,
+        cast: Cast,
+        options: RunOptions,
+        settings: BrokerSettings,
+        watcher: Watcher,
+    ) -> None:
+        self.scenario = scenario
+        self.package = package
+        self.cast = cast
+        self.out = options.out
+        self.rounds = options.rounds
+        self.settings = settings
+        self.watcher = watcher
+        self.processes = Processes(options.out / "processes")
+        self.records: list[RoundRecord] = []
+
+    def configure(self, path: Path, federation: str) -> CoordinatorConfig:
+        """Write every process its configuration, and the agents their data."""
+        folder = self.processes.folder
+        _clear(self.out)
+        broker = {"host": self.settings.host, "port": self.settings.port}
+        (folder / "coordinator").mkdir(parents=True)
+        self.package.save(folder / "coordinator" / "package")
+        changes: dict[str, Any] = {
+            "federation": federation,
+            "model": "package",
+            "broker": broker,
+            "start": {"agents": len(self.cast.learners), "timeout_s": 60.0}
+            | self.scenario.federation.get("start", {}),
+        }
+        if self.rounds is not None:
+            changes["rounds"] = self.rounds
+        evaluation = dict(self.scenario.federation.get("evaluation", {}))
+        if "data" in evaluation:
+            evaluation["data"] = str((path.parent / evaluation["data"]).resolve())
+            changes["evaluation"] = evaluation
+        config = coordinator_config(self.scenario, path, **changes)
+        _write_yaml(folder / "coordinator" / "coordinator.yaml", self.scenario.federation | changes)
+        for name in self.cast.rows:
+            self._configure_agent(name, federation, broker)
+        return config
+
+    def _configure_agent(self, name: str, federation: str, broker: dict[str, Any]) -> None:
+        folder = self.processes.folder / name
+        folder.mkdir()
+        self.cast.write(name, folder / "data.npz")
+        data, unseen = self.scenario.data, name in self.scenario.unseen
+        target: dict[str, Any] = {"array": "target"}
+        if data.target is not None:
+            target["scale"] = data.target.scale
+        agent: dict[str, Any] = {
+            "federation": federation,
+            "agent_id": name,
+            "broker": broker,
+            "tasks": ["evaluate"] if unseen else ["train", "evaluate"],
+            "data": {
+                "path": "data.npz",
+                "inputs": {t.name: {"array": t.name} for t in self.package.spec.inputs},
+                "target": target,
+                "test_fraction": 1.0 if unseen else data.test_fraction,
+                "normalise": data.normalise,
+                "nan": data.nan,
+            },
+        }
+        if data.group is not None:
+            agent["data"]["group"] = "group"
+        _write_yaml(folder / "agent.yaml", agent)
+
+    def play(self, config: CoordinatorConfig) -> str:
+        """Start everything, watch the rounds, end everything; returns why it ended."""
+        folder = self.processes.folder
+        try:
+            self.processes.start_coordinator(folder / "coordinator" / "coordinator.yaml")
+            for name in self.cast.rows:
+                self.processes.start_agent(name, folder / name / "agent.yaml")
+            return self._watch(config)
+        finally:
+            self.processes.stop()
+
+    def _watch(self, config: CoordinatorConfig) -> str:
+        heard = time.monotonic()
+        gone: set[str] = set()
+        while True:
+            try:
+                event = self.processes.events.get(timeout=0.5)
+            except queue.Empty:
+                gone = self._note_the_dead(gone)
+                self._check_stuck(gone, time.monotonic() - heard)
+                continue
+            heard = time.monotonic()
+            if event is None:
+                coordinator = self.processes.coordinator
+                words = coordinator.last_words() if coordinator else ""
+                raise FleetError(f"the coordinator ended early: {words}")
+            if event.event == "finished":
+                return event.reason
+            if event.event == "waiting":
+                self.watcher.note(f"waiting for agents: {event.able} of {event.wanted}")
+            if event.event == "round":
+                record = msgspec.json.decode(event.record, type=RoundRecord)
+                self.records.append(record)
+                self.watcher.round(record)
+
+    def _note_the_dead(self, known: set[str]) -> set[str]:
+        dead = {name for name, child in self.processes.agents.items() if not child.running}
+        for name in sorted(dead - known):
+            child = self.processes.agents[name]
+            code = child.process.returncode
+            self.watcher.note(f"agent {name} ended with {code}: {child.last_words()}")
+        return dead
+
+    def _check_stuck(self, gone: set[str], silent_s: float) -> None:
+        left = [name for name in self.cast.learners if name not in gone]
+        if left and not (gone and silent_s > _STUCK_S):
+            return
+        first = self.processes.agents[min(gone)]
+        raise FleetError(
+            f"{len(gone)} of {len(self.cast.rows)} agents have ended and the rounds cannot go on; "
+            f"{first.name} said: {first.last_words()} (all logs: {self.processes.folder})"
+        )
+
+    def conclude(
+        self, config: CoordinatorConfig, kind: str, reason: str, seconds: float
+    ) -> dict[str, Any]:
+        """Baselines and report, once all processes are gone."""
+        if not any(record.status == "committed" for record in self.records):
+            raise FleetError(f"no round was committed; logs: {self.processes.folder}")
+        state = self.processes.folder / "coordinator" / "state"
+        theta: F32 = np.load(state / RESULT_FOLDER / INITIAL_FILE, allow_pickle=False)
+        baselines: Baselines = measure_baselines(
+            self.cast, config, self.package, theta, self.watcher.baseline
+        )
+        ModelPackage(self.package.spec, self.package.program, theta).save(self.out / "model")
+        facts = {
+            "agents": len(self.cast.rows),
+            "codec": config.codec.name,
+            "runtime": _runtime(state),
+            "broker": kind,
+            "reason": reason,
+            "seconds": seconds,
+        }
+        report = build_report(self.scenario, self.package, self.records, baselines, facts)
+        write_report(report, self.out)
+        return report
+
+
+def _runtime(state: Path) -> str:
+    store = Store.open_existing(state)
+    try:
+        runtimes = {agent.status.runtime for agent in store.agents()} - {""}
+    finally:
+        store.close()
+    return ", ".join(sorted(runtimes))
+
+
+@contextlib.contextmanager
+def _broker(choice: str) -> Iterator[tuple[BrokerSettings, str]]:
+    if choice in ("auto", "mosquitto", "embedded"):
+        with LocalBroker(choice) as broker:  # type: ignore[arg-type]  # narrowed by the line above
+            yield broker.settings, broker.kind
+        return
+    settings = parse_address(choice)
+    _check_reachable(settings)
+    yield settings, "external"
+
+
+def parse_address(address: str) -> BrokerSettings:
+    """The settings for `mqtt://host:port`.
+
+    Raises:
+        ConfigError: not such an address.
+    """
+    parts = urlsplit(address)
+    try:
+        port = parts.port or 1883
+    except ValueError as error:
+        raise ConfigError(f"--broker {address!r}: {error}") from error
+    if parts.scheme != "mqtt" or not parts.hostname or parts.path not in ("", "/"):
+        raise ConfigError(
+            f"--broker {address!r}: use auto, mosquitto, embedded or mqtt://host:port"
+        )
+    return BrokerSettings(host=parts.hostname, port=port)
+
+
+def _check_reachable(settings: BrokerSettings) -> None:
+    link = MqttLink(settings, client_id=f"fedge-check-{secrets.token_hex(4)}", session_expiry_s=0)
+    try:
+        link.open()
+        match link.poll(settings.connect_timeout_s + 1):
+            case LinkUp():
+                return
+            case LinkDown(reason):
+                raise LinkError(reason)
+            case _:
+                raise LinkError(f"broker {settings.address} does not answer")
+    finally:
+        link.close()
+
+
+def _clear(out: Path) -> None:
+    """Remove an earlier run's files, and nothing else."""
+    import shutil
+
+    out.mkdir(parents=True, exist_ok=True)
+    for name in ("processes", "model"):
+        shutil.rmtree(out / name, ignore_errors=True)
+    (out / "report.json").unlink(missing_ok=True)
+
+
+def _write_yaml(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(yaml.safe_dump(value, sort_keys=False))

@@ -1,0 +1,109 @@
+"""A scenario: one YAML file that says whose data, which model, how to learn, what to compare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from broker.config import load_config, parse_config
+from broker.messages import Id
+from coordinator.config import CoordinatorConfig
+from edge_agent.data.dataset import DataConfig
+from fleet.partition import PartitionConfig
+from models.errors import ConfigError
+from models.package import ModelPackage, load_package
+from models.zoo import load_zoo, zoo_names
+
+
+class BaselineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What the federated model is compared with, in the same run and on the same rows.
+
+    Attributes:
+        metric: that is compared; of the model, or "loss".
+        own: train one model for each agent on its rows alone.
+        pooled: train one model on everybody's rows together, as if data could travel.
+        epochs: of both; as many as an agent sees in all rounds when not given.
+        least_squares: solve the linear problem exactly and state the distance to it.
+        within: of pooled the federated model must come, or the run fails.
+        above_own: so much better than own it must be, or the run fails.
+    """
+
+    metric: str = "loss"
+    own: bool = False
+    pooled: bool = False
+    epochs: Annotated[int, Meta(ge=1)] | None = None
+    least_squares: bool = False
+    within: Annotated[float, Meta(ge=0)] | None = None
+    above_own: Annotated[float, Meta(ge=0)] | None = None
+
+
+class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What `fedge fleet run` runs.
+
+    Attributes:
+        name: of the scenario; also of its federation and of its folder below `runs/`.
+        description: a line for people.
+        licence: of the data, with its source.
+        data: where the rows are; as in an agent's configuration.
+        partition: which rows each agent gets.
+        client: array or column that says whose a row is, for partition.kind client.
+        unseen: agents that only measure: the model never learns from them.
+        federation: the coordinator's configuration, without name, broker and state_dir.
+        baselines: what to compare with.
+        show: "agents" prints every agent's loss and metrics after every round.
+    """
+
+    name: Id
+    description: str
+    licence: str
+    data: DataConfig
+    partition: PartitionConfig
+    client: str = "client"
+    unseen: tuple[Id, ...] = ()
+    federation: dict[str, Any]
+    baselines: BaselineConfig = BaselineConfig()
+    show: Literal["rounds", "agents"] = "rounds"
+
+
+_SET_BY_FLEET = ("federation", "broker", "state_dir")
+
+
+def load_scenario(path: Path) -> Scenario:
+    """The scenario in a file.
+
+    Raises:
+        ConfigError: begins with file and key.
+    """
+    scenario = load_config(path, Scenario)
+    for key in _SET_BY_FLEET:
+        if key in scenario.federation:
+            raise ConfigError(f"{path}: federation.{key}: set by the fleet, leave it out")
+    coordinator_config(scenario, path)
+    return scenario
+
+
+def coordinator_config(scenario: Scenario, path: Path, **changes: Any) -> CoordinatorConfig:
+    """The coordinator's configuration, as if its part of the scenario were its own file.
+
+    Args:
+        scenario: whose `federation` to read.
+        path: of the scenario, for messages.
+        changes: replace or add keys.
+    """
+    mapping = {"federation": scenario.name} | scenario.federation | changes
+    return parse_config(mapping, CoordinatorConfig, str(path), key="federation")
+
+
+def scenario_package(scenario: Scenario, path: Path) -> ModelPackage:
+    """The scenario's model: of the zoo, or a folder relative to the scenario.
+
+    Raises:
+        ModelError: neither.
+    """
+    reference = str(scenario.federation["model"])
+    return (
+        load_zoo(reference) if reference in zoo_names() else load_package(path.parent / reference)
+    )
