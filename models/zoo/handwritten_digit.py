@@ -81,9 +81,13 @@ CNN = ZooModel(
 
 def package_dense() -> ModelPackage:
     """For `fedge model export`."""
-    return DENSE.export()
+    from models.export.zoo import export_record
+
+    return export_record(DENSE)
 
 
 def package_cnn() -> ModelPackage:
     """For `fedge model export`."""
-    return CNN.export()
+    from models.export.zoo import export_record
+
+    return export_record(CNN)

@@ -51,4 +51,6 @@ MODEL = ZooModel(
 
 def package() -> ModelPackage:
     """For `fedge model export`."""
-    return MODEL.export()
+    from models.export.zoo import export_record
+
+    return export_record(MODEL)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from models.package import ModelPackage
 from models.spec import TensorSpec
 
 
@@ -32,17 +31,3 @@ class ZooModel:
     inputs: tuple[TensorSpec, ...]
     classes: tuple[str, ...] = ()
     batch_size: int = 32
-
-    def export(self) -> ModelPackage:
-        """The package, made anew (needs TensorFlow); `load_zoo` has the one that was committed."""
-        # Imported here: listing and loading the zoo must work where TensorFlow is absent.
-        from models.export.exporter import export_model
-
-        return export_model(
-            self.build(),
-            name=self.name,
-            source=self.source,
-            batch_size=self.batch_size,
-            inputs=self.inputs,
-            classes=self.classes,
-        )

@@ -5,6 +5,10 @@ Inertial Signals from a Smartwatch (arXiv 1802.01489); ten people, seven exercis
 a wearer who was never recorded: each of the 24 filters looks for one movement of 0.4 s, and global
 max pooling keeps how clearly it was seen, not when. Deeper and larger networks were tried, leaving
 people out: they knew new wearers less well.
+
+A good plan, chosen the same way: Adam with learning rate 0.002, 2 local epochs of batches of 32,
+30 rounds. Accuracy on the people 8 and 9, mean of 3 seeds: 0.64 when each of the people 0 to 7
+trains alone, 0.78 federated, 0.82 with all their data in one place.
 """
 
 from __future__ import annotations
@@ -58,4 +62,6 @@ MODEL = ZooModel(
 
 def package() -> ModelPackage:
     """For `fedge model export`."""
-    return MODEL.export()
+    from models.export.zoo import export_record
+
+    return export_record(MODEL)
