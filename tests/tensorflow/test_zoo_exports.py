@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from models.export.verify import keras_gradient, random_batch, relative_error
+from models.export.zoo import export_record
 from models.package import ModelPackage
 from models.program import Program
 from models.zoo import load_zoo, zoo_names, zoo_record
@@ -17,7 +18,7 @@ def committed(request: pytest.FixtureRequest) -> ModelPackage:
 
 
 def test_an_export_gives_the_committed_spec_and_weights(committed: ModelPackage) -> None:
-    exported = zoo_record(committed.spec.name).export()
+    exported = export_record(zoo_record(committed.spec.name))
     assert exported.spec == committed.spec
     assert np.array_equal(exported.initial, committed.initial)
 
