@@ -184,7 +184,7 @@ class MqttLink:
         """The next event, or None when none came within `timeout_s`."""
         try:
             if timeout_s > 0 and not self._is_closed:
-                event = self._events.get(timeout=timeout_s)
+                event = self._events.get(timeout=min(timeout_s, threading.TIMEOUT_MAX))
             else:
                 event = self._events.get_nowait()
         except queue.Empty:

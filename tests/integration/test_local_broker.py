@@ -165,6 +165,20 @@ def test_the_command_runs_until_it_is_told_to_stop(
     assert gone_within(int(str(told["pid"])), 5.0)
 
 
+def test_the_command_tells_a_person_how_to_connect(kind: str) -> None:
+    port = free_port()
+    with subprocess.Popen(
+        [sys.executable, "-m", "fedge", "broker", "run", "--port", str(port), "--kind", kind],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert f"listens on 127.0.0.1:{port} (this machine only" in process.stdout.readline()
+        assert f"port: {port}" in process.stdout.readline()
+        process.terminate()
+        assert process.wait(10) == 0
+
+
 def test_the_command_ends_with_2_when_the_port_is_in_use() -> None:
     need("mosquitto")
     with socket.socket() as taken:

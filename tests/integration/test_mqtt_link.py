@@ -14,6 +14,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from paho.mqtt import publish as paho_publish
 
 from broker.link import LinkDown, LinkUp, Received, Will
 from broker.local import LocalBroker, free_port
@@ -362,6 +363,30 @@ def test_a_foreign_message_that_is_too_large_is_not_taken(
     assert take(small)[0].payload == b"ok"
 
 
+def test_a_slow_owner_is_not_flooded_with_foreign_qos_0(
+    mosquitto: LocalBroker,
+    network: NetworkLoop,
+    links: list[MqttLink],
+    unique: Unique,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    topic = unique("t")
+    slow = MqttLink(quick(mosquitto.port), unique("slow"), network=network, receive_maximum=1)
+    links.append(slow)
+    slow.subscribe(topic)
+    slow.open()
+    wait_up(slow)
+    with caplog.at_level(logging.ERROR):
+        paho_publish.multiple(
+            [(topic, b"x", 0, False) for _ in range(50)], hostname="127.0.0.1", port=mosquitto.port
+        )
+        deadline_s = time.monotonic() + 5
+        while caplog.text.count("the owner is too slow") < 45 and time.monotonic() < deadline_s:
+            time.sleep(0.01)
+    assert slow.backlog() == 5  # four times the receive maximum, and one
+    assert caplog.text.count("the owner is too slow") == 45
+
+
 # --- the socket ----------------------------------------------------------------------------------
 
 
@@ -424,6 +449,9 @@ def test_a_link_that_raises_in_a_callback_harms_nobody(
             for _ in range(20):
                 good.publish(topic, b"x")
             assert len(take(good, 20)) == 20
+        deadline_s = time.monotonic() + 5
+        while network.errors < 20 and time.monotonic() < deadline_s:
+            time.sleep(0.01)
         assert network.errors == 20
         monkeypatch.undo()
         bad.abort()
