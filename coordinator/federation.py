@@ -9,7 +9,6 @@ answered by `round`, what the updates become by `aggregation` and `strategies`.
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -23,15 +22,12 @@ from broker.messages import (
     AgentStatus,
     BlobRef,
     Cohort,
-    Receipt,
     Report,
     RoundPlan,
     Task,
-    UpdateHeader,
 )
-from broker.topics import AgentStatusTopic, InboxTopic, ReportTopic, Topics, UpdateTopic
-from coordinator.admission import MAX_EXAMPLES
-from coordinator.aggregation import Aggregator, make_aggregator
+from broker.topics import AgentStatusTopic, ReportTopic, Topics, UpdateTopic
+from coordinator.aggregation import make_aggregator
 from coordinator.cohort import Draw, draw_cohort
 from coordinator.config import CohortConfig, CoordinatorConfig
 from coordinator.events import (
@@ -45,31 +41,23 @@ from coordinator.events import (
     Tick,
     Waiting,
 )
+from coordinator.intake import Intake, Taken
+from coordinator.open_round import OpenRound, Traffic
 from coordinator.publisher import Publisher
 from coordinator.records import RoundRecord
 from coordinator.results import with_evaluation, with_training
 from coordinator.roster import Roster
 from coordinator.round import (
-    Admit,
-    Again,
     Closed,
-    Counted,
     DeadlineReached,
-    Declined,
     Lost,
-    Offered,
-    Refused,
-    Reject,
     Returned,
     Round,
-    RoundAction,
     RoundEvent,
 )
 from coordinator.stopping import stop_reason
 from coordinator.strategies import State, make_strategy
-from coordinator.uploads import Upload, Uploads, peek_header
-from models.codecs import make_codec
-from models.errors import TrainingError, UpdateRejected, WireError
+from models.errors import TrainingError, WireError
 from models.package import ModelPackage
 from models.parameters import F32
 from models.program import Sums
@@ -102,21 +90,6 @@ class Progress:
         return self.records[-1].round_id if self.records else 0
 
 
-@dataclass(eq=False)
-class _OpenRound:
-    """The round under way and what came in for it."""
-
-    task: Task
-    plan: RoundPlan
-    round: Round
-    started_s: float
-    deadline_s: float
-    record: RoundRecord
-    aggregator: Aggregator | None = None
-    trained: dict[str, Sums] = field(default_factory=dict)
-    evaluations: dict[str, Sums] = field(default_factory=dict)
-
-
 class Coordinator:
     """One federation's middle.
 
@@ -147,23 +120,21 @@ class Coordinator:
         self._spec = package.spec
         self._session = session
         self._strategy = make_strategy(config.strategy)
-        self._codec = make_codec(config.codec)
         make_aggregator(config.aggregator, 1)  # a wrong name is told now, not after a round
         self.progress = progress or Progress(
             0, package.initial, self._strategy.initial_state(package.spec.size)
         )
         self._publisher = Publisher(self.topics, package, session)
         self._package_digest = package.digest
-        self._uploads = Uploads(self._codec.encoded_size(package.spec.size))
-        self._open: _OpenRound | None = None
-        self._last_training: Round | None = None
+        self._traffic = Traffic()
+        self._intake = Intake(config, package.spec, session, self.roster, self._traffic)
+        self._open: OpenRound | None = None
         self._next_round_id = self.progress.last_round + 1
         self._abandoned_in_a_row = 0
         self._pause_until_s = 0.0
         self._started_s: float | None = None
         self._connected = False
         self._waiting_told: tuple[int, int] | None = None
-        self._bytes_up = self._bytes_down = 0
 
     # -- events ---------------------------------------------------------------------------------
 
@@ -221,15 +192,16 @@ class Coordinator:
         try:
             topic = self.topics.parse(name)
             expiry_s = 1 if isinstance(topic, UpdateTopic) else None
-            self._bytes_up += publish_packet_bytes(name, len(payload), expiry_s)
+            self._traffic.up += publish_packet_bytes(name, len(payload), expiry_s)
             match topic:
                 case AgentStatusTopic(agent_id):
                     return self._agent_status(agent_id, payload, now_s)
                 case UpdateTopic():
-                    return self._update_chunk(topic, payload, now_s)
+                    return self._taken(self._intake.update(self._open, topic, payload), now_s)
                 case ReportTopic(agent_id, round_id):
                     report = messages.decode(payload, Report)
-                    return self._report(agent_id, round_id, report, now_s)
+                    taken = self._intake.report(self._open, agent_id, round_id, report)
+                    return self._taken(taken, now_s)
             return []
         except WireError as error:
             self.unreadable += 1
@@ -312,7 +284,7 @@ class Coordinator:
         ref, chunks, removal = self._publisher.weights(self.progress.theta)
         plan = self._plan(task, record.round_id, ref, draw.cohort, deadline_s)
         before = self._open
-        self._open = _OpenRound(
+        self._open = OpenRound(
             task=task,
             plan=plan,
             round=Round(record.round_id, frozenset(draw.asked), draw.goal),
@@ -324,8 +296,7 @@ class Coordinator:
         if task == "train":
             size = self._spec.size
             self._open.aggregator = make_aggregator(self.config.aggregator, size)
-            self._last_training = self._open.round
-        self._uploads.clear()
+        self._intake.begin(self._open)
         return [*chunks, self._publisher.plan(plan), *removal]
 
     def _plan(
@@ -347,7 +318,9 @@ class Coordinator:
             seed=int(np.random.default_rng([self.config.seed, round_id, 1]).integers(1 << 53)),
         )
 
-    # -- answers --------------------------------------------------------------------------------
+    def _taken(self, taken: Taken, now_s: float) -> list[Action]:
+        event = taken.event
+        return [*taken.receipts, *(self._advance(event, now_s) if event is not None else [])]
 
     def _advance(self, event: RoundEvent, now_s: float) -> list[Action]:
         """Feed the open round; close it when the event did."""
@@ -358,127 +331,14 @@ class Coordinator:
             return self._close(self._open, now_s)
         return []
 
-    def _update_chunk(self, topic: UpdateTopic, payload: bytes, now_s: float) -> list[Action]:
-        opened = self._open
-        agent_id = topic.agent_id
-        if (
-            opened is None
-            or opened.task != "train"
-            or opened.plan.round_id != topic.round_id
-            or agent_id not in opened.round.asked
-        ):
-            return self._unexpected(topic, payload)
-        try:
-            upload = self._uploads.add(agent_id, payload)
-            return [] if upload is None else self._update(opened, agent_id, upload, now_s)
-        except UpdateRejected as error:
-            _log_refusal(error)
-            return self._advance(Refused(agent_id, error.reason), now_s)
-
-    def _unexpected(self, topic: UpdateTopic, payload: bytes) -> list[Action]:
-        """An update outside its round: late, not asked for, or resent because its receipt was lost.
-
-        It is not put together: its first chunk says enough for a receipt.
-        """
-        header, last = peek_header(payload), self._last_training
-        if header is None:
-            return []
-        agent_id = topic.agent_id
-        verdict: RoundAction = Reject(agent_id, "late", f"round {topic.round_id} is not open")
-        if last is not None and (header.session, header.round_id) == (self._session, last.round_id):
-            (verdict,) = last.handle(Offered(agent_id, _answer_id(header)))
-        elif last is not None:
-            last.refusals["late"] += 1
-        if isinstance(verdict, Again):
-            return [self._receipt(agent_id, header)]
-        if not isinstance(verdict, Reject):
-            return []
-        error = UpdateRejected(agent_id, verdict.reason, verdict.detail)
-        _log_refusal(error)
-        return [self._receipt(agent_id, header, error)]
-
-    def _update(
-        self, opened: _OpenRound, agent_id: str, upload: Upload, now_s: float
-    ) -> list[Action]:
-        header = upload.header
-        self._bytes_down += self.roster.credit(agent_id, header.boot, header.received_bytes)
-        (verdict,) = opened.round.handle(Offered(agent_id, _answer_id(header)))
-        match verdict:
-            case Again():
-                return [self._receipt(agent_id, header)]
-            case Reject(_, reason, detail):
-                error = UpdateRejected(agent_id, reason, detail)
-                _log_refusal(error)
-                return [self._receipt(agent_id, header, error)]
-        try:
-            upload.check_plan(agent_id, opened.plan, self._spec.size, set(self._spec.metrics))
-            self._fold(opened, agent_id, upload)
-        except UpdateRejected as error:
-            _log_refusal(error)
-            receipt = self._receipt(agent_id, header, error)
-            return [receipt, *self._advance(Refused(agent_id, error.reason), now_s)]
-        counted = Counted(agent_id, _answer_id(header))
-        return [self._receipt(agent_id, header), *self._advance(counted, now_s)]
-
-    def _fold(self, opened: _OpenRound, agent_id: str, upload: Upload) -> None:
-        header = upload.header
-        delta = upload.vector(agent_id, self._codec, self._spec.size, self.config.max_update_norm)
-        weight = float(header.num_examples) if self.config.weighting == "examples" else 1.0
-        assert opened.aggregator is not None, "training rounds have one"
-        opened.aggregator.add(delta, weight)
-        rows = float(header.num_examples)
-        sums = {name: value * rows for name, value in header.metrics.items()}
-        opened.trained[agent_id] = Sums(header.loss * rows, rows, sums)
-
-    def _receipt(
-        self, agent_id: str, header: UpdateHeader, error: UpdateRejected | None = None
-    ) -> Publish:
-        receipt = Receipt(
-            session=header.session,
-            round_id=header.round_id,
-            boot=header.boot,
-            attempt=header.attempt,
-            accepted=error is None,
-            reason="" if error is None else error.reason,
-            detail="" if error is None else error.detail[:500],
-        )
-        return Publish(self.topics.name(InboxTopic(agent_id)), messages.encode(receipt))
-
-    def _report(self, agent_id: str, round_id: int, report: Report, now_s: float) -> list[Action]:
-        self._bytes_down += self.roster.credit(agent_id, report.boot, report.received_bytes)
-        opened = self._open
-        if (
-            opened is None
-            or report.session != self._session
-            or (round_id, report.round_id) != (opened.plan.round_id, opened.plan.round_id)
-            or (report.task, report.version) != (opened.task, opened.plan.version)
-        ):
-            log.debug("%s reports on round %d, which is not open", agent_id, round_id)
-            return []
-        if report.weight_sum > MAX_EXAMPLES:
-            raise WireError(f"evaluation of {agent_id} weighs {report.weight_sum:g}")
-        if report.kind == "declined":
-            log.info("%s declined (%s): %s", agent_id, report.reason, report.detail)
-            return self._advance(Declined(agent_id, report.reason), now_s)
-        if report.task != "evaluate" or set(report.metric_sums) != set(self._spec.metrics):
-            raise WireError(f"evaluation of {agent_id} has metrics {sorted(report.metric_sums)}")
-        (verdict,) = opened.round.handle(Offered(agent_id, report.boot))
-        if not isinstance(verdict, Admit):
-            return []
-        if report.weight_sum > 0:
-            opened.evaluations[agent_id] = Sums(
-                report.loss_sum, report.weight_sum, report.metric_sums
-            )
-        return self._advance(Counted(agent_id, report.boot), now_s)
-
     # -- the end of a round ---------------------------------------------------------------------
 
-    def _close(self, opened: _OpenRound, now_s: float) -> list[Action]:
+    def _close(self, opened: OpenRound, now_s: float) -> list[Action]:
         if opened.task == "train":
             return self._close_training(opened, now_s)
         return self._close_evaluation(opened, now_s)
 
-    def _close_training(self, opened: _OpenRound, now_s: float) -> list[Action]:
+    def _close_training(self, opened: OpenRound, now_s: float) -> list[Action]:
         ended = opened.round
         record = msgspec.structs.replace(
             opened.record,
@@ -506,7 +366,7 @@ class Coordinator:
         opened.record = record
         return [commit, *self._evaluate(opened, now_s)]
 
-    def _step(self, opened: _OpenRound) -> tuple[F32, State]:
+    def _step(self, opened: OpenRound) -> tuple[F32, State]:
         assert opened.aggregator is not None, "training rounds have one"
         progress = self.progress
         return self._strategy.apply(
@@ -527,7 +387,7 @@ class Coordinator:
         self.progress.records.append(record)
         return self._end_round(record, now_s)
 
-    def _evaluate(self, opened: _OpenRound, now_s: float) -> list[Action]:
+    def _evaluate(self, opened: OpenRound, now_s: float) -> list[Action]:
         """Ask the devices how good the new θ is, when that is due; else the round is over."""
         evaluation = self.config.evaluation
         version = self.progress.version
@@ -540,7 +400,7 @@ class Coordinator:
         draw = draw_cohort(able, CohortConfig(fraction=evaluation.fraction), rng)
         return self._announce("evaluate", draw, opened.record, evaluation.deadline_s, now_s)
 
-    def _close_evaluation(self, opened: _OpenRound, now_s: float) -> list[Action]:
+    def _close_evaluation(self, opened: OpenRound, now_s: float) -> list[Action]:
         unseen = {
             name
             for name in opened.evaluations
@@ -552,7 +412,8 @@ class Coordinator:
     def _end_round(self, record: RoundRecord, now_s: float) -> list[Action]:
         opened, self._open = self._open, None
         started = now_s if opened is None else opened.started_s
-        refusals = self._last_training.refusals if self._last_training else Counter()
+        refusals = self._intake.refusals()
+        up, down = self._traffic.take()
         if record.status == "committed" and self._measure is not None:
             means = self._measure(self.progress.theta).means()
             central = {f"central_{name}": value for name, value in means.items()}
@@ -560,13 +421,11 @@ class Coordinator:
         record = msgspec.structs.replace(
             record,
             refused=sum(refusals.values()),
-            refusals=dict(refusals),
-            bytes_up=self._bytes_up,
-            bytes_down=self._bytes_down,
+            refusals=refusals,
+            bytes_up=up,
+            bytes_down=down,
             seconds=now_s - started,
         )
-        self._bytes_up = self._bytes_down = 0
-        self._uploads.clear()
         self.progress.records[-1] = record
         return [SaveRound(record), RoundEnded(record)]
 
@@ -576,11 +435,3 @@ class Coordinator:
         plan = self._plan("train", self.progress.last_round, ref, Cohort(ids=()), 1.0)
         plan = msgspec.structs.replace(plan, state="finished")
         return [*chunks, self._publisher.plan(plan), *removal, Finished(reason)]
-
-
-def _answer_id(header: UpdateHeader) -> str:
-    return f"{header.boot}/{header.attempt}"
-
-
-def _log_refusal(error: UpdateRejected) -> None:
-    log.warning("%s", error, extra={"event": "update_refused", "reason": error.reason})

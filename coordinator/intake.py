@@ -1,0 +1,210 @@
+"""What agents send, taken in: put together, checked, folded, answered with a receipt."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from broker import messages
+from broker.machine import Publish
+from broker.messages import Receipt, Report, UpdateHeader
+from broker.topics import InboxTopic, Topics, UpdateTopic
+from coordinator.admission import MAX_EXAMPLES
+from coordinator.config import CoordinatorConfig
+from coordinator.open_round import OpenRound, Traffic
+from coordinator.roster import Roster
+from coordinator.round import (
+    Admit,
+    Again,
+    Counted,
+    Declined,
+    Offered,
+    Refused,
+    Reject,
+    Round,
+    RoundAction,
+    RoundEvent,
+)
+from coordinator.uploads import Upload, Uploads, peek_header
+from models.codecs import make_codec
+from models.errors import UpdateRejected, WireError
+from models.program import Sums
+from models.spec import ModelSpec
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What came of an answer: receipts to send, and what it means for the round."""
+
+    receipts: tuple[Publish, ...] = ()
+    event: RoundEvent | None = None
+
+
+class Intake:
+    """Judges the answers of agents; the round itself is somebody else's.
+
+    Args:
+        config: of the federation.
+        spec: of its model.
+        session: of this start of the coordinator.
+        roster: credited with the bytes that agents report.
+        traffic: likewise.
+    """
+
+    def __init__(
+        self,
+        config: CoordinatorConfig,
+        spec: ModelSpec,
+        session: str,
+        roster: Roster,
+        traffic: Traffic,
+    ) -> None:
+        self._config = config
+        self._spec = spec
+        self._session = session
+        self._roster = roster
+        self._traffic = traffic
+        self._topics = Topics(config.federation)
+        self._codec = make_codec(config.codec)
+        self._uploads = Uploads(self._codec.encoded_size(spec.size))
+        #: Kept after it closed: its agents may ask again for a receipt that was lost.
+        self._last_training: Round | None = None
+
+    def begin(self, opened: OpenRound) -> None:
+        """A phase begins: what is half there of the one before is forgotten."""
+        self._uploads.clear()
+        if opened.task == "train":
+            self._last_training = opened.round
+
+    def refusals(self) -> dict[str, int]:
+        """Number of refused answers of the last learning phase, by reason."""
+        return {} if self._last_training is None else dict(self._last_training.refusals)
+
+    def update(self, opened: OpenRound | None, topic: UpdateTopic, payload: bytes) -> Taken:
+        """Take one chunk of an update."""
+        agent_id = topic.agent_id
+        if (
+            opened is None
+            or opened.task != "train"
+            or opened.plan.round_id != topic.round_id
+            or agent_id not in opened.round.asked
+        ):
+            return self._unexpected(topic, payload)
+        try:
+            upload = self._uploads.add(agent_id, payload)
+        except UpdateRejected as error:
+            _log_refusal(error)
+            return Taken(event=Refused(agent_id, error.reason))
+        return Taken() if upload is None else self._whole_update(opened, agent_id, upload)
+
+    def report(
+        self, opened: OpenRound | None, agent_id: str, round_id: int, report: Report
+    ) -> Taken:
+        """Take an evaluation, or an agent's word that it cannot take part.
+
+        Raises:
+            WireError: an evaluation that does not fit the model.
+        """
+        self._credit(agent_id, report.boot, report.received_bytes)
+        if (
+            opened is None
+            or report.session != self._session
+            or (round_id, report.round_id) != (opened.plan.round_id, opened.plan.round_id)
+            or (report.task, report.version) != (opened.task, opened.plan.version)
+        ):
+            log.debug("%s reports on round %d, which is not open", agent_id, round_id)
+            return Taken()
+        if report.kind == "declined":
+            log.info("%s declined (%s): %s", agent_id, report.reason, report.detail)
+            return Taken(event=Declined(agent_id, report.reason))
+        self._check_evaluation(agent_id, report)
+        (verdict,) = opened.round.handle(Offered(agent_id, report.boot))
+        if not isinstance(verdict, Admit):
+            return Taken()
+        if report.weight_sum > 0:
+            sums = Sums(report.loss_sum, report.weight_sum, report.metric_sums)
+            opened.evaluations[agent_id] = sums
+        return Taken(event=Counted(agent_id, report.boot))
+
+    def _check_evaluation(self, agent_id: str, report: Report) -> None:
+        if report.task != "evaluate" or set(report.metric_sums) != set(self._spec.metrics):
+            raise WireError(f"evaluation of {agent_id} has metrics {sorted(report.metric_sums)}")
+        if report.weight_sum > MAX_EXAMPLES:
+            raise WireError(f"evaluation of {agent_id} weighs {report.weight_sum:g}")
+
+    def _unexpected(self, topic: UpdateTopic, payload: bytes) -> Taken:
+        """An update outside its round: late, not asked for, or sent again for a lost receipt.
+
+        It is not put together: its first chunk says enough for a receipt.
+        """
+        header, last = peek_header(payload), self._last_training
+        if header is None:
+            return Taken()
+        agent_id = topic.agent_id
+        verdict: RoundAction = Reject(agent_id, "late", f"round {topic.round_id} is not open")
+        if last is not None and (header.session, header.round_id) == (self._session, last.round_id):
+            (verdict,) = last.handle(Offered(agent_id, _answer_id(header)))
+        elif last is not None:
+            last.refusals["late"] += 1
+        if isinstance(verdict, Again):
+            return Taken((self._receipt(agent_id, header),))
+        return self._rejected(verdict, header) if isinstance(verdict, Reject) else Taken()
+
+    def _whole_update(self, opened: OpenRound, agent_id: str, upload: Upload) -> Taken:
+        header = upload.header
+        self._credit(agent_id, header.boot, header.received_bytes)
+        (verdict,) = opened.round.handle(Offered(agent_id, _answer_id(header)))
+        if isinstance(verdict, Again):
+            return Taken((self._receipt(agent_id, header),))
+        if isinstance(verdict, Reject):
+            return self._rejected(verdict, header)
+        try:
+            upload.check_plan(agent_id, opened.plan, self._spec.size, set(self._spec.metrics))
+            self._fold(opened, agent_id, upload)
+        except UpdateRejected as error:
+            _log_refusal(error)
+            receipt = self._receipt(agent_id, header, error)
+            return Taken((receipt,), Refused(agent_id, error.reason))
+        receipt = self._receipt(agent_id, header)
+        return Taken((receipt,), Counted(agent_id, _answer_id(header)))
+
+    def _rejected(self, verdict: Reject, header: UpdateHeader) -> Taken:
+        error = UpdateRejected(verdict.agent_id, verdict.reason, verdict.detail)
+        _log_refusal(error)
+        return Taken((self._receipt(verdict.agent_id, header, error),))
+
+    def _fold(self, opened: OpenRound, agent_id: str, upload: Upload) -> None:
+        header = upload.header
+        delta = upload.vector(agent_id, self._codec, self._spec.size, self._config.max_update_norm)
+        rows = float(header.num_examples)
+        assert opened.aggregator is not None, "learning phases have one"
+        opened.aggregator.add(delta, rows if self._config.weighting == "examples" else 1.0)
+        sums = {name: value * rows for name, value in header.metrics.items()}
+        opened.trained[agent_id] = Sums(header.loss * rows, rows, sums)
+
+    def _credit(self, agent_id: str, boot: str, received_bytes: int) -> None:
+        self._traffic.down += self._roster.credit(agent_id, boot, received_bytes)
+
+    def _receipt(
+        self, agent_id: str, header: UpdateHeader, error: UpdateRejected | None = None
+    ) -> Publish:
+        receipt = Receipt(
+            session=header.session,
+            round_id=header.round_id,
+            boot=header.boot,
+            attempt=header.attempt,
+            accepted=error is None,
+            reason="" if error is None else error.reason,
+            detail="" if error is None else error.detail[:500],
+        )
+        return Publish(self._topics.name(InboxTopic(agent_id)), messages.encode(receipt))
+
+
+def _answer_id(header: UpdateHeader) -> str:
+    return f"{header.boot}/{header.attempt}"
+
+
+def _log_refusal(error: UpdateRejected) -> None:
+    log.warning("%s", error, extra={"event": "update_refused", "reason": error.reason})
