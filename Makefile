@@ -1,0 +1,49 @@
+# demo and test set up what they need in .venv; nothing is installed outside it.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check
+OUT ?= runs/wearable_activity
+
+.PHONY: demo test check coverage bench wheel clean
+
+demo: .venv/.fleet
+	.venv/bin/fedge fleet run examples/wearable_activity.yaml --out $(OUT)
+
+# TensorFlow and tflite-runtime do not share a process: two calls of pytest.
+test: .venv/.dev
+	.venv/bin/pytest tests --ignore=tests/tensorflow
+	.venv/bin/pytest tests/tensorflow
+
+check: .venv/.dev
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+coverage: .venv/.dev
+	.venv/bin/pytest tests --ignore=tests/tensorflow --cov --cov-report=term-missing:skip-covered
+
+bench: .venv/.dev
+	for script in benchmarks/*.py; do .venv/bin/python $$script || exit 1; done
+
+wheel: .venv/bin/python
+	rm -rf dist
+	.venv/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+
+clean:
+	rm -rf .venv dist runs
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+	  { echo "fedge needs Python 3.11 to 3.13, $(PYTHON) is another: make PYTHON=/path/to/python3.11"; exit 2; }
+	$(PYTHON) -m venv .venv || \
+	  { rm -rf .venv; echo "no venv module: apt install python3-venv"; exit 2; }
+
+.venv/.fleet: pyproject.toml | .venv/bin/python
+	@echo "installing into .venv ..."
+	$(PIP) -e '.[fleet]'
+	@touch $@
+
+.venv/.dev: pyproject.toml | .venv/bin/python
+	@echo "installing into .venv, with TensorFlow for the exporter's tests (1.6 GB) ..."
+	$(PIP) -e '.[dev]'
+	@touch $@ .venv/.fleet
