@@ -21,13 +21,16 @@ from models.errors import WireError
 MAX_MESSAGE_BYTES = 1 << 20
 MAX_METRICS = 64
 
-Id = Annotated[str, Meta(pattern="^[A-Za-z0-9_-]{1,64}$")]
+# "\\Z": "$" would let a newline follow.
+Id = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}\Z")]
 Text = Annotated[str, Meta(max_length=500)]
-Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
-Fingerprint = Annotated[str, Meta(pattern="^[0-9a-f]{16}$")]
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+Fingerprint = Annotated[str, Meta(pattern=r"^[0-9a-f]{16}\Z")]
 Count = Annotated[int, Meta(ge=0, le=1 << 53)]
 RoundId = Annotated[int, Meta(ge=0, le=999_999_999)]
-Metrics = Annotated[dict[str, float], Meta(max_length=MAX_METRICS)]
+#: Finite, and still finite when multiplied by rows and added up over a fleet.
+Measured = Annotated[float, Meta(ge=-1e100, le=1e100)]
+Metrics = Annotated[dict[str, Measured], Meta(max_length=MAX_METRICS)]
 Task = Literal["train", "evaluate"]
 
 
@@ -191,9 +194,9 @@ class UpdateHeader(Message, frozen=True):
     codec: CodecConfig
     size: Count
     num_examples: Count
-    loss: float
+    loss: Measured
     metrics: Metrics
-    training_s: float
+    training_s: Measured
     received_bytes: Count
 
 
@@ -203,7 +206,7 @@ class Report(Message, frozen=True):
     Attributes:
         kind: "declined" with a reason, or "evaluation" with sums over the held-out rows.
         reason: machine name: no_data, no_runtime, no_program, fingerprint, codec, weights,
-            training, stopping.
+            training, evaluation, stopping.
         detail: for people.
         loss_sum, weight_sum, metric_sums: add across agents.
     """
@@ -216,7 +219,7 @@ class Report(Message, frozen=True):
     version: Count
     reason: Text = ""
     detail: Text = ""
-    loss_sum: float = 0.0
+    loss_sum: Measured = 0.0
     weight_sum: Annotated[float, Meta(ge=0)] = 0.0
     metric_sums: Metrics = {}
     received_bytes: Count = 0
@@ -252,7 +255,7 @@ def decode(payload: bytes, kind: type[M]) -> M:
         raise WireError(f"{kind.__name__}: {len(payload)} bytes, limit {MAX_MESSAGE_BYTES}")
     try:
         return msgspec.json.decode(payload, type=kind)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise WireError(f"{kind.__name__}: {error}") from error
 
 

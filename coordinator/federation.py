@@ -56,7 +56,7 @@ from coordinator.round import (
     RoundEvent,
 )
 from coordinator.stopping import stop_reason
-from coordinator.strategies import State, make_strategy
+from coordinator.strategies import State, check_state, make_strategy
 from models.errors import TrainingError, WireError
 from models.package import ModelPackage
 from models.parameters import F32
@@ -100,6 +100,10 @@ class Coordinator:
         progress: from the store, when it was started before.
         measure: sums of loss and metrics over the coordinator's own data for a θ; None when it
             has none. Runs inside `handle`.
+
+    Raises:
+        ConfigError: no such strategy, codec or aggregator, or the stored state is of another
+            strategy.
     """
 
     def __init__(
@@ -121,9 +125,10 @@ class Coordinator:
         self._session = session
         self._strategy = make_strategy(config.strategy)
         make_aggregator(config.aggregator, 1)  # a wrong name is told now, not after a round
-        self.progress = progress or Progress(
-            0, package.initial, self._strategy.initial_state(package.spec.size)
-        )
+        state = self._strategy.initial_state(package.spec.size)
+        self.progress = progress or Progress(0, package.initial, state)
+        # As is a stored state of another strategy.
+        check_state(self.progress.strategy_state, tuple(state), package.spec.size)
         self._publisher = Publisher(self.topics, package, session)
         self._package_digest = package.digest
         self._traffic = Traffic()
@@ -179,7 +184,9 @@ class Coordinator:
             *self._publisher.package(),
         ]
         if self._open is not None:
-            _, chunks, removal = self._publisher.weights(self.progress.theta)
+            ref, chunks, removal = self._publisher.weights(self.progress.theta)
+            # This connection may take other chunks than the one before.
+            self._open.plan = msgspec.structs.replace(self._open.plan, weights=ref)
             actions += [*chunks, self._publisher.plan(self._open.plan), *removal]
         return actions
 

@@ -27,7 +27,7 @@ from coordinator.round import (
 )
 from coordinator.uploads import Upload, Uploads, peek_header
 from models.codecs import make_codec
-from models.errors import UpdateRejected, WireError
+from models.errors import UpdateRejected
 from models.program import Sums
 from models.spec import ModelSpec
 
@@ -102,11 +102,7 @@ class Intake:
     def report(
         self, opened: OpenRound | None, agent_id: str, round_id: int, report: Report
     ) -> Taken:
-        """Take an evaluation, or an agent's word that it cannot take part.
-
-        Raises:
-            WireError: an evaluation that does not fit the model.
-        """
+        """Take an evaluation, or an agent's word that it cannot take part."""
         self._credit(agent_id, report.boot, report.received_bytes)
         if (
             opened is None
@@ -119,7 +115,11 @@ class Intake:
         if report.kind == "declined":
             log.info("%s declined (%s): %s", agent_id, report.reason, report.detail)
             return Taken(event=Declined(agent_id, report.reason))
-        self._check_evaluation(agent_id, report)
+        try:
+            self._check_evaluation(agent_id, report)
+        except UpdateRejected as error:
+            _log_refusal(error)
+            return Taken(event=Refused(agent_id, error.reason))
         (verdict,) = opened.round.handle(Offered(agent_id, report.boot))
         if not isinstance(verdict, Admit):
             return Taken()
@@ -130,9 +130,11 @@ class Intake:
 
     def _check_evaluation(self, agent_id: str, report: Report) -> None:
         if report.task != "evaluate" or set(report.metric_sums) != set(self._spec.metrics):
-            raise WireError(f"evaluation of {agent_id} has metrics {sorted(report.metric_sums)}")
-        if report.weight_sum > MAX_EXAMPLES:
-            raise WireError(f"evaluation of {agent_id} weighs {report.weight_sum:g}")
+            detail = f"evaluation with metrics {sorted(report.metric_sums)}"
+            raise UpdateRejected(agent_id, "metrics", detail)
+        if not (report.weight_sum == 0 or 1 <= report.weight_sum <= MAX_EXAMPLES):
+            detail = f"evaluation of {report.weight_sum:g} rows, range 1 to {MAX_EXAMPLES}"
+            raise UpdateRejected(agent_id, "examples", detail)
 
     def _unexpected(self, topic: UpdateTopic, payload: bytes) -> Taken:
         """An update outside its round: late, not asked for, or sent again for a lost receipt.
@@ -160,6 +162,12 @@ class Intake:
             return Taken((self._receipt(agent_id, header),))
         if isinstance(verdict, Reject):
             return self._rejected(verdict, header)
+        if header.session != self._session:
+            # Left over from a run before this one, which may have had a round of this number: the
+            # agent will yet answer ours.
+            opened.round.refusals["session"] += 1
+            detail = f"{header.session} instead of {self._session}"
+            return self._rejected(Reject(agent_id, "session", detail), header)
         try:
             upload.check_plan(agent_id, opened.plan, self._spec.size, set(self._spec.metrics))
             self._fold(opened, agent_id, upload)

@@ -60,6 +60,7 @@ from models.codecs import CODECS, make_codec
 from models.codecs.feedback import compensate
 from models.errors import CodecError, ConfigError, WireError
 from models.parameters import F32
+from models.program import Sums
 
 log = logging.getLogger(__name__)
 
@@ -185,11 +186,19 @@ class Agent:
 
     def _new_manifest(self, manifest: ProgramManifest) -> list[Action]:
         self._manifest = manifest
-        if self.facts.unable or manifest.package.sha256 in (self._loading, self._package):
+        sha256 = manifest.package.sha256
+        if self.facts.unable or sha256 in (self._loading, self._package):
             return []
+        actions = [] if self._loading is None else self._stop_fetching(self._loading)
+        if self._package is not None:
+            # What rounding lost belongs to the model before.
+            self.residual = self._pending = None
         self._loaded = self._failed = None
-        self._loading = manifest.package.sha256
-        return self._fetch(manifest.package)
+        self._loading = sha256
+        try:
+            return actions + self._fetch(manifest.package)
+        except WireError as error:
+            return actions + self._package_failed(PackageFailed(sha256, "no_program", str(error)))
 
     def _new_plan(self, plan: RoundPlan) -> list[Action]:
         actions: list[Action] = []
@@ -264,8 +273,12 @@ class Agent:
         self._bad_fetches[sha256] = self._bad_fetches.get(sha256, 0) + 1
         log.warning("blob %s: %s", sha256[:12], error, extra={"event": "bad_chunk"})
         if self._bad_fetches[sha256] < _FETCH_ATTEMPTS:
-            return []  # the chunk may come again whole
+            # Retained chunks come again to whoever subscribes again.
+            topic_filter = self.topics.chunks_of(sha256)
+            return [Unsubscribe(topic_filter), Subscribe(topic_filter)]
         actions = self._stop_fetching(sha256)
+        if sha256 == self._loading:
+            return actions + self._package_failed(PackageFailed(sha256, "no_program", str(error)))
         if self._plan is not None and sha256 == self._plan.weights.sha256:
             return actions + self._decline("weights", str(error))
         return actions
@@ -368,11 +381,15 @@ class Agent:
             return self._advance()  # the round went on without us
         match event:
             case Trained(plan, result):
+                if trouble := _not_finite(result.sums):
+                    return self._decline("training", trouble)
                 try:
                     return self._send_update(plan, result.delta, event)
                 except (CodecError, ConfigError) as error:
                     return self._decline("training", str(error))
             case Evaluated(plan, sums):
+                if trouble := _not_finite(sums):
+                    return self._decline("evaluation", trouble)
                 report = msgspec.structs.replace(
                     self._report(plan, "evaluation"),
                     loss_sum=sums.loss,
@@ -476,6 +493,13 @@ class Agent:
 
 def _key(plan: RoundPlan) -> _JobKey:
     return plan.session, plan.round_id, plan.task
+
+
+def _not_finite(sums: Sums) -> str:
+    """Which sum cannot be sent, in words; empty when all can."""
+    values = {"loss": sums.loss, **sums.metrics}
+    bad = [f"{name} is {value:g}" for name, value in values.items() if not abs(value) <= 1e100]
+    return f"{bad[0]} (sum over {sums.weight:g} rows): training diverged" if bad else ""
 
 
 def _later(plan: RoundPlan, than: RoundPlan) -> bool:

@@ -50,6 +50,6 @@ def unpack(data: bytes, header_type: type[T], what: str) -> tuple[T, memoryview]
     end = _PREFIX.size + length
     try:
         header = msgspec.json.decode(view[_PREFIX.size : end], type=header_type)
-    except (msgspec.DecodeError, msgspec.ValidationError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise WireError(f"{what}: header: {error}") from error
     return header, view[end:]

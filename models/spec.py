@@ -130,5 +130,5 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tr
             raise ModelError(f"{origin}: {len(data)} bytes, limit {_MAX_SPEC_BYTES}")
         try:
             return msgspec.json.decode(data, type=cls)
-        except (msgspec.DecodeError, msgspec.ValidationError, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ModelError(f"{origin}: {error}") from error

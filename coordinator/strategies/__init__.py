@@ -5,6 +5,7 @@ from coordinator.strategies.strategy import (
     State,
     Strategy,
     StrategyConfig,
+    check_state,
     state_from_bytes,
     state_to_bytes,
 )
@@ -14,6 +15,7 @@ __all__ = [
     "State",
     "Strategy",
     "StrategyConfig",
+    "check_state",
     "make_strategy",
     "state_from_bytes",
     "state_to_bytes",
