@@ -48,6 +48,7 @@ class CoordinatorService(Service):
         coordinator: the machine.
         link: to the broker.
         store: written before anything is announced that depends on it.
+        save_result: writes the trained package; called before the end is told.
         tell: takes one JSON-ready event for every round and at the end; None logs lines instead.
         give_up_s: see `Service`.
     """
@@ -57,12 +58,14 @@ class CoordinatorService(Service):
         coordinator: Coordinator,
         link: Link,
         store: Store,
+        save_result: Callable[[], object],
         tell: Callable[[dict[str, object]], None] | None,
         give_up_s: float | None,
     ) -> None:
         super().__init__(link, give_up_s)
         self._coordinator = coordinator
         self._store = store
+        self._save_result = save_result
         self._tell = tell
 
     def handle(self, event: Event) -> Sequence[Action]:
@@ -94,6 +97,7 @@ class CoordinatorService(Service):
                 self._say("waiting", line, able=able, wanted=wanted)
             case Finished(reason):
                 self._store.finish(reason)
+                self._save_result()
                 self._say("finished", f"finished: {reason}", reason=reason)
                 self.stop()
 
@@ -141,9 +145,19 @@ def run_coordinator(
             client_id=f"fedge-{config.federation}-coordinator",
             will=Will(will.topic, will.payload),
         )
-        tell = _print_json if as_json else None
-        CoordinatorService(coordinator, link, store, tell, give_up_s).run()
-        return _write_result(base / config.state_dir, package, coordinator.progress)
+        folder = base / config.state_dir / RESULT_FOLDER
+        service = CoordinatorService(
+            coordinator,
+            link,
+            store,
+            lambda: _write_result(folder, package, coordinator.progress),
+            _print_json if as_json else None,
+            give_up_s,
+        )
+        service.run()
+        if coordinator.finished is None:  # stopped on the way
+            _write_result(folder, package, coordinator.progress)
+        return folder
     finally:
         store.close()
 
@@ -164,11 +178,9 @@ def _log_resumption(progress: Progress) -> None:
     log.info("going on from version %d, round %d", progress.version, progress.last_round)
 
 
-def _write_result(state_dir: Path, package: ModelPackage, progress: Progress) -> Path:
-    folder = state_dir / RESULT_FOLDER
+def _write_result(folder: Path, package: ModelPackage, progress: Progress) -> None:
     ModelPackage(package.spec, package.program, np.array(progress.theta)).save(folder)
     log.info("version %d written to %s", progress.version, folder)
-    return folder
 
 
 def _print_json(event: dict[str, object]) -> None:

@@ -58,10 +58,9 @@ def run(
     """
     try:
         from rich.console import Console
-
-        from fleet.live import LiveWatcher, print_result
     except ImportError as error:
-        raise ConfigError(f"{error.name} is missing: pip install 'fedge[fleet]'") from error
+        raise ConfigError("rich is missing: pip install 'fedge[fleet]'") from error
+    from fleet.live import LiveWatcher, print_result
     from fleet.run import RunOptions, run_scenario
     from fleet.scenario import load_scenario
 

@@ -72,7 +72,13 @@ class LiveWatcher:
                 values += [f"{key} {value:.4f}" for key, value in agent.metrics.items()]
                 self._console.print(f"        {name:16s} {'  '.join(values)}", highlight=False)
         if self._task is not None and record.status == "committed":
-            self._progress.advance(self._task)
+            self._progress.update(self._task, description="rounds", advance=1)
+
+    def waiting(self, able: int, wanted: int) -> None:
+        """See `fleet.run.Watcher`."""
+        if self._task is not None:
+            text = f"waiting for agents: {able} of {wanted}"
+            self._progress.update(self._task, description=text)
 
     def note(self, text: str) -> None:
         """See `fleet.run.Watcher`."""
@@ -88,23 +94,31 @@ class LiveWatcher:
         )
 
     def _heading(self) -> str:
-        names = "".join(f"{name.replace('unseen_', 'unseen '):>17s}" for name in self._columns)
+        cells = "".join(f"{_title(name):>{_width(name)}s}" for name in self._columns)
         return (
-            f"[bold]{'round':>7s}{'reported':>10s}{names}{'up':>11s}{'down':>11s}{'s':>7s}[/bold]"
+            f"[bold]{'round':>5s}{'reported':>10s}{cells}{'up':>10s}{'down':>10s}{'s':>7s}[/bold]"
         )
 
     def _line(self, record: RoundRecord) -> str:
-        reported = f"{record.reported}/{record.asked}"
-        values = [record.value(name) for name in self._columns]
-        cells = "".join(f"{'–' if value is None else f'{value:.4f}':>17s}" for value in values)
-        line = f"{record.round_id:>7d}{reported:>10s}{cells}"
-        line += f"{bytes_text(record.bytes_up):>11s}{bytes_text(record.bytes_down):>11s}"
+        line = f"{record.round_id:>5d}{f'{record.reported}/{record.asked}':>10s}"
+        for name in self._columns:
+            value = record.value(name)
+            line += f"{'–' if value is None else f'{value:.4f}':>{_width(name)}s}"
+        line += f"{bytes_text(record.bytes_up):>10s}{bytes_text(record.bytes_down):>10s}"
         line += f"{record.seconds:>7.2f}"
         if record.refused:
             line += "  refused: " + ", ".join(f"{n} {r}" for r, n in record.refusals.items())
         if record.status == "abandoned":
             line += "  abandoned"
         return line
+
+
+def _title(column: str) -> str:
+    return column.replace("unseen_", "unseen ")
+
+
+def _width(column: str) -> int:
+    return max(9, len(column) + 2)
 
 
 def print_result(console: Console, scenario: Scenario, report: dict[str, Any]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import subprocess
@@ -87,6 +88,12 @@ class Processes:
         """One more agent."""
         arguments = ["agent", "run", "--config", str(config), *_GIVE_UP]
         self.agents[name] = self._start(name, arguments, subprocess.DEVNULL)
+
+    def await_coordinator(self, timeout_s: float) -> None:
+        """Let it end by itself: it says goodbye once it has told that all is done."""
+        assert self.coordinator is not None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.coordinator.process.wait(timeout_s)
 
     def stop(self) -> None:
         """End all of them: SIGTERM, a few seconds, SIGKILL."""

@@ -79,9 +79,9 @@ def verdicts(scenario: Scenario, report: dict[str, Any]) -> list[tuple[bool, str
     found = []
     pooled, own = figures.get(f"pooled_on_{where}"), figures.get(f"own_on_{where}")
     if wanted.within is not None and pooled is not None and federated is not None:
-        short = sign * (pooled - federated)
-        words = f"{max(0.0, short):.3f} short of pooled, at most {wanted.within} allowed"
-        found.append((short <= wanted.within, words))
+        gain = sign * (federated - pooled)
+        words = f"{gain:+.3f} against pooled, at least {-wanted.within:+} wanted"
+        found.append((gain >= -wanted.within, words))
     if wanted.above_own is not None and own is not None and federated is not None:
         gain = sign * (federated - own)
         words = f"{gain:+.3f} against own, at least {wanted.above_own:+} wanted"

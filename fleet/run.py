@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 
 #: The coordinator says nothing for so long while agents have ended: the run is stuck.
 _STUCK_S = 90.0
+_GOODBYE_S = 10.0
 
 
 class Watcher(Protocol):
@@ -49,6 +50,9 @@ class Watcher(Protocol):
 
     def round(self, record: RoundRecord) -> None:
         """A round has ended."""
+
+    def waiting(self, able: int, wanted: int) -> None:
+        """A round cannot begin yet."""
 
     def note(self, text: str) -> None:
         """Something worth a line."""
@@ -201,9 +205,10 @@ class _Run:
                 words = coordinator.last_words() if coordinator else ""
                 raise FleetError(f"the coordinator ended early: {words}")
             if event.event == "finished":
+                self.processes.await_coordinator(_GOODBYE_S)
                 return event.reason
             if event.event == "waiting":
-                self.watcher.note(f"waiting for agents: {event.able} of {event.wanted}")
+                self.watcher.waiting(event.able, event.wanted)
             if event.event == "round":
                 record = msgspec.json.decode(event.record, type=RoundRecord)
                 self.records.append(record)
