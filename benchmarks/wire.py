@@ -1,0 +1,153 @@
+"""Bytes of one update on the wire: real frames, cut into chunks, as PUBLISH packets.
+
+    python benchmarks/wire.py [--json] [--save]
+
+Exact, so nothing is repeated. TLS and TCP are not counted. `headers` is everything but the
+encoded vector: the frame's JSON, the chunks' headers, topics and the packets' own.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from measure import Report, budget, finish, option_parser
+
+from broker import blobs, messages
+from broker.link import publish_packet_bytes
+from broker.messages import (
+    BlobRef,
+    Cohort,
+    Message,
+    Receipt,
+    RoundPlan,
+    TrainingPlan,
+    UpdateHeader,
+)
+from broker.topics import ChunkTopic, InboxTopic, RoundTopic, Topic, Topics, UpdateTopic
+from models.codecs import CodecConfig, make_codec
+
+SIZES = (10_000, 50_000, 250_000, 2_500_000)
+CODECS = ("float32", "float16", "int8")
+TOPICS = Topics("wearable_activity")
+AGENT = "wearer-0"
+SESSION, BOOT = "5c0f1d2e3b4a5968", "a1b2c3d4e5f60718"
+FINGERPRINT = "0123456789abcdef"
+ROUND = 17
+DEADLINE_S = 600
+
+
+def header(codec: CodecConfig, size: int) -> UpdateHeader:
+    """What an agent writes in the middle of a federation: numbers of full length."""
+    return UpdateHeader(
+        session=SESSION,
+        boot=BOOT,
+        round_id=ROUND,
+        attempt=ROUND,
+        version=ROUND - 1,
+        fingerprint=FINGERPRINT,
+        codec=codec,
+        size=size,
+        num_examples=187,
+        loss=math.pi / 10,
+        metrics={"accuracy": math.e / 3},
+        training_s=math.pi,
+        received_bytes=size * 4 * ROUND,
+    )
+
+
+def packets(topic: Topic, payload: bytes, expiry_s: int | None = None) -> int:
+    """Bytes of the PUBLISH packet."""
+    return publish_packet_bytes(TOPICS.name(topic), len(payload), expiry_s)
+
+
+def update_bytes(codec_name: str, size: int) -> dict[str, float]:
+    """One update on its way up."""
+    config = CodecConfig(codec_name)
+    rng = np.random.default_rng(0)
+    delta = rng.normal(0, 0.01, size).astype(np.float32)
+    body = make_codec(config).encode(delta, rng)
+    frame = messages.encode_update(header(config, size), body)
+    _, payloads = blobs.split(frame)
+    total = sum(
+        packets(UpdateTopic(AGENT, ROUND, index), payload, DEADLINE_S)
+        for index, payload in enumerate(payloads)
+    )
+    return {
+        "bytes": total,
+        "vector_bytes": len(body),
+        "frame_header_bytes": len(frame) - len(body),
+        "packets": len(payloads),
+        "of_float32": total / (4 * size),
+        "headers": (total - len(body)) / total,
+    }
+
+
+def plan(ref: BlobRef, task: Any) -> RoundPlan:
+    """A plan for ten agents by name."""
+    return RoundPlan(
+        session=SESSION,
+        round_id=ROUND,
+        state="open",
+        task=task,
+        version=ROUND,
+        weights=ref,
+        package="0" * 64,
+        fingerprint=FINGERPRINT,
+        cohort=Cohort(ids=tuple(f"wearer-{n}" for n in range(10))),
+        training=TrainingPlan(),
+        seed=1 << 52,
+    )
+
+
+def down_bytes(size: int) -> dict[str, float]:
+    """What one agent takes in for a round: weights, two plans, the receipt."""
+    ref, chunks = blobs.split(np.random.default_rng(0).bytes(4 * size))
+    small: list[tuple[Topic, Message]] = [
+        (RoundTopic(), plan(ref, "train")),
+        (RoundTopic(), plan(ref, "evaluate")),
+        (InboxTopic(AGENT), Receipt(SESSION, ROUND, BOOT, ROUND, accepted=True)),
+    ]
+    messages_bytes = sum(packets(topic, messages.encode(message)) for topic, message in small)
+    weights = sum(packets(ChunkTopic(ref.sha256, n), chunk) for n, chunk in enumerate(chunks))
+    return {
+        "bytes": weights + messages_bytes,
+        "plans_and_receipt_bytes": messages_bytes,
+        "of_float32": (weights + messages_bytes) / (4 * size),
+    }
+
+
+def measure() -> Report:
+    """Every size with every codec."""
+    up = {str(size): {name: update_bytes(name, size) for name in CODECS} for size in SIZES}
+    budgets = []
+    for size in SIZES:
+        int8 = up[str(size)]["int8"]
+        budgets.append(budget(int8["of_float32"], 0.255, f"int8 of float32, P = {size:,}"))
+        if size >= 50_000:
+            budgets.append(budget(int8["headers"], 0.01, f"headers of int8, P = {size:,}"))
+    return {"up": up, "down": {str(size): down_bytes(size) for size in SIZES}, "budgets": budgets}
+
+
+def show(report: Report) -> None:
+    """Two tables."""
+    print(f"{'up':<26}{'bytes':>12}{'packets':>9}{'of float32':>12}{'headers':>9}")
+    for size, codecs in report["up"].items():
+        for name, row in codecs.items():
+            label = f"P = {int(size):,}, {name}"
+            share, head = row["of_float32"], row["headers"]
+            print(f"{label:<26}{row['bytes']:>12,}{row['packets']:>9}{share:>12.2%}{head:>9.2%}")
+    print(f"\n{'down, agent and round':<26}{'bytes':>12}{'but weights':>12}")
+    for size, row in report["down"].items():
+        other = row["plans_and_receipt_bytes"]
+        print(f"P = {int(size):<22,}{row['bytes']:>12,}{other:>12,}")
+
+
+def main() -> None:
+    options = option_parser(__doc__).parse_args()
+    finish("wire", measure(), options, show)
+
+
+if __name__ == "__main__":
+    main()
