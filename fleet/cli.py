@@ -71,11 +71,12 @@ def run(
     signal.signal(signal.SIGTERM, _interrupt)
     with LiveWatcher(console, described.show) as watcher:
         report = run_scenario(scenario, options, watcher)
-    kept = print_result(console, described, report)
+    whole = agents is None and rounds is None
+    kept = print_result(console, described, report, judge=whole)
     console.print(f"report: {folder / 'report.json'}", highlight=False)
     if as_json:
         click.echo(json.dumps(report))
-    if not kept and agents is None and rounds is None:
+    if not kept:
         sys.exit(_BROKEN_PROMISE)
 
 

@@ -121,8 +121,17 @@ def _width(column: str) -> int:
     return max(9, len(column) + 2)
 
 
-def print_result(console: Console, scenario: Scenario, report: dict[str, Any]) -> bool:
-    """The closing tables; False when the scenario's promise was not kept."""
+def print_result(
+    console: Console, scenario: Scenario, report: dict[str, Any], *, judge: bool
+) -> bool:
+    """The closing tables; False when the scenario's promise was not kept.
+
+    Args:
+        console: to write on.
+        scenario: that was run.
+        report: of the run.
+        judge: look at the promise; not for a run with fewer agents or rounds.
+    """
     console.print(_agents_table(report))
     final = report["final"]
     console.print(
@@ -134,7 +143,7 @@ def print_result(console: Console, scenario: Scenario, report: dict[str, Any]) -
     if report["baselines"]:
         console.print(_comparison_table(scenario, report))
     kept = True
-    for good, words in verdicts(scenario, report):
+    for good, words in verdicts(scenario, report) if judge else []:
         console.print(f"[green]✓[/green] {words}" if good else f"[red]✗ {words}[/red]")
         kept = kept and good
     return kept

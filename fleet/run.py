@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 #: The coordinator says nothing for so long while agents have ended: the run is stuck.
 _STUCK_S = 90.0
 _GOODBYE_S = 10.0
+#: A service would go on for ever; in a run so many abandoned rounds in a row mean it cannot work.
+_ABANDONED = 5
 
 
 class Watcher(Protocol):
@@ -140,6 +142,7 @@ class _Run:
             "start": {"agents": len(self.cast.learners), "timeout_s": 60.0}
             | self.scenario.federation.get("start", {}),
         }
+        changes |= self._smaller_fleet()
         if self.rounds is not None:
             changes["rounds"] = self.rounds
         evaluation = dict(self.scenario.federation.get("evaluation", {}))
@@ -151,6 +154,16 @@ class _Run:
         for name in self.cast.rows:
             self._configure_agent(name, federation, broker)
         return config
+
+    def _smaller_fleet(self) -> dict[str, Any]:
+        """With fewer agents than the scenario was written for, ask no more than there are."""
+        learners = len(self.cast.learners)
+        changes: dict[str, Any] = {}
+        for section, key in (("round", "minimum"), ("cohort", "at_least")):
+            values = dict(self.scenario.federation.get(section, {}))
+            if values.get(key, 0) > learners:
+                changes[section] = values | {key: learners}
+        return changes
 
     def _configure_agent(self, name: str, federation: str, broker: dict[str, Any]) -> None:
         folder = self.processes.folder / name
@@ -213,6 +226,15 @@ class _Run:
                 record = msgspec.json.decode(event.record, type=RoundRecord)
                 self.records.append(record)
                 self.watcher.round(record)
+                self._check_abandoned()
+
+    def _check_abandoned(self) -> None:
+        last = self.records[-_ABANDONED:]
+        if len(last) == _ABANDONED and all(record.status == "abandoned" for record in last):
+            why = {**last[-1].declined, **last[-1].refusals} or "too few answered in time"
+            raise FleetError(
+                f"{_ABANDONED} rounds in a row were abandoned: {why}; logs: {self.processes.folder}"
+            )
 
     def _note_the_dead(self, known: set[str]) -> set[str]:
         dead = {name for name, child in self.processes.agents.items() if not child.running}
