@@ -81,8 +81,9 @@ class Service(ABC):
             self._link.open()
             started = time.monotonic()
             while not self._stopping:
-                event = self._link.poll(min(self.wait_s(), _LONGEST_WAIT_S))
-                self._check_patience(time.monotonic() - started)
+                waited_s = time.monotonic() - started
+                self._check_patience(waited_s)
+                event = self._link.poll(min(self.wait_s(), self._patience_s(waited_s)))
                 self._step(event)
             self.dispatch(Stopping())
         finally:
@@ -134,6 +135,11 @@ class Service(ABC):
         level = logging.WARNING if reason != self._down_reason else logging.DEBUG
         log.log(level, "%s; trying again", reason, extra={"event": "link_down"})
         self._down_reason = reason
+
+    def _patience_s(self, waited_s: float) -> float:
+        if self._connected_once or self._give_up_s is None:
+            return _LONGEST_WAIT_S
+        return min(_LONGEST_WAIT_S, max(0.0, self._give_up_s - waited_s))
 
     def _check_patience(self, waited_s: float) -> None:
         if self._connected_once or self._give_up_s is None or waited_s < self._give_up_s:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,8 +11,9 @@ from msgspec import Meta
 
 from broker.messages import Id, TrainingPlan
 from broker.settings import BrokerSettings
-from coordinator.strategies import StrategyConfig
-from models.codecs import CodecConfig
+from coordinator.aggregation import AGGREGATORS
+from coordinator.strategies import STRATEGIES, StrategyConfig
+from models.codecs import CODECS, CodecConfig
 
 Fraction = Annotated[float, Meta(gt=0, le=1)]
 Positive = Annotated[int, Meta(ge=1, le=1_000_000_000)]
@@ -121,3 +123,13 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     max_update_norm: Annotated[float, Meta(gt=0)] | None = None
     keep_versions: Annotated[int, Meta(ge=0, le=1_000_000)] = 20
     seed: Annotated[int, Meta(ge=0, le=1 << 31)] = 0
+
+    def __post_init__(self) -> None:
+        choices: list[tuple[str, str, Iterable[str]]] = [
+            ("codec.name", self.codec.name, CODECS),
+            ("strategy.name", self.strategy.name, STRATEGIES),
+            ("aggregator", self.aggregator, AGGREGATORS),
+        ]
+        for key, name, known in choices:
+            if name not in known:
+                raise ValueError(f"{key}: {name!r} is unknown; known: {', '.join(known)}")
