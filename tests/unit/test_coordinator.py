@@ -938,8 +938,8 @@ def test_a_restart_with_another_strategy_is_told_at_once() -> None:
     ],
 )
 def test_unknown_names_are_told_at_once(changes: Any) -> None:
-    with pytest.raises(ConfigError, match="unknown"):
-        Coordinator(config(**changes), PACKAGE, SESSION)
+    with pytest.raises(ValueError, match="unknown"):
+        config(**changes)
 
 
 # -- bytes ------------------------------------------------------------------------------------
