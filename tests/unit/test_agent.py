@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import msgspec
@@ -330,7 +331,11 @@ def test_a_plan_has_the_weights_fetched_and_then_a_job_started() -> None:
 )
 def test_retained_messages_may_arrive_in_any_order(order: tuple[int, int, int]) -> None:
     device = Device()
-    steps = [device.coordinator, device.plan, device.manifest]
+    steps: list[Callable[[], list[Action]]] = [
+        device.coordinator,
+        device.plan,
+        device.manifest,
+    ]
     for number in order:
         steps[number]()
     device.blob(PACKAGE)

@@ -1,0 +1,414 @@
+"""Protocol v1 on the wire: golden bytes, limits, and what decoders do with anything else.
+
+The golden bytes are kept for ever: devices in the field are older than you think. A change that
+breaks one of these tests breaks them.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker import messages
+from broker.messages import (
+    MAX_MESSAGE_BYTES,
+    AgentStatus,
+    BlobRef,
+    Cohort,
+    CoordinatorStatus,
+    Message,
+    ProgramManifest,
+    Receipt,
+    Report,
+    RoundPlan,
+    TrainingPlan,
+    UpdateHeader,
+)
+from models.codecs import CodecConfig
+from models.errors import WireError
+
+SHA_A, SHA_B = "a" * 64, "b" * 64
+
+COORDINATOR_STATUS = (
+    CoordinatorStatus(state="online", session="c0ffee", version=12),
+    b'{"state":"online","session":"c0ffee","version":12}',
+)
+AGENT_STATUS = (
+    AgentStatus(
+        state="online",
+        boot="b007",
+        tasks=("train", "evaluate"),
+        train_examples=800,
+        test_examples=200,
+        unable="",
+        runtime="tflite-runtime 2.14.0",
+        memory_bytes=1_000_000_000,
+        codecs=("float32", "int8"),
+        tags=("kitchen",),
+        software="0.1.0",
+    ),
+    b'{"state":"online","boot":"b007","tasks":["train","evaluate"],"train_examples":800,'
+    b'"test_examples":200,"unable":"","runtime":"tflite-runtime 2.14.0",'
+    b'"memory_bytes":1000000000,"codecs":["float32","int8"],"tags":["kitchen"],'
+    b'"software":"0.1.0"}',
+)
+MANIFEST = (
+    ProgramManifest(
+        name="house_price",
+        package=BlobRef(sha256=SHA_A, size=9000, chunks=1),
+        fingerprint="0123456789abcdef",
+    ),
+    b'{"name":"house_price","package":{"sha256":"' + SHA_A.encode() + b'","size":9000,"chunks":1},'
+    b'"fingerprint":"0123456789abcdef"}',
+)
+PLAN = (
+    RoundPlan(
+        session="c0ffee",
+        round_id=3,
+        state="open",
+        task="train",
+        version=2,
+        weights=BlobRef(sha256=SHA_B, size=12, chunks=1),
+        package=SHA_A,
+        fingerprint="0123456789abcdef",
+        cohort=Cohort(ids=("pi-1", "pi-2")),
+        training=TrainingPlan(epochs=2, learning_rate=0.05, proximal_mu=0.01),
+        codec=CodecConfig("int8", 256),
+        deadline_s=60.0,
+        seed=99,
+    ),
+    b'{"session":"c0ffee","round_id":3,"state":"open","task":"train","version":2,'
+    b'"weights":{"sha256":"' + SHA_B.encode() + b'","size":12,"chunks":1},'
+    b'"package":"' + SHA_A.encode() + b'","fingerprint":"0123456789abcdef",'
+    b'"cohort":{"ids":["pi-1","pi-2"],"seed":0,"fraction":1.0},'
+    b'"training":{"epochs":2,"max_steps":0,"batch_size":32,"optimizer":"sgd",'
+    b'"learning_rate":0.05,"momentum":0.0,"beta_1":0.9,"beta_2":0.999,"epsilon":1e-7,'
+    b'"proximal_mu":0.01},'
+    b'"codec":{"name":"int8","block_size":256},"deadline_s":60.0,"seed":99}',
+)
+REPORT = (
+    Report(
+        session="c0ffee",
+        boot="b007",
+        round_id=3,
+        kind="evaluation",
+        task="evaluate",
+        version=3,
+        loss_sum=12.5,
+        weight_sum=5.0,
+        metric_sums={"mae": 6.25},
+        received_bytes=4711,
+    ),
+    b'{"session":"c0ffee","boot":"b007","round_id":3,"kind":"evaluation","task":"evaluate",'
+    b'"version":3,"reason":"","detail":"","loss_sum":12.5,"weight_sum":5.0,'
+    b'"metric_sums":{"mae":6.25},"received_bytes":4711}',
+)
+DECLINED = (
+    Report(
+        session="c0ffee",
+        boot="b007",
+        round_id=3,
+        kind="declined",
+        task="train",
+        version=2,
+        reason="no_data",
+        detail="no rows",
+    ),
+    b'{"session":"c0ffee","boot":"b007","round_id":3,"kind":"declined","task":"train",'
+    b'"version":2,"reason":"no_data","detail":"no rows","loss_sum":0.0,"weight_sum":0.0,'
+    b'"metric_sums":{},"received_bytes":0}',
+)
+RECEIPT = (
+    Receipt(
+        session="c0ffee",
+        round_id=3,
+        boot="b007",
+        attempt=1,
+        accepted=False,
+        reason="norm",
+        detail="L2 norm 5, limit 1",
+    ),
+    b'{"session":"c0ffee","round_id":3,"boot":"b007","attempt":1,"accepted":false,'
+    b'"reason":"norm","detail":"L2 norm 5, limit 1"}',
+)
+HEADER = UpdateHeader(
+    session="c0ffee",
+    boot="b007",
+    round_id=3,
+    attempt=1,
+    version=2,
+    fingerprint="0123456789abcdef",
+    codec=CodecConfig("float32", 1024),
+    size=3,
+    num_examples=800,
+    loss=0.5,
+    metrics={"mae": 0.25},
+    training_s=1.5,
+    received_bytes=4711,
+)
+HEADER_JSON = (
+    b'{"session":"c0ffee","boot":"b007","round_id":3,"attempt":1,"version":2,'
+    b'"fingerprint":"0123456789abcdef","codec":{"name":"float32","block_size":1024},"size":3,'
+    b'"num_examples":800,"loss":0.5,"metrics":{"mae":0.25},"training_s":1.5,'
+    b'"received_bytes":4711}'
+)
+BODY = bytes.fromhex("0000803f0000004000004040")  # 1, 2, 3 as little-endian float32
+FRAME = b"FDG1" + bytes.fromhex("000000fa") + HEADER_JSON + BODY
+
+GOLDEN = [COORDINATOR_STATUS, AGENT_STATUS, MANIFEST, PLAN, REPORT, DECLINED, RECEIPT]
+KINDS: list[type[Message]] = [
+    CoordinatorStatus,
+    AgentStatus,
+    ProgramManifest,
+    RoundPlan,
+    Report,
+    Receipt,
+    Cohort,
+    BlobRef,
+    TrainingPlan,
+    UpdateHeader,
+]
+every_golden = pytest.mark.parametrize(
+    ("message", "wire"), GOLDEN, ids=[type(message).__name__ for message, _ in GOLDEN]
+)
+
+
+@every_golden
+def test_a_message_is_written_as_it_always_was(message: Message, wire: bytes) -> None:
+    assert messages.encode(message) == wire
+
+
+@every_golden
+def test_a_message_is_read_as_it_always_was(message: Message, wire: bytes) -> None:
+    assert messages.decode(wire, type(message)) == message
+
+
+@every_golden
+def test_fields_of_a_newer_version_are_ignored(message: Message, wire: bytes) -> None:
+    newer = b'{"from_the_future":[1,{"a":null}],' + wire[1:]
+    assert messages.decode(newer, type(message)) == message
+
+
+def test_an_update_frame_is_written_and_read_as_it_always_was() -> None:
+    assert len(HEADER_JSON) == 0xFA
+    assert messages.encode_update(HEADER, BODY) == FRAME
+    header, body = messages.decode_update(FRAME)
+    assert header == HEADER
+    assert bytes(body) == BODY
+
+
+@pytest.mark.parametrize(
+    ("kind", "wire", "expected"),
+    [
+        (
+            CoordinatorStatus,
+            b'{"state":"offline","session":"a"}',
+            CoordinatorStatus(state="offline", session="a", version=0),
+        ),
+        (
+            AgentStatus,
+            b'{"state":"offline","boot":"a"}',
+            AgentStatus(state="offline", boot="a", tasks=(), train_examples=0),
+        ),
+        (Cohort, b"{}", Cohort(ids=None, seed=0, fraction=1.0)),
+        (TrainingPlan, b"{}", TrainingPlan(epochs=1, batch_size=32, learning_rate=0.1)),
+    ],
+)
+def test_what_an_older_version_leaves_out_has_its_default(
+    kind: type[Message], wire: bytes, expected: Message
+) -> None:
+    assert messages.decode(wire, kind) == expected
+
+
+def changed(golden: tuple[Message, bytes], path: str, value: Any) -> tuple[type[Message], bytes]:
+    """The wire form of a golden message with one field replaced (or removed, by `...`)."""
+    message, wire = golden
+    document = msgspec.json.decode(wire)
+    place, parts = document, path.split(".")
+    for part in parts[:-1]:
+        place = place[part]
+    if value is ...:
+        del place[parts[-1]]
+    else:
+        place[parts[-1]] = value
+    return type(message), msgspec.json.encode(document)
+
+
+@pytest.mark.parametrize(
+    ("golden", "path", "value"),
+    [
+        (COORDINATOR_STATUS, "state", "asleep"),
+        (COORDINATOR_STATUS, "session", ""),
+        (COORDINATOR_STATUS, "session", "a/b"),
+        (COORDINATOR_STATUS, "session", "a\n"),
+        (COORDINATOR_STATUS, "session", "x" * 65),
+        (COORDINATOR_STATUS, "session", "ä"),
+        (COORDINATOR_STATUS, "session", ...),
+        (COORDINATOR_STATUS, "version", -1),
+        (COORDINATOR_STATUS, "version", (1 << 53) + 1),
+        (COORDINATOR_STATUS, "version", "1"),
+        (COORDINATOR_STATUS, "version", True),
+        (AGENT_STATUS, "boot", "#"),
+        (AGENT_STATUS, "tasks", ["steal"]),
+        (AGENT_STATUS, "train_examples", -1),
+        (AGENT_STATUS, "unable", "x" * 501),
+        (AGENT_STATUS, "runtime", "x" * 501),
+        (AGENT_STATUS, "codecs", ["c"] * 65),
+        (AGENT_STATUS, "tags", ["c"] * 65),
+        (AGENT_STATUS, "tags", ["c\n"]),
+        (MANIFEST, "package.sha256", "A" * 64),
+        (MANIFEST, "package.sha256", "a" * 64 + "\n"),
+        (MANIFEST, "package.size", 0),
+        (MANIFEST, "package.size", (1 << 40) + 1),
+        (MANIFEST, "package.chunks", 0),
+        (MANIFEST, "package.chunks", 100_000_001),
+        (MANIFEST, "fingerprint", "0123"),
+        (PLAN, "round_id", -1),
+        (PLAN, "round_id", 1_000_000_000),
+        (PLAN, "state", "ajar"),
+        (PLAN, "task", "steal"),
+        (PLAN, "cohort.ids", ["+"]),
+        (PLAN, "cohort.fraction", 1.1),
+        (PLAN, "cohort.fraction", -0.1),
+        (PLAN, "training.epochs", 0),
+        (PLAN, "training.batch_size", -1),
+        (PLAN, "training.optimizer", "magic"),
+        (PLAN, "training.learning_rate", 0),
+        (PLAN, "training.momentum", 1.0),
+        (PLAN, "training.epsilon", 0.0),
+        (PLAN, "training.proximal_mu", -1.0),
+        # What a device does with its rows is never half understood.
+        (PLAN, "training.from_the_future", 1),
+        (PLAN, "codec.from_the_future", 1),
+        (PLAN, "codec.block_size", 0),
+        (PLAN, "deadline_s", 0.0),
+        (PLAN, "weights", None),
+        (REPORT, "kind", "gossip"),
+        (REPORT, "loss_sum", None),
+        (REPORT, "loss_sum", 1e101),
+        (REPORT, "loss_sum", "1"),
+        (REPORT, "weight_sum", -1.0),
+        (REPORT, "metric_sums", {"mae": -1e101}),
+        (REPORT, "metric_sums", {str(n): 0.0 for n in range(65)}),
+        (REPORT, "detail", "x" * 501),
+        (RECEIPT, "accepted", 1),
+        (RECEIPT, "attempt", -1),
+    ],
+)
+def test_what_is_out_of_range_is_refused_with_its_name(
+    golden: tuple[Message, bytes], path: str, value: Any
+) -> None:
+    kind, wire = changed(golden, path, value)
+    with pytest.raises(WireError, match=f"{kind.__name__}: .*{path.split('.')[-1][:12]}"):
+        messages.decode(wire, kind)
+
+
+@pytest.mark.parametrize("value", [b"NaN", b"Infinity", b"-Infinity", b"1e999", b"null"])
+def test_no_figure_is_ever_read_as_nan_or_infinite(value: bytes) -> None:
+    with pytest.raises(WireError):
+        messages.decode(REPORT[1].replace(b"12.5", value), Report)
+    with pytest.raises(WireError):
+        messages.decode_update(frame(HEADER_JSON.replace(b"0.25", value)))
+
+
+def test_a_message_beyond_the_cap_is_not_even_parsed() -> None:
+    wire = RECEIPT[1]
+    padded = wire + b" " * (MAX_MESSAGE_BYTES - len(wire))
+    assert messages.decode(padded, Receipt) == RECEIPT[0]
+    with pytest.raises(WireError, match=f"Receipt: {MAX_MESSAGE_BYTES + 1} bytes, limit"):
+        messages.decode(padded + b" ", Receipt)
+
+
+def test_a_plan_for_ten_thousand_agents_with_the_longest_names_fits() -> None:
+    ids = tuple(f"{number:064d}" for number in range(10_000))
+    plan = msgspec.structs.replace(PLAN[0], cohort=Cohort(ids=ids))
+    assert messages.decode(messages.encode(plan), RoundPlan) == plan
+
+
+def frame(header: bytes, body: bytes = BODY, *, length: int | None = None) -> bytes:
+    size = len(header) if length is None else length
+    return b"FDG1" + size.to_bytes(4, "big") + header + body
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"FDG1",
+        FRAME[:7],
+        b"FDG2" + FRAME[4:],
+        FRAME[: 8 + 0xF9],
+        frame(b""),
+        frame(b"{}"),
+        frame(b"[" * 100_000),
+        frame(HEADER_JSON, length=len(HEADER_JSON) - 1),
+        frame(HEADER_JSON, length=0xFFFFFFFF),
+        frame(HEADER_JSON.replace(b"c0ffee", b"\xff\xfe")),
+        frame(HEADER_JSON.replace(b"800", b"-1")),
+        frame(HEADER_JSON + b" " * (1 << 20)),
+    ],
+)
+def test_what_is_no_update_frame_is_refused(data: bytes) -> None:
+    with pytest.raises(WireError, match="update: "):
+        messages.decode_update(data)
+
+
+json_like = st.recursive(
+    st.none() | st.booleans() | st.integers(-(1 << 60), 1 << 60) | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=20,
+)
+
+
+@given(st.binary(max_size=300) | json_like.map(msgspec.json.encode))
+@pytest.mark.parametrize("kind", KINDS)
+def test_arbitrary_bytes_are_a_message_or_a_wire_error(kind: type[Message], payload: bytes) -> None:
+    try:
+        message = messages.decode(payload, kind)
+    except WireError:
+        return
+    assert messages.decode(messages.encode(message), kind) == message
+
+
+@given(st.data())
+@pytest.mark.parametrize(("message", "wire"), GOLDEN, ids=lambda x: type(x).__name__)
+def test_a_few_changed_bytes_are_a_message_or_a_wire_error(
+    message: Message, wire: bytes, data: st.DataObject
+) -> None:
+    damaged = bytearray(wire)
+    for _ in range(data.draw(st.integers(1, 3))):
+        damaged[data.draw(st.integers(0, len(wire) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        found = messages.decode(bytes(damaged), type(message))
+    except WireError:
+        return
+    assert type(found) is type(message)
+
+
+@given(st.binary(max_size=400), st.integers(0, len(FRAME)))
+def test_arbitrary_bytes_are_an_update_or_a_wire_error(noise: bytes, keep: int) -> None:
+    for data in (noise, FRAME[:keep] + noise, frame(noise)):
+        try:
+            header, body = messages.decode_update(data)
+        except WireError:
+            continue
+        assert isinstance(header, UpdateHeader)
+        assert math.isfinite(header.loss)
+        assert len(body) <= len(data)
+
+
+def test_a_cohort_by_rule_is_the_same_everywhere() -> None:
+    """SHA-256 of "seed:id": kept for ever, since devices and coordinators must agree."""
+    rule = Cohort(seed=42, fraction=0.5)
+    # The first hex digit of each digest is below 8: printf 42:pi-2 | sha256sum
+    assert [n for n in range(12) if rule.includes(f"pi-{n}")] == [2, 4, 6, 7, 8, 9, 10, 11]
+    everyone, nobody = Cohort(seed=1, fraction=1.0), Cohort(seed=1, fraction=0.0)
+    assert all(everyone.includes(str(n)) for n in range(1000))
+    assert not any(nobody.includes(str(n)) for n in range(1000))
+    share = sum(Cohort(seed=3, fraction=0.3).includes(str(n)) for n in range(10_000))
+    assert 2800 <= share <= 3200  # standard deviation 46
