@@ -65,6 +65,13 @@ class Service(ABC):
     def wake(self) -> None:  # noqa: B027  most machines do not watch the time
         """Called after every wait; for machines that do."""
 
+    def idle(self) -> None:  # noqa: B027  most services keep nothing back
+        """Called when no event waits, before waiting for one; for services that write in lots."""
+
+    def finish(self, received: Received) -> None:
+        """Called when a message was dealt with."""
+        self._link.acknowledge(received)
+
     def stop(self) -> None:
         """End `run` after the current event."""
         self._stopping = True
@@ -83,9 +90,13 @@ class Service(ABC):
             while not self._stopping:
                 waited_s = time.monotonic() - started
                 self._check_patience(waited_s)
-                event = self._link.poll(min(self.wait_s(), self._patience_s(waited_s)))
+                event = self._link.poll(0.0)
+                if event is None:
+                    self.idle()
+                    event = self._link.poll(min(self.wait_s(), self._patience_s(waited_s)))
                 self._step(event)
             self.dispatch(Stopping())
+            self.idle()
         finally:
             self._link.close()
             for number, handler in restore:
@@ -95,7 +106,7 @@ class Service(ABC):
         """Hand an event to the machine and do what it answers."""
         for action in self.handle(event):
             if isinstance(action, LinkAction):
-                self._perform_on_link(action)
+                self.send(action)
             else:
                 self.perform(action)
 
@@ -116,7 +127,7 @@ class Service(ABC):
                 return
             case Received(topic, payload):
                 self.dispatch(MessageArrived(topic, payload))
-                self._link.acknowledge(event)
+                self.finish(event)
             case LinkUp(session_present, max_payload_bytes):
                 self._connected_once, self._down_reason = True, ""
                 log.info("connected%s", " again to our session" if session_present else "")
@@ -146,7 +157,8 @@ class Service(ABC):
             return
         raise LinkError(f"{self._down_reason or 'not connected'}: gave up after {waited_s:.0f} s")
 
-    def _perform_on_link(self, action: LinkAction) -> None:
+    def send(self, action: LinkAction) -> None:
+        """Do an action on the link."""
         if isinstance(action, Publish):
             try:
                 self._link.publish(

@@ -11,7 +11,7 @@ from broker.machine import (
     Started,
     Stopping,
 )
-from broker.messages import AgentStatus
+from broker.messages import AgentStatus, RoundPlan
 from coordinator.records import RoundRecord
 from coordinator.strategies import State
 from models.parameters import F32
@@ -25,9 +25,27 @@ class Tick:
 Event = Started | Connected | MessageArrived | Stopping | Tick
 
 
+@dataclass(frozen=True)
+class SaveOpenRound:
+    """Store that a learning phase is announced, so that a restart goes on with it."""
+
+    plan: RoundPlan
+    asked: tuple[str, ...]
+    goal: int
+
+
+@dataclass(frozen=True)
+class StoreUpdate:
+    """Store an update of the open round. What follows (its receipt) waits until it is on disk."""
+
+    round_id: int
+    agent_id: str
+    frame: bytes
+
+
 @dataclass(frozen=True, eq=False)
 class Commit:
-    """Store the new θ and what is known of its round, in one transaction."""
+    """Store the new θ and what is known of its round, and forget its updates, all in one."""
 
     version: int
     theta: F32
@@ -76,4 +94,14 @@ class Finished:
     reason: str
 
 
-Action = LinkAction | Commit | SaveRound | SaveAgent | RoundEnded | Waiting | Finished
+Action = (
+    LinkAction
+    | SaveOpenRound
+    | StoreUpdate
+    | Commit
+    | SaveRound
+    | SaveAgent
+    | RoundEnded
+    | Waiting
+    | Finished
+)

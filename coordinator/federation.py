@@ -9,6 +9,7 @@ answered by `round`, what the updates become by `aggregation` and `strategies`.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -37,6 +38,7 @@ from coordinator.events import (
     Finished,
     RoundEnded,
     SaveAgent,
+    SaveOpenRound,
     SaveRound,
     Tick,
     Waiting,
@@ -66,6 +68,7 @@ log = logging.getLogger(__name__)
 
 #: After an abandoned round the next one waits 1, 2, 4 … s, at most this.
 _LONGEST_PAUSE_S = 60.0
+_GRACE_S = 1.0
 
 
 @dataclass(eq=False)
@@ -77,17 +80,36 @@ class Progress:
         theta: float32, shape (P,).
         strategy_state: of the server optimizer.
         records: of all rounds so far, in order.
+        open: the round that was collecting updates when the coordinator ended.
     """
 
     version: int
     theta: F32
     strategy_state: State
     records: list[RoundRecord] = field(default_factory=list)
+    open: StoredRound | None = None
 
     @property
     def last_round(self) -> int:
         """The last round's id; 0 before the first."""
         return self.records[-1].round_id if self.records else 0
+
+
+@dataclass(frozen=True, eq=False)
+class StoredRound:
+    """A learning phase that was announced and not committed.
+
+    Attributes:
+        plan: as announced.
+        asked: agents.
+        goal: reports that are enough.
+        frames: (agent, update frame) of those that count, in the order of their arrival.
+    """
+
+    plan: RoundPlan
+    asked: tuple[str, ...]
+    goal: int
+    frames: tuple[tuple[str, bytes], ...]
 
 
 class Coordinator:
@@ -96,7 +118,7 @@ class Coordinator:
     Args:
         config: of the federation.
         package: the model; θ starts as its initial one when `progress` is None.
-        session: new at every start.
+        session: of the federation's state folder: the same after a restart.
         progress: from the store, when it was started before.
         measure: sums of loss and metrics over the coordinator's own data for a θ; None when it
             has none. Runs inside `handle`.
@@ -140,6 +162,10 @@ class Coordinator:
         self._started_s: float | None = None
         self._connected = False
         self._waiting_told: tuple[int, int] | None = None
+        #: After a restart retained births need a moment to arrive.
+        self._grace_s = _GRACE_S if progress is not None else 0.0
+        if progress is not None and progress.open is not None:
+            self._restore(progress.open)
 
     # -- events ---------------------------------------------------------------------------------
 
@@ -163,7 +189,8 @@ class Coordinator:
         """Seconds until a Tick is due."""
         moments = [now_s + 3600.0]
         if self._open is not None:
-            moments.append(self._open.deadline_s)
+            waits_for_grace = self._open.round.closed is not None
+            moments.append(self._pause_until_s if waits_for_grace else self._open.deadline_s)
         elif self.finished is None:
             moments.append(self._pause_until_s if self._pause_until_s > now_s else now_s + 1.0)
         return max(0.0, min(moments) - now_s)
@@ -178,6 +205,10 @@ class Coordinator:
         self._publisher.limit(max_payload_bytes)
         if self._started_s is None:
             self._started_s = now_s
+            self._pause_until_s = now_s + self._grace_s
+            if self._open is not None:
+                self._open.started_s = now_s
+                self._open.deadline_s = now_s + self._open.plan.deadline_s
         self._connected = True
         actions: list[Action] = [
             self._publisher.status(self.progress.version),
@@ -190,7 +221,25 @@ class Coordinator:
             actions += [*chunks, self._publisher.plan(self._open.plan), *removal]
         return actions
 
+    def _restore(self, stored: StoredRound) -> None:
+        """Go on with a round where the last process left it."""
+        self._next_round_id = stored.plan.round_id
+        self._open = OpenRound(
+            task="train",
+            plan=stored.plan,
+            round=Round(stored.plan.round_id, frozenset(stored.asked), stored.goal),
+            started_s=0.0,
+            deadline_s=math.inf,  # set when connected: nobody could answer before
+            record=self._new_record(len(stored.asked)),
+            aggregator=make_aggregator(self.config.aggregator, self._spec.size),
+        )
+        self._intake.restore(self._open, stored.frames)
+        self.progress.open = None
+
     def _tick(self, now_s: float) -> list[Action]:
+        restored = self._open
+        if restored is not None and restored.round.closed and now_s >= self._pause_until_s:
+            return self._close(restored, now_s)  # its last update was stored, its end was not
         if self._open is not None and now_s >= self._open.deadline_s:
             return self._advance(DeadlineReached(), now_s)
         return []
@@ -304,7 +353,10 @@ class Coordinator:
             size = self._spec.size
             self._open.aggregator = make_aggregator(self.config.aggregator, size)
         self._intake.begin(self._open)
-        return [*chunks, self._publisher.plan(plan), *removal]
+        actions: list[Action] = [*chunks, self._publisher.plan(plan), *removal]
+        return (
+            [SaveOpenRound(plan, draw.asked, draw.goal), *actions] if task == "train" else actions
+        )
 
     def _plan(
         self, task: Task, round_id: int, weights: BlobRef, cohort: Cohort, deadline_s: float
@@ -326,8 +378,9 @@ class Coordinator:
         )
 
     def _taken(self, taken: Taken, now_s: float) -> list[Action]:
-        event = taken.event
-        return [*taken.receipts, *(self._advance(event, now_s) if event is not None else [])]
+        stored = [] if taken.store is None else [taken.store]
+        ended = [] if taken.event is None else self._advance(taken.event, now_s)
+        return [*stored, *taken.receipts, *ended]
 
     def _advance(self, event: RoundEvent, now_s: float) -> list[Action]:
         """Feed the open round; close it when the event did."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from broker import messages
@@ -11,6 +12,7 @@ from broker.messages import Receipt, Report, UpdateHeader
 from broker.topics import InboxTopic, Topics, UpdateTopic
 from coordinator.admission import MAX_EXAMPLES
 from coordinator.config import CoordinatorConfig
+from coordinator.events import StoreUpdate
 from coordinator.open_round import OpenRound, Traffic
 from coordinator.roster import Roster
 from coordinator.round import (
@@ -27,7 +29,7 @@ from coordinator.round import (
 )
 from coordinator.uploads import Upload, Uploads, peek_header
 from models.codecs import make_codec
-from models.errors import UpdateRejected
+from models.errors import UpdateRejected, WireError
 from models.program import Sums
 from models.spec import ModelSpec
 
@@ -36,8 +38,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Taken:
-    """What came of an answer: receipts to send, and what it means for the round."""
+    """What came of an answer: store, then send receipts, then tell the round."""
 
+    store: StoreUpdate | None = None
     receipts: tuple[Publish, ...] = ()
     event: RoundEvent | None = None
 
@@ -151,7 +154,7 @@ class Intake:
         elif last is not None:
             last.refusals["late"] += 1
         if isinstance(verdict, Again):
-            return Taken((self._receipt(agent_id, header),))
+            return Taken(receipts=(self._receipt(agent_id, header),))
         return self._rejected(verdict, header) if isinstance(verdict, Reject) else Taken()
 
     def _whole_update(self, opened: OpenRound, agent_id: str, upload: Upload) -> Taken:
@@ -159,7 +162,7 @@ class Intake:
         self._credit(agent_id, header.boot, header.received_bytes)
         (verdict,) = opened.round.handle(Offered(agent_id, _answer_id(header)))
         if isinstance(verdict, Again):
-            return Taken((self._receipt(agent_id, header),))
+            return Taken(receipts=(self._receipt(agent_id, header),))
         if isinstance(verdict, Reject):
             return self._rejected(verdict, header)
         if header.session != self._session:
@@ -174,14 +177,28 @@ class Intake:
         except UpdateRejected as error:
             _log_refusal(error)
             receipt = self._receipt(agent_id, header, error)
-            return Taken((receipt,), Refused(agent_id, error.reason))
+            return Taken(receipts=(receipt,), event=Refused(agent_id, error.reason))
+        stored = StoreUpdate(header.round_id, agent_id, upload.frame)
         receipt = self._receipt(agent_id, header)
-        return Taken((receipt,), Counted(agent_id, _answer_id(header)))
+        return Taken(stored, (receipt,), Counted(agent_id, _answer_id(header)))
+
+    def restore(self, opened: OpenRound, frames: Sequence[tuple[str, bytes]]) -> None:
+        """Count the stored updates of a round that was open when the coordinator ended."""
+        self.begin(opened)
+        for agent_id, frame in frames:
+            try:
+                upload = Upload.from_frame(frame)
+                upload.check_plan(agent_id, opened.plan, self._spec.size, set(self._spec.metrics))
+                self._fold(opened, agent_id, upload)
+            except (WireError, UpdateRejected) as error:
+                log.warning("stored update of %s is left out: %s", agent_id, error)
+                continue
+            opened.round.handle(Counted(agent_id, _answer_id(upload.header)))
 
     def _rejected(self, verdict: Reject, header: UpdateHeader) -> Taken:
         error = UpdateRejected(verdict.agent_id, verdict.reason, verdict.detail)
         _log_refusal(error)
-        return Taken((self._receipt(verdict.agent_id, header, error),))
+        return Taken(receipts=(self._receipt(verdict.agent_id, header, error),))
 
     def _fold(self, opened: OpenRound, agent_id: str, upload: Upload) -> None:
         header = upload.header

@@ -12,7 +12,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from broker.link import Link, Will
+from broker.link import Link, Received, Will
+from broker.machine import LinkAction
 from broker.mqtt import MqttLink
 from broker.service import Service
 from coordinator.config import CoordinatorConfig
@@ -24,7 +25,9 @@ from coordinator.events import (
     Finished,
     RoundEnded,
     SaveAgent,
+    SaveOpenRound,
     SaveRound,
+    StoreUpdate,
     Tick,
     Waiting,
 )
@@ -39,6 +42,8 @@ log = logging.getLogger(__name__)
 
 #: Folder below state_dir with the trained model package.
 RESULT_FOLDER = "model"
+#: Updates written to disk together, at most.
+_FLUSH_UPDATES = 32
 
 
 class CoordinatorService(Service):
@@ -67,10 +72,39 @@ class CoordinatorService(Service):
         self._store = store
         self._save_result = save_result
         self._tell = tell
+        self._unflushed = 0
+        #: Receipts and acknowledgements of updates that are not on disk yet.
+        self._held: list[Callable[[], None]] = []
 
     def handle(self, event: Event) -> Sequence[Action]:
         """See `Coordinator.handle`."""
         return self._coordinator.handle(event, time.monotonic())
+
+    def send(self, action: LinkAction) -> None:
+        """Send now, or once the updates before it are on disk."""
+        if self._unflushed:
+            self._held.append(lambda: super(CoordinatorService, self).send(action))
+        else:
+            super().send(action)
+
+    def finish(self, received: Received) -> None:
+        """Acknowledge now, or once the update it carried is on disk."""
+        if self._unflushed:
+            self._held.append(lambda: super(CoordinatorService, self).finish(received))
+        else:
+            super().finish(received)
+        if self._unflushed >= _FLUSH_UPDATES:
+            self.idle()
+
+    def idle(self) -> None:
+        """Nothing more to take in at once: write what was taken, then confirm it."""
+        if not self._unflushed:
+            return
+        self._store.flush()
+        self._unflushed = 0
+        held, self._held = self._held, []
+        for confirm in held:
+            confirm()
 
     def wait_s(self) -> float:
         """Until the next deadline."""
@@ -83,6 +117,11 @@ class CoordinatorService(Service):
     def perform(self, action: Action) -> None:
         """Store, tell, or end."""
         match action:
+            case SaveOpenRound(plan, asked, goal):
+                self._store.save_open_round(plan, asked, goal)
+            case StoreUpdate(round_id, agent_id, frame):
+                self._store.add_update(round_id, agent_id, frame)
+                self._unflushed += 1
             case Commit(version, theta, strategy_state, record):
                 self._store.commit(version, theta, strategy_state, record)
             case SaveRound(record):
@@ -133,7 +172,8 @@ def run_coordinator(
     try:
         store.adopt(config.federation, package)
         progress = store.load(package.spec.size)
-        coordinator = Coordinator(config, package, secrets.token_hex(8), progress, measure)
+        session = store.session(secrets.token_hex(8))
+        coordinator = Coordinator(config, package, session, progress, measure)
         if progress is None:
             store.begin(coordinator.progress.theta, coordinator.progress.strategy_state)
         else:
@@ -144,6 +184,7 @@ def run_coordinator(
             config.broker,
             client_id=f"fedge-{config.federation}-coordinator",
             will=Will(will.topic, will.payload),
+            manual_ack=True,
         )
         folder = base / config.state_dir / RESULT_FOLDER
         service = CoordinatorService(

@@ -16,8 +16,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from broker.messages import AgentStatus
-from coordinator.federation import Progress
+from broker.messages import AgentStatus, RoundPlan
+from coordinator.federation import Progress, StoredRound
 from coordinator.records import RoundRecord
 from coordinator.strategies import State, state_from_bytes, state_to_bytes
 from models.errors import ConfigError, StoreError, WireError
@@ -33,8 +33,19 @@ CREATE TABLE versions (
     created_at REAL NOT NULL
 );
 CREATE TABLE rounds (round_id INTEGER PRIMARY KEY, record TEXT NOT NULL, ended_at REAL NOT NULL);
+CREATE TABLE open_round (id INTEGER PRIMARY KEY CHECK (id = 1), round TEXT NOT NULL);
+CREATE TABLE updates (
+    arrival INTEGER PRIMARY KEY, round_id INTEGER NOT NULL, agent_id TEXT NOT NULL,
+    frame BLOB NOT NULL, UNIQUE (round_id, agent_id)
+);
 CREATE TABLE agents (agent_id TEXT PRIMARY KEY, status TEXT NOT NULL, heard_at REAL NOT NULL);
 """
+
+
+class _OpenRound(msgspec.Struct, frozen=True):
+    plan: RoundPlan
+    asked: tuple[str, ...]
+    goal: int
 
 
 @dataclass(frozen=True)
@@ -120,14 +131,52 @@ class Store:
         with self._transaction() as db:
             self._insert_version(db, version, theta, state)
             self._insert_round(db, record)
+            self._forget_open_round(db)
             if self._keep_versions:
                 oldest = version - self._keep_versions
                 db.execute("DELETE FROM versions WHERE version <= ?", (oldest,))
 
     def save_round(self, record: RoundRecord) -> None:
-        """The round's record, replacing what is there of it."""
+        """The round's record, replacing what is there of it; it takes no more updates."""
         with self._transaction() as db:
             self._insert_round(db, record)
+            self._forget_open_round(db)
+
+    def save_open_round(self, plan: RoundPlan, asked: tuple[str, ...], goal: int) -> None:
+        """A learning phase begins; updates of an earlier one are forgotten."""
+        text = msgspec.json.encode(_OpenRound(plan, asked, goal)).decode()
+        with self._transaction() as db:
+            self._forget_open_round(db)
+            db.execute("INSERT INTO open_round VALUES (1, ?)", (text,))
+
+    def add_update(self, round_id: int, agent_id: str, frame: bytes) -> None:
+        """An update of the open round; on disk only after `flush`.
+
+        Many are written together: a synchronisation of the disk costs more than an update.
+        """
+        try:
+            if not self._db.in_transaction:
+                self._db.execute("BEGIN IMMEDIATE")
+            self._db.execute(
+                "INSERT OR REPLACE INTO updates (round_id, agent_id, frame) VALUES (?, ?, ?)",
+                (round_id, agent_id, frame),
+            )
+        except sqlite3.Error as error:
+            raise self._failed(error) from error
+
+    def flush(self) -> None:
+        """Updates that were added are on disk when this returns."""
+        if self._db.in_transaction:
+            try:
+                self._db.execute("COMMIT")
+            except sqlite3.Error as error:
+                raise self._failed(error) from error
+
+    def session(self, new: str) -> str:
+        """The name of this store's run: `new` at its first use, the same ever after."""
+        with self._transaction() as db:
+            db.execute("INSERT OR IGNORE INTO meta VALUES ('session', ?)", (new,))
+        return self.meta("session") or new
 
     def save_agent(self, agent_id: str, status: AgentStatus) -> None:
         """What an agent said of itself last."""
@@ -161,9 +210,27 @@ class Store:
             )
         theta.setflags(write=False)
         try:
-            return Progress(version, theta, state_from_bytes(state), self.rounds())
+            return Progress(
+                version, theta, state_from_bytes(state), self.rounds(), self._open_round(version)
+            )
         except WireError as error:
             raise ConfigError(f"{self.path}: version {version}: {error}") from error
+
+    def _open_round(self, version: int) -> StoredRound | None:
+        row = self._db.execute("SELECT round FROM open_round").fetchone()
+        if row is None:
+            return None
+        try:
+            stored = msgspec.json.decode(row[0], type=_OpenRound)
+        except msgspec.DecodeError as error:
+            raise ConfigError(f"{self.path}: the open round is damaged: {error}") from error
+        if stored.plan.version != version:
+            return None
+        rows = self._db.execute(
+            "SELECT agent_id, frame FROM updates WHERE round_id = ? ORDER BY arrival",
+            (stored.plan.round_id,),
+        )
+        return StoredRound(stored.plan, stored.asked, stored.goal, tuple(rows))
 
     def rounds(self) -> list[RoundRecord]:
         """All rounds, in order."""
@@ -198,6 +265,7 @@ class Store:
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         try:
+            self.flush()
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db
@@ -207,9 +275,17 @@ class Store:
                     self._db.execute("ROLLBACK")
                 raise
         except sqlite3.Error as error:
-            raise StoreError(
-                f"{self.path}: {error}; nothing was lost, free the disk and start again"
-            ) from error
+            raise self._failed(error) from error
+
+    def _failed(self, error: sqlite3.Error) -> StoreError:
+        return StoreError(
+            f"{self.path}: {error}; what was confirmed is safe: mend the disk and start again"
+        )
+
+    @staticmethod
+    def _forget_open_round(db: sqlite3.Connection) -> None:
+        db.execute("DELETE FROM open_round")
+        db.execute("DELETE FROM updates")
 
     @staticmethod
     def _insert_version(db: sqlite3.Connection, version: int, theta: F32, state: State) -> None:

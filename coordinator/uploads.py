@@ -18,10 +18,26 @@ _HEADER_ROOM = 64 << 10
 
 @dataclass(frozen=True, eq=False)
 class Upload:
-    """One whole update, not judged yet."""
+    """One whole update, not judged yet.
 
+    Attributes:
+        frame: as it came, to be stored.
+        header: of the frame.
+        body: of the frame: the encoded vector.
+    """
+
+    frame: bytes
     header: UpdateHeader
     body: memoryview
+
+    @classmethod
+    def from_frame(cls, frame: bytes) -> Upload:
+        """The update in a frame.
+
+        Raises:
+            WireError: there is none.
+        """
+        return cls(frame, *messages.decode_update(frame))
 
     def check_plan(self, agent_id: str, plan: RoundPlan, size: int, metrics: set[str]) -> None:
         """Refuses an update that does not answer this plan.
@@ -86,7 +102,7 @@ class Uploads:
             if data is None:
                 return None
             del self._receivers[agent_id]
-            return Upload(*messages.decode_update(data))
+            return Upload.from_frame(data)
         except WireError as error:
             self._receivers.pop(agent_id, None)
             raise UpdateRejected(agent_id, "malformed", str(error)) from error

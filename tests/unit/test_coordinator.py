@@ -916,6 +916,7 @@ def test_a_restart_goes_on_with_the_next_round_and_the_same_model() -> None:
         config(), session="s2", progress=Progress(kept.version, kept.theta, {}, list(records))
     )
     a = FakeAgent(again, "a")
+    again.later(1.0)  # births of the others would have arrived by now
     assert (again.plan.session, again.plan.round_id, again.plan.version) == ("s2", 3, 2)
     assert again.weights().tolist() == [2.0, 0.0, 0.0]
     a.update([1, 0, 0])
