@@ -128,26 +128,30 @@ def train(
     mu = np.float32(plan.proximal_mu)
     epoch_sums = _RunningSums()
     steps = 0
-    for epoch, index in _batches(len(target), plan, rng):
-        if cancelled():
-            raise TrainingError("cancelled")
-        batch = inputs if index is None else {name: rows[index] for name, rows in inputs.items()}
-        result = program.gradient(local, batch, target if index is None else target[index])
-        if not np.isfinite(result.sums.loss):
-            raise TrainingError(
-                f"the loss is {result.sums.loss} at step {steps + 1}: "
-                f"training diverged, learning_rate {plan.learning_rate} may be too large"
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is named
+        for epoch, index in _batches(len(target), plan, rng):
+            if cancelled():
+                raise TrainingError("cancelled")
+            batch = (
+                inputs if index is None else {name: rows[index] for name, rows in inputs.items()}
             )
-        gradient = result.vector
-        if mu:
-            gradient = gradient + mu * (local - theta)
-        optimizer.step(local, gradient)
-        epoch_sums.add(epoch, result.sums)
-        steps += 1
-    if not np.isfinite(local).all():
+            result = program.gradient(local, batch, target if index is None else target[index])
+            if not np.isfinite(result.sums.loss):
+                raise TrainingError(
+                    f"the loss is {result.sums.loss} at step {steps + 1}: "
+                    f"training diverged, learning_rate {plan.learning_rate} may be too large"
+                )
+            gradient = result.vector
+            if mu:
+                gradient = gradient + mu * (local - theta)
+            optimizer.step(local, gradient)
+            epoch_sums.add(epoch, result.sums)
+            steps += 1
+        delta = local - theta
+    if not np.isfinite(delta).all():
         raise TrainingError(f"θ is not finite after {steps} steps: training diverged")
     return TrainingResult(
-        local - theta, len(target), epoch_sums.sums(), steps, time.perf_counter() - started
+        delta, len(target), epoch_sums.sums(), steps, time.perf_counter() - started
     )
 
 
