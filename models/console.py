@@ -17,6 +17,8 @@ import click
 
 from models.errors import FederationError
 
+#: What a shell says of a command that Ctrl-C ended (128 + SIGINT).
+_INTERRUPTED = 130
 _FORMAT = "%(asctime)s %(levelname)-7s %(message)s"
 
 
@@ -36,5 +38,8 @@ def command_errors(function: Callable[..., Any]) -> Callable[..., Any]:
                 traceback.print_exc()
             click.echo(f"error: {error}", err=True)
             sys.exit(error.exit_code)
+        except KeyboardInterrupt:  # click would end with 1, which is a defect's code
+            click.echo("interrupted", err=True)
+            sys.exit(_INTERRUPTED)
 
     return wrapped
