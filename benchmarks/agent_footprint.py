@@ -306,7 +306,8 @@ def main() -> None:
     options = parser.parse_args()
     os.environ.pop("PYTHONPATH", None)
     with tempfile.TemporaryDirectory(prefix="footprint-venv-") as name:
-        python, sizes = (sys.executable, {})
+        python = sys.executable
+        sizes: dict[str, float] = {}
         if not options.no_install:
             python, sizes = make_environment(Path(name) / "venv")
         report = measure(python, options.repeats, options.rounds)

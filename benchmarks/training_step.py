@@ -10,22 +10,37 @@ so that a busy machine slows all of them alike.
     program     `Program.gradient` and the SGD step alone, always on the same rows
     tf.function gradient tape and SGD in one graph, fed with tensors made beforehand
     keras       `train_on_batch`, fed with arrays
+
+TensorFlow runs as it comes, with oneDNN's kernels, which are made for large x86-64 machines, and
+once more without them. The models are the zoo's, and the dense 64-128-10 that stands for what a
+small device learns.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from measure import Report, budget, finish, option_parser, run_worker, shown, spread
 
 RUNTIMES = ("tflite-runtime", "ai-edge-litert")
-DENSE = ("house_price", "handwritten_digit")
+#: Environment of each engine's process.
+ENGINES = {
+    "tflite-runtime": {},
+    "ai-edge-litert": {},
+    "tensorflow": {"TF_ENABLE_ONEDNN_OPTS": "1"},
+    "tensorflow, no oneDNN": {"TF_ENABLE_ONEDNN_OPTS": "0"},
+}
+SMALL = "dense_64_128_10"
+DENSE = ("house_price", SMALL, "handwritten_digit")
 MODELS = (*DENSE, "wearable_activity", "handwritten_digit_cnn")
 LEARNING_RATE = 0.01
 BLOCK_S = 0.25  # one timing
@@ -61,14 +76,15 @@ def time_step(run: Step) -> float:
     return statistics.median(run(count) / count for _ in range(BLOCKS)) * 1e6
 
 
-def fedge_ways(name: str, runtime: str) -> dict[str, Step]:
+def fedge_ways(name: str, runtime: str, packages: Path) -> dict[str, Step]:
     """What a device does."""
     from broker.messages import TrainingPlan
     from edge_agent.trainer import make_optimizer, train
+    from models.package import load_package
     from models.program import Program
     from models.zoo import load_zoo
 
-    package = load_zoo(name)
+    package = load_package(packages / name) if name == SMALL else load_zoo(name)
     spec = package.spec
     program = Program(package.program, spec, runtime=runtime, threads=1)
     inputs, target = rows_for(spec, 8 * spec.batch_size)
@@ -102,7 +118,7 @@ def tensorflow_ways(name: str) -> dict[str, Step]:
 
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
-    record = zoo_record(name)
+    record = small_record() if name == SMALL else zoo_record(name)
     model = record.build()
     inputs, target = rows_for(_Rows(record, model), record.batch_size)
     array = next(iter(inputs.values()))
@@ -139,11 +155,35 @@ class _Target:
         self.shape = shape
 
 
-def work(engine: str, models: list[str]) -> dict[str, dict[str, float]]:
+def small_record() -> Any:
+    """64 numbers, 128 units, 10 classes: 9,610 parameters."""
+    from models.spec import TensorSpec
+    from models.zoo.record import ZooModel
+
+    def build() -> Any:
+        import keras
+
+        layers = [keras.layers.Dense(128, "relu"), keras.layers.Dense(10, "softmax")]
+        model = keras.Sequential([keras.Input((64,), name="features"), *layers])
+        model.compile(loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+        return model
+
+    inputs = (TensorSpec("features", (64,)),)
+    classes = tuple("0123456789")
+    return ZooModel(SMALL, "", "", build, inputs, classes, batch_size=16)
+
+
+def work(engine: str, models: list[str], packages: Path) -> dict[str, dict[str, float]]:
     """Microseconds a step by model and way, in this process."""
+    if engine == "export":
+        from models.export.zoo import export_record
+
+        export_record(small_record()).save(packages / SMALL)
+        return {}
     found = {}
     for name in models:
-        ways = tensorflow_ways(name) if engine == "tensorflow" else fedge_ways(name, engine)
+        tensorflow = engine.startswith("tensorflow")
+        ways = tensorflow_ways(name) if tensorflow else fedge_ways(name, engine, packages)
         found[name] = {way: time_step(run) for way, run in ways.items()}
     return found
 
@@ -152,14 +192,21 @@ def measure(models: list[str], repeats: int) -> Report:
     """Processes in turn; every time of every way."""
     os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "3", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     times: dict[str, dict[str, list[float]]] = {name: {} for name in models}
-    for _ in range(repeats):
-        for engine in (*RUNTIMES, "tensorflow"):
-            found = run_worker(__file__, [engine, ",".join(models)], 300)
-            for name, ways in found.items():
-                for way, microseconds in ways.items():
-                    key = way if engine == "tensorflow" else f"{way}, {engine}"
-                    times[name].setdefault(key, []).append(microseconds)
+    with tempfile.TemporaryDirectory(prefix="training-step-") as packages:
+        if SMALL in models:
+            run_worker(__file__, ["export", "", packages], 300)
+        for _ in range(repeats):
+            for engine, environment in ENGINES.items():
+                os.environ |= environment
+                found = run_worker(__file__, [engine, ",".join(models), packages], 300)
+                for name, ways in found.items():
+                    for way, microseconds in ways.items():
+                        times[name].setdefault(_label(way, engine), []).append(microseconds)
     return {"repeats": repeats, **summarise(times)}
+
+
+def _label(way: str, engine: str) -> str:
+    return way if engine == "tensorflow" else f"{way}, {engine.removeprefix('tensorflow, ')}"
 
 
 def summarise(times: dict[str, dict[str, list[float]]]) -> Report:
@@ -182,18 +229,16 @@ def summarise(times: dict[str, dict[str, list[float]]]) -> Report:
 def show(report: Report) -> None:
     """One block a model."""
     for name, ways in report["microseconds"].items():
-        print(f"{name:<26}{'µs a step: median (min-max)':>34}{'times as fast as tf.function':>32}")
+        print(f"{name:<28}{'µs a step: median (min-max)':>34}{'times as fast as tf.function':>32}")
         for way, values in ways.items():
             ratio = report["times_as_fast_as_tf_function"][name][way]
-            print(f"  {way:<24}{shown(values):>34}{shown(ratio, digits=2):>32}")
+            print(f"  {way:<26}{shown(values):>34}{shown(ratio, digits=2):>32}")
         print()
 
 
 def main() -> None:
     if sys.argv[1:2] == ["--worker"]:
-        import json
-
-        print(json.dumps(work(sys.argv[2], sys.argv[3].split(","))))
+        print(json.dumps(work(sys.argv[2], sys.argv[3].split(","), Path(sys.argv[4]))))
         return
     parser = option_parser(__doc__)
     parser.add_argument("--repeats", type=int, default=5, help="turns of every engine")
