@@ -32,6 +32,7 @@ from edge_agent.config import AgentConfig
 from edge_agent.data.config import DataConfig, InputSource, TargetSource
 from edge_agent.data.dataset import load_dataset
 from fedge import cli
+from fleet.cast import make_cast
 from fleet.partition import PartitionConfig
 from fleet.scenario import BaselineConfig, Scenario, load_scenario
 from models.codecs import CODECS, CodecConfig, make_codec
@@ -284,6 +285,23 @@ def test_the_worked_npz_example_gives_what_the_page_says(tmp_path: Path) -> None
     config = worked_example("NPZ files", "npz", tmp_path)
     data = load_dataset(config, load_zoo("house_price").spec, tmp_path)
     assert (data.num_train, data.num_test) == (3, 1)
+
+
+def test_the_five_minutes_of_models_fit_together(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = section(MODELS, "From a Keras function to a fleet")
+    code = re.findall(r"(?s)```python\n(.*?)```", text)
+    exec(compile(next(part for part in code if "pumps.csv" in part), "pumps.py", "exec"), {})
+    described = next(part for part in code if "TensorSpec(" in part)
+    keywords = re.search(r"(?s)TensorSpec\((.*?)\n    \)", described)
+    assert keywords
+    sensors = eval(f"TensorSpec({keywords[1]})", {"TensorSpec": TensorSpec})
+    spec = msgspec.structs.replace(load_zoo("house_price").spec, inputs=(sensors,))
+    path = tmp_path / "pumps.yaml"
+    path.write_text(next(t for t in re.findall(r"(?s)```yaml\n(.*?)```", text) if "partition" in t))
+    cast = make_cast(load_scenario(path), path, spec, None)
+    assert (len(cast.learners), cast.unseen) == (5, ["pump-5"])
+    assert cast.dataset("pump-0").num_train == 240
 
 
 def test_the_errors_on_the_page_are_the_code_s(tmp_path: Path, monkeypatch: Any) -> None:
