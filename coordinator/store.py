@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -118,8 +119,8 @@ class Store:
 
     def meta(self, key: str) -> str | None:
         """A fact about the store: federation, model, fingerprint, finished."""
-        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-        return None if row is None else str(row[0])
+        rows = self._read("SELECT value FROM meta WHERE key = ?", key)
+        return str(rows[0][0]) if rows else None
 
     def begin(self, theta: F32, state: State) -> None:
         """Store version 0, before anybody trains."""
@@ -197,17 +198,16 @@ class Store:
         Raises:
             ConfigError: what is stored does not fit the model's P, or is damaged.
         """
-        row = self._db.execute(
+        rows = self._read(
             "SELECT version, theta, strategy_state FROM versions ORDER BY version DESC LIMIT 1"
-        ).fetchone()
-        if row is None:
+        )
+        if not rows:
             return None
-        version, blob, state = row
+        version, blob, state = rows[0]
+        if len(blob) != 4 * size:
+            found = f"{len(blob) / 4:g} parameters, not {size}"
+            raise ConfigError(f"{self.path}: version {version} has {found}")
         theta = np.frombuffer(blob, "<f4").astype(np.float32)
-        if theta.size != size:
-            raise ConfigError(
-                f"{self.path}: version {version} has {theta.size} parameters, not {size}"
-            )
         theta.setflags(write=False)
         try:
             return Progress(
@@ -217,24 +217,24 @@ class Store:
             raise ConfigError(f"{self.path}: version {version}: {error}") from error
 
     def _open_round(self, version: int) -> StoredRound | None:
-        row = self._db.execute("SELECT round FROM open_round").fetchone()
-        if row is None:
+        found = self._read("SELECT round FROM open_round")
+        if not found:
             return None
         try:
-            stored = msgspec.json.decode(row[0], type=_OpenRound)
+            stored = msgspec.json.decode(found[0][0], type=_OpenRound)
         except msgspec.DecodeError as error:
             raise ConfigError(f"{self.path}: the open round is damaged: {error}") from error
         if stored.plan.version != version:
             return None
-        rows = self._db.execute(
+        rows = self._read(
             "SELECT agent_id, frame FROM updates WHERE round_id = ? ORDER BY arrival",
-            (stored.plan.round_id,),
+            stored.plan.round_id,
         )
         return StoredRound(stored.plan, stored.asked, stored.goal, tuple(rows))
 
     def rounds(self) -> list[RoundRecord]:
         """All rounds, in order."""
-        rows = self._db.execute("SELECT record FROM rounds ORDER BY round_id")
+        rows = self._read("SELECT record FROM rounds ORDER BY round_id")
         try:
             return [msgspec.json.decode(text, type=RoundRecord) for (text,) in rows]
         except msgspec.DecodeError as error:
@@ -242,20 +242,28 @@ class Store:
 
     def agents(self) -> list[KnownAgent]:
         """All agents ever heard of, by id."""
-        rows = self._db.execute("SELECT agent_id, status, heard_at FROM agents ORDER BY agent_id")
-        return [
-            KnownAgent(name, msgspec.json.decode(text, type=AgentStatus), heard)
-            for name, text, heard in rows
-        ]
+        rows = self._read("SELECT agent_id, status, heard_at FROM agents ORDER BY agent_id")
+        try:
+            return [
+                KnownAgent(name, msgspec.json.decode(text, type=AgentStatus), heard)
+                for name, text, heard in rows
+            ]
+        except msgspec.DecodeError as error:
+            raise ConfigError(f"{self.path}: an agent's status is damaged: {error}") from error
 
     def versions(self) -> list[int]:
         """Versions of θ that are still kept."""
-        return [row[0] for row in self._db.execute("SELECT version FROM versions ORDER BY version")]
+        return [row[0] for row in self._read("SELECT version FROM versions ORDER BY version")]
+
+    def _read(self, query: str, *values: object) -> list[Any]:
+        try:
+            return self._db.execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            raise ConfigError(f"{self.path} is damaged: {error}") from error
 
     def _create(self) -> None:
-        with self._transaction() as db:
-            tables = db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
-            if not tables:
+        if not self._read("SELECT name FROM sqlite_master WHERE type = 'table'"):
+            with self._transaction() as db:
                 for statement in filter(str.strip, _SCHEMA.split(";")):
                     db.execute(statement)
                 db.execute("INSERT INTO meta VALUES ('format', ?)", (_FORMAT,))
