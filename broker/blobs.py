@@ -97,8 +97,16 @@ class BlobReceiver:
 
     @property
     def missing(self) -> int:
-        """Chunks still to come."""
+        """Number of chunks still to come."""
         return self.ref.chunks - len(self._parts)
+
+    def missing_indexes(self) -> list[int]:
+        """The chunks still to come, ascending."""
+        return [index for index in range(self.ref.chunks) if index not in self._parts]
+
+    def holds(self, index: int) -> bool:
+        """Whether this chunk is here."""
+        return index in self._parts
 
     def add(self, chunk: Chunk) -> bytes | None:
         """Take a chunk; the whole blob once it is complete and its digest is right.

@@ -32,11 +32,16 @@ class MessageArrived:
 
 
 @dataclass(frozen=True)
+class Tick:
+    """Time has passed."""
+
+
+@dataclass(frozen=True)
 class Stopping:
     """The process is about to end."""
 
 
-LinkedEvent = Started | Connected | MessageArrived | Stopping
+LinkedEvent = Started | Connected | MessageArrived | Tick | Stopping
 
 
 @dataclass(frozen=True)

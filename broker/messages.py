@@ -8,7 +8,7 @@ is a binary frame (`models.frames`) with `UpdateHeader` as header and the encode
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -20,6 +20,8 @@ from models.errors import WireError
 #: Largest JSON message: a plan that lists 10,000 agents of 64 letters fits.
 MAX_MESSAGE_BYTES = 1 << 20
 MAX_METRICS = 64
+#: Missing chunks that one message may name; there may be more.
+MAX_MISSING = 1000
 
 # "\\Z": "$" would let a newline follow.
 Id = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}\Z")]
@@ -31,6 +33,7 @@ RoundId = Annotated[int, Meta(ge=0, le=999_999_999)]
 #: Finite, and still finite when multiplied by rows and added up over a fleet.
 Measured = Annotated[float, Meta(ge=-1e100, le=1e100)]
 Metrics = Annotated[dict[str, Measured], Meta(max_length=MAX_METRICS)]
+ChunkIndex = Annotated[int, Meta(ge=0, le=100_000_000)]
 Task = Literal["train", "evaluate"]
 
 
@@ -125,6 +128,8 @@ class RoundPlan(Message, frozen=True):
         weights: θ as little-endian float32.
         package: SHA-256 of the model package to use.
         deadline_s: seconds from the announcement until answers are late.
+        fetch_jitter_s: agents wait a random part of it before they fetch the weights, so that a
+            large fleet does not ask the broker for everything in one moment.
         seed: of this round; agents derive the order of rows and the rounding from it.
     """
 
@@ -140,6 +145,7 @@ class RoundPlan(Message, frozen=True):
     training: TrainingPlan = TrainingPlan()
     codec: CodecConfig = CodecConfig()
     deadline_s: Annotated[float, Meta(gt=0, le=1e7)] = 600.0
+    fetch_jitter_s: Annotated[float, Meta(ge=0, le=1e5)] = 0.0
     seed: Count = 0
 
 
@@ -157,6 +163,8 @@ class AgentStatus(Message, frozen=True):
         codecs: it can encode.
         tags: from its configuration.
         software: version of the agent.
+        heartbeat_s: it says this again so often, whether it trains or not; 0 never. Silence of
+            three times that long means it is lost.
     """
 
     state: Literal["online", "offline"]
@@ -170,6 +178,7 @@ class AgentStatus(Message, frozen=True):
     codecs: Annotated[tuple[Text, ...], Meta(max_length=64)] = ()
     tags: Annotated[tuple[Id, ...], Meta(max_length=64)] = ()
     software: Text = ""
+    heartbeat_s: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
 
 
 class UpdateHeader(Message, frozen=True):
@@ -204,17 +213,19 @@ class Report(Message, frozen=True):
     """An answer that is no update.
 
     Attributes:
-        kind: "declined" with a reason, or "evaluation" with sums over the held-out rows.
+        kind: "declined" with a reason; "evaluation" with sums over the held-out rows; "missing"
+            when chunks of a blob do not come: the coordinator publishes them again.
         reason: machine name: no_data, no_runtime, no_program, fingerprint, codec, weights,
             training, evaluation, stopping.
         detail: for people.
         loss_sum, weight_sum, metric_sums: add across agents.
+        sha256, chunks: of the blob that is incomplete.
     """
 
     session: Id
     boot: Id
     round_id: RoundId
-    kind: Literal["declined", "evaluation"]
+    kind: Literal["declined", "evaluation", "missing"]
     task: Task
     version: Count
     reason: Text = ""
@@ -223,9 +234,11 @@ class Report(Message, frozen=True):
     weight_sum: Annotated[float, Meta(ge=0)] = 0.0
     metric_sums: Metrics = {}
     received_bytes: Count = 0
+    sha256: Sha256 | None = None
+    chunks: Annotated[tuple[ChunkIndex, ...], Meta(max_length=MAX_MISSING)] = ()
 
 
-class Receipt(Message, frozen=True):
+class Receipt(Message, frozen=True, tag_field="kind", tag="receipt"):
     """The coordinator's answer to an update: it counts, or why it does not."""
 
     session: Id
@@ -235,6 +248,23 @@ class Receipt(Message, frozen=True):
     accepted: bool
     reason: Text = ""
     detail: Text = ""
+
+
+class Resend(Message, frozen=True, tag_field="kind", tag="resend"):
+    """Chunks of an update that did not arrive: send them again.
+
+    Attributes:
+        sha256: of the update frame.
+        chunks: that are missing.
+    """
+
+    session: Id
+    round_id: RoundId
+    sha256: Sha256
+    chunks: Annotated[tuple[ChunkIndex, ...], Meta(min_length=1, max_length=MAX_MISSING)]
+
+
+InboxMessage = Receipt | Resend
 
 
 M = TypeVar("M", bound=Message)
@@ -251,12 +281,23 @@ def decode(payload: bytes, kind: type[M]) -> M:
     Raises:
         WireError: too large, not JSON, or a field is missing, of the wrong type or out of range.
     """
+    message: M = _decode(payload, kind, kind.__name__)
+    return message
+
+
+def decode_inbox(payload: bytes) -> InboxMessage:
+    """What the coordinator tells one agent; raises as `decode`."""
+    message: InboxMessage = _decode(payload, InboxMessage, "inbox")
+    return message
+
+
+def _decode(payload: bytes, kind: Any, what: str) -> Any:
     if len(payload) > MAX_MESSAGE_BYTES:
-        raise WireError(f"{kind.__name__}: {len(payload)} bytes, limit {MAX_MESSAGE_BYTES}")
+        raise WireError(f"{what}: {len(payload)} bytes, limit {MAX_MESSAGE_BYTES}")
     try:
         return msgspec.json.decode(payload, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise WireError(f"{kind.__name__}: {error}") from error
+        raise WireError(f"{what}: {error}") from error
 
 
 def encode_update(header: UpdateHeader, body: bytes) -> bytes:

@@ -42,10 +42,13 @@ class RoundConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     Attributes:
         deadline_s: after the announcement answers are late.
+        fetch_jitter_s: agents wait a random part of this before they fetch the weights; for fleets
+            so large that all at once would be too much for the broker.
         minimum: fewer updates at the deadline than this and the round is abandoned.
     """
 
     deadline_s: Seconds = 600.0
+    fetch_jitter_s: Annotated[float, Meta(ge=0, le=1e5)] = 0.0
     minimum: Positive = 1
 
 

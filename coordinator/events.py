@@ -10,17 +10,12 @@ from broker.machine import (
     MessageArrived,
     Started,
     Stopping,
+    Tick,
 )
 from broker.messages import AgentStatus, RoundPlan
 from coordinator.records import RoundRecord
 from coordinator.strategies import State
 from models.parameters import F32
-
-
-@dataclass(frozen=True)
-class Tick:
-    """Time has passed."""
-
 
 Event = Started | Connected | MessageArrived | Stopping | Tick
 

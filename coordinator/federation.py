@@ -18,7 +18,15 @@ import numpy as np
 
 from broker import messages
 from broker.link import publish_packet_bytes
-from broker.machine import Connected, MessageArrived, Publish, Started, Stopping, Subscribe
+from broker.machine import (
+    Connected,
+    MessageArrived,
+    Publish,
+    Started,
+    Stopping,
+    Subscribe,
+    Tick,
+)
 from broker.messages import (
     AgentStatus,
     BlobRef,
@@ -40,7 +48,6 @@ from coordinator.events import (
     SaveAgent,
     SaveOpenRound,
     SaveRound,
-    Tick,
     Waiting,
 )
 from coordinator.intake import Intake, Taken
@@ -69,6 +76,8 @@ log = logging.getLogger(__name__)
 #: After an abandoned round the next one waits 1, 2, 4 … s, at most this.
 _LONGEST_PAUSE_S = 60.0
 _GRACE_S = 1.0
+#: Between two looks at who has fallen silent.
+_LONGEST_WAIT_S = 10.0
 
 
 @dataclass(eq=False)
@@ -187,10 +196,11 @@ class Coordinator:
 
     def wait_s(self, now_s: float) -> float:
         """Seconds until a Tick is due."""
-        moments = [now_s + 3600.0]
+        moments = [now_s + _LONGEST_WAIT_S]
         if self._open is not None:
             waits_for_grace = self._open.round.closed is not None
             moments.append(self._pause_until_s if waits_for_grace else self._open.deadline_s)
+            moments += [due for due in (self._intake.next_s(),) if due is not None]
         elif self.finished is None:
             moments.append(self._pause_until_s if self._pause_until_s > now_s else now_s + 1.0)
         return max(0.0, min(moments) - now_s)
@@ -237,6 +247,13 @@ class Coordinator:
         self.progress.open = None
 
     def _tick(self, now_s: float) -> list[Action]:
+        actions: list[Action] = [*self._intake.tick(self._open, now_s)]
+        for agent_id in self.roster.expire(now_s):
+            log.warning("%s has not been heard of, it counts as lost", agent_id)
+            actions += self._advance(Lost(agent_id), now_s)
+        return actions + self._end_when_due(now_s)
+
+    def _end_when_due(self, now_s: float) -> list[Action]:
         restored = self._open
         if restored is not None and restored.round.closed and now_s >= self._pause_until_s:
             return self._close(restored, now_s)  # its last update was stored, its end was not
@@ -247,15 +264,21 @@ class Coordinator:
     def _message(self, name: str, payload: bytes, now_s: float) -> list[Action]:
         try:
             topic = self.topics.parse(name)
+            if isinstance(topic, UpdateTopic | ReportTopic):
+                self.roster.heard(topic.agent_id, now_s)
             expiry_s = 1 if isinstance(topic, UpdateTopic) else None
             self._traffic.up += publish_packet_bytes(name, len(payload), expiry_s)
             match topic:
                 case AgentStatusTopic(agent_id):
                     return self._agent_status(agent_id, payload, now_s)
                 case UpdateTopic():
-                    return self._taken(self._intake.update(self._open, topic, payload), now_s)
+                    return self._taken(
+                        self._intake.update(self._open, topic, payload, now_s), now_s
+                    )
                 case ReportTopic(agent_id, round_id):
                     report = messages.decode(payload, Report)
+                    if report.kind == "missing":
+                        return [*self._publisher.again(report.sha256 or "", report.chunks, now_s)]
                     taken = self._intake.report(self._open, agent_id, round_id, report)
                     return self._taken(taken, now_s)
             return []
@@ -268,7 +291,15 @@ class Coordinator:
         if not payload:
             return []  # an operator removed the agent's retained status
         status = messages.decode(payload, AgentStatus)
-        if not self.roster.update(agent_id, status):
+        change = self.roster.update(agent_id, status, now_s)
+        if change == "duplicate":
+            log.error(
+                "two processes use the id %s (boots %s and another); stop one of them",
+                agent_id,
+                status.boot,
+                extra={"event": "duplicate_id"},
+            )
+        if change in ("none", "heartbeat"):
             return []
         log.debug("%s is %s", agent_id, status.state)
         gone = status.state == "offline"
@@ -374,6 +405,7 @@ class Coordinator:
             training=self.config.training,
             codec=self.config.codec,
             deadline_s=deadline_s,
+            fetch_jitter_s=self.config.round.fetch_jitter_s,
             seed=int(np.random.default_rng([self.config.seed, round_id, 1]).integers(1 << 53)),
         )
 

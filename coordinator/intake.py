@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from broker import messages
 from broker.machine import Publish
-from broker.messages import Receipt, Report, UpdateHeader
+from broker.messages import Receipt, Report, Resend, UpdateHeader
 from broker.topics import InboxTopic, Topics, UpdateTopic
 from coordinator.admission import MAX_EXAMPLES
 from coordinator.config import CoordinatorConfig
@@ -85,7 +85,32 @@ class Intake:
         """Number of refused answers of the last learning phase, by reason."""
         return {} if self._last_training is None else dict(self._last_training.refusals)
 
-    def update(self, opened: OpenRound | None, topic: UpdateTopic, payload: bytes) -> Taken:
+    def tick(self, opened: OpenRound | None, now_s: float) -> list[Publish]:
+        """Ask for the chunks of updates that stopped half-way."""
+        if opened is None:
+            return []
+        return [
+            Publish(
+                self._topics.name(InboxTopic(agent_id)),
+                messages.encode(
+                    Resend(
+                        session=self._session,
+                        round_id=opened.plan.round_id,
+                        sha256=sha256,
+                        chunks=missing,
+                    )
+                ),
+            )
+            for agent_id, sha256, missing in self._uploads.stalled(now_s)
+        ]
+
+    def next_s(self) -> float | None:
+        """When `tick` has something to do; None when never."""
+        return self._uploads.next_s()
+
+    def update(
+        self, opened: OpenRound | None, topic: UpdateTopic, payload: bytes, now_s: float
+    ) -> Taken:
         """Take one chunk of an update."""
         agent_id = topic.agent_id
         if (
@@ -96,7 +121,7 @@ class Intake:
         ):
             return self._unexpected(topic, payload)
         try:
-            upload = self._uploads.add(agent_id, payload)
+            upload = self._uploads.add(agent_id, payload, now_s)
         except UpdateRejected as error:
             _log_refusal(error)
             return Taken(event=Refused(agent_id, error.reason))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+
 from broker import blobs, messages
 from broker.machine import Publish
 from broker.messages import BlobRef, CoordinatorStatus, ProgramManifest, RoundPlan
@@ -16,11 +19,14 @@ from broker.topics import (
 from models.package import ModelPackage
 from models.parameters import F32
 
+#: The same chunk is published again at most so often.
+_AGAIN_S = 5.0
+
 
 class Publisher:
     """Builds publications, and remembers which blobs are out there so as to clear them.
 
-    Memory: θ's bytes and the package's.
+    Memory: θ's bytes and the package's, cut into chunks.
     """
 
     def __init__(self, topics: Topics, package: ModelPackage, session: str) -> None:
@@ -29,6 +35,9 @@ class Publisher:
         self._session = session
         self._chunk_bytes = blobs.CHUNK_BYTES
         self._weights: BlobRef | None = None
+        #: Payloads that are out there, by blob, and when a chunk was last published again.
+        self._out: dict[str, list[bytes]] = {}
+        self._again_s: dict[tuple[str, int], float] = {}
 
     def limit(self, max_payload_bytes: int) -> None:
         """Cut chunks to what this connection takes."""
@@ -56,10 +65,28 @@ class Publisher:
         """
         ref, chunks = self._blob(theta.astype("<f4").tobytes())
         old, self._weights = self._weights, ref
+        if old is not None and old.sha256 != ref.sha256:
+            self._out.pop(old.sha256, None)
+            self._again_s.clear()
         if old is None or old.sha256 == ref.sha256:
             return ref, chunks, []
         removal = [self._retained(ChunkTopic(old.sha256, n), b"") for n in range(old.chunks)]
         return ref, chunks, removal
+
+    def again(self, sha256: str, indexes: Iterable[int], now_s: float) -> list[Publish]:
+        """Chunks that an agent misses, once more; each at most every few seconds.
+
+        Many agents miss the same chunk when the broker lost it; nothing for a blob that is not
+        current.
+        """
+        payloads = self._out.get(sha256, [])
+        found = []
+        for index in indexes:
+            last_s = self._again_s.get((sha256, index), -math.inf)
+            if index < len(payloads) and now_s >= last_s + _AGAIN_S:
+                self._again_s[sha256, index] = now_s
+                found.append(self._retained(ChunkTopic(sha256, index), payloads[index]))
+        return found
 
     def plan(self, plan: RoundPlan) -> Publish:
         """The current plan."""
@@ -67,6 +94,7 @@ class Publisher:
 
     def _blob(self, blob: bytes) -> tuple[BlobRef, list[Publish]]:
         ref, payloads = blobs.split(blob, self._chunk_bytes)
+        self._out[ref.sha256] = payloads
         chunks = [
             self._retained(ChunkTopic(ref.sha256, index), payload)
             for index, payload in enumerate(payloads)

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
+
+import msgspec
 
 from broker.messages import AgentStatus, Task
 
 #: A fleet larger than this needs another coordinator; bounds memory against invented ids.
 MAX_AGENTS = 100_000
+
+
+Change = Literal["none", "changed", "heartbeat", "duplicate"]
+
+#: Heartbeats that may be missed before an agent counts as lost.
+_MISSED_HEARTBEATS = 3
+#: A boot that was replaced and speaks again within this time is a second process, not an old will.
+_FORMER_BOOTS = 4
 
 
 @dataclass
@@ -17,11 +28,15 @@ class Entry:
 
     Attributes:
         status: of its current boot.
+        heard_s: when it last said anything.
         received_bytes: by its link in this boot, as it last reported.
+        former: its boots before this one, latest last.
     """
 
     status: AgentStatus
+    heard_s: float
     received_bytes: int = 0
+    former: tuple[str, ...] = ()
 
     @property
     def online(self) -> bool:
@@ -45,23 +60,45 @@ class Roster:
         """The agent's entry; None for one never heard of."""
         return self._entries.get(agent_id)
 
-    def update(self, agent_id: str, status: AgentStatus) -> bool:
-        """Take a birth or a will; False when it changes nothing.
+    def heard(self, agent_id: str, now_s: float) -> None:
+        """It said something."""
+        if (entry := self._entries.get(agent_id)) is not None:
+            entry.heard_s = now_s
 
-        A will of an earlier boot may be published after the new birth: it is ignored.
+    def update(self, agent_id: str, status: AgentStatus, now_s: float) -> Change:
+        """Take a birth, a heartbeat or a will, and say what changed.
+
+        A will of an earlier boot may be published after the new birth: it changes nothing. A
+        birth of an earlier boot means that two processes use one id.
         """
         entry = self._entries.get(agent_id)
         if entry is None:
             if len(self._entries) >= MAX_AGENTS or status.state == "offline":
-                return False
-            self._entries[agent_id] = Entry(status)
-            return True
-        if status.state == "offline" and status.boot != entry.status.boot:
-            return False
-        if status.boot != entry.status.boot:
-            entry.received_bytes = 0
-        entry.status = status
-        return True
+                return "none"
+            self._entries[agent_id] = Entry(status, now_s)
+            return "changed"
+        same_boot = status.boot == entry.status.boot
+        if status.state == "offline" and not same_boot:
+            return "none"
+        entry.heard_s = now_s
+        if same_boot:
+            same = status == entry.status
+            entry.status = status
+            return "heartbeat" if same else "changed"
+        duplicate = status.boot in entry.former
+        entry.former = (*entry.former, entry.status.boot)[-_FORMER_BOOTS:]
+        entry.status, entry.received_bytes = status, 0
+        return "duplicate" if duplicate else "changed"
+
+    def expire(self, now_s: float) -> list[str]:
+        """Agents whose heartbeats stopped; they are offline from now on."""
+        silent = []
+        for agent_id, entry in self._entries.items():
+            patience_s = _MISSED_HEARTBEATS * entry.status.heartbeat_s
+            if entry.online and patience_s and now_s > entry.heard_s + patience_s:
+                entry.status = msgspec.structs.replace(entry.status, state="offline")
+                silent.append(agent_id)
+        return silent
 
     def credit(self, agent_id: str, boot: str, received_bytes: int) -> int:
         """Bytes the agent took in since it last said so; 0 for another boot."""

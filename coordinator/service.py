@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from broker.link import Link, Received, Will
-from broker.machine import LinkAction
+from broker.machine import LinkAction, Tick
 from broker.mqtt import MqttLink
 from broker.service import Service
 from coordinator.config import CoordinatorConfig
@@ -28,7 +28,6 @@ from coordinator.events import (
     SaveOpenRound,
     SaveRound,
     StoreUpdate,
-    Tick,
     Waiting,
 )
 from coordinator.federation import Coordinator, Progress

@@ -14,6 +14,8 @@ from models.parameters import F32
 
 #: Room for an update's header beside its vector.
 _HEADER_ROOM = 64 << 10
+#: No chunk of an unfinished update for so long: some were dropped on the way.
+STALL_S = 10.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,8 +87,9 @@ class Uploads:
     def __init__(self, body_bytes: int) -> None:
         self._max_bytes = body_bytes + _HEADER_ROOM
         self._receivers: dict[str, blobs.BlobReceiver] = {}
+        self._heard_s: dict[str, float] = {}
 
-    def add(self, agent_id: str, payload: bytes) -> Upload | None:
+    def add(self, agent_id: str, payload: bytes, now_s: float) -> Upload | None:
         """Take one chunk; the update once it is whole.
 
         Raises:
@@ -98,6 +101,7 @@ class Uploads:
             if receiver is None or receiver.ref != chunk.ref:  # a new attempt replaces the old
                 receiver = blobs.BlobReceiver(chunk.ref, self._max_bytes)
                 self._receivers[agent_id] = receiver
+            self._heard_s[agent_id] = now_s
             data = receiver.add(chunk)
             if data is None:
                 return None
@@ -107,9 +111,25 @@ class Uploads:
             self._receivers.pop(agent_id, None)
             raise UpdateRejected(agent_id, "malformed", str(error)) from error
 
+    def stalled(self, now_s: float) -> list[tuple[str, str, tuple[int, ...]]]:
+        """(agent, SHA-256, missing chunks) of updates that stopped half-way, now and then."""
+        found = []
+        for agent_id, receiver in self._receivers.items():
+            if now_s >= self._heard_s[agent_id] + STALL_S:
+                self._heard_s[agent_id] = now_s
+                missing = tuple(receiver.missing_indexes()[: messages.MAX_MISSING])
+                found.append((agent_id, receiver.ref.sha256, missing))
+        return found
+
+    def next_s(self) -> float | None:
+        """When `stalled` has something to say; None when never."""
+        moments = (self._heard_s[agent_id] + STALL_S for agent_id in self._receivers)
+        return min(moments, default=None)
+
     def clear(self) -> None:
         """Forget what is half there."""
         self._receivers.clear()
+        self._heard_s.clear()
 
 
 def peek_header(payload: bytes) -> UpdateHeader | None:

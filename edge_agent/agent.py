@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
+from random import Random
 from typing import Literal
 from zlib import crc32
 
@@ -20,7 +23,7 @@ from broker.machine import (
     Started,
     Stopping,
     Subscribe,
-    Unsubscribe,
+    Tick,
 )
 from broker.messages import (
     AgentStatus,
@@ -29,6 +32,7 @@ from broker.messages import (
     ProgramManifest,
     Receipt,
     Report,
+    Resend,
     RoundPlan,
     Task,
     UpdateHeader,
@@ -46,6 +50,7 @@ from broker.topics import (
 )
 from edge_agent.events import (
     Action,
+    BlobRecalled,
     CancelJob,
     Evaluated,
     Event,
@@ -53,9 +58,14 @@ from edge_agent.events import (
     LoadPackage,
     PackageFailed,
     PackageLoaded,
+    SettleUpdate,
+    SpoolUpdate,
     StartJob,
     Trained,
 )
+from edge_agent.fetcher import Fetcher, Progressed
+from edge_agent.spool import AgentMemory, SpooledUpdate
+from edge_agent.trainer import TrainingResult
 from models.codecs import CODECS, make_codec
 from models.codecs.feedback import compensate
 from models.errors import CodecError, ConfigError, WireError
@@ -64,8 +74,9 @@ from models.program import Sums
 
 log = logging.getLogger(__name__)
 
-#: A blob whose chunks arrive but whose digest is wrong is fetched so many times.
-_FETCH_ATTEMPTS = 3
+#: Without a receipt the update is sent again after so long, doubled each time, with jitter.
+_RESEND_S = 30.0
+_LONGEST_RESEND_S = 600.0
 
 _JobKey = tuple[str, int, Task]
 
@@ -79,6 +90,7 @@ class AgentFacts:
         unable: why this device cannot take part at all (no interpreter); empty when it can.
         fingerprint: the only layout this device trains, when pinned by its configuration.
         max_blob_bytes: larger packages and weights are refused.
+        heartbeat_s: says that it is there so often; 0 never.
     """
 
     agent_id: str
@@ -91,28 +103,30 @@ class AgentFacts:
     software: str = ""
     fingerprint: str | None = None
     max_blob_bytes: int = 64 << 20
-
-
-@dataclass(frozen=True, eq=False)
-class _PendingUpdate:
-    """An update that was sent and has no receipt yet."""
-
-    plan: RoundPlan
-    attempt: int
-    publications: tuple[Publish, ...]
-    residual: F32
+    heartbeat_s: float = 0.0
 
 
 class Agent:
-    """One device's part in one federation."""
+    """One device's part in one federation.
 
-    def __init__(self, facts: AgentFacts) -> None:
+    Args:
+        facts: of this boot.
+        memory: of earlier boots.
+        rng: for jitter.
+    """
+
+    def __init__(
+        self, facts: AgentFacts, memory: AgentMemory | None = None, rng: Random | None = None
+    ) -> None:
+        memory = memory or AgentMemory()
+        self._rng = rng or Random()  # noqa: S311  jitter
         self.facts = facts
         self.topics = Topics(facts.federation)
         #: Messages that were not understood, since the start.
         self.unreadable = 0
         #: What the next updates must make up for: lost by rounding in accepted ones (θ's length).
-        self.residual: F32 | None = None
+        self.residual: F32 | None = memory.residual
+        self._residual_of = memory.fingerprint
         self._coordinator: CoordinatorStatus | None = None
         self._manifest: ProgramManifest | None = None
         self._plan: RoundPlan | None = None
@@ -120,33 +134,50 @@ class Agent:
         self._loaded: PackageLoaded | None = None
         self._failed: PackageFailed | None = None
         self._theta: tuple[str, F32] | None = None
-        self._fetching: dict[str, blobs.BlobReceiver] = {}
-        self._bad_fetches: dict[str, int] = {}
+        self._fetcher = Fetcher(self.topics, facts.max_blob_bytes, self._rng)
         self._job: _JobKey | None = None
         self._answered: _JobKey | None = None
-        self._pending: _PendingUpdate | None = None
+        self._pending: SpooledUpdate | None = memory.pending
+        self._resends = 0
+        #: When the pending update is due to be sent again; at once when its round is heard of.
+        self._resend_s = 0.0
+        self._heartbeat_s = math.inf
         self._attempts = 0
         self._received_bytes = 0
         self._chunk_bytes = blobs.CHUNK_BYTES
 
-    def handle(self, event: Event) -> list[Action]:
-        """What to do about an event."""
+    def handle(self, event: Event, now_s: float) -> list[Action]:
+        """What to do about an event at `now_s` (any steady clock, in seconds)."""
         match event:
             case Started():
                 return self._start()
             case Connected(max_payload_bytes):
                 self._chunk_bytes = blobs.chunk_bytes_for(max_payload_bytes)
-                return [self._status(), *self._resend()]
+                # What we sent may be lost with the session: again when the plan comes again.
+                self._resend_s = now_s
+                return [self._beat(now_s)]
             case MessageArrived(topic, payload):
-                return self._message(topic, payload)
+                return self._message(topic, payload, now_s)
+            case Tick():
+                return self._tick(now_s)
+            case BlobRecalled(sha256, payloads):
+                return self._progressed(self._fetcher.recalled(sha256, payloads, now_s), now_s)
             case PackageLoaded():
-                return self._package_loaded(event)
+                return self._package_loaded(event, now_s)
             case PackageFailed():
-                return self._package_failed(event)
+                return self._package_failed(event, now_s)
             case Trained() | Evaluated() | JobFailed():
-                return self._job_ended(event)
+                return self._job_ended(event, now_s)
             case Stopping():
                 return [*self._decline_running("stopping"), self._status(online=False)]
+
+    def wait_s(self, now_s: float) -> float:
+        """Seconds until a Tick is due."""
+        moments = [self._heartbeat_s, self._fetcher.next_s()]
+        if self._pending is not None and self._plan_of_pending():
+            moments.append(self._resend_s)
+        due = min((moment for moment in moments if moment is not None), default=math.inf)
+        return max(0.0, due - now_s)
 
     @property
     def will(self) -> Publish:
@@ -160,7 +191,20 @@ class Agent:
 
     # -- messages -------------------------------------------------------------------------------
 
-    def _message(self, name: str, payload: bytes) -> list[Action]:
+    def _tick(self, now_s: float) -> list[Action]:
+        actions: list[Action] = []
+        if now_s >= self._heartbeat_s:
+            actions.append(self._beat(now_s))
+        for progressed in self._fetcher.tick(now_s):
+            actions += self._progressed(progressed, now_s)
+        return actions + self._resend_when_due(now_s)
+
+    def _beat(self, now_s: float) -> Publish:
+        every = self.facts.heartbeat_s
+        self._heartbeat_s = now_s + every if every else math.inf
+        return self._status()
+
+    def _message(self, name: str, payload: bytes, now_s: float) -> list[Action]:
         self._received_bytes += publish_packet_bytes(name, len(payload))
         if not payload:
             return []  # a retained message was cleared
@@ -169,64 +213,104 @@ class Agent:
             match topic:
                 case CoordinatorStatusTopic():
                     self._coordinator = messages.decode(payload, CoordinatorStatus)
-                    return self._advance()
+                    return self._advance(now_s)
                 case ProgramTopic():
-                    return self._new_manifest(messages.decode(payload, ProgramManifest))
+                    return self._new_manifest(messages.decode(payload, ProgramManifest), now_s)
                 case RoundTopic():
-                    return self._new_plan(messages.decode(payload, RoundPlan))
+                    return self._new_plan(messages.decode(payload, RoundPlan), now_s)
                 case InboxTopic():
-                    self._receipt(messages.decode(payload, Receipt))
+                    return self._inbox(messages.decode_inbox(payload))
                 case ChunkTopic(sha256):
-                    return self._chunk(sha256, payload)
+                    return self._progressed(self._fetcher.chunk(sha256, payload, now_s), now_s)
             return []
         except WireError as error:
             self.unreadable += 1
             log.warning("message dropped: %s", error, extra={"event": "unreadable"})
             return []
 
-    def _new_manifest(self, manifest: ProgramManifest) -> list[Action]:
-        self._manifest = manifest
+    def _new_manifest(self, manifest: ProgramManifest, now_s: float) -> list[Action]:
+        old, self._manifest = self._manifest, manifest
         sha256 = manifest.package.sha256
         if self.facts.unable or sha256 in (self._loading, self._package):
             return []
-        actions = [] if self._loading is None else self._stop_fetching(self._loading)
+        actions: list[Action] = [] if old is None else [*self._fetcher.forget(old.package)]
         if self._package is not None:
-            # What rounding lost belongs to the model before.
-            self.residual = self._pending = None
+            actions += self._other_model()
         self._loaded = self._failed = None
         self._loading = sha256
-        try:
-            return actions + self._fetch(manifest.package)
-        except WireError as error:
-            return actions + self._package_failed(PackageFailed(sha256, "no_program", str(error)))
+        return actions + self._fetch(manifest.package, now_s)
 
-    def _new_plan(self, plan: RoundPlan) -> list[Action]:
+    def _new_plan(self, plan: RoundPlan, now_s: float) -> list[Action]:
         actions: list[Action] = []
         old = self._plan
         if old is not None and old.weights.sha256 != plan.weights.sha256:
-            actions += self._stop_fetching(old.weights.sha256)
+            actions += self._fetcher.forget(old.weights)
         self._plan = plan
-        if self._pending is not None and _later(plan, self._pending.plan):
-            log.info("round %d ended without a receipt for our update", self._pending.plan.round_id)
-            self._pending = None
+        if self._pending is not None and _over(self._pending, plan):
+            actions += self._drop_pending("its round is over and no receipt came")
+        if self._plan_of_pending() and plan.task == "train":
+            self._answered = _key(plan)
         if self._job is not None and self._job != _key(plan):
             log.info("round %d is over, training stops", self._job[1])
             actions.append(CancelJob())
-        return actions + self._advance()
+        return [*actions, *self._resend_when_due(now_s), *self._advance(now_s)]
 
-    def _receipt(self, receipt: Receipt) -> None:
+    # -- the pending update ---------------------------------------------------------------------
+
+    def _plan_of_pending(self) -> bool:
+        """Whether the current plan is of the round that the pending update belongs to."""
+        plan, pending = self._plan, self._pending
+        return (
+            plan is not None
+            and pending is not None
+            and plan.state == "open"
+            and (plan.session, plan.round_id) == (pending.session, pending.round_id)
+        )
+
+    def _resend_when_due(self, now_s: float) -> list[Action]:
+        """Brokers acknowledge and lose; the coordinator counts once, however often it comes."""
+        if not self._plan_of_pending() or now_s < self._resend_s:
+            return []
+        return self._send_pending(now_s)
+
+    def _send_pending(self, now_s: float, only: Collection[int] = ()) -> list[Action]:
         pending = self._pending
-        if (
-            pending is None
-            or receipt.boot != self.facts.boot
-            or (receipt.session, receipt.round_id) != (pending.plan.session, pending.plan.round_id)
-            or receipt.attempt != pending.attempt
+        assert pending is not None, "callers have looked"
+        pause = min(_LONGEST_RESEND_S, _RESEND_S * 2.0**self._resends)
+        self._resends += 1
+        self._resend_s = now_s + pause * self._rng.uniform(1.0, 1.5)
+        _, payloads = blobs.split(pending.frame, self._chunk_bytes)
+        wanted = [n for n in range(len(payloads)) if n in only] or range(len(payloads))
+        return [
+            Publish(
+                self.topics.name(UpdateTopic(self.facts.agent_id, pending.round_id, n)),
+                payloads[n],
+                expiry_s=math.ceil(pending.deadline_s),
+            )
+            for n in wanted
+        ]
+
+    def _inbox(self, message: Receipt | Resend) -> list[Action]:
+        pending = self._pending
+        if pending is None or (message.session, message.round_id) != (
+            pending.session,
+            pending.round_id,
         ):
-            log.debug("receipt for nothing we wait for: round %d", receipt.round_id)
-            return
+            log.debug("message about round %d, of which we keep nothing", message.round_id)
+            return []
+        if isinstance(message, Resend):
+            if hashlib.sha256(pending.frame).hexdigest() != message.sha256:
+                return []
+            log.info("round %d: %d chunks again", message.round_id, len(message.chunks))
+            return self._send_pending(self._resend_s, set(message.chunks))
+        return self._receipt(message, pending)
+
+    def _receipt(self, receipt: Receipt, pending: SpooledUpdate) -> list[Action]:
+        if (receipt.boot, receipt.attempt) != (pending.boot, pending.attempt):
+            return []
         self._pending = None
         if receipt.accepted:
-            self.residual = pending.residual
+            self.residual, self._residual_of = pending.residual, pending.fingerprint
             log.info("round %d: update counted", receipt.round_id)
         else:
             log.warning(
@@ -236,60 +320,76 @@ class Agent:
                 receipt.detail,
                 extra={"event": "update_refused", "reason": receipt.reason},
             )
+        return [SettleUpdate(receipt.accepted)]
+
+    def _other_model(self) -> list[Action]:
+        """What earlier rounds left belongs to a model that is no longer trained."""
+        self.residual = None
+        return [] if self._pending is None else self._drop_pending("there is another model now")
+
+    def _drop_pending(self, why: str) -> list[Action]:
+        assert self._pending is not None, "callers have looked"
+        log.info("update of round %d dropped: %s", self._pending.round_id, why)
+        self._pending = None
+        return [SettleUpdate(accepted=False)]
 
     # -- blobs ----------------------------------------------------------------------------------
 
-    def _fetch(self, ref: BlobRef) -> list[Action]:
-        if ref.sha256 in self._fetching:
-            return []
-        self._fetching[ref.sha256] = blobs.BlobReceiver(ref, self.facts.max_blob_bytes)
-        return [Subscribe(self.topics.chunks_of(ref.sha256))]
-
-    def _stop_fetching(self, sha256: str) -> list[Action]:
-        if self._fetching.pop(sha256, None) is None:
-            return []
-        return [Unsubscribe(self.topics.chunks_of(sha256))]
-
-    def _chunk(self, sha256: str, payload: bytes) -> list[Action]:
-        receiver = self._fetching.get(sha256)
-        if receiver is None:
-            return []
+    def _fetch(self, ref: BlobRef, now_s: float, jitter_s: float = 0.0) -> list[Action]:
         try:
-            blob = receiver.add(blobs.parse_chunk(payload))
+            return self._progressed(self._fetcher.begin(ref, now_s, jitter_s), now_s)
         except WireError as error:
-            return self._bad_chunk(receiver, error)
-        if blob is None:
+            return self._fetch_failed(ref.sha256, str(error), now_s)
+
+    def _progressed(self, progressed: Progressed, now_s: float) -> list[Action]:
+        actions: list[Action] = list(progressed.actions)
+        if progressed.missing is not None:
+            actions += self._ask_for(*progressed.missing)
+        if progressed.failed is not None:
+            actions += self._fetch_failed(*progressed.failed, now_s)
+        if progressed.blob is not None:
+            sha256, blob = progressed.blob
+            if sha256 == self._loading:
+                actions.append(LoadPackage(sha256, blob))
+            elif self._plan is not None and sha256 == self._plan.weights.sha256:
+                actions += self._weights_arrived(sha256, blob, now_s)
+        return actions
+
+    def _ask_for(self, sha256: str, chunks: tuple[int, ...]) -> list[Action]:
+        """Tell the coordinator what the broker does not give."""
+        coordinator, plan = self._coordinator, self._plan
+        if coordinator is None or coordinator.state != "online":
             return []
-        actions = self._stop_fetching(sha256)
-        if sha256 == self._loading:
-            return [*actions, LoadPackage(sha256, blob)]
-        if self._plan is not None and sha256 == self._plan.weights.sha256:
-            return actions + self._weights_arrived(sha256, blob)
-        return actions
+        round_id = 0 if plan is None else plan.round_id
+        report = Report(
+            session=coordinator.session,
+            boot=self.facts.boot,
+            round_id=round_id,
+            kind="missing",
+            task="evaluate" if plan is None else plan.task,
+            version=coordinator.version,
+            received_bytes=self._received_bytes,
+            sha256=sha256,
+            chunks=chunks[: messages.MAX_MISSING],
+        )
+        topic = ReportTopic(self.facts.agent_id, round_id)
+        return [Publish(self.topics.name(topic), messages.encode(report))]
 
-    def _bad_chunk(self, receiver: blobs.BlobReceiver, error: WireError) -> list[Action]:
-        sha256 = receiver.ref.sha256
+    def _fetch_failed(self, sha256: str, why: str, now_s: float) -> list[Action]:
         self.unreadable += 1
-        self._bad_fetches[sha256] = self._bad_fetches.get(sha256, 0) + 1
-        log.warning("blob %s: %s", sha256[:12], error, extra={"event": "bad_chunk"})
-        if self._bad_fetches[sha256] < _FETCH_ATTEMPTS:
-            # Retained chunks come again to whoever subscribes again.
-            topic_filter = self.topics.chunks_of(sha256)
-            return [Unsubscribe(topic_filter), Subscribe(topic_filter)]
-        actions = self._stop_fetching(sha256)
         if sha256 == self._loading:
-            return actions + self._package_failed(PackageFailed(sha256, "no_program", str(error)))
+            return self._package_failed(PackageFailed(sha256, "no_program", why), now_s)
         if self._plan is not None and sha256 == self._plan.weights.sha256:
-            return actions + self._decline("weights", str(error))
-        return actions
+            return self._decline("weights", why)
+        return []
 
-    def _weights_arrived(self, sha256: str, blob: bytes) -> list[Action]:
+    def _weights_arrived(self, sha256: str, blob: bytes, now_s: float) -> list[Action]:
         theta = np.frombuffer(blob, "<f4").astype(np.float32) if len(blob) % 4 == 0 else None
         if theta is None or not np.isfinite(theta).all():
             return self._decline("weights", "the weights are no finite float32 vector")
         theta.setflags(write=False)
         self._theta = (sha256, theta)
-        return self._advance()
+        return self._advance(now_s)
 
     # -- program and data -----------------------------------------------------------------------
 
@@ -298,10 +398,14 @@ class Agent:
         ready = self._loaded or self._failed
         return None if ready is None else ready.package
 
-    def _package_loaded(self, event: PackageLoaded) -> list[Action]:
+    def _package_loaded(self, event: PackageLoaded, now_s: float) -> list[Action]:
         if event.package != self._loading:
             return []
         self._loaded, self._loading = event, None
+        pending = self._pending
+        kept_of = self._residual_of if pending is None else pending.fingerprint
+        actions = self._other_model() if kept_of != event.fingerprint else []
+        self._residual_of = event.fingerprint
         if self.facts.fingerprint not in (None, event.fingerprint):
             detail = f"layout {event.fingerprint}, this device trains {self.facts.fingerprint} only"
             self._failed = PackageFailed(event.package, "fingerprint", detail)
@@ -311,18 +415,18 @@ class Agent:
             event.train_examples,
             event.test_examples,
         )
-        return [self._status(), *self._advance()]
+        return [*actions, self._status(), *self._advance(now_s)]
 
-    def _package_failed(self, event: PackageFailed) -> list[Action]:
+    def _package_failed(self, event: PackageFailed, now_s: float) -> list[Action]:
         if event.package != self._loading:
             return []
         self._failed, self._loading = event, None
         log.error("cannot take part (%s): %s", event.reason, event.detail)
-        return [self._status(), *self._advance()]
+        return [self._status(), *self._advance(now_s)]
 
     # -- a round --------------------------------------------------------------------------------
 
-    def _advance(self) -> list[Action]:
+    def _advance(self, now_s: float) -> list[Action]:
         """The next step of the current plan, if it is for us and everything is there."""
         plan, coordinator = self._plan, self._coordinator
         if (
@@ -342,10 +446,7 @@ class Agent:
         if self._loaded is None or self._loaded.package != plan.package:
             return []  # the manifest or the package is on its way
         if self._theta is None or self._theta[0] != plan.weights.sha256:
-            try:
-                return self._fetch(plan.weights)
-            except WireError as error:
-                return self._decline("weights", str(error))
+            return self._fetch(plan.weights, now_s, plan.fetch_jitter_s)
         return self._start_job(plan, self._loaded, self._theta[1])
 
     def _refusal(self, plan: RoundPlan) -> tuple[str, str] | None:
@@ -375,16 +476,16 @@ class Agent:
             log.info("round %d: training on %d rows", plan.round_id, loaded.train_examples)
         return [StartJob(plan, theta)]
 
-    def _job_ended(self, event: Trained | Evaluated | JobFailed) -> list[Action]:
+    def _job_ended(self, event: Trained | Evaluated | JobFailed, now_s: float) -> list[Action]:
         self._job = None
         if self._plan is None or _key(event.plan) != _key(self._plan):
-            return self._advance()  # the round went on without us
+            return self._advance(now_s)  # the round went on without us
         match event:
             case Trained(plan, result):
                 if trouble := _not_finite(result.sums):
                     return self._decline("training", trouble)
                 try:
-                    return self._send_update(plan, result.delta, event)
+                    return self._send_update(plan, result, now_s)
                 except (CodecError, ConfigError) as error:
                     return self._decline("training", str(error))
             case Evaluated(plan, sums):
@@ -400,10 +501,10 @@ class Agent:
             case JobFailed(_, detail):
                 return self._decline("training", detail)
 
-    def _send_update(self, plan: RoundPlan, delta: F32, event: Trained) -> list[Action]:
+    def _send_update(self, plan: RoundPlan, result: TrainingResult, now_s: float) -> list[Action]:
         rng = np.random.default_rng([plan.seed, crc32(self.facts.agent_id.encode()), 1])
-        encoded = compensate(make_codec(plan.codec), delta, self.residual, rng)
-        means = event.result.sums.means()
+        encoded = compensate(make_codec(plan.codec), result.delta, self.residual, rng)
+        means = result.sums.means()
         header = UpdateHeader(
             session=plan.session,
             boot=self.facts.boot,
@@ -412,30 +513,26 @@ class Agent:
             version=plan.version,
             fingerprint=plan.fingerprint,
             codec=plan.codec,
-            size=len(delta),
-            num_examples=event.result.num_examples,
+            size=len(result.delta),
+            num_examples=result.num_examples,
             loss=means.pop("loss"),
             metrics=means,
-            training_s=event.result.seconds,
+            training_s=result.seconds,
             received_bytes=self._received_bytes,
         )
-        frame = messages.encode_update(header, encoded.payload)
-        _, payloads = blobs.split(frame, self._chunk_bytes)
-        publications = tuple(
-            Publish(
-                self.topics.name(UpdateTopic(self.facts.agent_id, plan.round_id, index)),
-                payload,
-                expiry_s=math.ceil(plan.deadline_s),
-            )
-            for index, payload in enumerate(payloads)
+        self._pending = SpooledUpdate(
+            session=plan.session,
+            round_id=plan.round_id,
+            boot=self.facts.boot,
+            attempt=self._attempts,
+            fingerprint=plan.fingerprint,
+            deadline_s=plan.deadline_s,
+            frame=messages.encode_update(header, encoded.payload),
+            residual=encoded.residual,
         )
-        self._pending = _PendingUpdate(plan, self._attempts, publications, encoded.residual)
         self._answered = _key(plan)
-        return list(publications)
-
-    def _resend(self) -> list[Action]:
-        # A broker that lost our session may have lost what we sent; the coordinator counts once.
-        return [] if self._pending is None else list(self._pending.publications)
+        self._resends = 0
+        return [SpoolUpdate(self._pending), *self._send_pending(now_s)]
 
     def _decline(self, reason: str, detail: str) -> list[Action]:
         plan = self._plan
@@ -486,6 +583,7 @@ class Agent:
             codecs=tuple(CODECS),
             tags=facts.tags,
             software=facts.software,
+            heartbeat_s=facts.heartbeat_s,
         )
         topic = AgentStatusTopic(facts.agent_id)
         return Publish(self.topics.name(topic), messages.encode(status), retain=True)
@@ -502,6 +600,6 @@ def _not_finite(sums: Sums) -> str:
     return f"{bad[0]} (sum over {sums.weight:g} rows): training diverged" if bad else ""
 
 
-def _later(plan: RoundPlan, than: RoundPlan) -> bool:
+def _over(pending: SpooledUpdate, plan: RoundPlan) -> bool:
     # The evaluation of the same round may overtake the receipt; a later round may not.
-    return plan.session != than.session or plan.round_id > than.round_id
+    return plan.session != pending.session or plan.round_id > pending.round_id

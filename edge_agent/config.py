@@ -28,6 +28,7 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         threads: of the interpreter.
         fingerprint: train only a model with this layout; any when not given.
         max_blob_bytes: larger packages and weights are refused.
+        heartbeat_s: the agent says that it is there so often, also while it trains.
     """
 
     federation: Id
@@ -41,3 +42,4 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     threads: Annotated[int, Meta(ge=1, le=64)] = 1
     fingerprint: Fingerprint | None = None
     max_blob_bytes: Annotated[int, Meta(ge=1024, le=1 << 32)] = 64 << 20
+    heartbeat_s: Annotated[float, Meta(ge=1, le=1e6)] = 60.0

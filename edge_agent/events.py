@@ -4,16 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from broker.machine import (
-    Connected,
-    MessageArrived,
-    Publish,
-    Started,
-    Stopping,
-    Subscribe,
-    Unsubscribe,
-)
+from broker.machine import Connected, LinkAction, MessageArrived, Started, Stopping, Tick
 from broker.messages import RoundPlan
+from edge_agent.spool import SpooledUpdate
 from edge_agent.trainer import TrainingResult
 from models.parameters import F32
 from models.program import Sums
@@ -67,10 +60,20 @@ class JobFailed:
     detail: str
 
 
+@dataclass(frozen=True)
+class BlobRecalled:
+    """Chunks of a blob that the disk holds."""
+
+    sha256: str
+    payloads: tuple[bytes, ...]
+
+
 Event = (
     Started
     | Connected
     | MessageArrived
+    | Tick
+    | BlobRecalled
     | PackageLoaded
     | PackageFailed
     | Trained
@@ -88,6 +91,42 @@ class LoadPackage:
     wire: bytes
 
 
+@dataclass(frozen=True)
+class RecallBlob:
+    """Which chunks of the blob does the disk hold? Answered by BlobRecalled."""
+
+    sha256: str
+
+
+@dataclass(frozen=True)
+class KeepChunk:
+    """Keep a chunk on disk."""
+
+    sha256: str
+    payload: bytes
+
+
+@dataclass(frozen=True)
+class ForgetBlob:
+    """Free what the disk holds of a blob."""
+
+    sha256: str
+
+
+@dataclass(frozen=True, eq=False)
+class SpoolUpdate:
+    """Have the update on disk before what follows is done."""
+
+    update: SpooledUpdate
+
+
+@dataclass(frozen=True)
+class SettleUpdate:
+    """The spooled update is done with."""
+
+    accepted: bool
+
+
 @dataclass(frozen=True, eq=False)
 class StartJob:
     """Do what the plan asks with θ; answered by Trained, Evaluated or JobFailed."""
@@ -101,4 +140,14 @@ class CancelJob:
     """Nobody waits for the running job's result any more."""
 
 
-Action = Subscribe | Unsubscribe | Publish | LoadPackage | StartJob | CancelJob
+Action = (
+    LinkAction
+    | RecallBlob
+    | KeepChunk
+    | ForgetBlob
+    | SpoolUpdate
+    | SettleUpdate
+    | LoadPackage
+    | StartJob
+    | CancelJob
+)

@@ -56,6 +56,8 @@ from edge_agent.events import (
     LoadPackage,
     PackageFailed,
     PackageLoaded,
+    SettleUpdate,
+    SpoolUpdate,
     StartJob,
     Trained,
 )
@@ -106,12 +108,13 @@ class Device:
         self.agent = Agent(AgentFacts(agent_id="pi-1", federation="f", boot="b1", **facts))
         self.filters: list[str] = []
         self.actions: list[Action] = []
+        self.now_s = 0.0
         if connect:
             self.feed(Started())
             self.feed(Connected(MAX_PAYLOAD))
 
     def feed(self, event: Event) -> list[Action]:
-        actions = self.agent.handle(event)
+        actions = self.agent.handle(event, self.now_s)
         self.actions += actions
         for action in actions:
             if isinstance(action, Subscribe):
@@ -346,7 +349,7 @@ def test_retained_messages_may_arrive_in_any_order(order: tuple[int, int, int]) 
 def test_weights_that_are_there_already_are_not_fetched_again() -> None:
     device = training()
     device.feed(trained([1, 2, 3, 4]))
-    assert [type(a) for a in device.plan(round_id=2)] == [StartJob]
+    assert [type(a) for a in device.plan(round_id=2)] == [SettleUpdate, StartJob]
 
 
 def test_the_update_says_what_was_learned() -> None:
@@ -505,7 +508,8 @@ def test_a_coordinator_that_was_started_again_gets_its_own_answer_to_the_same_ro
     device = training()
     device.feed(trained([1, 2, 3, 4]))
     device.coordinator(session="s2")
-    (job,) = device.plan(session="s2")
+    settled, job = device.plan(session="s2")
+    assert settled == SettleUpdate(accepted=False)
     assert isinstance(job, StartJob)
     header, *_ = update_in(device.feed(trained([1, 2, 3, 4], session="s2")))
     assert (header.session, header.round_id, header.attempt) == ("s2", 1, 2)
@@ -558,7 +562,9 @@ def test_a_receipt_for_something_else_changes_nothing(changes: Any) -> None:
     int8_round(device, 1, DELTA)
     device.receipt(accepted=True, **changes)
     assert device.agent.residual is None
-    assert len(device.feed(Connected(MAX_PAYLOAD))) == 2  # still unreceipted: sent again
+    device.feed(Connected(MAX_PAYLOAD))
+    again = device.plan(codec=CodecConfig("int8"))
+    assert len(only(again, Publish)) == 1  # still without a receipt: sent again
 
 
 def test_a_receipt_that_comes_twice_counts_once() -> None:
@@ -572,13 +578,14 @@ def test_a_receipt_that_comes_twice_counts_once() -> None:
 
 def test_an_update_without_a_receipt_is_sent_again_on_every_connection_until_it_has_one() -> None:
     device = training()
-    sent = device.feed(trained([1, 2, 3, 4]))
+    spooled, *sent = device.feed(trained([1, 2, 3, 4]))
+    assert isinstance(spooled, SpoolUpdate)
     for _ in range(2):
-        status, *again = device.feed(Connected(MAX_PAYLOAD))
-        assert status_in([status]).state == "online"
-        assert again == sent
-    device.receipt(accepted=True)
-    assert len(device.feed(Connected(MAX_PAYLOAD))) == 1
+        assert status_in(device.feed(Connected(MAX_PAYLOAD))).state == "online"
+        assert device.plan() == sent  # retained: it comes with the subscription
+    assert device.receipt(accepted=True) == [SettleUpdate(accepted=True)]
+    device.feed(Connected(MAX_PAYLOAD))
+    assert device.plan() == []
 
 
 def test_the_evaluation_of_the_same_round_may_overtake_the_receipt() -> None:

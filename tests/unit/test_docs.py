@@ -129,7 +129,7 @@ def test_every_key_is_documented_with_its_default(heading: str, struct: Any) -> 
     [
         *(messages.BlobRef, messages.CoordinatorStatus, messages.ProgramManifest),
         *(messages.RoundPlan, messages.Cohort, messages.AgentStatus, messages.Report),
-        messages.Receipt,
+        *(messages.Receipt, messages.Resend),
     ],
     ids=lambda struct: struct.__name__,
 )

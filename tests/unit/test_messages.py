@@ -25,6 +25,7 @@ from broker.messages import (
     ProgramManifest,
     Receipt,
     Report,
+    Resend,
     RoundPlan,
     TrainingPlan,
     UpdateHeader,
@@ -51,11 +52,12 @@ AGENT_STATUS = (
         codecs=("float32", "int8"),
         tags=("kitchen",),
         software="0.1.0",
+        heartbeat_s=60.0,
     ),
     b'{"state":"online","boot":"b007","tasks":["train","evaluate"],"train_examples":800,'
     b'"test_examples":200,"unable":"","runtime":"tflite-runtime 2.14.0",'
     b'"memory_bytes":1000000000,"codecs":["float32","int8"],"tags":["kitchen"],'
-    b'"software":"0.1.0"}',
+    b'"software":"0.1.0","heartbeat_s":60.0}',
 )
 MANIFEST = (
     ProgramManifest(
@@ -80,6 +82,7 @@ PLAN = (
         training=TrainingPlan(epochs=2, learning_rate=0.05, proximal_mu=0.01),
         codec=CodecConfig("int8", 256),
         deadline_s=60.0,
+        fetch_jitter_s=5.0,
         seed=99,
     ),
     b'{"session":"c0ffee","round_id":3,"state":"open","task":"train","version":2,'
@@ -89,7 +92,7 @@ PLAN = (
     b'"training":{"epochs":2,"max_steps":0,"batch_size":32,"optimizer":"sgd",'
     b'"learning_rate":0.05,"momentum":0.0,"beta_1":0.9,"beta_2":0.999,"epsilon":1e-7,'
     b'"proximal_mu":0.01},'
-    b'"codec":{"name":"int8","block_size":256},"deadline_s":60.0,"seed":99}',
+    b'"codec":{"name":"int8","block_size":256},"deadline_s":60.0,"fetch_jitter_s":5.0,"seed":99}',
 )
 REPORT = (
     Report(
@@ -106,7 +109,7 @@ REPORT = (
     ),
     b'{"session":"c0ffee","boot":"b007","round_id":3,"kind":"evaluation","task":"evaluate",'
     b'"version":3,"reason":"","detail":"","loss_sum":12.5,"weight_sum":5.0,'
-    b'"metric_sums":{"mae":6.25},"received_bytes":4711}',
+    b'"metric_sums":{"mae":6.25},"received_bytes":4711,"sha256":null,"chunks":[]}',
 )
 DECLINED = (
     Report(
@@ -121,7 +124,7 @@ DECLINED = (
     ),
     b'{"session":"c0ffee","boot":"b007","round_id":3,"kind":"declined","task":"train",'
     b'"version":2,"reason":"no_data","detail":"no rows","loss_sum":0.0,"weight_sum":0.0,'
-    b'"metric_sums":{},"received_bytes":0}',
+    b'"metric_sums":{},"received_bytes":0,"sha256":null,"chunks":[]}',
 )
 RECEIPT = (
     Receipt(
@@ -133,8 +136,28 @@ RECEIPT = (
         reason="norm",
         detail="L2 norm 5, limit 1",
     ),
-    b'{"session":"c0ffee","round_id":3,"boot":"b007","attempt":1,"accepted":false,'
-    b'"reason":"norm","detail":"L2 norm 5, limit 1"}',
+    b'{"kind":"receipt","session":"c0ffee","round_id":3,"boot":"b007","attempt":1,'
+    b'"accepted":false,"reason":"norm","detail":"L2 norm 5, limit 1"}',
+)
+MISSING = (
+    Report(
+        session="c0ffee",
+        boot="b007",
+        round_id=3,
+        kind="missing",
+        task="train",
+        version=2,
+        sha256=SHA_A,
+        chunks=(0, 7),
+    ),
+    b'{"session":"c0ffee","boot":"b007","round_id":3,"kind":"missing","task":"train",'
+    b'"version":2,"reason":"","detail":"","loss_sum":0.0,"weight_sum":0.0,'
+    b'"metric_sums":{},"received_bytes":0,"sha256":"' + SHA_A.encode() + b'","chunks":[0,7]}',
+)
+RESEND = (
+    Resend(session="c0ffee", round_id=3, sha256=SHA_A, chunks=(2,)),
+    b'{"kind":"resend","session":"c0ffee","round_id":3,"sha256":"' + SHA_A.encode() + b'",'
+    b'"chunks":[2]}',
 )
 HEADER = UpdateHeader(
     session="c0ffee",
@@ -160,7 +183,17 @@ HEADER_JSON = (
 BODY = bytes.fromhex("0000803f0000004000004040")  # 1, 2, 3 as little-endian float32
 FRAME = b"FDG1" + bytes.fromhex("000000fa") + HEADER_JSON + BODY
 
-GOLDEN = [COORDINATOR_STATUS, AGENT_STATUS, MANIFEST, PLAN, REPORT, DECLINED, RECEIPT]
+GOLDEN = [
+    COORDINATOR_STATUS,
+    AGENT_STATUS,
+    MANIFEST,
+    PLAN,
+    REPORT,
+    DECLINED,
+    MISSING,
+    RECEIPT,
+    RESEND,
+]
 KINDS: list[type[Message]] = [
     CoordinatorStatus,
     AgentStatus,
@@ -168,6 +201,7 @@ KINDS: list[type[Message]] = [
     RoundPlan,
     Report,
     Receipt,
+    Resend,
     Cohort,
     BlobRef,
     TrainingPlan,

@@ -1,0 +1,88 @@
+"""Chunks of blobs that are being fetched, kept on disk so that a power cut does not cost them.
+
+One file a blob, `blobs/<sha256>`: the chunks one after another, each behind its length. Every chunk
+carries its own checksum, so a file that was cut off or damaged gives what is left of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+from pathlib import Path
+
+from broker import blobs
+from models.errors import StoreError, WireError
+
+log = logging.getLogger(__name__)
+
+FOLDER = "blobs"
+_LENGTH = struct.Struct(">I")
+
+
+class ChunkStore:
+    """The files of one agent.
+
+    Args:
+        state_dir: of the agent; `blobs/` is made in it when needed.
+        max_bytes: of all files together: weights and package at their limit, and their headers.
+    """
+
+    def __init__(self, state_dir: Path, max_bytes: int) -> None:
+        self._folder = state_dir / FOLDER
+        self._max_bytes = max_bytes
+
+    def keep(self, sha256: str, payload: bytes) -> None:
+        """Add a chunk (not synchronised: a lost one is fetched again).
+
+        Raises:
+            StoreError: the disk is full or failed, or the files would be too large.
+        """
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            used = sum(path.stat().st_size for path in self._folder.iterdir())
+            if used + len(payload) > self._max_bytes:
+                raise StoreError(f"{self._folder}: {used} bytes, limit {self._max_bytes}")
+            with (self._folder / sha256).open("ab") as file:
+                file.write(_LENGTH.pack(len(payload)) + payload)
+        except OSError as error:
+            raise StoreError(f"{self._folder}: {error.strerror}; a chunk is not kept") from error
+
+    def recall(self, sha256: str) -> list[bytes]:
+        """The chunks that are whole; other blobs' files are deleted only by `forget`."""
+        path = self._folder / sha256
+        try:
+            data = path.read_bytes() if path.stat().st_size <= self._max_bytes else b""
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            log.warning("%s cannot be read: %s", path, error.strerror)
+            return []
+        return _whole_chunks(data, sha256, path)
+
+    def forget(self, sha256: str) -> None:
+        """Free the blob's file."""
+        try:
+            (self._folder / sha256).unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("%s cannot be deleted: %s", self._folder / sha256, error.strerror)
+
+    def keep_only(self, wanted: set[str]) -> None:
+        """Delete the files of all other blobs, left from before a power cut."""
+        if self._folder.is_dir():
+            for path in self._folder.iterdir():
+                if path.name not in wanted:
+                    self.forget(path.name)
+
+
+def _whole_chunks(data: bytes, sha256: str, path: Path) -> list[bytes]:
+    found, start = [], 0
+    while start + _LENGTH.size <= len(data):
+        (length,) = _LENGTH.unpack_from(data, start)
+        payload = data[start + _LENGTH.size : start + _LENGTH.size + length]
+        start += _LENGTH.size + length
+        try:
+            if blobs.parse_chunk(payload).ref.sha256 == sha256:
+                found.append(payload)
+        except WireError as error:
+            log.warning("%s: a damaged chunk is left out: %s", path, error)
+    return found

@@ -1,0 +1,197 @@
+"""Fetching blobs as a state machine: only what is missing, patiently, and never for ever.
+
+The coordinator keeps a blob's chunks retained under its SHA-256. A fetch subscribes to them only
+while it lasts. Brokers drop messages silently when their queues are short, so a fetch that stalls
+subscribes anew to what is missing, asks the coordinator to publish it again, and after some tries
+gives up with a reason. Chunks of large blobs are kept on disk as they come: after a power cut only
+the missing ones travel.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from random import Random
+
+from broker import blobs
+from broker.machine import LinkAction, Subscribe, Unsubscribe
+from broker.messages import BlobRef
+from broker.topics import ChunkTopic, Topics
+from edge_agent.events import ForgetBlob, KeepChunk, RecallBlob
+from models.errors import WireError
+
+log = logging.getLogger(__name__)
+
+#: No chunk for so long: something was dropped. Doubled at each try, with jitter.
+STALL_S = 20.0
+_LONGEST_STALL_S = 300.0
+#: Tries until a fetch gives up.
+TRIES = 6
+#: Damaged or foreign chunks until a fetch gives up.
+_BAD_CHUNKS = 3
+#: Subscriptions to single chunks at a time; with more missing the whole blob is asked for again.
+_SINGLE_CHUNKS = 64
+
+FetchAction = LinkAction | KeepChunk | ForgetBlob | RecallBlob
+
+
+@dataclass(frozen=True)
+class Progressed:
+    """What a step of fetching came to.
+
+    Attributes:
+        actions: to do.
+        blob: (SHA-256, bytes) when one is complete.
+        failed: (SHA-256, why) when one is given up.
+        missing: (SHA-256, chunks) to ask the coordinator for.
+    """
+
+    actions: tuple[FetchAction, ...] = ()
+    blob: tuple[str, bytes] | None = None
+    failed: tuple[str, str] | None = None
+    missing: tuple[str, tuple[int, ...]] | None = None
+
+
+@dataclass
+class _Fetch:
+    receiver: blobs.BlobReceiver
+    due_s: float  # when to subscribe (jitter), then when to call it stalled
+    recalled: bool  # what the disk holds is known
+    filters: list[str] = field(default_factory=list)
+    stalls: int = 0
+    bad: int = 0
+
+
+class Fetcher:
+    """All fetches of one agent.
+
+    Args:
+        topics: of the federation.
+        max_bytes: larger blobs are refused.
+        rng: for jitter.
+    """
+
+    def __init__(self, topics: Topics, max_bytes: int, rng: Random) -> None:
+        self._topics = topics
+        self._max_bytes = max_bytes
+        self._rng = rng
+        self._fetches: dict[str, _Fetch] = {}
+
+    def begin(self, ref: BlobRef, now_s: float, jitter_s: float = 0.0) -> Progressed:
+        """Fetch a blob, after a random part of `jitter_s`; nothing when it is being fetched.
+
+        Raises:
+            WireError: larger than allowed.
+        """
+        if ref.sha256 in self._fetches:
+            return Progressed()
+        large = ref.chunks > 1
+        due_s = now_s + self._rng.uniform(0, jitter_s) if jitter_s else now_s
+        fetch = _Fetch(blobs.BlobReceiver(ref, self._max_bytes), due_s, recalled=not large)
+        self._fetches[ref.sha256] = fetch
+        if large:
+            return Progressed((RecallBlob(ref.sha256),))
+        return self._subscribe(fetch, now_s) if due_s <= now_s else Progressed()
+
+    def recalled(self, sha256: str, payloads: Sequence[bytes], now_s: float) -> Progressed:
+        """Chunks of the blob that the disk still holds."""
+        fetch = self._fetches.get(sha256)
+        if fetch is None or fetch.recalled:
+            return Progressed()
+        fetch.recalled = True
+        for payload in payloads:
+            try:
+                blob = fetch.receiver.add(blobs.parse_chunk(payload))
+            except WireError as error:
+                log.warning("kept chunk of %s is left out: %s", sha256[:12], error)
+                continue
+            if blob is not None:
+                del self._fetches[sha256]
+                return Progressed(blob=(sha256, blob))
+        return self._subscribe(fetch, now_s) if fetch.due_s <= now_s else Progressed()
+
+    def chunk(self, sha256: str, payload: bytes, now_s: float) -> Progressed:
+        """A chunk arrived."""
+        fetch = self._fetches.get(sha256)
+        if fetch is None:
+            return Progressed()
+        try:
+            chunk = blobs.parse_chunk(payload)
+            new = not fetch.receiver.holds(chunk.index)
+            blob = fetch.receiver.add(chunk)
+        except WireError as error:
+            return self._bad_chunk(fetch, error, now_s)
+        fetch.due_s = max(fetch.due_s, now_s + self._stall_s(fetch))
+        keep: tuple[FetchAction, ...] = ()
+        if new and fetch.receiver.ref.chunks > 1:
+            keep = (KeepChunk(sha256, payload),)
+        if blob is None:
+            return Progressed(keep)
+        return Progressed((*keep, *self._stop(sha256)), blob=(sha256, blob))
+
+    def forget(self, ref: BlobRef) -> tuple[FetchAction, ...]:
+        """Nobody wants the blob any more: stop fetching, free the disk."""
+        return (*self._stop(ref.sha256), *_free(ref))
+
+    def tick(self, now_s: float) -> list[Progressed]:
+        """Begin what is due, and look after what has stalled."""
+        return [
+            self._look_after(f, now_s) for f in list(self._fetches.values()) if self._due(f, now_s)
+        ]
+
+    def next_s(self) -> float | None:
+        """When `tick` has something to do; None when never."""
+        moments = [fetch.due_s for fetch in self._fetches.values() if fetch.recalled]
+        return min(moments, default=None)
+
+    def _due(self, fetch: _Fetch, now_s: float) -> bool:
+        return fetch.recalled and now_s >= fetch.due_s
+
+    def _look_after(self, fetch: _Fetch, now_s: float) -> Progressed:
+        if not fetch.filters:
+            return self._subscribe(fetch, now_s)
+        fetch.stalls += 1
+        ref, missing = fetch.receiver.ref, tuple(fetch.receiver.missing_indexes())
+        if fetch.stalls >= TRIES:
+            why = f"{len(missing)} of {ref.chunks} chunks did not come in {TRIES} tries"
+            return Progressed(tuple(self._stop(ref.sha256)), failed=(ref.sha256, why))
+        log.info("blob %s stalls: %d of %d missing", ref.sha256[:12], len(missing), ref.chunks)
+        again = self._subscribe(fetch, now_s)
+        return Progressed(again.actions, missing=(ref.sha256, missing))
+
+    def _subscribe(self, fetch: _Fetch, now_s: float) -> Progressed:
+        """Take what is missing; retained chunks come again to whoever subscribes again."""
+        sha256 = fetch.receiver.ref.sha256
+        old = [Unsubscribe(name) for name in fetch.filters]
+        fetch.filters = self._filters(sha256, fetch.receiver)
+        fetch.due_s = now_s + self._stall_s(fetch)
+        return Progressed((*old, *(Subscribe(name) for name in fetch.filters)))
+
+    def _filters(self, sha256: str, receiver: blobs.BlobReceiver) -> list[str]:
+        if receiver.missing == receiver.ref.chunks or receiver.missing > _SINGLE_CHUNKS:
+            return [self._topics.chunks_of(sha256)]
+        missing: Iterable[int] = receiver.missing_indexes()
+        return [self._topics.name(ChunkTopic(sha256, index)) for index in missing]
+
+    def _stall_s(self, fetch: _Fetch) -> float:
+        base = min(_LONGEST_STALL_S, STALL_S * 2.0**fetch.stalls)
+        return base * self._rng.uniform(1.0, 1.5)
+
+    def _bad_chunk(self, fetch: _Fetch, error: WireError, now_s: float) -> Progressed:
+        sha256 = fetch.receiver.ref.sha256
+        fetch.bad += 1
+        log.warning("blob %s: %s", sha256[:12], error, extra={"event": "bad_chunk"})
+        if fetch.bad < _BAD_CHUNKS:
+            again = self._subscribe(fetch, now_s)
+            return Progressed((*_free(fetch.receiver.ref), *again.actions))
+        return Progressed(self.forget(fetch.receiver.ref), failed=(sha256, str(error)))
+
+    def _stop(self, sha256: str) -> tuple[FetchAction, ...]:
+        fetch = self._fetches.pop(sha256, None)
+        return () if fetch is None else tuple(Unsubscribe(name) for name in fetch.filters)
+
+
+def _free(ref: BlobRef) -> tuple[FetchAction, ...]:
+    # Blobs of one chunk are never kept: fetching them anew costs as much as reading them.
+    return (ForgetBlob(ref.sha256),) if ref.chunks > 1 else ()

@@ -1,0 +1,198 @@
+"""What must survive a power cut: the update without a receipt, and what rounding lost.
+
+Two files in the agent's state folder. `pending.bin` is written once a round, before the update is
+published; the receipt renames it to `settled.bin`, whose residual the next update makes up for, or
+deletes it when the update does not count. One write of data a round spares SD cards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from broker.messages import Count, Fingerprint, Id, RoundId, Sha256
+from models import frames
+from models.errors import StoreError, WireError
+from models.parameters import F32
+
+log = logging.getLogger(__name__)
+
+PENDING_FILE = "pending.bin"
+SETTLED_FILE = "settled.bin"
+_DAMAGED = ".damaged"
+
+
+@dataclass(frozen=True, eq=False)
+class SpooledUpdate:
+    """A finished update.
+
+    Attributes:
+        session, round_id, boot, attempt: as in its header; receipts name them.
+        fingerprint: of the model.
+        deadline_s: of the round's plan.
+        frame: as sent.
+        residual: float32, shape (P,): what `frame` could not carry.
+    """
+
+    session: str
+    round_id: int
+    boot: str
+    attempt: int
+    fingerprint: str
+    deadline_s: float
+    frame: bytes
+    residual: F32
+
+
+@dataclass(frozen=True, eq=False)
+class AgentMemory:
+    """What an agent remembers of its earlier boots.
+
+    Attributes:
+        pending: sent, or about to be, without a receipt so far.
+        residual: of the last update that counted; None when there is none.
+        fingerprint: of the model that the residual belongs to.
+    """
+
+    pending: SpooledUpdate | None = None
+    residual: F32 | None = None
+    fingerprint: str = ""
+
+
+class _Header(msgspec.Struct, frozen=True):
+    session: Id
+    round_id: RoundId
+    boot: Id
+    attempt: Count
+    fingerprint: Fingerprint
+    deadline_s: float
+    frame_bytes: Count
+    sha256: Sha256
+
+
+class Spool:
+    """The two files of one agent.
+
+    Args:
+        folder: made when absent.
+        max_bytes: a larger update is refused, and a larger file is no spool.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        self._folder = folder
+        self._max_bytes = max_bytes
+
+    def load(self) -> AgentMemory:
+        """What there is; a damaged file is set aside, with a warning that says what was lost."""
+        settled = self._read(SETTLED_FILE, "the residual of earlier rounds")
+        return AgentMemory(
+            pending=self._read(PENDING_FILE, "an update without a receipt"),
+            residual=None if settled is None else settled.residual,
+            fingerprint="" if settled is None else settled.fingerprint,
+        )
+
+    def write(self, update: SpooledUpdate) -> None:
+        """The pending update, whole or not at all, on the disk when this returns.
+
+        Raises:
+            StoreError: the disk is full or failed, or the update is too large.
+        """
+        body = update.frame + update.residual.astype("<f4").tobytes()
+        header = _Header(
+            update.session,
+            update.round_id,
+            update.boot,
+            update.attempt,
+            update.fingerprint,
+            update.deadline_s,
+            len(update.frame),
+            hashlib.sha256(body).hexdigest(),
+        )
+        data = frames.pack(header, body)
+        if len(data) > self._max_bytes:
+            raise StoreError(f"update of {len(data)} bytes, spool limit {self._max_bytes}")
+        self._write_whole(PENDING_FILE, data)
+
+    def settle(self, *, accepted: bool) -> None:
+        """The pending update is done with: its residual counts when it was accepted."""
+        pending = self._folder / PENDING_FILE
+        try:
+            if accepted:
+                pending.replace(self._folder / SETTLED_FILE)
+            else:
+                pending.unlink(missing_ok=True)
+        except FileNotFoundError:
+            log.debug("nothing pending in the spool")  # it could not be written
+        except OSError as error:
+            raise StoreError(f"{pending}: {error.strerror}") from error
+
+    def _write_whole(self, name: str, data: bytes) -> None:
+        path, partial = self._folder / name, self._folder / (name + ".partial")
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+            _sync_folder(self._folder)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise StoreError(f"{path}: {error.strerror}; the update is not kept on disk") from error
+
+    def _read(self, name: str, what: str) -> SpooledUpdate | None:
+        path = self._folder / name
+        try:
+            if path.stat().st_size > self._max_bytes:
+                raise WireError(f"{path.stat().st_size} bytes, limit {self._max_bytes}")
+            return _decode(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, WireError) as error:
+            log.warning("%s is damaged and set aside, %s is lost: %s", path, what, error)
+            _set_aside(path)
+            return None
+
+
+def _decode(data: bytes) -> SpooledUpdate:
+    header, body = frames.unpack(data, _Header, "spool")
+    rest = body[header.frame_bytes :]
+    if hashlib.sha256(body).hexdigest() != header.sha256 or len(rest) % 4:
+        raise WireError("its checksum is wrong")
+    residual = np.frombuffer(rest, "<f4").astype(np.float32)
+    if not np.isfinite(residual).all():
+        raise WireError("its residual is not finite")
+    residual.setflags(write=False)
+    return SpooledUpdate(
+        header.session,
+        header.round_id,
+        header.boot,
+        header.attempt,
+        header.fingerprint,
+        header.deadline_s,
+        bytes(body[: header.frame_bytes]),
+        residual,
+    )
+
+
+def _set_aside(path: Path) -> None:
+    # One damaged file is kept for whoever looks into it; the next one replaces it.
+    try:
+        path.replace(path.with_name(path.name + _DAMAGED))
+    except OSError as error:
+        log.warning("%s cannot be moved: %s", path, error)
+
+
+def _sync_folder(folder: Path) -> None:
+    # The rename itself is only safe once the folder is on disk (POSIX fsync of a directory).
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

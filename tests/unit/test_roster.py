@@ -1,0 +1,147 @@
+"""The roster: births, wills, and what each link took in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from broker.messages import AgentStatus
+from coordinator import roster
+from coordinator.roster import Roster
+
+
+def status(state: Any = "online", boot: str = "b1", **changes: Any) -> AgentStatus:
+    facts: dict[str, Any] = {
+        "tasks": ("train", "evaluate"),
+        "train_examples": 10,
+        "test_examples": 5,
+        "codecs": ("int8",),
+    }
+    return AgentStatus(state=state, boot=boot, **(facts | changes))
+
+
+def changes_something(found: Roster, name: str, described: AgentStatus) -> bool:
+    return found.update(name, described, 0.0) != "none"
+
+
+def roster_of(**agents: AgentStatus) -> Roster:
+    found = Roster()
+    for name, described in agents.items():
+        assert changes_something(found, name, described)
+    return found
+
+
+def test_a_birth_puts_an_agent_on_the_list_and_its_will_takes_it_off() -> None:
+    found = roster_of(b=status(), a=status())
+    assert found.able("train") == ["a", "b"]
+    assert changes_something(found, "a", status("offline"))
+    assert found.able("train") == ["b"]
+    entry = found.get("a")
+    assert entry is not None
+    assert not entry.online
+    assert len(found) == 2
+    assert [name for name, _ in found] == ["b", "a"]
+
+
+def test_a_will_published_after_the_next_birth_is_ignored() -> None:
+    found = roster_of(a=status(boot="b1"))
+    assert changes_something(found, "a", status(boot="b2"))
+    assert not changes_something(found, "a", status("offline", boot="b1"))
+    assert found.able("train") == ["a"]
+    assert changes_something(found, "a", status("offline", boot="b2"))
+    assert found.able("train") == []
+
+
+def test_a_will_of_somebody_never_heard_of_says_nothing() -> None:
+    found = Roster()
+    assert not changes_something(found, "a", status("offline"))
+    assert found.get("a") is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"state": "offline"},
+        {"unable": "no interpreter"},
+        {"tasks": ("evaluate",)},
+        {"train_examples": 0},
+        {"codecs": ("float32",)},
+    ],
+)
+def test_only_those_who_can_are_asked_to_learn(changes: Any) -> None:
+    found = roster_of(a=status())
+    assert found.able("train", "int8") == ["a"]
+    changes_something(found, "a", status(**changes))
+    assert found.able("train", "int8") == []
+
+
+def test_measuring_needs_held_out_rows_and_no_codec() -> None:
+    found = roster_of(
+        a=status(train_examples=0, codecs=()),
+        b=status(test_examples=0),
+        c=status(tasks=("train",)),
+    )
+    assert found.able("evaluate") == ["a"]
+
+
+def test_bytes_are_credited_once_and_from_zero_after_a_boot() -> None:
+    found = roster_of(a=status())
+    assert found.credit("a", "b1", 100) == 100
+    assert found.credit("a", "b1", 100) == 0
+    assert found.credit("a", "b1", 90) == 0  # said before, arrived after
+    assert found.credit("a", "b1", 130) == 30
+    changes_something(found, "a", status())  # connected again, same boot
+    assert found.credit("a", "b1", 130) == 0
+    changes_something(found, "a", status(boot="b2"))
+    assert found.credit("a", "b1", 500) == 0
+    assert found.credit("a", "b2", 7) == 7
+
+
+def test_bytes_of_strangers_are_not_credited() -> None:
+    assert Roster().credit("a", "b1", 100) == 0
+
+
+def test_invented_ids_cannot_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roster, "MAX_AGENTS", 2)
+    found = roster_of(a=status(), b=status())
+    assert not changes_something(found, "c", status())
+    assert changes_something(found, "a", status(boot="b2"))  # those known may come back
+    assert len(found) == 2
+
+
+def test_a_heartbeat_is_heard_and_changes_nothing() -> None:
+    found = Roster()
+    beat = status(heartbeat_s=60.0)
+    assert found.update("a", beat, 0.0) == "changed"
+    assert found.update("a", beat, 60.0) == "heartbeat"
+    entry = found.get("a")
+    assert entry is not None
+    assert entry.heard_s == 60.0
+
+
+def test_an_agent_whose_heartbeats_stop_is_lost_once_and_comes_back_with_the_next() -> None:
+    found = Roster()
+    found.update("a", status(heartbeat_s=60.0), 0.0)
+    found.update("b", status(heartbeat_s=60.0), 0.0)
+    assert found.expire(180.0) == []
+    found.heard("b", 100.0)  # any message is a sign of life
+    assert found.expire(180.1) == ["a"]
+    assert found.expire(200.0) == []
+    assert found.able("train") == ["b"]
+    assert found.update("a", status(heartbeat_s=60.0), 201.0) == "changed"
+    assert found.able("train") == ["a", "b"]
+
+
+def test_an_agent_that_promises_no_heartbeat_never_expires() -> None:
+    found = Roster()
+    found.update("a", status(heartbeat_s=0.0), 0.0)
+    assert found.expire(1e9) == []
+
+
+def test_two_processes_with_one_id_are_told_from_one_that_starts_anew() -> None:
+    found = Roster()
+    assert found.update("a", status(boot="b1"), 0.0) == "changed"
+    assert found.update("a", status(boot="b2"), 1.0) == "changed"
+    assert found.update("a", status(boot="b1"), 2.0) == "duplicate"
+    assert found.update("a", status(boot="b2"), 3.0) == "duplicate"
