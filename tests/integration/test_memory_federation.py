@@ -1,0 +1,293 @@
+"""A coordinator and three agents over the in-memory link: real machines and training, no clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from broker.link import LinkUp, Posted, Received, Will
+from broker.machine import (
+    Connected,
+    MessageArrived,
+    Publish,
+    Started,
+    Stopping,
+    Subscribe,
+    Tick,
+    Unsubscribe,
+)
+from broker.memory import MemoryBroker, MemoryLink
+from broker.messages import TrainingPlan
+from coordinator.config import CoordinatorConfig, EvaluationConfig, RoundConfig, StartConfig
+from coordinator.events import Commit, RoundEnded
+from coordinator.federation import Coordinator
+from coordinator.records import RoundRecord
+from edge_agent.agent import Agent, AgentFacts
+from edge_agent.events import (
+    BlobRecalled,
+    Evaluated,
+    JobFailed,
+    LoadPackage,
+    PackageLoaded,
+    RecallBlob,
+    StartJob,
+    Trained,
+)
+from edge_agent.trainer import Part, train
+from models.codecs import CodecConfig
+from models.errors import TrainingError
+from models.package import unpack_wire
+from models.parameters import F32
+from models.program import Program
+from models.zoo import load_zoo
+
+HOUSING = Path(__file__).parents[2] / "examples" / "data" / "housing_california.npz"
+PACKAGE = load_zoo("house_price")
+#: Virtual seconds that loading a model, or one local step, takes.
+STEP_S = 0.25
+
+Handle = Callable[[Any, float], list[Any]]
+
+
+def shares(agents: int) -> list[Part]:
+    """Rows of some agents: every so-many-th of the first 1,500."""
+    tensor = PACKAGE.spec.inputs[0]
+    with np.load(HOUSING) as file:
+        x = ((file["x"] - tensor.mean) / tensor.std).astype(np.float32)
+        y = (file["y"] * 1e-5).astype(np.float32)
+    return [({"features": x[n:1500:agents]}, y[n:1500:agents]) for n in range(agents)]
+
+
+class Node:
+    """A machine behind a link; what its shell would do with the actions that are not the link's."""
+
+    def __init__(self, link: MemoryLink, handle: Handle) -> None:
+        self.link, self._handle = link, handle
+        self.performed: list[Any] = []
+        self.gone = False
+
+    def feed(self, event: Any, now_s: float) -> None:
+        for action in self._handle(event, now_s):
+            match action:
+                case Publish(topic, payload, retain, expiry_s):
+                    self.link.publish(topic, payload, retain=retain, expiry_s=expiry_s)
+                case Subscribe(topic_filter):
+                    self.link.subscribe(topic_filter)
+                case Unsubscribe(topic_filter):
+                    self.link.unsubscribe(topic_filter)
+                case _:
+                    self.performed.append(action)
+                    self.perform(action)
+
+    def perform(self, action: Any) -> None:
+        """Nothing: it is written down."""
+
+    def vanish(self) -> None:
+        """As in a power cut."""
+        self.gone = True
+        self.link.abort()
+
+    def serve(self, now_s: float) -> None:
+        event = self.link.poll(0)
+        if self.gone:
+            return
+        match event:
+            case LinkUp(session_present, max_payload_bytes):
+                self.feed(Connected(max_payload_bytes, session_present), now_s)
+            case Received(topic, payload) as received:
+                self.feed(MessageArrived(topic, payload), now_s)
+                self.link.acknowledge(received)
+            case Posted(value):
+                self.feed(value, now_s)
+
+
+class AgentNode(Node):
+    """Trains for real; it takes virtual time."""
+
+    def __init__(self, broker: MemoryBroker, name: str, part: Part) -> None:
+        agent = Agent(AgentFacts(agent_id=name, federation="f", boot="b1"))
+        will = Will(agent.will.topic, agent.will.payload, delay_s=5)
+        super().__init__(MemoryLink(broker, name, will=will), agent.handle)
+        self._broker, self._part = broker, part
+        self._number = int(name.rpartition("-")[2])
+        self._program: Program | None = None
+
+    def perform(self, action: Any) -> None:
+        match action:
+            case RecallBlob(sha256):
+                self.link.post(BlobRecalled(sha256, ()))
+            case LoadPackage() | StartJob():
+                result, steps = self._work(action)
+                when_s = self._broker.now_s + STEP_S * steps
+                self._broker.at(when_s, self.link.post, result)
+
+    def _work(self, job: LoadPackage | StartJob) -> tuple[Any, int]:
+        inputs, target = self._part
+        if isinstance(job, LoadPackage):
+            spec, program = unpack_wire(job.wire)
+            self._program = Program(program, spec)
+            held_out = len(target) // 5
+            rows = len(target) - held_out
+            facts = (spec.fingerprint, self._program.runtime, rows, held_out)
+            return PackageLoaded(job.package, *facts), 1
+        assert self._program is not None
+        cut = len(target) - len(target) // 5
+        if job.plan.task == "evaluate":
+            rows_of = {name: array[cut:] for name, array in inputs.items()}
+            return Evaluated(job.plan, self._program.evaluate(job.theta, rows_of, target[cut:])), 1
+        rows_of = {name: array[:cut] for name, array in inputs.items()}
+        rng = np.random.default_rng([job.plan.seed, self._number])
+        try:
+            result = train(
+                self._program, job.theta, (rows_of, target[:cut]), job.plan.training, rng
+            )
+        except TrainingError as error:
+            return JobFailed(job.plan, str(error)), 1
+        # Wall time would make two runs differ by the digits that it has.
+        return Trained(job.plan, fixed_time(result)), result.steps
+
+
+def fixed_time(result: Any) -> Any:
+    return type(result)(result.delta, result.num_examples, result.sums, result.steps, 0.5)
+
+
+class Federation:
+    """All nodes on one broker, and what becomes of them."""
+
+    def __init__(self, agents: int = 3, **changes: Any) -> None:
+        facts: dict[str, Any] = {
+            "federation": "f",
+            "model": "house_price",
+            "rounds": 5,
+            "start": StartConfig(agents=agents),
+            "training": TrainingPlan(epochs=1, batch_size=100, learning_rate=0.02),
+            "round": RoundConfig(deadline_s=60.0),
+        }
+        self.broker = MemoryBroker()
+        self.coordinator = Coordinator(CoordinatorConfig(**(facts | changes)), PACKAGE, "s1")
+        link = MemoryLink(self.broker, "coordinator")
+        self.middle = Node(link, self.coordinator.handle)
+        self.agents = [
+            AgentNode(self.broker, f"pi-{n}", part) for n, part in enumerate(shares(agents))
+        ]
+
+    def run(self, limit_s: float = 600.0) -> None:
+        nodes = {node.link: node for node in (self.middle, *self.agents)}
+        for node in nodes.values():
+            node.feed(Started(), self.broker.now_s)
+            node.link.open()
+        while self.coordinator.finished is None and self.broker.now_s < limit_s:
+            ready = self.broker.next_ready()
+            if ready is not None:
+                nodes[ready].serve(self.broker.now_s)  # type: ignore[index]
+                continue
+            due_s = self.broker.now_s + self.coordinator.wait_s(self.broker.now_s)
+            if not self.broker.advance(due_s):
+                self.middle.feed(Tick(), self.broker.now_s)
+        for node in nodes.values():
+            if not node.gone:
+                node.feed(Stopping(), self.broker.now_s)
+                node.link.close()
+
+    @property
+    def records(self) -> list[RoundRecord]:
+        return [a.record for a in self.middle.performed if isinstance(a, RoundEnded)]
+
+    @property
+    def theta(self) -> F32:
+        return self.coordinator.progress.theta
+
+
+@pytest.mark.parametrize("codec", ["float32", "float16", "int8"])
+def test_the_loss_falls_round_by_round(codec: str) -> None:
+    federation = Federation(codec=CodecConfig(codec))
+    federation.run()
+    records = federation.records
+    assert federation.coordinator.finished == "rounds"
+    assert [(r.round_id, r.status, r.version) for r in records] == [
+        (n, "committed", n) for n in range(1, 6)
+    ]
+    assert [(r.asked, r.reported, r.refused) for r in records] == [(3, 3, 0)] * 5
+    losses = [r.loss for r in records]
+    assert None not in losses
+    assert losses == sorted(losses, reverse=True)  # type: ignore[type-var]
+    assert federation.coordinator.unreadable == 0
+
+
+def test_it_learns_what_the_rows_of_all_have_in_common() -> None:
+    plan = TrainingPlan(batch_size=0, learning_rate=0.2)
+    federation = Federation(rounds=100, training=plan)
+    federation.run()
+    parts = shares(3)
+    x = np.concatenate([inputs["features"][: -len(y) // 5] for inputs, y in parts])
+    y = np.concatenate([y[: -len(y) // 5] for _, y in parts])
+    exact = np.linalg.lstsq(np.c_[x, np.ones(len(y))], y, rcond=None)[0]
+    assert federation.theta == pytest.approx(exact, abs=0.02)
+
+
+def test_the_same_run_again_is_the_same_to_the_last_bit() -> None:
+    first, second = Federation(), Federation()
+    first.run()
+    second.run()
+    assert first.theta.tobytes() == second.theta.tobytes()
+    assert first.records == second.records
+    assert first.broker.now_s == second.broker.now_s
+    commits = [a for a in first.middle.performed if isinstance(a, Commit)]
+    assert len(commits) == 5
+
+
+def test_every_byte_is_accounted_for() -> None:
+    federation = Federation()
+    federation.run()
+    last, counters = federation.records[-1], federation.middle.link.counters
+    up = sum(r.bytes_up for r in federation.records)
+    # The coordinator counts what it was handed, the broker what it sent: expiry aside, the same.
+    assert counters.down - 100 <= up <= counters.down
+    down = sum(r.bytes_down for r in federation.records)
+    assert 0 < down <= sum(node.link.counters.down for node in federation.agents)
+    assert last.bytes_up > 0
+
+
+def test_an_agent_that_vanishes_while_it_trains_is_not_waited_for() -> None:
+    federation = Federation()
+    broker, victim = federation.broker, federation.agents[1]
+    broker.at(3.0, victim.vanish)
+    federation.run()
+    records = federation.records
+    assert federation.coordinator.finished == "rounds"
+    cut_short = [r for r in records if r.reported < r.asked]
+    assert [(r.asked, r.reported, r.closed) for r in cut_short] == [(3, 2, "everyone")]
+    assert [r.asked for r in records] == sorted((r.asked for r in records), reverse=True)
+    assert records[-1].asked == 2
+    assert broker.now_s < 60.0  # no deadline had to pass
+
+
+@pytest.mark.parametrize("cut_s", [0.5, 1.1, 2.0, 3.3, 4.0])
+def test_links_that_break_at_any_moment_cost_no_update(cut_s: float) -> None:
+    federation = Federation(evaluation=EvaluationConfig(every=0))
+    for number, node in enumerate((federation.middle, *federation.agents)):
+        federation.broker.at(cut_s + 0.01 * number, node.link.interrupt)
+    federation.run()
+    undisturbed = Federation(evaluation=EvaluationConfig(every=0))
+    undisturbed.run()
+    assert federation.coordinator.finished == "rounds"
+    assert federation.coordinator.progress.version == 5
+    for record in federation.records:
+        assert record.status == "committed"
+        assert set(record.refusals) <= {"late", "duplicate"}
+
+
+def test_a_model_that_diverges_is_declined_by_everyone_and_never_committed() -> None:
+    plan = TrainingPlan(epochs=40, batch_size=100, learning_rate=1000)
+    federation = Federation(training=plan)
+    federation.run(limit_s=30.0)
+    assert federation.coordinator.progress.version == 0
+    assert federation.records
+    assert federation.records[0].declined == dict.fromkeys(("pi-0", "pi-1", "pi-2"), "training")
+    stored = msgspec.json.decode(msgspec.json.encode(federation.records[0]), type=RoundRecord)
+    assert stored == federation.records[0]
