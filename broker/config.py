@@ -39,7 +39,7 @@ def load_config(path: Path, config_type: type[T]) -> T:
     Args:
         path: a YAML file of at most 1 MiB.
         config_type: a msgspec Struct (see the module's docstring). Fields may be of type `Path`;
-            they are kept as written, see `resolve`.
+            they are kept as written, see `located`.
 
     Raises:
         ConfigError: no such file, not YAML, a key given twice, unknown, missing or of a wrong
@@ -66,9 +66,9 @@ def parse_config(
     return _convert(mapping, config_type, origin, key)
 
 
-def resolve(path: str | Path, config_file: Path) -> Path:
-    """`path` as meant in `config_file`: relative to its folder; `~` is the home folder."""
-    return config_file.parent / Path(path).expanduser()
+def located(path: str | Path, base: Path) -> Path:
+    """`path` as meant in a configuration file in the folder `base`; `~` is the home folder."""
+    return base / Path(path).expanduser()
 
 
 def _read(path: Path) -> bytes:

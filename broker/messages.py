@@ -53,7 +53,7 @@ class CoordinatorStatus(Message, frozen=True):
     """Birth and will of the coordinator.
 
     Attributes:
-        session: new at every start of the coordinator; plans carry it too.
+        session: of the coordinator's state folder, the same after a restart; plans carry it too.
         version: of θ that is current.
     """
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from broker.config import located
 from models.errors import ConfigError
 
 PLAIN_PORT = 1883
@@ -103,6 +104,21 @@ class BrokerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
             raise ValueError("give password_file or password_env, not both")
         if (self.password_file or self.password_env) and not self.username:
             raise ValueError("a password needs a username")
+
+    def located(self, base: Path) -> BrokerSettings:
+        """The same, with files found from the folder `base` of the configuration."""
+
+        def found(name: str) -> str:
+            return str(located(name, base)) if name else ""
+
+        tls = self.tls
+        if tls is not None:
+            tls = TlsSettings(
+                ca_file=found(tls.ca_file),
+                cert_file=found(tls.cert_file),
+                key_file=found(tls.key_file),
+            )
+        return msgspec.structs.replace(self, password_file=found(self.password_file), tls=tls)
 
     @property
     def address(self) -> str:

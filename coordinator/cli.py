@@ -56,13 +56,13 @@ def run(config_path: Path, as_json: bool, give_up_after: float | None) -> None:
 @command_errors
 def status(config_path: Path, as_json: bool) -> None:
     """Show rounds, versions and agents from the state folder; works while it runs."""
-    from broker.config import load_config
+    from broker.config import load_config, located
     from coordinator.config import CoordinatorConfig
     from coordinator.report import status_document, status_text
     from coordinator.store import Store
 
     config = load_config(config_path, CoordinatorConfig)
-    store = Store.open_existing(config_path.parent / config.state_dir)
+    store = Store.open_existing(located(config.state_dir, config_path.parent))
     try:
         click.echo(json.dumps(status_document(store)) if as_json else status_text(store, config))
     finally:

@@ -21,7 +21,9 @@ class Draw:
     goal: int
 
 
-def draw_cohort(able: Sequence[str], config: CohortConfig, rng: np.random.Generator) -> Draw:
+def draw_cohort(
+    able: Sequence[str], config: CohortConfig, rng: np.random.Generator, minimum: int = 1
+) -> Draw:
     """Draws without replacement (McMahan et al. 2017, Algorithm 1), with over-selection.
 
     Over-selection: Bonawitz et al. 2019, "Towards Federated Learning at Scale", section 2.2.
@@ -30,8 +32,9 @@ def draw_cohort(able: Sequence[str], config: CohortConfig, rng: np.random.Genera
         able: agents that could take part, in a fixed order.
         config: fraction, least number, over-selection.
         rng: decides; the same state draws the same cohort.
+        minimum: reports without which the round would be abandoned: the goal is no less.
     """
-    goal = min(len(able), max(config.at_least, math.ceil(config.fraction * len(able))))
+    goal = min(len(able), max(config.at_least, minimum, math.ceil(config.fraction * len(able))))
     wanted = min(len(able), math.ceil(goal * config.over_select))
     if config.announce == "rule":
         share = wanted / len(able) if able else 0.0

@@ -85,7 +85,7 @@ class StopConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """
 
     metric: str = "loss"
-    target: float | None = None
+    target: Annotated[float, Meta(ge=-1e300, le=1e300)] | None = None
     patience: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
 
 
@@ -123,7 +123,7 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     strategy: StrategyConfig = StrategyConfig()
     aggregator: str = "mean"
     weighting: Literal["examples", "agents"] = "examples"
-    max_update_norm: Annotated[float, Meta(gt=0)] | None = None
+    max_update_norm: Annotated[float, Meta(gt=0, le=1e30)] | None = None
     keep_versions: Annotated[int, Meta(ge=0, le=1_000_000)] = 20
     seed: Annotated[int, Meta(ge=0, le=1 << 31)] = 0
 

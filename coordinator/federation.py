@@ -66,10 +66,11 @@ from coordinator.round import (
 )
 from coordinator.stopping import stop_reason
 from coordinator.strategies import State, check_state, make_strategy
-from models.errors import TrainingError, WireError
+from models.errors import ConfigError, TrainingError, WireError
 from models.package import ModelPackage
 from models.parameters import F32
 from models.program import Sums
+from models.spec import ModelSpec
 
 log = logging.getLogger(__name__)
 
@@ -154,6 +155,7 @@ class Coordinator:
         self.finished: str | None = None
         self._spec = package.spec
         self._session = session
+        _check_metric(config.stop.metric, package.spec)
         self._strategy = make_strategy(config.strategy)
         make_aggregator(config.aggregator, 1)  # a wrong name is told now, not after a round
         state = self._strategy.initial_state(package.spec.size)
@@ -321,7 +323,7 @@ class Coordinator:
             return self._tell_waiting(len(able), wanted)
         self._waiting_told = None
         rng = np.random.default_rng([self.config.seed, self._next_round_id])
-        draw = draw_cohort(able, self.config.cohort, rng)
+        draw = draw_cohort(able, self.config.cohort, rng, self.config.round.minimum)
         if not draw.asked:
             self._pause_until_s = now_s + 1.0
             self._next_round_id += 1
@@ -334,8 +336,13 @@ class Coordinator:
         first = not self.progress.records
         began = self._started_s if self._started_s is not None else now_s
         if first and now_s - began < start.timeout_s:
-            return max(self.config.cohort.at_least, start.agents)
-        return self.config.cohort.at_least
+            return max(self._least, start.agents)
+        return self._least
+
+    @property
+    def _least(self) -> int:
+        """Agents without which a round is not worth announcing."""
+        return max(self.config.cohort.at_least, self.config.round.minimum)
 
     def _tell_waiting(self, able: int, wanted: int) -> list[Action]:
         if self._waiting_told == (able, wanted):
@@ -527,3 +534,10 @@ class Coordinator:
         plan = self._plan("train", self.progress.last_round, ref, Cohort(ids=()), 1.0)
         plan = msgspec.structs.replace(plan, state="finished")
         return [*chunks, self._publisher.plan(plan), *removal, Finished(reason)]
+
+
+def _check_metric(metric: str, spec: ModelSpec) -> None:
+    plain = ("loss", *spec.metrics)
+    known = [*plain, *(f"unseen_{name}" for name in plain), *(f"central_{name}" for name in plain)]
+    if metric not in known:
+        raise ConfigError(f"stop.metric: {metric!r} is none of {spec.name}: {', '.join(known)}")

@@ -71,13 +71,15 @@ class Intake:
         self._traffic = traffic
         self._topics = Topics(config.federation)
         self._codec = make_codec(config.codec)
-        self._uploads = Uploads(self._codec.encoded_size(spec.size))
+        self._uploads = Uploads()
         #: Kept after it closed: its agents may ask again for a receipt that was lost.
         self._last_training: Round | None = None
 
     def begin(self, opened: OpenRound) -> None:
         """A phase begins: what is half there of the one before is forgotten."""
-        self._uploads.clear()
+        # The plan's codec, not the configuration's: that may have changed since a restart.
+        self._codec = make_codec(opened.plan.codec)
+        self._uploads.begin(self._codec.encoded_size(self._spec.size))
         if opened.task == "train":
             self._last_training = opened.round
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from broker.config import located
 from broker.link import Link, Received, Will
 from broker.machine import LinkAction, Tick
 from broker.mqtt import MqttLink
@@ -166,8 +167,9 @@ def run_coordinator(
     """
     package = _find_package(config.model, base)
     data = config.evaluation.data
-    measure = None if data is None else central_measure(base / data, package)
-    store = Store(base / config.state_dir, config.keep_versions)
+    measure = None if data is None else central_measure(located(data, base), package)
+    state_dir = located(config.state_dir, base)
+    store = Store(state_dir, config.keep_versions)
     try:
         store.adopt(config.federation, package)
         progress = store.load(package.spec.size)
@@ -180,12 +182,12 @@ def run_coordinator(
         store.finish("")
         will = coordinator.will
         link = MqttLink(
-            config.broker,
+            config.broker.located(base),
             client_id=f"fedge-{config.federation}-coordinator",
             will=Will(will.topic, will.payload),
             manual_ack=True,
         )
-        folder = base / config.state_dir / RESULT_FOLDER
+        folder = state_dir / RESULT_FOLDER
         service = CoordinatorService(
             coordinator,
             link,
@@ -205,7 +207,7 @@ def run_coordinator(
 def _find_package(reference: str, base: Path) -> ModelPackage:
     if reference in zoo_names():
         return load_zoo(reference)
-    folder = base / reference
+    folder = located(reference, base)
     if not folder.is_dir():
         raise ModelError(
             f"model: {reference!r} is neither a package folder beside the configuration nor in "

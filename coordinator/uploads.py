@@ -78,16 +78,18 @@ class Upload:
 
 
 class Uploads:
-    """One receiver for each agent that is sending; memory: an encoded update for each of them.
+    """One receiver for each agent that is sending; memory: an encoded update for each of them."""
 
-    Args:
-        body_bytes: of an encoded vector.
-    """
-
-    def __init__(self, body_bytes: int) -> None:
-        self._max_bytes = body_bytes + _HEADER_ROOM
+    def __init__(self) -> None:
+        self._max_bytes = 0
         self._receivers: dict[str, blobs.BlobReceiver] = {}
         self._heard_s: dict[str, float] = {}
+
+    def begin(self, body_bytes: int) -> None:
+        """Forget what is half there, and take vectors of `body_bytes` encoded bytes from now on."""
+        self._max_bytes = body_bytes + _HEADER_ROOM
+        self._receivers.clear()
+        self._heard_s.clear()
 
     def add(self, agent_id: str, payload: bytes, now_s: float) -> Upload | None:
         """Take one chunk; the update once it is whole.
@@ -125,11 +127,6 @@ class Uploads:
         """When `stalled` has something to say; None when never."""
         moments = (self._heard_s[agent_id] + STALL_S for agent_id in self._receivers)
         return min(moments, default=None)
-
-    def clear(self) -> None:
-        """Forget what is half there."""
-        self._receivers.clear()
-        self._heard_s.clear()
 
 
 def peek_header(payload: bytes) -> UpdateHeader | None:

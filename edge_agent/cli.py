@@ -56,7 +56,7 @@ def check(config_path: Path, model_name: str) -> None:
 
     Changes nothing but the state folder (a fixed normalisation is stored there).
     """
-    from broker.config import load_config
+    from broker.config import load_config, located
     from edge_agent.config import AgentConfig
     from edge_agent.data.dataset import load_dataset
     from models.program import Program
@@ -66,7 +66,7 @@ def check(config_path: Path, model_name: str) -> None:
     package = open_model(model_name)
     program = Program(package.program, package.spec, runtime=config.runtime)
     base = config_path.parent
-    data = load_dataset(config.data, package.spec, base, base / config.state_dir)
+    data = load_dataset(config.data, package.spec, base, located(config.state_dir, base))
     click.echo(f"model    {package.spec.name}, {package.spec.size:,} parameters, {program.runtime}")
     click.echo(f"learn    {data.num_train:,} rows")
     click.echo(f"measure  {data.num_test:,} rows")

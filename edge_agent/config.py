@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -37,8 +37,8 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     broker: BrokerSettings = BrokerSettings()
     state_dir: Path = Path("state")
     tasks: Annotated[tuple[Task, ...], Meta(min_length=1)] = ("train", "evaluate")
-    tags: tuple[Id, ...] = ()
-    runtime: str | None = None
+    tags: Annotated[tuple[Id, ...], Meta(max_length=64)] = ()
+    runtime: Literal["tflite-runtime", "ai-edge-litert"] | None = None
     threads: Annotated[int, Meta(ge=1, le=64)] = 1
     fingerprint: Fingerprint | None = None
     max_blob_bytes: Annotated[int, Meta(ge=1024, le=1 << 32)] = 64 << 20

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import fedge
+from broker.config import located
 from broker.link import Link, Will
 from broker.machine import Tick
 from broker.mqtt import MqttLink
@@ -49,7 +50,7 @@ class AgentService(Service):
     ) -> None:
         super().__init__(link, give_up_s)
         self._agent = agent
-        state_dir = base / config.state_dir
+        state_dir = located(config.state_dir, base)
         self._spool = Spool(state_dir, spool_limit(config))
         self._chunks = ChunkStore(state_dir, 3 * config.max_blob_bytes)
         self._worker = Worker(config, base, link.post)
@@ -135,11 +136,11 @@ def run_agent(config: AgentConfig, base: Path, give_up_s: float | None = None) -
         LinkError: see `Service.run`.
         ConfigError: the broker's settings name files that cannot be read.
     """
-    spool = Spool(base / config.state_dir, spool_limit(config))
+    spool = Spool(located(config.state_dir, base), spool_limit(config))
     agent = Agent(agent_facts(config, secrets.token_hex(8)), spool.load())
     will = agent.will
     link = MqttLink(
-        config.broker,
+        config.broker.located(base),
         client_id=f"fedge-{config.federation}-{config.agent_id}",
         will=Will(will.topic, will.payload, _WILL_DELAY_S),
     )

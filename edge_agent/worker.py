@@ -14,6 +14,7 @@ from zlib import crc32
 
 import numpy as np
 
+from broker.config import located
 from edge_agent.config import AgentConfig
 from edge_agent.data.dataset import LocalDataset, load_dataset
 from edge_agent.events import (
@@ -86,7 +87,7 @@ class Worker:
                 data, spec, runtime=self._config.runtime, threads=self._config.threads
             )
             reason = "no_data"
-            state_dir = self._base / self._config.state_dir
+            state_dir = located(self._config.state_dir, self._base)
             dataset = load_dataset(self._config.data, spec, self._base, state_dir)
         except FederationError as error:
             return PackageFailed(job.package, reason, str(error))

@@ -77,7 +77,7 @@ def make_cast(scenario: Scenario, path: Path, spec: ModelSpec, agents: int | Non
     rng = np.random.default_rng(int(scenario.federation.get("seed", 0)))
     config = scenario.partition
     if config.kind == "client":
-        by_client = msgspec.structs.replace(scenario.data, group=scenario.client)
+        by_client = msgspec.structs.replace(scenario.data, group=config.client)
         client = read_table(by_client, spec, path.parent).group
     else:
         client = None

@@ -59,7 +59,7 @@ def run(
     try:
         from rich.console import Console
     except ImportError as error:
-        raise ConfigError("rich is missing: pip install 'fedge[fleet]'") from error
+        raise ConfigError("rich is missing: install fedge with its extra, fedge[fleet]") from error
     from fleet.live import LiveWatcher, print_result
     from fleet.run import RunOptions, run_scenario
     from fleet.scenario import load_scenario

@@ -166,7 +166,7 @@ def _agents_table(report: dict[str, Any]) -> Table:
 def _comparison_table(scenario: Scenario, report: dict[str, Any]) -> Table:
     metric, figures = scenario.baselines.metric, report["baselines"]
     where = "unseen" if scenario.unseen else "own"
-    rows = "people who took no part" if scenario.unseen else "everybody's held-out rows"
+    rows = "agents that took no part" if scenario.unseen else "everybody's held-out rows"
     table = Table(title=f"{metric} on {rows}", title_justify="left")
     table.add_column("trained on")
     table.add_column(metric, justify="right")

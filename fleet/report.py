@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from coordinator.records import RoundRecord
+from coordinator.records import FALLING, RoundRecord
 from fleet.baselines import Baselines
 from fleet.scenario import Scenario
 from models.package import ModelPackage
@@ -74,7 +74,7 @@ def verdicts(scenario: Scenario, report: dict[str, Any]) -> list[tuple[bool, str
     wanted = scenario.baselines
     figures, federated = report["baselines"], federated_figure(scenario, report)
     where = "unseen" if scenario.unseen else "own"
-    falls = wanted.metric in ("loss", "mae", "mse")
+    falls = wanted.metric in FALLING
     sign = -1.0 if falls else 1.0
     found = []
     pooled, own = figures.get(f"pooled_on_{where}"), figures.get(f"own_on_{where}")

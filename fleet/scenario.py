@@ -39,6 +39,12 @@ class BaselineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     within: Annotated[float, Meta(ge=0)] | None = None
     above_own: Annotated[float, Meta(ge=0)] | None = None
 
+    def __post_init__(self) -> None:
+        if self.within is not None and not self.pooled:
+            raise ValueError("within compares with pooled training: set pooled: true")
+        if self.above_own is not None and not self.own:
+            raise ValueError("above_own compares with training alone: set own: true")
+
 
 class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What `fedge fleet run` runs.
@@ -49,7 +55,6 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         licence: of the data, with its source.
         data: where the rows are; as in an agent's configuration.
         partition: which rows each agent gets.
-        client: array or column that says whose a row is, for partition.kind client.
         unseen: agents that only measure: the model never learns from them.
         federation: the coordinator's configuration, without name, broker and state_dir.
         baselines: what to compare with.
@@ -61,7 +66,6 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     licence: str
     data: DataConfig
     partition: PartitionConfig
-    client: str = "client"
     unseen: tuple[Id, ...] = ()
     federation: dict[str, Any]
     baselines: BaselineConfig = BaselineConfig()

@@ -47,7 +47,8 @@ def export(function: str, out: Path, name: str | None, batch_size: int | None) -
 
     FUNCTION takes no arguments and returns a compiled Keras model, or a package it made itself with
     models.export.exporter.export_model (to add features, units, mean, std and classes). FILE.py is
-    executed. Needs TensorFlow: pip install 'fedge[export]'. Writes nothing but the folder.
+    executed. Needs TensorFlow: install fedge with its extra, fedge[export]. Writes nothing but the
+    folder.
     """
     place, attribute = _parse(function)
     click.echo("loading TensorFlow, which takes some seconds ...", err=True)

@@ -45,8 +45,8 @@ try:
         import tensorflow as tf
 except ImportError as error:
     raise ExportError(
-        f"TensorFlow is needed to export a model ({error}): pip install 'fedge[export]' "
-        "on a workstation; devices do not need it"
+        f"TensorFlow is needed to export a model ({error}): install fedge with its extra, "
+        "fedge[export], on a workstation; devices do not need it"
     ) from error
 
 if keras.backend.backend() != "tensorflow":

@@ -26,7 +26,7 @@ _FOREIGN = (
 def _obstacle(config: pytest.Config) -> str | None:
     """Why the tests here cannot run now."""
     if importlib.util.find_spec("tensorflow") is None:
-        return "TensorFlow is not installed: pip install 'fedge[export]'"
+        return "TensorFlow is not installed: install fedge with its extra, fedge[export]"
     asked = [config.invocation_params.dir / argument.split("::")[0] for argument in config.args]
     if not all(path.resolve().is_relative_to(HERE) for path in asked):
         return "TensorFlow needs a process of its own: pytest tests/tensorflow"

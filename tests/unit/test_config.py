@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 import pytest
 
-from broker.config import MAX_CONFIG_BYTES, load_config, parse_config, resolve
+from broker.config import MAX_CONFIG_BYTES, load_config, located, parse_config
 from models.errors import ConfigError
 
 
@@ -247,7 +247,7 @@ def test_an_embedded_configuration_loads(mapping: dict[str, Any], expected: Roun
 
 def test_paths_are_relative_to_the_file_that_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/pi")
-    config = Path("/etc/fedge/agent.yaml")
-    assert resolve("data/x.npz", config) == Path("/etc/fedge/data/x.npz")
-    assert resolve(Path("/var/x.npz"), config) == Path("/var/x.npz")
-    assert resolve("~/x.npz", config) == Path("/home/pi/x.npz")
+    base = Path("/etc/fedge")
+    assert located("data/x.npz", base) == Path("/etc/fedge/data/x.npz")
+    assert located(Path("/var/x.npz"), base) == Path("/var/x.npz")
+    assert located("~/x.npz", base) == Path("/home/pi/x.npz")

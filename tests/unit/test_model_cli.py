@@ -103,7 +103,7 @@ def test_export_without_tensorflow_says_what_to_install() -> None:
         "model", "export", "models.zoo.house_price:package", "--out", "o"
     )
     assert done.returncode == 2
-    assert "pip install 'fedge[export]'" in done.stderr.splitlines()[-1]
+    assert "install fedge with its extra, fedge[export]" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
 
 
