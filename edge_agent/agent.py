@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
-from collections.abc import Collection
 from dataclasses import dataclass
 from random import Random
 from typing import Literal
@@ -30,9 +28,7 @@ from broker.messages import (
     BlobRef,
     CoordinatorStatus,
     ProgramManifest,
-    Receipt,
     Report,
-    Resend,
     RoundPlan,
     Task,
     UpdateHeader,
@@ -46,7 +42,6 @@ from broker.topics import (
     ReportTopic,
     RoundTopic,
     Topics,
-    UpdateTopic,
 )
 from edge_agent.events import (
     Action,
@@ -58,12 +53,11 @@ from edge_agent.events import (
     LoadPackage,
     PackageFailed,
     PackageLoaded,
-    SettleUpdate,
-    SpoolUpdate,
     StartJob,
     Trained,
 )
 from edge_agent.fetcher import Fetcher, Progressed
+from edge_agent.outbox import Outbox
 from edge_agent.spool import AgentMemory, SpooledUpdate
 from edge_agent.trainer import TrainingResult
 from models.codecs import CODECS, make_codec
@@ -73,10 +67,6 @@ from models.parameters import F32
 from models.program import Sums
 
 log = logging.getLogger(__name__)
-
-#: Without a receipt the update is sent again after so long, doubled each time, with jitter.
-_RESEND_S = 30.0
-_LONGEST_RESEND_S = 600.0
 
 _JobKey = tuple[str, int, Task]
 
@@ -118,15 +108,10 @@ class Agent:
     def __init__(
         self, facts: AgentFacts, memory: AgentMemory | None = None, rng: Random | None = None
     ) -> None:
-        memory = memory or AgentMemory()
-        self._rng = rng or Random()  # noqa: S311  jitter
         self.facts = facts
         self.topics = Topics(facts.federation)
         #: Messages that were not understood, since the start.
         self.unreadable = 0
-        #: What the next updates must make up for: lost by rounding in accepted ones (θ's length).
-        self.residual: F32 | None = memory.residual
-        self._residual_of = memory.fingerprint
         self._coordinator: CoordinatorStatus | None = None
         self._manifest: ProgramManifest | None = None
         self._plan: RoundPlan | None = None
@@ -134,17 +119,14 @@ class Agent:
         self._loaded: PackageLoaded | None = None
         self._failed: PackageFailed | None = None
         self._theta: tuple[str, F32] | None = None
-        self._fetcher = Fetcher(self.topics, facts.max_blob_bytes, self._rng)
+        rng = rng or Random()  # noqa: S311  jitter
+        self._fetcher = Fetcher(self.topics, facts.max_blob_bytes, rng)
+        self._outbox = Outbox(self.topics, facts.agent_id, memory or AgentMemory(), rng)
         self._job: _JobKey | None = None
         self._answered: _JobKey | None = None
-        self._pending: SpooledUpdate | None = memory.pending
-        self._resends = 0
-        #: When the pending update is due to be sent again; at once when its round is heard of.
-        self._resend_s = 0.0
         self._heartbeat_s = math.inf
         self._attempts = 0
         self._received_bytes = 0
-        self._chunk_bytes = blobs.CHUNK_BYTES
 
     def handle(self, event: Event, now_s: float) -> list[Action]:
         """What to do about an event at `now_s` (any steady clock, in seconds)."""
@@ -152,9 +134,8 @@ class Agent:
             case Started():
                 return self._start()
             case Connected(max_payload_bytes):
-                self._chunk_bytes = blobs.chunk_bytes_for(max_payload_bytes)
-                # What we sent may be lost with the session: again when the plan comes again.
-                self._resend_s = now_s
+                self._outbox.chunk_bytes = blobs.chunk_bytes_for(max_payload_bytes)
+                self._outbox.connected(now_s)
                 return [self._beat(now_s)]
             case MessageArrived(topic, payload):
                 return self._message(topic, payload, now_s)
@@ -173,11 +154,18 @@ class Agent:
 
     def wait_s(self, now_s: float) -> float:
         """Seconds until a Tick is due."""
-        moments = [self._heartbeat_s, self._fetcher.next_s()]
-        if self._pending is not None and self._plan_of_pending():
-            moments.append(self._resend_s)
+        moments = [
+            self._heartbeat_s,
+            self._fetcher.next_s(),
+            self._outbox.next_s(self._plan),
+        ]
         due = min((moment for moment in moments if moment is not None), default=math.inf)
         return max(0.0, due - now_s)
+
+    @property
+    def residual(self) -> F32 | None:
+        """What the next update must make up for; float32, shape (P,)."""
+        return self._outbox.residual
 
     @property
     def will(self) -> Publish:
@@ -197,7 +185,7 @@ class Agent:
             actions.append(self._beat(now_s))
         for progressed in self._fetcher.tick(now_s):
             actions += self._progressed(progressed, now_s)
-        return actions + self._resend_when_due(now_s)
+        return actions + self._outbox.send_when_due(self._plan, now_s)
 
     def _beat(self, now_s: float) -> Publish:
         every = self.facts.heartbeat_s
@@ -219,7 +207,7 @@ class Agent:
                 case RoundTopic():
                     return self._new_plan(messages.decode(payload, RoundPlan), now_s)
                 case InboxTopic():
-                    return self._inbox(messages.decode_inbox(payload))
+                    return self._outbox.inbox(messages.decode_inbox(payload), now_s)
                 case ChunkTopic(sha256):
                     return self._progressed(self._fetcher.chunk(sha256, payload, now_s), now_s)
             return []
@@ -235,7 +223,7 @@ class Agent:
             return []
         actions: list[Action] = [] if old is None else [*self._fetcher.forget(old.package)]
         if self._package is not None:
-            actions += self._other_model()
+            actions += self._outbox.forget_model()
         self._loaded = self._failed = None
         self._loading = sha256
         return actions + self._fetch(manifest.package, now_s)
@@ -246,92 +234,13 @@ class Agent:
         if old is not None and old.weights.sha256 != plan.weights.sha256:
             actions += self._fetcher.forget(old.weights)
         self._plan = plan
-        if self._pending is not None and _over(self._pending, plan):
-            actions += self._drop_pending("its round is over and no receipt came")
-        if self._plan_of_pending() and plan.task == "train":
+        actions += self._outbox.new_plan(plan, now_s)
+        if self._outbox.answers(plan) and plan.task == "train":
             self._answered = _key(plan)
         if self._job is not None and self._job != _key(plan):
             log.info("round %d is over, training stops", self._job[1])
             actions.append(CancelJob())
-        return [*actions, *self._resend_when_due(now_s), *self._advance(now_s)]
-
-    # -- the pending update ---------------------------------------------------------------------
-
-    def _plan_of_pending(self) -> bool:
-        """Whether the current plan is of the round that the pending update belongs to."""
-        plan, pending = self._plan, self._pending
-        return (
-            plan is not None
-            and pending is not None
-            and plan.state == "open"
-            and (plan.session, plan.round_id) == (pending.session, pending.round_id)
-        )
-
-    def _resend_when_due(self, now_s: float) -> list[Action]:
-        """Brokers acknowledge and lose; the coordinator counts once, however often it comes."""
-        if not self._plan_of_pending() or now_s < self._resend_s:
-            return []
-        return self._send_pending(now_s)
-
-    def _send_pending(self, now_s: float, only: Collection[int] = ()) -> list[Action]:
-        pending = self._pending
-        assert pending is not None, "callers have looked"
-        pause = min(_LONGEST_RESEND_S, _RESEND_S * 2.0**self._resends)
-        self._resends += 1
-        self._resend_s = now_s + pause * self._rng.uniform(1.0, 1.5)
-        _, payloads = blobs.split(pending.frame, self._chunk_bytes)
-        wanted = [n for n in range(len(payloads)) if n in only] or range(len(payloads))
-        return [
-            Publish(
-                self.topics.name(UpdateTopic(self.facts.agent_id, pending.round_id, n)),
-                payloads[n],
-                expiry_s=math.ceil(pending.deadline_s),
-            )
-            for n in wanted
-        ]
-
-    def _inbox(self, message: Receipt | Resend) -> list[Action]:
-        pending = self._pending
-        if pending is None or (message.session, message.round_id) != (
-            pending.session,
-            pending.round_id,
-        ):
-            log.debug("message about round %d, of which we keep nothing", message.round_id)
-            return []
-        if isinstance(message, Resend):
-            if hashlib.sha256(pending.frame).hexdigest() != message.sha256:
-                return []
-            log.info("round %d: %d chunks again", message.round_id, len(message.chunks))
-            return self._send_pending(self._resend_s, set(message.chunks))
-        return self._receipt(message, pending)
-
-    def _receipt(self, receipt: Receipt, pending: SpooledUpdate) -> list[Action]:
-        if (receipt.boot, receipt.attempt) != (pending.boot, pending.attempt):
-            return []
-        self._pending = None
-        if receipt.accepted:
-            self.residual, self._residual_of = pending.residual, pending.fingerprint
-            log.info("round %d: update counted", receipt.round_id)
-        else:
-            log.warning(
-                "round %d: update refused (%s): %s",
-                receipt.round_id,
-                receipt.reason,
-                receipt.detail,
-                extra={"event": "update_refused", "reason": receipt.reason},
-            )
-        return [SettleUpdate(receipt.accepted)]
-
-    def _other_model(self) -> list[Action]:
-        """What earlier rounds left belongs to a model that is no longer trained."""
-        self.residual = None
-        return [] if self._pending is None else self._drop_pending("there is another model now")
-
-    def _drop_pending(self, why: str) -> list[Action]:
-        assert self._pending is not None, "callers have looked"
-        log.info("update of round %d dropped: %s", self._pending.round_id, why)
-        self._pending = None
-        return [SettleUpdate(accepted=False)]
+        return [*actions, *self._advance(now_s)]
 
     # -- blobs ----------------------------------------------------------------------------------
 
@@ -402,10 +311,7 @@ class Agent:
         if event.package != self._loading:
             return []
         self._loaded, self._loading = event, None
-        pending = self._pending
-        kept_of = self._residual_of if pending is None else pending.fingerprint
-        actions = self._other_model() if kept_of != event.fingerprint else []
-        self._residual_of = event.fingerprint
+        actions = self._outbox.model_is(event.fingerprint)
         if self.facts.fingerprint not in (None, event.fingerprint):
             detail = f"layout {event.fingerprint}, this device trains {self.facts.fingerprint} only"
             self._failed = PackageFailed(event.package, "fingerprint", detail)
@@ -503,7 +409,7 @@ class Agent:
 
     def _send_update(self, plan: RoundPlan, result: TrainingResult, now_s: float) -> list[Action]:
         rng = np.random.default_rng([plan.seed, crc32(self.facts.agent_id.encode()), 1])
-        encoded = compensate(make_codec(plan.codec), result.delta, self.residual, rng)
+        encoded = compensate(make_codec(plan.codec), result.delta, self._outbox.residual, rng)
         means = result.sums.means()
         header = UpdateHeader(
             session=plan.session,
@@ -520,7 +426,7 @@ class Agent:
             training_s=result.seconds,
             received_bytes=self._received_bytes,
         )
-        self._pending = SpooledUpdate(
+        update = SpooledUpdate(
             session=plan.session,
             round_id=plan.round_id,
             boot=self.facts.boot,
@@ -531,8 +437,7 @@ class Agent:
             residual=encoded.residual,
         )
         self._answered = _key(plan)
-        self._resends = 0
-        return [SpoolUpdate(self._pending), *self._send_pending(now_s)]
+        return self._outbox.put(update, now_s)
 
     def _decline(self, reason: str, detail: str) -> list[Action]:
         plan = self._plan
@@ -598,8 +503,3 @@ def _not_finite(sums: Sums) -> str:
     values = {"loss": sums.loss, **sums.metrics}
     bad = [f"{name} is {value:g}" for name, value in values.items() if not abs(value) <= 1e100]
     return f"{bad[0]} (sum over {sums.weight:g} rows): training diverged" if bad else ""
-
-
-def _over(pending: SpooledUpdate, plan: RoundPlan) -> bool:
-    # The evaluation of the same round may overtake the receipt; a later round may not.
-    return plan.session != pending.session or plan.round_id > pending.round_id
