@@ -293,6 +293,9 @@ class Coordinator:
         if not payload:
             return []  # an operator removed the agent's retained status
         status = messages.decode(payload, AgentStatus)
+        if status.state == "offline" and self.roster.get(agent_id) is None:
+            # Lost while this process was away; a round that was open then asked it.
+            return self._advance(Lost(agent_id), now_s)
         change = self.roster.update(agent_id, status, now_s)
         if change == "duplicate":
             log.error(
@@ -426,9 +429,11 @@ class Coordinator:
         if self._open is None:
             return []
         actions = self._open.round.handle(event)
-        if any(isinstance(action, Closed) for action in actions):
-            return self._close(self._open, now_s)
-        return []
+        if not any(isinstance(action, Closed) for action in actions):
+            return []
+        if now_s < self._pause_until_s:
+            return []  # restarted: an update that was queued came before the births
+        return self._close(self._open, now_s)
 
     # -- the end of a round ---------------------------------------------------------------------
 

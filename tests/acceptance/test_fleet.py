@@ -385,3 +385,20 @@ def test_a_coordinator_that_was_killed_goes_on_with_the_next_round(
         document = json.loads(status.communicate(timeout=20)[0])
     assert [r["round_id"] for r in document["rounds"]] == [1, 2, 3, 4, 5, 6]
     assert document["finished"] == "rounds"
+
+
+def test_a_broker_that_crashes_and_forgets_everything_costs_no_round(
+    tmp_path: Path, broker: LocalBroker, listener: Listener
+) -> None:
+    out, path = tmp_path / "out", scenario(tmp_path, **SLOW)
+    run = ("fleet", "run", path, "--agents", "3", "--rounds", "3", "--out", out)
+    with process(*run, "--broker", address(broker)) as child:
+        eventually("round 2 begins", lambda: listener.plan(2))
+        broker.kill()
+        broker.start()
+        assert ended(child) == 0
+    report = json.loads((out / "report.json").read_text())
+    committed = [r for r in report["rounds"] if r["status"] == "committed"]
+    assert [(r["asked"], r["reported"]) for r in committed] == [(3, 3), (3, 3), (3, 3)]
+    assert losses(report) == sorted(losses(report), reverse=True)
+    assert report["final"]["version"] == 3

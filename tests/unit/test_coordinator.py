@@ -58,7 +58,7 @@ from coordinator.events import (
     SaveRound,
     Waiting,
 )
-from coordinator.federation import Coordinator, Progress
+from coordinator.federation import Coordinator, Progress, StoredRound
 from coordinator.records import RoundRecord
 from coordinator.strategies import StrategyConfig
 from models.codecs import CodecConfig, make_codec
@@ -930,6 +930,37 @@ def test_a_restart_goes_on_with_the_next_round_and_the_same_model() -> None:
     assert again.weights().tolist() == [2.0, 0.0, 0.0]
     a.update([1, 0, 0])
     assert (again.record.round_id, again.record.version) == (3, 3)
+
+
+def test_after_a_restart_a_round_ends_only_when_births_had_time_to_arrive() -> None:
+    settings = config(start=StartConfig(agents=2), evaluation=EvaluationConfig(every=1))
+    stage = Stage(settings)
+    a, _ = (FakeAgent(stage, name, test_rows=2) for name in "ab")
+    frames = (("a", a.frame([2, 0, 0])),)
+    stored = StoredRound(stage.plan, ("a", "b"), 2, frames)
+    again = Stage(settings, progress=Progress(0, PACKAGE.initial, {}, [], stored))
+    b = FakeAgent(again, "b", test_rows=2, join=False)
+    # It was queued while nobody was there, and so comes before what is retained.
+    assert b.receipt(b.update([4, 0, 0])).accepted
+    assert only(again.actions, Commit) == []
+    b.status("online")
+    FakeAgent(again, "a", test_rows=2)
+    again.later(again.coordinator.wait_s(again.now_s))
+    assert again.coordinator.progress.theta.tolist() == [3.0, 0.0, 0.0]
+    assert (again.plan.task, again.plan.cohort.ids) == ("evaluate", ("a", "b"))
+
+
+def test_an_agent_lost_while_the_coordinator_was_away_is_not_waited_for() -> None:
+    settings = config(start=StartConfig(agents=2))
+    stage = Stage(settings)
+    a, _ = FakeAgent(stage, "a"), FakeAgent(stage, "b")
+    stored = StoredRound(stage.plan, ("a", "b"), 2, (("a", a.frame([2, 0, 0])),))
+    again = Stage(settings, progress=Progress(0, PACKAGE.initial, {}, [], stored))
+    FakeAgent(again, "b", join=False).status("offline")  # its will, retained
+    FakeAgent(again, "a")
+    again.later(again.coordinator.wait_s(again.now_s))
+    assert (again.record.closed, again.record.reported) == ("everyone", 1)
+    assert again.plan.cohort.ids == ("a",)
 
 
 def test_a_restart_with_another_strategy_is_told_at_once() -> None:

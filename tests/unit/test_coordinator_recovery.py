@@ -72,6 +72,7 @@ def test_stored_updates_count_after_a_kill_and_theta_is_the_same_bit_for_bit(
     assert again.plan.round_id == 1, "the round goes on, it does not begin anew"
     for name in names[killed_after:]:
         agents[name].update(DELTAS[name])
+    again.later(1.0)
     keep(store, again, 0)
     assert again.record.round_id == 1
     assert again.record.reported == 3
@@ -119,6 +120,7 @@ def test_an_update_sent_again_after_the_restart_gets_its_receipt_and_counts_once
     assert receipt.accepted
     agents["b"].update(DELTAS["b"])
     agents["c"].update(DELTAS["c"])
+    again.later(1.0)
     assert again.record.reported == 3
     assert again.record.refused == 0
     np.testing.assert_array_equal(again.coordinator.progress.theta, uninterrupted())
