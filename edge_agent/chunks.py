@@ -39,16 +39,14 @@ class ChunkStore:
         """
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            used = sum(path.stat().st_size for path in self._folder.iterdir())
-            if used + len(payload) > self._max_bytes:
-                raise StoreError(f"{self._folder}: {used} bytes, limit {self._max_bytes}")
+            self._make_room(sha256, len(payload))
             with (self._folder / sha256).open("ab") as file:
                 file.write(_LENGTH.pack(len(payload)) + payload)
         except OSError as error:
             raise StoreError(f"{self._folder}: {error.strerror}; a chunk is not kept") from error
 
     def recall(self, sha256: str) -> list[bytes]:
-        """The chunks that are whole; other blobs' files are deleted only by `forget`."""
+        """The chunks that are whole."""
         path = self._folder / sha256
         try:
             data = path.read_bytes() if path.stat().st_size <= self._max_bytes else b""
@@ -66,12 +64,18 @@ class ChunkStore:
         except OSError as error:
             log.warning("%s cannot be deleted: %s", self._folder / sha256, error.strerror)
 
-    def keep_only(self, wanted: set[str]) -> None:
-        """Delete the files of all other blobs, left from before a power cut."""
-        if self._folder.is_dir():
-            for path in self._folder.iterdir():
-                if path.name not in wanted:
-                    self.forget(path.name)
+    def _make_room(self, sha256: str, payload_bytes: int) -> None:
+        """Files of other blobs may be left from before a power cut: the oldest go first."""
+        files = sorted(self._folder.iterdir(), key=lambda path: path.stat().st_mtime)
+        used = sum(path.stat().st_size for path in files)
+        for path in files:
+            if used + payload_bytes <= self._max_bytes:
+                return
+            if path.name != sha256:
+                used -= path.stat().st_size
+                path.unlink()
+        if used + payload_bytes > self._max_bytes:
+            raise StoreError(f"{self._folder}: {used} bytes, limit {self._max_bytes}")
 
 
 def _whole_chunks(data: bytes, sha256: str, path: Path) -> list[bytes]:

@@ -7,6 +7,7 @@ deletes it when the update does not count. One write of data a round spares SD c
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -143,7 +144,8 @@ class Spool:
             partial.replace(path)
             _sync_folder(self._folder)
         except OSError as error:
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                partial.unlink()
             raise StoreError(f"{path}: {error.strerror}; the update is not kept on disk") from error
 
     def _read(self, name: str, what: str) -> SpooledUpdate | None:

@@ -20,6 +20,7 @@ from broker.machine import (
     Started,
     Stopping,
     Subscribe,
+    Tick,
     Unsubscribe,
 )
 from broker.messages import (
@@ -31,6 +32,7 @@ from broker.messages import (
     ProgramManifest,
     Receipt,
     Report,
+    Resend,
     RoundPlan,
     UpdateHeader,
 )
@@ -61,6 +63,7 @@ from edge_agent.events import (
     StartJob,
     Trained,
 )
+from edge_agent.spool import AgentMemory
 from edge_agent.trainer import TrainingResult
 from models.codecs import CodecConfig, make_codec
 from models.parameters import F32
@@ -814,3 +817,98 @@ def test_fields_of_a_newer_coordinator_are_ignored() -> None:
     newer = msgspec.to_builtins(plan()) | {"field_of_a_newer_coordinator": [1, {}]}
     actions = device.hear(RoundTopic(), msgspec.json.encode(newer))
     assert [type(a) for a in actions] == [Subscribe]
+
+
+# -- after a power cut, and when messages are lost --------------------------------------------
+
+
+def rebooted(device: Device, boot: str = "b2") -> Device:
+    """The same device after a power cut: what it spooled is there, all else is gone."""
+    spooled = only(device.actions, SpoolUpdate)
+    memory = AgentMemory(pending=spooled[-1].update if spooled else None)
+    again = Device(connect=False)
+    again.agent = Agent(AgentFacts(agent_id="pi-1", federation="f", boot=boot), memory)
+    again.feed(Started())
+    again.feed(Connected(MAX_PAYLOAD))
+    again.coordinator()
+    again.manifest()
+    again.blob(PACKAGE)
+    again.loaded()
+    return again
+
+
+def test_after_a_power_cut_the_spooled_update_is_sent_again_and_nothing_is_trained_twice() -> None:
+    device = training(codec=CodecConfig("int8"))
+    _, *sent = device.feed(trained(DELTA, codec=CodecConfig("int8")))
+    again = rebooted(device)
+    actions = again.plan(codec=CodecConfig("int8"))
+    assert only(actions, StartJob) == []
+    assert only(actions, Publish) == sent
+    assert again.receipt(accepted=True) == [SettleUpdate(accepted=True)]
+    assert again.agent.residual is not None
+    assert again.plan(codec=CodecConfig("int8")) == []
+
+
+def test_after_a_power_cut_the_update_of_a_round_that_is_over_is_dropped() -> None:
+    device = training()
+    device.feed(trained([1, 2, 3, 4]))
+    again = rebooted(device)
+    actions = again.plan(round_id=2)
+    assert actions[0] == SettleUpdate(accepted=False)
+    assert [a for a in only(actions, Publish) if "/updates/" in a.topic] == []
+
+
+def test_a_residual_of_another_model_is_not_used() -> None:
+    kept = AgentMemory(residual=np.ones(4, np.float32), fingerprint="f" * 16)
+    device = Device(connect=False)
+    device.agent = Agent(AgentFacts(agent_id="pi-1", federation="f", boot="b1"), kept)
+    device.feed(Started())
+    device.coordinator()
+    device.manifest()
+    device.blob(PACKAGE)
+    device.loaded()
+    assert device.agent.residual is None
+
+
+def test_without_a_receipt_the_update_is_sent_again_ever_more_rarely() -> None:
+    device = training()
+    _, *sent = device.feed(trained([1, 2, 3, 4]))
+    waits = []
+    for _ in range(4):
+        wait_s = device.agent.wait_s(device.now_s)
+        device.now_s += wait_s - 0.1
+        assert device.feed(Tick()) == []
+        device.now_s += 0.1
+        assert device.feed(Tick()) == sent
+        waits.append(wait_s)
+    assert all(30.0 * 2**n <= wait <= 45.0 * 2**n for n, wait in enumerate(waits))
+
+
+def test_chunks_the_coordinator_misses_are_sent_again_alone() -> None:
+    device = training()
+    device.feed(Connected(1024 + blobs.HEADER_BYTES))
+    theta = np.arange(1000, dtype=np.float32)
+    sent = only(device.feed(trained(theta)), Publish)
+    assert len(sent) > 2
+    ref = blobs.parse_chunk(sent[0].payload).ref
+    resend = Resend(session="s1", round_id=1, sha256=ref.sha256, chunks=(1,))
+    assert device.hear(InboxTopic("pi-1"), resend) == [sent[1]]
+    other = Resend(session="s1", round_id=1, sha256="0" * 64, chunks=(1,))
+    assert device.hear(InboxTopic("pi-1"), other) == []
+
+
+def test_a_stalled_fetch_is_reported_as_missing() -> None:
+    device = ready()
+    device.plan()
+    device.now_s += device.agent.wait_s(device.now_s)
+    report = report_in([a for a in device.feed(Tick()) if isinstance(a, Publish)])
+    assert (report.kind, report.sha256, report.chunks) == ("missing", digest(THETA.tobytes()), (0,))
+
+
+def test_heartbeats_come_also_while_it_trains() -> None:
+    device = ready(heartbeat_s=60.0)
+    device.plan()
+    device.blob(THETA.tobytes())
+    for _ in range(3):
+        device.now_s += 60.0
+        assert status_in(device.feed(Tick())).heartbeat_s == 60.0
