@@ -57,6 +57,9 @@ class MqttLink:
         max_queued_messages: that wait to be acknowledged by the broker, before `publish` refuses.
         max_queued_bytes: the same in bytes.
         flush_s: how long `close` gives the messages that wait.
+        notify: called after each event that `poll` will return, once for each, on whichever thread
+            it came from; must only enqueue. So one thread can own many links and poll the one that
+            has something.
 
     Raises:
         ConfigError: a certificate file is unusable.
@@ -76,12 +79,14 @@ class MqttLink:
         max_queued_messages: int = MAX_QUEUED_MESSAGES,
         max_queued_bytes: int = MAX_QUEUED_BYTES,
         flush_s: float = 5.0,
+        notify: Callable[[], None] | None = None,
     ) -> None:
         self.counters = ByteCounters()
         self._settings = settings
         self._manual_ack = manual_ack
         self._limits = (max_queued_messages, max_queued_bytes)
         self._flush_s = flush_s
+        self._notify = notify
         self._events: queue.SimpleQueue[LinkEvent] = queue.SimpleQueue()
         self._commands: deque[Callable[[], None]] = deque()
         self._drain_is_due = False
@@ -89,6 +94,7 @@ class MqttLink:
         self._queued_messages = 0
         self._queued_bytes = 0
         self._is_closed = False
+        self._is_released = False
         self._done = threading.Event()
         tls = settings.tls.context() if settings.tls else None
         self._own_network = network is None
@@ -173,7 +179,7 @@ class MqttLink:
 
     def post(self, value: object) -> None:
         """Has `poll` return `Posted(value)`; from any thread, or a signal handler."""
-        self._events.put(Posted(value))
+        self.emit(Posted(value))
 
     def acknowledge(self, received: Received) -> None:
         """Tells the broker that it may forget the message (only with manual acknowledgement)."""
@@ -198,22 +204,33 @@ class MqttLink:
 
         Messages that were received and not polled stay with the broker.
         """
-        self._end(lambda: self._connection.close(self._flush_s), self._flush_s)
+        self.begin_close()
+        self._await_end(self._flush_s)
+
+    def begin_close(self) -> None:
+        """The first half of `close`, which does not wait: for who closes many links at once."""
+        self._begin_end(lambda: self._connection.close(self._flush_s))
 
     def abort(self) -> None:
         """Vanishes without a goodbye, as in a power cut: the broker publishes the will."""
-        self._end(self._connection.vanish, 0.0)
+        self._begin_end(self._connection.vanish)
+        self._await_end(0.0)
 
     def interrupt(self) -> None:
         """Loses the connection, as with a cut cable, and reconnects by the usual rules."""
         self._post(self._connection.interrupt)
 
-    def _end(self, command: Callable[[], None], patience_s: float) -> None:
+    def _begin_end(self, command: Callable[[], None]) -> None:
         with self._queue_lock:
             if self._is_closed:
                 return
             self._is_closed = True
         self._post(command)
+
+    def _await_end(self, patience_s: float) -> None:
+        if self._is_released:
+            return
+        self._is_released = True
         patience_s += _CLOSE_MARGIN_S + self._settings.connect_timeout_s
         if not self._done.wait(patience_s):
             log.warning("link to broker %s did not close in time", self._settings.address)
@@ -229,7 +246,7 @@ class MqttLink:
             if not self._network.call(self._drain):
                 self._done.set()  # the network is closed already, and we with it
 
-    # --- the network thread ----------------------------------------------------------------------
+    # --- the network thread (and `emit`, any) ----------------------------------------------------
 
     def _drain(self) -> None:
         self._drain_is_due = False
@@ -243,6 +260,8 @@ class MqttLink:
     def emit(self, event: LinkEvent) -> None:
         """An event for the owner's thread."""
         self._events.put(event)
+        if self._notify is not None:
+            self._notify()
 
     def arrived(self, packet_bytes: int) -> None:
         """A message came over the link."""

@@ -47,6 +47,7 @@ class Service(ABC):
         self._connected_once = False
         self._down_reason = ""
         self._stopping = False
+        self._began_s = 0.0
         #: Exceptions that the loop survived.
         self.failures = 0
 
@@ -84,23 +85,45 @@ class Service(ABC):
         """
         restore = self._catch_signals()
         try:
-            self.dispatch(Started())
-            self._link.open()
-            started = time.monotonic()
+            self.begin()
             while not self._stopping:
-                waited_s = time.monotonic() - started
-                self._check_patience(waited_s)
                 event = self._link.poll(0.0)
                 if event is None:
                     self.idle()
-                    event = self._link.poll(min(self.wait_s(), self._patience_s(waited_s)))
-                self._step(event)
-            self.dispatch(Stopping())
-            self.idle()
+                    event = self._link.poll(self.pause_s())
+                self.take(event)
+            self.end()
         finally:
             self._link.close()
             for number, handler in restore:
                 signal.signal(number, handler)
+
+    # `run`, in three parts for those who serve many links from one thread.
+
+    def begin(self) -> None:
+        """Start the machine and begin to connect."""
+        self.dispatch(Started())
+        self._link.open()
+        self._began_s = time.monotonic()
+
+    def take(self, event: LinkEvent | None) -> None:
+        """Deal with what `poll` returned, and with the time.
+
+        Raises:
+            LinkError: see `run`.
+            StoreError: what must last cannot be written.
+        """
+        self._step(event)
+        self._check_patience(time.monotonic() - self._began_s)
+
+    def end(self) -> None:
+        """Let the machine say goodbye; the link is still open."""
+        self.dispatch(Stopping())
+        self.idle()
+
+    def pause_s(self) -> float:
+        """How long to wait for an event before `take(None)` is due."""
+        return min(self.wait_s(), self._patience_s(time.monotonic() - self._began_s))
 
     def dispatch(self, event: Any) -> None:
         """Hand an event to the machine and do what it answers."""
