@@ -60,7 +60,7 @@ def choose_kind(kind: Kind) -> Literal["mosquitto", "embedded"]:
     if kind != "mosquitto" and has_embedded():
         return "embedded"
     mosquitto = "Mosquitto (apt install mosquitto)"
-    embedded = "the embedded broker (install fedge with its extra: fedge[fleet])"
+    embedded = "the embedded broker (comes with fedge's extra: fedge[fleet])"
     missing = {"mosquitto": mosquitto, "embedded": embedded}.get(kind, f"{mosquitto} or {embedded}")
     raise ConfigError(f"no {kind if kind != 'auto' else 'MQTT'} broker here: install {missing}")
 

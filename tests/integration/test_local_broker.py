@@ -95,7 +95,7 @@ def test_a_missing_kind_says_what_to_install(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("broker.local.has_embedded", lambda: False)
     with pytest.raises(ConfigError, match=r"no mosquitto broker here: .*apt install mosquitto"):
         choose_kind("mosquitto")
-    with pytest.raises(ConfigError, match=r"no embedded broker here: .*pip install"):
+    with pytest.raises(ConfigError, match=r"no embedded broker here: .*extra: fedge"):
         choose_kind("embedded")
     with pytest.raises(ConfigError, match=r"apt install mosquitto.* or .*pip install"):
         choose_kind("auto")
