@@ -97,7 +97,7 @@ def test_a_missing_kind_says_what_to_install(monkeypatch: pytest.MonkeyPatch) ->
         choose_kind("mosquitto")
     with pytest.raises(ConfigError, match=r"no embedded broker here: .*extra: fedge"):
         choose_kind("embedded")
-    with pytest.raises(ConfigError, match=r"apt install mosquitto.* or .*pip install"):
+    with pytest.raises(ConfigError, match=r"apt install mosquitto.* or .*extra: fedge"):
         choose_kind("auto")
     monkeypatch.setattr("broker.local.has_embedded", lambda: True)
     assert choose_kind("auto") == "embedded"
