@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -29,6 +30,8 @@ from tests.conftest import wait_up
 ROOT = Path(__file__).parents[2]
 HOUSE_PRICE = ROOT / "examples" / "house_price.yaml"
 HOUSING = ROOT / "examples" / "data" / "housing_california.npz"
+#: No command of these tests takes so long.
+_LONGEST_S = 50.0
 FEDGE = [sys.executable, "-P", "-m", "fedge"]
 
 
@@ -42,9 +45,12 @@ def process(*arguments: str | Path) -> Iterator[subprocess.Popen[bytes]]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
+    watchdog = threading.Timer(_LONGEST_S, child.kill)  # who reads its output waits no longer
+    watchdog.start()
     try:
         yield child
     finally:
+        watchdog.cancel()
         if child.poll() is None:
             child.terminate()
             try:
@@ -373,7 +379,8 @@ def test_a_coordinator_that_was_killed_goes_on_with_the_next_round(
         with process(*run) as second:
             again = read_records(second.stdout, 6)
             assert ended(second) == 0
-    assert 2 <= len(records) < 6
+    assert 2 <= len(records) < 6, "the first coordinator ran its rounds until it was killed"
+    assert again, "the second one went on"
     ids = [record["round_id"] for record in records + again]
     # The kill may fall between the commit of a round and the line that tells of it.
     assert ids in ([1, 2, 3, 4, 5, 6], [n for n in range(1, 7) if n != len(records) + 1])
