@@ -128,10 +128,14 @@ class Service(ABC):
     def dispatch(self, event: Any) -> None:
         """Hand an event to the machine and do what it answers."""
         for action in self.handle(event):
-            if isinstance(action, LinkAction):
-                self.send(action)
-            else:
-                self.perform(action)
+            self.do(action)
+
+    def do(self, action: Any) -> None:
+        """Do one action, on the link or off it."""
+        if isinstance(action, LinkAction):
+            self.send(action)
+        else:
+            self.perform(action)
 
     def _step(self, event: LinkEvent | None) -> None:
         try:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future, wait
+from dataclasses import dataclass
 from pathlib import Path
 
 import fedge
@@ -13,6 +16,7 @@ from broker.config import located
 from broker.link import Link, Will
 from broker.machine import Tick
 from broker.mqtt import MqttLink
+from broker.network import NetworkLoop
 from broker.service import Service
 from edge_agent.agent import Agent, AgentFacts
 from edge_agent.chunks import ChunkStore
@@ -31,8 +35,8 @@ from edge_agent.events import (
     SpoolUpdate,
     StartJob,
 )
-from edge_agent.spool import Spool
-from edge_agent.worker import Worker
+from edge_agent.spool import Spool, SpooledUpdate
+from edge_agent.worker import WorkerPool
 from models.errors import ModelError, StoreError
 from models.program import find_runtime
 
@@ -42,18 +46,46 @@ log = logging.getLogger(__name__)
 _WILL_DELAY_S = 5
 
 
+@dataclass(frozen=True)
+class _Spooled:
+    """The update that was being written is on disk, or cannot be."""
+
+
 class AgentService(Service):
-    """One agent over one link."""
+    """One agent over one link, by itself (`run`) or among others (`begin`, `take`, `end`).
+
+    Args:
+        agent: the machine.
+        link: to the broker.
+        config: of the agent.
+        base: folder that the configuration's paths are relative to.
+        pool: that trains for it.
+        give_up_s: see `Service`.
+        disk: threads that write the spool, so that one agent's disk does not hold up the others;
+            None writes at once. Either way nothing that follows the update is done before it is
+            on disk.
+    """
 
     def __init__(
-        self, agent: Agent, link: Link, config: AgentConfig, base: Path, give_up_s: float | None
+        self,
+        agent: Agent,
+        link: Link,
+        config: AgentConfig,
+        base: Path,
+        pool: WorkerPool,
+        give_up_s: float | None = None,
+        disk: Executor | None = None,
     ) -> None:
         super().__init__(link, give_up_s)
         self._agent = agent
         state_dir = located(config.state_dir, base)
         self._spool = Spool(state_dir, spool_limit(config))
         self._chunks = ChunkStore(state_dir, 3 * config.max_blob_bytes)
-        self._worker = Worker(config, base, link.post)
+        self._worker = pool.worker(config, base, link.post)
+        self._disk = disk
+        self._writing: Future[None] | None = None
+        #: Actions that wait for the update before them to be on disk.
+        self._held: deque[Action] = deque()
 
     def handle(self, event: Event) -> Sequence[Action]:
         """See `Agent.handle`."""
@@ -68,18 +100,46 @@ class AgentService(Service):
         if self._agent.wait_s(time.monotonic()) <= 0:
             self.dispatch(Tick())
 
+    def dispatch(self, event: Event | _Spooled) -> None:
+        """See `Service.dispatch`."""
+        if isinstance(event, _Spooled):
+            self._release()
+        else:
+            super().dispatch(event)
+
+    def do(self, action: Action) -> None:
+        """Now, or once the update before it is on disk."""
+        if self._writing is not None:
+            self._held.append(action)
+        else:
+            super().do(action)
+
+    def end(self) -> None:
+        """See `Service.end`."""
+        super().end()
+        while self._writing is not None:
+            wait([self._writing])
+            self._release()
+
+    def _release(self) -> None:
+        """The update is on disk, or cannot be: go on, up to the next one."""
+        writing, self._writing = self._writing, None
+        if writing is not None and (error := writing.exception()) is not None:
+            _warn_not_kept(error)
+        while self._held and self._writing is None:
+            super().do(self._held.popleft())
+
     def perform(self, action: Action) -> None:
         """Write what must last; hand slow work to the worker."""
         try:
             self._perform(action)
         except StoreError as error:
-            # A full disk costs safety against power cuts, not the round.
-            log.warning("%s", error, extra={"event": "not_kept"})
+            _warn_not_kept(error)
 
     def _perform(self, action: Action) -> None:
         match action:
             case SpoolUpdate(update):
-                self._spool.write(update)
+                self._write(update)
             case SettleUpdate(accepted):
                 self._spool.settle(accepted=accepted)
             case RecallBlob(sha256):
@@ -93,12 +153,17 @@ class AgentService(Service):
             case CancelJob():
                 self._worker.cancel()
 
-    def run(self) -> None:
-        """See `Service.run`."""
-        try:
-            super().run()
-        finally:
-            self._worker.stop()
+    def _write(self, update: SpooledUpdate) -> None:
+        if self._disk is None:
+            self._spool.write(update)
+            return
+        self._writing = self._disk.submit(self._spool.write, update)
+        self._writing.add_done_callback(lambda _: self._link.post(_Spooled()))
+
+
+def _warn_not_kept(error: BaseException) -> None:
+    # A full disk costs safety against power cuts, not the round.
+    log.warning("%s", error, extra={"event": "not_kept"})
 
 
 def agent_facts(config: AgentConfig, boot: str) -> AgentFacts:
@@ -129,6 +194,41 @@ def spool_limit(config: AgentConfig) -> int:
     return 2 * config.max_blob_bytes + (1 << 20)
 
 
+def make_agent(config: AgentConfig, base: Path) -> Agent:
+    """The machine of a new boot, with what earlier boots left in its state folder."""
+    spool = Spool(located(config.state_dir, base), spool_limit(config))
+    return Agent(agent_facts(config, secrets.token_hex(8)), spool.load())
+
+
+def make_link(
+    agent: Agent,
+    config: AgentConfig,
+    base: Path,
+    network: NetworkLoop | None = None,
+    notify: Callable[[], None] | None = None,
+) -> MqttLink:
+    """The agent's link, not opened yet.
+
+    Args:
+        agent: that says what its will is.
+        config: of the agent.
+        base: folder that the configuration's paths are relative to.
+        network: see `broker.mqtt.MqttLink`.
+        notify: likewise.
+
+    Raises:
+        ConfigError: the broker's settings name files that cannot be read.
+    """
+    will = agent.will
+    return MqttLink(
+        config.broker.located(base),
+        client_id=f"fedge-{config.federation}-{config.agent_id}",
+        network=network,
+        will=Will(will.topic, will.payload, _WILL_DELAY_S),
+        notify=notify,
+    )
+
+
 def run_agent(config: AgentConfig, base: Path, give_up_s: float | None = None) -> None:
     """Serve until stopped; paths in `config` are relative to `base`.
 
@@ -136,12 +236,10 @@ def run_agent(config: AgentConfig, base: Path, give_up_s: float | None = None) -
         LinkError: see `Service.run`.
         ConfigError: the broker's settings name files that cannot be read.
     """
-    spool = Spool(located(config.state_dir, base), spool_limit(config))
-    agent = Agent(agent_facts(config, secrets.token_hex(8)), spool.load())
-    will = agent.will
-    link = MqttLink(
-        config.broker.located(base),
-        client_id=f"fedge-{config.federation}-{config.agent_id}",
-        will=Will(will.topic, will.payload, _WILL_DELAY_S),
-    )
-    AgentService(agent, link, config, base, give_up_s).run()
+    agent = make_agent(config, base)
+    link = make_link(agent, config, base)
+    pool = WorkerPool()
+    try:
+        AgentService(agent, link, config, base, pool, give_up_s).run()
+    finally:
+        pool.stop()

@@ -1,6 +1,8 @@
-"""The thread that trains: slow work away from the thread that owns the agent's state.
+"""The threads that train: slow work away from the thread that owns the agents' state.
 
-Training blocks for minutes on a small device; the network and the state machine must go on.
+Training blocks for minutes on a small device; the network and the state machine must go on. A
+device has one thread and one agent; a host of many agents shares a few threads among them, and a
+program is loaded once for each thread, whichever agent needs it.
 """
 
 from __future__ import annotations
@@ -8,8 +10,12 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
+from collections import OrderedDict, deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from weakref import WeakValueDictionary
 from zlib import crc32
 
 import numpy as np
@@ -31,85 +37,205 @@ from edge_agent.trainer import train
 from models.errors import FederationError
 from models.package import unpack_wire
 from models.program import Program
+from models.spec import ModelSpec
 
 log = logging.getLogger(__name__)
 
+_JOIN_S = 5.0
 
-class Worker:
-    """Runs `LoadPackage` and `StartJob`, one at a time, in a daemon thread.
+
+@dataclass(frozen=True, eq=False)
+class _Model:
+    """An unpacked package, shared by all who hold it."""
+
+    package: str
+    spec: ModelSpec
+    program: bytes
+
+
+@dataclass(eq=False)
+class _Job:
+    work: LoadPackage | StartJob
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+
+class WorkerPool:
+    """Threads that load, train and evaluate for any number of agents.
 
     Args:
-        config: of the agent.
-        base: folder that the configuration's paths are relative to.
-        report: takes the resulting events; called on the worker's thread.
+        threads: that work at a time.
+        programs: that a thread keeps loaded; more when agents of several models share the pool.
     """
 
-    def __init__(self, config: AgentConfig, base: Path, report: Callable[[Event], None]) -> None:
+    def __init__(self, threads: int = 1, programs: int = 1) -> None:
+        self._keep = programs
+        self._ready: queue.SimpleQueue[Worker | None] = queue.SimpleQueue()
+        self._models: WeakValueDictionary[str, _Model] = WeakValueDictionary()
+        self._lock = threading.Lock()
+        self._stopping = False
+        self._threads = [
+            threading.Thread(target=self._run, name=f"trainer-{n}", daemon=True)
+            for n in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def worker(self, config: AgentConfig, base: Path, report: Callable[[Event], None]) -> Worker:
+        """A place in the pool for one agent.
+
+        Args:
+            config: of the agent.
+            base: folder that the configuration's paths are relative to.
+            report: takes the resulting events; called on a thread of the pool.
+        """
+        return Worker(self, config, base, report)
+
+    def stop(self) -> None:
+        """Let the threads end; waits for the running steps at most 5 s."""
+        self._stopping = True
+        for _ in self._threads:
+            self._ready.put(None)
+        deadline_s = time.monotonic() + _JOIN_S
+        for thread in self._threads:
+            thread.join(max(0.0, deadline_s - time.monotonic()))
+
+    @property
+    def stopping(self) -> bool:
+        """Whether nobody waits for results any more."""
+        return self._stopping
+
+    def enqueue(self, worker: Worker) -> None:
+        """The worker has something to do."""
+        self._ready.put(worker)
+
+    def model(self, package: str, wire: bytes) -> _Model:
+        """The unpacked package; one for all agents that have the same.
+
+        Raises:
+            ModelError: it is none.
+        """
+        with self._lock:
+            model = self._models.get(package)
+            if model is None:
+                spec, program = unpack_wire(wire)
+                model = self._models[package] = _Model(package, spec, program)
+            return model
+
+    def _run(self) -> None:
+        programs = _Programs(self._keep)
+        while (worker := self._ready.get()) is not None and not self._stopping:
+            worker.work(programs)
+
+
+class _Programs:
+    """The programs that one thread has loaded, the latest last."""
+
+    def __init__(self, keep: int) -> None:
+        self._keep = keep
+        self._loaded: OrderedDict[tuple[str, str | None, int], Program] = OrderedDict()
+
+    def get(self, model: _Model, config: AgentConfig) -> Program:
+        key = (model.package, config.runtime, config.threads)
+        if key not in self._loaded:
+            while len(self._loaded) >= self._keep:  # before loading: a device is short of memory
+                self._loaded.popitem(last=False)
+            self._loaded[key] = Program(
+                model.program, model.spec, runtime=config.runtime, threads=config.threads
+            )
+        self._loaded.move_to_end(key)
+        return self._loaded[key]
+
+
+class Worker:
+    """One agent's place in a pool: its jobs are done one at a time, in order."""
+
+    def __init__(
+        self,
+        pool: WorkerPool,
+        config: AgentConfig,
+        base: Path,
+        report: Callable[[Event], None],
+    ) -> None:
+        self._pool = pool
         self._config = config
         self._base = base
         self._report = report
-        self._jobs: queue.SimpleQueue[LoadPackage | StartJob | None] = queue.SimpleQueue()
-        self._cancelled = threading.Event()
-        self._model: tuple[Program, LocalDataset] | None = None
-        self._thread = threading.Thread(target=self._run, name="trainer", daemon=True)
-        self._thread.start()
+        self._lock = threading.Lock()
+        self._jobs: deque[_Job] = deque()  # the first is running or about to
+        self._model: tuple[_Model, LocalDataset] | None = None
 
-    def submit(self, job: LoadPackage | StartJob) -> None:
+    def submit(self, work: LoadPackage | StartJob) -> None:
         """Do this after what was submitted before."""
-        self._cancelled.clear()
-        self._jobs.put(job)
+        with self._lock:
+            self._jobs.append(_Job(work))
+            first = len(self._jobs) == 1
+        if first:
+            self._pool.enqueue(self)
 
     def cancel(self) -> None:
-        """The running training may stop before its next step."""
-        self._cancelled.set()
+        """What was submitted so far may stop before its next step."""
+        with self._lock:
+            for job in self._jobs:
+                job.cancelled.set()
 
-    def stop(self) -> None:
-        """Cancel, and let the thread end; waits for the running step at most 5 s."""
-        self.cancel()
-        self._jobs.put(None)
-        self._thread.join(timeout=5)
+    def work(self, programs: _Programs) -> None:
+        """Do the first job; called on a thread of the pool, never on two at a time."""
+        job = self._jobs[0]
+        try:
+            event = self._do(job, programs)
+        except Exception as error:  # the agent must hear of it, whatever it is
+            log.exception("job failed")
+            event = _failure(job.work, repr(error))
+        self._report(event)
+        with self._lock:
+            self._jobs.popleft()
+            more = bool(self._jobs)
+        if more:
+            self._pool.enqueue(self)
 
-    def _run(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            try:
-                event = self._load(job) if isinstance(job, LoadPackage) else self._work(job)
-            except Exception as error:  # the agent must hear of it, whatever it is
-                log.exception("job failed")
-                event = _failure(job, repr(error))
-            self._report(event)
+    def _do(self, job: _Job, programs: _Programs) -> Event:
+        if isinstance(job.work, LoadPackage):
+            return self._load(job.work, programs)
+        return self._compute(job.work, job.cancelled, programs)
 
-    def _load(self, job: LoadPackage) -> Event:
+    def _load(self, job: LoadPackage, programs: _Programs) -> Event:
         self._model = None
         reason = "no_program"
         try:
-            spec, data = unpack_wire(job.wire)
-            program = Program(
-                data, spec, runtime=self._config.runtime, threads=self._config.threads
-            )
+            model = self._pool.model(job.package, job.wire)
+            program = programs.get(model, self._config)
             reason = "no_data"
             state_dir = located(self._config.state_dir, self._base)
-            dataset = load_dataset(self._config.data, spec, self._base, state_dir)
+            dataset = load_dataset(self._config.data, model.spec, self._base, state_dir)
         except FederationError as error:
             return PackageFailed(job.package, reason, str(error))
-        self._model = (program, dataset)
+        self._model = (model, dataset)
         return PackageLoaded(
-            job.package, spec.fingerprint, program.runtime, dataset.num_train, dataset.num_test
+            job.package,
+            model.spec.fingerprint,
+            program.runtime,
+            dataset.num_train,
+            dataset.num_test,
         )
 
-    def _work(self, job: StartJob) -> Event:
+    def _compute(self, job: StartJob, cancelled: threading.Event, programs: _Programs) -> Event:
         plan = job.plan
         if self._model is None:
             return JobFailed(plan, "no model is loaded")
-        program, dataset = self._model
+        model, dataset = self._model
         try:
+            program = programs.get(model, self._config)
             if plan.task == "evaluate":
                 inputs, target = dataset.part("test")
                 return Evaluated(plan, program.evaluate(job.theta, inputs, target))
             agent = crc32(self._config.agent_id.encode())
             rng = np.random.default_rng([plan.seed, agent, 0])
             rows = dataset.part("train")
-            cancelled = self._cancelled.is_set
-            return Trained(plan, train(program, job.theta, rows, plan.training, rng, cancelled))
+
+            def is_over() -> bool:
+                return cancelled.is_set() or self._pool.stopping
+
+            return Trained(plan, train(program, job.theta, rows, plan.training, rng, is_over))
         except FederationError as error:
             return JobFailed(plan, str(error))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import sys
 from pathlib import Path
@@ -78,6 +79,40 @@ def run(
         click.echo(json.dumps(report))
     if not kept:
         sys.exit(_BROKEN_PROMISE)
+
+
+@cli.command()
+@click.argument(
+    "folders", nargs=-1, required=True, type=click.Path(path_type=Path, file_okay=False)
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1, max=64),
+    default=2,
+    show_default=True,
+    help="Threads that train, shared by all agents.",
+)
+@click.option(
+    "--give-up-after",
+    type=click.FloatRange(min=0.1),
+    metavar="SECONDS",
+    help="Give up an agent that has not reached its broker by then (default: keep trying).",
+)
+@command_errors
+def host(folders: tuple[Path, ...], workers: int, give_up_after: float | None) -> None:
+    """Run many agents in this process until stopped: `fedge fleet run` does it for large fleets.
+
+    Each FOLDER holds an agent.yaml, or folders that do. Every agent keeps its own connection, data
+    and state folder, as if `fedge agent run` ran it; the threads and the programs they train with
+    are shared. Unless -v is given, only what goes wrong is logged. Ctrl-C or SIGTERM ends all of
+    them cleanly.
+    """
+    from fleet.host import run_host
+
+    if not click.get_current_context().params["verbose"]:
+        for name in ("edge_agent", "broker"):  # a few lines an agent and round: too many here
+            logging.getLogger(name).setLevel(logging.WARNING)
+    run_host(folders, workers=workers, give_up_s=give_up_after)
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

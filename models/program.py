@@ -7,6 +7,7 @@ cuts them into batches and masks the padding of the last one with weight 0.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import logging
 import sys
@@ -108,6 +109,7 @@ def _candidates() -> list[str]:
     return ["ai-edge-litert", "tensorflow"]
 
 
+@functools.cache  # reads the distribution's files: a host of many agents asks for each of them
 def _version(distribution: str) -> str:
     if distribution == "tensorflow":  # installed under several names
         return str(sys.modules["tensorflow"].__version__)

@@ -1,0 +1,265 @@
+"""Many agents in one process: the machine, link and files of each, the threads of all.
+
+    one network thread      every agent's connection (epoll)
+    one owner thread        every agent's state: the only one that calls `handle`
+    a few workers           load, train, evaluate; each holds the program once
+    a few disk threads      write updates before they are sent
+
+On the wire it is as if every agent had a process of its own: its client id, session, will and
+heartbeats are its own, and so are its data, its spool and its other files.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import math
+import queue
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from broker.config import load_config
+from broker.limits import raise_file_limit
+from broker.mqtt import MqttLink
+from broker.network import NetworkLoop
+from edge_agent.config import AgentConfig
+from edge_agent.service import AgentService, make_agent, make_link
+from edge_agent.worker import WorkerPool
+from models.errors import ConfigError, FederationError
+
+log = logging.getLogger(__name__)
+
+AGENT_FILE = "agent.yaml"
+WORKERS = 2
+#: A synchronised write waits for the disk, and disks take several at once.
+_DISK_THREADS = 4
+#: Files beside one socket for each agent: libraries, data being read, spools being written.
+_OTHER_FILES = 200
+#: Programs a worker keeps, for hosts with agents of several federations.
+_PROGRAMS = 4
+
+#: An agent's configuration, and the folder that its paths are relative to.
+Placed = tuple[AgentConfig, Path]
+
+
+class AgentHost:
+    """Runs agents until told to stop.
+
+    Args:
+        agents: to run.
+        workers: threads that train.
+        give_up_s: an agent that has not connected by then is given up; None waits for ever.
+
+    Raises:
+        ConfigError: two agents have one id, the file limit is too low, or a broker's settings name
+            files that cannot be read.
+    """
+
+    def __init__(
+        self, agents: Sequence[Placed], *, workers: int = WORKERS, give_up_s: float | None = None
+    ) -> None:
+        _check_ids(config for config, _ in agents)
+        raise_file_limit(len(agents) + _OTHER_FILES)
+        self.names = [config.agent_id for config, _ in agents]
+        #: The agent whose event is being dealt with; for log lines.
+        self.current = ""
+        #: Whose link has an event, one entry for each; None: stop.
+        self._ready: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        self._network = NetworkLoop("fedge-host")
+        self._pool = WorkerPool(workers, _PROGRAMS)
+        self._disk = ThreadPoolExecutor(_DISK_THREADS, thread_name_prefix="spool")
+        self._links: list[MqttLink] = []
+        self._services: dict[int, AgentService] = {}
+        self._alarms: list[tuple[float, int]] = []
+        #: The alarm of each agent that counts; others in the heap are left over.
+        self._alarm_s: dict[int, float] = {}
+        self._last_error: FederationError | None = None
+        try:
+            for config, base in agents:
+                self._add(config, base, give_up_s)
+        except BaseException:
+            self._release()
+            raise
+
+    def _add(self, config: AgentConfig, base: Path, give_up_s: float | None) -> None:
+        number = len(self._links)
+        agent = make_agent(config, base)
+        link = make_link(agent, config, base, self._network, lambda: self._ready.put(number))
+        self._links.append(link)
+        self._services[number] = AgentService(
+            agent, link, config, base, self._pool, give_up_s, self._disk
+        )
+
+    def stop(self) -> None:
+        """End `run`; from any thread, or a signal handler."""
+        self._ready.put(None)
+
+    def run(self) -> None:
+        """Serve until `stop`; every agent says goodbye at the end.
+
+        An agent that fails for good (its broker refuses it) is given up, the others go on.
+
+        Raises:
+            FederationError: none is left; why the last one failed.
+        """
+        try:
+            for number, service in list(self._services.items()):
+                self._guarded(number, service.begin)
+            self._serve()
+            for number, service in list(self._services.items()):
+                self._guarded(number, service.end)
+        finally:
+            self._release()
+        if not self._services and self._last_error is not None:
+            raise self._last_error
+
+    def _serve(self) -> None:
+        while self._services:
+            try:
+                number = self._ready.get(timeout=self._pause_s())
+            except queue.Empty:
+                pass
+            else:
+                if number is None:
+                    log.info("stopping %d agents", len(self._services))
+                    return
+                self._take(number, from_link=True)
+            self._wake()
+
+    def _take(self, number: int, *, from_link: bool) -> None:
+        service = self._services.get(number)
+        if service is None:
+            return  # given up; its link had something left
+        event = self._links[number].poll(0.0) if from_link else None
+        self._guarded(number, lambda: service.take(event))
+
+    def _guarded(self, number: int, step: Callable[[], None]) -> None:
+        """Do one agent's step; its failure is its own."""
+        service = self._services[number]
+        self.current = self.names[number]
+        try:
+            step()
+            self._set_alarm(number, time.monotonic() + service.pause_s())
+        except FederationError as error:
+            log.error("given up: %s", error, extra={"event": "agent_given_up"})
+            self._last_error = error
+            self._links[number].begin_close()
+            del self._services[number]
+        finally:
+            self.current = ""
+
+    # -- time -----------------------------------------------------------------------------------
+
+    def _set_alarm(self, number: int, due_s: float) -> None:
+        # A later alarm need not be set: the earlier one finds nothing to do and sets it.
+        if due_s < self._alarm_s.get(number, math.inf):
+            self._alarm_s[number] = due_s
+            heapq.heappush(self._alarms, (due_s, number))
+
+    def _pause_s(self) -> float:
+        return max(0.0, self._alarms[0][0] - time.monotonic())
+
+    def _wake(self) -> None:
+        now_s = time.monotonic()
+        while self._alarms and self._alarms[0][0] <= now_s:
+            due_s, number = heapq.heappop(self._alarms)
+            if self._alarm_s.get(number) == due_s:
+                del self._alarm_s[number]
+                self._take(number, from_link=False)
+
+    # -- the end --------------------------------------------------------------------------------
+
+    def _release(self) -> None:
+        for link in self._links:  # all at once: each waits for the broker's answers
+            link.begin_close()
+        for link in self._links:
+            link.close()
+        self._pool.stop()
+        self._disk.shutdown()
+        self._network.close()
+
+
+def find_agents(folders: Iterable[Path]) -> list[Placed]:
+    """The agents in some folders: each holds an `agent.yaml`, or folders that do.
+
+    Raises:
+        ConfigError: a folder holds neither, or a file is wrong; begins with its name.
+    """
+    found: list[Placed] = []
+    for folder in folders:
+        files = sorted(folder.glob(f"*/{AGENT_FILE}"))
+        if (folder / AGENT_FILE).is_file():
+            files = [folder / AGENT_FILE]
+        if not files:
+            raise ConfigError(f"{folder}: no {AGENT_FILE} here or in a folder below")
+        found += [(load_config(file, AgentConfig), file.parent) for file in files]
+    return found
+
+
+def run_host(
+    folders: Iterable[Path], *, workers: int = WORKERS, give_up_s: float | None = None
+) -> None:
+    """Run the agents of some folders until SIGTERM or SIGINT.
+
+    Raises:
+        ConfigError: see `find_agents` and `AgentHost`.
+        FederationError: see `AgentHost.run`.
+    """
+    host = AgentHost(find_agents(folders), workers=workers, give_up_s=give_up_s)
+    log.info("%d agents", len(host.names))
+    with _signals(host), _named_lines(host):
+        host.run()
+
+
+@contextmanager
+def _signals(host: AgentHost) -> Iterator[None]:
+    stopping = False
+
+    def request_stop(_number: int, _frame: FrameType | None) -> None:
+        nonlocal stopping
+        if stopping:  # a second Ctrl-C means it
+            raise KeyboardInterrupt
+        stopping = True
+        host.stop()
+
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [(number, signal.signal(number, request_stop)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _named_lines(host: AgentHost) -> Iterator[None]:
+    """Log lines say which agent they are about."""
+    owner = threading.get_ident()
+
+    def name(record: logging.LogRecord) -> bool:
+        if host.current and record.thread == owner:
+            record.msg = f"{host.current}: {record.msg}"
+        return True
+
+    handlers = logging.getLogger().handlers
+    for handler in handlers:
+        handler.addFilter(name)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(name)
+
+
+def _check_ids(configs: Iterable[AgentConfig]) -> None:
+    ids = Counter((config.federation, config.agent_id) for config in configs)
+    (federation, agent_id), count = next(iter(ids.most_common(1)), (("", ""), 0))
+    if count > 1:
+        raise ConfigError(f"{count} agents of {federation} have the id {agent_id}: one may")
