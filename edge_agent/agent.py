@@ -56,7 +56,7 @@ from edge_agent.events import (
     StartJob,
     Trained,
 )
-from edge_agent.fetcher import Fetcher, Progressed
+from edge_agent.fetcher import STALL_S, Fetcher, Progressed
 from edge_agent.outbox import Outbox
 from edge_agent.spool import AgentMemory, SpooledUpdate
 from edge_agent.trainer import TrainingResult
@@ -81,6 +81,7 @@ class AgentFacts:
         fingerprint: the only layout this device trains, when pinned by its configuration.
         max_blob_bytes: larger packages and weights are refused.
         heartbeat_s: says that it is there so often; 0 never.
+        stall_s: a fetch without a chunk for so long asks again.
     """
 
     agent_id: str
@@ -94,6 +95,7 @@ class AgentFacts:
     fingerprint: str | None = None
     max_blob_bytes: int = 64 << 20
     heartbeat_s: float = 0.0
+    stall_s: float = STALL_S
 
 
 class Agent:
@@ -120,7 +122,7 @@ class Agent:
         self._failed: PackageFailed | None = None
         self._theta: tuple[str, F32] | None = None
         rng = rng or Random()  # noqa: S311  jitter
-        self._fetcher = Fetcher(self.topics, facts.max_blob_bytes, rng)
+        self._fetcher = Fetcher(self.topics, facts.max_blob_bytes, rng, facts.stall_s)
         self._outbox = Outbox(self.topics, facts.agent_id, memory or AgentMemory(), rng)
         self._job: _JobKey | None = None
         self._answered: _JobKey | None = None

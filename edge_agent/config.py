@@ -11,6 +11,7 @@ from msgspec import Meta
 from broker.messages import Fingerprint, Id, Task
 from broker.settings import BrokerSettings
 from edge_agent.data.dataset import DataConfig
+from edge_agent.fetcher import STALL_S
 
 
 class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -29,6 +30,8 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         fingerprint: train only a model with this layout; any when not given.
         max_blob_bytes: larger packages and weights are refused.
         heartbeat_s: the agent says that it is there so often, also while it trains.
+        stall_s: without a chunk of what it fetches for so long, it subscribes again and asks the
+            coordinator for what is missing; doubled at each try.
     """
 
     federation: Id
@@ -43,3 +46,4 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     fingerprint: Fingerprint | None = None
     max_blob_bytes: Annotated[int, Meta(ge=1024, le=1 << 32)] = 64 << 20
     heartbeat_s: Annotated[float, Meta(ge=1, le=1e6)] = 60.0
+    stall_s: Annotated[float, Meta(ge=0.1, le=300)] = STALL_S

@@ -70,12 +70,16 @@ class Fetcher:
         topics: of the federation.
         max_bytes: larger blobs are refused.
         rng: for jitter.
+        stall_s: a fetch without a chunk for so long asks again.
     """
 
-    def __init__(self, topics: Topics, max_bytes: int, rng: Random) -> None:
+    def __init__(
+        self, topics: Topics, max_bytes: int, rng: Random, stall_s: float = STALL_S
+    ) -> None:
         self._topics = topics
         self._max_bytes = max_bytes
         self._rng = rng
+        self._stall_base_s = stall_s
         self._fetches: dict[str, _Fetch] = {}
 
     def begin(self, ref: BlobRef, now_s: float, jitter_s: float = 0.0) -> Progressed:
@@ -175,7 +179,7 @@ class Fetcher:
         return [self._topics.name(ChunkTopic(sha256, index)) for index in missing]
 
     def _stall_s(self, fetch: _Fetch) -> float:
-        base = min(_LONGEST_STALL_S, STALL_S * 2.0**fetch.stalls)
+        base = min(_LONGEST_STALL_S, self._stall_base_s * 2.0**fetch.stalls)
         return base * self._rng.uniform(1.0, 1.5)
 
     def _bad_chunk(self, fetch: _Fetch, error: WireError, now_s: float) -> Progressed:

@@ -186,6 +186,7 @@ def agent_facts(config: AgentConfig, boot: str) -> AgentFacts:
         fingerprint=config.fingerprint,
         max_blob_bytes=config.max_blob_bytes,
         heartbeat_s=config.heartbeat_s,
+        stall_s=config.stall_s,
     )
 
 
