@@ -239,7 +239,12 @@ class Coordinator:
         self._open = OpenRound(
             task="train",
             plan=stored.plan,
-            round=Round(stored.plan.round_id, frozenset(stored.asked), stored.goal),
+            round=Round(
+                stored.plan.round_id,
+                frozenset(stored.asked),
+                stored.goal,
+                self.config.round.minimum,
+            ),
             started_s=0.0,
             deadline_s=math.inf,  # set when connected: nobody could answer before
             record=self._new_record(len(stored.asked)),
@@ -384,7 +389,12 @@ class Coordinator:
         self._open = OpenRound(
             task=task,
             plan=plan,
-            round=Round(record.round_id, frozenset(draw.asked), draw.goal),
+            round=Round(
+                record.round_id,
+                frozenset(draw.asked),
+                draw.goal,
+                self.config.round.minimum if task == "train" else 0,
+            ),
             started_s=now_s if before is None else before.started_s,
             deadline_s=now_s + deadline_s,
             record=record,

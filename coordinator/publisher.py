@@ -94,11 +94,15 @@ class Publisher:
 
     def _blob(self, blob: bytes) -> tuple[BlobRef, list[Publish]]:
         ref, payloads = blobs.split(blob, self._chunk_bytes)
+        before = len(self._out.get(ref.sha256, ()))
         self._out[ref.sha256] = payloads
         chunks = [
             self._retained(ChunkTopic(ref.sha256, index), payload)
             for index, payload in enumerate(payloads)
         ]
+        # Cut into larger chunks than on the connection before: the last ones are too many.
+        surplus = range(ref.chunks, before)
+        chunks += [self._retained(ChunkTopic(ref.sha256, n), b"") for n in surplus]
         return ref, chunks
 
     def _retained(self, topic: Topic, payload: bytes) -> Publish:

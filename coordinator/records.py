@@ -46,6 +46,7 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
         bytes_up: of PUBLISH packets from agents, as they arrived.
         bytes_down: of PUBLISH packets to agents, as they reported.
         seconds: from the announcement to the end of the evaluation.
+        evaluated: whether loss and metrics are of held-out rows.
         closed: goal, everyone (nobody left to wait for) or deadline.
         agents: by id.
     """
@@ -66,6 +67,7 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
     bytes_down: int
     seconds: float
     closed: str
+    evaluated: bool = False
     agents: dict[str, AgentResult]
 
     def value(self, metric: str) -> float | None:

@@ -63,7 +63,11 @@ def with_evaluation(
         rows = trained[name].weight if name in trained else sums.weight
         agents[name] = _result("evaluate" if name in unseen else "train", sums, rows)
     return msgspec.structs.replace(
-        record, loss=loss, metrics=means or record.metrics, agents=dict(sorted(agents.items()))
+        record,
+        loss=loss,
+        metrics=means or record.metrics,
+        evaluated=record.evaluated or bool(evaluated),
+        agents=dict(sorted(agents.items())),
     )
 
 

@@ -109,6 +109,8 @@ class Round:
         round_id: of the round.
         asked: agents in the cohort.
         goal: answers that are enough, at least 1.
+        minimum: answers below which it is worth waiting for agents that went offline: a short
+            outage must not end a long round.
         counted: answer id by agent whose answer is in.
         declined: reason by agent.
         refused: reason by agent, of answers that were looked at and refused.
@@ -120,6 +122,7 @@ class Round:
     round_id: int
     asked: frozenset[str]
     goal: int
+    minimum: int = 0
     counted: dict[str, str] = field(default_factory=dict)
     declined: dict[str, str] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
@@ -150,9 +153,14 @@ class Round:
         return self._end_if_done()
 
     @property
+    def unanswered(self) -> frozenset[str]:
+        """Agents that have said nothing, offline ones included."""
+        return self.asked - set(self.counted) - set(self.declined) - set(self.refused)
+
+    @property
     def waiting_for(self) -> frozenset[str]:
-        """Agents that may still answer."""
-        return self.asked - set(self.counted) - set(self.declined) - set(self.refused) - self.lost
+        """Agents that are there and may still answer."""
+        return self.unanswered - self.lost
 
     def _offered(self, event: Offered) -> RoundAction:
         agent_id = event.agent_id
@@ -173,7 +181,10 @@ class Round:
     def _end_if_done(self) -> list[RoundAction]:
         if len(self.counted) >= self.goal:
             return self._close("goal")
-        return [] if self.waiting_for else self._close("everyone")
+        may_return = self.lost & self.unanswered
+        if self.waiting_for or (may_return and len(self.counted) < self.minimum):
+            return []
+        return self._close("everyone")
 
     def _close(self, outcome: Outcome) -> list[RoundAction]:
         if self.closed is not None:

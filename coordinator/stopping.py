@@ -16,7 +16,11 @@ def stop_reason(config: CoordinatorConfig, records: Sequence[RoundRecord]) -> st
     committed = [record for record in records if record.status == "committed"]
     if len(committed) >= config.rounds:
         return "rounds"
-    found = (record.value(config.stop.metric) for record in committed)
+    # What was seen while training says something else: it counts where nothing is evaluated.
+    central = config.stop.metric.startswith("central_")
+    anyhow = central or not config.evaluation.every
+    told = [record for record in committed if record.evaluated or anyhow]
+    found = (record.value(config.stop.metric) for record in told)
     values = [value for value in found if value is not None]
     if values and _reached(config.stop, values[-1]):
         return "target"

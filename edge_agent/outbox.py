@@ -77,10 +77,13 @@ class Outbox:
         """Another plan came: an update of a round that is over has no more use."""
         pending = self._pending
         # The evaluation of the same round may overtake the receipt; a later round may not.
-        if pending is not None and (
-            plan.session != pending.session or plan.round_id > pending.round_id
-        ):
-            return self._drop(pending, "its round is over and no receipt came")
+        if pending is not None and plan.session != pending.session:
+            return self.forget_model()  # of another run
+        if pending is not None and plan.round_id > pending.round_id:
+            # It may have counted. Its residual is right if it did, and a rounding error if not;
+            # the one before would be made up for twice.
+            log.info("round %d is over and no receipt came", pending.round_id)
+            return self._settle(pending, accepted=True)
         return self.send_when_due(plan, now_s)
 
     def send_when_due(self, plan: RoundPlan | None, now_s: float) -> list[Action]:
@@ -118,7 +121,10 @@ class Outbox:
         """What earlier rounds left belongs to a model that is no longer trained."""
         self.residual = None
         pending = self._pending
-        return [] if pending is None else self._drop(pending, "there is another model now")
+        if pending is None:
+            return []
+        log.info("update of round %d dropped: the model or the run is another", pending.round_id)
+        return self._settle(pending, accepted=False)
 
     def _send(
         self, pending: SpooledUpdate, now_s: float, only: Collection[int] = ()
@@ -141,9 +147,7 @@ class Outbox:
     def _receipt(self, receipt: Receipt, pending: SpooledUpdate) -> list[Action]:
         if (receipt.boot, receipt.attempt) != (pending.boot, pending.attempt):
             return []
-        self._pending = None
         if receipt.accepted:
-            self.residual, self._residual_of = pending.residual, pending.fingerprint
             log.info("round %d: update counted", receipt.round_id)
         else:
             log.warning(
@@ -153,9 +157,10 @@ class Outbox:
                 receipt.detail,
                 extra={"event": "update_refused", "reason": receipt.reason},
             )
-        return [SettleUpdate(receipt.accepted)]
+        return self._settle(pending, accepted=receipt.accepted)
 
-    def _drop(self, pending: SpooledUpdate, why: str) -> list[Action]:
-        log.info("update of round %d dropped: %s", pending.round_id, why)
+    def _settle(self, pending: SpooledUpdate, *, accepted: bool) -> list[Action]:
         self._pending = None
-        return [SettleUpdate(accepted=False)]
+        if accepted:
+            self.residual, self._residual_of = pending.residual, pending.fingerprint
+        return [SettleUpdate(accepted)]

@@ -479,11 +479,23 @@ def test_an_agent_that_is_lost_is_not_waited_for() -> None:
     assert stage.plan.cohort.ids == ("a", "b")
 
 
-def test_when_everyone_is_lost_the_round_ends_and_a_returning_agent_starts_the_next() -> None:
+def test_when_everyone_is_lost_a_short_outage_does_not_end_the_round() -> None:
     stage, a, b, c = three()
     for agent in (a, b, c):
         agent.status("offline")
-    assert (stage.record.status, stage.record.closed) == ("abandoned", "everyone")
+    assert only(stage.actions, RoundEnded) == []
+    for agent in (a, b):
+        agent.status("online")
+        agent.update([1, 0, 0])
+    assert (stage.record.status, stage.record.closed) == ("committed", "everyone")
+
+
+def test_when_everyone_stays_lost_the_deadline_ends_the_round() -> None:
+    stage, a, b, c = three()
+    for agent in (a, b, c):
+        agent.status("offline")
+    stage.later(60.0)
+    assert (stage.record.status, stage.record.closed) == ("abandoned", "deadline")
     stage.later(1.0)
     assert only(stage.actions, Waiting)[-1] == Waiting(able=0, wanted=1)
     a.boot = "b2"

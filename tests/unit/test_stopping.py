@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from coordinator.config import CoordinatorConfig, StopConfig
+from coordinator.config import CoordinatorConfig, EvaluationConfig, StopConfig
 from coordinator.records import RoundRecord
 from coordinator.stopping import stop_reason
 
@@ -29,6 +29,7 @@ def record(loss: float | None, **changes: Any) -> RoundRecord:
         "bytes_down": 0,
         "seconds": 0.0,
         "closed": "goal",
+        "evaluated": True,
         "agents": {},
     }
     return RoundRecord(**(facts | changes))
@@ -105,3 +106,15 @@ def test_patience_with_a_metric_that_rises() -> None:
 
 def test_a_metric_that_nobody_reports_never_ends_it() -> None:
     assert reason(losses(1, 1, 1, 1), metric="accuracy", target=0.1, patience=1) is None
+
+
+def test_what_was_seen_while_training_reaches_no_target_unless_nothing_is_ever_evaluated() -> None:
+    trained_only = [record(0.1, evaluated=False)]
+    assert reason(trained_only, target=0.5) is None
+    config = CoordinatorConfig(
+        federation="f",
+        model="house_price",
+        stop=StopConfig(target=0.5),
+        evaluation=EvaluationConfig(every=0),
+    )
+    assert stop_reason(config, trained_only) == "target"
