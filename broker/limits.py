@@ -6,9 +6,14 @@ import resource
 
 from models.errors import ConfigError
 
+#: As many agents as one coordinator takes, and room. Containers often allow a thousand million,
+#: and there are libraries that prepare for each.
+_ENOUGH = 1 << 17
+_FILES = resource.RLIMIT_NOFILE
+
 
 def raise_file_limit(needed: int = 0) -> int:
-    """Raises the soft limit to the hard one, for this process and those it starts from now on.
+    """Raises the soft limit towards the hard one, for this process and those it starts.
 
     Many systems set the soft limit to 1,024 for the sake of programs that still use `select`.
 
@@ -21,12 +26,17 @@ def raise_file_limit(needed: int = 0) -> int:
     Raises:
         ConfigError: the hard limit is below `needed`; says how to raise it.
     """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard < needed:
+    soft, hard = (_finite(limit) for limit in resource.getrlimit(_FILES))
+    if hard < needed:
         raise ConfigError(
             f"{needed} open files are needed, the hard limit is {hard}: raise it with "
             f"`ulimit -Hn {needed}` as root in this shell, or LimitNOFILE={needed} in the unit"
         )
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return hard
+    wanted = max(soft, min(hard, max(needed, _ENOUGH)))
+    if soft < wanted:
+        resource.setrlimit(_FILES, (wanted, resource.getrlimit(_FILES)[1]))
+    return wanted
+
+
+def _finite(limit: int) -> int:
+    return 1 << 62 if limit == resource.RLIM_INFINITY else limit

@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Literal
 
+from broker.limits import raise_file_limit
 from broker.settings import BrokerSettings
 from models.errors import ConfigError
 
@@ -116,6 +117,7 @@ class LocalBroker:
         Raises:
             ConfigError: the port is in use, or the broker ends at once; shows what it said.
         """
+        raise_file_limit()  # for the broker: one for each client
         self._folder = tempfile.TemporaryDirectory(prefix="fedge-broker-")
         try:
             if self.port:

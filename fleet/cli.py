@@ -11,6 +11,7 @@ from types import FrameType
 
 import click
 
+from fleet.cli_simulation import simulate
 from models.console import command_errors
 from models.errors import ConfigError
 
@@ -20,6 +21,9 @@ _BROKEN_PROMISE = 6
 @click.group()
 def cli() -> None:
     """Run a whole fleet on this machine."""
+
+
+cli.add_command(simulate)
 
 
 @cli.command()
@@ -34,6 +38,12 @@ def cli() -> None:
     help="Start a broker of that kind here, or use one that runs.",
 )
 @click.option(
+    "--hosts",
+    type=click.IntRange(min=0),
+    help="So many processes host the agents; 0: one process for each agent  [default: one for"
+    " each agent up to 24 agents, one for each core above].",
+)
+@click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder for report, logs and the trained model  [default: runs/SCENARIO]",
@@ -45,10 +55,11 @@ def run(
     agents: int | None,
     rounds: int | None,
     broker: str,
+    hosts: int | None,
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Run SCENARIO: a broker, a coordinator and one process for every agent.
+    """Run SCENARIO: a broker, a coordinator, and agents in processes of their own or hosted.
 
     Partitions the scenario's data, gives every agent its own rows in its own folder, runs the
     rounds over MQTT, trains what the result is compared with, and writes report.json.
@@ -67,7 +78,7 @@ def run(
 
     described = load_scenario(scenario)
     folder = out or Path("runs") / described.name
-    options = RunOptions(folder, agents, rounds, broker)
+    options = RunOptions(folder, agents, rounds, broker, hosts)
     console = Console(stderr=as_json, width=None if sys.stdout.isatty() else 140)
     signal.signal(signal.SIGTERM, _interrupt)
     with LiveWatcher(console, described.show) as watcher:

@@ -16,6 +16,9 @@ from fleet.cast import Cast
 from fleet.report import federated_figure, verdicts
 from fleet.scenario import Scenario
 
+#: Agents that the closing table shows.
+_TABLE_ROWS = 40
+
 
 class LiveWatcher:
     """Shows a run on a console: one line a round, a progress bar where it is a terminal.
@@ -156,10 +159,13 @@ def _agents_table(report: dict[str, Any]) -> Table:
     table.add_column("agent")
     for name in ("rows", "loss", *metrics):
         table.add_column(name, justify="right")
-    for name, agent in last["agents"].items():
+    agents = last["agents"].items()
+    for name, agent in list(agents)[:_TABLE_ROWS]:
         label = f"{name} (only measures)" if agent["task"] == "evaluate" else name
         values = [f"{agent['metrics'][metric]:.4f}" for metric in metrics]
         table.add_row(label, f"{agent['num_examples']:,}", f"{agent['loss']:.4f}", *values)
+    if len(agents) > _TABLE_ROWS:
+        table.add_row(f"and {len(agents) - _TABLE_ROWS:,} more: see the report")
     return table
 
 

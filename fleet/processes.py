@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,11 +42,13 @@ class Child:
         name: for people.
         process: as started.
         log: file with what it says on stderr.
+        agents: that it runs.
     """
 
     name: str
     process: subprocess.Popen[bytes]
     log: Path
+    agents: tuple[str, ...] = ()
 
     @property
     def running(self) -> bool:
@@ -66,12 +69,15 @@ class Processes:
     them in order; should it be killed, the kernel ends them (see `broker.leash`). Start and stop
     them from one thread.
 
+    Attributes:
+        children: that run agents.
+
     Args:
         folder: configurations are in `<folder>/<name>/`, logs are written there.
     """
 
     folder: Path
-    agents: dict[str, Child] = field(default_factory=dict)
+    children: list[Child] = field(default_factory=list)
     coordinator: Child | None = None
     events: queue.SimpleQueue[CoordinatorEvent | None] = field(default_factory=queue.SimpleQueue)
 
@@ -87,7 +93,16 @@ class Processes:
     def start_agent(self, name: str, config: Path) -> None:
         """One more agent."""
         arguments = ["agent", "run", "--config", str(config), *_GIVE_UP]
-        self.agents[name] = self._start(name, arguments, subprocess.DEVNULL)
+        child = self._start(name, arguments, subprocess.DEVNULL)
+        child.agents = (name,)
+        self.children.append(child)
+
+    def start_host(self, name: str, agents: Sequence[str]) -> None:
+        """One process for many agents; their folders are in its own."""
+        arguments = ["fleet", "host", str(self.folder / name), *_GIVE_UP]
+        child = self._start(name, arguments, subprocess.DEVNULL)
+        child.agents = tuple(agents)
+        self.children.append(child)
 
     def await_coordinator(self, timeout_s: float) -> None:
         """Let it end by itself: it says goodbye once it has told that all is done."""
@@ -97,7 +112,7 @@ class Processes:
 
     def stop(self) -> None:
         """End all of them: SIGTERM, a few seconds, SIGKILL."""
-        children = [*self.agents.values()]
+        children = list(self.children)
         if self.coordinator is not None:
             children.append(self.coordinator)
         for child in children:

@@ -1,9 +1,10 @@
-"""Run a scenario for real: a broker, a coordinator process, a process for every agent."""
+"""Run a scenario for real: a broker, a coordinator process, processes with one agent or many."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import queue
 import secrets
 import time
@@ -15,7 +16,6 @@ from urllib.parse import urlsplit
 
 import msgspec
 import numpy as np
-import yaml
 
 from broker.link import LinkDown, LinkUp
 from broker.local import LocalBroker
@@ -25,11 +25,13 @@ from coordinator.config import CoordinatorConfig
 from coordinator.records import RoundRecord
 from coordinator.service import RESULT_FOLDER
 from coordinator.store import Store
+from fleet import folders
 from fleet.baselines import Baselines, measure_baselines
 from fleet.cast import Cast, make_cast
+from fleet.host import AGENT_FILE
 from fleet.processes import Processes
 from fleet.report import build_report, write_report
-from fleet.scenario import Scenario, coordinator_config, load_scenario, scenario_package
+from fleet.scenario import Scenario, load_scenario, scenario_package
 from fleet.tidy import clear_retained
 from models.errors import ConfigError, FleetError, LinkError
 from models.package import INITIAL_FILE, ModelPackage
@@ -42,6 +44,9 @@ _STUCK_S = 90.0
 _GOODBYE_S = 10.0
 #: A service would go on for ever; in a run so many abandoned rounds in a row mean it cannot work.
 _ABANDONED = 5
+#: More agents than this share processes: an interpreter with numpy and the runtime takes 40 MB and
+#: half a second of a core to start.
+_OWN_PROCESSES = 24
 
 
 class Watcher(Protocol):
@@ -71,6 +76,8 @@ class RunOptions:
         agents: so many only.
         rounds: so many only.
         broker: auto, mosquitto, embedded, or mqtt://host:port.
+        hosts: so many processes that host the agents; 0 gives each agent its own; None decides by
+            their number.
         out: folder for report, logs and the trained model; emptied of an earlier run's.
     """
 
@@ -78,6 +85,7 @@ class RunOptions:
     agents: int | None = None
     rounds: int | None = None
     broker: str = "auto"
+    hosts: int | None = None
 
 
 def run_scenario(path: Path, options: RunOptions, watcher: Watcher) -> dict[str, Any]:
@@ -123,6 +131,7 @@ class _Run:
         self.cast = cast
         self.out = options.out
         self.rounds = options.rounds
+        self.hosts = host_count(len(cast.rows), options.hosts)
         self.settings = settings
         self.watcher = watcher
         self.processes = Processes(options.out / "processes")
@@ -131,73 +140,36 @@ class _Run:
     def configure(self, path: Path, federation: str) -> CoordinatorConfig:
         """Write every process its configuration, and the agents their data."""
         folder = self.processes.folder
-        _clear(self.out)
-        broker = {"host": self.settings.host, "port": self.settings.port}
-        (folder / "coordinator").mkdir(parents=True)
-        self.package.save(folder / "coordinator" / "package")
-        changes: dict[str, Any] = {
-            "federation": federation,
-            "model": "package",
-            "broker": broker,
-            "start": {"agents": len(self.cast.learners), "timeout_s": 60.0}
-            | self.scenario.federation.get("start", {}),
-        }
-        changes |= self._smaller_fleet()
-        if self.rounds is not None:
-            changes["rounds"] = self.rounds
-        evaluation = dict(self.scenario.federation.get("evaluation", {}))
-        if "data" in evaluation:
-            evaluation["data"] = str((path.parent / evaluation["data"]).resolve())
-            changes["evaluation"] = evaluation
-        config = coordinator_config(self.scenario, path, **changes)
-        _write_yaml(folder / "coordinator" / "coordinator.yaml", self.scenario.federation | changes)
-        for name in self.cast.rows:
-            self._configure_agent(name, federation, broker)
+        folders.clear(self.out)
+        broker = folders.broker_keys(self.settings)
+        changes = {"federation": federation, "broker": broker}
+        config = folders.write_coordinator(
+            folder, self.cast, self.package, path, changes, self.rounds
+        )
+        for name, place in self._places().items():
+            folders.write_agent(place, name, self.cast, federation, broker)
         return config
 
-    def _smaller_fleet(self) -> dict[str, Any]:
-        """With fewer agents than the scenario was written for, ask no more than there are."""
-        learners = len(self.cast.learners)
-        changes: dict[str, Any] = {}
-        for section, key in (("round", "minimum"), ("cohort", "at_least")):
-            values = dict(self.scenario.federation.get(section, {}))
-            if values.get(key, 0) > learners:
-                changes[section] = values | {key: learners}
-        return changes
-
-    def _configure_agent(self, name: str, federation: str, broker: dict[str, Any]) -> None:
-        folder = self.processes.folder / name
-        folder.mkdir()
-        self.cast.write(name, folder / "data.npz")
-        data, unseen = self.scenario.data, name in self.scenario.unseen
-        target: dict[str, Any] = {"array": "target"}
-        if data.target is not None:
-            target["scale"] = data.target.scale
-        agent: dict[str, Any] = {
-            "federation": federation,
-            "agent_id": name,
-            "broker": broker,
-            "tasks": ["evaluate"] if unseen else ["train", "evaluate"],
-            "data": {
-                "path": "data.npz",
-                "inputs": {t.name: {"array": t.name} for t in self.package.spec.inputs},
-                "target": target,
-                "test_fraction": 1.0 if unseen else data.test_fraction,
-                "normalise": data.normalise,
-                "nan": data.nan,
-            },
+    def _places(self) -> dict[str, Path]:
+        """The folder of each agent."""
+        folder = self.processes.folder
+        return {
+            name: folder / name if not self.hosts else folder / _host(n % self.hosts) / name
+            for n, name in enumerate(self.cast.rows)
         }
-        if data.group is not None:
-            agent["data"]["group"] = "group"
-        _write_yaml(folder / "agent.yaml", agent)
 
     def play(self, config: CoordinatorConfig) -> str:
         """Start everything, watch the rounds, end everything; returns why it ended."""
         folder = self.processes.folder
         try:
-            self.processes.start_coordinator(folder / "coordinator" / "coordinator.yaml")
-            for name in self.cast.rows:
-                self.processes.start_agent(name, folder / name / "agent.yaml")
+            self.processes.start_coordinator(
+                folder / folders.COORDINATOR / folders.COORDINATOR_FILE
+            )
+            names = list(self.cast.rows)
+            for n in range(self.hosts):
+                self.processes.start_host(_host(n), names[n :: self.hosts])
+            for name in () if self.hosts else names:
+                self.processes.start_agent(name, folder / name / AGENT_FILE)
             return self._watch(config)
         finally:
             self.processes.stop()
@@ -237,18 +209,22 @@ class _Run:
             )
 
     def _note_the_dead(self, known: set[str]) -> set[str]:
-        dead = {name for name, child in self.processes.agents.items() if not child.running}
-        for name in sorted(dead - known):
-            child = self.processes.agents[name]
-            code = child.process.returncode
-            self.watcher.note(f"agent {name} ended with {code}: {child.last_words()}")
+        dead: set[str] = set()
+        for child in self.processes.children:
+            if child.running:
+                continue
+            if not known.issuperset(child.agents):
+                code, words = child.process.returncode, child.last_words()
+                what = "agent" if child.agents == (child.name,) else "process"
+                self.watcher.note(f"{what} {child.name} ended with {code}: {words}")
+            dead.update(child.agents)
         return dead
 
     def _check_stuck(self, gone: set[str], silent_s: float) -> None:
         left = [name for name in self.cast.learners if name not in gone]
         if left and not (gone and silent_s > _STUCK_S):
             return
-        first = self.processes.agents[min(gone)]
+        first = next(child for child in self.processes.children if not child.running)
         raise FleetError(
             f"{len(gone)} of {len(self.cast.rows)} agents have ended and the rounds cannot go on; "
             f"{first.name} said: {first.last_words()} (all logs: {self.processes.folder})"
@@ -332,15 +308,18 @@ def _check_reachable(settings: BrokerSettings) -> None:
         link.close()
 
 
-def _clear(out: Path) -> None:
-    """Remove an earlier run's files, and nothing else."""
-    import shutil
-
-    out.mkdir(parents=True, exist_ok=True)
-    for name in ("processes", "model"):
-        shutil.rmtree(out / name, ignore_errors=True)
-    (out / "report.json").unlink(missing_ok=True)
+def _host(number: int) -> str:
+    return f"host-{number}"
 
 
-def _write_yaml(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(yaml.safe_dump(value, sort_keys=False))
+def host_count(agents: int, wanted: int | None) -> int:
+    """Processes that host the agents; 0: each has one of its own.
+
+    Args:
+        agents: in all.
+        wanted: None leaves it to the number of agents and cores.
+    """
+    if wanted is not None:
+        return min(wanted, agents)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(cores or 1, agents) if agents > _OWN_PROCESSES else 0

@@ -1,0 +1,124 @@
+"""What a run writes before it starts: a folder for each process, and one for each agent.
+
+processes/coordinator/       coordinator.yaml, package/; later its state/ and log
+processes/<agent>/           agent.yaml, data.npz; later its state/ and log
+processes/host-<n>/<agent>/  the same, where one process hosts many; the log is the host's
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from broker.settings import BrokerSettings
+from coordinator.config import CoordinatorConfig
+from fleet.cast import Cast
+from fleet.host import AGENT_FILE
+from fleet.scenario import coordinator_config
+from models.package import ModelPackage
+
+COORDINATOR = "coordinator"
+COORDINATOR_FILE = "coordinator.yaml"
+_DATA_FILE = "data.npz"
+
+# A thousand agents are a thousand files: libyaml's emitter, where there is one, writes them in a
+# fifth of a second.
+_Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
+
+def clear(out: Path) -> None:
+    """Remove an earlier run's files, and nothing else."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name in ("processes", "model"):
+        shutil.rmtree(out / name, ignore_errors=True)
+    (out / "report.json").unlink(missing_ok=True)
+
+
+def write_coordinator(
+    folder: Path,
+    cast: Cast,
+    package: ModelPackage,
+    path: Path,
+    changes: Mapping[str, Any],
+    rounds: int | None,
+) -> CoordinatorConfig:
+    """The coordinator's folder; returns what is in its file.
+
+    Args:
+        folder: made here.
+        cast: whose scenario it is.
+        package: the model.
+        path: of the scenario.
+        changes: keys that the fleet sets.
+        rounds: so many instead of the scenario's.
+
+    Raises:
+        ConfigError: what the scenario says of the federation is wrong.
+    """
+    (folder / COORDINATOR).mkdir(parents=True)
+    package.save(folder / COORDINATOR / "package")
+    given = cast.scenario.federation
+    start = {"agents": len(cast.learners), "timeout_s": 60.0} | given.get("start", {})
+    changes = {"model": "package", "start": start} | dict(changes) | _smaller_fleet(cast)
+    if rounds is not None:
+        changes["rounds"] = rounds
+    evaluation = dict(given.get("evaluation", {}))
+    if "data" in evaluation:
+        evaluation["data"] = str((path.parent / evaluation["data"]).resolve())
+        changes["evaluation"] = evaluation
+    config = coordinator_config(cast.scenario, path, **changes)
+    _write_yaml(folder / COORDINATOR / COORDINATOR_FILE, given | changes)
+    return config
+
+
+def _smaller_fleet(cast: Cast) -> dict[str, Any]:
+    """With fewer agents than the scenario was written for, ask no more than there are."""
+    learners = len(cast.learners)
+    changes: dict[str, Any] = {}
+    for section, key in (("round", "minimum"), ("cohort", "at_least")):
+        values = dict(cast.scenario.federation.get(section, {}))
+        if values.get(key, 0) > learners:
+            changes[section] = values | {key: learners}
+    return changes
+
+
+def write_agent(
+    folder: Path, name: str, cast: Cast, federation: str, broker: Mapping[str, Any]
+) -> None:
+    """One agent's folder, with its data in it."""
+    folder.mkdir(parents=True)
+    cast.write(name, folder / _DATA_FILE)
+    data, unseen = cast.scenario.data, name in cast.scenario.unseen
+    target: dict[str, Any] = {"array": "target"}
+    if data.target is not None:
+        target["scale"] = data.target.scale
+    agent: dict[str, Any] = {
+        "federation": federation,
+        "agent_id": name,
+        "broker": dict(broker),
+        "tasks": ["evaluate"] if unseen else ["train", "evaluate"],
+        "data": {
+            "path": _DATA_FILE,
+            "inputs": {t.name: {"array": t.name} for t in cast.spec.inputs},
+            "target": target,
+            "test_fraction": 1.0 if unseen else data.test_fraction,
+            "normalise": data.normalise,
+            "nan": data.nan,
+        },
+    }
+    if data.group is not None:
+        agent["data"]["group"] = "group"
+    _write_yaml(folder / AGENT_FILE, agent)
+
+
+def broker_keys(settings: BrokerSettings) -> dict[str, Any]:
+    """What the configurations say of the broker."""
+    return {"host": settings.host, "port": settings.port}
+
+
+def _write_yaml(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(yaml.dump(value, Dumper=_Dumper, sort_keys=False))
