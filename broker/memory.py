@@ -252,6 +252,16 @@ class MemoryLink:
             " another client connected with the same id"
         )
 
+    def cut_off(self) -> None:
+        """The broker has ended; called by it. It publishes no will."""
+        self._disconnected()
+        self._fell("connection to the broker lost")
+
+    @property
+    def unsent(self) -> int:
+        """Messages that wait to reach the broker; at most `max_queued_messages`."""
+        return len(self._out)
+
     def _disconnected(self) -> None:
         self._up = False
         self._connection += 1

@@ -96,6 +96,9 @@ class Client(Link, Protocol):
     def taken_over(self) -> None:
         """Another client connected with the same id."""
 
+    def cut_off(self) -> None:
+        """The broker has ended, and its connections with it."""
+
 
 @dataclass(eq=False)
 class Session:
@@ -107,14 +110,27 @@ class Session:
             it is out of date.
         waiting: not sent yet, in order.
         sent: not acknowledged yet, by token.
+        expiry_s: how long it is kept without a connection.
     """
 
     client_id: str
     link: Client | None = None
+    expiry_s: int = 0
     epoch: int = 0
     filters: dict[str, None] = field(default_factory=dict)
     waiting: deque[Message] = field(default_factory=deque)
     sent: dict[int, Message] = field(default_factory=dict)
+
+    def disconnect(self) -> None:
+        """The connection is gone: what it left unacknowledged waits again."""
+        self.link = None
+        self.epoch += 1
+        self.waiting.extendleft(reversed(self.sent.values()))
+        self.sent.clear()
+
+
+#: Whether a message for a client (by id) gets into its queue; else it is gone, and nobody is told.
+Admits = Callable[[str, Message], bool]
 
 
 class MemoryBroker:
@@ -123,12 +139,16 @@ class MemoryBroker:
     Attributes:
         now_s: the virtual time.
         route: how packets travel; may be exchanged at any time.
+        admits: the queues' whims; None: they take everything.
+        dropped: (client, topic) of messages that got into no queue.
 
     Args:
         route: None: perfect, 1 ms each way.
         max_payload_bytes: the "server's limit".
         notice_s: how long the broker takes to notice that a client has vanished.
         receive_maximum: messages sent ahead of a client's acknowledgements.
+        max_queued_messages: that wait for one client; more are dropped in silence, as Mosquitto
+            does (its publisher has been told Success by then). None: no limit.
     """
 
     def __init__(
@@ -138,8 +158,12 @@ class MemoryBroker:
         max_payload_bytes: int = 1 << 20,
         notice_s: float = 0.0,
         receive_maximum: int = 64,
+        max_queued_messages: int | None = None,
     ) -> None:
         self.now_s = 0.0
+        self.admits: Admits | None = None
+        self.dropped: set[tuple[str, str]] = set()
+        self._max_queued = max_queued_messages
         self.route: Route = route or PerfectRoute()
         self.max_payload_bytes = max_payload_bytes
         self._notice_s = notice_s
@@ -197,7 +221,7 @@ class MemoryBroker:
             self.detach(other, other.will, 0.0)
             other.taken_over()
         session = self._sessions.setdefault(link.client_id, Session(link.client_id))
-        session.link = link
+        session.link, session.expiry_s = link, link.session_expiry_s
         session.epoch += 1
         return session is former
 
@@ -210,10 +234,7 @@ class MemoryBroker:
         session = self._sessions.get(link.client_id)
         if session is None or session.link is not link:
             return
-        session.link = None
-        session.epoch += 1
-        session.waiting.extendleft(reversed(session.sent.values()))
-        session.sent.clear()
+        session.disconnect()
         expiry_s = link.session_expiry_s
         if will is not None:
             wait_s = notice_s + min(will.delay_s, expiry_s)
@@ -245,7 +266,7 @@ class MemoryBroker:
             if message.expires_at_s <= self.now_s:
                 self._retained.discard(topic)
             else:
-                session.waiting.append(message)
+                self._queue(session, message)
         self._push(session)
 
     def unsubscribe(self, client_id: str, topic_filter: str) -> None:
@@ -261,8 +282,45 @@ class MemoryBroker:
             self._retained.discard(message.topic)
         live = replace(message, retain=False) if message.retain else message
         for session in self._filters.matching(message.topic).values():
-            session.waiting.append(live)
+            self._queue(session, live)
             self._push(session)
+
+    def _queue(self, session: Session, message: Message) -> None:
+        full = self._max_queued is not None and len(session.waiting) >= self._max_queued
+        if not full and (self.admits is None or self.admits(session.client_id, message)):
+            session.waiting.append(message)
+        else:
+            self.dropped.add((session.client_id, message.topic))
+
+    def restart(
+        self, *, lose_queued: bool = True, lose_retained: bool = True, lose_sessions: bool = True
+    ) -> None:
+        """Ends and is back, without what it had not written to its disk.
+
+        Every connection is lost, and the wills with them: nobody is there to publish them.
+        Mosquitto killed with its default persistence (autosave every 1,800 s) loses all three.
+        """
+        links = [session.link for session in self._sessions.values() if session.link is not None]
+        for session in list(self._sessions.values()):
+            session.disconnect()  # a new epoch: wills and expiries on the agenda are void
+            if lose_queued:
+                session.waiting.clear()
+            expiry_s = 0 if lose_sessions else session.expiry_s
+            self._after(expiry_s, self._expire, session, session.epoch)
+        if lose_retained:
+            self._retained = TopicTree()
+        for link in links:
+            link.cut_off()
+
+    def retained(self, topic: str) -> bytes | None:
+        """What is retained on a topic."""
+        found = [message.payload for _, message in self._retained.matching(topic)]
+        return found[0] if found else None
+
+    def backlog(self, client_id: str) -> int:
+        """Messages that the broker keeps for a client: waiting, and sent without its answer."""
+        session = self._sessions.get(client_id)
+        return 0 if session is None else len(session.waiting) + len(session.sent)
 
     def acknowledge(self, client_id: str, token: int) -> None:
         """Forgets a message, unless the token is of an earlier connection."""

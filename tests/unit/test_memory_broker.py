@@ -198,3 +198,40 @@ def test_a_run_repeats_itself() -> None:
 
     assert run() == run()
     assert sum(isinstance(event, Received) for _, event in run()) >= 20
+
+
+def test_a_restarted_broker_forgets_what_it_had_not_written() -> None:
+    broker = MemoryBroker()
+    away = up(broker, "away", "t/#")
+    sender = up(broker, "sender")
+    away.abort()
+    sender.publish("t/kept", b"1", retain=True)
+    broker.advance(1.0)
+    assert (broker.backlog("away"), broker.retained("t/kept")) == (1, b"1")
+    broker.restart(lose_queued=True, lose_retained=False, lose_sessions=False)
+    assert (broker.backlog("away"), broker.retained("t/kept")) == (0, b"1")
+    broker.restart()
+    assert broker.retained("t/kept") is None
+    again = sender.poll(10.0)
+    assert isinstance(again, LinkDown)
+    assert sender.poll(10.0) == LinkUp(False, broker.max_payload_bytes)
+
+
+def test_a_restarted_broker_publishes_no_will_of_those_it_cut_off() -> None:
+    broker = MemoryBroker()
+    up(broker, "client", will=Will("will", b"gone"))
+    watcher = up(broker, "watcher", "will")
+    broker.restart(lose_queued=False, lose_retained=False, lose_sessions=False)
+    heard = [watcher.poll(5.0) for _ in range(4)]
+    assert [type(event) for event in heard] == [LinkDown, LinkUp, type(None), type(None)]
+
+
+def test_a_full_queue_drops_in_silence() -> None:
+    broker = MemoryBroker(max_queued_messages=2)
+    up(broker, "away", "t").abort()
+    sender = up(broker, "sender")
+    for number in range(5):
+        sender.publish("t", bytes([number]))
+    assert sender.poll(1.0) is None
+    assert broker.backlog("away") == 2
+    assert broker.dropped == {("away", "t")}
