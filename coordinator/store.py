@@ -62,18 +62,19 @@ class Store:
     """One federation's file. Used from one thread.
 
     Args:
-        folder: made when absent.
+        folder: made when absent; None keeps everything in memory, for simulations.
         keep_versions: of θ; 0 keeps all.
 
     Raises:
         ConfigError: the folder cannot be written, or the file is no store of this format.
     """
 
-    def __init__(self, folder: Path, keep_versions: int = 0) -> None:
-        self.path = folder / STORE_FILE
+    def __init__(self, folder: Path | None, keep_versions: int = 0) -> None:
+        self.path = Path(":memory:") if folder is None else folder / STORE_FILE
         self._keep_versions = keep_versions
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(self.path, isolation_level=None)
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
@@ -172,6 +173,11 @@ class Store:
                 self._db.execute("COMMIT")
             except sqlite3.Error as error:
                 raise self._failed(error) from error
+
+    def lose_unflushed(self) -> None:
+        """What a power cut does: updates that were added since the last `flush` are gone."""
+        if self._db.in_transaction:
+            self._db.execute("ROLLBACK")
 
     def session(self, new: str) -> str:
         """The name of this store's run: `new` at its first use, the same ever after."""
