@@ -1,0 +1,203 @@
+"""A simulated device: `edge_agent.service` in virtual time, with a disk that power cuts spare."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+from broker import messages
+from broker.link import Will
+from broker.machine import MessageArrived
+from broker.messages import RoundPlan, Task
+from broker.topics import RoundTopic, Topics
+from edge_agent.agent import Agent, AgentFacts
+from edge_agent.data.dataset import LocalDataset
+from edge_agent.events import (
+    Action,
+    BlobRecalled,
+    CancelJob,
+    ForgetBlob,
+    JobFailed,
+    KeepChunk,
+    LoadPackage,
+    RecallBlob,
+    SettleUpdate,
+    SpoolUpdate,
+    StartJob,
+)
+from edge_agent.spool import AgentMemory, SpooledUpdate
+from fleet.faults import ClockSkew
+from fleet.profiles import DeviceProfile
+from fleet.shells import Shell, World
+from fleet.workbench import Workbench
+
+#: As the agent's service has it: between a device's silence and the broker's word for it.
+_WILL_DELAY_S = 5
+_NO_SKEW = ClockSkew()
+
+
+@dataclass(eq=False)
+class AgentDisk:
+    """What `edge_agent.spool` and `edge_agent.chunks` keep: whole, or not at all."""
+
+    pending: SpooledUpdate | None = None
+    settled: SpooledUpdate | None = None
+    chunks: dict[str, list[bytes]] = field(default_factory=dict)
+
+    @property
+    def memory(self) -> AgentMemory:
+        """As a new boot finds it."""
+        settled = self.settled
+        return AgentMemory(
+            self.pending,
+            None if settled is None else settled.residual,
+            "" if settled is None else settled.fingerprint,
+        )
+
+    def settle(self, *, accepted: bool) -> None:
+        """See `Spool.settle`."""
+        if accepted and self.pending is not None:
+            self.settled = self.pending
+        self.pending = None
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of all chunks."""
+        return sum(len(chunk) for chunks in self.chunks.values() for chunk in chunks)
+
+
+@dataclass(frozen=True, eq=False)
+class Device:
+    """One agent's surroundings.
+
+    Attributes:
+        agent_id: its name.
+        federation: it belongs to.
+        dataset: its rows.
+        profile: how fast it is.
+        tasks: it takes part in.
+        skew: of its clock.
+        heartbeat_s: between two words that it is there.
+    """
+
+    agent_id: str
+    federation: str
+    dataset: LocalDataset
+    profile: DeviceProfile
+    tasks: tuple[Task, ...] = ("train", "evaluate")
+    skew: ClockSkew = _NO_SKEW
+    heartbeat_s: float = 60.0
+
+
+class AgentShell(Shell):
+    """One agent's process and its disk."""
+
+    def __init__(self, world: World, device: Device, workbench: Workbench) -> None:
+        client_id = f"fedge-{device.federation}-{device.agent_id}"
+        super().__init__(world, device.agent_id, client_id)
+        self.device = device
+        self.disk = AgentDisk()
+        self.machine: Agent | None = None
+        self._workbench = workbench
+        self._plan_topic = Topics(device.federation).name(RoundTopic())
+        self._plan: bytes | None = None
+        self._package = ""
+        self._busy_until_s = 0.0
+        self._job: StartJob | None = None
+        self._jobs = 0
+
+    def boot_machine(self) -> Will:
+        """See `Shell`."""
+        device = self.device
+        facts = AgentFacts(
+            agent_id=device.agent_id,
+            federation=device.federation,
+            boot=f"boot-{self.boot}",
+            tasks=device.tasks,
+            memory_bytes=device.profile.memory_bytes,
+            software="simulated",
+            heartbeat_s=device.heartbeat_s,
+        )
+        rng = Random(f"{self.world.seed}/{self.name}/{self.boot}/agent")  # noqa: S311
+        self.machine = Agent(facts, self.disk.memory, rng)
+        self._package, self._busy_until_s, self._job = "", self.now_s, None
+        self._plan = None
+        will = self.machine.will
+        return Will(will.topic, will.payload, _WILL_DELAY_S)
+
+    @property
+    def agent(self) -> Agent:
+        """The machine of this boot."""
+        assert self.machine is not None, "not started"
+        return self.machine
+
+    @property
+    def newest_plan(self) -> RoundPlan | None:
+        """The last plan that its machine was handed in this boot."""
+        return None if self._plan is None else messages.decode(self._plan, RoundPlan)
+
+    def _clock_s(self) -> float:
+        return self.device.skew.offset_s + self.device.skew.rate * self.now_s
+
+    def handle(self, event: Any) -> Sequence[Action]:
+        """See `Agent.handle`; by the device's own clock."""
+        if isinstance(event, MessageArrived) and event.topic == self._plan_topic and event.payload:
+            self._plan = event.payload
+        return self.agent.handle(event, self._clock_s())
+
+    def wait_s(self) -> float:
+        """See `Agent.wait_s`."""
+        return self.agent.wait_s(self._clock_s()) / self.device.skew.rate
+
+    def perform(self, action: Any) -> None:
+        """As `edge_agent.service.AgentService.perform`."""
+        match action:
+            case SpoolUpdate(update):
+                self.disk.pending = update
+            case SettleUpdate(accepted):
+                self.disk.settle(accepted=accepted)
+            case RecallBlob(sha256):
+                self.link.post(BlobRecalled(sha256, tuple(self.disk.chunks.get(sha256, ()))))
+            case KeepChunk(sha256, payload):
+                self.disk.chunks.setdefault(sha256, []).append(payload)
+            case ForgetBlob(sha256):
+                self.disk.chunks.pop(sha256, None)
+            case LoadPackage():
+                self._after_earlier_work(self.device.profile.load_s, self._load, action)
+            case StartJob():
+                duration = self._workbench.duration_s(
+                    action, self.device.dataset, self.device.profile
+                )
+                self._job, self._jobs = action, self._jobs + 1
+                self._after_earlier_work(duration, self._work, action, self._jobs, duration)
+            case CancelJob():
+                self._cancel()
+
+    def _after_earlier_work(self, seconds: float, function: Any, *arguments: Any) -> None:
+        """One thing after another: the device has one trainer."""
+        self._busy_until_s = max(self._busy_until_s, self.now_s) + seconds
+        self.later(self._busy_until_s - self.now_s, function, *arguments)
+
+    def _load(self, job: LoadPackage) -> None:
+        self._package = job.package
+        self.link.post(self._workbench.load(job, self.device.dataset))
+
+    def _work(self, job: StartJob, number: int, seconds: float) -> None:
+        if self._job is None or number != self._jobs:
+            return  # cancelled
+        self._job = None
+        device = self.device
+        result = self._workbench.work(job, self._package, device.agent_id, device.dataset, seconds)
+        self.link.post(result)
+
+    def _cancel(self) -> None:
+        """The step under way is still done; an evaluation is not broken off."""
+        job = self._job
+        if job is None or job.plan.task != "train":
+            return
+        self._job = None
+        self._busy_until_s = self.now_s + self.device.profile.seconds_per_step
+        wait_s = self._busy_until_s - self.now_s
+        self.later(wait_s, self.link.post, JobFailed(job.plan, "cancelled"))

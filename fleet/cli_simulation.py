@@ -1,0 +1,101 @@
+"""`fedge fleet simulate` and `fedge fleet sweep`: federations in virtual time."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from models.console import command_errors
+from models.errors import ConfigError
+
+_YAML = click.Path(path_type=Path, dir_okay=False)
+
+
+@click.command()
+@click.argument("scenario", type=click.Path(path_type=Path))
+@click.option("--agents", type=click.IntRange(min=1), help="So many agents only.")
+@click.option("--rounds", type=click.IntRange(min=1), help="So many rounds only.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Of faults, delays and jitter: the same seed gives the same trace, byte for byte.",
+)
+@click.option("--faults", type=_YAML, help="Fault plan; without one nothing goes wrong.")
+@click.option("--profiles", type=_YAML, help="Device profiles  [default: those that ship]")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for report, trace and the trained model  [default: runs/SCENARIO-simulated]",
+)
+@click.option("--trace/--no-trace", default=True, help="Write every event to trace.jsonl.")
+@click.option("--check/--no-check", default=True, help="Check the invariants after every event.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report on stdout as JSON.")
+@command_errors
+def simulate(
+    scenario: Path,
+    agents: int | None,
+    rounds: int | None,
+    seed: int,
+    faults: Path | None,
+    profiles: Path | None,
+    out: Path | None,
+    trace: bool,
+    check: bool,
+    as_json: bool,
+) -> None:
+    """Run SCENARIO in virtual time: the real machines, no broker, no waiting.
+
+    Devices are as fast, as well connected and as often there as their profiles say; what goes
+    wrong is in the fault plan. Writes report.json, with the names of `fedge fleet run`, and
+    trace.jsonl.
+
+    \b
+    Exit codes: 0 done; 2 scenario, data, plan or option wrong; 4 the federation did not finish;
+    7 an invariant was violated; 130 interrupted.
+    """
+    _need_rich()
+    from rich.console import Console
+
+    from fleet.live import LiveWatcher, print_result
+    from fleet.scenario import load_scenario
+    from fleet.simulate import TRACE_FILE, SimulationOptions, simulate_scenario
+
+    _quiet()
+    described = load_scenario(scenario)
+    folder = out or Path("runs") / f"{described.name}-simulated"
+    options = SimulationOptions(
+        folder, agents, rounds, seed, faults, profiles, trace=trace, check=check
+    )
+    console = Console(stderr=as_json, width=None if sys.stdout.isatty() else 140)
+    began = time.perf_counter()
+    with LiveWatcher(console, described.show) as watcher:
+        report = simulate_scenario(scenario, options, watcher)
+    print_result(console, described, report, judge=False)
+    virtual, wall = report["virtual_seconds"], time.perf_counter() - began
+    console.print(f"{virtual:,.1f} virtual seconds in {wall:.1f} s", highlight=False)
+    files = f"report: {folder / 'report.json'}"
+    files += f" · trace: {folder / TRACE_FILE}" if trace else ""
+    console.print(files, highlight=False)
+    if as_json:
+        click.echo(json.dumps(report))
+
+
+def _quiet() -> None:
+    """What goes wrong on purpose is no news; `-v` shows it."""
+    if logging.getLogger().level > logging.DEBUG:
+        for name in ("edge_agent", "coordinator", "fleet.shells"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _need_rich() -> None:
+    try:
+        import rich  # noqa: F401
+    except ImportError as error:
+        raise ConfigError("rich is missing: pip install 'fedge[fleet]'") from error

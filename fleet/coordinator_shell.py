@@ -1,0 +1,181 @@
+"""The simulated middle: `coordinator.service` in virtual time, its store in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from broker.link import Received, Will
+from broker.machine import LinkAction
+from coordinator.config import CoordinatorConfig
+from coordinator.events import (
+    Action,
+    Commit,
+    Finished,
+    RoundEnded,
+    SaveAgent,
+    SaveOpenRound,
+    SaveRound,
+    StoreUpdate,
+)
+from coordinator.federation import Coordinator
+from coordinator.records import RoundRecord
+from coordinator.store import Store
+from fleet.faults import COORDINATOR
+from fleet.history import Began, Flushed
+from fleet.shells import Shell, World
+from models.package import ModelPackage
+from models.parameters import F32
+from models.program import Sums
+
+#: A synchronisation of the disk; updates that come meanwhile are written together.
+_FLUSH_S = 0.004
+#: As the coordinator's service has it.
+_FLUSH_UPDATES = 32
+
+
+class CoordinatorShell(Shell):
+    """The coordinator's process and its store.
+
+    Args:
+        world: it lives in.
+        config: of the federation.
+        package: the model.
+        measure: of the coordinator's own data, if it has any.
+
+    Attributes:
+        store: the real one; a crash rolls back what it had not flushed.
+        records: of the rounds that ended, as told to people.
+        finished: why the federation ended; empty until then.
+    """
+
+    manual_ack = True
+    ticks_early = True
+
+    def __init__(
+        self,
+        world: World,
+        config: CoordinatorConfig,
+        package: ModelPackage,
+        measure: Callable[[F32], Sums] | None = None,
+    ) -> None:
+        super().__init__(world, COORDINATOR, f"fedge-{config.federation}-coordinator")
+        self.config = config
+        self.store = Store(None, config.keep_versions)
+        self.store.adopt(config.federation, package)
+        self.records: list[RoundRecord] = []
+        self.finished = ""
+        self.machine: Coordinator | None = None
+        self.on_round: Callable[[RoundRecord], None] | None = None
+        self._package = package
+        self._measure = measure
+        self._unflushed = 0
+        self._held: list[Callable[[], None]] = []
+
+    def boot_machine(self) -> Will:
+        """As `coordinator.service.run_coordinator`."""
+        store = self.store
+        progress = store.load(self._package.spec.size)
+        session = store.session(f"sim-{self.world.seed}")
+        machine = Coordinator(self.config, self._package, session, progress, self._measure)
+        if progress is None:
+            store.begin(machine.progress.theta, machine.progress.strategy_state)
+        store.finish("")
+        self.machine, self._unflushed, self._held = machine, 0, []
+        return Will(machine.will.topic, machine.will.payload)
+
+    @property
+    def coordinator(self) -> Coordinator:
+        """The machine of this boot."""
+        assert self.machine is not None, "not started"
+        return self.machine
+
+    def began(self) -> Began:
+        """With what it found in its store."""
+        progress = self.coordinator.progress
+        return Began(self.now_s, self.name, self.boot, progress.version, progress.theta)
+
+    def crash(self) -> None:
+        """See `Shell`; what was not flushed is lost."""
+        if self.alive:
+            self.store.lose_unflushed()
+        super().crash()
+
+    def handle(self, event: Any) -> Sequence[Action]:
+        """See `Coordinator.handle`."""
+        return self.coordinator.handle(event, self.now_s)
+
+    def wait_s(self) -> float:
+        """See `Coordinator.wait_s`."""
+        return self.coordinator.wait_s(self.now_s)
+
+    def send(self, action: LinkAction) -> None:
+        """Send now, or once the updates before it are on disk."""
+        if self._unflushed:
+            self._held.append(lambda: super(CoordinatorShell, self).send(action))
+        else:
+            super().send(action)
+
+    def finish(self, received: Received) -> None:
+        """Acknowledge now, or once the update it carried is on disk."""
+        if self._unflushed:
+            self._held.append(lambda: self.link.acknowledge(received))
+        else:
+            self.link.acknowledge(received)
+        if self._unflushed >= _FLUSH_UPDATES:
+            self.settle()
+
+    def settle(self) -> None:
+        """Write what was taken in, then confirm it."""
+        if not self._unflushed:
+            return
+        self.store.flush()
+        self._unflushed = 0
+        self._tell_flushed()
+        if self._doom is not None:  # a power cut after the disk, before the receipts
+            self.crash()
+            return
+        held, self._held = self._held, []
+        for confirm in held:
+            confirm()
+
+    def _tell_flushed(self) -> None:
+        self.world.tell(Flushed(self.now_s, self.name))
+
+    def perform(self, action: Any) -> None:
+        """As `coordinator.service.CoordinatorService.perform`."""
+        store = self.store
+        match action:
+            case StoreUpdate(round_id, agent_id, frame):
+                store.add_update(round_id, agent_id, frame)
+                if not self._unflushed:
+                    self.later(_FLUSH_S, self.settle)
+                self._unflushed += 1
+                return
+            case SaveOpenRound(plan, asked, goal):
+                store.save_open_round(plan, asked, goal)
+            case Commit(version, theta, strategy_state, record):
+                store.commit(version, theta, strategy_state, record)
+            case SaveRound(record):
+                store.save_round(record)
+            case SaveAgent(agent_id, status):
+                store.save_agent(agent_id, status)
+            case RoundEnded(record):
+                self.records.append(record)
+                if self.on_round is not None:
+                    self.on_round(record)
+                return
+            case Finished(reason):
+                store.finish(reason)
+                self.finished = reason
+            case _:
+                return
+        self._tell_flushed()  # a transaction takes all that was added before it
+
+    def feed(self, event: Any) -> None:
+        """See `Shell`; ends the process when the federation has ended."""
+        super().feed(event)
+        if self.finished and self.alive and self.coordinator.finished is not None:
+            self.finished, reason = "", self.finished
+            self.stop("finished")
+            self.finished = reason

@@ -1,0 +1,190 @@
+"""What goes wrong in a simulation: a plan in a YAML file, everything random drawn from one seed.
+
+The faults are those that were measured on real brokers and devices: connections break, brokers
+drop queued messages though the publisher was told Success, and forget sessions, queues and
+retained messages when they are killed; devices and the coordinator lose power at any moment.
+"""
+
+from __future__ import annotations
+
+import math
+from fnmatch import fnmatchcase
+from random import Random
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+Share = Annotated[float, Meta(ge=0, le=1)]
+Moment = Annotated[float, Meta(ge=0, le=1e9)]
+Positive = Annotated[float, Meta(gt=0, le=1e9)]
+Names = Annotated[tuple[str, ...], Meta(min_length=1)]
+
+#: The name by which plans mean the coordinator; everything else is an agent's id.
+COORDINATOR = "coordinator"
+_EVERYONE = ("*",)
+_AGENTS = ("agent:*",)
+
+
+class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of what a plan is made of."""
+
+
+class Delay(_Part, frozen=True, kw_only=True):
+    """How long a packet takes from a client to the broker, or back.
+
+    Attributes:
+        kind: "constant"; "uniform" over seconds ± spread; "exponential" with mean `seconds`;
+            "lognormal" with median `seconds` and `spread` as standard deviation of its logarithm
+            (the usual shape of measured round-trip times).
+        seconds: see `kind`.
+        spread: see `kind`.
+    """
+
+    kind: Literal["constant", "uniform", "exponential", "lognormal"] = "constant"
+    seconds: Annotated[float, Meta(ge=0, le=3600)] = 0.001
+    spread: Annotated[float, Meta(ge=0, le=3600)] = 0.0
+
+    def __post_init__(self) -> None:
+        if self.kind == "uniform" and self.spread > self.seconds:
+            raise ValueError(f"spread {self.spread:g} is larger than seconds {self.seconds:g}")
+        if self.kind == "lognormal" and self.spread > 5:
+            raise ValueError(f"spread {self.spread:g} of a logarithm: at most 5")
+
+    def draw(self, rng: Random) -> float:
+        """One delay in seconds."""
+        match self.kind:
+            case "uniform":
+                return rng.uniform(self.seconds - self.spread, self.seconds + self.spread)
+            case "exponential":
+                return rng.expovariate(1 / self.seconds) if self.seconds else 0.0
+            case "lognormal":
+                return self.seconds * math.exp(rng.gauss(0.0, self.spread))
+        return self.seconds
+
+
+class Partition(_Part, frozen=True, kw_only=True):
+    """Some cannot reach the broker for a while.
+
+    Attributes:
+        who: names or patterns ("site-*"): agents, "coordinator", "agent:*" for all agents.
+        from_s: their connections break.
+        to_s: connecting works again.
+    """
+
+    who: Names = _EVERYONE
+    from_s: Moment
+    to_s: Moment
+
+    def __post_init__(self) -> None:
+        if self.to_s <= self.from_s:
+            raise ValueError(f"to_s {self.to_s:g} is not after from_s {self.from_s:g}")
+
+
+class SlowLink(_Part, frozen=True, kw_only=True):
+    """A link takes so many bytes a second, each way; packets wait for those before them."""
+
+    who: Names = _EVERYONE
+    bytes_per_s: Positive
+
+
+class BrokerRestart(_Part, frozen=True, kw_only=True):
+    """The broker is killed.
+
+    Attributes:
+        at_s: when.
+        down_s: until it takes connections again.
+        lose: "none" (it wrote everything), "queued" messages, "retained" ones, or "all":
+            sessions too, as Mosquitto's default persistence does.
+    """
+
+    at_s: Moment
+    down_s: Moment = 1.0
+    lose: Literal["none", "queued", "retained", "all"] = "all"
+
+
+class Crash(_Part, frozen=True, kw_only=True):
+    """A process loses power, and starts again.
+
+    Attributes:
+        who: see `Partition`.
+        at_s: at its first event from then on.
+        after_actions: so many of the event's actions are still done: 0 to 3 cut between writing
+            to disk and sending.
+        down_s: until it starts again.
+    """
+
+    who: Names
+    at_s: Moment
+    after_actions: Annotated[int, Meta(ge=0, le=1000)] = 0
+    down_s: Moment = 5.0
+
+
+class RandomCrashes(_Part, frozen=True, kw_only=True):
+    """Crashes at random moments, each process on its own.
+
+    Attributes:
+        who: see `Partition`.
+        mean_s: between two crashes of one process (exponential).
+        down_s: mean time until it starts again (exponential).
+    """
+
+    who: Names = _EVERYONE
+    mean_s: Positive
+    down_s: Moment = 5.0
+
+
+class ClockSkew(_Part, frozen=True, kw_only=True):
+    """An agent's clock is ahead, and fast or slow: it reads offset_s + rate × time."""
+
+    who: Names = _AGENTS
+    offset_s: Annotated[float, Meta(ge=-1e6, le=1e6)] = 0.0
+    rate: Annotated[float, Meta(ge=0.1, le=10)] = 1.0
+
+
+class FaultPlan(_Part, frozen=True, kw_only=True):
+    """Everything that goes wrong.
+
+    Attributes:
+        until_s: from then on nothing random happens any more (delays aside), so that a run can
+            show that it recovers.
+        delay: of every packet.
+        reorder: share of packets that may overtake those before them.
+        duplicate: share of packets that arrive twice.
+        cut: share of packets that break their connection instead of arriving.
+        drop: share of messages that the broker does not queue for a subscriber, in silence.
+        max_queued_messages: that the broker keeps for one client; no limit when not given.
+        max_payload_bytes: the broker's limit; blobs are cut into chunks that fit.
+        partitions, slow_links, broker_restarts, crashes, random_crashes, clock_skews: see there.
+    """
+
+    until_s: Positive = 1e9
+    delay: Delay = Delay()
+    reorder: Share = 0.0
+    duplicate: Share = 0.0
+    cut: Annotated[float, Meta(ge=0, le=0.5)] = 0.0
+    drop: Annotated[float, Meta(ge=0, le=0.5)] = 0.0
+    max_queued_messages: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+    max_payload_bytes: Annotated[int, Meta(ge=2048, le=200_000_000)] = 1 << 20
+    partitions: tuple[Partition, ...] = ()
+    slow_links: tuple[SlowLink, ...] = ()
+    broker_restarts: tuple[BrokerRestart, ...] = ()
+    crashes: tuple[Crash, ...] = ()
+    random_crashes: tuple[RandomCrashes, ...] = ()
+    clock_skews: tuple[ClockSkew, ...] = ()
+
+    @property
+    def calm_s(self) -> float:
+        """When the last fault is over; infinity when random ones never end."""
+        ends = [part.to_s for part in self.partitions]
+        ends += [part.at_s + part.down_s for part in self.broker_restarts]
+        ends += [part.at_s + part.down_s for part in self.crashes]
+        if self.cut or self.drop or self.random_crashes or self.reorder or self.duplicate:
+            ends.append(self.until_s)
+        return max(ends, default=0.0)
+
+
+def concerns(who: Names, name: str) -> bool:
+    """Whether `who` means the process of that name."""
+    names = (name,) if name == COORDINATOR else (name, f"agent:{name}")
+    return any(fnmatchcase(each, pattern) for pattern in who for each in names)

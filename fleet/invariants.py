@@ -1,0 +1,350 @@
+"""What must hold after every event of a simulation, whatever goes wrong; a reusable checker.
+
+Feed it every entry (`fleet.history`) in order, then call `at_rest` once nothing happens any more.
+It keeps its own books from the entries alone, and never asks the machines it watches.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from broker import messages
+from broker.link import publish_packet_bytes
+from broker.machine import MessageArrived
+from broker.messages import Receipt, Report, RoundPlan, UpdateHeader
+from broker.topics import InboxTopic, ReportTopic, RoundTopic, Topics, UpdateTopic
+from coordinator.aggregation import make_aggregator
+from coordinator.config import CoordinatorConfig
+from coordinator.events import Commit, RoundEnded, SaveOpenRound, SaveRound, StoreUpdate
+from coordinator.records import RoundRecord
+from coordinator.strategies import State, make_strategy
+from coordinator.uploads import peek_header
+from edge_agent.events import CancelJob, Evaluated, JobFailed, SpoolUpdate, StartJob, Trained
+from fleet.faults import COORDINATOR
+from fleet.history import Began, Ended, Entry, Flushed, Handled, Sent, trace_line
+from fleet.rest import Rest, rest_problems
+from models.codecs import make_codec
+from models.errors import FederationError, WireError
+from models.package import ModelPackage
+from models.parameters import F32
+
+#: Entries that are told with a violation.
+LAST = 40
+
+
+class InvariantViolated(FederationError):
+    """A promise of the protocol was broken: a defect in a machine.
+
+    Attributes:
+        seed: of the simulation.
+        time_s: virtual.
+        what: was broken, in words.
+        last: the entries before it, as trace lines.
+    """
+
+    exit_code = 7
+
+    def __init__(self, seed: int, time_s: float, what: str, last: tuple[str, ...] = ()) -> None:
+        super().__init__(f"seed {seed}, {time_s:.6f} s: {what}")
+        self.seed = seed
+        self.time_s = time_s
+        self.what = what
+        self.last = last
+
+
+@dataclass
+class _Bytes:
+    """What one boot of a process was handed."""
+
+    fed: int = 0
+    since_round: int = 0
+
+
+@dataclass
+class _Book:
+    """The checker's own record of the coordinator's disk."""
+
+    version: int
+    theta: F32
+    state: State
+    frames: dict[str, bytes] = field(default_factory=dict)  # of the open round, on disk
+    fresh: dict[str, bytes] = field(default_factory=dict)  # not flushed yet
+    round_id: int = -1
+    committed: set[int] = field(default_factory=set)
+
+
+class Invariants:
+    """An observer that raises when something is wrong.
+
+    Args:
+        config: of the federation.
+        package: its model.
+        seed: for the error.
+    """
+
+    def __init__(self, config: CoordinatorConfig, package: ModelPackage, seed: int = 0) -> None:
+        self._config = config
+        self._topics = Topics(config.federation)
+        self._size = package.spec.size
+        self._codec = make_codec(config.codec)
+        self._strategy = make_strategy(config.strategy)
+        self._seed = seed
+        self._book = _Book(0, package.initial, self._strategy.initial_state(self._size))
+        self._last: deque[Entry] = deque(maxlen=LAST)
+        self._bytes: dict[str, _Bytes] = {}
+        #: (agent, round, boot, attempt) of updates that are on the coordinator's disk, ever.
+        self._stored: set[tuple[str, int, str, int]] = set()
+        self._fresh: set[tuple[str, int, str, int]] = set()
+        self._spooled: dict[str, tuple[int, str, int]] = {}
+        self._running: dict[str, RoundPlan] = {}
+        self._announced = (-1, -1)
+        self._down_told = 0
+        self._now_s = 0.0
+        #: Violations looked for, so that a test can tell that something was.
+        self.checks = 0
+
+    def __call__(self, entry: Entry) -> None:
+        """Take the next entry.
+
+        Raises:
+            InvariantViolated: names the seed, the time and the last entries.
+        """
+        self._last.append(entry)
+        self._check(entry.time_s >= self._now_s, f"time runs back from {self._now_s:.6f} s")
+        self._now_s = entry.time_s
+        match entry:
+            case Handled(_, node, event, actions):
+                self._handled(node, event, actions)
+            case Sent(_, node, topic, payload):
+                self._sent(node, topic, payload)
+            case Flushed():
+                self._flush()
+            case Began():
+                self._began(entry)
+            case Ended(_, node, how):
+                self._ended(node, how)
+
+    def at_rest(self, rest: Rest) -> None:
+        """When nothing goes wrong any more and the federation has finished.
+
+        Raises:
+            InvariantViolated: an agent lacks the newest plan without a reason, a queue is too
+                long, bytes were sent that nobody counted.
+        """
+        for problem in rest_problems(rest, {name: b.fed for name, b in self._bytes.items()}):
+            self._fail(problem)
+        self.checks += 1
+
+    # -- processes ------------------------------------------------------------------------------
+
+    def _began(self, entry: Began) -> None:
+        self._bytes[entry.node] = _Bytes()
+        self._running.pop(entry.node, None)
+        if entry.node == COORDINATOR and entry.theta is not None:
+            book = self._book
+            self._check(
+                entry.version == book.version and entry.theta.tobytes() == book.theta.tobytes(),
+                f"the coordinator goes on with version {entry.version}, {book.version} was"
+                " committed, or θ is another",
+            )
+
+    def _ended(self, node: str, how: str) -> None:
+        self._running.pop(node, None)
+        if node == COORDINATOR and how == "crash":
+            self._book.fresh.clear()
+            self._fresh.clear()
+
+    def _flush(self) -> None:
+        self._book.frames |= self._book.fresh
+        self._book.fresh.clear()
+        self._stored |= self._fresh
+        self._fresh.clear()
+
+    # -- events and actions ---------------------------------------------------------------------
+
+    def _handled(self, node: str, event: Any, actions: tuple[Any, ...]) -> None:
+        if isinstance(event, MessageArrived):
+            size = publish_packet_bytes(
+                event.topic, len(event.payload), self._expiry_s(event.topic)
+            )
+            count = self._bytes.setdefault(node, _Bytes())
+            count.fed += size
+            count.since_round += size
+        if node != COORDINATOR:
+            self._agent(node, event, actions)
+            return
+        for action in actions:
+            match action:
+                case StoreUpdate():
+                    self._store_update(action)
+                case SaveOpenRound(plan):
+                    self._open_round(plan)
+                case Commit():
+                    self._commit(action)
+                case SaveRound():
+                    self._forget_open_round()
+                case RoundEnded(record):
+                    self._round_ended(record)
+
+    def _expiry_s(self, topic: str) -> int | None:
+        return 1 if "/updates/" in topic else None
+
+    def _store_update(self, action: StoreUpdate) -> None:
+        book, name = self._book, action.agent_id
+        self._check(
+            action.round_id == book.round_id,
+            f"update of {name} stored for round {action.round_id}, {book.round_id} is open",
+        )
+        self._check(
+            name not in book.frames and name not in book.fresh,
+            f"a second update of {name} counts in round {action.round_id}",
+        )
+        header, _ = messages.decode_update(action.frame)
+        book.fresh[name] = action.frame
+        self._fresh.add(_identity(name, header))
+
+    def _open_round(self, plan: RoundPlan) -> None:
+        book = self._book
+        self._check(plan.round_id > book.round_id, f"round {plan.round_id} opened again")
+        self._check(
+            plan.version == book.version,
+            f"round {plan.round_id} is for version {plan.version}, {book.version} is current",
+        )
+        book.round_id = plan.round_id
+        self._forget_open_round()
+
+    def _forget_open_round(self) -> None:
+        self._flush()
+        self._book.frames = {}
+
+    def _commit(self, action: Commit) -> None:
+        """The new θ must be what the stored frames make of the old one, to the last bit."""
+        book = self._book
+        self._flush()
+        frames, record = book.frames, action.record
+        self._check(
+            action.version == book.version + 1,
+            f"version {action.version} committed after {book.version}",
+        )
+        self._check(
+            record.round_id == book.round_id and record.round_id not in book.committed,
+            f"round {record.round_id} committed, {book.round_id} was open",
+        )
+        self._check(
+            set(record.agents) == set(frames) and record.reported == len(frames),
+            f"round {record.round_id} counts {sorted(record.agents)}, stored are {sorted(frames)}",
+        )
+        theta, state = self._derive(frames)
+        self._check(
+            theta.tobytes() == action.theta.tobytes(),
+            f"version {action.version} is not what its {len(frames)} stored updates make",
+        )
+        book.version, book.theta, book.state = action.version, theta, state
+        book.committed.add(record.round_id)
+        book.frames = {}
+
+    def _derive(self, frames: dict[str, bytes]) -> tuple[F32, State]:
+        aggregator = make_aggregator(self._config.aggregator, self._size)
+        for frame in frames.values():
+            header, body = messages.decode_update(frame)
+            rows = float(header.num_examples)
+            weight = rows if self._config.weighting == "examples" else 1.0
+            aggregator.add(self._codec.decode(body, self._size), weight)
+        return self._strategy.apply(self._book.theta, aggregator.mean(), self._book.state)
+
+    def _round_ended(self, record: RoundRecord) -> None:
+        count = self._bytes[COORDINATOR]
+        self._check(
+            record.bytes_up == count.since_round,
+            f"round {record.round_id} counts {record.bytes_up} bytes up,"
+            f" {count.since_round} arrived",
+        )
+        count.since_round = 0
+
+    # -- agents ---------------------------------------------------------------------------------
+
+    def _agent(self, node: str, event: Any, actions: tuple[Any, ...]) -> None:
+        if isinstance(event, Trained | Evaluated | JobFailed):
+            self._running.pop(node, None)
+        for action in actions:
+            match action:
+                case StartJob(plan):
+                    self._check(node not in self._running, f"{node} works on two jobs at once")
+                    self._running[node] = plan
+                case CancelJob():
+                    self._check(node in self._running, f"{node} cancels a job that it has not")
+                case SpoolUpdate(update):
+                    self._spooled[node] = (update.round_id, update.boot, update.attempt)
+
+    # -- messages -------------------------------------------------------------------------------
+
+    def _sent(self, node: str, name: str, payload: bytes) -> None:
+        topic = self._topics.parse(name)
+        match topic:
+            case InboxTopic(agent_id):
+                message = messages.decode_inbox(payload)
+                if isinstance(message, Receipt) and message.accepted:
+                    identity = (agent_id, message.round_id, message.boot, message.attempt)
+                    self._check(
+                        identity in self._stored,
+                        f"{agent_id} gets a receipt for round {message.round_id}, and its update"
+                        " is not on disk",
+                    )
+            case RoundTopic():
+                self._plan_sent(messages.decode(payload, RoundPlan))
+            case UpdateTopic(agent_id, round_id, 0):
+                self._update_sent(agent_id, round_id, payload)
+            case ReportTopic(agent_id):
+                report = messages.decode(payload, Report)
+                self._received_bytes(node, report.received_bytes)
+
+    def _plan_sent(self, plan: RoundPlan) -> None:
+        now = (plan.round_id, plan.version)
+        self._check(
+            plan.version >= self._announced[1] and plan.round_id >= self._announced[0],
+            f"round {now[0]} of version {now[1]} announced after {self._announced}",
+        )
+        self._announced = now
+        self._check(
+            plan.version <= self._book.version,
+            f"version {plan.version} announced, {self._book.version} is committed",
+        )
+
+    def _update_sent(self, agent_id: str, round_id: int, payload: bytes) -> None:
+        header = peek_header(payload)
+        self._check(header is not None, f"{agent_id} sends an update that is none")
+        assert header is not None, "checked"
+        self._check(
+            self._spooled.get(agent_id) == (round_id, header.boot, header.attempt),
+            f"{agent_id} sends an update of round {round_id} that is not in its spool",
+        )
+
+    def _received_bytes(self, node: str, counted: int) -> None:
+        fed = self._bytes[node].fed
+        self._check(
+            counted == fed, f"{node} counts {counted} bytes received, its link handed over {fed}"
+        )
+
+    # -- failing --------------------------------------------------------------------------------
+
+    def _check(self, holds: bool, what: str) -> None:
+        self.checks += 1
+        if not holds:
+            self._fail(what)
+
+    def _fail(self, what: str) -> None:
+        last = []
+        for entry in self._last:
+            try:
+                last.append(trace_line(entry))
+            except (TypeError, ValueError, AttributeError, WireError, msgspec.MsgspecError):
+                last.append(repr(entry)[:200])  # a doctored history need not be well formed
+        raise InvariantViolated(self._seed, self._now_s, what, tuple(last))
+
+
+def _identity(agent_id: str, header: UpdateHeader) -> tuple[str, int, str, int]:
+    return agent_id, header.round_id, header.boot, header.attempt

@@ -1,0 +1,93 @@
+"""The way of packets under a fault plan: `broker.memory.Route` with every fault in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from random import Random
+
+from broker.memory_broker import Packet
+from fleet.faults import FaultPlan, concerns
+
+
+class FaultyRoute:
+    """See `broker.memory_broker.Route`.
+
+    Args:
+        plan: what goes wrong.
+        seed: of everything random here.
+        names: process by the client id it connects with.
+        bytes_per_s: of single links, by process; slow links of the plan apply as well.
+    """
+
+    def __init__(
+        self,
+        plan: FaultPlan,
+        seed: int,
+        names: Mapping[str, str],
+        bytes_per_s: Mapping[str, float] | None = None,
+    ) -> None:
+        self._plan = plan
+        self._rng = Random(f"{seed}/route")  # noqa: S311  a simulation
+        self._names = names
+        self._rates: dict[str, float] = {}
+        for client_id, name in names.items():
+            rates = [part.bytes_per_s for part in plan.slow_links if concerns(part.who, name)]
+            rates += [(bytes_per_s or {})[name]] if name in (bytes_per_s or {}) else []
+            if rates:
+                self._rates[client_id] = min(rates)
+        self._partitions = {
+            client_id: [part for part in plan.partitions if concerns(part.who, name)]
+            for client_id, name in names.items()
+        }
+        self._disturbed = bool(plan.cut or plan.duplicate or plan.reorder)
+        #: When a link is free again, and when its last packet arrives, by (client, direction).
+        self._free_s: dict[tuple[str, bool], float] = {}
+        self._last_s: dict[tuple[str, bool], float] = {}
+        self._down_until_s = 0.0
+
+    def delays(self, now_s: float, packet: Packet) -> Sequence[float]:
+        """See `Route.delays`: in order of sending, unless a packet is drawn to overtake."""
+        plan, rng = self._plan, self._rng
+        if self._cut_off(now_s, packet.client_id):
+            return ()
+        if not self._disturbed or now_s >= plan.until_s:
+            return (self._in_order_s(now_s, packet),)
+        if plan.cut and rng.random() < plan.cut:
+            return ()
+        early = plan.reorder and rng.random() < plan.reorder
+        delay_s = plan.delay.draw(rng) if early else self._in_order_s(now_s, packet)
+        if plan.duplicate and rng.random() < plan.duplicate:
+            return (delay_s, delay_s + plan.delay.draw(rng))
+        return (delay_s,)
+
+    def _in_order_s(self, now_s: float, packet: Packet) -> float:
+        key = (packet.client_id, packet.upward)
+        sent_s = now_s
+        if packet.client_id in self._rates:
+            began_s = max(now_s, self._free_s.get(key, 0.0))
+            sent_s = began_s + packet.packet_bytes / self._rates[packet.client_id]
+            self._free_s[key] = sent_s
+        arrives_s = max(sent_s + self._plan.delay.draw(self._rng), self._last_s.get(key, 0.0))
+        self._last_s[key] = arrives_s
+        return arrives_s - now_s
+
+    def connect_s(self, now_s: float, client_id: str) -> float | None:
+        """See `Route.connect_s`."""
+        if now_s < self._down_until_s or self._cut_off(now_s, client_id):
+            return None
+        for upward in (True, False):  # a new connection has nothing under way
+            self._free_s.pop((client_id, upward), None)
+            self._last_s.pop((client_id, upward), None)
+        return 2 * self._plan.delay.draw(self._rng)
+
+    def _cut_off(self, now_s: float, client_id: str) -> bool:
+        return any(p.from_s <= now_s < p.to_s for p in self._partitions.get(client_id, ()))
+
+    def broker_down(self, until_s: float) -> None:
+        """Nobody connects before then."""
+        self._down_until_s = max(self._down_until_s, until_s)
+
+    def admits(self, now_s: float) -> bool:
+        """Whether the broker queues a message; False drops it in silence."""
+        share = self._plan.drop
+        return not share or now_s >= self._plan.until_s or self._rng.random() >= share

@@ -1,0 +1,187 @@
+"""Run a scenario in virtual time: the machines of `fleet run`, without broker, clock or waiting."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from broker.config import load_config
+from coordinator.config import CoordinatorConfig
+from coordinator.evaluation import central_measure
+from fleet.baselines import measure_baselines
+from fleet.cast import Cast, make_cast
+from fleet.faults import COORDINATOR, FaultPlan
+from fleet.history import TraceFile
+from fleet.invariants import Invariants
+from fleet.profiles import Profiles, load_profiles
+from fleet.report import REPORT_FILE, build_report, write_report
+from fleet.run import Watcher
+from fleet.scenario import Scenario, coordinator_config, load_scenario, scenario_package
+from fleet.simulation import Setting, Simulation, make_device
+from models.errors import ConfigError, FleetError
+from models.package import ModelPackage
+from models.program import find_runtime
+
+log = logging.getLogger(__name__)
+
+TRACE_FILE = "trace.jsonl"
+#: Virtual time after the end for receipts and plans that are still under way.
+SETTLE_S = 120.0
+
+
+@dataclass(frozen=True)
+class SimulationOptions:
+    """What the command line changes about a scenario.
+
+    Attributes:
+        out: folder for report, trace and the trained model.
+        agents: so many only.
+        rounds: so many only.
+        seed: of everything random but the learning itself; also of the learning when given.
+        faults: file with a fault plan; None: nothing goes wrong.
+        profiles: file with device profiles; None: those that ship.
+        trace: write trace.jsonl.
+        check: watch the invariants.
+        limit_s: of virtual time; None: as long as it may reasonably take.
+    """
+
+    out: Path
+    agents: int | None = None
+    rounds: int | None = None
+    seed: int = 0
+    faults: Path | None = None
+    profiles: Path | None = None
+    trace: bool = True
+    check: bool = True
+    limit_s: float | None = None
+
+
+def simulate_scenario(path: Path, options: SimulationOptions, watcher: Watcher) -> dict[str, Any]:
+    """Simulates it and writes the report.
+
+    Raises:
+        ConfigError: scenario, data, model, faults, profiles or options are unusable.
+        FleetError: the run ended without a committed round, or did not end.
+        InvariantViolated: a promise of the protocol was broken.
+    """
+    scenario = load_scenario(path)
+    package = scenario_package(scenario, path)
+    cast = make_cast(scenario, path, package.spec, options.agents)
+    config = _config(scenario, path, cast, options)
+    profiles = load_profiles(options.profiles) if options.profiles else load_profiles()
+    faults = load_config(options.faults, FaultPlan) if options.faults else FaultPlan()
+    if COORDINATOR in cast.rows:
+        raise ConfigError(f"{path}: no agent may be called {COORDINATOR!r}")
+    setting = _setting(scenario, path, config, package, cast, profiles, faults, options.seed)
+    with _observed(setting, options) as observed:
+        simulation = Simulation(observed)
+        simulation.coordinator.on_round = watcher.round
+        watcher.begin(cast, config, f"in memory, seed {options.seed}")
+        reason = simulation.run(options.limit_s, SETTLE_S)
+        for observer in observed.observers:
+            if isinstance(observer, Invariants):
+                observer.at_rest(simulation)
+    return _conclude(simulation, scenario, cast, reason, options, watcher)
+
+
+def smaller_fleet(scenario: Scenario, learners: int) -> dict[str, Any]:
+    """With fewer agents than the scenario was written for, ask no more than there are."""
+    changes: dict[str, Any] = {}
+    for section, key in (("round", "minimum"), ("cohort", "at_least")):
+        values = dict(scenario.federation.get(section, {}))
+        if values.get(key, 0) > learners:
+            changes[section] = values | {key: learners}
+    return changes
+
+
+def _config(
+    scenario: Scenario, path: Path, cast: Cast, options: SimulationOptions
+) -> CoordinatorConfig:
+    start = {"agents": len(cast.learners), "timeout_s": 60.0}
+    changes: dict[str, Any] = {"start": start | scenario.federation.get("start", {})}
+    changes |= smaller_fleet(scenario, len(cast.learners))
+    if options.rounds is not None:
+        changes["rounds"] = options.rounds
+    return coordinator_config(scenario, path, **changes)
+
+
+def _setting(
+    scenario: Scenario,
+    path: Path,
+    config: CoordinatorConfig,
+    package: ModelPackage,
+    cast: Cast,
+    profiles: Profiles,
+    faults: FaultPlan,
+    seed: int,
+) -> Setting:
+    dealt = profiles.assign(list(cast.rows), seed)
+    devices = [
+        make_device(
+            name,
+            config.federation,
+            dealt[name],
+            faults,
+            dataset=cast.dataset(name),
+            tasks=("evaluate",) if name in scenario.unseen else ("train", "evaluate"),
+        )
+        for name in cast.rows
+    ]
+    data = config.evaluation.data
+    return Setting(
+        config=config,
+        package=package,
+        devices=devices,
+        seed=seed,
+        faults=faults,
+        start_hour=profiles.start_hour,
+        measure=None if data is None else central_measure(path.parent / data, package),
+    )
+
+
+@contextmanager
+def _observed(setting: Setting, options: SimulationOptions) -> Iterator[Setting]:
+    """The setting with its observers; the trace is open meanwhile."""
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / REPORT_FILE).unlink(missing_ok=True)
+    with ExitStack() as stack:
+        observers: list[Any] = []
+        if options.trace:
+            file = stack.enter_context((options.out / TRACE_FILE).open("w", encoding="utf-8"))
+            observers.append(TraceFile(file))
+        if options.check:
+            observers.append(Invariants(setting.config, setting.package, setting.seed))
+        yield Setting(**{**vars(setting), "observers": observers})
+
+
+def _conclude(
+    simulation: Simulation,
+    scenario: Scenario,
+    cast: Cast,
+    reason: str,
+    options: SimulationOptions,
+    watcher: Watcher,
+) -> dict[str, Any]:
+    setting, records = simulation.setting, simulation.coordinator.records
+    if not any(record.status == "committed" for record in records):
+        raise FleetError("no round was committed")
+    theta = simulation.coordinator.coordinator.progress.theta
+    package, config = setting.package, setting.config
+    baselines = measure_baselines(cast, config, package, theta, watcher.baseline)
+    ModelPackage(package.spec, package.program, theta.copy()).save(options.out / "model")
+    facts = {
+        "agents": len(cast.rows),
+        "codec": config.codec.name,
+        "runtime": find_runtime(None)[1],
+        "broker": "memory",
+        "reason": reason,
+        "seconds": simulation.ended_s,
+    }
+    report = build_report(scenario, package, records, baselines, facts)
+    report |= {"seed": setting.seed, "virtual_seconds": simulation.ended_s}
+    write_report(report, options.out)
+    return report

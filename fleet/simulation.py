@@ -1,0 +1,264 @@
+"""A whole federation in virtual time: real machines, a broker in memory, and what goes wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from random import Random
+
+from broker.memory import MemoryBroker
+from coordinator.config import CoordinatorConfig
+from fleet.agent_shell import AgentShell, Device
+from fleet.coordinator_shell import CoordinatorShell
+from fleet.faults import (
+    COORDINATOR,
+    BrokerRestart,
+    ClockSkew,
+    Crash,
+    FaultPlan,
+    RandomCrashes,
+    concerns,
+)
+from fleet.history import BrokerKilled, Observer
+from fleet.profiles import DeviceProfile
+from fleet.route import FaultyRoute
+from fleet.shells import Shell, World
+from fleet.workbench import Workbench
+from models.errors import FleetError
+from models.package import ModelPackage
+from models.parameters import F32
+from models.program import Sums
+
+#: Longer than any pause of the protocol: a federation that takes longer after its last fault is
+#: stuck.
+PATIENCE_S = 20_000.0
+#: Events of all machines within one second of virtual time: more is a loop.
+_LOOP_EVENTS = 1_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """What a simulation is made of.
+
+    Attributes:
+        config: of the federation.
+        package: its model.
+        devices: the agents.
+        seed: of everything random but the learning, which has the federation's own.
+        faults: what goes wrong.
+        start_hour: of the day, for devices that are not always there.
+        measure: of the coordinator's own data, if it has any.
+        observers: are told of everything that happens.
+        workbench: where jobs are done.
+    """
+
+    config: CoordinatorConfig
+    package: ModelPackage
+    devices: Sequence[Device]
+    seed: int = 0
+    faults: FaultPlan = field(default_factory=FaultPlan)
+    start_hour: float = 12.0
+    measure: Callable[[F32], Sums] | None = None
+    observers: Sequence[Observer] = ()
+    workbench: Workbench = field(default_factory=Workbench)
+
+
+class Simulation:
+    """Runs a setting to its end.
+
+    Attributes:
+        world: broker, clock, links.
+        coordinator: its process.
+        agents: by id.
+        ended_s: when the federation finished.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        faults = setting.faults
+        names = {_client(setting, device.agent_id): device.agent_id for device in setting.devices}
+        names[_client(setting, COORDINATOR)] = COORDINATOR
+        rates = {d.agent_id: d.profile.bytes_per_s for d in setting.devices}
+        self.route = FaultyRoute(
+            faults, setting.seed, names, {name: rate for name, rate in rates.items() if rate}
+        )
+        broker = MemoryBroker(
+            self.route,
+            max_payload_bytes=faults.max_payload_bytes,
+            max_queued_messages=faults.max_queued_messages,
+        )
+        broker.admits = lambda _client_id, _message: self.route.admits(broker.now_s)
+        self.world = World(broker, setting.seed, list(setting.observers))
+        self.coordinator = CoordinatorShell(
+            self.world, setting.config, setting.package, setting.measure
+        )
+        self.agents = {
+            device.agent_id: AgentShell(self.world, device, setting.workbench)
+            for device in setting.devices
+        }
+        self.ended_s = 0.0
+        self._down_s: dict[str, float] = {}
+        self._rng = Random(f"{setting.seed}/faults")  # noqa: S311  a simulation
+        self._schedule_faults()
+
+    @property
+    def now_s(self) -> float:
+        """The virtual time."""
+        return self.world.broker.now_s
+
+    @property
+    def shells(self) -> Mapping[str, Shell]:
+        """All processes by name."""
+        return {COORDINATOR: self.coordinator, **self.agents}
+
+    def run(self, limit_s: float | None = None, settle_s: float = 0.0) -> str:
+        """Until the federation has finished; returns why it did.
+
+        Args:
+            limit_s: of virtual time; None: so long after the last fault as nothing takes.
+            settle_s: go on for so long afterwards, for what is still under way.
+
+        Raises:
+            FleetError: it did not finish in time.
+        """
+        calm_s = self.setting.faults.calm_s
+        if limit_s is None:
+            limit_s = PATIENCE_S + (calm_s if calm_s < 1e8 else 0.0)
+            limit_s += self._rounds_s() + self._absence_s()
+        for shell in self.shells.values():
+            if self._available(shell):
+                shell.start()
+        self._run_until(limit_s, lambda: bool(self.coordinator.finished))
+        if not self.coordinator.finished:
+            raise FleetError(
+                f"the federation did not finish in {self.now_s:.0f} virtual seconds: version"
+                f" {self.coordinator.coordinator.progress.version} of {self.setting.config.rounds}"
+            )
+        self.ended_s = self.now_s
+        self._run_until(max(self.now_s, calm_s if calm_s < 1e8 else 0.0) + settle_s, lambda: False)
+        return self.coordinator.finished
+
+    def _rounds_s(self) -> float:
+        config = self.setting.config
+        return 3 * config.rounds * (config.round.deadline_s + config.evaluation.deadline_s)
+
+    def _absence_s(self) -> float:
+        """Devices that come and go with the day may have to be waited for."""
+        devices = self.setting.devices
+        return 2 * 86_400.0 if any(device.profile.available for device in devices) else 0.0
+
+    def _run_until(self, limit_s: float, done: Callable[[], bool]) -> None:
+        world, broker = self.world, self.world.broker
+        mark_s, mark = broker.now_s, world.events
+        while not done():
+            link = broker.next_ready()
+            if link is not None:
+                world.links[link].serve()  # type: ignore[index]  # all links are ours
+            elif not broker.advance(limit_s):
+                return
+            if broker.now_s > mark_s + 1.0:
+                mark_s, mark = broker.now_s, world.events
+            elif world.events > mark + _LOOP_EVENTS:
+                raise FleetError(f"{_LOOP_EVENTS} events in the second before {broker.now_s:.3f}")
+
+    # -- what goes wrong ------------------------------------------------------------------------
+
+    def _schedule_faults(self) -> None:
+        faults, broker = self.setting.faults, self.world.broker
+        for restart in faults.broker_restarts:
+            broker.at(restart.at_s, self._kill_broker, restart)
+        for name, shell in self.shells.items():
+            for partition in faults.partitions:
+                if concerns(partition.who, name):
+                    broker.at(partition.from_s, self._cut_off, shell)
+            for crash in faults.crashes:
+                if concerns(crash.who, name):
+                    broker.at(crash.at_s, self._doom, shell, crash)
+            for random in faults.random_crashes:
+                if concerns(random.who, name):
+                    self._next_crash(shell, random)
+            shell.on_end = self._died
+            if isinstance(shell, AgentShell):
+                self._watch_the_day(shell)
+
+    def _kill_broker(self, restart: BrokerRestart) -> None:
+        lose = restart.lose
+        self.world.tell(BrokerKilled(self.now_s, lose))
+        self.route.broker_down(self.now_s + restart.down_s)
+        self.world.broker.restart(
+            lose_queued=lose in ("queued", "all"),
+            lose_retained=lose in ("retained", "all"),
+            lose_sessions=lose == "all",
+        )
+
+    def _cut_off(self, shell: Shell) -> None:
+        if shell.alive:
+            shell.link.interrupt()
+
+    def _doom(self, shell: Shell, crash: Crash) -> None:
+        if shell.alive:
+            self._down_s[shell.name] = crash.down_s
+            shell.doom(crash.after_actions)
+
+    def _next_crash(self, shell: Shell, random: RandomCrashes) -> None:
+        when_s = self.now_s + self._rng.expovariate(1 / random.mean_s)
+        if when_s < self.setting.faults.until_s:
+            self.world.broker.at(when_s, self._crash_at_random, shell, random)
+
+    def _crash_at_random(self, shell: Shell, random: RandomCrashes) -> None:
+        down_s = self._rng.expovariate(1 / random.down_s) if random.down_s else 0.0
+        crash = Crash(
+            who=(shell.name,),
+            at_s=self.now_s,
+            after_actions=self._rng.randrange(4),
+            down_s=down_s,
+        )
+        self._doom(shell, crash)
+        self._next_crash(shell, random)
+
+    def _died(self, shell: Shell) -> None:
+        wait_s = self._down_s.pop(shell.name, 0.0)
+        self.world.broker.at(self.now_s + wait_s, self._start_again, shell)
+
+    def _start_again(self, shell: Shell) -> None:
+        if self._available(shell) and not (shell is self.coordinator and shell.finished):
+            shell.start()
+
+    # -- the day --------------------------------------------------------------------------------
+
+    def _time_of_day_s(self) -> float:
+        return 3600 * self.setting.start_hour + self.now_s
+
+    def _available(self, shell: Shell) -> bool:
+        if not isinstance(shell, AgentShell):
+            return True
+        return shell.device.profile.is_available(self._time_of_day_s())
+
+    def _watch_the_day(self, shell: AgentShell) -> None:
+        wait_s = shell.device.profile.next_change_s(self._time_of_day_s())
+        if wait_s is not None:
+            self.world.broker.at(self.now_s + wait_s, self._day_changes, shell)
+
+    def _day_changes(self, shell: AgentShell) -> None:
+        if self._available(shell):
+            shell.start()
+        else:
+            shell.stop()
+        self._watch_the_day(shell)
+
+
+def _client(setting: Setting, name: str) -> str:
+    return f"fedge-{setting.config.federation}-{name}"
+
+
+def skew_of(faults: FaultPlan, agent_id: str) -> ClockSkew:
+    """The skew of an agent's clock: the first that concerns it."""
+    return next((skew for skew in faults.clock_skews if concerns(skew.who, agent_id)), ClockSkew())
+
+
+def make_device(
+    agent_id: str, federation: str, profile: DeviceProfile, faults: FaultPlan, **rest: object
+) -> Device:
+    """A device with the clock that the faults give it."""
+    skew = skew_of(faults, agent_id)
+    return Device(agent_id, federation, profile=profile, skew=skew, **rest)  # type: ignore[arg-type]
