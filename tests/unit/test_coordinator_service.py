@@ -1,0 +1,185 @@
+"""The coordinator's shell: nothing is confirmed that is not on disk."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from broker import blobs, messages
+from broker.link import Received
+from broker.memory import MemoryBroker, MemoryLink
+from broker.messages import AgentStatus, Receipt, RoundPlan, UpdateHeader
+from broker.topics import AgentStatusTopic, InboxTopic, RoundTopic, Topics, UpdateTopic
+from coordinator.config import StartConfig
+from coordinator.federation import Coordinator
+from coordinator.service import CoordinatorService
+from coordinator.store import STORE_FILE, Store
+from models.codecs import make_codec
+from tests.unit.test_coordinator import PACKAGE, SESSION, config
+
+TOPICS = Topics("f")
+AGENTS = ("a", "b", "c")
+
+
+@dataclass
+class Scene:
+    """A real service and store on the in-memory link, stepped by hand, and agents' plain links."""
+
+    service: CoordinatorService
+    link: MemoryLink
+    agents: dict[str, MemoryLink]
+    file: Path
+    saved: list[str]
+
+    def take_one(self) -> bool:
+        """One turn of the service's loop that does not wait: what `run` does while busy."""
+        event = self.link.poll(0.1)
+        if event is None:
+            return False
+        self.service.take(event)
+        return True
+
+    def take_all(self) -> None:
+        while self.take_one():
+            pass
+        self.service.idle()
+
+    def on_disk(self) -> int:
+        """Updates another process would find after a power cut now."""
+        with sqlite3.connect(f"file:{self.file}?mode=ro", uri=True) as db:
+            count: int = db.execute("SELECT COUNT(*) FROM updates").fetchone()[0]
+        db.close()
+        return count
+
+    def heard(self, name: str) -> list[Received]:
+        found = []
+        while (event := self.agents[name].poll(0.1)) is not None:
+            if isinstance(event, Received):
+                found.append(event)
+        return found
+
+    def receipts(self, name: str) -> list[Receipt]:
+        inbox = TOPICS.name(InboxTopic(name))
+        return [messages.decode(r.payload, Receipt) for r in self.heard(name) if r.topic == inbox]
+
+    def plan(self, name: str) -> RoundPlan:
+        rounds = [r for r in self.heard(name) if r.topic == TOPICS.name(RoundTopic())]
+        return messages.decode(rounds[-1].payload, RoundPlan)
+
+
+def status() -> AgentStatus:
+    return AgentStatus(
+        state="online", boot="b1", tasks=("train",), train_examples=10, codecs=("float32",)
+    )
+
+
+def frame(plan: RoundPlan) -> bytes:
+    header = UpdateHeader(
+        session=plan.session,
+        boot="b1",
+        round_id=plan.round_id,
+        attempt=1,
+        version=plan.version,
+        fingerprint=plan.fingerprint,
+        codec=plan.codec,
+        size=3,
+        num_examples=10,
+        loss=1.0,
+        metrics={"mae": 0.5},
+        training_s=0.1,
+        received_bytes=0,
+    )
+    vector = np.array([1, 2, 3], np.float32)
+    return messages.encode_update(
+        header, make_codec(plan.codec).encode(vector, np.random.default_rng(0))
+    )
+
+
+def send(scene: Scene, name: str, plan: RoundPlan) -> None:
+    for n, payload in enumerate(blobs.split(frame(plan))[1]):
+        scene.agents[name].publish(TOPICS.name(UpdateTopic(name, plan.round_id, n)), payload)
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Iterator[Scene]:
+    broker = MemoryBroker()
+    store = Store(tmp_path)
+    store.begin(PACKAGE.initial, {})
+    link = MemoryLink(broker, "coordinator", manual_ack=True)
+    machine = Coordinator(config(start=StartConfig(agents=3)), PACKAGE, SESSION)
+    saved: list[str] = []
+
+    def tell(event: dict[str, Any]) -> None:
+        saved.append(event["event"])
+
+    service = CoordinatorService(machine, link, store, lambda: None, tell, None)
+    agents = {name: MemoryLink(broker, name) for name in AGENTS}
+    found = Scene(service, link, agents, tmp_path / STORE_FILE, saved)
+    service.begin()
+    for name, agent in agents.items():
+        agent.subscribe(TOPICS.name(InboxTopic(name)))
+        agent.subscribe(TOPICS.name(RoundTopic()))
+        agent.open()
+        agent.publish(TOPICS.name(AgentStatusTopic(name)), messages.encode(status()), retain=True)
+    found.take_all()
+    yield found
+    link.close()
+    for agent in agents.values():
+        agent.close()
+    store.close()
+
+
+def test_a_receipt_waits_until_the_update_is_on_disk(scene: Scene) -> None:
+    send(scene, "a", scene.plan("a"))
+    while scene.take_one():
+        pass
+    assert scene.on_disk() == 0
+    assert scene.receipts("a") == []
+    scene.service.idle()
+    assert scene.on_disk() == 1
+    assert [receipt.accepted for receipt in scene.receipts("a")] == [True]
+
+
+def test_updates_that_come_together_are_written_together(scene: Scene) -> None:
+    plan = scene.plan("a")
+    for name in ("a", "b"):
+        send(scene, name, plan)
+    while scene.take_one():
+        pass
+    assert scene.on_disk() == 0
+    scene.service.idle()
+    assert scene.on_disk() == 2
+    assert all(scene.receipts(name)[0].accepted for name in ("a", "b"))
+
+
+def test_an_update_that_was_not_confirmed_comes_again_after_a_crash(scene: Scene) -> None:
+    send(scene, "a", scene.plan("a"))
+    while scene.take_one():
+        pass
+    scene.link.interrupt()  # the broker has no acknowledgement: it delivers again
+    topics = []
+    while (event := scene.link.poll(5.0)) is not None:
+        if isinstance(event, Received):
+            topics.append(event.topic)
+        if TOPICS.name(UpdateTopic("a", 1, 0)) in topics:
+            break
+    assert TOPICS.name(UpdateTopic("a", 1, 0)) in topics
+
+
+def test_the_round_s_end_is_told_after_its_commit(scene: Scene) -> None:
+    plan = scene.plan("a")
+    for name in AGENTS:
+        send(scene, name, plan)
+    scene.take_all()
+    assert "round" in scene.saved
+    with sqlite3.connect(f"file:{scene.file}?mode=ro", uri=True) as db:
+        assert db.execute("SELECT MAX(version) FROM versions").fetchone() == (1,)
+        assert db.execute("SELECT COUNT(*) FROM updates").fetchone() == (0,)
+    db.close()
+    assert all(scene.receipts(name)[0].accepted for name in AGENTS)
