@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import msgspec
 import numpy as np
@@ -52,8 +51,9 @@ from coordinator.events import (
 )
 from coordinator.intake import Intake, Taken
 from coordinator.open_round import OpenRound, Traffic
+from coordinator.progress import Progress, StoredRound
 from coordinator.publisher import Publisher
-from coordinator.records import RoundRecord
+from coordinator.records import RoundRecord, new_record
 from coordinator.results import with_evaluation, with_training
 from coordinator.roster import Roster
 from coordinator.round import (
@@ -79,47 +79,6 @@ _LONGEST_PAUSE_S = 60.0
 _GRACE_S = 1.0
 #: Between two looks at who has fallen silent.
 _LONGEST_WAIT_S = 10.0
-
-
-@dataclass(eq=False)
-class Progress:
-    """What a restart goes on with.
-
-    Attributes:
-        version: of θ.
-        theta: float32, shape (P,).
-        strategy_state: of the server optimizer.
-        records: of all rounds so far, in order.
-        open: the round that was collecting updates when the coordinator ended.
-    """
-
-    version: int
-    theta: F32
-    strategy_state: State
-    records: list[RoundRecord] = field(default_factory=list)
-    open: StoredRound | None = None
-
-    @property
-    def last_round(self) -> int:
-        """The last round's id; 0 before the first."""
-        return self.records[-1].round_id if self.records else 0
-
-
-@dataclass(frozen=True, eq=False)
-class StoredRound:
-    """A learning phase that was announced and not committed.
-
-    Attributes:
-        plan: as announced.
-        asked: agents.
-        goal: reports that are enough.
-        frames: (agent, update frame) of those that count, in the order of their arrival.
-    """
-
-    plan: RoundPlan
-    asked: tuple[str, ...]
-    goal: int
-    frames: tuple[tuple[str, bytes], ...]
 
 
 class Coordinator:
@@ -360,25 +319,7 @@ class Coordinator:
 
     def _new_record(self, asked: int) -> RoundRecord:
         round_id, self._next_round_id = self._next_round_id, self._next_round_id + 1
-        return RoundRecord(
-            round_id=round_id,
-            status="abandoned",
-            version=self.progress.version,
-            asked=asked,
-            reported=0,
-            refused=0,
-            refusals={},
-            declined={},
-            loss=None,
-            metrics={},
-            train_loss=None,
-            train_metrics={},
-            bytes_up=0,
-            bytes_down=0,
-            seconds=0.0,
-            closed="",
-            agents={},
-        )
+        return new_record(round_id, self.progress.version, asked)
 
     def _announce(
         self, task: Task, draw: Draw, record: RoundRecord, deadline_s: float, now_s: float

@@ -73,3 +73,26 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
     def value(self, metric: str) -> float | None:
         """The loss or a metric of the record; None when it has none of that name."""
         return self.loss if metric == "loss" else self.metrics.get(metric)
+
+
+def new_record(round_id: int, version: int, asked: int) -> RoundRecord:
+    """The record of a round of which nothing is known but whom it asks."""
+    return RoundRecord(
+        round_id=round_id,
+        status="abandoned",
+        version=version,
+        asked=asked,
+        reported=0,
+        refused=0,
+        refusals={},
+        declined={},
+        loss=None,
+        metrics={},
+        train_loss=None,
+        train_metrics={},
+        bytes_up=0,
+        bytes_down=0,
+        seconds=0.0,
+        closed="",
+        agents={},
+    )

@@ -31,7 +31,8 @@ from coordinator.events import (
     StoreUpdate,
     Waiting,
 )
-from coordinator.federation import Coordinator, Progress
+from coordinator.federation import Coordinator
+from coordinator.progress import Progress
 from coordinator.report import round_line
 from coordinator.store import Store
 from models.errors import ModelError

@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 
 from broker.messages import AgentStatus, RoundPlan
-from coordinator.federation import Progress, StoredRound
+from coordinator.progress import Progress, StoredRound
 from coordinator.records import RoundRecord
 from coordinator.strategies import State, state_from_bytes, state_to_bytes
 from models.errors import ConfigError, StoreError, WireError

@@ -58,7 +58,8 @@ from coordinator.events import (
     SaveRound,
     Waiting,
 )
-from coordinator.federation import Coordinator, Progress, StoredRound
+from coordinator.federation import Coordinator
+from coordinator.progress import Progress, StoredRound
 from coordinator.records import RoundRecord
 from coordinator.strategies import StrategyConfig
 from models.codecs import CodecConfig, make_codec

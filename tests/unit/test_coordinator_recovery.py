@@ -10,7 +10,7 @@ import pytest
 
 from coordinator.config import StartConfig
 from coordinator.events import Commit, RoundEnded, SaveOpenRound, SaveRound, StoreUpdate
-from coordinator.federation import Progress
+from coordinator.progress import Progress
 from coordinator.store import Store
 from models.parameters import F32
 from tests.unit.test_coordinator import PACKAGE, SESSION, FakeAgent, Stage, config, only

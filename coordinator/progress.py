@@ -1,0 +1,51 @@
+"""Where a federation stands: what the store keeps and a restart goes on with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from broker.messages import RoundPlan
+from coordinator.records import RoundRecord
+from coordinator.strategies import State
+from models.parameters import F32
+
+
+@dataclass(eq=False)
+class Progress:
+    """What a restart goes on with.
+
+    Attributes:
+        version: of θ.
+        theta: float32, shape (P,).
+        strategy_state: of the server optimizer.
+        records: of all rounds so far, in order.
+        open: the round that was collecting updates when the coordinator ended.
+    """
+
+    version: int
+    theta: F32
+    strategy_state: State
+    records: list[RoundRecord] = field(default_factory=list)
+    open: StoredRound | None = None
+
+    @property
+    def last_round(self) -> int:
+        """The last round's id; 0 before the first."""
+        return self.records[-1].round_id if self.records else 0
+
+
+@dataclass(frozen=True, eq=False)
+class StoredRound:
+    """A learning phase that was announced and not committed.
+
+    Attributes:
+        plan: as announced.
+        asked: agents.
+        goal: reports that are enough.
+        frames: (agent, update frame) of those that count, in the order of their arrival.
+    """
+
+    plan: RoundPlan
+    asked: tuple[str, ...]
+    goal: int
+    frames: tuple[tuple[str, bytes], ...]
