@@ -126,6 +126,8 @@ class Agent:
         self._outbox = Outbox(self.topics, facts.agent_id, memory or AgentMemory(), rng)
         self._job: _JobKey | None = None
         self._answered: _JobKey | None = None
+        #: The last report, and to which plan: it is sent again when that plan comes again.
+        self._last_answer: tuple[_JobKey, Publish] | None = None
         self._heartbeat_s = math.inf
         self._attempts = 0
         self._received_bytes = 0
@@ -137,7 +139,6 @@ class Agent:
                 return self._start()
             case Connected(max_payload_bytes):
                 self._outbox.chunk_bytes = blobs.chunk_bytes_for(max_payload_bytes)
-                self._outbox.connected(now_s)
                 return [self._beat(now_s)]
             case MessageArrived(topic, payload):
                 return self._message(topic, payload, now_s)
@@ -239,6 +240,8 @@ class Agent:
         actions += self._outbox.new_plan(plan, now_s)
         if self._outbox.answers(plan) and plan.task == "train":
             self._answered = _key(plan)
+        if self._last_answer is not None and self._last_answer[0] == _key(plan):
+            actions.append(self._last_answer[1])  # the broker may have lost it, as with updates
         if self._job is not None and self._job != _key(plan):
             log.info("round %d is over, training stops", self._job[1])
             actions.append(CancelJob())
@@ -454,7 +457,9 @@ class Agent:
     def _answer(self, plan: RoundPlan, report: Report) -> list[Action]:
         self._answered = _key(plan)
         topic = ReportTopic(self.facts.agent_id, plan.round_id)
-        return [Publish(self.topics.name(topic), messages.encode(report))]
+        answer = Publish(self.topics.name(topic), messages.encode(report))
+        self._last_answer = (_key(plan), answer)
+        return [answer]
 
     def _report(
         self,

@@ -49,10 +49,6 @@ class Outbox:
         self._resends = 0
         self._due_s = -math.inf
 
-    def connected(self, now_s: float) -> None:
-        """What we sent may be lost with the session: again, once its plan comes again."""
-        self._due_s = now_s
-
     def answers(self, plan: RoundPlan | None) -> bool:
         """Whether the update is of this plan's round."""
         pending = self._pending
@@ -84,6 +80,11 @@ class Outbox:
             # the one before would be made up for twice.
             log.info("round %d is over and no receipt came", pending.round_id)
             return self._settle(pending, accepted=True)
+        if plan.task == "train":
+            # Announced again: we or the coordinator have a new connection, and what we sent may be
+            # lost. Not before: a broker that forgot everything takes an update and gives it to
+            # nobody until the coordinator has subscribed, and only then does the plan come.
+            self._due_s = now_s
         return self.send_when_due(plan, now_s)
 
     def send_when_due(self, plan: RoundPlan | None, now_s: float) -> list[Action]:
