@@ -22,6 +22,7 @@ from broker.machine import (
     Stopping,
     Subscribe,
     Tick,
+    Unsubscribe,
 )
 from broker.messages import (
     AgentStatus,
@@ -41,6 +42,7 @@ from broker.topics import (
     ProgramTopic,
     ReportTopic,
     RoundTopic,
+    Topic,
     Topics,
 )
 from edge_agent.events import (
@@ -166,6 +168,11 @@ class Agent:
         return max(0.0, due - now_s)
 
     @property
+    def plan(self) -> RoundPlan | None:
+        """The newest that it heard of."""
+        return self._plan
+
+    @property
     def residual(self) -> F32 | None:
         """What the next update must make up for; float32, shape (P,)."""
         return self._outbox.residual
@@ -185,7 +192,7 @@ class Agent:
     def _tick(self, now_s: float) -> list[Action]:
         actions: list[Action] = []
         if now_s >= self._heartbeat_s:
-            actions.append(self._beat(now_s))
+            actions += [self._beat(now_s), *self._ask_again()]
         for progressed in self._fetcher.tick(now_s):
             actions += self._progressed(progressed, now_s)
         return actions + self._outbox.send_when_due(self._plan, now_s)
@@ -194,6 +201,21 @@ class Agent:
         every = self.facts.heartbeat_s
         self._heartbeat_s = now_s + every if every else math.inf
         return self._status()
+
+    def _ask_again(self) -> list[Action]:
+        """Retained messages that should be here: a broker drops them in silence when a queue is
+        full, and gives them again to whoever subscribes again.
+        """
+        coordinator, manifest, plan = self._coordinator, self._manifest, self._plan
+        lacking: list[Topic] = []
+        if coordinator is None or coordinator.state != "online":
+            lacking.append(CoordinatorStatusTopic())
+        if manifest is None or (plan is not None and plan.package != manifest.package.sha256):
+            lacking.append(ProgramTopic())
+        if plan is None or (coordinator is not None and coordinator.session != plan.session):
+            lacking.append(RoundTopic())
+        names = [self.topics.name(topic) for topic in lacking]
+        return [action for name in names for action in (Unsubscribe(name), Subscribe(name))]
 
     def _message(self, name: str, payload: bytes, now_s: float) -> list[Action]:
         self._received_bytes += publish_packet_bytes(name, len(payload))
@@ -234,6 +256,8 @@ class Agent:
     def _new_plan(self, plan: RoundPlan, now_s: float) -> list[Action]:
         actions: list[Action] = []
         old = self._plan
+        if old is not None and plan.session == old.session and _stage(plan) < _stage(old):
+            return []  # a copy of an earlier one that came late
         if old is not None and old.weights.sha256 != plan.weights.sha256:
             actions += self._fetcher.forget(old.weights)
         self._plan = plan
@@ -499,6 +523,11 @@ class Agent:
         )
         topic = AgentStatusTopic(facts.agent_id)
         return Publish(self.topics.name(topic), messages.encode(status), retain=True)
+
+
+def _stage(plan: RoundPlan) -> tuple[int, int, bool]:
+    """How far a federation is; it only grows within a session."""
+    return plan.round_id, plan.version, plan.state == "finished"
 
 
 def _key(plan: RoundPlan) -> _JobKey:
