@@ -7,11 +7,8 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from broker import messages
 from broker.link import Will
-from broker.machine import MessageArrived
-from broker.messages import RoundPlan, Task
-from broker.topics import RoundTopic, Topics
+from broker.messages import Task
 from edge_agent.agent import Agent, AgentFacts
 from edge_agent.data.dataset import LocalDataset
 from edge_agent.events import (
@@ -101,8 +98,6 @@ class AgentShell(Shell):
         self.disk = AgentDisk()
         self.machine: Agent | None = None
         self._workbench = workbench
-        self._plan_topic = Topics(device.federation).name(RoundTopic())
-        self._plan: bytes | None = None
         self._package = ""
         self._busy_until_s = 0.0
         self._job: StartJob | None = None
@@ -123,7 +118,6 @@ class AgentShell(Shell):
         rng = Random(f"{self.world.seed}/{self.name}/{self.boot}/agent")  # noqa: S311
         self.machine = Agent(facts, self.disk.memory, rng)
         self._package, self._busy_until_s, self._job = "", self.now_s, None
-        self._plan = None
         will = self.machine.will
         return Will(will.topic, will.payload, _WILL_DELAY_S)
 
@@ -133,18 +127,11 @@ class AgentShell(Shell):
         assert self.machine is not None, "not started"
         return self.machine
 
-    @property
-    def newest_plan(self) -> RoundPlan | None:
-        """The last plan that its machine was handed in this boot."""
-        return None if self._plan is None else messages.decode(self._plan, RoundPlan)
-
     def _clock_s(self) -> float:
         return self.device.skew.offset_s + self.device.skew.rate * self.now_s
 
     def handle(self, event: Any) -> Sequence[Action]:
         """See `Agent.handle`; by the device's own clock."""
-        if isinstance(event, MessageArrived) and event.topic == self._plan_topic and event.payload:
-            self._plan = event.payload
         return self.agent.handle(event, self._clock_s())
 
     def wait_s(self) -> float:

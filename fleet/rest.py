@@ -65,8 +65,8 @@ def _agent_problems(rest: Rest, name: str, shell: AgentShell, fed: int) -> Itera
     if retained is None or (shell.client_id, topic) in broker.dropped:
         return  # the broker forgot the plan, or did not pass it on: nobody can know better
     newest = messages.decode(retained, RoundPlan)
-    if shell.newest_plan != newest:
-        held = shell.newest_plan
+    held = shell.agent.plan
+    if held != newest:
         yield (
             f"{name} knows round {held.round_id if held else None} ({held.state if held else '-'}),"
             f" the newest is {newest.round_id} ({newest.state})"

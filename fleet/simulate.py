@@ -166,7 +166,7 @@ def _conclude(
     options: SimulationOptions,
     watcher: Watcher,
 ) -> dict[str, Any]:
-    setting, records = simulation.setting, simulation.coordinator.records
+    setting, records = simulation.setting, simulation.coordinator.coordinator.progress.records
     if not any(record.status == "committed" for record in records):
         raise FleetError("no round was committed")
     theta = simulation.coordinator.coordinator.progress.theta

@@ -153,7 +153,11 @@ class Simulation:
         while not done():
             link = broker.next_ready()
             if link is not None:
-                world.links[link].serve()  # type: ignore[index]  # all links are ours
+                shell = world.links.get(link)  # type: ignore[call-overload]  # all are ours
+                if shell is None:
+                    broker.set_ready(link, False)  # it says goodbye and takes no more
+                else:
+                    shell.serve()
             elif not broker.advance(limit_s):
                 return
             if broker.now_s > mark_s + 1.0:
