@@ -18,6 +18,7 @@ paho surprises that shaped this file (2.1 and 2.2):
 from __future__ import annotations
 
 import asyncio
+import functools
 import socket
 import ssl
 from collections.abc import Callable
@@ -79,8 +80,9 @@ class Handler(Protocol):
         """Reading or writing raised; the connection is to be dropped."""
 
 
+@functools.lru_cache(maxsize=64)  # paho builds its table of all properties for each object
 def make_properties(packet_type: int, **values: int) -> Properties:
-    """Properties of a packet, by the names that paho gives them."""
+    """Properties of a packet, by the names that paho gives them; shared, not to be changed."""
     properties = Properties(packet_type)  # type: ignore[no-untyped-call]
     for name, value in values.items():
         setattr(properties, name, value)
