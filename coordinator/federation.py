@@ -167,6 +167,11 @@ class Coordinator:
         return max(0.0, min(moments) - now_s)
 
     @property
+    def uploading(self) -> int:
+        """Updates that are half there."""
+        return self._intake.uploading
+
+    @property
     def will(self) -> Publish:
         """What the broker says for us when we vanish."""
         return self._publisher.status(self.progress.version, online=False)

@@ -75,6 +75,11 @@ class Intake:
         #: Kept after it closed: its agents may ask again for a receipt that was lost.
         self._last_training: Round | None = None
 
+    @property
+    def uploading(self) -> int:
+        """Updates that are half there."""
+        return len(self._uploads)
+
     def begin(self, opened: OpenRound) -> None:
         """A phase begins: what is half there of the one before is forgotten."""
         # The plan's codec, not the configuration's: that may have changed since a restart.

@@ -91,6 +91,9 @@ class Uploads:
         self._receivers.clear()
         self._heard_s.clear()
 
+    def __len__(self) -> int:
+        return len(self._receivers)
+
     def add(self, agent_id: str, payload: bytes, now_s: float) -> Upload | None:
         """Take one chunk; the update once it is whole.
 

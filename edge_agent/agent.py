@@ -173,6 +173,11 @@ class Agent:
         return self._plan
 
     @property
+    def fetching(self) -> int:
+        """Blobs under way."""
+        return len(self._fetcher)
+
+    @property
     def residual(self) -> F32 | None:
         """What the next update must make up for; float32, shape (P,)."""
         return self._outbox.residual

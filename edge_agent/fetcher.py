@@ -82,6 +82,9 @@ class Fetcher:
         self._stall_base_s = stall_s
         self._fetches: dict[str, _Fetch] = {}
 
+    def __len__(self) -> int:
+        return len(self._fetches)
+
     def begin(self, ref: BlobRef, now_s: float, jitter_s: float = 0.0) -> Progressed:
         """Fetch a blob, after a random part of `jitter_s`; nothing when it is being fetched.
 
