@@ -11,7 +11,7 @@ from types import FrameType
 
 import click
 
-from fleet.cli_simulation import simulate
+from fleet.cli_simulation import simulate, sweep
 from models.console import command_errors
 from models.errors import ConfigError
 
@@ -24,6 +24,7 @@ def cli() -> None:
 
 
 cli.add_command(simulate)
+cli.add_command(sweep)
 
 
 @cli.command()

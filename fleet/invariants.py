@@ -26,7 +26,7 @@ from coordinator.uploads import peek_header
 from edge_agent.events import CancelJob, Evaluated, JobFailed, SpoolUpdate, StartJob, Trained
 from fleet.faults import COORDINATOR
 from fleet.history import Began, Ended, Entry, Flushed, Handled, Sent, trace_line
-from fleet.rest import Rest, rest_problems
+from fleet.rest import Rest, bound_problems, rest_problems
 from models.codecs import make_codec
 from models.errors import FederationError, WireError
 from models.package import ModelPackage
@@ -105,6 +105,7 @@ class Invariants:
         self._announced = (-1, -1)
         self._down_told = 0
         self._now_s = 0.0
+        self._rest: Rest | None = None
         #: Violations looked for, so that a test can tell that something was.
         self.checks = 0
 
@@ -128,6 +129,10 @@ class Invariants:
                 self._began(entry)
             case Ended(_, node, how):
                 self._ended(node, how)
+
+    def watch(self, rest: Rest) -> None:
+        """Look at the memory of a simulation's processes too, after every event."""
+        self._rest = rest
 
     def at_rest(self, rest: Rest) -> None:
         """When nothing goes wrong any more and the federation has finished.
@@ -168,6 +173,9 @@ class Invariants:
     # -- events and actions ---------------------------------------------------------------------
 
     def _handled(self, node: str, event: Any, actions: tuple[Any, ...]) -> None:
+        if self._rest is not None:
+            for problem in bound_problems(self._rest, node):
+                self._fail(problem)
         if isinstance(event, MessageArrived):
             size = publish_packet_bytes(
                 event.topic, len(event.payload), self._expiry_s(event.topic)

@@ -10,10 +10,15 @@ from broker.messages import RoundPlan
 from broker.topics import RoundTopic, Topics
 from fleet.agent_shell import AgentShell
 from fleet.coordinator_shell import CoordinatorShell
+from fleet.faults import COORDINATOR
 from fleet.shells import World
 
 #: Messages that a link or the broker may still hold when all is quiet.
 _QUIET_QUEUE = 64
+#: Package and weights.
+_FETCHES = 2
+#: Messages that a process may have under way for each agent that there is, and for itself.
+_UNSENT = 200
 
 
 class Rest(Protocol):
@@ -37,10 +42,28 @@ def rest_problems(rest: Rest, fed: Mapping[str, int]) -> Iterator[str]:
             yield from _agent_problems(rest, name, shell, fed.get(name, 0))
 
 
+def bound_problems(rest: Rest, node: str) -> Iterator[str]:
+    """What a process keeps in memory or has under way, where that is more than it may be."""
+    agents = len(rest.agents)
+    if node == COORDINATOR:
+        machine, link = rest.coordinator.coordinator, rest.coordinator.link
+        if len(machine.roster) > agents:
+            yield f"the roster has {len(machine.roster)} agents of {agents}"
+        if machine.uploading > agents:
+            yield f"{machine.uploading} updates of {agents} agents are half there"
+    else:
+        shell = rest.agents[node]
+        link = shell.link
+        if shell.agent.fetching > _FETCHES:
+            yield f"{node} fetches {shell.agent.fetching} blobs at once"
+        if shell.disk.chunk_bytes > 3 * shell.agent.facts.max_blob_bytes:
+            yield f"{node} keeps {shell.disk.chunk_bytes} bytes of chunks"
+    if link.unsent > _UNSENT + agents * _UNSENT:
+        yield f"{link.unsent} messages of {node} wait to be sent"
+
+
 def _coordinator_problems(rest: Rest) -> Iterator[str]:
-    coordinator, agents = rest.coordinator.coordinator, len(rest.agents)
-    if len(coordinator.roster) > agents:
-        yield f"the roster has {len(coordinator.roster)} agents of {agents}"
+    coordinator = rest.coordinator.coordinator
     records = coordinator.progress.records
     committed = [record.version for record in records if record.status == "committed"]
     if committed != list(range(1, coordinator.progress.version + 1)):
@@ -58,16 +81,19 @@ def _agent_problems(rest: Rest, name: str, shell: AgentShell, fed: int) -> Itera
         yield f"{link.unsent} messages of {name} wait to be sent"
     if broker.backlog(shell.client_id) > _QUIET_QUEUE:
         yield f"{broker.backlog(shell.client_id)} messages for {name} wait at the broker"
-    if shell.disk.chunk_bytes > 3 * shell.agent.facts.max_blob_bytes:
-        yield f"{name} keeps {shell.disk.chunk_bytes} bytes of chunks"
     topic = Topics(shell.device.federation).name(RoundTopic())
     retained = broker.retained(topic)
     if retained is None or (shell.client_id, topic) in broker.dropped:
         return  # the broker forgot the plan, or did not pass it on: nobody can know better
     newest = messages.decode(retained, RoundPlan)
     held = shell.agent.plan
-    if held != newest:
+    # The broker's may be older: a copy of an earlier plan, sent again, may come to it last.
+    if held is None or _stage(held) < _stage(newest):
         yield (
             f"{name} knows round {held.round_id if held else None} ({held.state if held else '-'}),"
             f" the newest is {newest.round_id} ({newest.state})"
         )
+
+
+def _stage(plan: RoundPlan) -> tuple[int, int, bool]:
+    return plan.round_id, plan.version, plan.state == "finished"

@@ -68,24 +68,32 @@ def simulate_scenario(path: Path, options: SimulationOptions, watcher: Watcher) 
         FleetError: the run ended without a committed round, or did not end.
         InvariantViolated: a promise of the protocol was broken.
     """
-    scenario = load_scenario(path)
-    package = scenario_package(scenario, path)
-    cast = make_cast(scenario, path, package.spec, options.agents)
-    config = _config(scenario, path, cast, options)
-    profiles = load_profiles(options.profiles) if options.profiles else load_profiles()
-    faults = load_config(options.faults, FaultPlan) if options.faults else FaultPlan()
-    if COORDINATOR in cast.rows:
-        raise ConfigError(f"{path}: no agent may be called {COORDINATOR!r}")
-    setting = _setting(scenario, path, config, package, cast, profiles, faults, options.seed)
+    scenario, cast, setting = make_setting(path, options)
     with _observed(setting, options) as observed:
         simulation = Simulation(observed)
+        for observer in observed.observers:
+            if isinstance(observer, Invariants):
+                observer.watch(simulation)
         simulation.coordinator.on_round = watcher.round
-        watcher.begin(cast, config, f"in memory, seed {options.seed}")
+        watcher.begin(cast, setting.config, f"in memory, seed {options.seed}")
         reason = simulation.run(options.limit_s, SETTLE_S)
         for observer in observed.observers:
             if isinstance(observer, Invariants):
                 observer.at_rest(simulation)
     return _conclude(simulation, scenario, cast, reason, options, watcher)
+
+
+def make_setting(path: Path, options: SimulationOptions) -> tuple[Scenario, Cast, Setting]:
+    """What the scenario and the options describe; raises as `simulate_scenario`."""
+    scenario = load_scenario(path)
+    package = scenario_package(scenario, path)
+    cast = make_cast(scenario, path, package.spec, options.agents)
+    if COORDINATOR in cast.rows:
+        raise ConfigError(f"{path}: no agent may be called {COORDINATOR!r}")
+    config = _config(scenario, path, cast, options)
+    profiles = load_profiles(options.profiles) if options.profiles else load_profiles()
+    faults = load_config(options.faults, FaultPlan) if options.faults else FaultPlan()
+    return scenario, cast, _setting(path, config, package, cast, profiles, faults, options.seed)
 
 
 def smaller_fleet(scenario: Scenario, learners: int) -> dict[str, Any]:
@@ -110,7 +118,6 @@ def _config(
 
 
 def _setting(
-    scenario: Scenario,
     path: Path,
     config: CoordinatorConfig,
     package: ModelPackage,
@@ -127,7 +134,7 @@ def _setting(
             dealt[name],
             faults,
             dataset=cast.dataset(name),
-            tasks=("evaluate",) if name in scenario.unseen else ("train", "evaluate"),
+            tasks=("evaluate",) if name in cast.unseen else ("train", "evaluate"),
         )
         for name in cast.rows
     ]

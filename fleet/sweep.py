@@ -11,20 +11,19 @@ import multiprocessing
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import msgspec
 
-from fleet.drawing import draw_agents, draw_faults, draw_setting
+from fleet.drawing import draw_faults, draw_setting
 from fleet.faults import FaultPlan
-from fleet.history import Entry, Observer, trace_line
+from fleet.history import Entry, Observer, TraceFile
 from fleet.invariants import Invariants, InvariantViolated
-from fleet.simulate import SETTLE_S
-from fleet.simulation import Simulation
+from fleet.simulate import SETTLE_S, SimulationOptions, make_setting
+from fleet.simulation import Setting, Simulation, skew_of
 from fleet.workbench import Workbench
 from models.errors import FederationError
-from models.package import ModelPackage
 from models.zoo import load_zoo
 
 #: Tries at leaving a fault out, in all.
@@ -56,7 +55,7 @@ def try_seed(
     seed: int,
     faults: FaultPlan | None = None,
     observe: Callable[[Entry], None] | None = None,
-    package: ModelPackage | None = None,
+    scenario: Path | None = None,
 ) -> Outcome:
     """Simulate one seed.
 
@@ -64,13 +63,13 @@ def try_seed(
         seed: of federation, faults and everything random.
         faults: instead of those that the seed draws.
         observe: is told of every entry.
-        package: the model; house_price when not given.
+        scenario: whose federation to try, instead of one that the seed draws.
     """
-    package = package or load_zoo("house_price")
-    setting = draw_setting(seed, package, faults, _workbench(), [])
-    invariants = Invariants(setting.config, package, seed)
+    setting = _setting(seed, faults, scenario)
+    invariants = Invariants(setting.config, setting.package, seed)
     observers: list[Observer] = [invariants] if observe is None else [observe, invariants]
     simulation = Simulation(dataclasses.replace(setting, observers=observers))
+    invariants.watch(simulation)
     problem, last = "", tuple[str, ...]()
     try:
         simulation.run(settle_s=SETTLE_S)
@@ -86,22 +85,44 @@ def try_seed(
     )
 
 
-def sweep(seeds: range, jobs: int, faults: FaultPlan | None = None) -> Iterator[Outcome]:
-    """The outcome of every seed, in order."""
+def _setting(seed: int, faults: FaultPlan | None, scenario: Path | None) -> Setting:
+    if scenario is None:
+        return draw_setting(seed, load_zoo("house_price"), faults, _workbench(), [])
+    drawn = _scenario_setting(scenario)
+    names = [device.agent_id for device in drawn.devices]
+    plan = faults or draw_faults(seed, names)
+    devices = [
+        dataclasses.replace(device, skew=skew_of(plan, device.agent_id)) for device in drawn.devices
+    ]
+    return dataclasses.replace(
+        drawn, seed=seed, faults=plan, devices=devices, workbench=_workbench()
+    )
+
+
+@lru_cache(maxsize=1)
+def _scenario_setting(scenario: Path) -> Setting:
+    return make_setting(scenario, SimulationOptions(out=Path()))[2]
+
+
+def sweep(
+    seeds: range, jobs: int, faults: FaultPlan | None = None, scenario: Path | None = None
+) -> Iterator[Outcome]:
+    """The outcome of every seed, in order; with more than one job, in processes of their own."""
+    trial = partial(try_seed, faults=faults, scenario=scenario)
     if jobs == 1:
-        yield from map(partial(try_seed, faults=faults), seeds)
+        yield from map(trial, seeds)
         return
     # Spawned, not forked: interpreters that were loaded before may hold locks and threads.
     with multiprocessing.get_context("spawn").Pool(jobs) as pool:
-        yield from pool.imap(partial(try_seed, faults=faults), seeds, chunksize=8)
+        yield from pool.imap(trial, seeds, chunksize=8)
 
 
-def plan_of(seed: int) -> FaultPlan:
+def plan_of(seed: int, scenario: Path | None = None) -> FaultPlan:
     """The faults that a seed draws."""
-    return draw_faults(seed, draw_agents(seed))
+    return _setting(seed, None, scenario).faults
 
 
-def shrink(seed: int, faults: FaultPlan) -> FaultPlan:
+def shrink(seed: int, faults: FaultPlan, scenario: Path | None = None) -> FaultPlan:
     """The plan with every fault left out without which the seed still fails."""
     tries = 0
     smaller = True
@@ -109,7 +130,7 @@ def shrink(seed: int, faults: FaultPlan) -> FaultPlan:
         smaller = False
         for candidate in without_one(faults):
             tries += 1
-            if try_seed(seed, candidate).problem:
+            if try_seed(seed, candidate, scenario=scenario).problem:
                 faults, smaller = candidate, True
                 break
     return faults
@@ -141,10 +162,10 @@ def plan_text(faults: FaultPlan) -> str:
     return msgspec.yaml.encode(said).decode()
 
 
-def write_trace(seed: int, faults: FaultPlan | None, path: Path) -> None:
+def write_trace(seed: int, faults: FaultPlan, path: Path, scenario: Path | None = None) -> Outcome:
     """Every entry of a seed's run."""
     with path.open("w", encoding="utf-8") as file:
-        try_seed(seed, faults, lambda entry: print(trace_line(entry), file=file))
+        return try_seed(seed, faults, TraceFile(file), scenario)
 
 
 _SHARED: list[Workbench] = []
