@@ -7,15 +7,10 @@ from pathlib import Path
 
 import click
 
+from broker.options import config_option, give_up_option
 from models.console import command_errors
 
-_CONFIG = click.option(
-    "--config",
-    "config_path",
-    type=click.Path(path_type=Path),
-    required=True,
-    help="YAML file of the federation.",
-)
+_CONFIG = config_option("YAML file of the federation.")
 
 
 @click.group()
@@ -26,12 +21,7 @@ def cli() -> None:
 @cli.command()
 @_CONFIG
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line on stdout.")
-@click.option(
-    "--give-up-after",
-    type=click.FloatRange(min=0.1),
-    metavar="SECONDS",
-    help="End with exit code 3 when the broker was not reached by then (default: keep trying).",
-)
+@give_up_option
 @command_errors
 def run(config_path: Path, as_json: bool, give_up_after: float | None) -> None:
     """Run the federation until its last round, or until stopped.

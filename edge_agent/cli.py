@@ -6,15 +6,10 @@ from pathlib import Path
 
 import click
 
+from broker.options import config_option, give_up_option
 from models.console import command_errors
 
-_CONFIG = click.option(
-    "--config",
-    "config_path",
-    type=click.Path(path_type=Path),
-    required=True,
-    help="YAML file of this agent.",
-)
+_CONFIG = config_option("YAML file of this agent.")
 
 
 @click.group()
@@ -24,12 +19,7 @@ def cli() -> None:
 
 @cli.command()
 @_CONFIG
-@click.option(
-    "--give-up-after",
-    type=click.FloatRange(min=0.1),
-    metavar="SECONDS",
-    help="End with exit code 3 when the broker was not reached by then (default: keep trying).",
-)
+@give_up_option
 @command_errors
 def run(config_path: Path, give_up_after: float | None) -> None:
     """Take part in a federation until stopped.

@@ -1,0 +1,30 @@
+"""Command-line options that agents and coordinator share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+_Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def config_option(help_text: str) -> _Decorator:
+    """`--config FILE`, required."""
+    return click.option(
+        "--config",
+        "config_path",
+        type=click.Path(path_type=Path),
+        required=True,
+        help=help_text,
+    )
+
+
+give_up_option: _Decorator = click.option(
+    "--give-up-after",
+    type=click.FloatRange(min=0.1),
+    metavar="SECONDS",
+    help="End with exit code 3 when the broker was not reached by then (default: keep trying).",
+)
