@@ -10,7 +10,7 @@ the missing ones travel.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
 
@@ -26,11 +26,12 @@ log = logging.getLogger(__name__)
 #: No chunk for so long: something was dropped. Doubled at each try, with jitter.
 STALL_S = 20.0
 _LONGEST_STALL_S = 300.0
-#: Tries until a fetch gives up.
+#: Tries in a row that brought nothing, until a fetch gives up.
 TRIES = 6
 #: Damaged or foreign chunks until a fetch gives up.
 _BAD_CHUNKS = 3
-#: Subscriptions to single chunks at a time; with more missing the whole blob is asked for again.
+#: Subscriptions to single chunks at a time. All at once would bring nothing more from a broker
+#: whose queue is too short for the blob: it delivers the same first ones, and drops the others.
 _SINGLE_CHUNKS = 64
 
 FetchAction = LinkAction | KeepChunk | ForgetBlob | RecallBlob
@@ -59,6 +60,7 @@ class _Fetch:
     due_s: float  # when to subscribe (jitter), then when to call it stalled
     recalled: bool  # what the disk holds is known
     filters: list[str] = field(default_factory=list)
+    awaited: set[int] = field(default_factory=set)  # single chunks; empty when all are
     stalls: int = 0
     bad: int = 0
 
@@ -131,11 +133,19 @@ class Fetcher:
             return self._bad_chunk(fetch, error, now_s)
         fetch.due_s = max(fetch.due_s, now_s + self._stall_s(fetch))
         keep: tuple[FetchAction, ...] = ()
-        if new and fetch.receiver.ref.chunks > 1:
-            keep = (KeepChunk(sha256, payload),)
-        if blob is None:
-            return Progressed(keep)
-        return Progressed((*keep, *self._stop(sha256)), blob=(sha256, blob))
+        if new:
+            fetch.stalls = 0
+            keep = (KeepChunk(sha256, payload),) if fetch.receiver.ref.chunks > 1 else ()
+        if blob is not None:
+            return Progressed((*keep, *self._stop(sha256)), blob=(sha256, blob))
+        return Progressed((*keep, *self._awaited_came(fetch, chunk.index, now_s)))
+
+    def _awaited_came(self, fetch: _Fetch, index: int, now_s: float) -> tuple[FetchAction, ...]:
+        """Goes on to the next single chunks when the last of those subscribed to is here."""
+        if index not in fetch.awaited:
+            return ()
+        fetch.awaited.remove(index)
+        return () if fetch.awaited else self._subscribe(fetch, now_s).actions
 
     def forget(self, ref: BlobRef) -> tuple[FetchAction, ...]:
         """Nobody wants the blob any more: stop fetching, free the disk."""
@@ -159,27 +169,26 @@ class Fetcher:
         if not fetch.filters:
             return self._subscribe(fetch, now_s)
         fetch.stalls += 1
-        ref, missing = fetch.receiver.ref, tuple(fetch.receiver.missing_indexes())
+        ref, missing = fetch.receiver.ref, fetch.receiver.missing
         if fetch.stalls >= TRIES:
-            why = f"{len(missing)} of {ref.chunks} chunks did not come in {TRIES} tries"
+            why = f"{missing} of {ref.chunks} chunks did not come in {TRIES} tries"
             return Progressed(tuple(self._stop(ref.sha256)), failed=(ref.sha256, why))
-        log.info("blob %s stalls: %d of %d missing", ref.sha256[:12], len(missing), ref.chunks)
+        log.info("blob %s stalls: %d of %d missing", ref.sha256[:12], missing, ref.chunks)
         again = self._subscribe(fetch, now_s)
-        return Progressed(again.actions, missing=(ref.sha256, missing))
+        wanted = sorted(fetch.awaited) or fetch.receiver.missing_indexes()
+        return Progressed(again.actions, missing=(ref.sha256, tuple(wanted)))
 
     def _subscribe(self, fetch: _Fetch, now_s: float) -> Progressed:
         """Take what is missing; retained chunks come again to whoever subscribes again."""
         sha256 = fetch.receiver.ref.sha256
         old = [Unsubscribe(name) for name in fetch.filters]
-        fetch.filters = self._filters(sha256, fetch.receiver)
+        nothing = fetch.receiver.missing == fetch.receiver.ref.chunks
+        wanted = [] if nothing else fetch.receiver.missing_indexes()[:_SINGLE_CHUNKS]
+        fetch.awaited = set(wanted)
+        fetch.filters = [self._topics.name(ChunkTopic(sha256, index)) for index in wanted]
+        fetch.filters = fetch.filters or [self._topics.chunks_of(sha256)]
         fetch.due_s = now_s + self._stall_s(fetch)
         return Progressed((*old, *(Subscribe(name) for name in fetch.filters)))
-
-    def _filters(self, sha256: str, receiver: blobs.BlobReceiver) -> list[str]:
-        if receiver.missing == receiver.ref.chunks or receiver.missing > _SINGLE_CHUNKS:
-            return [self._topics.chunks_of(sha256)]
-        missing: Iterable[int] = receiver.missing_indexes()
-        return [self._topics.name(ChunkTopic(sha256, index)) for index in missing]
 
     def _stall_s(self, fetch: _Fetch) -> float:
         base = min(_LONGEST_STALL_S, self._stall_base_s * 2.0**fetch.stalls)

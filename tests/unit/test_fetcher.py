@@ -101,6 +101,37 @@ def test_a_stalled_fetch_asks_the_broker_and_the_coordinator_for_what_is_missing
     )
 
 
+def test_a_broker_with_a_short_queue_gives_a_large_blob_in_portions() -> None:
+    found, (ref, payloads) = fetcher(), cut(bytes(range(256)) * 4 * 150)
+    found.begin(ref, 0.0)
+    found.recalled(ref.sha256, [], 0.0)
+    for index in range(10):  # of all that were subscribed to
+        found.chunk(ref.sha256, payloads[index], 1.0)
+    (stalled,) = found.tick(100.0)
+    assert stalled.missing == (ref.sha256, tuple(range(10, 74)))
+    assert stalled.actions[1:] == tuple(Subscribe(single(ref, n)) for n in range(10, 74))
+    for index in range(10, 73):
+        assert found.chunk(ref.sha256, payloads[index], 101.0).actions == (
+            KeepChunk(ref.sha256, payloads[index]),
+        )
+    _, *following = found.chunk(ref.sha256, payloads[73], 102.0).actions  # without another stall
+    assert following[:64] == [Unsubscribe(single(ref, n)) for n in range(10, 74)]
+    assert following[64:] == [Subscribe(single(ref, n)) for n in range(74, 138)]
+
+
+def test_only_tries_that_bring_nothing_are_counted() -> None:
+    found, (ref, payloads) = fetcher(), cut(bytes(range(256)) * 4 * 3 * TRIES)
+    found.begin(ref, 0.0)
+    found.recalled(ref.sha256, [], 0.0)
+    now_s = 0.0
+    for payload in payloads[:-1]:
+        now_s += 1000.0
+        (stalled,) = found.tick(now_s)
+        assert stalled.failed is None
+        found.chunk(ref.sha256, payload, now_s)
+    assert found.chunk(ref.sha256, payloads[-1], now_s).blob is not None
+
+
 def test_a_fetch_that_never_ends_is_given_up_with_a_reason() -> None:
     found, ref, _ = begun()
     waits, now_s, failed = [], 0.0, None
