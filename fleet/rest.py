@@ -85,6 +85,8 @@ def _agent_problems(rest: Rest, name: str, shell: AgentShell, fed: int) -> Itera
     retained = broker.retained(topic)
     if retained is None or (shell.client_id, topic) in broker.dropped:
         return  # the broker forgot the plan, or did not pass it on: nobody can know better
+    if broker.backlog(shell.client_id):
+        return  # it is still on its way, over a slow link
     newest = messages.decode(retained, RoundPlan)
     held = shell.agent.plan
     # The broker's may be older: a copy of an earlier plan, sent again, may come to it last.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from random import Random
 
@@ -67,9 +68,12 @@ class FaultyRoute:
             began_s = max(now_s, self._free_s.get(key, 0.0))
             sent_s = began_s + packet.packet_bytes / self._rates[packet.client_id]
             self._free_s[key] = sent_s
-        arrives_s = max(sent_s + self._plan.delay.draw(self._rng), self._last_s.get(key, 0.0))
-        self._last_s[key] = arrives_s
-        return arrives_s - now_s
+        last_s = self._last_s.get(key, 0.0)
+        delay_s = max(sent_s + self._plan.delay.draw(self._rng), last_s) - now_s
+        while now_s + delay_s < last_s:  # rounding would let it overtake by a hair
+            delay_s = math.nextafter(delay_s, math.inf)
+        self._last_s[key] = now_s + delay_s
+        return delay_s
 
     def connect_s(self, now_s: float, client_id: str) -> float | None:
         """See `Route.connect_s`."""
