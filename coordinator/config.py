@@ -13,6 +13,7 @@ from broker.messages import Id, TrainingPlan
 from broker.settings import BrokerSettings
 from coordinator.aggregation import AGGREGATORS
 from coordinator.strategies import STRATEGIES, StrategyConfig
+from coordinator.uploads import STALL_S
 from models.codecs import CODECS, CodecConfig
 
 Fraction = Annotated[float, Meta(gt=0, le=1)]
@@ -45,11 +46,14 @@ class RoundConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         fetch_jitter_s: agents wait a random part of this before they fetch the weights; for fleets
             so large that all at once would be too much for the broker.
         minimum: fewer updates at the deadline than this and the round is abandoned.
+        stall_s: without a chunk of an unfinished update for so long, what is missing of it is asked
+            for again.
     """
 
     deadline_s: Seconds = 600.0
     fetch_jitter_s: Annotated[float, Meta(ge=0, le=1e5)] = 0.0
     minimum: Positive = 1
+    stall_s: Annotated[float, Meta(ge=0.1, le=3600)] = STALL_S
 
 
 class StartConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -71,7 +71,7 @@ class Intake:
         self._traffic = traffic
         self._topics = Topics(config.federation)
         self._codec = make_codec(config.codec)
-        self._uploads = Uploads()
+        self._uploads = Uploads(config.round.stall_s)
         #: Kept after it closed: its agents may ask again for a receipt that was lost.
         self._last_training: Round | None = None
 

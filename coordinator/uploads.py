@@ -14,7 +14,7 @@ from models.parameters import F32
 
 #: Room for an update's header beside its vector.
 _HEADER_ROOM = 64 << 10
-#: No chunk of an unfinished update for so long: some were dropped on the way.
+#: No chunk of an unfinished update for so long: some were dropped on the way, or the link is slow.
 STALL_S = 10.0
 
 
@@ -78,9 +78,14 @@ class Upload:
 
 
 class Uploads:
-    """One receiver for each agent that is sending; memory: an encoded update for each of them."""
+    """One receiver for each agent that is sending; memory: an encoded update for each of them.
 
-    def __init__(self) -> None:
+    Args:
+        stall_s: an update without a chunk for so long is asked for again.
+    """
+
+    def __init__(self, stall_s: float = STALL_S) -> None:
+        self._stall_s = stall_s
         self._max_bytes = 0
         self._receivers: dict[str, blobs.BlobReceiver] = {}
         self._heard_s: dict[str, float] = {}
@@ -120,7 +125,7 @@ class Uploads:
         """(agent, SHA-256, missing chunks) of updates that stopped half-way, now and then."""
         found = []
         for agent_id, receiver in self._receivers.items():
-            if now_s >= self._heard_s[agent_id] + STALL_S:
+            if now_s >= self._heard_s[agent_id] + self._stall_s:
                 self._heard_s[agent_id] = now_s
                 missing = tuple(receiver.missing_indexes()[: messages.MAX_MISSING])
                 found.append((agent_id, receiver.ref.sha256, missing))
@@ -128,7 +133,7 @@ class Uploads:
 
     def next_s(self) -> float | None:
         """When `stalled` has something to say; None when never."""
-        moments = (self._heard_s[agent_id] + STALL_S for agent_id in self._receivers)
+        moments = (self._heard_s[agent_id] + self._stall_s for agent_id in self._receivers)
         return min(moments, default=None)
 
 
