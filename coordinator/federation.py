@@ -79,6 +79,10 @@ _LONGEST_PAUSE_S = 60.0
 _GRACE_S = 1.0
 #: Between two looks at who has fallen silent.
 _LONGEST_WAIT_S = 10.0
+#: Too few agents are here: a look at who can take part costs 0.4 µs an agent, and with every birth
+#: of a large fleet it would be most of the work. So long an agent until the next look.
+_LOOK_S = 1e-5
+_SMALL_FLEET = 100
 
 
 class Coordinator:
@@ -131,6 +135,7 @@ class Coordinator:
         self._pause_until_s = 0.0
         self._started_s: float | None = None
         self._connected = False
+        self._look_again_s = -math.inf
         self._waiting_told: tuple[int, int] | None = None
         #: After a restart retained births need a moment to arrive.
         self._grace_s = _GRACE_S if progress is not None else 0.0
@@ -163,7 +168,8 @@ class Coordinator:
             moments.append(self._pause_until_s if waits_for_grace else self._open.deadline_s)
             moments += [due for due in (self._intake.next_s(),) if due is not None]
         elif self.finished is None:
-            moments.append(self._pause_until_s if self._pause_until_s > now_s else now_s + 1.0)
+            due_s = max(self._pause_until_s, self._look_again_s)
+            moments.append(due_s if due_s > now_s else now_s + 1.0)
         return max(0.0, min(moments) - now_s)
 
     @property
@@ -287,11 +293,12 @@ class Coordinator:
             return []
         if reason := stop_reason(self.config, self.progress.records):
             return self._finish(reason)
-        if now_s < self._pause_until_s:
+        if now_s < max(self._pause_until_s, self._look_again_s):
             return []
         able = self.roster.able("train", self.config.codec.name)
         wanted = self._wanted(now_s)
         if len(able) < wanted:
+            self._look_again_s = now_s + _LOOK_S * max(0, len(self.roster) - _SMALL_FLEET)
             return self._tell_waiting(len(able), wanted)
         self._waiting_told = None
         rng = np.random.default_rng([self.config.seed, self._next_round_id])

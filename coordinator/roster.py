@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -49,6 +50,8 @@ class Roster:
 
     def __init__(self) -> None:
         self._entries: dict[str, Entry] = {}
+        #: Before that nobody's patience can be over.
+        self._first_expiry_s = math.inf
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -76,11 +79,13 @@ class Roster:
             if len(self._entries) >= MAX_AGENTS or status.state == "offline":
                 return "none"
             self._entries[agent_id] = Entry(status, now_s)
+            self._watch(status, now_s)
             return "changed"
         same_boot = status.boot == entry.status.boot
         if status.state == "offline" and not same_boot:
             return "none"
         entry.heard_s = now_s
+        self._watch(status, now_s)
         if same_boot:
             same = status == entry.status
             entry.status = status
@@ -92,13 +97,23 @@ class Roster:
 
     def expire(self, now_s: float) -> list[str]:
         """Agents whose heartbeats stopped; they are offline from now on."""
+        if now_s <= self._first_expiry_s:
+            return []  # asked after every message: a look at everybody would be most of the work
+        self._first_expiry_s = math.inf
         silent = []
         for agent_id, entry in self._entries.items():
-            patience_s = _MISSED_HEARTBEATS * entry.status.heartbeat_s
-            if entry.online and patience_s and now_s > entry.heard_s + patience_s:
+            if now_s > self._watch(entry.status, entry.heard_s):
                 entry.status = msgspec.structs.replace(entry.status, state="offline")
                 silent.append(agent_id)
         return silent
+
+    def _watch(self, status: AgentStatus, heard_s: float) -> float:
+        """When the agent's patience is over; infinite for one that is away or sends none."""
+        if status.state == "offline" or not status.heartbeat_s:
+            return math.inf
+        expiry_s = heard_s + _MISSED_HEARTBEATS * status.heartbeat_s
+        self._first_expiry_s = min(self._first_expiry_s, expiry_s)
+        return expiry_s
 
     def credit(self, agent_id: str, boot: str, received_bytes: int) -> int:
         """Bytes the agent took in since it last said so; 0 for another boot."""

@@ -181,6 +181,9 @@ class Round:
     def _end_if_done(self) -> list[RoundAction]:
         if len(self.counted) >= self.goal:
             return self._close("goal")
+        settled = (self.counted, self.declined, self.refused, self.lost)
+        if sum(map(len, settled)) < len(self.asked):
+            return []  # the common case, without building the sets
         may_return = self.lost & self.unanswered
         if self.waiting_for or (may_return and len(self.counted) < self.minimum):
             return []

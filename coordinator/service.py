@@ -74,6 +74,7 @@ class CoordinatorService(Service):
         self._save_result = save_result
         self._tell = tell
         self._unflushed = 0
+        self._is_dirty = False  # something was added to the store and not flushed
         #: Receipts and acknowledgements of updates that are not on disk yet.
         self._held: list[Callable[[], None]] = []
 
@@ -99,9 +100,10 @@ class CoordinatorService(Service):
 
     def idle(self) -> None:
         """Nothing more to take in at once: write what was taken, then confirm it."""
-        if not self._unflushed:
+        if not self._is_dirty:
             return
         self._store.flush()
+        self._is_dirty = False
         self._unflushed = 0
         held, self._held = self._held, []
         for confirm in held:
@@ -123,12 +125,14 @@ class CoordinatorService(Service):
             case StoreUpdate(round_id, agent_id, frame):
                 self._store.add_update(round_id, agent_id, frame)
                 self._unflushed += 1
+                self._is_dirty = True
             case Commit(version, theta, strategy_state, record):
                 self._store.commit(version, theta, strategy_state, record)
             case SaveRound(record):
                 self._store.save_round(record)
             case SaveAgent(agent_id, status):
                 self._store.save_agent(agent_id, status)
+                self._is_dirty = True
             case RoundEnded(record):
                 rounds = self._coordinator.config.rounds
                 self._say("round", round_line(record, rounds), record=msgspec.to_builtins(record))

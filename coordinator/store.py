@@ -156,13 +156,18 @@ class Store:
 
         Many are written together: a synchronisation of the disk costs more than an update.
         """
+        self._add(
+            "INSERT OR REPLACE INTO updates (round_id, agent_id, frame) VALUES (?, ?, ?)",
+            round_id,
+            agent_id,
+            frame,
+        )
+
+    def _add(self, statement: str, *values: object) -> None:
         try:
             if not self._db.in_transaction:
                 self._db.execute("BEGIN IMMEDIATE")
-            self._db.execute(
-                "INSERT OR REPLACE INTO updates (round_id, agent_id, frame) VALUES (?, ?, ?)",
-                (round_id, agent_id, frame),
-            )
+            self._db.execute(statement, values)
         except sqlite3.Error as error:
             raise self._failed(error) from error
 
@@ -186,12 +191,12 @@ class Store:
         return self.meta("session") or new
 
     def save_agent(self, agent_id: str, status: AgentStatus) -> None:
-        """What an agent said of itself last."""
+        """What an agent said of itself last; on disk only after `flush`.
+
+        A fleet is born in one moment, and nothing depends on its births being on disk.
+        """
         text = msgspec.json.encode(status).decode()
-        with self._transaction() as db:
-            db.execute(
-                "INSERT OR REPLACE INTO agents VALUES (?, ?, ?)", (agent_id, text, time.time())
-            )
+        self._add("INSERT OR REPLACE INTO agents VALUES (?, ?, ?)", agent_id, text, time.time())
 
     def finish(self, reason: str) -> None:
         """Note that the federation has ended, and why; with "" that it goes on."""
