@@ -260,7 +260,7 @@ class Connection:
                 self._settings, self._session.client_id, code.value, code.getName()
             )
         elif self._state is _State.GREETING:
-            down = reasons.no_answer(self._settings)
+            down = reasons.no_answer(self._settings, self._driver.complaint)
         else:
             down = self._without_a_word(code.value)
         self._down(down, at_cap=by_broker and code.value == reasons.TAKEN_OVER)

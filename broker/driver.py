@@ -18,6 +18,7 @@ paho surprises that shaped this file (2.1 and 2.2):
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import socket
 import ssl
@@ -89,8 +90,14 @@ def make_properties(packet_type: int, **values: int) -> Properties:
     return properties
 
 
-class _HandshakeSocket(ssl.SSLSocket):
-    """Closes itself when the handshake fails, which paho leaves undone."""
+class _TlsSocket(ssl.SSLSocket):
+    """Closes itself when the handshake fails, and keeps what TLS complained of; paho does neither.
+
+    Attributes:
+        complaint: why the connection ended, when TLS knows.
+    """
+
+    complaint: ssl.SSLError | None = None
 
     def do_handshake(self, block: bool = False) -> None:
         try:
@@ -99,13 +106,34 @@ class _HandshakeSocket(ssl.SSLSocket):
             self.close()
             raise
 
+    def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
+        try:
+            return super().recv(buflen, flags)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except ssl.SSLError as error:
+            self.complaint = error
+            raise
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        try:
+            return super().send(data, flags)
+        except (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
+            # The other side hung up; it may have said why before.
+            with contextlib.suppress(OSError):
+                self.recv(1)
+            raise
+
 
 class Driver:
     """A paho client whose socket is served by the network thread.
 
     Attributes:
         client: to subscribe, publish and acknowledge; not to connect or disconnect.
+        complaint: what TLS said when the last connection ended, if anything.
     """
+
+    complaint: ssl.SSLError | None = None
 
     def __init__(
         self,
@@ -135,7 +163,7 @@ class Driver:
         client.connect_timeout = self._settings.connect_timeout_s
         client.max_inflight_messages_set(0)  # no limit: the connection's own window is the limit
         if tls is not None:
-            tls.sslsocket_class = _HandshakeSocket
+            tls.sslsocket_class = _TlsSocket
             client.tls_set_context(tls)
         if will := self._session.will:
             properties = make_properties(PacketTypes.WILLMESSAGE, WillDelayInterval=will.delay_s)
@@ -223,11 +251,13 @@ class Driver:
     # --- the socket ------------------------------------------------------------------------------
 
     def _on_socket_open(self, client: paho.Client, data: object, sock: socket.socket) -> None:
+        self.complaint = None
         # In a connector thread. Small requests and answers wait 40 ms for each other without it.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def _on_socket_close(self, client: paho.Client, data: object, sock: socket.socket) -> None:
         self._stop_timer()
+        self.complaint = sock.complaint if isinstance(sock, _TlsSocket) else None
         self._network.remove_reader(sock)
         self._on_unregister_write(client, data, sock)
 

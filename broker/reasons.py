@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import ssl
+from datetime import UTC, datetime
 
 from broker.link import LinkDown
 from broker.settings import BrokerSettings
@@ -35,6 +37,22 @@ _HANG_UPS = {
     0x98: "an operator closed the connection",
 }
 
+#: Names of TLS alerts (RFC 8446 §6.2), as every OpenSSL ends its own names for them.
+_ALERT = re.compile(r"ALERT_([A-Z_]+)$")
+_CERTIFICATE_ALERTS = {
+    "CERTIFICATE_REQUIRED": "it wants one",
+    "HANDSHAKE_FAILURE": "it wants one, or knows none of our ciphers",
+    "CERTIFICATE_EXPIRED": "it has expired, by the broker's clock",
+    "CERTIFICATE_REVOKED": "it was revoked",
+    "UNKNOWN_CA": "it is of another authority than the broker's",
+    "BAD_CERTIFICATE": "it is damaged, or not yet valid by the broker's clock",
+    "UNSUPPORTED_CERTIFICATE": "it is not one for clients",
+    "CERTIFICATE_UNKNOWN": "it is not acceptable",
+    "DECRYPT_ERROR": "its signature is wrong: of another authority than the broker's?",
+}
+#: OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID, _CERT_HAS_EXPIRED, _HOSTNAME_MISMATCH and of addresses.
+_NOT_YET_VALID, _EXPIRED, _WRONG_NAME = 9, 10, (62, 64)
+
 
 def lacking(properties: object) -> tuple[int, str] | None:
     """Reason code for a server that lacks what we need; without the property it has it."""
@@ -49,20 +67,58 @@ def unreachable(settings: BrokerSettings, error: BaseException) -> LinkDown:
     """No connection could be made: DNS, TCP or TLS failed."""
     where = f"broker {settings.address}"
     if isinstance(error, ssl.SSLCertVerificationError):
-        ca_file = settings.tls.ca_file if settings.tls else ""
-        return LinkDown(
-            f"certificate of {where} is not trusted: {error.verify_message}"
-            f" (ca_file {ca_file or 'of the system'})",
-            refused=True,
-        )
+        return _not_trusted(settings, error)
     if isinstance(error, ssl.SSLError):
-        return LinkDown(f"TLS with {where} failed: {error.reason or error}: is it a TLS port?")
+        return _certificate_refused(settings, error) or LinkDown(
+            f"TLS with {where} failed: {error.reason or error}: is it a TLS port?"
+        )
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return LinkDown(f"cannot reach {where}: {text}")
 
 
-def no_answer(settings: BrokerSettings) -> LinkDown:
-    """TCP works, but the connection ended or stayed silent before the CONNACK."""
+def _not_trusted(settings: BrokerSettings, error: ssl.SSLCertVerificationError) -> LinkDown:
+    """The broker's certificate does not convince us."""
+    ca_file = settings.tls.ca_file if settings.tls else ""
+    what = f"certificate of broker {settings.address} is not trusted: {error.verify_message}"
+    if error.verify_code == _NOT_YET_VALID:
+        # Not for good: a device without a battery for its clock has the time a minute later.
+        return LinkDown(f"{what}: this device's clock says {_clock()}; set it")
+    if error.verify_code == _EXPIRED:
+        hint = f": by this device's clock, {_clock()}"
+    elif error.verify_code in _WRONG_NAME:
+        hint = f": `host` must be a name that the certificate was made for, not {settings.host}"
+    else:
+        hint = f" (ca_file {ca_file or 'of the system'}): is that this fleet's authority?"
+    return LinkDown(what + hint, refused=True)
+
+
+def _clock() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _certificate_refused(settings: BrokerSettings, error: ssl.SSLError) -> LinkDown | None:
+    """The broker's TLS alert in words; None when it is about something else."""
+    match = _ALERT.search(error.reason or "")
+    if match is None or match[1] not in _CERTIFICATE_ALERTS:
+        return None
+    file = settings.tls.cert_file if settings.tls else ""
+    return LinkDown(
+        f"broker {settings.address} refused our certificate"
+        f" ({_CERTIFICATE_ALERTS[match[1]]}; cert_file {file or 'is not given'})",
+        refused=True,
+    )
+
+
+def no_answer(settings: BrokerSettings, error: ssl.SSLError | None = None) -> LinkDown:
+    """TCP works, but the connection ended or stayed silent before the CONNACK.
+
+    Args:
+        settings: of the broker.
+        error: what TLS said, if anything. In TLS 1.3 a client learns only after the handshake that
+            its certificate was refused.
+    """
+    if error is not None and (down := _certificate_refused(settings, error)):
+        return down
     hint = "was our certificate refused?" if settings.tls else "is it an MQTT port without TLS?"
     return LinkDown(f"broker {settings.address} did not answer: {hint}")
 
