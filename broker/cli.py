@@ -1,4 +1,4 @@
-"""`fedge broker`: run an MQTT broker for trying things."""
+"""`fedge broker`: an MQTT broker for trying things, and a safe one for a fleet."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import threading
 
 import click
 
+from broker.cli_security import COMMANDS
 from broker.local import HOST, Kind, LocalBroker
 from models.console import command_errors
 from models.errors import LinkError
@@ -15,7 +16,11 @@ from models.errors import LinkError
 
 @click.group()
 def cli() -> None:
-    """Run and check MQTT brokers."""
+    """Run an MQTT broker for trying things; make a safe one for a fleet."""
+
+
+for command in COMMANDS:
+    cli.add_command(command)
 
 
 @cli.command()

@@ -63,3 +63,31 @@ def check(config_path: Path, model_name: str) -> None:
     sums = program.evaluate(package.initial, *data.part("test" if data.num_test else "train"))
     for name, value in sums.means().items():
         click.echo(f"{name:8s} {value:.4f} (untrained)")
+
+
+@cli.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--dir",
+    "folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="This device's folder; made when it does not exist.",
+)
+@click.option("--data", type=click.Path(path_type=Path), help="Data file (default: DIR/data.npz).")
+@click.option("--target", default="", help="Column (.csv) or array (.npz) that is learned.")
+@command_errors
+def enrol(bundle: Path, folder: Path, data: Path | None, target: str) -> None:
+    """Join a fleet with the bundle that `fedge broker enrol` wrote.
+
+    Writes certificates, the private key and agent.yaml into DIR, which only you can read. On the
+    folder of the same device it replaces the certificates and keeps agent.yaml.
+    """
+    from edge_agent.enrol import CONFIG_FILE, enrol
+
+    taken, is_new = enrol(bundle, folder, data, target)
+    config = folder / CONFIG_FILE
+    what = f"{config} written" if is_new else f"certificates renewed, {config} kept"
+    click.echo(f"{taken.agent_id} of federation {taken.federation}: {what}; next:")
+    click.echo(f"  start it:           fedge agent run --config {config}")
+    click.echo(f"  delete the bundle:  rm {bundle}")

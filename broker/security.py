@@ -1,0 +1,376 @@
+"""A fleet's folder: authority, broker, coordinator, and who is enrolled.
+
+    DIR/fleet.json     the register: every certificate ever signed (no keys)
+    DIR/authority/     the authority's key: whoever has it is the fleet
+    DIR/broker/        all that Mosquitto reads; nothing in it signs certificates
+    DIR/coordinator/   certificate and key of the coordinator
+    DIR/bundles/       bundles of devices, until they are carried there
+
+Access rules and the list of revoked certificates follow from the register and are written again
+by every command, just before the register itself: a command that was cut short has changed nothing
+that the next one does not put right.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from broker import access
+from broker.access import ListenerSettings, check_device_id
+from broker.authority import Authority, Issued, check_host
+from broker.bundle import Bundle, encode_bundle, read_bundle
+from broker.messages import Id
+from broker.security_files import (
+    Account,
+    locked,
+    make_private_folder,
+    sync_folder,
+    write_whole,
+)
+from broker.topics import check_id
+from models.errors import ConfigError
+
+REGISTER_FILE = "fleet.json"
+AUTHORITY_FOLDER, BROKER_FOLDER = "authority", "broker"
+COORDINATOR_FOLDER, BUNDLE_FOLDER = "coordinator", "bundles"
+CA_KEY_FILE = "ca.key"
+IDENTITY_FILE = "coordinator.pem"
+#: Of the broker's and the coordinator's certificates: they sit on machines that are looked after.
+_MIDDLE_DAYS = 3650
+DEVICE_DAYS = 730
+#: A list of revoked certificates from the future is no list; each must be newer than the last.
+_LIST_BACKDATED = timedelta(days=1)
+
+
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A device's certificate. A device may have several, one after the other."""
+
+    agent_id: Id
+    serial: Annotated[str, Meta(pattern="^[0-9a-f]{1,40}$")]
+    not_before: datetime
+    not_after: datetime
+    revoked: datetime | None = None
+
+    def state(self, now: datetime) -> str:
+        """`active`, `revoked` or `expired`."""
+        if self.revoked is not None:
+            return "revoked"
+        return "expired" if now > self.not_after else "active"
+
+
+class Register(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a fleet is and who belongs to it; `hosts[0]` is where devices find the broker."""
+
+    fedge_fleet: int = 1
+    federation: Id
+    hosts: Annotated[tuple[str, ...], Meta(min_length=1)]
+    port: Annotated[int, Meta(ge=1, le=65_535)]
+    bind: str = ""
+    user: str
+    list_updated: datetime
+    devices: tuple[Record, ...] = ()
+
+
+@dataclass(frozen=True)
+class FleetSettings:
+    """What a new fleet is told."""
+
+    federation: str
+    hosts: Sequence[str]
+    port: int = 8883
+    bind: str = ""
+    user: str = ""
+
+    def __post_init__(self) -> None:
+        check_id(self.federation, "federation")
+        for host in self.hosts:
+            check_host(host)
+        if self.bind:
+            check_host(self.bind)
+
+
+def utc_now() -> datetime:
+    """The time as certificates know it: whole seconds."""
+    return datetime.now(UTC).replace(microsecond=0)
+
+
+def create_fleet(folder: Path, settings: FleetSettings, now: datetime) -> Fleet:
+    """Makes a fleet's folder: all of it, or nothing.
+
+    Raises:
+        ConfigError: there is something else in the folder, or it cannot be written.
+    """
+    folder = folder.absolute()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} is in use and holds no fleet: choose another folder")
+    account = Account.named(settings.user) if settings.user else _usual_account()
+    register = Register(
+        federation=settings.federation,
+        hosts=tuple(settings.hosts),
+        port=settings.port,
+        bind=settings.bind,
+        user=account.name,
+        list_updated=now - _LIST_BACKDATED,
+    )
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be made: {error.strerror}") from error
+    try:
+        _fill(partial, folder, register, account, now)
+        partial.replace(folder)  # takes the place of an empty folder, too
+        sync_folder(folder.parent)
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be made: {error.strerror}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return Fleet(folder)
+
+
+def _usual_account() -> Account:
+    # Mosquitto started by root becomes "mosquitto", which must then be able to read its files.
+    with contextlib.suppress(ConfigError):
+        return Account.named("mosquitto") if os.geteuid() == 0 else Account.current()
+    raise ConfigError("there is no user mosquitto here: name Mosquitto's account with --user")
+
+
+def _fill(partial: Path, folder: Path, register: Register, account: Account, now: datetime) -> None:
+    for name in (AUTHORITY_FOLDER, BROKER_FOLDER, COORDINATOR_FOLDER, BUNDLE_FOLDER):
+        make_private_folder(partial / name)
+    data = partial / BROKER_FOLDER / access.DATA_FOLDER
+    make_private_folder(data)
+    root = Authority.create(register.federation, now)
+    authority = Authority(root.certificate, root.key)
+    write_whole(partial / AUTHORITY_FOLDER / CA_KEY_FILE, root.key)
+    write_whole(partial / AUTHORITY_FOLDER / access.CA_FILE, root.certificate)
+    server = authority.issue("fedge broker", "server", now, _MIDDLE_DAYS, register.hosts)
+    listener = ListenerSettings(register.port, register.bind, register.user)
+    config = access.mosquitto_config(folder / BROKER_FOLDER, listener)
+    for name, content in (
+        (access.CA_FILE, root.certificate),
+        (access.SERVER_CERT_FILE, server.certificate),
+        (access.SERVER_KEY_FILE, server.key),
+        (access.CONFIG_FILE, config.encode()),
+    ):
+        write_whole(partial / BROKER_FOLDER / name, content, owner=account)
+    middle = authority.issue(access.COORDINATOR, "client", now, _MIDDLE_DAYS)
+    write_whole(partial / COORDINATOR_FOLDER / access.CA_FILE, root.certificate)
+    write_whole(partial / COORDINATOR_FOLDER / IDENTITY_FILE, middle.certificate + middle.key)
+    _write_derived(partial, register, authority, account)
+    write_whole(partial / REGISTER_FILE, msgspec.json.encode(register))
+    if account.uid != os.geteuid():
+        for path in (data, partial / BROKER_FOLDER):
+            os.chown(path, account.uid, account.gid)
+        # Mosquitto's account may pass through to its own folder and see nothing else.
+        os.chown(partial, -1, account.gid)
+        partial.chmod(0o710)
+
+
+def _write_derived(
+    folder: Path, register: Register, authority: Authority, account: Account
+) -> None:
+    """Access rules and the list of revoked certificates, as the register has it."""
+    # By name, not by certificate: one that has expired is refused before anyone asks for rules.
+    enrolled = {record.agent_id for record in register.devices if record.revoked is None}
+    rules = access.access_rules(register.federation, enrolled)
+    revoked = [(r.serial, r.revoked) for r in register.devices if r.revoked is not None]
+    crl = authority.revocations(revoked, register.list_updated)
+    write_whole(folder / BROKER_FOLDER / access.ACL_FILE, rules.encode(), owner=account)
+    write_whole(folder / BROKER_FOLDER / access.CRL_FILE, crl, owner=account)
+
+
+class Fleet:
+    """A fleet's folder that is there.
+
+    Args:
+        folder: as `create_fleet` made it.
+
+    Raises:
+        ConfigError: there is no fleet in it, or its register is damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.absolute()
+        self.register = self._read()
+
+    def _read(self) -> Register:
+        path = self.folder / REGISTER_FILE
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=Register)
+        except FileNotFoundError as error:
+            raise ConfigError(
+                f"{self.folder} holds no fleet: make one with `fedge broker init`"
+            ) from error
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} is damaged: {error}") from error
+
+    @property
+    def broker_folder(self) -> Path:
+        """What Mosquitto reads."""
+        return self.folder / BROKER_FOLDER
+
+    def check_same(self, settings: FleetSettings) -> None:
+        """Whether this is the fleet that `settings` ask for.
+
+        Raises:
+            ConfigError: another federation, other hosts or another port: nothing is changed.
+        """
+        register = self.register
+        for what, here, wanted in (
+            ("federation", register.federation, settings.federation),
+            ("host", ",".join(register.hosts), ",".join(settings.hosts)),
+            ("port", str(register.port), str(settings.port)),
+        ):
+            if here != wanted:
+                raise ConfigError(
+                    f"{self.folder} holds a fleet with {what} {here}, not {wanted}: "
+                    "nothing was changed; choose another folder for another fleet"
+                )
+
+    # --- enrolment -------------------------------------------------------------------------------
+
+    def enrol(self, agent_id: str, now: datetime, out: Path | None, days: int) -> Path:
+        """Writes a new device's bundle and lets it in; returns where the bundle is.
+
+        Raises:
+            ConfigError: the name is not allowed or taken, or something cannot be written; then
+                the device is not enrolled.
+        """
+        check_device_id(agent_id)
+        with locked(self.folder):
+            self.register = self._read()
+            if self._active(agent_id):
+                raise ConfigError(
+                    f"{agent_id} is enrolled already: `fedge broker rotate` makes a new bundle"
+                )
+            return self._issue(agent_id, now, out, days, replaces=False)
+
+    def rotate(
+        self, agent_id: str, now: datetime, out: Path | None, days: int, *, keep_old: bool = False
+    ) -> Path:
+        """Writes a new bundle for an enrolled device.
+
+        Args:
+            agent_id: of the device.
+            now: the time.
+            out: where the bundle goes; None: into the fleet's folder.
+            days: that the new certificate is valid.
+            keep_old: the device's earlier certificates stay valid until the next rotation.
+
+        Raises:
+            ConfigError: not enrolled, or something cannot be written.
+        """
+        with locked(self.folder):
+            self.register = self._read()
+            self._check_enrolled(agent_id)
+            return self._issue(agent_id, now, out, days, replaces=not keep_old)
+
+    def revoke(self, agent_id: str, now: datetime) -> None:
+        """Shuts a device out, with all its certificates.
+
+        Raises:
+            ConfigError: not enrolled, or something cannot be written.
+        """
+        with locked(self.folder):
+            self.register = self._read()
+            if not any(record.agent_id == agent_id for record in self.register.devices):
+                self._check_enrolled(agent_id)
+            # Also when it was revoked before: whoever asks again wants to be sure.
+            self._save(self._without(agent_id, now), self._authority(), now)
+
+    def _active(self, agent_id: str) -> list[Record]:
+        return [r for r in self.register.devices if r.agent_id == agent_id and r.revoked is None]
+
+    def _check_enrolled(self, agent_id: str) -> None:
+        check_device_id(agent_id)
+        if not self._active(agent_id):
+            known = any(r.agent_id == agent_id for r in self.register.devices)
+            state = "was revoked" if known else "is not enrolled"
+            raise ConfigError(f"{agent_id} {state} in {self.folder}")
+
+    def _without(self, agent_id: str, now: datetime) -> tuple[Record, ...]:
+        return tuple(
+            msgspec.structs.replace(record, revoked=now)
+            if record.agent_id == agent_id and record.revoked is None
+            else record
+            for record in self.register.devices
+        )
+
+    def _issue(
+        self, agent_id: str, now: datetime, out: Path | None, days: int, *, replaces: bool
+    ) -> Path:
+        authority = self._authority()
+        issued = authority.issue(agent_id, "client", now, days)
+        path = out or self.folder / BUNDLE_FOLDER / f"{agent_id}.bundle"
+        _check_replaceable(path, agent_id)
+        # The bundle first: a certificate that the register does not know opens no door.
+        write_whole(path, encode_bundle(self._bundle(agent_id, issued)))
+        devices = self._without(agent_id, now) if replaces else self.register.devices
+        record = Record(
+            agent_id=agent_id,
+            serial=issued.serial,
+            not_before=issued.not_before,
+            not_after=issued.not_after,
+        )
+        try:
+            self._save((*devices, record), authority, now)
+        except ConfigError:
+            path.unlink(missing_ok=True)
+            raise
+        return path
+
+    def _bundle(self, agent_id: str, issued: Issued) -> Bundle:
+        register = self.register
+        ca = (self.folder / AUTHORITY_FOLDER / access.CA_FILE).read_text()
+        return Bundle(
+            federation=register.federation,
+            agent_id=agent_id,
+            host=register.hosts[0],
+            port=register.port,
+            ca=ca,
+            certificate=issued.certificate.decode(),
+            key=issued.key.decode(),
+        )
+
+    def _authority(self) -> Authority:
+        folder = self.folder / AUTHORITY_FOLDER
+        try:
+            certificate = (folder / access.CA_FILE).read_bytes()
+            return Authority(certificate, (folder / CA_KEY_FILE).read_bytes())
+        except OSError as error:
+            raise ConfigError(f"{error.filename} cannot be read: {error.strerror}") from error
+
+    def _save(self, devices: tuple[Record, ...], authority: Authority, now: datetime) -> None:
+        later = self.register.list_updated + timedelta(seconds=1)
+        register = msgspec.structs.replace(
+            self.register, devices=devices, list_updated=max(later, now - _LIST_BACKDATED)
+        )
+        # The register last: it must not call a device revoked whom the broker still lets in.
+        _write_derived(self.folder, register, authority, Account.named(register.user))
+        data = msgspec.json.format(msgspec.json.encode(register), indent=1)
+        write_whole(self.folder / REGISTER_FILE, data)
+        self.register = register
+
+
+def _check_replaceable(path: Path, agent_id: str) -> None:
+    """Only an older bundle of the same device may be written over."""
+    if not path.exists():
+        return
+    with contextlib.suppress(ConfigError):
+        if read_bundle(path).agent_id == agent_id:
+            return
+    raise ConfigError(f"{path} exists and is no bundle of {agent_id}: choose another --out")

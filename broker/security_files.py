@@ -1,0 +1,116 @@
+"""Files that must be whole and must not be read by others: keys, registers, access rules."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import pwd
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from models.errors import ConfigError
+
+PRIVATE = 0o600
+PRIVATE_FOLDER = 0o700
+
+
+@dataclass(frozen=True)
+class Account:
+    """A user of this machine and its group."""
+
+    name: str
+    uid: int
+    gid: int
+
+    @classmethod
+    def named(cls, name: str) -> Account:
+        """The account `name`.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        try:
+            entry = pwd.getpwnam(name)
+        except KeyError as error:
+            raise ConfigError(f"there is no user {name!r} on this machine") from error
+        return cls(name, entry.pw_uid, entry.pw_gid)
+
+    @classmethod
+    def current(cls) -> Account:
+        """Who runs this process."""
+        entry = pwd.getpwuid(os.geteuid())
+        return cls(entry.pw_name, entry.pw_uid, entry.pw_gid)
+
+
+def write_whole(path: Path, data: bytes, mode: int = PRIVATE, owner: Account | None = None) -> None:
+    """Writes a file that is there as a whole or not at all, power cut or full disk included.
+
+    Args:
+        path: replaced when it exists.
+        data: its content.
+        mode: never wider than this, not even while it is written.
+        owner: who it belongs to; None: who runs this process.
+
+    Raises:
+        ConfigError: it cannot be written; what was there before still is.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.unlink(missing_ok=True)
+        # O_EXCL: no link that somebody prepared is followed.
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(descriptor, mode)  # whatever the umask says
+            if owner is not None and owner.uid != os.geteuid():
+                os.fchown(descriptor, owner.uid, owner.gid)
+            file.write(data)
+            file.flush()
+            os.fsync(descriptor)
+        partial.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Puts a rename inside `folder` on disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_private_folder(folder: Path) -> None:
+    """Makes `folder` and those above it; only its owner may look inside.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=PRIVATE_FOLDER)
+        folder.chmod(PRIVATE_FOLDER)
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be made: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One command at a time changes what is in `folder`; a second one waits.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
+    try:
+        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, PRIVATE)
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be changed: {error.strerror}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
