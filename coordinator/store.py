@@ -6,13 +6,15 @@ readers (`fedge coordinator status`) never wait for the writer.
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -25,19 +27,23 @@ from models.errors import ConfigError, StoreError, WireError
 from models.package import ModelPackage
 from models.parameters import F32
 
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
 STORE_FILE = "federation.sqlite"
 _FORMAT = "1"
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE versions (
     version INTEGER PRIMARY KEY, theta BLOB NOT NULL, strategy_state BLOB NOT NULL,
-    created_at REAL NOT NULL
+    created_at REAL NOT NULL, digest BLOB NOT NULL
 );
 CREATE TABLE rounds (round_id INTEGER PRIMARY KEY, record TEXT NOT NULL, ended_at REAL NOT NULL);
 CREATE TABLE open_round (id INTEGER PRIMARY KEY CHECK (id = 1), round TEXT NOT NULL);
 CREATE TABLE updates (
     arrival INTEGER PRIMARY KEY, round_id INTEGER NOT NULL, agent_id TEXT NOT NULL,
-    frame BLOB NOT NULL, UNIQUE (round_id, agent_id)
+    frame BLOB NOT NULL, digest BLOB NOT NULL, UNIQUE (round_id, agent_id)
 );
 CREATE TABLE agents (agent_id TEXT PRIMARY KEY, status TEXT NOT NULL, heard_at REAL NOT NULL);
 """
@@ -79,8 +85,10 @@ class Store:
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
             self._create()
-        except (OSError, sqlite3.Error, StoreError) as error:
+        except (OSError, sqlite3.OperationalError, StoreError) as error:
             raise ConfigError(f"state_dir {folder} cannot be used: {error}") from error
+        except sqlite3.Error as error:
+            raise self._damaged("it", error) from error
 
     @classmethod
     def open_existing(cls, folder: Path) -> Store:
@@ -157,10 +165,12 @@ class Store:
         Many are written together: a synchronisation of the disk costs more than an update.
         """
         self._add(
-            "INSERT OR REPLACE INTO updates (round_id, agent_id, frame) VALUES (?, ?, ?)",
+            "INSERT OR REPLACE INTO updates (round_id, agent_id, frame, digest) "
+            "VALUES (?, ?, ?, ?)",
             round_id,
             agent_id,
             frame,
+            _digest(frame),
         )
 
     def _add(self, statement: str, *values: object) -> None:
@@ -210,11 +220,14 @@ class Store:
             ConfigError: what is stored does not fit the model's P, or is damaged.
         """
         rows = self._read(
-            "SELECT version, theta, strategy_state FROM versions ORDER BY version DESC LIMIT 1"
+            "SELECT version, theta, strategy_state, digest FROM versions "
+            "ORDER BY version DESC LIMIT 1"
         )
         if not rows:
             return None
-        version, blob, state = rows[0]
+        version, blob, state, digest = rows[0]
+        if _digest(blob, state) != digest:
+            raise self._damaged(f"version {version}", "its checksum is wrong")
         if len(blob) != 4 * size:
             found = f"{len(blob) / 4:g} parameters, not {size}"
             raise ConfigError(f"{self.path}: version {version} has {found}")
@@ -225,42 +238,36 @@ class Store:
                 version, theta, state_from_bytes(state), self.rounds(), self._open_round(version)
             )
         except WireError as error:
-            raise ConfigError(f"{self.path}: version {version}: {error}") from error
+            raise self._damaged(f"version {version}", error) from error
 
     def _open_round(self, version: int) -> StoredRound | None:
         found = self._read("SELECT round FROM open_round")
         if not found:
             return None
-        try:
-            stored = msgspec.json.decode(found[0][0], type=_OpenRound)
-        except msgspec.DecodeError as error:
-            raise ConfigError(f"{self.path}: the open round is damaged: {error}") from error
+        stored = self._decoded("the open round", found[0][0], _OpenRound)
         if stored.plan.version != version:
             return None
         rows = self._read(
-            "SELECT agent_id, frame FROM updates WHERE round_id = ? ORDER BY arrival",
+            "SELECT agent_id, frame, digest FROM updates WHERE round_id = ? ORDER BY arrival",
             stored.plan.round_id,
         )
-        return StoredRound(stored.plan, stored.asked, stored.goal, tuple(rows))
+        frames = tuple((name, frame) for name, frame, digest in rows if _digest(frame) == digest)
+        for name in sorted({name for name, _, _ in rows} - {name for name, _ in frames}):
+            log.warning("%s: the update of %s is damaged and left out", self.path, name)
+        return StoredRound(stored.plan, stored.asked, stored.goal, frames)
 
     def rounds(self) -> list[RoundRecord]:
         """All rounds, in order."""
         rows = self._read("SELECT record FROM rounds ORDER BY round_id")
-        try:
-            return [msgspec.json.decode(text, type=RoundRecord) for (text,) in rows]
-        except msgspec.DecodeError as error:
-            raise ConfigError(f"{self.path}: a round's record is damaged: {error}") from error
+        return [self._decoded("a round's record", text, RoundRecord) for (text,) in rows]
 
     def agents(self) -> list[KnownAgent]:
         """All agents ever heard of, by id."""
         rows = self._read("SELECT agent_id, status, heard_at FROM agents ORDER BY agent_id")
-        try:
-            return [
-                KnownAgent(name, msgspec.json.decode(text, type=AgentStatus), heard)
-                for name, text, heard in rows
-            ]
-        except msgspec.DecodeError as error:
-            raise ConfigError(f"{self.path}: an agent's status is damaged: {error}") from error
+        return [
+            KnownAgent(name, self._decoded("an agent's status", text, AgentStatus), heard)
+            for name, text, heard in rows
+        ]
 
     def versions(self) -> list[int]:
         """Versions of θ that are still kept."""
@@ -270,7 +277,7 @@ class Store:
         try:
             return self._db.execute(query, values).fetchall()
         except sqlite3.Error as error:
-            raise ConfigError(f"{self.path} is damaged: {error}") from error
+            raise self._damaged("it", error) from error
 
     def _create(self) -> None:
         if not self._read("SELECT name FROM sqlite_master WHERE type = 'table'"):
@@ -296,6 +303,20 @@ class Store:
         except sqlite3.Error as error:
             raise self._failed(error) from error
 
+    def _decoded(self, what: str, text: Any, kind: type[T]) -> T:
+        try:
+            return msgspec.json.decode(text, type=kind)
+        except (msgspec.DecodeError, RecursionError, TypeError) as error:
+            # TypeError: a flipped bit made a number of it.
+            raise self._damaged(what, error) from error
+
+    def _damaged(self, what: str, error: object) -> ConfigError:
+        # Nothing is set aside unasked: a federation that quietly began anew would lose its rounds.
+        return ConfigError(
+            f"{self.path}: {what} is damaged: {error}; put a backup in its place, "
+            "or move the folder away to begin anew"
+        )
+
     def _failed(self, error: sqlite3.Error) -> StoreError:
         return StoreError(
             f"{self.path}: {error}; what was confirmed is safe: mend the disk and start again"
@@ -308,11 +329,25 @@ class Store:
 
     @staticmethod
     def _insert_version(db: sqlite3.Connection, version: int, theta: F32, state: State) -> None:
-        values = (version, theta.astype("<f4").tobytes(), state_to_bytes(state), time.time())
-        db.execute("INSERT INTO versions VALUES (?, ?, ?, ?)", values)
+        parts = (theta.astype("<f4").tobytes(), state_to_bytes(state))
+        values = (version, *parts, time.time(), _digest(*parts))
+        db.execute("INSERT INTO versions VALUES (?, ?, ?, ?, ?)", values)
 
     @staticmethod
     def _insert_round(db: sqlite3.Connection, record: RoundRecord) -> None:
         text = msgspec.json.encode(record).decode()
         values = (record.round_id, text, time.time())
         db.execute("INSERT OR REPLACE INTO rounds VALUES (?, ?, ?)", values)
+
+
+def _digest(*parts: object) -> bytes:
+    """Of what a flipped bit would change unnoticed: SQLite itself has no checksums.
+
+    Empty, which no digest is, when a part is no bytes: that too is what a flipped bit does.
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        if not isinstance(part, bytes):
+            return b""
+        digest.update(part)
+    return digest.digest()

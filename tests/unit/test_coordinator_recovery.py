@@ -103,6 +103,25 @@ def test_a_kill_between_the_last_update_and_the_commit_loses_nothing(tmp_path: P
     store.close()
 
 
+def test_a_stored_update_that_rotted_is_left_out_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Store(tmp_path)
+    store.begin(PACKAGE.initial, {})
+    stage = Stage(settings())
+    for name, agent in {name: FakeAgent(stage, name) for name in DELTAS}.items():
+        if name != "c":
+            agent.update(DELTAS[name])
+    keep(store, stage, 0)
+    sql = "UPDATE updates SET frame = substr(frame, 1, length(frame) - 1) || x'40'"
+    store._db.execute(f"{sql} WHERE agent_id = 'a'")  # the last byte of a float: another number
+    stored = progress_of(store).open
+    assert stored is not None
+    assert [name for name, _ in stored.frames] == ["b"]
+    assert "the update of a is damaged and left out" in caplog.text
+    store.close()
+
+
 def test_an_update_sent_again_after_the_restart_gets_its_receipt_and_counts_once(
     tmp_path: Path,
 ) -> None:

@@ -208,7 +208,11 @@ def test_a_database_of_something_else_is_told_in_one_line(tmp_path: Path) -> Non
     [
         "UPDATE versions SET theta = x'0102030405'",
         "UPDATE versions SET theta = x'0102030405060708090a0b0c0d'",
+        "UPDATE versions SET theta = x'0000803f0000803f0000803e'",  # one bit
+        "UPDATE versions SET theta = 'text'",
         "UPDATE versions SET strategy_state = x'00'",
+        "UPDATE versions SET digest = x'00'",
+        "UPDATE rounds SET record = 5",
         "UPDATE rounds SET record = '{}'",
         "UPDATE rounds SET record = 'rubbish'",
         "DROP TABLE rounds",
@@ -220,7 +224,7 @@ def test_damage_inside_is_told_in_one_line_when_it_is_read(tmp_path: Path, sql: 
     store.begin(theta(0, 0, 0), {})
     store.commit(1, theta(1, 1, 1), {}, record(0.5))
     store._db.execute(sql)
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError, match="put a backup in its place, or move") as caught:
         store.load(3)
     one_line(caught.value)
     store.close()
