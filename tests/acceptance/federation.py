@@ -115,8 +115,13 @@ class Federation:
         """Writes the configuration of one process; keys that are not given stay."""
         path = self.config(name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        before = yaml.safe_load(path.read_text()) if path.exists() else {}
+        before = self.settings(name) if path.exists() else {}
         path.write_text(yaml.safe_dump(before | settings))
+
+    def settings(self, name: str) -> dict[str, Any]:
+        """What the configuration of one process says."""
+        document: dict[str, Any] = yaml.safe_load(self.config(name).read_text())
+        return document
 
     def config(self, name: str) -> Path:
         """Configuration file of the coordinator or an agent."""
@@ -239,9 +244,7 @@ class Federation:
     def expected_theta(self, rounds: int) -> F32:
         """θ of a run that nothing disturbs: every agent counts once in every round."""
         package = load_zoo(self.model)
-        config = parse_config(
-            yaml.safe_load(self.config("coordinator").read_text()), CoordinatorConfig, "test"
-        )
+        config = parse_config(self.settings("coordinator"), CoordinatorConfig, "coordinator")
         program = Program(package.program, package.spec)
         parts = [self._training_rows(name) for name in self.names]
         theta = package.initial.copy()
@@ -255,8 +258,7 @@ class Federation:
         return theta
 
     def _training_rows(self, name: str) -> Any:
-        document = yaml.safe_load(self.config(name).read_text())
-        config = parse_config(document, AgentConfig, name)
+        config = parse_config(self.settings(name), AgentConfig, name)
         return load_dataset(config.data, load_zoo(self.model).spec, self.folder / name).part(
             "train"
         )
