@@ -113,8 +113,9 @@ def test_a_stored_update_that_rotted_is_left_out_and_named(
         if name != "c":
             agent.update(DELTAS[name])
     keep(store, stage, 0)
-    sql = "UPDATE updates SET frame = substr(frame, 1, length(frame) - 1) || x'40'"
-    store._db.execute(f"{sql} WHERE agent_id = 'a'")  # the last byte of a float: another number
+    (frame,) = store._db.execute("SELECT frame FROM updates WHERE agent_id = 'a'").fetchone()
+    rotten = frame[:-1] + bytes([frame[-1] ^ 1])  # another number
+    store._db.execute("UPDATE updates SET frame = ? WHERE agent_id = 'a'", (rotten,))
     stored = progress_of(store).open
     assert stored is not None
     assert [name for name, _ in stored.frames] == ["b"]
