@@ -1,0 +1,181 @@
+"""The threads that train: who waits for whom, and what is shared."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from broker.messages import BlobRef, Cohort, RoundPlan, TrainingPlan
+from edge_agent.config import AgentConfig
+from edge_agent.data.config import DataConfig
+from edge_agent.events import (
+    Event,
+    JobFailed,
+    LoadPackage,
+    PackageFailed,
+    PackageLoaded,
+    StartJob,
+    Trained,
+)
+from edge_agent.worker import Worker, WorkerPool
+from models.package import ModelPackage
+from models.zoo import load_zoo
+
+LONG = 1_000_000  # steps: minutes
+
+
+@pytest.fixture(scope="module")
+def package() -> ModelPackage:
+    return load_zoo("house_price")
+
+
+@pytest.fixture
+def pool() -> Iterator[WorkerPool]:
+    pool = WorkerPool(threads=2)
+    yield pool
+    pool.stop()
+
+
+class Agent:
+    """A worker of a pool, and the events it reports."""
+
+    def __init__(self, pool: WorkerPool, folder: Path, name: str) -> None:
+        rng = np.random.default_rng(len(name))
+        x = rng.normal(size=(20, 2)).astype(np.float32)
+        (folder / name).mkdir()
+        np.savez(folder / name / "data.npz", features=x, y=x.sum(1))
+        config = AgentConfig(federation="f", agent_id=name, data=DataConfig(path="data.npz"))
+        self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self.worker: Worker = pool.worker(config, folder / name, self.events.put)
+
+    def load(self, package: ModelPackage) -> None:
+        self.worker.submit(LoadPackage(package.digest, package.wire))
+
+    def train(self, package: ModelPackage, round_id: int = 1, steps: int = 1) -> None:
+        plan = RoundPlan(
+            session="s",
+            round_id=round_id,
+            state="open",
+            task="train",
+            version=0,
+            weights=BlobRef(sha256="0" * 64, size=12, chunks=1),
+            package=package.digest,
+            fingerprint=package.spec.fingerprint,
+            cohort=Cohort(),
+            training=TrainingPlan(epochs=10_000, max_steps=steps, learning_rate=1e-6),
+        )
+        self.worker.submit(StartJob(plan, package.initial))
+
+    def train_for_long(self, package: ModelPackage, round_id: int = 1) -> None:
+        self.train(package, round_id, LONG)
+
+    def next(self) -> Event:
+        return self.events.get(timeout=20)
+
+
+def test_the_jobs_of_one_agent_are_done_in_order(
+    pool: WorkerPool, package: ModelPackage, tmp_path: Path
+) -> None:
+    agent = Agent(pool, tmp_path, "a")
+    agent.load(package)
+    for round_id in range(1, 6):
+        agent.train(package, round_id)
+    assert isinstance(agent.next(), PackageLoaded)
+    found = [agent.next() for _ in range(5)]
+    assert [e.plan.round_id for e in found if isinstance(e, Trained)] == [1, 2, 3, 4, 5]
+
+
+def test_an_agent_that_trains_for_long_holds_up_no_other(
+    pool: WorkerPool, package: ModelPackage, tmp_path: Path
+) -> None:
+    slow, quick = Agent(pool, tmp_path, "slow"), Agent(pool, tmp_path, "quick")
+    for agent in (slow, quick):
+        agent.load(package)
+        assert isinstance(agent.next(), PackageLoaded)
+    slow.train_for_long(package)
+    quick.train(package)
+    assert isinstance(quick.next(), Trained)
+    assert slow.events.empty()
+    slow.worker.cancel()
+    assert isinstance(slow.next(), JobFailed)
+
+
+def test_only_what_was_submitted_before_is_cancelled(
+    pool: WorkerPool, package: ModelPackage, tmp_path: Path
+) -> None:
+    agent = Agent(pool, tmp_path, "a")
+    agent.load(package)
+    agent.next()
+    agent.train_for_long(package, 1)
+    agent.train_for_long(package, 2)
+    agent.worker.cancel()
+    agent.train(package, 3)
+    first, second, third = (agent.next() for _ in range(3))
+    assert isinstance(first, JobFailed)
+    assert isinstance(second, JobFailed)
+    assert (first.detail, second.detail) == ("cancelled", "cancelled")
+    assert isinstance(third, Trained)
+
+
+def test_a_job_that_fails_is_its_agents_alone(
+    pool: WorkerPool, package: ModelPackage, tmp_path: Path
+) -> None:
+    broken, sound = Agent(pool, tmp_path, "broken"), Agent(pool, tmp_path, "sound")
+    (tmp_path / "broken" / "data.npz").unlink()
+    for agent in (broken, sound):
+        agent.load(package)
+        agent.train(package)
+    failed = broken.next()
+    assert isinstance(failed, PackageFailed)
+    assert failed.reason == "no_data"
+    assert isinstance(broken.next(), JobFailed)
+    assert isinstance(sound.next(), PackageLoaded)
+    assert isinstance(sound.next(), Trained)
+
+
+def test_rubbish_instead_of_a_package_is_named(
+    pool: WorkerPool, package: ModelPackage, tmp_path: Path
+) -> None:
+    agent = Agent(pool, tmp_path, "a")
+    agent.worker.submit(LoadPackage("0" * 64, b"rubbish"))
+    failed = agent.next()
+    assert isinstance(failed, PackageFailed)
+    assert failed.reason == "no_program"
+    agent.load(package)
+    assert isinstance(agent.next(), PackageLoaded)
+
+
+def test_agents_of_two_models_share_a_thread(package: ModelPackage, tmp_path: Path) -> None:
+    other = ModelPackage(package.spec, package.program, package.initial + 1)
+    pool = WorkerPool(threads=1, programs=1)
+    try:
+        agents = [Agent(pool, tmp_path, name) for name in ("a", "b")]
+        agents[0].load(package)
+        agents[1].load(other)
+        for _ in range(3):  # each throws the other's program out
+            for agent in agents:
+                agent.train(package)
+        for agent in agents:
+            assert isinstance(agent.next(), PackageLoaded)
+            assert all(isinstance(agent.next(), Trained) for _ in range(3))
+    finally:
+        pool.stop()
+
+
+def test_a_pool_stops_in_the_middle_of_training(package: ModelPackage, tmp_path: Path) -> None:
+    pool = WorkerPool(threads=2)
+    agent = Agent(pool, tmp_path, "a")
+    agent.load(package)
+    agent.next()
+    agent.train_for_long(package)
+    before = threading.active_count()
+    started = time.monotonic()
+    pool.stop()
+    assert time.monotonic() - started < 4
+    assert threading.active_count() == before - 2
