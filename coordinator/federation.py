@@ -464,7 +464,11 @@ class Coordinator:
         if not able:
             return self._end_round(opened.record, now_s)
         rng = np.random.default_rng([self.config.seed, opened.plan.round_id, 2])
-        draw = draw_cohort(able, CohortConfig(fraction=evaluation.fraction), rng)
+        # By rule where the rounds are: the ids of a large fleet would travel to every agent of it.
+        asked = CohortConfig(fraction=evaluation.fraction, announce=self.config.cohort.announce)
+        draw = draw_cohort(able, asked, rng)
+        if not draw.asked:
+            return self._end_round(opened.record, now_s)  # the rule drew nobody
         return self._announce("evaluate", draw, opened.record, evaluation.deadline_s, now_s)
 
     def _close_evaluation(self, opened: OpenRound, now_s: float) -> list[Action]:

@@ -1,0 +1,162 @@
+"""A real Mosquitto with a fleet's generated configuration, and clients that do as they please."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from paho.mqtt import client as paho
+from paho.mqtt.enums import CallbackAPIVersion
+
+from broker.local import find_mosquitto, free_port
+from broker.security import Fleet, FleetSettings, create_fleet, utc_now
+from broker.security_files import Account
+from edge_agent.enrol import enrol
+
+LEASH = Path(__file__).parents[2] / "broker" / "leash.py"
+FEDERATION = "houses"
+ROOT = f"fedge/v1/{FEDERATION}/"
+NOT_AUTHORISED = 0x87
+
+
+def make_fleet(folder: Path, port: int | None = None, now: datetime | None = None) -> Fleet:
+    """A fleet whose broker listens on loopback and runs as whoever runs the tests."""
+    settings = FleetSettings(
+        FEDERATION,
+        ["localhost", "127.0.0.1"],
+        port or free_port(),
+        "127.0.0.1",
+        Account.current().name,
+    )
+    return create_fleet(folder, settings, now or utc_now())
+
+
+@dataclass
+class RunningFleet:
+    """A fleet with its broker running, and the folders of its devices."""
+
+    fleet: Fleet
+    devices: Path
+    log: Path
+
+    @property
+    def port(self) -> int:
+        return self.fleet.register.port
+
+    def device(self, agent_id: str) -> Path:
+        """A newly enrolled device's folder."""
+        bundle = self.fleet.enrol(agent_id, utc_now(), None, 30)
+        enrol(bundle, self.devices / agent_id, None, "")
+        return self.devices / agent_id
+
+    def said(self) -> str:
+        """The broker's log."""
+        return self.log.read_text()
+
+
+@contextlib.contextmanager
+def running(fleet: Fleet, folder: Path) -> Iterator[RunningFleet]:
+    """Runs Mosquitto with the fleet's configuration; it dies with the tests."""
+    log = folder / "mosquitto.log"
+    config = fleet.broker_folder / "mosquitto.conf"
+    leash = [sys.executable, "-I", "-S", str(LEASH), str(os.getpid())]
+    with log.open("wb") as output:
+        command = [*leash, find_mosquitto() or "mosquitto", "-c", str(config)]
+        process = subprocess.Popen(command, stdout=output, stderr=output)
+    try:
+        until(lambda: listens(fleet.register.port) or process.poll() is not None, 10)
+        assert process.poll() is None, log.read_text()
+        yield RunningFleet(fleet, folder / "devices", log)
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def listens(port: int) -> bool:
+    """Whether somebody takes connections."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
+
+
+def until(found: Callable[[], Any], timeout_s: float = 5.0) -> Any:
+    """The first true answer; the last one when there is none in time."""
+    deadline_s = time.monotonic() + timeout_s
+    while not (answer := found()) and time.monotonic() < deadline_s:
+        time.sleep(0.02)
+    return answer
+
+
+def context_of(ca: Path, identity: Path | None) -> ssl.SSLContext:
+    """TLS as a client of the fleet would set it up."""
+    context = ssl.create_default_context(cafile=str(ca))
+    if identity is not None:
+        context.load_cert_chain(identity)
+    return context
+
+
+class Client:
+    """An MQTT 5 client without manners: it asks for anything and notes what it is told."""
+
+    def __init__(self, port: int, context: ssl.SSLContext, client_id: str = "anyone") -> None:
+        self.messages: queue.Queue[tuple[str, bytes]] = queue.Queue()
+        self.ended: queue.Queue[int] = queue.Queue()
+        self._answers: queue.Queue[tuple[str, list[int]]] = queue.Queue()
+        self._port = port
+        self.paho = paho.Client(
+            CallbackAPIVersion.VERSION2, client_id=client_id, protocol=paho.MQTTv5
+        )
+        self.paho.tls_set_context(context)
+        self.paho.on_connect = lambda _c, _d, _f, code, _p: self._note("connect", code)
+        self.paho.on_disconnect = lambda _c, _d, _f, code, _p: self.ended.put(code.value)
+        self.paho.on_publish = lambda _c, _d, _m, code, _p: self._note("publish", code)
+        self.paho.on_subscribe = lambda _c, _d, _m, codes, _p: self._note("subscribe", *codes)
+        self.paho.on_message = lambda _c, _d, m: self.messages.put((m.topic, m.payload))
+
+    def _note(self, what: str, *codes: Any) -> None:
+        self._answers.put((what, [code.value for code in codes]))
+
+    def _answer(self, what: str) -> list[int]:
+        while True:
+            kind, codes = self._answers.get(timeout=5)
+            if kind == what:
+                return codes
+
+    def connect(self, **arguments: Any) -> Client:
+        """Connects; raises when TLS or the broker refuses."""
+        self.paho.connect("127.0.0.1", self._port, 10, **arguments)
+        self.paho.loop_start()
+        assert self._answer("connect") == [0]
+        return self
+
+    def publish(self, topic: str, payload: bytes = b"forged", *, retain: bool = False) -> int:
+        """The broker's reason code; 0 for every success (0x10: nobody listens)."""
+        self.paho.publish(topic, payload, 1, retain)
+        code = self._answer("publish")[0]
+        return code if code >= 0x80 else 0
+
+    def subscribe(self, *filters: str) -> list[int]:
+        """The broker's reason codes."""
+        self.paho.subscribe([(name, 1) for name in filters])
+        return self._answer("subscribe")
+
+    def heard(self, for_s: float = 0.15) -> list[tuple[str, bytes]]:
+        """What came, and comes within a moment."""
+        time.sleep(for_s)
+        return [self.messages.get() for _ in range(self.messages.qsize())]
+
+    def close(self) -> None:
+        """Ends without further ado."""
+        self.paho.disconnect()
+        self.paho.loop_stop()
