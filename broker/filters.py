@@ -77,19 +77,34 @@ class _Tree(Generic[V]):
 
 
 class FilterTree(_Tree[V]):
-    """Subscriptions: which of them does a topic reach?"""
+    """Subscriptions: which of them does a topic reach?
+
+    Filters without wildcards, most of them, are found in one look-up; the tree has the others.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._exact: dict[str, dict[str, V]] = {}
 
     def add(self, topic_filter: str, key: str, value: V) -> None:
         """Stores `value` of subscriber `key` under a filter."""
-        self._insert(topic_filter, key, value)
+        if _has_wildcard(topic_filter):
+            self._insert(topic_filter, key, value)
+        else:
+            self._exact.setdefault(topic_filter, {})[key] = value
 
     def discard(self, topic_filter: str, key: str) -> None:
         """Forgets it, if it is there."""
-        self._remove(topic_filter, key)
+        if _has_wildcard(topic_filter):
+            self._remove(topic_filter, key)
+        elif (subscribers := self._exact.get(topic_filter)) is not None:
+            subscribers.pop(key, None)
+            if not subscribers:
+                del self._exact[topic_filter]
 
     def matching(self, topic: str) -> dict[str, V]:
         """Value by key of every subscriber that `topic` reaches, each once."""
-        found: dict[str, V] = {}
+        found = dict(self._exact.get(topic, ()))
         levels = topic.split("/")
         self._collect(self._root, levels, 0, found, wild=not topic.startswith("$"))
         return found
@@ -107,6 +122,10 @@ class FilterTree(_Tree[V]):
         for step in steps:
             if below := node.below.get(step):
                 self._collect(below, levels, depth + 1, found, wild=True)
+
+
+def _has_wildcard(topic_filter: str) -> bool:
+    return "+" in topic_filter or "#" in topic_filter
 
 
 class TopicTree(_Tree[V]):

@@ -128,6 +128,7 @@ def publish_packet_bytes(topic: str, payload_bytes: int, expiry_s: int | None = 
     Fixed header, topic, packet identifier, properties (message expiry when given), payload.
     """
     properties = 0 if expiry_s is None else 5
-    remaining = 2 + len(topic.encode()) + 2 + 1 + properties + payload_bytes
-    length_bytes = 1 + sum(remaining >= limit for limit in (128, 16_384, 2_097_152))
+    topic_bytes = len(topic) if topic.isascii() else len(topic.encode())
+    remaining = 2 + topic_bytes + 2 + 1 + properties + payload_bytes
+    length_bytes = 1 + (remaining >= 128) + (remaining >= 16_384) + (remaining >= 2_097_152)
     return 1 + length_bytes + remaining

@@ -325,7 +325,7 @@ class MemoryBroker:
     def acknowledge(self, client_id: str, token: int) -> None:
         """Forgets a message, unless the token is of an earlier connection."""
         session = self._sessions.get(client_id)
-        if session is not None and session.sent.pop(token, None) is not None:
+        if session is not None and session.sent.pop(token, None) is not None and session.waiting:
             self._push(session)
 
     def resume(self, client_id: str) -> None:

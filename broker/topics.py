@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar, Self
 
 from models.errors import ConfigError, WireError
 
 PREFIX = "fedge/v1"
+#: No tail of ours is longer; an MQTT topic may have 64 KiB.
+_LONGEST_TAIL = 200
 ID_PATTERN = r"[A-Za-z0-9_-]{1,64}"
 _ID = re.compile(ID_PATTERN, re.ASCII)
 _NUMBER = r"(?:0|[1-9][0-9]{0,8})"
@@ -181,6 +184,15 @@ _TOPICS: tuple[type[Topic], ...] = (
 )
 
 
+@lru_cache(maxsize=1024)
+def _parse_tail(tail: str) -> Topic | None:
+    """Remembered, because the same few come again and again."""
+    for kind in _TOPICS:
+        if match := kind.pattern.fullmatch(tail):
+            return kind.from_match(match)
+    return None
+
+
 @dataclass(frozen=True)
 class Topics:
     """The topics of one federation.
@@ -212,10 +224,10 @@ class Topics:
         if not name.startswith(self.root):
             raise WireError(f"not a topic of federation {self.federation!r}: {name[:120]!r}")
         tail = name[len(self.root) :]
-        for kind in _TOPICS:
-            if match := kind.pattern.fullmatch(tail):
-                return kind.from_match(match)
-        raise WireError(f"not a topic of this protocol: {name[:120]!r}")
+        topic = _parse_tail(tail) if len(tail) <= _LONGEST_TAIL else None
+        if topic is None:
+            raise WireError(f"not a topic of this protocol: {name[:120]!r}")
+        return topic
 
     def chunks_of(self, sha256: str) -> str:
         """Filter for all chunks of one blob."""
