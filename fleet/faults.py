@@ -53,6 +53,8 @@ class Delay(_Part, frozen=True, kw_only=True):
 
     def draw(self, rng: Random) -> float:
         """One delay in seconds."""
+        if self.kind == "constant":
+            return self.seconds
         match self.kind:
             case "uniform":
                 return rng.uniform(self.seconds - self.spread, self.seconds + self.spread)
@@ -60,7 +62,7 @@ class Delay(_Part, frozen=True, kw_only=True):
                 return rng.expovariate(1 / self.seconds) if self.seconds else 0.0
             case "lognormal":
                 return self.seconds * math.exp(rng.gauss(0.0, self.spread))
-        return self.seconds
+        raise AssertionError("every kind has its case")
 
 
 class Partition(_Part, frozen=True, kw_only=True):

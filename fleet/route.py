@@ -36,10 +36,11 @@ class FaultyRoute:
             rates += [(bytes_per_s or {})[name]] if name in (bytes_per_s or {}) else []
             if rates:
                 self._rates[client_id] = min(rates)
-        self._partitions = {
+        partitions = {
             client_id: [part for part in plan.partitions if concerns(part.who, name)]
             for client_id, name in names.items()
         }
+        self._partitions = {client_id: parts for client_id, parts in partitions.items() if parts}
         self._disturbed = bool(plan.cut or plan.duplicate or plan.reorder)
         #: When a link is free again, and when its last packet arrives, by (client, direction).
         self._free_s: dict[tuple[str, bool], float] = {}
@@ -85,7 +86,8 @@ class FaultyRoute:
         return 2 * self._plan.delay.draw(self._rng)
 
     def _cut_off(self, now_s: float, client_id: str) -> bool:
-        return any(p.from_s <= now_s < p.to_s for p in self._partitions.get(client_id, ()))
+        parts = self._partitions.get(client_id)
+        return parts is not None and any(p.from_s <= now_s < p.to_s for p in parts)
 
     def broker_down(self, until_s: float) -> None:
         """Nobody connects before then."""

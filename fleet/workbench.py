@@ -68,9 +68,9 @@ class Workbench:
         if (known := self._known.get(key)) is not None:
             # The plan may differ in what does not concern the work (the chunks of its blobs).
             return type(known)(plan, *_rest(known))
-        began = time.perf_counter()
+        began = time.process_time()
         result = self._work(job, self._programs[package], agent_id, dataset, seconds)
-        self.busy_s += time.perf_counter() - began
+        self.busy_s += time.process_time() - began
         if self._remember:
             self._known[key] = result
         return result
