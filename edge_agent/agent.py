@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
 from random import Random
 from typing import Literal
-from zlib import crc32
 
 import msgspec
 import numpy as np
@@ -25,14 +23,12 @@ from broker.machine import (
     Unsubscribe,
 )
 from broker.messages import (
-    AgentStatus,
     BlobRef,
     CoordinatorStatus,
     ProgramManifest,
     Report,
     RoundPlan,
     Task,
-    UpdateHeader,
 )
 from broker.topics import (
     AgentStatusTopic,
@@ -58,46 +54,18 @@ from edge_agent.events import (
     StartJob,
     Trained,
 )
-from edge_agent.fetcher import STALL_S, Fetcher, Progressed
+from edge_agent.fetcher import Fetcher, Progressed
 from edge_agent.outbox import Outbox
-from edge_agent.spool import AgentMemory, SpooledUpdate
+from edge_agent.spool import AgentMemory
+from edge_agent.statements import AgentFacts, agent_status, finished_update, not_finite
 from edge_agent.trainer import TrainingResult
-from models.codecs import CODECS, make_codec
-from models.codecs.feedback import compensate
+from models.codecs import CODECS
 from models.errors import CodecError, ConfigError, WireError
 from models.parameters import F32
-from models.program import Sums
 
 log = logging.getLogger(__name__)
 
 _JobKey = tuple[str, int, Task]
-
-
-@dataclass(frozen=True)
-class AgentFacts:
-    """What does not change while the process lives.
-
-    Attributes:
-        boot: new at every start; receipts for an earlier boot are not ours.
-        unable: why this device cannot take part at all (no interpreter); empty when it can.
-        fingerprint: the only layout this device trains, when pinned by its configuration.
-        max_blob_bytes: larger packages and weights are refused.
-        heartbeat_s: says that it is there so often; 0 never.
-        stall_s: a fetch without a chunk for so long asks again.
-    """
-
-    agent_id: str
-    federation: str
-    boot: str
-    tasks: tuple[Task, ...] = ("train", "evaluate")
-    tags: tuple[str, ...] = ()
-    unable: str = ""
-    memory_bytes: int = 0
-    software: str = ""
-    fingerprint: str | None = None
-    max_blob_bytes: int = 64 << 20
-    heartbeat_s: float = 0.0
-    stall_s: float = STALL_S
 
 
 class Agent:
@@ -422,14 +390,14 @@ class Agent:
             return self._advance(now_s)  # the round went on without us
         match event:
             case Trained(plan, result):
-                if trouble := _not_finite(result.sums):
+                if trouble := not_finite(result.sums):
                     return self._decline("training", trouble)
                 try:
                     return self._send_update(plan, result, now_s)
                 except (CodecError, ConfigError) as error:
                     return self._decline("training", str(error))
             case Evaluated(plan, sums):
-                if trouble := _not_finite(sums):
+                if trouble := not_finite(sums):
                     return self._decline("evaluation", trouble)
                 report = msgspec.structs.replace(
                     self._report(plan, "evaluation"),
@@ -442,33 +410,8 @@ class Agent:
                 return self._decline("training", detail)
 
     def _send_update(self, plan: RoundPlan, result: TrainingResult, now_s: float) -> list[Action]:
-        rng = np.random.default_rng([plan.seed, crc32(self.facts.agent_id.encode()), 1])
-        encoded = compensate(make_codec(plan.codec), result.delta, self._outbox.residual, rng)
-        means = result.sums.means()
-        header = UpdateHeader(
-            session=plan.session,
-            boot=self.facts.boot,
-            round_id=plan.round_id,
-            attempt=self._attempts,
-            version=plan.version,
-            fingerprint=plan.fingerprint,
-            codec=plan.codec,
-            size=len(result.delta),
-            num_examples=result.num_examples,
-            loss=means.pop("loss"),
-            metrics=means,
-            training_s=result.seconds,
-            received_bytes=self._received_bytes,
-        )
-        update = SpooledUpdate(
-            session=plan.session,
-            round_id=plan.round_id,
-            boot=self.facts.boot,
-            attempt=self._attempts,
-            fingerprint=plan.fingerprint,
-            deadline_s=plan.deadline_s,
-            frame=messages.encode_update(header, encoded.payload),
-            residual=encoded.residual,
+        update = finished_update(
+            self.facts, plan, result, self._outbox.residual, self._attempts, self._received_bytes
         )
         self._answered = _key(plan)
         return self._outbox.put(update, now_s)
@@ -510,23 +453,8 @@ class Agent:
         )
 
     def _status(self, *, online: bool = True) -> Publish:
-        facts, loaded, failed = self.facts, self._loaded, self._failed
-        unable = facts.unable or (f"{failed.reason}: {failed.detail}" if failed else "")
-        status = AgentStatus(
-            state="online" if online else "offline",
-            boot=facts.boot,
-            tasks=facts.tasks,
-            train_examples=loaded.train_examples if loaded and not unable else 0,
-            test_examples=loaded.test_examples if loaded and not unable else 0,
-            unable=unable[:500],
-            runtime=loaded.runtime if loaded else "",
-            memory_bytes=facts.memory_bytes,
-            codecs=tuple(CODECS),
-            tags=facts.tags,
-            software=facts.software,
-            heartbeat_s=facts.heartbeat_s,
-        )
-        topic = AgentStatusTopic(facts.agent_id)
+        status = agent_status(self.facts, self._loaded, self._failed, online=online)
+        topic = AgentStatusTopic(self.facts.agent_id)
         return Publish(self.topics.name(topic), messages.encode(status), retain=True)
 
 
@@ -537,10 +465,3 @@ def _stage(plan: RoundPlan) -> tuple[int, int, bool]:
 
 def _key(plan: RoundPlan) -> _JobKey:
     return plan.session, plan.round_id, plan.task
-
-
-def _not_finite(sums: Sums) -> str:
-    """Which sum cannot be sent, in words; empty when all can."""
-    values = {"loss": sums.loss, **sums.metrics}
-    bad = [f"{name} is {value:g}" for name, value in values.items() if not abs(value) <= 1e100]
-    return f"{bad[0]} (sum over {sums.weight:g} rows): training diverged" if bad else ""

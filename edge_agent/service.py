@@ -18,7 +18,7 @@ from broker.machine import Tick
 from broker.mqtt import MqttLink
 from broker.network import NetworkLoop
 from broker.service import Service
-from edge_agent.agent import Agent, AgentFacts
+from edge_agent.agent import Agent
 from edge_agent.chunks import ChunkStore
 from edge_agent.config import AgentConfig
 from edge_agent.device import memory_bytes
@@ -36,6 +36,7 @@ from edge_agent.events import (
     StartJob,
 )
 from edge_agent.spool import Spool, SpooledUpdate
+from edge_agent.statements import AgentFacts
 from edge_agent.worker import WorkerPool
 from models.errors import ModelError, StoreError
 from models.program import find_runtime

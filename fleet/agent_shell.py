@@ -9,7 +9,7 @@ from typing import Any
 
 from broker.link import Will
 from broker.messages import Task
-from edge_agent.agent import Agent, AgentFacts
+from edge_agent.agent import Agent
 from edge_agent.data.dataset import LocalDataset
 from edge_agent.events import (
     Action,
@@ -25,6 +25,7 @@ from edge_agent.events import (
     StartJob,
 )
 from edge_agent.spool import AgentMemory, SpooledUpdate
+from edge_agent.statements import AgentFacts
 from fleet.faults import ClockSkew
 from fleet.profiles import DeviceProfile
 from fleet.shells import Shell, World

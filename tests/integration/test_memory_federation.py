@@ -27,7 +27,7 @@ from coordinator.config import CoordinatorConfig, EvaluationConfig, RoundConfig,
 from coordinator.events import Commit, RoundEnded
 from coordinator.federation import Coordinator
 from coordinator.records import RoundRecord
-from edge_agent.agent import Agent, AgentFacts
+from edge_agent.agent import Agent
 from edge_agent.events import (
     BlobRecalled,
     Evaluated,
@@ -38,6 +38,7 @@ from edge_agent.events import (
     StartJob,
     Trained,
 )
+from edge_agent.statements import AgentFacts
 from edge_agent.trainer import Part, train
 from models.codecs import CodecConfig
 from models.errors import TrainingError

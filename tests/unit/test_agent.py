@@ -48,7 +48,7 @@ from broker.topics import (
     Topics,
     UpdateTopic,
 )
-from edge_agent.agent import Agent, AgentFacts
+from edge_agent.agent import Agent
 from edge_agent.events import (
     Action,
     CancelJob,
@@ -64,6 +64,7 @@ from edge_agent.events import (
     Trained,
 )
 from edge_agent.spool import AgentMemory
+from edge_agent.statements import AgentFacts
 from edge_agent.trainer import TrainingResult
 from models.codecs import CodecConfig, make_codec
 from models.parameters import F32

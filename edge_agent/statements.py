@@ -1,0 +1,122 @@
+"""What an agent says of itself and of its work, as messages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from zlib import crc32
+
+import numpy as np
+
+from broker import messages
+from broker.messages import AgentStatus, RoundPlan, Task, UpdateHeader
+from edge_agent.events import PackageFailed, PackageLoaded
+from edge_agent.fetcher import STALL_S
+from edge_agent.spool import SpooledUpdate
+from edge_agent.trainer import TrainingResult
+from models.codecs import CODECS, compensate, make_codec
+from models.parameters import F32
+from models.program import Sums
+
+
+@dataclass(frozen=True)
+class AgentFacts:
+    """What does not change while the process lives.
+
+    Attributes:
+        boot: new at every start; receipts for an earlier boot are not ours.
+        unable: why this device cannot take part at all (no interpreter); empty when it can.
+        fingerprint: the only layout this device trains, when pinned by its configuration.
+        max_blob_bytes: larger packages and weights are refused.
+        heartbeat_s: says that it is there so often; 0 never.
+        stall_s: a fetch without a chunk for so long asks again.
+    """
+
+    agent_id: str
+    federation: str
+    boot: str
+    tasks: tuple[Task, ...] = ("train", "evaluate")
+    tags: tuple[str, ...] = ()
+    unable: str = ""
+    memory_bytes: int = 0
+    software: str = ""
+    fingerprint: str | None = None
+    max_blob_bytes: int = 64 << 20
+    heartbeat_s: float = 0.0
+    stall_s: float = STALL_S
+
+
+def agent_status(
+    facts: AgentFacts,
+    loaded: PackageLoaded | None,
+    failed: PackageFailed | None,
+    *,
+    online: bool,
+) -> AgentStatus:
+    """The birth, the heartbeat and, with `online=False`, the will."""
+    unable = facts.unable or (f"{failed.reason}: {failed.detail}" if failed else "")
+    return AgentStatus(
+        state="online" if online else "offline",
+        boot=facts.boot,
+        tasks=facts.tasks,
+        train_examples=loaded.train_examples if loaded and not unable else 0,
+        test_examples=loaded.test_examples if loaded and not unable else 0,
+        unable=unable[:500],
+        runtime=loaded.runtime if loaded else "",
+        memory_bytes=facts.memory_bytes,
+        codecs=tuple(CODECS),
+        tags=facts.tags,
+        software=facts.software,
+        heartbeat_s=facts.heartbeat_s,
+    )
+
+
+def finished_update(
+    facts: AgentFacts,
+    plan: RoundPlan,
+    result: TrainingResult,
+    residual: F32 | None,
+    attempt: int,
+    received_bytes: int,
+) -> SpooledUpdate:
+    """The update frame of a finished training, and what rounding lost of it.
+
+    Raises:
+        CodecError: there is nothing finite to send.
+        ConfigError: the plan's codec is unknown.
+    """
+    # From the plan's seed and the agent's name, so that a repeated training rounds the same way.
+    rng = np.random.default_rng([plan.seed, crc32(facts.agent_id.encode()), 1])
+    encoded = compensate(make_codec(plan.codec), result.delta, residual, rng)
+    means = result.sums.means()
+    header = UpdateHeader(
+        session=plan.session,
+        boot=facts.boot,
+        round_id=plan.round_id,
+        attempt=attempt,
+        version=plan.version,
+        fingerprint=plan.fingerprint,
+        codec=plan.codec,
+        size=len(result.delta),
+        num_examples=result.num_examples,
+        loss=means.pop("loss"),
+        metrics=means,
+        training_s=result.seconds,
+        received_bytes=received_bytes,
+    )
+    return SpooledUpdate(
+        session=plan.session,
+        round_id=plan.round_id,
+        boot=facts.boot,
+        attempt=attempt,
+        fingerprint=plan.fingerprint,
+        deadline_s=plan.deadline_s,
+        frame=messages.encode_update(header, encoded.payload),
+        residual=encoded.residual,
+    )
+
+
+def not_finite(sums: Sums) -> str:
+    """Which sum cannot be sent, in words; empty when all can."""
+    values = {"loss": sums.loss, **sums.metrics}
+    bad = [f"{name} is {value:g}" for name, value in values.items() if not abs(value) <= 1e100]
+    return f"{bad[0]} (sum over {sums.weight:g} rows): training diverged" if bad else ""
