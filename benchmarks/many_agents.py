@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -47,13 +48,15 @@ ROWS = 40  # of an agent; a fifth is held out
 FEDERATION = "many"
 PATIENCE_S = 60.0
 
+Usage = dict[str, float]
+
 
 class Watcher:
     """Collects rounds, and what the processes hold in memory after each."""
 
     def __init__(self) -> None:
         self.records: list[RoundRecord] = []
-        self.memory_mib: dict[str, float] = {}
+        self.usage: dict[str, Usage] = {}
         self.began_s = time.perf_counter()
         self.first_round_s = 0.0
 
@@ -66,7 +69,7 @@ class Watcher:
         if not self.records:
             self.first_round_s = time.perf_counter() - self.began_s - record.seconds
         self.records.append(record)
-        self.memory_mib = peak_memory_mib()
+        self.usage = usage()
 
     def waiting(self, able: int, wanted: int) -> None:
         """Not of interest."""
@@ -79,16 +82,20 @@ class Watcher:
         """There is none."""
 
 
-def peak_memory_mib() -> dict[str, float]:
-    """Largest resident size so far of every process that this one has started."""
-    found: dict[str, float] = {}
+def usage() -> dict[str, Usage]:
+    """Largest resident size and processor time so far of the processes this one has started."""
+    found: dict[str, Usage] = {}
+    ticks = os.sysconf("SC_CLK_TCK")
     for task in Path("/proc/self/task").iterdir():
         for pid in (task / "children").read_text().split():
             with suppress(OSError):  # it has just ended
                 command = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
                 status = Path(f"/proc/{pid}/status").read_text()
-                peak_kib = int(status.partition("VmHWM:")[2].split()[0])
-                found[_role(command)] = peak_kib / 1024
+                times = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+                found[_role(command)] = {
+                    "peak_rss_mib": int(status.partition("VmHWM:")[2].split()[0]) / 1024,
+                    "cpu_s": sum(map(int, times)) / ticks,
+                }
     return found
 
 
@@ -161,7 +168,7 @@ def measure_rounds(agents: int, rounds: int) -> Report:
         "lost": sum(record.asked - record.reported for record in records),
         "folders_written_s": watcher.written_s,
         "first_round_began_after_s": watcher.first_round_s,
-        "peak_memory_mib": watcher.memory_mib,
+        "processes": watcher.usage,
     }
 
 
@@ -197,7 +204,7 @@ def measure_connecting(agents: int) -> Report:
             for worker in workers:
                 _tell(worker, "\n")
             connected_s = births.wait(agents, started)
-            memory = peak_memory_mib()
+            used = usage()
         finally:
             stopped = time.perf_counter()
             for worker in workers:
@@ -210,7 +217,7 @@ def measure_connecting(agents: int) -> Report:
             "connected": births.count,
             "made_s": max(made),
             "goodbyes_s": time.perf_counter() - stopped,
-            "peak_memory_mib": memory,
+            "processes": used,
         }
 
 
@@ -308,16 +315,17 @@ def show(report: Report) -> None:
         f"  folders written in {run['folders_written_s']:.2f} s, "
         f"first round after {run['first_round_began_after_s']:.2f} s"
     )
-    _show_memory(run["peak_memory_mib"])
+    _show_usage(run["processes"])
     print(
         f"\n{connecting['connected']:,} agents connected in {connecting['connected_s']:.2f} s "
         f"(made in {connecting['made_s']:.2f} s, said goodbye in {connecting['goodbyes_s']:.2f} s)"
     )
-    _show_memory(connecting["peak_memory_mib"])
+    _show_usage(connecting["processes"])
 
 
-def _show_memory(peaks: dict[str, float]) -> None:
-    print("  peak RSS: " + ", ".join(f"{name} {mib:.0f} MiB" for name, mib in peaks.items()))
+def _show_usage(processes: dict[str, Usage]) -> None:
+    for name, used in processes.items():
+        print(f"  {name}: {used['peak_rss_mib']:.0f} MiB at its peak, {used['cpu_s']:.1f} s of CPU")
 
 
 def main() -> None:

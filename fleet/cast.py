@@ -97,7 +97,11 @@ def _choose(
         return dict(rows)
     least = len(scenario.unseen) + 1
     if not least <= agents <= len(rows):
-        raise ConfigError(f"{path}: {agents} agents: this scenario takes {least} to {len(rows)}")
+        advice = "; partition.kind iid, shards or dirichlet deals rows out to more"
+        advice = advice if scenario.partition.kind == "client" else ""
+        raise ConfigError(
+            f"{path}: {agents} agents: this scenario takes {least} to {len(rows)}{advice}"
+        )
     learners = [name for name in rows if name not in scenario.unseen]
     chosen = {*learners[: agents - len(scenario.unseen)], *scenario.unseen}
     return {name: index for name, index in rows.items() if name in chosen}
