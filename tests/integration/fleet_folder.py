@@ -122,7 +122,7 @@ class Client:
         self.paho.on_disconnect = lambda _c, _d, _f, code, _p: self.ended.put(code.value)
         self.paho.on_publish = lambda _c, _d, _m, code, _p: self._note("publish", code)
         self.paho.on_subscribe = lambda _c, _d, _m, codes, _p: self._note("subscribe", *codes)
-        self.paho.on_message = lambda _c, _d, m: self.messages.put((m.topic, m.payload))
+        self.paho.on_message = lambda _c, _d, m: self.messages.put((m.topic, bytes(m.payload)))
 
     def _note(self, what: str, *codes: Any) -> None:
         self._answers.put((what, [code.value for code in codes]))

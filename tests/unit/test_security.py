@@ -1,0 +1,459 @@
+"""A fleet's folder and its bundles: who may read them, and what goes wrong with them."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import msgspec
+import pytest
+from click.testing import CliRunner, Result
+from cryptography import x509
+
+from broker.access import ListenerSettings, access_rules, check_device_id, mosquitto_config
+from broker.authority import Authority, check_host
+from broker.bundle import Bundle, check_bundle, encode_bundle, read_bundle
+from broker.config import load_config
+from broker.reload import reload_mosquitto
+from broker.security import Fleet, FleetSettings, create_fleet, utc_now
+from broker.security_files import Account, write_whole
+from edge_agent.config import AgentConfig
+from fedge import cli
+from models.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+HOSTS = "broker.example.org,10.1.2.3"
+STRANGE = ["a/b", "+", "#", "a#", "", "x" * 65, "ä", "a b", "a\nuser b", "..", "$SYS", "a\0"]
+
+
+def fedge(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+def line_of(result: Result, exit_code: int = 2) -> str:
+    """The one line of a command that failed."""
+    assert result.exit_code == exit_code, result.output
+    (line,) = result.stderr.splitlines()
+    return line
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Fleet:
+    return make(tmp_path / "fleet")
+
+
+def make(folder: Path) -> Fleet:
+    settings = FleetSettings("houses", HOSTS.split(","), user=Account.current().name)
+    return create_fleet(folder, settings, utc_now())
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+# --- init -----------------------------------------------------------------------------------------
+
+
+def test_only_the_owner_may_read_anything(fleet: Fleet) -> None:
+    fleet.enrol("pi-1", utc_now(), None, 30)
+    for path in (fleet.folder, *fleet.folder.rglob("*")):
+        mode = stat.S_IMODE(path.stat().st_mode)
+        assert mode == (0o700 if path.is_dir() else 0o600), path
+
+
+def test_init_tells_what_to_do_next(tmp_path: Path) -> None:
+    folder = tmp_path / "fleet"
+    result = fedge("broker", "init", folder, "--host", HOSTS, "--user", Account.current().name)
+    assert result.exit_code == 0, result.output
+    assert f"mosquitto -c {folder}/broker/mosquitto.conf" in result.stdout
+    assert "broker: {host: broker.example.org, port: 8883, tls:" in result.stdout
+    assert f"fedge broker enrol {folder} AGENT_ID" in result.stdout
+
+
+def test_a_second_init_changes_nothing_and_says_what_is_there(fleet: Fleet) -> None:
+    fleet.enrol("pi-1", utc_now(), None, 30)
+    before = content(fleet.folder)
+    result = fedge("broker", "init", fleet.folder, "--host", HOSTS, "--federation", "houses")
+    assert result.exit_code == 0, result.output
+    assert "holds fleet 'houses' with 1 devices enrolled; nothing was changed" in result.stdout
+    assert content(fleet.folder) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        (["--host", "other.example.org", "--federation", "houses"], "host broker.example.org"),
+        (["--host", HOSTS, "--federation", "flats"], "federation houses, not flats"),
+        (["--host", HOSTS, "--federation", "houses", "--port", "1"], "port 8883, not 1"),
+    ],
+)
+def test_init_for_another_fleet_is_refused(fleet: Fleet, options: list[str], what: str) -> None:
+    before = content(fleet.folder)
+    line = line_of(fedge("broker", "init", fleet.folder, *options))
+    assert what in line
+    assert "nothing was changed" in line
+    assert content(fleet.folder) == before
+
+
+def test_init_leaves_other_people_s_files_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    line = line_of(fedge("broker", "init", tmp_path, "--host", "localhost"))
+    assert "is in use and holds no fleet" in line
+    assert content(tmp_path) == {"thesis.txt": b"mine"}
+
+
+def test_the_certificate_of_the_broker_names_every_host(fleet: Fleet) -> None:
+    pem = (fleet.broker_folder / "server.crt").read_bytes()
+    names = x509.load_pem_x509_certificate(pem).extensions.get_extension_for_class(
+        x509.SubjectAlternativeName
+    )
+    assert names.value.get_values_for_type(x509.DNSName) == ["broker.example.org"]
+    assert list(map(str, names.value.get_values_for_type(x509.IPAddress))) == ["10.1.2.3"]
+
+
+@pytest.mark.parametrize("host", ["", "a b", "a/b", "-a", "a..b", "*.org", "x" * 64, "a:b", "ä"])
+def test_a_host_must_be_a_name_or_an_address(tmp_path: Path, host: str) -> None:
+    with pytest.raises(ConfigError, match="neither a host name nor an IP address"):
+        check_host(host)
+    assert "neither" in line_of(fedge("broker", "init", tmp_path / "f", "--host", f"ok,{host}"))
+    assert content(tmp_path) == {}
+
+
+def test_no_value_of_the_configuration_is_followed_by_a_comment() -> None:
+    text = mosquitto_config(Path("/srv/fleet/broker"), ListenerSettings(8883, "", "mosquitto"))
+    assert "listener 8883\n" in text
+    assert all("#" not in line for line in text.splitlines() if not line.startswith("#"))
+    for folder in ("/srv/a#b", "/srv/a\nallow_anonymous true"):
+        with pytest.raises(ConfigError, match="no such folder name"):
+            mosquitto_config(Path(folder), ListenerSettings(8883, "", "mosquitto"))
+
+
+# --- a full disk ----------------------------------------------------------------------------------
+
+
+def limited(max_file_bytes: int, code: str) -> str:
+    """Runs code that may write no larger file, as on a disk that fills up; what it raised."""
+    script = (
+        "import resource, sys; from pathlib import Path; from models.errors import ConfigError\n"
+        "from broker.security import *; from broker.security_files import *\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({max_file_bytes}, {max_file_bytes}))\n"
+        f"try:\n    {code}\nexcept ConfigError as error: sys.stdout.write(str(error))\n"
+    )
+    run = [sys.executable, "-c", script]
+    return subprocess.run(
+        run, cwd=ROOT, capture_output=True, text=True, check=True, timeout=30
+    ).stdout
+
+
+@pytest.mark.parametrize("room", [100, 500, 700, 1000])
+def test_a_full_disk_during_init_leaves_nothing(tmp_path: Path, room: int) -> None:
+    folder = str(tmp_path / "fleet")
+    settings = f"FleetSettings('h', ['localhost'], user={Account.current().name!r})"
+    code = f"create_fleet(Path({folder!r}), {settings}, utc_now())"
+    assert "cannot be written" in limited(room, code)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_during_enrolment_enrols_nobody(fleet: Fleet) -> None:
+    for number in range(8):
+        fleet.enrol(f"pi-{number}", utc_now(), None, 30)
+    before = content(fleet.folder)
+    largest = max(len(data) for name, data in before.items() if name.endswith("bundle"))
+    assert largest < len(before["broker/access.acl"]), "the bundle fits, the rules do not"
+    code = f"Fleet(Path({str(fleet.folder)!r})).enrol('pi-x', utc_now(), None, 30)"
+    for room in (largest // 2, largest + 64):
+        assert "cannot be written" in limited(room, code)
+        assert content(fleet.folder) == before
+    fleet.enrol("pi-x", utc_now(), None, 30)
+
+
+def test_a_file_is_replaced_as_a_whole_and_never_readable_by_others(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    before = os.umask(0)
+    try:
+        write_whole(path, b"one")
+        write_whole(path, b"two")
+    finally:
+        os.umask(before)
+    assert path.read_bytes() == b"two"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(ConfigError, match="cannot be written: No such file"):
+        write_whole(tmp_path / "nowhere" / "key", b"one")
+
+
+# --- enrolment ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_a_strange_name_is_refused_before_anything_is_signed(fleet: Fleet, name: str) -> None:
+    before = content(fleet.folder)
+    for action in (fleet.enrol, fleet.rotate):
+        with pytest.raises(ConfigError, match="is not allowed: use 1 to 64 letters"):
+            action(name, utc_now(), None, 30)
+    with pytest.raises(ConfigError, match="is not allowed"):
+        fleet.revoke(name, utc_now())
+    with pytest.raises(ConfigError, match="is not allowed"):
+        access_rules("houses", ["pi-1", name])
+    assert {k: v for k, v in content(fleet.folder).items() if k != ".lock"} == before
+
+
+def test_no_device_is_called_coordinator(fleet: Fleet) -> None:
+    assert "the coordinator's name" in line_of(
+        fedge("broker", "enrol", fleet.folder, "coordinator")
+    )
+    assert check_device_id("coordinator-2") == "coordinator-2"
+
+
+def test_a_name_is_enrolled_once(fleet: Fleet) -> None:
+    assert fedge("broker", "enrol", fleet.folder, "pi-1").exit_code == 0
+    assert "is enrolled already" in line_of(fedge("broker", "enrol", fleet.folder, "pi-1"))
+    fleet.revoke("pi-1", utc_now())
+    assert fedge("broker", "enrol", fleet.folder, "pi-1").exit_code == 0
+
+
+def test_a_bundle_does_not_replace_another_file(fleet: Fleet, tmp_path: Path) -> None:
+    out = tmp_path / "notes.txt"
+    out.write_text("mine")
+    line = line_of(fedge("broker", "enrol", fleet.folder, "pi-1", "--out", out))
+    assert "is no bundle of pi-1" in line
+    assert out.read_text() == "mine"
+    assert fleet.register.devices == ()
+
+
+def test_rules_begin_with_a_user_and_end_with_the_enrolment(fleet: Fleet) -> None:
+    fleet.enrol("pi-1", utc_now(), None, 30)
+    fleet.enrol("pi-2", utc_now(), None, 30)
+    rules = (fleet.broker_folder / "access.acl").read_text()
+    first = next(line for line in rules.splitlines() if line and not line.startswith("#"))
+    assert first == "user coordinator"
+    assert "user pi-1\ntopic write fedge/v1/houses/agents/pi-1/status\n" in rules
+    assert "%" not in rules
+    fleet.revoke("pi-1", utc_now())
+    rules = (fleet.broker_folder / "access.acl").read_text()
+    assert "pi-1" not in rules
+    assert "user pi-2" in rules
+
+
+def revoked_serials(fleet: Fleet) -> tuple[set[str], object]:
+    crl = x509.load_pem_x509_crl((fleet.broker_folder / "ca.crl").read_bytes())
+    return {f"{entry.serial_number:x}" for entry in crl}, crl.last_update_utc
+
+
+def test_every_list_of_revocations_is_newer_than_the_last(fleet: Fleet) -> None:
+    now, updates = utc_now(), [revoked_serials(fleet)[1]]
+    for number in range(4):
+        fleet.enrol(f"pi-{number}", now, None, 30)
+        fleet.revoke(f"pi-{number}", now)
+        updates.append(revoked_serials(fleet)[1])
+    assert updates == sorted(set(updates), key=str)  # strictly, within one second of the clock
+    assert revoked_serials(fleet)[0] == {record.serial for record in fleet.register.devices}
+
+
+def test_rotation_revokes_the_old_unless_it_is_kept(fleet: Fleet) -> None:
+    fleet.enrol("pi-1", utc_now(), None, 30)
+    assert fedge("broker", "rotate", fleet.folder, "pi-1", "--keep-old").exit_code == 0
+    assert revoked_serials(fleet)[0] == set()
+    assert fedge("broker", "rotate", fleet.folder, "pi-1").exit_code == 0
+    records = Fleet(fleet.folder).register.devices
+    assert [record.state(utc_now()) for record in records] == ["revoked", "revoked", "active"]
+    assert revoked_serials(fleet)[0] == {record.serial for record in records[:2]}
+    assert "user pi-1" in (fleet.broker_folder / "access.acl").read_text()
+
+
+def test_only_the_enrolled_are_rotated_and_revoked(fleet: Fleet) -> None:
+    assert "pi-9 is not enrolled" in line_of(fedge("broker", "revoke", fleet.folder, "pi-9"))
+    fleet.enrol("pi-1", utc_now(), None, 30)
+    assert fedge("broker", "revoke", fleet.folder, "pi-1").exit_code == 0
+    assert fedge("broker", "revoke", fleet.folder, "pi-1").exit_code == 0  # to be sure
+    assert "pi-1 was revoked" in line_of(fedge("broker", "rotate", fleet.folder, "pi-1"))
+
+
+def test_the_list_shows_serial_expiry_and_state(fleet: Fleet) -> None:
+    assert "no device is enrolled" in fedge("broker", "list", fleet.folder).stdout
+    now = utc_now()
+    fleet.enrol("old", now - timedelta(days=40), None, 30)
+    fleet.enrol("gone", now, None, 30)
+    fleet.revoke("gone", now)
+    fleet.enrol("here", now, None, 30)
+    rows = json.loads(fedge("broker", "list", fleet.folder, "--json").stdout)
+    assert {row["agent_id"]: row["state"] for row in rows} == {
+        "old": "expired",
+        "gone": "revoked",
+        "here": "active",
+    }
+    bundle = read_bundle(fleet.folder / "bundles" / "here.bundle")
+    certificate = x509.load_pem_x509_certificate(bundle.certificate.encode())
+    assert rows[2]["serial"] == f"{certificate.serial_number:x}"
+    assert rows[2]["expires"] == (now + timedelta(days=30)).isoformat()
+    assert "here  active" in fedge("broker", "list", fleet.folder).stdout
+
+
+def test_a_folder_without_a_fleet_or_with_a_damaged_one_is_named(fleet: Fleet) -> None:
+    assert "holds no fleet" in line_of(fedge("broker", "list", fleet.folder / "broker"))
+    (fleet.folder / "authority" / "ca.key").write_text("rubbish")
+    assert "damaged" in line_of(fedge("broker", "enrol", fleet.folder, "pi-1"))
+    (fleet.folder / "fleet.json").write_text('{"federation":')
+    assert "fleet.json is damaged" in line_of(fedge("broker", "list", fleet.folder))
+
+
+def test_an_old_pid_file_ends_nobody_else_s_process(tmp_path: Path) -> None:
+    pid_file = tmp_path / "mosquitto.pid"
+    assert "no broker runs" in reload_mosquitto(pid_file)
+    with subprocess.Popen(["sleep", "30"]) as other:
+        pid_file.write_text(f"{other.pid}\n")
+        assert "no broker runs" in reload_mosquitto(pid_file)
+        time.sleep(0.05)
+        assert other.poll() is None
+        other.terminate()
+
+
+# --- on the device --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bundle_path(fleet: Fleet) -> Path:
+    return fleet.enrol("pi-1", utc_now(), None, 30)
+
+
+def join(bundle: Path, folder: Path, *options: str | Path) -> Result:
+    return fedge("agent", "enrol", bundle, "--dir", folder, *options)
+
+
+def test_a_bundle_becomes_a_folder_that_runs(bundle_path: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pi" / "fedge"
+    result = join(bundle_path, folder)
+    assert result.exit_code == 0, result.output
+    modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in folder.iterdir()}
+    assert modes == {"ca.crt": 0o644, "agent.pem": 0o600, "agent.yaml": 0o644}
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    config = load_config(folder / "agent.yaml", AgentConfig)
+    assert (config.agent_id, config.federation) == ("pi-1", "houses")
+    assert config.broker.address == "broker.example.org:8883"
+    tls = config.broker.located(folder).tls
+    assert tls is not None
+    assert tls.context().check_hostname
+
+
+def test_the_data_goes_into_the_configuration(bundle_path: Path, tmp_path: Path) -> None:
+    line = line_of(join(bundle_path, tmp_path / "a", "--data", "houses.csv"))
+    assert "--target COLUMN" in line
+    assert not (tmp_path / "a").exists()
+    options: list[str | Path] = ["--data", tmp_path / "houses.csv", "--target", "price: USD"]
+    assert join(bundle_path, tmp_path / "a", *options).exit_code == 0
+    data = load_config(tmp_path / "a" / "agent.yaml", AgentConfig).data
+    assert data.path == str(tmp_path / "houses.csv")
+    assert data.target is not None
+    assert data.target.column == "price: USD"
+    assert "must end in" in line_of(join(bundle_path, tmp_path / "b", "--data", "a.txt"))
+
+
+def test_a_new_bundle_renews_the_certificates_and_keeps_the_rest(
+    fleet: Fleet, bundle_path: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "pi"
+    join(bundle_path, folder)
+    before = content(folder)
+    with (folder / "agent.yaml").open("a") as file:
+        file.write("threads: 2\n")
+    result = join(fleet.rotate("pi-1", utc_now(), None, 30), folder)
+    assert "certificates renewed" in result.stdout
+    assert content(folder)["agent.pem"] != before["agent.pem"]
+    assert load_config(folder / "agent.yaml", AgentConfig).threads == 2
+    other = fleet.enrol("pi-2", utc_now(), None, 30)
+    before = content(folder)
+    assert "is of pi-1 in federation houses" in line_of(join(other, folder))
+    assert content(folder) == before
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
+def test_a_half_written_bundle_is_called_that(
+    bundle_path: Path, tmp_path: Path, share: float
+) -> None:
+    data = bundle_path.read_bytes()
+    half = tmp_path / "half"
+    half.write_bytes(data[: int(len(data) * share)])
+    assert "damaged or only half there" in line_of(join(half, tmp_path / "pi"))
+    assert not (tmp_path / "pi").exists()
+
+
+def changed(path: Path, **values: object) -> Bundle:
+    return msgspec.structs.replace(read_bundle(path), **values)
+
+
+def test_a_bundle_whose_parts_do_not_fit_is_refused(
+    fleet: Fleet, bundle_path: Path, tmp_path: Path
+) -> None:
+    stranger = make(tmp_path / "other").enrol("pi-1", utc_now(), None, 30)
+    theirs = read_bundle(stranger)
+    two = read_bundle(fleet.enrol("pi-2", utc_now(), None, 30))
+    for bundle, words in (
+        (changed(bundle_path, key=theirs.key), "do not belong together"),
+        (changed(bundle_path, certificate="rubbish"), "are damaged"),
+        (changed(bundle_path, ca="rubbish"), "authority's certificate is damaged"),
+        (changed(bundle_path, ca=theirs.ca), "not of the authority that comes with it"),
+        (changed(bundle_path, certificate=two.certificate, key=two.key), "for another"),
+    ):
+        path = tmp_path / "wrong.bundle"
+        path.write_bytes(encode_bundle(bundle))
+        assert words in line_of(join(path, tmp_path / "pi"))
+        assert not (tmp_path / "pi").exists()
+
+
+@pytest.mark.parametrize(
+    ("days_ago", "words"),
+    [(40, "the certificate has expired"), (-40, "not yet valid: this machine's clock says 20")],
+)
+def test_a_clock_that_is_wrong_is_named(fleet: Fleet, days_ago: int, words: str) -> None:
+    path = fleet.enrol("pi-1", utc_now() - timedelta(days=days_ago), None, 30)
+    with pytest.raises(ConfigError, match=words):
+        check_bundle(read_bundle(path), "bundle")
+
+
+def test_what_is_no_bundle_is_refused(bundle_path: Path, tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    document = json.loads(bundle_path.read_text())
+    for data, words in (
+        (b"[]", "not a bundle of this version"),
+        (b"\xff\xfe", "damaged"),
+        (b"x" * 70_000, "larger than"),
+        (json.dumps(document | {"fedge_bundle": 2}).encode(), "format 2, known is 1"),
+        (json.dumps(document | {"agent_id": "a/b"}).encode(), "agent_id"),
+    ):
+        path.write_bytes(data)
+        assert words in line_of(join(path, tmp_path / "pi"))
+    assert "cannot be read: No such file" in line_of(join(tmp_path / "y", tmp_path / "pi"))
+
+
+# --- without cryptography -------------------------------------------------------------------------
+
+
+def without_cryptography(*arguments: str) -> subprocess.CompletedProcess[str]:
+    code = "import sys; sys.modules['cryptography'] = None; import fedge; fedge.main()"
+    run = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=30)
+
+
+def test_a_device_needs_no_cryptography(bundle_path: Path, tmp_path: Path) -> None:
+    done = without_cryptography("agent", "enrol", str(bundle_path), "--dir", str(tmp_path / "pi"))
+    assert done.returncode == 0, done.stderr
+    assert without_cryptography("broker", "run", "--help").returncode == 0
+    done = without_cryptography("broker", "init", str(tmp_path / "f"), "--host", "localhost")
+    assert done.returncode == 2
+    assert "fedge[secure]" in done.stderr
+
+
+def test_a_key_that_is_not_the_authority_s_is_refused() -> None:
+    one, two = (Authority.create("houses", utc_now()) for _ in range(2))
+    with pytest.raises(ConfigError, match="do not belong together"):
+        Authority(one.certificate, two.key)
