@@ -306,7 +306,7 @@ class Store:
     def _decoded(self, what: str, text: Any, kind: type[T]) -> T:
         try:
             return msgspec.json.decode(text, type=kind)
-        except (msgspec.DecodeError, RecursionError, TypeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, TypeError) as error:
             # TypeError: a flipped bit made a number of it.
             raise self._damaged(what, error) from error
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import sys
 import time
 from pathlib import Path
@@ -71,9 +70,10 @@ def simulate(
 
     from fleet.live import LiveWatcher, print_result
     from fleet.scenario import load_scenario
+    from fleet.shells import quiet
     from fleet.simulate import TRACE_FILE, SimulationOptions, simulate_scenario
 
-    _quiet()
+    quiet()
     described = load_scenario(scenario)
     folder = out or Path("runs") / f"{described.name}-simulated"
     options = SimulationOptions(
@@ -125,9 +125,10 @@ def sweep(
 
     from broker.config import load_config
     from fleet.faults import FaultPlan
+    from fleet.shells import quiet
     from fleet.sweep import sweep as outcomes
 
-    _quiet()
+    quiet()
     plan = load_config(faults, FaultPlan) if faults else None
     console = Console(stderr=True)
     tried = outcomes(range(start, start + seeds), jobs, plan, scenario)
@@ -156,13 +157,6 @@ def _explain(seed: int, plan: FaultPlan | None, scenario: Path | None, out: Path
     click.echo(f"\nseed {seed}, the faults that it takes ({file}):\n{plan_text(fewer)}")
     click.echo("\n".join(outcome.last))
     click.echo(f"{outcome.problem}\ntrace: {trace}")
-
-
-def _quiet() -> None:
-    """What goes wrong on purpose is no news; `-v` shows it."""
-    if logging.getLogger().level > logging.DEBUG:
-        for name in ("edge_agent", "coordinator", "fleet.shells"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _need_rich() -> None:

@@ -157,5 +157,5 @@ def decode_event(line: bytes) -> CoordinatorEvent:
     """
     try:
         return msgspec.json.decode(line, type=CoordinatorEvent)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise WireError(f"coordinator said {line[:80]!r}: {error}") from error

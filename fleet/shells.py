@@ -36,6 +36,13 @@ log = logging.getLogger(__name__)
 _AFTER_S = 1e-6
 
 
+def quiet() -> None:
+    """What goes wrong on purpose is no news; `-v` shows it."""
+    if logging.getLogger().level > logging.DEBUG:
+        for name in ("edge_agent", "coordinator", __name__):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
 @dataclass
 class World:
     """What all shells of a simulation share.

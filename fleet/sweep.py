@@ -20,6 +20,7 @@ from fleet.drawing import draw_faults, draw_setting
 from fleet.faults import FaultPlan
 from fleet.history import Entry, Observer, TraceFile
 from fleet.invariants import Invariants, InvariantViolated
+from fleet.shells import quiet
 from fleet.simulate import SETTLE_S, SimulationOptions, make_setting
 from fleet.simulation import Setting, Simulation, skew_of
 from fleet.workbench import Workbench
@@ -113,7 +114,7 @@ def sweep(
         yield from map(trial, seeds)
         return
     # Spawned, not forked: interpreters that were loaded before may hold locks and threads.
-    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
+    with multiprocessing.get_context("spawn").Pool(jobs, initializer=quiet) as pool:
         yield from pool.imap(trial, seeds, chunksize=8)
 
 

@@ -11,7 +11,10 @@ import hashlib
 import io
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from pathlib import Path
+from tokenize import TokenError
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -27,6 +30,9 @@ INITIAL_FILE = "initial.npy"
 #: Programs carry no weights; anything larger than this is not one.
 MAX_PROGRAM_BYTES = 64 << 20
 _FLATBUFFER_ID = b"TFL3"
+_NPY: Any = np.lib.format  # numpy leaves it without types
+#: What numpy raises for damaged files, whose headers it reads as Python's words.
+_NO_ARRAY = (ValueError, OSError, EOFError, SyntaxError, TokenError, TypeError, OverflowError)
 
 
 class _WireHeader(msgspec.Struct, frozen=True):
@@ -79,10 +85,7 @@ def load_package(folder: Path) -> ModelPackage:
     """
     spec = ModelSpec.from_json(_read(folder / SPEC_FILE), str(folder / SPEC_FILE))
     program = _read(folder / PROGRAM_FILE)
-    try:
-        initial = np.load(io.BytesIO(_read(folder / INITIAL_FILE)), allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise ModelError(f"{folder / INITIAL_FILE}: no numpy array: {error}") from error
+    initial = _read_array(folder / INITIAL_FILE)
     try:
         return ModelPackage(spec, program, initial)
     except ModelError as error:
@@ -110,6 +113,21 @@ def check_program_bytes(program: bytes, origin: str) -> None:
         raise ModelError(f"{origin}: {len(program)} bytes, limit {MAX_PROGRAM_BYTES}")
     if program[4:8] != _FLATBUFFER_ID:
         raise ModelError(f"{origin}: not a TFLite program (no {_FLATBUFFER_ID.decode()} mark)")
+
+
+def _read_array(path: Path) -> Any:
+    data = _read(path)
+    try:
+        # The header first: numpy takes the memory that it promises before it looks for the data.
+        file = io.BytesIO(data)
+        if _NPY.read_magic(file) != (1, 0):
+            raise ValueError("not written by `fedge model export`")
+        shape, _, dtype = _NPY.read_array_header_1_0(file)
+        if prod(shape) * dtype.itemsize > len(data):
+            raise ValueError(f"{len(data)} bytes for {dtype} of shape {shape}")
+        return np.load(io.BytesIO(data), allow_pickle=False)
+    except _NO_ARRAY as error:
+        raise ModelError(f"{path}: no numpy array: {error}") from error
 
 
 def _read(path: Path) -> bytes:

@@ -118,13 +118,14 @@ def _measure(table: Table, tensor: TensorSpec, train: Index) -> Scale:
 def _load(path: Path) -> dict[str, Scale] | None:
     try:
         with path.open("rb") as file:
-            data = file.read(_MAX_STATE_BYTES)
+            # As much as there is: `read(limit)` takes the limit's memory first.
+            data = file.read(min(_MAX_STATE_BYTES, os.fstat(file.fileno()).st_size))
         return msgspec.json.decode(data, type=_State).scales
     except FileNotFoundError:
         return None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    except (msgspec.DecodeError, msgspec.ValidationError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"{path}: {error}; delete the file to measure the scale again") from error
 
 

@@ -10,6 +10,7 @@ import zipfile
 import zlib
 from math import prod
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO, Any
 
 import numpy as np
@@ -23,7 +24,7 @@ _NPY: Any = np.lib.format  # numpy leaves it without types
 #: What a damaged archive raises, depending on where the damage is.
 _DAMAGE = (
     zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError,
-    NotImplementedError,
+    NotImplementedError, SyntaxError, TokenError, TypeError, OverflowError,
 )  # fmt: skip
 
 

@@ -260,6 +260,7 @@ def test_a_large_offset_does_not_eat_small_changes(tmp_path: Path) -> None:
     ("text", "expected"),
     [
         ("{", "state/normalisation.json: Input data was truncated; delete the file to measure"),
+        ('{"scales": {"\udcff": 1}}', "state/normalisation.json: 'utf-8' codec can't decode byte"),
         ('{"scales": {"x": {"mean": [1], "std": [0]}}}', "stds positive"),
         ('{"scales": {}}', "the stored scale is not of this data (input 'x' has another"),
         (
@@ -278,7 +279,7 @@ def test_a_stored_scale_that_does_not_fit_is_refused(
     npz(tmp_path, x=np.ones((2, 2)), y=np.ones(2))
     state = tmp_path / "state"
     state.mkdir()
-    (state / STATE_FILE).write_text(text)
+    (state / STATE_FILE).write_bytes(text.encode(errors="surrogateescape"))
     line = refusal(tmp_path, config(normalise="device"), state_dir=state)
     assert expected in line
     assert "delete the file to measure the scale again" in line
@@ -485,6 +486,13 @@ def test_a_damaged_npz_is_refused_wherever_the_damage_is(tmp_path: Path) -> None
     middle = len(whole) // 3
     (tmp_path / "data.npz").write_bytes(whole[:middle] + b"\xff" * 64 + whole[middle + 64 :])
     assert "data.npz: array 'x' cannot be read" in refusal(tmp_path, config())
+
+
+def test_an_array_whose_header_is_no_python_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "data.npz", "w") as archive:
+        header = b"{(descr': '<f8', 'fortran_order': False, 'shape': (3,), }"
+        archive.writestr("y.npy", b"\x93NUMPY\x01\x00" + bytes([len(header), 0]) + header)
+    assert "data.npz: array 'y' cannot be read" in refusal(tmp_path, config())
 
 
 def test_a_header_that_promises_a_billion_rows_costs_nothing(tmp_path: Path) -> None:

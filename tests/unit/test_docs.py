@@ -34,6 +34,7 @@ from edge_agent.data.dataset import load_dataset
 from fedge import cli
 from fleet.cast import make_cast
 from fleet.partition import PartitionConfig
+from fleet.faults import FaultPlan
 from fleet.scenario import BaselineConfig, Scenario, load_scenario
 from models.codecs import CODECS, CodecConfig, make_codec
 from models.spec import ModelSpec, TensorSpec
@@ -242,6 +243,8 @@ def test_every_yaml_block_loads(text: str, tmp_path: Path) -> None:
         load_config(path, AgentConfig)
     elif "model" in keys:
         load_config(path, middle.CoordinatorConfig)
+    elif "until_s" in keys:
+        load_config(path, FaultPlan)
     else:
         assert keys == {"data"}
         parse_config(yaml.safe_load(text)["data"], DataConfig, str(path), key="data")

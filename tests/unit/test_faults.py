@@ -266,3 +266,19 @@ def test_an_hour_that_is_none_is_refused(tmp_path: Path) -> None:
     path.write_text("profiles: {}")
     with pytest.raises(ConfigError, match="profiles"):
         load_config(path, Profiles)
+
+
+def test_the_manual_has_a_row_for_every_key() -> None:
+    manual = (Path(__file__).parents[2] / "docs" / "simulation.md").read_text()
+    rows = {line.split("`")[1] for line in manual.splitlines() if line.startswith("| `")}
+    for keys in (FaultPlan, Profiles, DeviceProfile):
+        assert set(keys.__struct_fields__) <= rows
+    for part in (Partition, SlowLink, BrokerRestart, Crash, RandomCrashes, ClockSkew, Delay):
+        for key in part.__struct_fields__:
+            assert f"`{key}`" in manual, f"{part.__name__}.{key}"
+
+
+def test_the_plan_in_the_manual_is_one(tmp_path: Path) -> None:
+    manual = (Path(__file__).parents[2] / "docs" / "simulation.md").read_text()
+    text = manual.split("```yaml\n")[1].split("```")[0]
+    assert load(tmp_path, text).broker_restarts[0].lose == "all"

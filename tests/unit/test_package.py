@@ -114,6 +114,27 @@ def test_a_damaged_file_is_a_model_error(tmp_path: Path, name: str, content: byt
         load_package(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"{'descr", b"{(descr"),
+        (b"'shape'", b"9999999"),
+        (b"'shape': (", b"'shape': (99999999999"),  # 400 GB
+        (b"'shape': (", b"'shape': (-9223372036854775809"),
+    ],
+)
+def test_a_damaged_header_of_the_weights_is_refused(tmp_path: Path, old: bytes, new: bytes) -> None:
+    package().save(tmp_path)
+    path = tmp_path / INITIAL_FILE
+    whole = path.read_bytes()
+    # The header's length stays: what was inserted displaces the spaces at its end.
+    header = whole[:127].replace(old, new).rstrip().ljust(127)
+    assert len(header) == 127
+    path.write_bytes(header + b"\n" + whole[128:])
+    with pytest.raises(ModelError, match="no numpy array"):
+        load_package(tmp_path)
+
+
 def test_pickled_weights_are_refused(tmp_path: Path) -> None:
     package().save(tmp_path)
     np.save(tmp_path / INITIAL_FILE, np.array([{"a": 1}], dtype=object), allow_pickle=True)

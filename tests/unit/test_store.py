@@ -215,6 +215,8 @@ def test_a_database_of_something_else_is_told_in_one_line(tmp_path: Path) -> Non
         "UPDATE rounds SET record = 5",
         "UPDATE rounds SET record = '{}'",
         "UPDATE rounds SET record = 'rubbish'",
+        "UPDATE rounds SET record = x'ff'",
+        "UPDATE rounds SET record = x'7b22ff223a317d'",  # {"?":1}, which is no UTF-8
         "DROP TABLE rounds",
         "DROP TABLE versions",
     ],
