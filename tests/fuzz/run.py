@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
-from tests.fuzz.decoders import Decoder
+from tests.fuzz.decoder import Decoder
 from tests.fuzz.mutate import damaged
 
 #: CPU time that no input may take.

@@ -16,7 +16,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.fuzz.decoders import Decoder, decoders
+from tests.fuzz.decoder import Decoder
+from tests.fuzz.decoders import decoders
 from tests.fuzz.mutate import damaged
 from tests.fuzz.programs import crashes
 from tests.fuzz.run import Outcome, check, fuzz

@@ -1,0 +1,196 @@
+"""Decoders of files: ours, that may rot, and those that people write."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from broker import blobs
+from broker.config import load_config
+from coordinator.config import CoordinatorConfig
+from coordinator.records import RoundRecord
+from coordinator.store import STORE_FILE, Store
+from edge_agent.chunks import FOLDER, ChunkStore
+from edge_agent.config import AgentConfig
+from edge_agent.data.config import DataConfig, InputSource, TargetSource
+from edge_agent.data.dataset import load_dataset
+from edge_agent.data.normalise import STATE_FILE
+from edge_agent.spool import PENDING_FILE, Spool, SpooledUpdate
+from fleet.scenario import load_scenario
+from models.errors import ConfigError, DataError, ModelError
+from models.package import load_package
+from models.spec import ModelSpec
+from models.zoo import load_zoo
+from tests.fuzz.decoder import MIB, Decoder, of_file
+
+ROOT = Path(__file__).parents[2]
+
+
+def file_decoders(folder: Path, frame: bytes) -> Iterator[Decoder]:
+    """All of them; `frame` is of an update."""
+    yield from _agent_files(folder, frame)
+    yield from _store(folder)
+    yield from _configurations(folder)
+    yield from _data_files(folder)
+
+
+# -- files of ours that may rot -----------------------------------------------------------------
+
+
+def _agent_files(folder: Path, frame: bytes) -> Iterator[Decoder]:
+    own = folder / "agent"
+    spool = Spool(own, MIB)
+    residual = np.ones(100, np.float32)
+    spool.write(SpooledUpdate("5f3a", 7, "b1", 1, "0" * 16, 60.0, frame, residual))
+    seed = (own / PENDING_FILE).read_bytes()
+    yield Decoder("spool", of_file(own / PENDING_FILE, spool.load), (), (seed,), share=0.1)
+
+    ref, payloads = blobs.split(bytes(range(256)) * 12, blobs.MIN_CHUNK_BYTES)
+    chunks = ChunkStore(own, MIB)
+    for payload in payloads:
+        chunks.keep(ref.sha256, payload)
+    file = own / FOLDER / ref.sha256
+    seed = file.read_bytes()
+    read = of_file(file, lambda: chunks.recall(ref.sha256))
+    yield Decoder("chunk cache", read, (), (seed,), share=0.1)
+
+
+def _record() -> bytes:
+    return msgspec.json.encode(
+        RoundRecord(
+            round_id=1,
+            status="committed",
+            version=1,
+            asked=2,
+            reported=2,
+            refused=0,
+            refusals={"late": 1},
+            declined={},
+            loss=0.5,
+            metrics={"mae": 0.5},
+            train_loss=0.5,
+            train_metrics={},
+            bytes_up=10,
+            bytes_down=10,
+            seconds=1.0,
+            closed="goal",
+            agents={},
+        )
+    )
+
+
+def _store(folder: Path) -> Iterator[Decoder]:
+    rounds = Store(None)
+
+    def read_record(data: bytes) -> object:
+        rounds._db.execute("INSERT OR REPLACE INTO rounds VALUES (1, ?, 0)", (data,))
+        return rounds.rounds()
+
+    yield Decoder("round's record", read_record, (ConfigError,), (_record(),), share=0.2)
+
+    own = folder / "coordinator"
+    store = Store(own)
+    store.begin(np.ones(3, np.float32), {"velocity": np.ones(3, np.float32)})
+    theta = np.zeros(3, np.float32)
+    store.commit(1, theta, {}, msgspec.json.decode(_record(), type=RoundRecord))
+    store.close()
+
+    def read_all() -> object:
+        for journal in own.glob(f"{STORE_FILE}-*"):
+            journal.unlink()
+        store = Store(own)
+        try:
+            return store.load(3), store.agents(), store.versions()
+        finally:
+            store.close()
+
+    seed = (own / STORE_FILE).read_bytes()
+    read = of_file(own / STORE_FILE, read_all)
+    yield Decoder("store", read, (ConfigError,), (seed,), share=0.02)
+
+
+# -- files that people write --------------------------------------------------------------------
+
+
+def _configurations(folder: Path) -> Iterator[Decoder]:
+    kinds: dict[str, tuple[Callable[[Path], object], tuple[Path, ...]]] = {
+        "agent.yaml": (lambda p: load_config(p, AgentConfig), (ROOT / "deploy/agent.yaml",)),
+        "coordinator.yaml": (
+            lambda p: load_config(p, CoordinatorConfig),
+            (ROOT / "deploy/coordinator.yaml",),
+        ),
+        "scenario.yaml": (load_scenario, tuple(sorted((ROOT / "examples").glob("*.yaml")))),
+    }
+    for name, (load, examples) in kinds.items():
+        path = folder / name
+        seeds = tuple(example.read_bytes() for example in examples)
+        read = of_file(path, lambda load=load, path=path: load(path))  # type: ignore[misc]
+        # 100,000 values are allowed, and a node of YAML takes a kilobyte.
+        yield Decoder(name, read, (ConfigError,), seeds, memory_bytes=256 * MIB, share=0.02)
+
+
+def _npz(compressed: bool) -> bytes:
+    file = io.BytesIO()
+    save: Any = np.savez_compressed if compressed else np.savez
+    save(file, x=np.arange(20, dtype=np.float32).reshape(10, 2), y=np.arange(10.0))
+    return file.getvalue()
+
+
+def _data_files(folder: Path) -> Iterator[Decoder]:
+    spec = load_zoo("house_price").spec
+    npz = DataConfig(path="rows.npz", inputs={"features": InputSource(array="x")}, max_rows=1000)
+    columns = InputSource(columns=("income", "rooms"))
+    csv = DataConfig(
+        path="rows.csv",
+        inputs={"features": columns},
+        target=TargetSource(column="price"),
+        group="place",
+        max_rows=1000,
+    )
+    text = "income,rooms (m2),price,place\n" + "1.5,2.25,3e5,a\n-1,2,7,b\n" * 5
+    raw = {"rows.npz": (_npz(False), _npz(True)), "rows.csv": (text.encode(),)}
+    for config in (npz, csv):
+        load = _loader(config, spec, folder)
+        read = of_file(folder / config.path, load)
+        seeds = raw[str(config.path)]
+        yield Decoder(str(config.path), read, (DataError,), seeds, share=0.05)
+
+    # Behind the archive's checksums, which random damage seldom passes.
+    array = io.BytesIO()
+    np.save(array, np.arange(20, dtype=np.float32).reshape(10, 2))
+    target = io.BytesIO()
+    np.save(target, np.arange(10.0))
+    load_rows = _loader(npz, spec, folder)
+
+    def read_array(data: bytes) -> object:
+        with zipfile.ZipFile(folder / npz.path, "w") as archive:
+            archive.writestr("y.npy", target.getvalue())
+            archive.writestr("x.npy", data)
+        return load_rows()
+
+    seeds = (array.getvalue(),)
+    yield Decoder("rows.npz, array", read_array, (DataError,), seeds, share=0.05)
+
+    measured = msgspec.structs.replace(npz, path="scaled.npz", normalise="device")
+    (folder / "scaled.npz").write_bytes(_npz(False))
+    load = _loader(measured, spec, folder)
+    load()
+    seed = (folder / STATE_FILE).read_bytes()
+    read = of_file(folder / STATE_FILE, load)
+    yield Decoder("normalisation", read, (DataError,), (seed,), share=0.05)
+
+    model = folder / "model"
+    load_zoo("house_price").save(model)
+    seed = (model / "initial.npy").read_bytes()
+    read = of_file(model / "initial.npy", lambda: load_package(model))
+    yield Decoder("initial.npy", read, (ModelError,), (seed,), share=0.05)
+
+
+def _loader(config: DataConfig, spec: ModelSpec, folder: Path) -> Callable[[], object]:
+    return lambda: load_dataset(config, spec, folder, folder)
