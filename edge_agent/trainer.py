@@ -113,7 +113,7 @@ def train(
         theta: float32, shape (P,).
         rows: inputs and target, n rows each, n >= 1.
         plan: what to do.
-        rng: decides the order of rows.
+        rng: decides the order of rows, and what a stochastic model drops.
         cancelled: asked before every step.
 
     Raises:
@@ -135,7 +135,10 @@ def train(
             batch = (
                 inputs if index is None else {name: rows[index] for name, rows in inputs.items()}
             )
-            result = program.gradient(local, batch, target if index is None else target[index])
+            # Drawn for stochastic models only: the order of rows stays what it is for all others.
+            seed = int(rng.integers(2**32)) if program.spec.stochastic else 0
+            labels = target if index is None else target[index]
+            result = program.gradient(local, batch, labels, seed=seed)
             if not np.isfinite(result.sums.loss):
                 raise TrainingError(
                     f"the loss is {result.sums.loss} at step {steps + 1}: "

@@ -159,7 +159,13 @@ class Program:
         log.debug("program of %s runs on %s", spec.name, self.runtime)
 
     def gradient(
-        self, theta: F32, inputs: Mapping[str, Array], target: Array, weight: F32 | None = None
+        self,
+        theta: F32,
+        inputs: Mapping[str, Array],
+        target: Array,
+        weight: F32 | None = None,
+        *,
+        seed: int = 0,
     ) -> Gradient:
         """Gradient of the weighted mean loss over all rows, whatever their number.
 
@@ -168,6 +174,8 @@ class Program:
             inputs: one array of shape (n, *shape) per input of the spec.
             target: shape (n, *shape).
             weight: float32, shape (n,); None weighs every row 1.
+            seed: of a stochastic model's random numbers: the same seed, the same gradient. Take
+                another one for every step. Other models ignore it.
 
         Raises:
             ModelError: an array does not fit the spec, or their rows differ in number.
@@ -175,15 +183,15 @@ class Program:
         """
         self._check_arrays(theta, inputs, target, weight)
         if len(target) == self.spec.batch_size and weight is None:
-            return self._whole_batch(theta, inputs, target)
+            return self._whole_batch(theta, inputs, target, seed)
         vector = np.zeros(self.spec.size, np.float64)
         loss = weight_sum = 0.0
         metrics = dict.fromkeys(self.spec.metrics, 0.0)
-        for batch in self._batches(inputs, target, weight):
+        for number, batch in enumerate(self._batches(inputs, target, weight)):
             rows = float(batch["weight"].sum())
             if rows == 0:
                 continue  # the program divides by the sum of its weights
-            out = self._run("gradient", theta, batch)
+            out = self._run("gradient", theta, {**batch, **self._seed(seed + number)})
             vector += rows * out["gradient"].astype(np.float64)
             loss += rows * float(out["loss"])
             weight_sum += rows
@@ -255,12 +263,20 @@ class Program:
                     f"input {tensor.name!r} has shape {shape}, expected {(rows, *tensor.shape)}"
                 )
 
-    def _whole_batch(self, theta: F32, inputs: Mapping[str, Array], target: Array) -> Gradient:
+    def _seed(self, seed: int) -> dict[str, Array]:
+        """The program's input of that name, where it has one: the lowest 32 bits."""
+        if not self.spec.stochastic:
+            return {}
+        return {"seed": np.array(seed % 2**32, np.uint32).view(np.int32)}
+
+    def _whole_batch(
+        self, theta: F32, inputs: Mapping[str, Array], target: Array, seed: int
+    ) -> Gradient:
         # The common case of training with the program's own batch size: no padding, no adding up.
         rows = float(self.spec.batch_size)
         batch = {t.name: np.ascontiguousarray(inputs[t.name], t.dtype) for t in self.spec.inputs}
         batch["target"] = np.ascontiguousarray(target, self.spec.target.dtype)
-        out = self._run("gradient", theta, {**batch, "weight": self._weights})
+        out = self._run("gradient", theta, {**batch, "weight": self._weights, **self._seed(seed)})
         metrics = {name: float(out[name]) for name in self.spec.metrics}
         return Gradient(out["gradient"], Sums(float(out["loss"]) * rows, rows, metrics))
 
@@ -324,8 +340,9 @@ def expected_signatures(spec: ModelSpec) -> dict[str, tuple[_Expected, _Expected
     loss: _Expected = {"loss": ((), "float32"), "gradient": ((spec.size,), "float32")}
     sums: _Expected = {"loss_sum": ((), "float32"), "weight_sum": ((), "float32")}
     outputs: _Expected = {t.name: ((rows, *t.shape), t.dtype) for t in spec.outputs}
+    seed: _Expected = {"seed": ((), "int32")} if spec.stochastic else {}
     return {
-        "gradient": (theta | inputs | label, loss | metrics),
+        "gradient": (theta | inputs | label | seed, loss | metrics),
         "evaluate": (theta | inputs | label, sums | metrics),
         "predict": (theta | inputs, outputs),
     }

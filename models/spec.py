@@ -76,6 +76,8 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tr
         batch_size: rows of one program call.
         layout: of θ.
         format: version of this structure.
+        stochastic: True when `gradient` takes a `seed` (int32) for its random numbers (dropout).
+            Absent otherwise, so that specs of other models are what they always were.
     """
 
     name: str
@@ -88,6 +90,7 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tr
     layout: Layout
     source: str = ""
     format: Literal[1] = 1
+    stochastic: bool | msgspec.UnsetType = msgspec.UNSET
 
     def __post_init__(self) -> None:
         if not self.inputs or not self.outputs:
@@ -98,6 +101,8 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tr
                 f"input and metric names must differ from each other and from "
                 f"{sorted(RESERVED_NAMES)}: {names}"
             )
+        if self.stochastic and "seed" in names:
+            raise ValueError("'seed' is the name of the random numbers' seed in a stochastic model")
         if self.target.name != "target":
             raise ValueError(f"the target tensor must be named 'target', not {self.target.name!r}")
         if self.target.mean:
