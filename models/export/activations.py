@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-from models.export.backend import tf
-from models.export.gradients import SELU_ALPHA, SELU_SCALE, Tensor
+from models.export.backend import Tensor, tf
+from models.export.gradients import SELU_ALPHA, SELU_SCALE
 
 
 def _softplus(x: Tensor) -> Tensor:
@@ -71,18 +70,6 @@ _REPLACED: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@contextlib.contextmanager
-def exportable(layers: Iterable[Any]) -> Iterator[None]:
-    """Layers use the functions of this module while it lasts, and their own again afterwards."""
-    changed = []
-    for layer in layers:
-        activation = getattr(layer, "activation", None)
-        replacement = _REPLACED.get(getattr(activation, "__name__", ""))
-        if replacement is not None:
-            changed.append((layer, activation))
-            layer.activation = replacement
-    try:
-        yield
-    finally:
-        for layer, activation in changed:
-            layer.activation = activation
+def replacement(activation: Any) -> Callable[[Tensor], Tensor] | None:
+    """What to use in place of Keras's function; None when its operator is a built-in."""
+    return _REPLACED.get(getattr(activation, "__name__", ""))

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 from models.errors import ExportError
 
@@ -70,4 +71,8 @@ def hushed() -> Iterator[None]:
         logger.setLevel(level)
 
 
-__all__ = ["hushed", "keras", "quiet_stderr", "tf"]
+#: TensorFlow has no type stubs: a `tf.Tensor` and a `tf.Operation` are `Any` to the type checker.
+Tensor = Any
+Operation = Any
+
+__all__ = ["Operation", "Tensor", "hushed", "keras", "quiet_stderr", "tf"]

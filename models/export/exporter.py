@@ -11,13 +11,15 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from models.errors import ExportError
 from models.export.backend import keras
-from models.export.layers import check_layers
+from models.export.layers import check_layers, leaves
 from models.export.losses import Objective, read_objective
 from models.export.lowering import lower
+from models.export.randomness import random_function
 from models.export.verify import verify
 from models.package import ModelPackage
 from models.parameters import Layout, ParameterSpec
@@ -71,6 +73,7 @@ def export_model(
             metrics=tuple(objective.metrics),
             batch_size=batch_size,
             layout=Layout(tuple(_parameters(model))),
+            stochastic=any(map(random_function, leaves(model))) or msgspec.UNSET,
         )
     except ValueError as error:
         raise ExportError(f"model {name!r}: {error}") from error

@@ -12,38 +12,21 @@ from typing import Any
 from models.errors import ExportError
 from models.export.backend import keras
 
-_RECURRENT = "use Conv1D layers over the time axis"
-
 #: Layer class -> what to use instead. Subclasses count too.
 _REFUSED: dict[str, str] = {
     "BatchNormalization": "its moving averages are no weights that an update could carry; "
     "use LayerNormalization or GroupNormalization",
     "Normalization": "give mean and std of the input to export_model instead",
     "SpectralNormalization": "use LayerNormalization",
-    "Dropout": "programs have no random numbers: leave it out",
-    "SpatialDropout1D": "programs have no random numbers: leave it out",
-    "SpatialDropout2D": "programs have no random numbers: leave it out",
-    "GaussianDropout": "programs have no random numbers: leave it out",
-    "GaussianNoise": "programs have no random numbers: leave it out",
-    "AlphaDropout": "programs have no random numbers: leave it out",
-    "DepthwiseConv1D": "use Conv1D",
-    "DepthwiseConv2D": "use Conv2D",
-    "SeparableConv1D": "use Conv1D",
-    "SeparableConv2D": "use Conv2D",
     "Conv3D": "use Conv2D",
     "Conv3DTranspose": "use Conv2DTranspose",
     "MaxPooling3D": "use MaxPooling2D",
     "AveragePooling3D": "use AveragePooling2D",
-    "Embedding": "feed one-hot or hashed features to a Dense layer",
-    "RNN": _RECURRENT,
-    "ConvLSTM1D": _RECURRENT,
-    "ConvLSTM2D": _RECURRENT,
-    "Bidirectional": _RECURRENT,
-    "UpSampling1D": "use Conv1DTranspose",
-    "UpSampling2D": "use Conv2DTranspose",
-    "TimeDistributed": "Dense works on the last axis of any tensor by itself; use Conv1D",
 }
-_POOLS = ("MaxPooling1D", "MaxPooling2D", "AveragePooling1D", "AveragePooling2D")
+
+
+#: More kinds of weights that layers regularize.
+_INNER = ("recurrent", "depthwise", "pointwise", "embeddings", "alpha")
 
 
 def check_layers(model: Any) -> None:
@@ -58,13 +41,14 @@ def check_layers(model: Any) -> None:
 
 
 def leaves(model: Any) -> Iterator[Any]:
-    """Every layer, those of nested models instead of the nested model, each once."""
+    """Every layer, those inside models and wrappers too, each once; no models."""
     seen: set[int] = set()
     for layer in model.layers:
-        for leaf in leaves(layer) if isinstance(layer, keras.Model) else [layer]:
-            if id(leaf) not in seen:
-                seen.add(id(leaf))
-                yield leaf
+        # Keras has no public way to the layers inside a wrapper (TimeDistributed, RNN, attention).
+        for part in leaves(layer) if isinstance(layer, keras.Model) else layer._flatten_layers():
+            if id(part) not in seen and not isinstance(part, keras.Model):
+                seen.add(id(part))
+                yield part
 
 
 def _refused_class(layer: Any) -> str | None:
@@ -84,13 +68,35 @@ def _dtype(layer: Any) -> str | None:
 def _hidden_state(layer: Any) -> str | None:
     if not layer.trainable and layer.weights:
         return "it is frozen; all of θ is trained: set layer.trainable = True"
-    state = [variable.path for variable in layer.non_trainable_variables]
+    # What layers inside it keep is said of them.
+    inside = {id(v) for part in layer._flatten_layers()[1:] for v in part.non_trainable_variables}
+    own = [v for v in layer.non_trainable_variables if id(v) not in inside]
+    state = [v.path for v in own if not is_seed(v)]
     return f"it keeps state outside its trainable weights ({', '.join(state)})" if state else None
+
+
+def is_seed(variable: Any) -> bool:
+    """Whether a variable is the state of Keras's random numbers, which programs do not use."""
+    return bool(variable.name == "seed_generator_state")
+
+
+def _recurrent(layer: Any) -> str | None:
+    if getattr(layer, "stateful", False):
+        return "it keeps state between batches: use stateful=False"
+    if hasattr(layer, "recurrent_dropout") and (layer.dropout or layer.recurrent_dropout):
+        return "no dropout inside cells: use a Dropout layer before or after it"
+    return None
+
+
+def _up_sampling(layer: Any) -> str | None:
+    if getattr(layer, "interpolation", "nearest") != "nearest":
+        return f"interpolation={layer.interpolation!r}: use 'nearest', or Conv2DTranspose"
+    return None
 
 
 def _regularizer(layer: Any) -> str | None:
     # A penalty is added to the loss by Keras's training loop, not by the model.
-    for name in ("kernel", "bias", "activity", "gamma", "beta"):
+    for name in ("kernel", "bias", "activity", "gamma", "beta", *_INNER):
         if getattr(layer, f"{name}_regularizer", None) is not None:
             return f"{name}_regularizer would be ignored: remove it (weight decay is the trainer's)"
     return None
@@ -103,19 +109,11 @@ def _channels_first(layer: Any) -> str | None:
 
 
 def _convolution(layer: Any) -> str | None:
-    if getattr(layer, "groups", 1) != 1 and "Conv" in type(layer).__name__:
-        return "use groups=1"
     dilation, strides = getattr(layer, "dilation_rate", 1), getattr(layer, "strides", 1)
     if dilation not in (1, (1,), (1, 1)) and "Transpose" in type(layer).__name__:
         return "use dilation_rate=1"
     if dilation not in (1, (1,), (1, 1)) and strides not in (1, (1,), (1, 1)):
         return "use strides or dilation_rate, not both"
-    return None
-
-
-def _pooling(layer: Any) -> str | None:
-    if type(layer).__name__ in _POOLS and tuple(layer.strides) != tuple(layer.pool_size):
-        return f"pooling windows must not overlap: use strides={tuple(layer.pool_size)}"
     return None
 
 
@@ -126,5 +124,6 @@ _CHECKS: tuple[Callable[[Any], str | None], ...] = (
     _hidden_state,
     _channels_first,
     _convolution,
-    _pooling,
+    _recurrent,
+    _up_sampling,
 )

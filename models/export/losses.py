@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from models.errors import ExportError
-from models.export.backend import keras, tf
-from models.export.gradients import Tensor
+from models.export.backend import Tensor, keras, tf
 from models.spec import Dtype
 
 PerRow = Callable[[Tensor, Tensor], Tensor]

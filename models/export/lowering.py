@@ -12,11 +12,11 @@ from collections.abc import Callable
 from typing import Any
 
 from models.errors import ExportError
-from models.export import activations
-from models.export.backend import hushed, tf
-from models.export.gradients import OVERRIDES, Tensor
+from models.export.backend import Tensor, hushed, tf
+from models.export.gradients import OVERRIDES
 from models.export.layers import leaves
 from models.export.losses import Objective
+from models.export.substitutes import exportable
 from models.program import expected_signatures
 from models.spec import ModelSpec
 
@@ -53,12 +53,20 @@ class _Signatures:
         self._objective = objective
         self._spec = spec
 
-    def gradient(self, *, theta: Tensor, target: Tensor, weight: Tensor, **inputs: Tensor) -> Any:
+    def gradient(
+        self,
+        *,
+        theta: Tensor,
+        target: Tensor,
+        weight: Tensor,
+        seed: Tensor | None = None,
+        **inputs: Tensor,
+    ) -> Any:
         tensors = self._cut(theta)
         # Only here: the map changes nothing but gradients of the operators made under it.
         graph = tf.compat.v1.get_default_graph()
         with graph.gradient_override_map(OVERRIDES):
-            output = self._forward(tensors, inputs, training=True)
+            output = self._forward(tensors, inputs, training=True, seed=seed)
             loss_sum = tf.reduce_sum(self._objective.loss(target, output) * weight)
             loss = loss_sum / tf.reduce_sum(weight)
         # tf.gradients and not GradientTape: the tape ignores the map.
@@ -82,11 +90,20 @@ class _Signatures:
         parts = tf.split(theta, [p.size for p in parameters]) if len(parameters) > 1 else [theta]
         return [tf.reshape(t, p.shape) for t, p in zip(parts, parameters, strict=True)]
 
-    def _forward(self, tensors: list[Tensor], inputs: dict[str, Tensor], training: bool) -> Tensor:
+    def _forward(
+        self,
+        tensors: list[Tensor],
+        inputs: dict[str, Tensor],
+        training: bool,
+        seed: Tensor | None = None,
+    ) -> Tensor:
         ordered = [inputs[tensor.name] for tensor in self._spec.inputs]
-        output, _ = self._model.stateless_call(
-            tensors, [], ordered[0] if len(ordered) == 1 else ordered, training=training
-        )
+        # Seeds of Keras's random numbers, which nothing reads (`layers.check_layers`).
+        state = [tf.zeros(v.shape, v.dtype) for v in self._model.non_trainable_variables]
+        with exportable(leaves(self._model), seed):
+            output, _ = self._model.stateless_call(
+                tensors, state, ordered[0] if len(ordered) == 1 else ordered, training=training
+            )
         output = output[0] if isinstance(output, list | tuple) else output
         shape = (self._spec.batch_size, *self._objective.output_shape)
         return output if tuple(output.shape) == shape else tf.reshape(output, shape)
@@ -102,13 +119,12 @@ def _trace(model: Any, objective: Objective, spec: ModelSpec) -> dict[str, Any]:
     """One concrete function per signature."""
     signatures = _Signatures(model, objective, spec)
     functions = {}
-    with activations.exportable(leaves(model)):
-        for name, (inputs, _) in expected_signatures(spec).items():
-            arguments = {
-                argument: tf.TensorSpec(shape, dtype, name=argument)
-                for argument, (shape, dtype) in inputs.items()
-            }
-            functions[name] = _traced(getattr(signatures, name), arguments, name)
+    for name, (inputs, _) in expected_signatures(spec).items():
+        arguments = {
+            argument: tf.TensorSpec(shape, dtype, name=argument)
+            for argument, (shape, dtype) in inputs.items()
+        }
+        functions[name] = _traced(getattr(signatures, name), arguments, name)
     return functions
 
 
@@ -123,6 +139,10 @@ def _traced(function: Callable[..., Any], arguments: dict[str, Any], name: str) 
             f"{name} reads state outside θ ({len(concrete.captured_inputs)} tensors captured while "
             "tracing): layers may use their trainable weights only"
         )
+    for op in concrete.graph.get_operations():
+        if op.type == "ReverseV2" and op.inputs[1].shape[0] > 1:
+            # tflite-runtime 2.14 reverses the first only, and says nothing.
+            raise ExportError(f"{name}: {op.name} reverses several axes: reverse one at a time")
     return concrete
 
 

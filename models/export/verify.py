@@ -8,7 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import ExportError, ModelError, TrainingError
-from models.export.backend import hushed, tf
+from models.export.backend import Tensor, hushed, tf
+from models.export.layers import leaves
+from models.export.randomness import random_function
+from models.export.substitutes import exportable
 from models.package import ModelPackage
 from models.parameters import F32
 from models.program import Program
@@ -36,16 +39,22 @@ def verify(model: Any, package: ModelPackage) -> None:
     except (ModelError, TrainingError) as error:
         raise ExportError(f"the converted program does not run: {error}") from error
     loss, gradient = keras_gradient(model, spec, inputs, target)
+    # Random layers do nothing in evaluation; any other difference is no model's business.
+    quiet = keras_loss(model, spec, inputs, target) if spec.stochastic else loss
     difference = relative_error(got.vector, gradient)
     if not difference <= TOLERANCE:
         raise ExportError(
             f"the program's gradient differs from Keras's by {difference:.1e} (limit {TOLERANCE}): "
             f"{_worst(spec, got.vector, gradient)}. Does a layer behave differently in training?"
         )
-    for where, value in (("gradient", got.sums.loss), ("evaluate", sums.loss)):
-        if not abs(value / spec.batch_size - loss) <= TOLERANCE * max(1.0, abs(loss)):
+    for where, total, expected in (
+        ("gradient", got.sums.loss, loss),
+        ("evaluate", sums.loss, quiet),
+    ):
+        mean = total / spec.batch_size
+        if not abs(mean - expected) <= TOLERANCE * max(1.0, abs(expected)):
             raise ExportError(
-                f"{where} returns a mean loss of {value / spec.batch_size:.6g}, Keras {loss:.6g}: "
+                f"{where} returns a mean loss of {mean:.6g}, Keras {expected:.6g}: "
                 "does the model add losses of its own?"
             )
 
@@ -63,19 +72,46 @@ def random_batch(
 
 
 def keras_gradient(
-    model: Any, spec: ModelSpec, inputs: dict[str, NDArray[Any]], target: NDArray[Any]
+    model: Any,
+    spec: ModelSpec,
+    inputs: dict[str, NDArray[Any]],
+    target: NDArray[Any],
+    seed: int = 0,
 ) -> tuple[float, F32]:
-    """Mean loss, and its gradient as a vector like θ, by Keras and a gradient tape."""
-    ordered = [tf.constant(inputs[tensor.name]) for tensor in spec.inputs]
-    with tf.GradientTape() as tape:
-        output = model(ordered[0] if len(ordered) == 1 else ordered, training=True)
-        # A target of one number per row has the axis that Keras's output has, so that nothing
-        # broadcasts.
-        labels = target[:, None] if spec.target.shape == () and output.shape[1:] == (1,) else target
-        loss = model.compute_loss(y=tf.constant(labels), y_pred=output)
+    """Mean loss, and its gradient as a vector like θ, by Keras and a gradient tape.
+
+    Keras's own layers, except that random ones take the program's random numbers.
+    """
+    random = [layer for layer in leaves(model) if random_function(layer)]
+    with exportable(random, tf.constant(seed)), tf.GradientTape() as tape:
+        loss = _loss(model, spec, inputs, target, training=True)
     variables = [variable.value for variable in model.trainable_variables]
     gradients = tape.gradient(loss, variables, unconnected_gradients="zero")
-    return float(loss), spec.layout.flatten([np.asarray(g) for g in gradients])
+    return float(loss), spec.layout.flatten(
+        [np.asarray(tf.convert_to_tensor(g)) for g in gradients]
+    )
+
+
+def keras_loss(
+    model: Any, spec: ModelSpec, inputs: dict[str, NDArray[Any]], target: NDArray[Any]
+) -> float:
+    """Mean loss by Keras, not in training."""
+    return float(_loss(model, spec, inputs, target, training=False))
+
+
+def _loss(
+    model: Any,
+    spec: ModelSpec,
+    inputs: dict[str, NDArray[Any]],
+    target: NDArray[Any],
+    training: bool,
+) -> Tensor:
+    ordered = [tf.constant(inputs[tensor.name]) for tensor in spec.inputs]
+    output = model(ordered[0] if len(ordered) == 1 else ordered, training=training)
+    # A target of one number per row has the axis that Keras's output has, so that nothing
+    # broadcasts.
+    labels = target[:, None] if spec.target.shape == () and output.shape[1:] == (1,) else target
+    return model.compute_loss(y=tf.constant(labels), y_pred=output)
 
 
 def relative_error(got: F32, expected: F32) -> float:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+import subprocess
+import sys
 from collections.abc import Callable
-from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,37 +17,84 @@ from models.export.backend import keras
 from models.export.exporter import export_model
 from models.export.verify import keras_gradient, random_batch, relative_error
 from models.program import Program
+from tests.tensorflow.cases import all_cases, table
+from tests.tensorflow.groups import ROWS, SEED, Exported, export_group, grouped
 
 layers = keras.layers
 LIMIT = 1e-5
-ROWS = 5
+ROOT = Path(__file__).parents[2]
+
+GROUPS = grouped(all_cases())
+CASES = [(group, case.name) for group, cases in GROUPS.items() for case in cases]
 
 
-def stack(shape: tuple[int, ...], *middle: Any) -> Any:
-    """A classifier of three classes around the layers of interest."""
-    end = [layers.Flatten(), layers.Dense(3, activation="softmax")]
-    return keras.Sequential([keras.Input(shape), *middle, *end])
+@functools.cache
+def exported(group: str) -> Exported:
+    return export_group(GROUPS[group])
 
 
-def dense(*middle: Any) -> Any:
-    return stack((6,), layers.Dense(8), *middle)
+@functools.cache
+def computed(group: str) -> Any:
+    it = exported(group)
+    program = Program(it.package.program, it.package.spec, runtime="ai-edge-litert")
+    gradient = program.gradient(it.package.initial, it.inputs, it.target, seed=SEED)
+    return gradient, program.predict(it.package.initial, it.inputs)["prediction"]
 
 
-def series(*middle: Any) -> Any:
-    # The first layer's input gradient is not computed: what is tested comes second.
-    return stack((21, 4), layers.Conv1D(4, 3), *middle)
+@pytest.mark.parametrize(("group", "case"), CASES, ids=[f"{g}: {c}" for g, c in CASES])
+def test_gradient_is_keras_own(group: str, case: str) -> None:
+    it = exported(group)
+    part = it.parts[case]
+    assert np.linalg.norm(it.gradient[part]) > 1e-6
+    got, _ = computed(group)
+    assert relative_error(got.vector[part], it.gradient[part]) <= LIMIT
 
 
-def image(*middle: Any) -> Any:
-    return stack((12, 13, 3), layers.Conv2D(4, 3), *middle)
+@pytest.mark.parametrize("group", GROUPS)
+def test_loss_and_prediction_are_keras_own(group: str) -> None:
+    it = exported(group)
+    got, prediction = computed(group)
+    assert got.sums.loss / ROWS == pytest.approx(it.loss, rel=1e-5)
+    assert prediction == pytest.approx(it.output, abs=1e-5)
 
 
-def attention() -> Any:
-    steps = keras.Input((10, 6))
-    seen = layers.MultiHeadAttention(2, 4)(steps, steps)
-    joined = layers.Concatenate()([layers.Add()([seen, steps]), steps])
-    summary = layers.Flatten()(layers.Multiply()([joined, joined]))
-    return keras.Model(steps, layers.Dense(3, activation="softmax")(summary))
+_CHILD = """
+import sys
+from pathlib import Path
+import numpy as np
+from models.package import load_package
+from models.program import Program
+for folder in sorted(Path(sys.argv[1]).iterdir()):
+    package = load_package(folder)
+    program = Program(package.program, package.spec, runtime="tflite-runtime")
+    inputs = {"x": np.load(folder / "x.npy")}
+    got = program.gradient(package.initial, inputs, np.load(folder / "target.npy"), seed=11)
+    np.save(folder / "gradient.npy", got.vector)
+"""
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("tflite_runtime") is None, reason="tflite-runtime is not installed"
+)
+def test_tflite_runtime_computes_the_same_gradients(tmp_path: Path) -> None:
+    folders = {group: tmp_path / f"{index:02}" for index, group in enumerate(GROUPS)}
+    for group, folder in folders.items():
+        it = exported(group)
+        it.package.save(folder)
+        np.save(folder / "x.npy", it.inputs["x"])
+        np.save(folder / "target.npy", it.target)
+    subprocess.run([sys.executable, "-c", _CHILD, str(tmp_path)], check=True, cwd=ROOT, timeout=60)
+    errors = {}
+    for group, folder in folders.items():
+        got, it = np.load(folder / "gradient.npy"), exported(group)
+        for case, part in it.parts.items():
+            errors[f"{group}: {case}"] = relative_error(got[part], it.gradient[part])
+    assert {case: error for case, error in errors.items() if not error <= LIMIT} == {}
+
+
+def test_the_documented_layers_are_the_tested_ones() -> None:
+    """`python -m tests.tensorflow.cases` prints the table."""
+    assert table() in (ROOT / "docs" / "models.md").read_text()
 
 
 def two_inputs() -> Any:
@@ -54,103 +105,47 @@ def two_inputs() -> Any:
     return keras.Model([left, right], layers.Dense(3, activation="softmax")(joined))
 
 
-def nested() -> Any:
+def nested_and_used_twice() -> Any:
     inner = keras.Sequential([keras.Input((8,)), layers.Dense(8, activation="relu")])
-    return dense(inner, inner)  # and used twice
+    end = [layers.Dense(3, activation="softmax")]
+    return keras.Sequential([keras.Input((6,)), layers.Dense(8), inner, inner, *end])
 
 
-def around(
-    frame: Callable[..., Any], layer: Callable[..., Any], *sizes: Any, **options: Any
-) -> Any:
-    """The model that `frame` makes with one layer in it."""
-    return frame(layer(*sizes, **options))
+def random_and_used_twice() -> Any:
+    drop, x = layers.Dropout(0.5), keras.Input((6,))
+    seen = drop(layers.Dense(8)(drop(layers.Dense(8)(x))))
+    return keras.Model(x, layers.Dense(3, activation="softmax")(seen))
 
 
-CASES: dict[str, Callable[[], Any]] = {
-    "dense": dense,
-    "dense on the last axis": lambda: series(layers.Dense(5)),
-    "layers.ReLU": lambda: dense(layers.ReLU(max_value=1.0, negative_slope=0.1)),
-    "layers.LeakyReLU": lambda: dense(layers.LeakyReLU(0.2)),
-    "layers.ELU": lambda: dense(layers.ELU(0.7)),
-    "layers.PReLU": lambda: dense(layers.PReLU()),
-    "layers.Activation": lambda: dense(layers.Activation("gelu")),
-    "layer normalization": lambda: dense(layers.LayerNormalization()),
-    "layer normalization of a series": lambda: series(layers.LayerNormalization()),
-    "group normalization": lambda: image(layers.GroupNormalization(2)),
-    "RMS normalization": lambda: series(layers.RMSNormalization()),
-    "conv1d causal and dilated": lambda: series(
-        layers.Conv1D(5, 3, padding="causal", dilation_rate=2)
-    ),
-    "conv1d transposed": lambda: series(layers.Conv1DTranspose(5, 3, strides=2)),
-    "conv2d dilated": lambda: image(layers.Conv2D(5, 3, dilation_rate=2, padding="same")),
-    "global max 1d": lambda: series(layers.GlobalMaxPooling1D()),
-    "global max 2d": lambda: image(layers.GlobalMaxPooling2D()),
-    "global average 1d": lambda: series(layers.GlobalAveragePooling1D()),
-    "global average 2d": lambda: image(layers.GlobalAveragePooling2D()),
-    "padding and cropping": lambda: image(
-        layers.ZeroPadding2D(2), layers.Cropping2D(((1, 2), (0, 1))), layers.Conv2D(3, 2)
-    ),
-    "reshape and permute": lambda: series(
-        layers.Permute((2, 1)), layers.Dense(3), layers.Reshape((2, 3, 2))
-    ),
-    "attention, add, multiply, concatenate": attention,
-    "two inputs": two_inputs,
-    "nested model, shared": nested,
-}
-for _name in (
-    *("relu", "relu6", "elu", "selu", "gelu", "silu", "tanh", "sigmoid", "softmax", "softplus"),
-    *("softsign", "leaky_relu", "exponential", "hard_sigmoid", "hard_silu", "mish", "celu"),
-    "log_softmax",
-):
-    CASES[f"activation {_name}"] = partial(around, dense, layers.Activation, _name)
-for _padding in ("valid", "same"):
-    for _size, _stride in ((3, 1), (5, 2), (2, 3)):
-        _options = {"strides": _stride, "padding": _padding, "activation": "relu"}
-        _text = f"{_size}, stride {_stride}, {_padding}"
-        CASES[f"conv1d {_text}"] = partial(around, series, layers.Conv1D, 5, _size, **_options)
-        CASES[f"conv2d {_text}"] = partial(around, image, layers.Conv2D, 5, (_size, 3), **_options)
-    CASES[f"conv2d transposed {_padding}"] = partial(
-        around, image, layers.Conv2DTranspose, 4, (3, 4), strides=2, padding=_padding
-    )
-    for _kind in ("Max", "Average"):
-        CASES[f"{_kind} pool 1d {_padding}"] = partial(
-            around, series, getattr(layers, f"{_kind}Pooling1D"), 4, padding=_padding
-        )
-        CASES[f"{_kind} pool 2d {_padding}"] = partial(
-            around, image, getattr(layers, f"{_kind}Pooling2D"), (3, 2), padding=_padding
-        )
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_gradient_is_keras_own(case: str) -> None:
-    keras.utils.set_random_seed(3)
-    model = CASES[case]()
+@pytest.mark.parametrize("build", [two_inputs, nested_and_used_twice, random_and_used_twice])
+def test_models_of_other_forms(build: Callable[[], Any]) -> None:
+    model = build()
     model.compile(loss="sparse_categorical_crossentropy")
-    rng = np.random.default_rng(4)
-    for variable in model.trainable_variables:  # zero biases would hide mistakes
-        variable.assign(variable + 0.1 * rng.standard_normal(variable.shape))
-    package = export_model(model, name="case", batch_size=ROWS)
+    package = export_model(model, name="form", batch_size=ROWS)
+    inputs, target = random_batch(package.spec, np.random.default_rng(4))
     program = Program(package.program, package.spec, runtime="ai-edge-litert")
-
-    inputs, target = random_batch(package.spec, rng)
-    got = program.gradient(package.initial, inputs, target)
-    loss, gradient = keras_gradient(model, package.spec, inputs, target)
+    got = program.gradient(package.initial, inputs, target, seed=SEED)
+    loss, gradient = keras_gradient(model, package.spec, inputs, target, SEED)
     assert relative_error(got.vector, gradient) <= LIMIT
     assert got.sums.loss / ROWS == pytest.approx(loss, rel=1e-5)
 
-    values = list(inputs.values())
-    expected = np.asarray(model(values if len(values) > 1 else values[0]))
-    assert program.predict(package.initial, inputs)["prediction"] == pytest.approx(
-        expected, abs=1e-5
-    )
 
-
-def test_the_first_of_equal_maxima_gets_the_gradient() -> None:
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_first_of_equal_maxima_gets_the_gradient(stride: int) -> None:
     """A blank image is one big tie, behind a convolution with a bias too."""
-    model = image(layers.MaxPooling2D(2))
+    pool = layers.MaxPooling2D(2, strides=stride)
+    model = keras.Sequential(
+        [
+            keras.Input((8, 7, 3)),
+            layers.Conv2D(4, 3),
+            pool,
+            layers.Flatten(),
+            layers.Dense(3, activation="softmax"),
+        ]
+    )
     model.compile(loss="sparse_categorical_crossentropy")
     package = export_model(model, name="ties", batch_size=ROWS)
-    blank = {"input": np.zeros((ROWS, 12, 13, 3), np.float32)}
+    blank = {"input": np.zeros((ROWS, 8, 7, 3), np.float32)}
     target = np.arange(ROWS, dtype=np.int32) % 3
     got = Program(package.program, package.spec).gradient(package.initial, blank, target)
     _, gradient = keras_gradient(model, package.spec, blank, target)

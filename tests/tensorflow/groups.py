@@ -1,0 +1,86 @@
+"""Exports the cases, several to a model, and says which part of θ belongs to which."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.export.backend import keras
+from models.export.exporter import export_model
+from models.export.verify import keras_gradient, random_batch
+from models.package import ModelPackage
+from models.parameters import F32
+from tests.tensorflow.cases import FRAMES, Case
+
+ROWS = 5
+SEED = 11
+#: Branches of one model: large enough to be quick, small enough to find what failed.
+_BRANCHES = 20
+
+
+@dataclass(frozen=True, eq=False)
+class Exported:
+    """One group of cases, exported, and what Keras makes of a batch.
+
+    Attributes:
+        parts: case name -> indexes into θ.
+        output: Keras's prediction.
+    """
+
+    package: ModelPackage
+    parts: dict[str, NDArray[np.intp]]
+    inputs: dict[str, NDArray[Any]]
+    target: NDArray[Any]
+    loss: float
+    gradient: F32
+    output: F32
+
+
+def grouped(cases: list[Case]) -> dict[str, list[Case]]:
+    """Cases that share a model, by the model's name."""
+    together: dict[str, list[Case]] = {}
+    for case in cases:
+        kind = f"{case.frame} random" if case.family == "random" else case.frame
+        number = sum(key.startswith(f"{kind}.") for key in together)
+        if not number or len(together[f"{kind}.{number}"]) == _BRANCHES:
+            number += 1
+        together.setdefault(f"{kind}.{number}", []).append(case)
+    return together
+
+
+def export_group(cases: list[Case]) -> Exported:
+    """The model whose branches are `cases`."""
+    keras.utils.set_random_seed(3)
+    shape, dtype, stem = FRAMES[cases[0].frame]
+    start = keras.Input(shape, dtype=dtype, name="x")
+    ends = {case.name: case.piece(stem(start) if stem else start) for case in cases}
+    flat = [keras.layers.Flatten()(end) for end in ends.values()]
+    joined = keras.layers.Concatenate()(flat) if len(flat) > 1 else flat[0]
+    model = keras.Model(start, keras.layers.Dense(3, activation="softmax")(joined))
+    model.compile(loss="sparse_categorical_crossentropy")
+    rng = np.random.default_rng(4)
+    for variable in model.trainable_variables:  # zero biases would hide mistakes
+        variable.assign(variable + 0.1 * rng.standard_normal(variable.shape))
+    package = export_model(model, name="group", batch_size=ROWS)
+    inputs, target = random_batch(package.spec, rng)
+    if dtype == "int32":
+        inputs["x"] = rng.integers(0, 9, inputs["x"].shape, dtype=np.int32)
+    loss, gradient = keras_gradient(model, package.spec, inputs, target, SEED)
+    output = np.asarray(model(inputs["x"], training=False))
+    parts = {name: _part(model, start, end, package) for name, end in ends.items()}
+    return Exported(package, parts, inputs, target, loss, gradient, output)
+
+
+def _part(model: Any, start: Any, end: Any, package: ModelPackage) -> NDArray[np.intp]:
+    """Where the weights on the way from `start` to `end` are in θ."""
+    mine = {id(variable) for variable in keras.Model(start, end).trainable_variables}
+    slices = [place for _, place in package.spec.layout.slices()]
+    places = [
+        np.arange(place.start, place.stop)
+        for variable, place in zip(model.trainable_variables, slices, strict=True)
+        if id(variable) in mine
+    ]
+    return np.concatenate(places)
