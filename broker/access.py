@@ -9,6 +9,9 @@ would be two truths about who is enrolled. What the plugin checks and this file 
 SUBSCRIBE: a forbidden subscription is granted and stays silent, because each message is checked
 when it is delivered. The one attack that this leaves, taking messages away from a `$share` group,
 has no target here: nothing in the protocol uses shared subscriptions.
+
+A price of the reload: Mosquitto 2.0 looks a client's rules up when it connects, so for a session
+whose client is away nothing more is queued until it is back. The protocol sends again what matters.
 """
 
 from __future__ import annotations
@@ -136,6 +139,7 @@ use_identity_as_username true
 use_username_as_clientid true
 allow_anonymous false
 allow_zero_length_clientid false
+# Mosquitto 2.0.11 forgets this one at the first reload; LimitNOFILE of its unit holds then.
 max_connections 10000
 max_qos 1
 
