@@ -13,8 +13,10 @@ from fleet.coordinator_shell import CoordinatorShell
 from fleet.faults import COORDINATOR
 from fleet.shells import World
 
-#: Messages that a link or the broker may still hold when all is quiet.
+#: Messages that a link may still hold when all is quiet, and that the broker may hold for one: a
+#: package takes minutes over the slowest links, and its chunks were asked for more than once.
 _QUIET_QUEUE = 64
+_BACKLOG = 1000
 #: Package and weights.
 _FETCHES = 2
 #: Messages that a process may have under way for each agent that there is, and for itself.
@@ -79,7 +81,7 @@ def _agent_problems(rest: Rest, name: str, shell: AgentShell, fed: int) -> Itera
         yield f"the link of {name} counts {link.counters.down} bytes, its machine was handed {fed}"
     if link.unsent > _QUIET_QUEUE:
         yield f"{link.unsent} messages of {name} wait to be sent"
-    if broker.backlog(shell.client_id) > _QUIET_QUEUE:
+    if broker.backlog(shell.client_id) > _BACKLOG:
         yield f"{broker.backlog(shell.client_id)} messages for {name} wait at the broker"
     topic = Topics(shell.device.federation).name(RoundTopic())
     retained = broker.retained(topic)
