@@ -7,6 +7,7 @@ against Keras's own by the tests. All results are float32 of shape (rows,).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,11 +21,11 @@ PerRow = Callable[[Tensor, Tensor], Tensor]
 #: Probabilities are kept this far from 0 and 1 before a logarithm (Keras's default epsilon).
 _EPSILON = 1e-7
 
-_REGRESSION = ("mean_squared_error", "mean_absolute_error", "huber")
+_REGRESSION = ("mean_squared_error", "mean_absolute_error", "huber", "log_cosh")
 _BINARY = "binary_crossentropy"
 _SPARSE = "sparse_categorical_crossentropy"
+_CATEGORICAL = "categorical_crossentropy"
 _LOSS_ADVICE = {
-    "categorical_crossentropy": f"use {_SPARSE} with class indices as target",
     "crossentropy": f"name it: {_SPARSE} or {_BINARY}",
 }
 
@@ -65,14 +66,14 @@ def read_objective(model: Any) -> Objective:
         )
     name, options = _identify(_only(model.loss, "loss"), "loss")
     shape = tuple(int(side) for side in model.outputs[0].shape[1:])
-    if name == _SPARSE:
-        objective = _sparse(shape, options)
+    if name in (_SPARSE, _CATEGORICAL):
+        objective = _classes(name, shape, options)
     elif name == _BINARY:
         objective = _binary(shape, options)
     elif name in _REGRESSION:
         objective = _regression(name, shape, options)
     else:
-        known = ", ".join((*_REGRESSION, _SPARSE, _BINARY))
+        known = ", ".join((*_REGRESSION, _SPARSE, _CATEGORICAL, _BINARY))
         advice = _LOSS_ADVICE.get(name, f"use one of: {known}")
         raise ExportError(f"loss {name!r} cannot be exported: {advice}")
     for metric in _metrics_of(model):
@@ -87,6 +88,8 @@ def _regression(name: str, shape: tuple[int, ...], options: Mapping[str, Any]) -
         "mean_squared_error": tf.square,
         "mean_absolute_error": tf.abs,
         "huber": lambda error: _huber(error, delta),
+        # log(cosh(e)) that overflows nowhere.
+        "log_cosh": lambda error: tf.abs(error) + _log1p_exp(-2.0 * tf.abs(error)) - math.log(2.0),
     }
     apart = per_element[name]
     row = _row_shape(shape)
@@ -100,26 +103,38 @@ def _huber(error: Tensor, delta: float) -> Tensor:
     return inner * (size - 0.5 * inner)
 
 
-def _sparse(shape: tuple[int, ...], options: Mapping[str, Any]) -> Objective:
+def _classes(name: str, shape: tuple[int, ...], options: Mapping[str, Any]) -> Objective:
+    """Cross-entropy between classes; the target is a class index, or a probability per class."""
     if not shape or shape[-1] < 2:
         raise ExportError(
-            f"{_SPARSE} needs an output of one number per class, the model's last layer gives "
+            f"{name} needs an output of one number per class, the model's last layer gives "
             f"{shape}: for two classes and one output use {_BINARY}"
         )
     from_logits = bool(options.get("from_logits", False))
     if options.get("ignore_class") is not None or options.get("axis", -1) != -1:
-        raise ExportError(f"{_SPARSE}: ignore_class and axis cannot be exported")
+        raise ExportError(f"{name}: ignore_class and axis cannot be exported")
+    smoothing = float(options.get("label_smoothing", 0.0))
 
     def loss(target: Tensor, output: Tensor) -> Tensor:
         logits = output if from_logits else _logits(output, "Softmax")
         if logits is None:
-            logarithm = tf.math.log(tf.clip_by_value(output, _EPSILON, 1 - _EPSILON))
+            share = output if name == _SPARSE else _shares(output)
+            logarithm = tf.math.log(tf.clip_by_value(share, _EPSILON, 1 - _EPSILON))
         else:
             logarithm = _log_softmax(logits)
-        chosen = tf.one_hot(target, shape[-1], dtype=tf.float32)
-        return _row_mean(-tf.reduce_sum(chosen * logarithm, -1))
+        wanted = tf.one_hot(target, shape[-1], dtype=tf.float32) if name == _SPARSE else target
+        if smoothing:
+            wanted = wanted * (1 - smoothing) + smoothing / shape[-1]
+        return _row_mean(-tf.reduce_sum(wanted * logarithm, -1))
 
-    return Objective(_SPARSE, shape[:-1], "int32", shape, loss)
+    if name == _SPARSE:
+        return Objective(name, shape[:-1], "int32", shape, loss)
+    return Objective(name, shape, "float32", shape, loss)
+
+
+def _shares(output: Tensor) -> Tensor:
+    # Keras makes every row sum to 1 here, and in the sparse loss it does not.
+    return output / tf.reduce_sum(output, -1, keepdims=True)
 
 
 def _log_softmax(logits: Tensor) -> Tensor:
@@ -176,29 +191,62 @@ def _metric(identifier: Any, loss: str, options: Mapping[str, Any]) -> tuple[str
     name, settings = _identify(identifier, "metric")
     if name in ("accuracy", "acc"):
         # As Keras does, the loss decides which accuracy is meant.
-        name = {_SPARSE: "sparse_categorical_accuracy", _BINARY: "binary_accuracy"}.get(loss, name)
+        name = _ACCURACY.get(loss, name)
         # Keras would compare a logit with 0.5 here; what is meant is a probability of one half.
         settings = {"threshold": 0.0 if options.get("from_logits") else 0.5}
-    if name == "mean_absolute_error" and loss != _SPARSE:
+    if name == "mean_absolute_error" and loss not in (_SPARSE, _CATEGORICAL):
         return "mae", lambda y, p: _row_mean(tf.abs(p - tf.cast(y, tf.float32)))
-    if name == "mean_squared_error" and loss != _SPARSE:
+    if name == "mean_squared_error" and loss not in (_SPARSE, _CATEGORICAL):
         return "mse", lambda y, p: _row_mean(tf.square(p - tf.cast(y, tf.float32)))
     if name == "sparse_categorical_accuracy" and loss == _SPARSE:
-        return "accuracy", _sparse_accuracy
+        return "accuracy", lambda y, p: _equal(y, _best(p))
+    if name == "categorical_accuracy" and loss == _CATEGORICAL:
+        return "accuracy", lambda y, p: _equal(_best(y), _best(p))
+    if name == _TOP.get(loss):
+        k = int(settings.get("k", 5))
+        return f"top_{k}_accuracy", lambda y, p: _in_top(y if loss == _SPARSE else _best(y), p, k)
     if name == "binary_accuracy" and loss == _BINARY:
         threshold = float(settings.get("threshold", 0.5))
         return "accuracy", lambda y, p: _row_mean(
             tf.cast(tf.equal(tf.cast(p > threshold, tf.int32), y), tf.float32)
         )
     raise ExportError(
-        f"metric {name!r} cannot be exported with the loss {loss}: use "
-        + ("'accuracy'" if loss in (_SPARSE, _BINARY) else "'mae' or 'mse'")
+        f"metric {name!r} cannot be exported with the loss {loss}: use " + _metrics_for(loss)
     )
 
 
-def _sparse_accuracy(target: Tensor, output: Tensor) -> Tensor:
-    best = tf.argmax(output, -1, output_type=tf.int32)
-    return _row_mean(tf.cast(tf.equal(best, target), tf.float32))
+_ACCURACY = {
+    _SPARSE: "sparse_categorical_accuracy",
+    _CATEGORICAL: "categorical_accuracy",
+    _BINARY: "binary_accuracy",
+}
+_TOP = {
+    _SPARSE: "sparse_top_k_categorical_accuracy",
+    _CATEGORICAL: "top_k_categorical_accuracy",
+}
+
+
+def _metrics_for(loss: str) -> str:
+    if loss in _TOP:
+        return f"'accuracy' or {_TOP[loss]}"
+    # The root of a sum is no sum: whoever reads 'mse' takes it.
+    return "'accuracy'" if loss == _BINARY else "'mae' or 'mse'"
+
+
+def _best(values: Tensor) -> Tensor:
+    return tf.argmax(values, -1, output_type=tf.int32)
+
+
+def _equal(left: Tensor, right: Tensor) -> Tensor:
+    return _row_mean(tf.cast(tf.equal(left, right), tf.float32))
+
+
+def _in_top(target: Tensor, output: Tensor, k: int) -> Tensor:
+    """Whether fewer than k classes are more likely than the true one."""
+    true = tf.one_hot(target, output.shape[-1], dtype=tf.float32)
+    likely = tf.reduce_sum(true * output, -1, keepdims=True)
+    ahead = tf.reduce_sum(tf.cast(output > likely, tf.float32), -1)
+    return _row_mean(tf.cast(ahead < k, tf.float32))
 
 
 def _metrics_of(model: Any) -> list[Any]:
@@ -256,6 +304,7 @@ _ALIASES = {
     "mae": "mean_absolute_error",
     "bce": "binary_crossentropy",
     "huber_loss": "huber",
+    "logcosh": "log_cosh",
 }
 
 

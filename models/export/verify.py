@@ -68,7 +68,11 @@ def random_batch(
     # A target with all the output's axes is 0 or 1; with one axis less it picks a class.
     output = spec.outputs[0].shape
     classes = output[-1] if len(output) > len(spec.target.shape) else 2
-    return inputs, _random(spec.target, rows, classes, rng)
+    target = _random(spec.target, rows, classes, rng)
+    if spec.loss == "categorical_crossentropy":  # probabilities, as its gradient in Keras assumes
+        target = np.exp(target)
+        target /= target.sum(-1, keepdims=True)
+    return inputs, target
 
 
 def keras_gradient(

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from models.errors import TrainingError
 from models.export.backend import keras
 from models.export.exporter import export_model
 from models.export.verify import keras_gradient, random_batch, relative_error
@@ -150,3 +151,13 @@ def test_the_first_of_equal_maxima_gets_the_gradient(stride: int) -> None:
     got = Program(package.program, package.spec).gradient(package.initial, blank, target)
     _, gradient = keras_gradient(model, package.spec, blank, target)
     assert relative_error(got.vector, gradient) <= LIMIT
+
+
+@pytest.mark.parametrize("index", [9, -10, 2**31 - 1])
+def test_an_index_outside_an_embedding_ends_the_step(index: int) -> None:
+    it = exported("words.1")
+    program = Program(it.package.program, it.package.spec, runtime="ai-edge-litert")
+    words = it.inputs["x"].copy()
+    words[2, 1] = index
+    with pytest.raises(TrainingError, match="gather index out of bounds"):
+        program.gradient(it.package.initial, {"x": words}, it.target)

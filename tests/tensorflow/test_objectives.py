@@ -23,6 +23,8 @@ REGRESSIONS = [
     "huber",
     losses.MeanSquaredError(),
     losses.Huber(delta=0.3),
+    "log_cosh",
+    losses.LogCosh(),
 ]
 
 
@@ -86,14 +88,31 @@ def test_sparse_categorical_crossentropy(from_logits: bool, activation: str | No
     assert_as_keras(model, program, package)
 
 
-def test_probabilities_that_no_softmax_made() -> None:
+@pytest.mark.parametrize(
+    ("activation", "loss"),
+    [
+        ("softmax", "categorical_crossentropy"),
+        ("softmax", losses.CategoricalCrossentropy(label_smoothing=0.2)),
+        (None, losses.CategoricalCrossentropy(from_logits=True)),
+    ],
+    ids=str,
+)
+def test_categorical_crossentropy(activation: str | None, loss: Any) -> None:
+    model = build(4, activation, loss, ["accuracy"])
+    package, program = export(model)
+    assert (package.spec.target.shape, package.spec.target.dtype) == ((4,), "float32")
+    assert_as_keras(model, program, package)
+
+
+@pytest.mark.parametrize("loss", ["sparse_categorical_crossentropy", "categorical_crossentropy"])
+def test_probabilities_that_no_softmax_made(loss: str) -> None:
     """Then there are no logits to go back to, and the logarithm is taken of the output."""
     x = keras.Input((4,))
     mixed = keras.layers.Average()(
         [keras.layers.Dense(3, activation="softmax")(x) for _ in range(2)]
     )
     model = keras.Model(x, mixed)
-    model.compile(loss="sparse_categorical_crossentropy")
+    model.compile(loss=loss)
     package, program = export(model)
     assert_as_keras(model, program, package)
 
@@ -122,13 +141,19 @@ def test_binary_crossentropy(activation: str | None, loss: Any, outputs: int) ->
         (3, "sparse_categorical_crossentropy", "sparse_categorical_accuracy"),
         (1, "binary_crossentropy", "accuracy"),
         (1, "binary_crossentropy", keras.metrics.BinaryAccuracy(threshold=0.6)),
+        (
+            *(7, "sparse_categorical_crossentropy"),
+            keras.metrics.SparseTopKCategoricalAccuracy(k=3),
+        ),
+        (7, "categorical_crossentropy", "accuracy"),
+        (7, "categorical_crossentropy", keras.metrics.TopKCategoricalAccuracy(k=2)),
         (1, "mse", "mean_absolute_error"),
         (2, "mse", keras.metrics.MeanSquaredError()),
     ],
     ids=str,
 )
 def test_metrics_are_sums_of_keras_means(outputs: int, loss: str, metric: Any) -> None:
-    activation = {3: "softmax", 1: "sigmoid"}.get(outputs)
+    activation = {7: "softmax", 3: "softmax", 1: "sigmoid"}.get(outputs)
     model = build(outputs, activation, loss, [metric])
     package, program = export(model)
     inputs, target = random_batch(package.spec, np.random.default_rng(7))
@@ -137,7 +162,7 @@ def test_metrics_are_sums_of_keras_means(outputs: int, loss: str, metric: Any) -
     expected = model.evaluate(inputs["sensors"], labels, verbose=0, return_dict=True)
     (name,) = package.spec.metrics
     (keras_name,) = set(expected) - {"loss"}
-    assert name in ("accuracy", "mae", "mse")
+    assert name in ("accuracy", "mae", "mse", "top_3_accuracy", "top_2_accuracy")
     assert sums.metrics[name] / ROWS == pytest.approx(expected[keras_name], abs=1e-6)
 
 
@@ -158,7 +183,7 @@ def test_weights_of_rows_weigh_loss_gradient_and_metrics() -> None:
     ("loss", "metrics", "says"),
     [
         ("kl_divergence", None, "loss 'kl_divergence' cannot be exported: use one of"),
-        ("categorical_crossentropy", None, "use sparse_categorical_crossentropy with class ind"),
+        ("mse", [keras.metrics.RootMeanSquaredError()], "root_mean_squared_error' .*or 'mse'"),
         (losses.MeanSquaredError(reduction="sum"), None, "reduction='sum'"),
         ("mse", ["accuracy"], "metric 'accuracy' cannot be exported with the loss mean_squ"),
         ("mse", ["mae", "cosine_similarity"], "metric 'cosine_similarity' .* use 'mae' or 'mse'"),
