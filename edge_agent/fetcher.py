@@ -83,6 +83,7 @@ class Fetcher:
         self._rng = rng
         self._stall_base_s = stall_s
         self._fetches: dict[str, _Fetch] = {}
+        self._begun = False
 
     def __len__(self) -> int:
         return len(self._fetches)
@@ -96,6 +97,7 @@ class Fetcher:
         if ref.sha256 in self._fetches:
             return Progressed()
         large = ref.chunks > 1
+        self._begun = self._begun or large
         due_s = now_s + self._rng.uniform(0, jitter_s) if jitter_s else now_s
         fetch = _Fetch(blobs.BlobReceiver(ref, self._max_bytes), due_s, recalled=not large)
         self._fetches[ref.sha256] = fetch
@@ -124,7 +126,7 @@ class Fetcher:
         """A chunk arrived."""
         fetch = self._fetches.get(sha256)
         if fetch is None:
-            return Progressed()
+            return Progressed(() if self._begun else _early(sha256, payload))
         try:
             chunk = blobs.parse_chunk(payload)
             new = not fetch.receiver.holds(chunk.index)
@@ -181,12 +183,17 @@ class Fetcher:
     def _subscribe(self, fetch: _Fetch, now_s: float) -> Progressed:
         """Take what is missing; retained chunks come again to whoever subscribes again."""
         sha256 = fetch.receiver.ref.sha256
-        old = [Unsubscribe(name) for name in fetch.filters]
+        everything = self._topics.chunks_of(sha256)
         nothing = fetch.receiver.missing == fetch.receiver.ref.chunks
         wanted = [] if nothing else fetch.receiver.missing_indexes()[:_SINGLE_CHUNKS]
+        old = [Unsubscribe(name) for name in fetch.filters]
+        if wanted and not old:
+            # The session of the boot that began may still have all of them subscribed to, and
+            # brokers deliver once for every subscription.
+            old = [Unsubscribe(everything)]
         fetch.awaited = set(wanted)
         fetch.filters = [self._topics.name(ChunkTopic(sha256, index)) for index in wanted]
-        fetch.filters = fetch.filters or [self._topics.chunks_of(sha256)]
+        fetch.filters = fetch.filters or [everything]
         fetch.due_s = now_s + self._stall_s(fetch)
         return Progressed((*old, *(Subscribe(name) for name in fetch.filters)))
 
@@ -211,3 +218,12 @@ class Fetcher:
 def _free(ref: BlobRef) -> tuple[FetchAction, ...]:
     # Blobs of one chunk are never kept: fetching them anew costs as much as reading them.
     return (ForgetBlob(ref.sha256),) if ref.chunks > 1 else ()
+
+
+def _early(sha256: str, payload: bytes) -> tuple[FetchAction, ...]:
+    """A chunk before the first plan: on its way when an earlier boot of ours ended."""
+    try:
+        ref = blobs.parse_chunk(payload).ref
+    except WireError:
+        return ()
+    return (KeepChunk(sha256, payload),) if ref.sha256 == sha256 and ref.chunks > 1 else ()

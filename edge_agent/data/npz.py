@@ -86,7 +86,8 @@ class _Reader:
         return self._data(name).reshape(shape[0])
 
     def _header(self, name: str) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
-        known = [member.removesuffix(".npy") for member in self._archive.namelist()]
+        members = self._archive.namelist()
+        known = [member[:-4] for member in members if member.endswith(".npy")]
         if name not in known:
             raise unknown_name(self._path, "array", name, known)
         try:

@@ -495,6 +495,12 @@ def test_an_array_whose_header_is_no_python_is_refused(tmp_path: Path) -> None:
     assert "data.npz: array 'y' cannot be read" in refusal(tmp_path, config())
 
 
+def test_a_member_that_is_no_array_is_not_known(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "data.npz", "w") as archive:
+        archive.writestr("y", b"1")
+    assert "y" in refusal(tmp_path, config())
+
+
 def test_a_header_that_promises_a_billion_rows_costs_nothing(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "data.npz", "w") as archive, archive.open("y.npy", "w") as file:
         np.lib.format.write_array_header_1_0(  # type: ignore[no-untyped-call]
