@@ -28,7 +28,7 @@ from tests.acceptance.proxy import Proxy
 from tests.conftest import need, take, wait_up
 
 DIGITS = ROOT / "examples" / "data" / "mnist_writers_small.npz"
-ROUNDS = 16
+ROUNDS = 14
 SEED = int(os.environ.get("FEDGE_CHAOS_SEED", "20"))
 
 
@@ -144,15 +144,16 @@ def test_a_broker_that_takes_packets_of_128_kib_carries_a_large_model(tmp_path: 
 
 
 def test_a_broker_with_a_short_queue_drops_chunks_and_loses_nothing(tmp_path: Path) -> None:
-    # 90 chunks each way; beyond the 64 in flight the broker keeps one for each client.
+    # 90 chunks each way; beyond those in flight (8 to an agent, 64 to the coordinator) the broker
+    # keeps one for each client.
     limits = "max_packet_size 10000\nmax_queued_messages 1\n"
-    federation = large_federation(tmp_path, stall_s=0.5)
+    federation = large_federation(tmp_path, stall_s=0.2, rounds=1)
     with LocalBroker("mosquitto", extra_config=limits) as broker:
         federation.port = broker.port
         with running(federation.write(digits(2))):
             federation.start_all()
             assert federation.ended("coordinator") == 0
-            federation.check_nothing_lost(2)
+            federation.check_nothing_lost(1)
             said = federation.said("pi-0") + federation.said("pi-1")
             assert " missing" in said, "chunks of the weights were dropped"
             assert " chunks again" in said, "and chunks of the updates"
