@@ -23,7 +23,7 @@ Piece = Callable[[Any], Any]
 #: Input of one row and what comes before the tested layer, which then needs an input gradient too.
 FRAMES: dict[str, tuple[tuple[int, ...], str, Piece | None]] = {
     "vector": ((6,), "float32", lambda x: layers.Dense(8)(x)),
-    "steps": ((4, 3), "float32", lambda x: layers.Dense(4)(x)),
+    "steps": ((3, 3), "float32", lambda x: layers.Dense(4)(x)),
     "series": ((13, 3), "float32", lambda x: layers.Conv1D(4, 3)(x)),
     "image": ((10, 9, 2), "float32", lambda x: layers.Conv2D(4, 3)(x)),
     "words": ((5,), "int32", None),
@@ -81,21 +81,21 @@ def _convolutions() -> Iterator[Case]:
         for size, stride in ((3, 1), (3, 2), (2, 3)):
             text = padding if stride == 1 else f"{padding}, strides: {stride} of {size}"
             options = {"strides": stride, "padding": padding}
-            for kind, piece in _each(["Conv1D", "SeparableConv1D"], 5, size, **options):
-                yield make(kind, text, "series", piece)
-            for kind, piece in _each(["Conv2D", "SeparableConv2D"], 5, size, **options):
-                yield make(kind, text, "image", piece)
-            for kind, piece in _each(["DepthwiseConv1D"], size, **options):
-                yield make(kind, text, "series", piece)
-            for kind, piece in _each(["DepthwiseConv2D"], size, depth_multiplier=2, **options):
-                yield make(kind, text, "image", piece)
+            yield make("Conv1D", text, "series", layers.Conv1D(5, size, **options))
+            yield make("Conv2D", text, "image", layers.Conv2D(5, size, **options))
+            depthwise = layers.DepthwiseConv2D(size, depth_multiplier=2, **options)
+            yield make("DepthwiseConv2D", text, "image", depthwise)
+        # Made of the operators above: one form each.
+        text, options = f"{padding}, strides", {"strides": 2, "padding": padding}
+        yield make("DepthwiseConv1D", text, "series", layers.DepthwiseConv1D(3, **options))
+        yield make("SeparableConv1D", text, "series", layers.SeparableConv1D(5, 3, **options))
+        yield make("SeparableConv2D", text, "image", layers.SeparableConv2D(5, 3, **options))
         dilated = {"dilation_rate": 2, "padding": padding}
-        for kind, piece in _each(["Conv2D", "SeparableConv2D"], 3, 3, **dilated):
-            yield make(kind, f"{padding}, dilated", "image", piece)
-        for kind, piece in _each(["DepthwiseConv2D"], 2, **dilated):
-            yield make(kind, f"{padding}, dilated", "image", piece)
-        for kind, piece in _each(["DepthwiseConv1D"], 2, **dilated):
-            yield make(kind, f"{padding}, dilated", "series", piece)
+        text = f"{padding}, dilated"
+        yield make("Conv2D", text, "image", layers.Conv2D(3, 3, **dilated))
+        yield make("DepthwiseConv1D", text, "series", layers.DepthwiseConv1D(2, **dilated))
+        yield make("DepthwiseConv2D", text, "image", layers.DepthwiseConv2D(2, **dilated))
+        yield make("SeparableConv2D", text, "image", layers.SeparableConv2D(3, 3, **dilated))
         grouped = layers.Conv2D(6, (3, 2), groups=2, strides=2, padding=padding)
         yield make("Conv2D", f"{padding}, groups", "image", grouped)
         transposed = layers.Conv2DTranspose(4, (3, 4), strides=2, padding=padding)
@@ -114,8 +114,9 @@ def _pooling() -> Iterator[Case]:
             form = "overlapping" if stride < size else "with gaps"
             text = padding if stride == size else f"{padding}, {form}: {stride} of {size}"
             options = {"strides": stride, "padding": padding}
-            for kind, piece in _each(["MaxPooling1D", "AveragePooling1D"], size, **options):
-                yield make(kind, text, "series", piece)
+            if stride != 1:
+                for kind, piece in _each(["MaxPooling1D", "AveragePooling1D"], size, **options):
+                    yield make(kind, text, "series", piece)
             for kind, piece in _each(["MaxPooling2D", "AveragePooling2D"], (size, 2), **options):
                 yield make(kind, text, "image", piece)
     for kind, piece in _each(["GlobalMaxPooling1D", "GlobalAveragePooling1D"]):
