@@ -10,8 +10,8 @@ SUBSCRIBE: a forbidden subscription is granted and stays silent, because each me
 when it is delivered. The one attack that this leaves, taking messages away from a `$share` group,
 has no target here: nothing in the protocol uses shared subscriptions.
 
-A price of the reload: Mosquitto 2.0 looks a client's rules up when it connects, so for a session
-whose client is away nothing more is queued until it is back. The protocol sends again what matters.
+The price of a reload with Mosquitto 2.0.11: for a session whose client is away nothing more is
+queued until it is back, and the broker may crash later (docs/security.md). The protocol bears both.
 """
 
 from __future__ import annotations

@@ -28,6 +28,11 @@ _DAYS = click.option(
     type=click.IntRange(1, 36_500),
     help="That the certificate is valid.",
 )
+_NO_RELOAD = click.option(
+    "--no-reload",
+    is_flag=True,
+    help="Leave a running broker alone: the change takes effect when it is started again.",
+)
 
 
 @click.command()
@@ -98,8 +103,9 @@ def _say_next(fleet: Fleet) -> None:
 @_AGENT
 @_OUT
 @_DAYS
+@_NO_RELOAD
 @command_errors
-def enrol(folder: Path, agent_id: str, out: Path | None, days: int) -> None:
+def enrol(folder: Path, agent_id: str, out: Path | None, days: int, no_reload: bool) -> None:
     """Let a device in, and write the bundle that it needs.
 
     The bundle holds the device's private key: carry it there over a safe way (scp), then delete
@@ -110,7 +116,7 @@ def enrol(folder: Path, agent_id: str, out: Path | None, days: int) -> None:
     fleet = Fleet(folder)
     path = fleet.enrol(agent_id, utc_now(), out, days)
     click.echo(f"bundle of {agent_id}: {path}")
-    _tell_broker(fleet)
+    _tell_broker(fleet, no_reload)
 
 
 @click.command()
@@ -119,8 +125,11 @@ def enrol(folder: Path, agent_id: str, out: Path | None, days: int) -> None:
 @_OUT
 @_DAYS
 @click.option("--keep-old", is_flag=True, help="The old certificate stays valid until the next.")
+@_NO_RELOAD
 @command_errors
-def rotate(folder: Path, agent_id: str, out: Path | None, days: int, keep_old: bool) -> None:
+def rotate(
+    folder: Path, agent_id: str, out: Path | None, days: int, keep_old: bool, no_reload: bool
+) -> None:
     """Give a device a new key and certificate; the old one is revoked.
 
     With --keep-old the device can still connect to fetch the new bundle: rotate once more, without
@@ -131,14 +140,15 @@ def rotate(folder: Path, agent_id: str, out: Path | None, days: int, keep_old: b
     fleet = Fleet(folder)
     path = fleet.rotate(agent_id, utc_now(), out, days, keep_old=keep_old)
     click.echo(f"new bundle of {agent_id}: {path}")
-    _tell_broker(fleet)
+    _tell_broker(fleet, no_reload)
 
 
 @click.command()
 @_FOLDER
 @_AGENT
+@_NO_RELOAD
 @command_errors
-def revoke(folder: Path, agent_id: str) -> None:
+def revoke(folder: Path, agent_id: str, no_reload: bool) -> None:
     """Shut a device out: a running broker is told, nobody else notices.
 
     If it is connected it can neither send nor receive from then on; once its connection ends it
@@ -149,13 +159,16 @@ def revoke(folder: Path, agent_id: str) -> None:
     fleet = Fleet(folder)
     fleet.revoke(agent_id, utc_now())
     click.echo(f"revoked: {agent_id}")
-    _tell_broker(fleet)
+    _tell_broker(fleet, no_reload)
 
 
-def _tell_broker(fleet: Fleet) -> None:
+def _tell_broker(fleet: Fleet, no_reload: bool) -> None:
     from broker.access import PID_FILE
     from broker.reload import reload_mosquitto
 
+    if no_reload:
+        click.echo("the broker was not told: it takes effect when it is started again")
+        return
     click.echo(reload_mosquitto(fleet.broker_folder / PID_FILE))
 
 

@@ -12,19 +12,26 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 
+from broker.access import PID_FILE
+from broker.authority import Authority
 from broker.local import find_mosquitto, free_port
+from broker.mqtt import MqttLink
+from broker.reload import reload_mosquitto
 from broker.security import Fleet, FleetSettings, create_fleet, utc_now
 from broker.security_files import Account
+from broker.settings import BrokerSettings, TlsSettings
 from edge_agent.enrol import enrol
+from tests.conftest import wait_down
 
-LEASH = Path(__file__).parents[2] / "broker" / "leash.py"
+REPOSITORY = Path(__file__).parents[2]
+LEASH = REPOSITORY / "broker" / "leash.py"
 FEDERATION = "houses"
 ROOT = f"fedge/v1/{FEDERATION}/"
 NOT_AUTHORISED = 0x87
@@ -160,3 +167,68 @@ class Client:
         """Ends without further ado."""
         self.paho.disconnect()
         self.paho.loop_stop()
+
+
+def context_as(place: RunningFleet, name: str) -> ssl.SSLContext:
+    if name == "coordinator":
+        folder, identity = place.fleet.folder / "coordinator", "coordinator.pem"
+    else:
+        folder, identity = place.devices / name, "agent.pem"
+    return context_of(folder / "ca.crt", folder / identity)
+
+
+def reload(place: RunningFleet) -> None:
+    """SIGHUP, and wait until Mosquitto has read its files."""
+    before = place.said().count("Reloading config")
+    assert "has been told" in reload_mosquitto(place.fleet.broker_folder / PID_FILE)
+    assert until(lambda: place.said().count("Reloading config") > before), place.said()
+
+
+def link_with(place: RunningFleet, ca: Path, identity: Path | None, port: int = 0) -> MqttLink:
+    file = str(identity or "")
+    tls = TlsSettings(ca_file=str(ca), cert_file=file, key_file=file)
+    settings = BrokerSettings(port=port or place.port, tls=tls, backoff_min_s=0.05)
+    return MqttLink(settings, "fedge-houses-mallory")
+
+
+def why_refused(place: RunningFleet, identity: Path | None, ca: Path | None = None) -> str:
+    link = link_with(place, ca or place.devices / "alice" / "ca.crt", identity)
+    try:
+        link.open()
+        down = wait_down(link)
+        assert down.refused
+        return down.reason
+    finally:
+        link.abort()
+
+
+def signed(
+    place: RunningFleet, folder: Path, name: str, days_ago: int, days: int, host: str = ""
+) -> Path:
+    """A certificate that this fleet's authority signed some days ago: a broker's with `host`."""
+    authority = place.fleet.folder / "authority"
+    root = Authority((authority / "ca.crt").read_bytes(), (authority / "ca.key").read_bytes())
+    now = utc_now() - timedelta(days=days_ago)
+    issued = root.issue(name, "server" if host else "client", now, days, [host] if host else [])
+    path = folder / "identity.pem"
+    path.write_bytes(issued.certificate + issued.key)
+    return path
+
+
+def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """A `fedge` command that has ended."""
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "fedge", *map(str, arguments)],
+        cwd=REPOSITORY,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=40,
+    )
+
+
+def fedge(*arguments: str | Path) -> str:
+    """What a command says on stdout."""
+    done = command(*arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout

@@ -1,0 +1,41 @@
+"""A running fleet for the tests that attack it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from broker.access import PID_FILE
+from broker.reload import reload_mosquitto
+from tests.conftest import need
+from tests.integration.fleet_folder import Client, RunningFleet, context_as, make_fleet, running
+
+Connect = Callable[..., Client]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningFleet]:
+    """A running fleet of alice, who is honest, and mallory, who is not."""
+    need("mosquitto")
+    folder = tmp_path_factory.mktemp("fleet")
+    fleet = make_fleet(folder / "fleet")
+    with running(fleet, folder) as place:
+        for name in ("alice", "mallory"):
+            place.device(name)
+        assert "has been told" in reload_mosquitto(fleet.broker_folder / PID_FILE)
+        yield place
+
+
+@pytest.fixture
+def connect(place: RunningFleet) -> Iterator[Connect]:
+    """Connects as someone of the fleet; everyone is sent home at the end of the test."""
+    with ExitStack() as stack:
+
+        def as_someone(name: str, client_id: str = "") -> Client:
+            client = Client(place.port, context_as(place, name), client_id or name).connect()
+            stack.callback(client.close)
+            return client
+
+        yield as_someone

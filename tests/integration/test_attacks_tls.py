@@ -1,0 +1,247 @@
+"""Who gets into a fleet and who is shut out of it: certificates, real ones and others."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from broker.authority import Authority
+from broker.link import LinkDown
+from broker.local import answers
+from broker.security import utc_now
+from broker.topics import Topics
+from tests.conftest import wait_down
+from tests.integration.conftest import Connect
+from tests.integration.fleet_folder import (
+    FEDERATION,
+    NOT_AUTHORISED,
+    ROOT,
+    Client,
+    RunningFleet,
+    command,
+    context_as,
+    context_of,
+    fedge,
+    link_with,
+    make_fleet,
+    reload,
+    signed,
+    why_refused,
+)
+
+pytestmark = pytest.mark.mosquitto
+
+
+# --- who gets in ----------------------------------------------------------------------------------
+
+
+def test_without_a_certificate_nobody_gets_in(place: RunningFleet) -> None:
+    assert "it wants one" in why_refused(place, None)
+    assert "peer did not return a certificate" in place.said()
+
+
+def test_without_tls_nobody_gets_in(place: RunningFleet) -> None:
+    assert not answers(place.port)
+
+
+def test_a_certificate_of_another_authority_is_refused(place: RunningFleet, tmp_path: Path) -> None:
+    now = utc_now()
+    foreign = Authority.create(FEDERATION, now)
+    issued = Authority(foreign.certificate, foreign.key).issue("alice", "client", now, 5)
+    identity = tmp_path / "identity.pem"
+    identity.write_bytes(issued.certificate + issued.key)
+    assert "another authority" in why_refused(place, identity)
+
+
+def test_a_device_of_another_fleet_is_refused_and_refuses_us(
+    place: RunningFleet, tmp_path: Path
+) -> None:
+    other = RunningFleet(make_fleet(tmp_path / "other", 1), tmp_path / "devices", tmp_path)
+    theirs = other.device("alice")
+    assert "another authority" in why_refused(place, theirs / "agent.pem")
+    reason = why_refused(place, theirs / "agent.pem", theirs / "ca.crt")
+    assert "is that this fleet's authority?" in reason
+
+
+@pytest.mark.parametrize(
+    ("days_ago", "days", "words"), [(10, 5, "expired"), (-10, 5, "not yet valid")]
+)
+def test_a_certificate_counts_in_its_time_only(
+    place: RunningFleet, tmp_path: Path, days_ago: int, days: int, words: str
+) -> None:
+    reason = why_refused(place, signed(place, tmp_path, "alice", days_ago, days))
+    assert words in reason
+    assert "by the broker's clock" in reason
+
+
+def test_the_broker_s_own_certificate_is_not_one_for_clients(
+    place: RunningFleet, tmp_path: Path
+) -> None:
+    folder = place.fleet.broker_folder
+    identity = tmp_path / "identity.pem"
+    names = ("server.crt", "server.key")
+    identity.write_bytes(b"".join((folder / name).read_bytes() for name in names))
+    assert "not one for clients" in why_refused(place, identity)
+
+
+@contextmanager
+def false_broker(identity: Path) -> Iterator[int]:
+    """A TLS server with a certificate of one's choice; its port."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(identity)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection, suppress(OSError):
+                context.wrap_socket(connection, server_side=True).close()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield server.getsockname()[1]
+        thread.join(5)
+
+
+def down_at(place: RunningFleet, port: int) -> LinkDown:
+    """What alice says of a broker that she should not trust."""
+    folder = place.devices / "alice"
+    link = link_with(place, folder / "ca.crt", folder / "agent.pem", port)
+    try:
+        link.open()
+        return wait_down(link)
+    finally:
+        link.abort()
+
+
+def test_a_device_cannot_pose_as_the_broker(place: RunningFleet) -> None:
+    with false_broker(place.devices / "mallory" / "agent.pem") as port:
+        down = down_at(place, port)
+    assert down.refused
+    assert "is not trusted" in down.reason
+
+
+@pytest.mark.parametrize(
+    ("host", "days_ago", "words", "final"),
+    [
+        ("other.example.org", 0, "`host` must be a name that the certificate was made for", True),
+        ("127.0.0.1", 10, "certificate has expired: by this device's clock, 20", True),
+        ("127.0.0.1", -10, "not yet valid: this device's clock says 20", False),
+    ],
+)
+def test_a_broker_with_the_wrong_name_or_time_is_not_trusted(
+    place: RunningFleet, tmp_path: Path, host: str, days_ago: int, words: str, final: bool
+) -> None:
+    identity = signed(place, tmp_path, "fedge broker", days_ago, 5, host)
+    with false_broker(identity) as port:
+        down = down_at(place, port)
+    assert words in down.reason
+    assert down.refused == final
+
+
+@pytest.mark.parametrize("name", ["+", "#", "mallory/../alice", "agents/alice", "coordinator/x"])
+def test_a_certificate_with_a_strange_name_opens_nothing(
+    place: RunningFleet, tmp_path: Path, name: str
+) -> None:
+    """Should the authority's key ever sign one: rules are literal, and there is none for it."""
+    identity = signed(place, tmp_path, name, 0, 5)
+    client = Client(place.port, context_of(place.devices / "alice" / "ca.crt", identity))
+    try:
+        client.connect()
+        for tail in ("agents/alice/updates/1/0", "coordinator/status", f"agents/{name}/status"):
+            with suppress(ValueError):  # paho publishes no wildcards
+                assert client.publish(ROOT + tail) == NOT_AUTHORISED
+        assert client.publish(f"{ROOT}round") == NOT_AUTHORISED
+    finally:
+        client.close()
+
+
+# --- shut out -------------------------------------------------------------------------------------
+
+
+def test_a_revoked_device_is_mute_and_deaf_at_once_and_does_not_come_back(
+    place: RunningFleet, connect: Connect
+) -> None:
+    folder = place.device("gone")
+    reload(place)
+    coordinator, alice, gone = connect("coordinator"), connect("alice"), connect("gone")
+    own, inbox = f"{ROOT}agents/gone/updates/1/0", f"{ROOT}agents/gone/inbox"
+    coordinator.subscribe(*Topics(FEDERATION).from_agents)
+    gone.subscribe(inbox, f"{ROOT}round")
+    assert gone.publish(own, b"last words") == 0
+    assert coordinator.heard() == [(own, b"last words")]
+    place.fleet.revoke("gone", utc_now())
+    reload(place)
+    assert gone.publish(own) == NOT_AUTHORISED
+    coordinator.publish(inbox, b"receipt")
+    coordinator.publish(f"{ROOT}round", b"plan")
+    assert gone.heard() == []
+    assert coordinator.heard(0) == []
+    assert "it was revoked" in why_refused(place, folder / "agent.pem")
+    # Nobody else noticed.
+    assert alice.ended.empty()
+    assert coordinator.ended.empty()
+    assert alice.publish(f"{ROOT}agents/alice/reports/1") == 0
+
+
+def test_an_agent_that_is_shut_out_ends_with_one_clear_line(place: RunningFleet) -> None:
+    config = place.device("late") / "agent.yaml"
+    place.fleet.revoke("late", utc_now())
+    reload(place)
+    done = command("agent", "run", "--config", config)
+    assert done.returncode == 3
+    (error,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert "refused our certificate (it was revoked; cert_file" in error
+
+
+def shake_hands(
+    place: RunningFleet, context: ssl.SSLContext, session: ssl.SSLSession | None
+) -> ssl.SSLSession | None:
+    """Connects over MQTT, perhaps with the ticket of an earlier connection; its own ticket."""
+    with socket.create_connection(("127.0.0.1", place.port), 5) as plain:
+        sock = context.wrap_socket(plain, server_hostname="localhost", session=session)
+        with sock:
+            sock.sendall(b"\x10\x14\x00\x04MQTT\x05\x02\x00\x0a\x00\x00\x07ignored")
+            if sock.recv(1) != b"\x20":
+                raise ConnectionError("no CONNACK")
+            return sock.session
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_an_earlier_tls_session_does_not_outlive_the_certificate(
+    place: RunningFleet, version: ssl.TLSVersion
+) -> None:
+    name = f"ticket-{version.name[-1]}"
+    place.device(name)
+    reload(place)
+    context = context_as(place, name)
+    context.minimum_version = context.maximum_version = version
+    session = shake_hands(place, context, None)
+    place.fleet.revoke(name, utc_now())
+    reload(place)
+    with pytest.raises(OSError, match=r"(?i)revoked|reset|eof|CONNACK|broken pipe"):
+        shake_hands(place, context, session)
+
+
+def test_a_rotated_device_comes_with_its_new_certificate_only(
+    place: RunningFleet, connect: Connect, tmp_path: Path
+) -> None:
+    folder = place.device("turner")
+    reload(place)
+    old = tmp_path / "old.pem"
+    shutil.copy(folder / "agent.pem", old)
+    alice, thief = connect("alice"), connect("turner")
+    bundle = place.fleet.rotate("turner", utc_now(), None, 30)
+    reload(place)
+    assert "it was revoked" in why_refused(place, old)
+    fedge("agent", "enrol", bundle, "--dir", folder)
+    assert thief.ended.empty()
+    assert connect("turner").publish(f"{ROOT}agents/turner/status") == 0
+    assert thief.ended.get(timeout=5) != 0  # its place was taken, and the old key opens no other
+    assert alice.ended.empty()
