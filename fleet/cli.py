@@ -12,7 +12,7 @@ from types import FrameType
 import click
 
 from fleet.cli_simulation import simulate, sweep
-from models.console import command_errors
+from models.console import command_errors, log_less
 from models.errors import ConfigError
 
 _BROKEN_PROMISE = 6
@@ -121,9 +121,9 @@ def host(folders: tuple[Path, ...], workers: int, give_up_after: float | None) -
     """
     from fleet.host import run_host
 
-    if not click.get_current_context().params["verbose"]:
-        for name in ("edge_agent", "broker"):  # a few lines an agent and round: too many here
-            logging.getLogger(name).setLevel(logging.WARNING)
+    # A few lines an agent and round: too many here.
+    restore = log_less(logging.WARNING, "edge_agent", "broker")
+    click.get_current_context().call_on_close(restore)
     run_host(folders, workers=workers, give_up_s=give_up_after)
 
 

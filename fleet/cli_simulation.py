@@ -73,7 +73,7 @@ def simulate(
     from fleet.shells import quiet
     from fleet.simulate import TRACE_FILE, SimulationOptions, simulate_scenario
 
-    quiet()
+    click.get_current_context().call_on_close(quiet())
     described = load_scenario(scenario)
     folder = out or Path("runs") / f"{described.name}-simulated"
     options = SimulationOptions(
@@ -128,7 +128,7 @@ def sweep(
     from fleet.shells import quiet
     from fleet.sweep import sweep as outcomes
 
-    quiet()
+    click.get_current_context().call_on_close(quiet())
     plan = load_config(faults, FaultPlan) if faults else None
     console = Console(stderr=True)
     tried = outcomes(range(start, start + seeds), jobs, plan, scenario)

@@ -28,6 +28,7 @@ from broker.machine import (
 )
 from broker.memory import MemoryBroker, MemoryLink
 from fleet.history import Began, Ended, Entry, Handled, Observer, Sent
+from models.console import log_less
 from models.errors import LinkError
 
 log = logging.getLogger(__name__)
@@ -36,11 +37,9 @@ log = logging.getLogger(__name__)
 _AFTER_S = 1e-6
 
 
-def quiet() -> None:
-    """What goes wrong on purpose is no news; `-v` shows it."""
-    if logging.getLogger().level > logging.DEBUG:
-        for name in ("edge_agent", "coordinator", __name__):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
+def quiet() -> Callable[[], None]:
+    """What goes wrong on purpose is no news; `-v` shows it. Returns what makes it news again."""
+    return log_less(logging.CRITICAL, "edge_agent", "coordinator", __name__)
 
 
 @dataclass

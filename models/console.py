@@ -22,6 +22,26 @@ _INTERRUPTED = 130
 _FORMAT = "%(asctime)s %(levelname)-7s %(message)s"
 
 
+def log_less(level: int, *names: str) -> Callable[[], None]:
+    """Leaves out what these loggers say below `level`, unless debug messages are wanted.
+
+    Returns:
+        What puts it back.
+    """
+    if logging.getLogger().level <= logging.DEBUG:
+        return lambda: None
+    loggers = [logging.getLogger(name) for name in names]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(level)
+
+    def restore() -> None:
+        for logger, old in zip(loggers, before, strict=True):
+            logger.setLevel(old)
+
+    return restore
+
+
 def command_errors(function: Callable[..., Any]) -> Callable[..., Any]:
     """Adds `-v/--verbose`, sets logging up, and turns a FederationError into line and exit code."""
 
