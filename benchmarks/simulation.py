@@ -21,13 +21,13 @@ from measure import Report, budget, finish, option_parser, shown, spread
 
 from broker.messages import TrainingPlan
 from coordinator.config import CohortConfig, CoordinatorConfig, EvaluationConfig, StartConfig
-from fleet.drawing import draw_dataset
-from fleet.faults import FaultPlan
-from fleet.history import Observer, TraceFile
-from fleet.invariants import Invariants
-from fleet.profiles import DeviceProfile
-from fleet.simulation import Setting, Simulation, make_device
-from fleet.workbench import Workbench
+from fleet.virtual.drawing import draw_dataset
+from fleet.virtual.faults import FaultPlan
+from fleet.virtual.history import Observer, TraceFile
+from fleet.virtual.invariants import Invariants
+from fleet.virtual.profiles import DeviceProfile
+from fleet.virtual.simulation import Setting, Simulation, make_device
+from fleet.virtual.workbench import Workbench
 from models.package import ModelPackage
 from models.zoo import load_zoo
 

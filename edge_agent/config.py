@@ -47,3 +47,7 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     max_blob_bytes: Annotated[int, Meta(ge=1024, le=1 << 32)] = 64 << 20
     heartbeat_s: Annotated[float, Meta(ge=1, le=1e6)] = 60.0
     stall_s: Annotated[float, Meta(ge=0.1, le=300)] = STALL_S
+
+    def __post_init__(self) -> None:
+        if self.agent_id == "coordinator":
+            raise ValueError("agent_id: 'coordinator' is the coordinator's own name at the broker")

@@ -14,9 +14,9 @@ from models.console import command_errors
 from models.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fleet.faults import FaultPlan
+    from fleet.virtual.faults import FaultPlan
 
-#: As `fleet.invariants.InvariantViolated`, which is not imported before it is needed.
+#: As `fleet.virtual.invariants.InvariantViolated`, which is not imported before it is needed.
 _VIOLATED = 7
 _YAML = click.Path(path_type=Path, dir_okay=False)
 
@@ -70,8 +70,8 @@ def simulate(
 
     from fleet.live import LiveWatcher, print_result
     from fleet.scenario import load_scenario
-    from fleet.shells import quiet
-    from fleet.simulate import TRACE_FILE, SimulationOptions, simulate_scenario
+    from fleet.virtual.shells import quiet
+    from fleet.virtual.simulate import TRACE_FILE, SimulationOptions, simulate_scenario
 
     click.get_current_context().call_on_close(quiet())
     described = load_scenario(scenario)
@@ -124,9 +124,9 @@ def sweep(
     from rich.progress import track
 
     from broker.config import load_config
-    from fleet.faults import FaultPlan
-    from fleet.shells import quiet
-    from fleet.sweep import sweep as outcomes
+    from fleet.virtual.faults import FaultPlan
+    from fleet.virtual.shells import quiet
+    from fleet.virtual.sweep import sweep as outcomes
 
     click.get_current_context().call_on_close(quiet())
     plan = load_config(faults, FaultPlan) if faults else None
@@ -147,7 +147,7 @@ def sweep(
 
 def _explain(seed: int, plan: FaultPlan | None, scenario: Path | None, out: Path) -> None:
     """The first failure with as few faults as it takes."""
-    from fleet.sweep import plan_of, plan_text, shrink, write_trace
+    from fleet.virtual.sweep import plan_of, plan_text, shrink, write_trace
 
     fewer = shrink(seed, plan or plan_of(seed, scenario), scenario)
     out.mkdir(parents=True, exist_ok=True)

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from coordinator.config import CoordinatorConfig, EvaluationConfig, RoundConfig, StartConfig
 from coordinator.events import Commit
 from fleet.cli import cli
-from fleet.drawing import draw_dataset
-from fleet.faults import (
+from fleet.virtual.drawing import draw_dataset
+from fleet.virtual.faults import (
     COORDINATOR,
     BrokerRestart,
     Crash,
@@ -25,13 +25,13 @@ from fleet.faults import (
     Partition,
     RandomCrashes,
 )
-from fleet.history import BrokerKilled, Ended, Entry, Handled
-from fleet.invariants import Invariants, InvariantViolated
-from fleet.profiles import DeviceProfile
-from fleet.shells import Shell
-from fleet.simulation import Setting, Simulation, make_device
-from fleet.sweep import plan_of, shrink, sweep, try_seed
-from fleet.workbench import Workbench
+from fleet.virtual.history import BrokerKilled, Ended, Entry, Handled
+from fleet.virtual.invariants import Invariants, InvariantViolated
+from fleet.virtual.profiles import DeviceProfile
+from fleet.virtual.shells import Shell
+from fleet.virtual.simulation import Setting, Simulation, make_device
+from fleet.virtual.sweep import plan_of, shrink, sweep, try_seed
+from fleet.virtual.workbench import Workbench
 from models.errors import FleetError
 from models.zoo import load_zoo
 

@@ -33,9 +33,9 @@ from edge_agent.data.config import DataConfig, InputSource, TargetSource
 from edge_agent.data.dataset import load_dataset
 from fedge import cli
 from fleet.cast import make_cast
-from fleet.faults import FaultPlan
 from fleet.partition import PartitionConfig
 from fleet.scenario import BaselineConfig, Scenario, load_scenario
+from fleet.virtual.faults import FaultPlan
 from models.codecs import CODECS, CodecConfig, make_codec
 from models.spec import ModelSpec, TensorSpec
 from models.zoo import load_zoo

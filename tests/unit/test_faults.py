@@ -13,8 +13,8 @@ import pytest
 from broker.config import load_config
 from broker.memory_broker import Packet
 from broker.messages import TrainingPlan
-from fleet.drawing import draw_agents, draw_faults
-from fleet.faults import (
+from fleet.virtual.drawing import draw_agents, draw_faults
+from fleet.virtual.faults import (
     BrokerRestart,
     ClockSkew,
     Crash,
@@ -25,10 +25,10 @@ from fleet.faults import (
     SlowLink,
     concerns,
 )
-from fleet.profiles import DeviceProfile, Profiles, load_profiles, one_profile
-from fleet.route import FaultyRoute
-from fleet.simulation import skew_of
-from fleet.sweep import plan_text, without_one
+from fleet.virtual.profiles import DeviceProfile, Profiles, load_profiles, one_profile
+from fleet.virtual.route import FaultyRoute
+from fleet.virtual.simulation import skew_of
+from fleet.virtual.sweep import plan_text, without_one
 from models.errors import ConfigError
 
 EVERYTHING = """

@@ -17,12 +17,12 @@ from broker.messages import AgentStatus, RoundPlan
 from broker.topics import RoundTopic, Topics
 from coordinator.events import Commit, RoundEnded, SaveOpenRound, StoreUpdate
 from edge_agent.events import SpoolUpdate, StartJob
-from fleet.drawing import draw_setting
-from fleet.faults import COORDINATOR, Crash, FaultPlan
-from fleet.history import Began, BrokerKilled, Ended, Entry, Flushed, Handled, Sent
-from fleet.invariants import LAST, Invariants, InvariantViolated
-from fleet.simulation import Simulation
-from fleet.workbench import Workbench
+from fleet.virtual.drawing import draw_setting
+from fleet.virtual.faults import COORDINATOR, Crash, FaultPlan
+from fleet.virtual.history import Began, BrokerKilled, Ended, Entry, Flushed, Handled, Sent
+from fleet.virtual.invariants import LAST, Invariants, InvariantViolated
+from fleet.virtual.simulation import Simulation
+from fleet.virtual.workbench import Workbench
 from models.zoo import load_zoo
 
 PACKAGE = load_zoo("house_price")

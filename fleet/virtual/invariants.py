@@ -1,7 +1,7 @@
 """What must hold after every event of a simulation, whatever goes wrong; a reusable checker.
 
-Feed it every entry (`fleet.history`) in order, then call `at_rest` once nothing happens any more.
-It keeps its own books from the entries alone, and never asks the machines it watches.
+Feed it every entry (`fleet.virtual.history`) in order, then call `at_rest` once nothing happens any
+more. It keeps its own books from the entries alone, and never asks the machines it watches.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from coordinator.records import RoundRecord
 from coordinator.strategies import State, make_strategy
 from coordinator.uploads import peek_header
 from edge_agent.events import CancelJob, Evaluated, JobFailed, SpoolUpdate, StartJob, Trained
-from fleet.faults import COORDINATOR
-from fleet.history import Began, Ended, Entry, Flushed, Handled, Sent, trace_line
-from fleet.rest import Rest, bound_problems, rest_problems
+from fleet.virtual.faults import COORDINATOR
+from fleet.virtual.history import Began, Ended, Entry, Flushed, Handled, Sent, trace_line
+from fleet.virtual.rest import Rest, bound_problems, rest_problems
 from models.codecs import make_codec
 from models.errors import FederationError, WireError
 from models.package import ModelPackage

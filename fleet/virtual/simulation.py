@@ -8,9 +8,9 @@ from random import Random
 
 from broker.memory import MemoryBroker
 from coordinator.config import CoordinatorConfig
-from fleet.agent_shell import AgentShell, Device
-from fleet.coordinator_shell import CoordinatorShell
-from fleet.faults import (
+from fleet.virtual.agent_shell import AgentShell, Device
+from fleet.virtual.coordinator_shell import CoordinatorShell
+from fleet.virtual.faults import (
     COORDINATOR,
     BrokerRestart,
     ClockSkew,
@@ -19,11 +19,11 @@ from fleet.faults import (
     RandomCrashes,
     concerns,
 )
-from fleet.history import BrokerKilled, Observer
-from fleet.profiles import DeviceProfile
-from fleet.route import FaultyRoute
-from fleet.shells import Shell, World
-from fleet.workbench import Workbench
+from fleet.virtual.history import BrokerKilled, Observer
+from fleet.virtual.profiles import DeviceProfile
+from fleet.virtual.route import FaultyRoute
+from fleet.virtual.shells import Shell, World
+from fleet.virtual.workbench import Workbench
 from models.errors import FleetError
 from models.package import ModelPackage
 from models.parameters import F32

@@ -17,7 +17,7 @@ from coordinator.config import (
 )
 from coordinator.strategies import StrategyConfig
 from edge_agent.data.dataset import LocalDataset
-from fleet.faults import (
+from fleet.virtual.faults import (
     COORDINATOR,
     BrokerRestart,
     ClockSkew,
@@ -28,10 +28,10 @@ from fleet.faults import (
     RandomCrashes,
     SlowLink,
 )
-from fleet.history import Observer
-from fleet.profiles import DeviceProfile
-from fleet.simulation import Setting, make_device
-from fleet.workbench import Workbench
+from fleet.virtual.history import Observer
+from fleet.virtual.profiles import DeviceProfile
+from fleet.virtual.simulation import Setting, make_device
+from fleet.virtual.workbench import Workbench
 from models.codecs import CodecConfig
 from models.package import ModelPackage
 

@@ -14,14 +14,14 @@ from coordinator.config import CoordinatorConfig
 from coordinator.evaluation import central_measure
 from fleet.baselines import measure_baselines
 from fleet.cast import Cast, make_cast
-from fleet.faults import COORDINATOR, FaultPlan
-from fleet.history import TraceFile
-from fleet.invariants import Invariants
-from fleet.profiles import Profiles, load_profiles
 from fleet.report import REPORT_FILE, build_report, write_report
 from fleet.run import Watcher
 from fleet.scenario import Scenario, coordinator_config, load_scenario, scenario_package
-from fleet.simulation import Setting, Simulation, make_device
+from fleet.virtual.faults import COORDINATOR, FaultPlan
+from fleet.virtual.history import TraceFile
+from fleet.virtual.invariants import Invariants
+from fleet.virtual.profiles import Profiles, load_profiles
+from fleet.virtual.simulation import Setting, Simulation, make_device
 from models.errors import ConfigError, FleetError
 from models.package import ModelPackage
 from models.program import find_runtime

@@ -8,10 +8,10 @@ from typing import Protocol
 from broker import messages
 from broker.messages import RoundPlan
 from broker.topics import RoundTopic, Topics
-from fleet.agent_shell import AgentShell
-from fleet.coordinator_shell import CoordinatorShell
-from fleet.faults import COORDINATOR
-from fleet.shells import World
+from fleet.virtual.agent_shell import AgentShell
+from fleet.virtual.coordinator_shell import CoordinatorShell
+from fleet.virtual.faults import COORDINATOR
+from fleet.virtual.shells import World
 
 #: Messages that a link may still hold when all is quiet, and that the broker may hold for one: a
 #: package takes minutes over the slowest links, and its chunks were asked for more than once.

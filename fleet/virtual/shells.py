@@ -27,7 +27,7 @@ from broker.machine import (
     Tick,
 )
 from broker.memory import MemoryBroker, MemoryLink
-from fleet.history import Began, Ended, Entry, Handled, Observer, Sent
+from fleet.virtual.history import Began, Ended, Entry, Handled, Observer, Sent
 from models.console import log_less
 from models.errors import LinkError
 

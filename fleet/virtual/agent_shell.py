@@ -26,10 +26,10 @@ from edge_agent.events import (
 )
 from edge_agent.spool import AgentMemory, SpooledUpdate
 from edge_agent.statements import AgentFacts
-from fleet.faults import ClockSkew
-from fleet.profiles import DeviceProfile
-from fleet.shells import Shell, World
-from fleet.workbench import Workbench
+from fleet.virtual.faults import ClockSkew
+from fleet.virtual.profiles import DeviceProfile
+from fleet.virtual.shells import Shell, World
+from fleet.virtual.workbench import Workbench
 
 #: As the agent's service has it: between a device's silence and the broker's word for it.
 _WILL_DELAY_S = 5

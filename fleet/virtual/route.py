@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from random import Random
 
 from broker.memory_broker import Packet
-from fleet.faults import FaultPlan, concerns
+from fleet.virtual.faults import FaultPlan, concerns
 
 
 class FaultyRoute:

@@ -12,7 +12,7 @@ from edge_agent.data.dataset import LocalDataset
 from edge_agent.events import Evaluated, JobFailed, LoadPackage, PackageFailed, StartJob, Trained
 from edge_agent.events import PackageLoaded as Loaded
 from edge_agent.trainer import TrainingResult, train
-from fleet.profiles import DeviceProfile
+from fleet.virtual.profiles import DeviceProfile
 from models.errors import FederationError
 from models.package import unpack_wire
 from models.program import Program

@@ -21,9 +21,9 @@ from coordinator.events import (
 from coordinator.federation import Coordinator
 from coordinator.records import RoundRecord
 from coordinator.store import Store
-from fleet.faults import COORDINATOR
-from fleet.history import Began, Flushed
-from fleet.shells import Shell, World
+from fleet.virtual.faults import COORDINATOR
+from fleet.virtual.history import Began, Flushed
+from fleet.virtual.shells import Shell, World
 from models.package import ModelPackage
 from models.parameters import F32
 from models.program import Sums

@@ -16,14 +16,14 @@ from pathlib import Path
 
 import msgspec
 
-from fleet.drawing import draw_faults, draw_setting
-from fleet.faults import FaultPlan
-from fleet.history import Entry, Observer, TraceFile
-from fleet.invariants import Invariants, InvariantViolated
-from fleet.shells import quiet
-from fleet.simulate import SETTLE_S, SimulationOptions, make_setting
-from fleet.simulation import Setting, Simulation, skew_of
-from fleet.workbench import Workbench
+from fleet.virtual.drawing import draw_faults, draw_setting
+from fleet.virtual.faults import FaultPlan
+from fleet.virtual.history import Entry, Observer, TraceFile
+from fleet.virtual.invariants import Invariants, InvariantViolated
+from fleet.virtual.shells import quiet
+from fleet.virtual.simulate import SETTLE_S, SimulationOptions, make_setting
+from fleet.virtual.simulation import Setting, Simulation, skew_of
+from fleet.virtual.workbench import Workbench
 from models.errors import FederationError
 from models.zoo import load_zoo
 

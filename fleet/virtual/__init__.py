@@ -1,0 +1,1 @@
+"""A fleet in virtual time: the real machines on an in-memory broker, with faults."""
