@@ -33,6 +33,8 @@ T = TypeVar("T")
 
 STORE_FILE = "federation.sqlite"
 _FORMAT = "1"
+#: Of a damaged file sqlite's own message may quote bytes that are no text.
+_SQL_ERRORS = (sqlite3.Error, UnicodeDecodeError)
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE versions (
@@ -87,7 +89,7 @@ class Store:
             self._create()
         except (OSError, sqlite3.OperationalError, StoreError) as error:
             raise ConfigError(f"state_dir {folder} cannot be used: {error}") from error
-        except sqlite3.Error as error:
+        except _SQL_ERRORS as error:
             raise self._damaged("it", error) from error
 
     @classmethod
@@ -178,7 +180,7 @@ class Store:
             if not self._db.in_transaction:
                 self._db.execute("BEGIN IMMEDIATE")
             self._db.execute(statement, values)
-        except sqlite3.Error as error:
+        except _SQL_ERRORS as error:
             raise self._failed(error) from error
 
     def flush(self) -> None:
@@ -186,7 +188,7 @@ class Store:
         if self._db.in_transaction:
             try:
                 self._db.execute("COMMIT")
-            except sqlite3.Error as error:
+            except _SQL_ERRORS as error:
                 raise self._failed(error) from error
 
     def lose_unflushed(self) -> None:
@@ -276,7 +278,7 @@ class Store:
     def _read(self, query: str, *values: object) -> list[Any]:
         try:
             return self._db.execute(query, values).fetchall()
-        except sqlite3.Error as error:
+        except _SQL_ERRORS as error:
             raise self._damaged("it", error) from error
 
     def _create(self) -> None:
@@ -300,7 +302,7 @@ class Store:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise
-        except sqlite3.Error as error:
+        except _SQL_ERRORS as error:
             raise self._failed(error) from error
 
     def _decoded(self, what: str, text: Any, kind: type[T]) -> T:
@@ -317,7 +319,7 @@ class Store:
             "or move the folder away to begin anew"
         )
 
-    def _failed(self, error: sqlite3.Error) -> StoreError:
+    def _failed(self, error: Exception) -> StoreError:
         return StoreError(
             f"{self.path}: {error}; what was confirmed is safe: mend the disk and start again"
         )

@@ -313,3 +313,14 @@ def test_the_status_text_shows_rounds_and_agents(store: Store) -> None:
     assert "loss 0.5000" in lines[0]
     assert lines[10] == "agents: 1 known, 1 online when last heard of"
     assert "cannot take part: no_data: no such file" in lines[11]
+
+
+def test_a_schema_with_bytes_that_are_no_text_is_told_in_one_line(tmp_path: Path) -> None:
+    Store(tmp_path).close()
+    path = tmp_path / STORE_FILE
+    data = path.read_bytes()
+    assert b"CREATE TABLE versions" in data
+    # SQLite quotes the name in its message, which Python then cannot read as text.
+    path.write_bytes(data.replace(b"tableversions", b"tablever\xfeions"))
+    with pytest.raises(ConfigError, match="is damaged"):
+        Store(tmp_path)
