@@ -136,8 +136,10 @@ def test_an_agent_with_damaged_files_says_what_is_lost_and_takes_part(
     with running(federation):
         federation.start_all()
         federation.await_version(1)
-        federation.kill("pi-0")
         state = federation.state("pi-0")
+        # The round may be committed before its receipt has come.
+        eventually("an update is settled", (state / "settled.bin").exists)
+        federation.kill("pi-0")
         (state / "pending.bin").write_bytes((state / "settled.bin").read_bytes())
         for name in ("pending.bin", "settled.bin"):
             damage(state / name)
