@@ -39,7 +39,7 @@ from edge_agent.spool import Spool, SpooledUpdate
 from edge_agent.statements import AgentFacts
 from edge_agent.worker import WorkerPool
 from models.errors import ModelError, StoreError
-from models.program import find_runtime
+from models.runtimes import find_runtime
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,8 @@ import msgspec
 from models.console import command_errors
 from models.errors import ConfigError, ExportError, FederationError, ModelError
 from models.package import ModelPackage
-from models.program import Program, available_runtimes, expected_signatures
+from models.program import Program, expected_signatures
+from models.runtimes import available_runtimes
 from models.zoo import load_zoo, open_model, zoo_names, zoo_record
 
 

@@ -1,19 +1,15 @@
 """Run a program on whichever TFLite interpreter the device has.
 
-The only place that imports an interpreter. A program's signatures are pure functions of θ
-(`gradient`, `evaluate`, `predict`) for a fixed batch size; `Program` takes any number of rows: it
-cuts them into batches and masks the padding of the last one with weight 0.
+A program's signatures are pure functions of θ (`gradient`, `evaluate`, `predict`) for a fixed batch
+size; `Program` takes any number of rows: it cuts them into batches and masks the padding of the
+last one with weight 0.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib
 import logging
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -21,19 +17,12 @@ from numpy.typing import NDArray
 
 from models.errors import ModelError, TrainingError
 from models.parameters import F32
+from models.runtimes import find_runtime
 from models.spec import ModelSpec, TensorSpec
 
 log = logging.getLogger(__name__)
 
 Array = NDArray[Any]
-
-#: Interpreters in the order they are tried: (distribution, module).
-RUNTIMES: dict[str, str] = {
-    "tflite-runtime": "tflite_runtime.interpreter",
-    "ai-edge-litert": "ai_edge_litert.interpreter",
-}
-#: TensorFlow's own interpreter, used only where TensorFlow is loaded already.
-_TENSORFLOW = "tensorflow.lite.python.interpreter"
 
 
 @dataclass(frozen=True)
@@ -66,56 +55,6 @@ class Gradient:
     sums: Sums
 
 
-def available_runtimes() -> list[str]:
-    """The interpreters installed here, in the order they are tried."""
-    found = []
-    for distribution in RUNTIMES:
-        try:
-            metadata.version(distribution)
-        except metadata.PackageNotFoundError:
-            continue
-        found.append(distribution)
-    return found
-
-
-def find_runtime(name: str | None) -> tuple[Callable[..., Any], str]:
-    """The interpreter class and `distribution version`.
-
-    Raises:
-        ModelError: none is installed, or not the one asked for.
-    """
-    if name is not None and name not in RUNTIMES:
-        raise ModelError(f"runtime {name!r} is unknown; known: {', '.join(RUNTIMES)}")
-    problems = []
-    for distribution in _candidates() if name is None else [name]:
-        try:
-            module = importlib.import_module(RUNTIMES.get(distribution, _TENSORFLOW))
-            return module.Interpreter, f"{distribution} {_version(distribution)}"
-        except (ImportError, metadata.PackageNotFoundError) as error:
-            problems.append(f"{distribution}: {error}")
-    raise ModelError(
-        "no TFLite interpreter works here: "
-        + "; ".join(problems)
-        + ". Install tflite-runtime (Python 3.9-3.11) or ai-edge-litert (Python 3.10 and later)"
-    )
-
-
-def _candidates() -> list[str]:
-    """What to try, in order."""
-    if sys.modules.get("tensorflow") is None:
-        return list(RUNTIMES)
-    # tflite_runtime fails in a process that holds TensorFlow (`vector::reserve`), which brings an
-    # interpreter of its own: an exporting workstation needs nothing else to check a program.
-    return ["ai-edge-litert", "tensorflow"]
-
-
-@functools.cache  # reads the distribution's files: a host of many agents asks for each of them
-def _version(distribution: str) -> str:
-    if distribution == "tensorflow":  # installed under several names
-        return str(sys.modules["tensorflow"].__version__)
-    return metadata.version(distribution)
-
-
 class Program:
     """A loaded program, checked against its spec before the first step.
 
@@ -125,7 +64,7 @@ class Program:
         data: the .tflite file, whole: tflite_runtime does not check what it reads and may crash the
             process on a damaged one. What came over the network was compared with its digest.
         spec: what the program must fit.
-        runtime: a key of `RUNTIMES`; None takes the first that is installed.
+        runtime: one of `models.runtimes.RUNTIMES`; None takes the first that is installed.
         threads: of the interpreter.
 
     Raises:

@@ -24,7 +24,7 @@ from fleet.virtual.profiles import Profiles, load_profiles
 from fleet.virtual.simulation import Setting, Simulation, make_device
 from models.errors import ConfigError, FleetError
 from models.package import ModelPackage
-from models.program import find_runtime
+from models.runtimes import find_runtime
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from models.errors import ModelError, TrainingError
 from models.package import ModelPackage
 from models.parameters import F32, Layout, ParameterSpec
-from models.program import RUNTIMES, Program, available_runtimes, expected_signatures
+from models.program import Program, expected_signatures
+from models.runtimes import RUNTIMES, available_runtimes
 from models.spec import ModelSpec, TensorSpec
 from models.zoo import load_zoo
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from models.errors import ModelError
-from models.program import RUNTIMES, Program, available_runtimes
+from models.program import Program
+from models.runtimes import RUNTIMES, available_runtimes
 from models.zoo import PACKAGES, load_zoo, open_model, zoo_names, zoo_record
 
 every_model = pytest.mark.parametrize("name", zoo_names())
