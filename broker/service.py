@@ -20,6 +20,7 @@ from broker.machine import (
     Stopping,
     Subscribe,
 )
+from broker.supervisor import Supervisor
 from models.errors import LinkError, StoreError
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ class Service(ABC):
         self._down_reason = ""
         self._stopping = False
         self._began_s = 0.0
+        self._supervisor = Supervisor.of_this_process()
         #: Exceptions that the loop survived.
         self.failures = 0
 
@@ -86,12 +88,15 @@ class Service(ABC):
         restore = self._catch_signals()
         try:
             self.begin()
+            self._supervisor.ready()
             while not self._stopping:
+                self._supervisor.alive()
                 event = self._link.poll(0.0)
                 if event is None:
                     self.idle()
-                    event = self._link.poll(self.pause_s())
+                    event = self._link.poll(self._supervisor.pause_s(self.pause_s()))
                 self.take(event)
+            self._supervisor.stopping()
             self.end()
         finally:
             self._link.close()
@@ -157,6 +162,7 @@ class Service(ABC):
                 self.finish(event)
             case LinkUp(session_present, max_payload_bytes):
                 self._connected_once, self._down_reason = True, ""
+                self._supervisor.status("connected")
                 log.info("connected%s", " again to our session" if session_present else "")
                 self.dispatch(Connected(max_payload_bytes, session_present))
             case LinkDown(reason, refused):
@@ -172,6 +178,7 @@ class Service(ABC):
             raise LinkError(reason)
         level = logging.WARNING if reason != self._down_reason else logging.DEBUG
         log.log(level, "%s; trying again", reason, extra={"event": "link_down"})
+        self._supervisor.status(f"{reason}; trying again")
         self._down_reason = reason
 
     def _patience_s(self, waited_s: float) -> float:

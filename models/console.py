@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -20,6 +21,33 @@ from models.errors import FederationError
 #: What a shell says of a command that Ctrl-C ended (128 + SIGINT).
 _INTERRUPTED = 130
 _FORMAT = "%(asctime)s %(levelname)-7s %(message)s"
+#: Of syslog, from the most urgent that we have (sd-daemon(3)).
+_PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
+
+
+def stderr_is_journal() -> bool:
+    """Whether stderr ends in the systemd journal, by JOURNAL_STREAM (systemd.exec(5))."""
+    try:
+        status = os.fstat(sys.stderr.fileno())
+    except (OSError, ValueError):
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+
+
+class JournalFormatter(logging.Formatter):
+    """Lines with their priority in front, for `journalctl -p`; the journal has the time itself."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See `logging.Formatter.format`."""
+        found = (number for level, number in _PRIORITIES if record.levelno >= level)
+        prefix = f"<{next(found, 7)}>"
+        return "\n".join(prefix + line for line in super().format(record).splitlines())
+
+
+def _configure_logging(verbose: bool, journal: bool) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JournalFormatter() if journal else logging.Formatter(_FORMAT))
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler])
 
 
 def log_less(level: int, *names: str) -> Callable[[], None]:
@@ -48,15 +76,14 @@ def command_errors(function: Callable[..., Any]) -> Callable[..., Any]:
     @click.option("-v", "--verbose", is_flag=True, help="Debug messages, and tracebacks of errors.")
     @functools.wraps(function)
     def wrapped(*args: Any, verbose: bool, **kwargs: Any) -> Any:
-        logging.basicConfig(
-            level=logging.DEBUG if verbose else logging.INFO, format=_FORMAT, stream=sys.stderr
-        )
+        journal = stderr_is_journal()
+        _configure_logging(verbose, journal)
         try:
             return function(*args, **kwargs)
         except FederationError as error:
             if verbose:
                 traceback.print_exc()
-            click.echo(f"error: {error}", err=True)
+            click.echo(f"{'<3>' if journal else ''}error: {error}", err=True)
             sys.exit(error.exit_code)
         except KeyboardInterrupt:  # click would end with 1, which is a defect's code
             click.echo("interrupted", err=True)

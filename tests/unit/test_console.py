@@ -1,0 +1,64 @@
+"""What the journal gets instead of a terminal."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from models.console import JournalFormatter
+
+#: A command that logs and then fails, as a service does.
+COMMAND = """
+import logging, click
+from models.console import command_errors
+from models.errors import ConfigError
+
+@click.command()
+@command_errors
+def run():
+    logging.getLogger("x").warning("first\\nsecond")
+    raise ConfigError("agent.yaml: broker: unknown key")
+
+run()
+"""
+
+
+@pytest.mark.parametrize(
+    ("level", "prefix"),
+    [
+        (logging.DEBUG, "<7>"),
+        (logging.INFO, "<6>"),
+        (logging.WARNING, "<4>"),
+        (logging.ERROR, "<3>"),
+    ],
+)
+def test_the_level_becomes_a_priority(level: int, prefix: str) -> None:
+    record = logging.LogRecord("x", level, "", 0, "round %d", (7,), None)
+    assert JournalFormatter().format(record) == f"{prefix}round 7"
+
+
+def run(path: Path, *, is_journal: bool) -> list[str]:
+    with path.open("w") as stderr:
+        status = os.fstat(stderr.fileno())
+        inode = status.st_ino if is_journal else status.st_ino + 1
+        environment = {**os.environ, "JOURNAL_STREAM": f"{status.st_dev}:{inode}"}
+        command = [sys.executable, "-c", COMMAND]
+        done = subprocess.run(command, stderr=stderr, env=environment, timeout=60, check=False)
+    assert done.returncode == 2
+    return path.read_text().splitlines()
+
+
+def test_every_line_to_the_journal_has_its_priority_and_no_time(tmp_path: Path) -> None:
+    lines = run(tmp_path / "log", is_journal=True)
+    assert lines == ["<4>first", "<4>second", "<3>error: agent.yaml: broker: unknown key"]
+
+
+def test_stderr_that_is_not_the_journal_is_for_people(tmp_path: Path) -> None:
+    lines = run(tmp_path / "log", is_journal=False)
+    assert lines[0].endswith("WARNING first")
+    assert lines[-1] == "error: agent.yaml: broker: unknown key"
