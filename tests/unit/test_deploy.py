@@ -1,0 +1,135 @@
+"""What an operator copies: scripts that parse, units that systemd takes, sandboxes that hold.
+
+That they install and run is tested in a Debian of its own: `make test-install`.
+"""
+
+from __future__ import annotations
+
+import configparser
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import models.errors
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+SCRIPTS = sorted(DEPLOY.glob("*.sh"))
+UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
+
+each_script = pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+each_unit = pytest.mark.parametrize("unit", UNITS, ids=lambda path: path.stem)
+
+
+def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
+    words = [str(word) for word in command]
+    return subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+
+
+def need(tool: str) -> str:
+    found = shutil.which(tool)
+    if not found:
+        pytest.skip(f"no {tool} on this machine")
+    return found
+
+
+# -- scripts ----------------------------------------------------------------------------------
+
+
+@each_script
+def test_a_script_parses_and_may_be_run(script: Path) -> None:
+    assert os.access(script, os.X_OK)
+    assert run("bash", "-n", script).stderr == ""
+
+
+@each_script
+def test_shellcheck_finds_nothing(script: Path) -> None:
+    assert run(need("shellcheck"), script).stdout == ""
+
+
+def test_help_shows_exactly_the_options_of_the_role() -> None:
+    source = (DEPLOY / "install.sh").read_text()
+    known = set(re.findall(r"--[a-z-]+(?= *[|)])", source.split("take_options() {")[1]))
+    shown = {}
+    for role in ("agent", "coordinator"):
+        done = run(DEPLOY / f"install-{role}.sh", "--help")
+        assert done.returncode == 0
+        assert max(map(len, done.stdout.splitlines())) <= 100
+        shown[role] = set(re.findall(r"(?m)(--[a-z-]+)", done.stdout))
+    assert shown["agent"] | shown["coordinator"] == known - {"--help"}
+    assert not {"--enrol", "--data", "--target"} & shown["coordinator"]
+    assert not {"--broker", "--federation"} & shown["agent"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--frobnicate"], "unknown option --frobnicate"),
+        (["--wheel"], "--wheel needs a value"),
+        (["--wheel", "nowhere.whl"], "no file nowhere.whl"),
+        (["--wheels", "nowhere"], "no folder nowhere"),
+        (["--purge"], "--purge goes with --uninstall"),
+        (["--data", "x.npz"], "--data and --target go with --enrol"),
+        (["--broker", "pi"], "--broker is no option of install-agent.sh"),
+    ],
+)
+def test_misuse_is_one_line_and_exit_code_2(words: list[str], says: str) -> None:
+    done = run(DEPLOY / "install-agent.sh", *words)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {says}")
+    assert done.stderr.count("\n") == 1
+
+
+# -- units ------------------------------------------------------------------------------------
+
+
+def as_installed(unit: Path, folder: Path) -> Path:
+    """The unit as the installer puts it together, with a program that this machine has."""
+    text = unit.read_text() + (DEPLOY / "systemd/sandbox.conf").read_text()
+    path = folder / unit.name
+    path.write_text(re.sub(r"(?m)^(Exec\w+)=\S+", r"\1=/bin/true", text))
+    return path
+
+
+@each_unit
+def test_systemd_takes_the_unit_without_a_warning(unit: Path, tmp_path: Path) -> None:
+    done = run(need("systemd-analyze"), "verify", "--man=no", as_installed(unit, tmp_path))
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@each_unit
+def test_the_sandbox_is_called_ok_by_systemd(unit: Path, tmp_path: Path) -> None:
+    path = as_installed(unit, tmp_path)
+    analyze = need("systemd-analyze")
+    # The threshold is ten times the exposure that is shown.
+    done = run(analyze, "security", "--offline=true", "--threshold=20", "--no-pager", path)
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"exposure level for \S+: [01]\.\d OK", done.stdout), done.stdout
+
+
+def settings(unit: Path) -> configparser.SectionProxy:
+    parser = configparser.ConfigParser(strict=False, interpolation=None)
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.read_string(unit.read_text())
+    return parser["Service"]
+
+
+def test_a_wrong_configuration_is_not_tried_again_and_everything_else_is() -> None:
+    for name, restart in (("fedge-agent", "always"), ("fedge-coordinator", "on-failure")):
+        service = settings(DEPLOY / f"systemd/{name}.service")
+        assert service["Restart"] == restart
+        assert service["RestartPreventExitStatus"] == str(models.errors.ConfigError.exit_code)
+        assert service["Type"] == "notify"
+        assert int(service["WatchdogSec"]) >= 30
+    assert settings(DEPLOY / "systemd/fedge-broker.service")["Restart"] == "always"
+
+
+def test_the_broker_may_open_as_many_files_as_it_takes_connections() -> None:
+    access = (DEPLOY.parent / "broker/access.py").read_text()
+    connections = re.search(r"(?m)^max_connections (\d+)$", access)
+    assert connections
+    files = int(settings(DEPLOY / "systemd/fedge-broker.service")["LimitNOFILE"])
+    assert files > int(connections[1])
