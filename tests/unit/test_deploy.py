@@ -52,7 +52,8 @@ def test_shellcheck_finds_nothing(script: Path) -> None:
 
 def test_help_shows_exactly_the_options_of_the_role() -> None:
     source = (DEPLOY / "install.sh").read_text()
-    known = set(re.findall(r"--[a-z-]+(?= *[|)])", source.split("take_options() {")[1]))
+    taking = source.split("take_options() {")[1].split("esac")[0]
+    known = set(re.findall(r"--[a-z-]+(?= *[|)])", taking))
     shown = {}
     for role in ("agent", "coordinator"):
         done = run(DEPLOY / f"install-{role}.sh", "--help")
