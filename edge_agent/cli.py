@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from broker.options import config_option, give_up_option
+from models.cli_runtimes import runtime_option
 from models.console import command_errors
 
 _CONFIG = config_option("YAML file of this agent.")
@@ -40,8 +41,9 @@ def run(config_path: Path, give_up_after: float | None) -> None:
 @click.option(
     "--model", "model_name", required=True, help="A model of the zoo, or a package folder."
 )
+@runtime_option
 @command_errors
-def check(config_path: Path, model_name: str) -> None:
+def check(config_path: Path, model_name: str, runtime: str | None) -> None:
     """Read the configuration and the data as the agent would, and say what it found.
 
     Changes nothing but the state folder (a fixed normalisation is stored there).
@@ -54,7 +56,7 @@ def check(config_path: Path, model_name: str) -> None:
 
     config = load_config(config_path, AgentConfig)
     package = open_model(model_name)
-    program = Program(package.program, package.spec, runtime=config.runtime)
+    program = Program(package.program, package.spec, runtime=runtime or config.runtime)
     base = config_path.parent
     data = load_dataset(config.data, package.spec, base, located(config.state_dir, base))
     click.echo(f"model    {package.spec.name}, {package.spec.size:,} parameters, {program.runtime}")

@@ -25,7 +25,7 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         state_dir: what the agent keeps (the fixed normalisation); relative to the file.
         tasks: leave "train" out for a device that only measures.
         tags: free words that the coordinator shows.
-        runtime: tflite-runtime or ai-edge-litert; the first that is installed when not given.
+        runtime: the TFLite interpreter; the first that is installed when not given.
         threads: of the interpreter.
         fingerprint: train only a model with this layout; any when not given.
         max_blob_bytes: larger packages and weights are refused.
@@ -41,7 +41,7 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     state_dir: Path = Path("state")
     tasks: Annotated[tuple[Task, ...], Meta(min_length=1)] = ("train", "evaluate")
     tags: Annotated[tuple[Id, ...], Meta(max_length=64)] = ()
-    runtime: Literal["tflite-runtime", "ai-edge-litert"] | None = None
+    runtime: Literal["tflite-runtime", "ai-edge-litert", "tensorflow"] | None = None
     threads: Annotated[int, Meta(ge=1, le=64)] = 1
     fingerprint: Fingerprint | None = None
     max_blob_bytes: Annotated[int, Meta(ge=1024, le=1 << 32)] = 64 << 20

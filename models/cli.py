@@ -15,17 +15,22 @@ from typing import Any
 import click
 import msgspec
 
+from models.cli_runtimes import runtime_option, runtimes
 from models.console import command_errors
 from models.errors import ConfigError, ExportError, FederationError, ModelError
 from models.package import ModelPackage
 from models.program import Program, expected_signatures
-from models.runtimes import available_runtimes
+from models.runtimes import available_runtimes, find_runtime
+from models.wheels import LIGHT
 from models.zoo import load_zoo, open_model, zoo_names, zoo_record
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def cli() -> None:
     """Export, list and inspect models."""
+
+
+cli.add_command(runtimes)
 
 
 @cli.command()
@@ -114,14 +119,16 @@ def list_models(as_json: bool) -> None:
 @cli.command()
 @click.argument("model", metavar="FOLDER|NAME")
 @click.option("--json", "as_json", is_flag=True, help="For scripts.")
+@runtime_option
 @command_errors
-def inspect(model: str, as_json: bool) -> None:
+def inspect(model: str, as_json: bool, runtime: str | None) -> None:
     """Show what is in a package: a folder, or the name of a model in the zoo.
 
-    Loads the program into every TFLite interpreter installed here and says which take it.
+    Loads the program into every TFLite interpreter installed here, or only into --runtime, and says
+    which take it. TensorFlow, which takes seconds to load, is tried when named or alone.
     """
     package = open_model(model)
-    report = _report(package)
+    report = _report(package, runtime)
     if as_json:
         click.echo(json.dumps(report, indent=1, ensure_ascii=False))
     else:
@@ -213,7 +220,7 @@ def _user_code(what: str) -> Iterator[None]:
         raise ConfigError(f"{what} failed: {detail}{line}; -v shows the traceback") from error
 
 
-def _report(package: ModelPackage) -> dict[str, Any]:
+def _report(package: ModelPackage, runtime: str | None) -> dict[str, Any]:
     spec = package.spec
     return {
         "name": spec.name,
@@ -236,7 +243,7 @@ def _report(package: ModelPackage) -> dict[str, Any]:
             name: {"inputs": _names(inputs), "outputs": _names(outputs)}
             for name, (inputs, outputs) in expected_signatures(spec).items()
         },
-        "runtimes": _runtimes(package),
+        "runtimes": _runtimes(package, runtime),
     }
 
 
@@ -247,10 +254,14 @@ def _names(tensors: dict[str, tuple[tuple[int, ...], str]]) -> dict[str, str]:
     }
 
 
-def _runtimes(package: ModelPackage) -> dict[str, str]:
+def _runtimes(package: ModelPackage, only: str | None) -> dict[str, str]:
     """Installed interpreter -> its version when it takes the program, else what it says."""
     found = {}
-    for runtime in available_runtimes():
+    installed = available_runtimes()
+    light = [name for name in installed if name in LIGHT]
+    if only is not None:
+        find_runtime(only)  # asked for and not there: an error, and no line among others
+    for runtime in [only] if only else light or installed:
         try:
             version = Program(package.program, package.spec, runtime=runtime).runtime
         except ModelError as error:

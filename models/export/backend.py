@@ -8,36 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
-import tempfile
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
 from models.errors import ExportError
-
-
-@contextlib.contextmanager
-def quiet_stderr() -> Iterator[None]:
-    """Hides what native code writes to file descriptor 2; Python errors still propagate.
-
-    TensorFlow's libraries announce CPU features and conversion passes there, whatever Python's
-    logging says. Affects the whole process while it lasts.
-    """
-    try:
-        sys.stderr.flush()
-        saved = os.dup(2)
-    except OSError:  # a service started without stderr has nothing to hide
-        yield
-        return
-    with tempfile.TemporaryFile() as sink:
-        os.dup2(sink.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
-
+from models.quiet import quiet_stderr
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 try:
@@ -75,4 +51,4 @@ def hushed() -> Iterator[None]:
 Tensor = Any
 Operation = Any
 
-__all__ = ["Operation", "Tensor", "hushed", "keras", "quiet_stderr", "tf"]
+__all__ = ["Operation", "Tensor", "hushed", "keras", "tf"]

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.errors import ExportError
+from models.errors import ExportError, ModelError
 from models.export.backend import keras
 from models.export.exporter import export_model
+from models.export.verify import random_batch
 from models.package import load_package
 from models.program import Program
 from models.spec import TensorSpec
@@ -83,9 +84,26 @@ def test_tensorflow_s_own_interpreter_checks_programs_where_no_other_is(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
     package = export_model(build(), name="m")
-    with pytest.warns(UserWarning, match="tf.lite.Interpreter is deprecated"):
-        program = Program(package.program, package.spec)
+    program = Program(package.program, package.spec)
     assert program.runtime.startswith("tensorflow ")
+
+
+def test_tensorflow_s_own_interpreter_agrees_with_litert() -> None:
+    package = export_model(build(), name="m")
+    inputs, target = random_batch(package.spec, np.random.default_rng(3))
+    one, two = (
+        Program(package.program, package.spec, runtime=name).gradient(
+            package.initial, inputs, target
+        )
+        for name in ("tensorflow", "ai-edge-litert")
+    )
+    assert np.linalg.norm(one.vector - two.vector) <= 1e-5 * np.linalg.norm(two.vector)
+
+
+def test_tflite_runtime_beside_tensorflow_is_refused_before_it_fails() -> None:
+    package = export_model(build(), name="m")
+    with pytest.raises(ModelError, match="cannot share a process with TensorFlow"):
+        Program(package.program, package.spec, runtime="tflite-runtime")
 
 
 def named(layer: Callable[..., Any], *sizes: Any, **options: Any) -> Callable[[], Any]:

@@ -11,11 +11,12 @@ import pytest
 
 from models.errors import ModelError
 from models.program import Program
-from models.runtimes import RUNTIMES, available_runtimes
+from models.runtimes import available_runtimes
+from models.wheels import LIGHT
 from models.zoo import PACKAGES, load_zoo, open_model, zoo_names, zoo_record
 
 every_model = pytest.mark.parametrize("name", zoo_names())
-every_runtime = pytest.mark.parametrize("runtime", RUNTIMES)
+every_runtime = pytest.mark.parametrize("runtime", LIGHT)
 
 
 @every_model
