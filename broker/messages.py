@@ -28,6 +28,10 @@ Id = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}\Z")]
 Text = Annotated[str, Meta(max_length=500)]
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Fingerprint = Annotated[str, Meta(pattern=r"^[0-9a-f]{16}\Z")]
+#: Names a signing key: the first 16 hex digits of its SHA-256.
+KeyId = Annotated[str, Meta(pattern=r"^[0-9a-f]{16}\Z")]
+#: An Ed25519 public key.
+PublicKey = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Count = Annotated[int, Meta(ge=0, le=1 << 53)]
 RoundId = Annotated[int, Meta(ge=0, le=999_999_999)]
 #: Finite, and still finite when multiplied by rows and added up over a fleet.
@@ -55,11 +59,13 @@ class CoordinatorStatus(Message, frozen=True):
     Attributes:
         session: of the coordinator's state folder, the same after a restart; plans carry it too.
         version: of θ that is current.
+        keys: that the coordinator signs with, the newest first; none when it does not sign.
     """
 
     state: Literal["online", "offline"]
     session: Id
     version: Count = 0
+    keys: Annotated[tuple[PublicKey, ...], Meta(max_length=4)] = ()
 
 
 class ProgramManifest(Message, frozen=True):
@@ -165,6 +171,8 @@ class AgentStatus(Message, frozen=True):
         software: version of the agent.
         heartbeat_s: it says this again so often, whether it trains or not; 0 never. Silence of
             three times that long means it is lost.
+        keys: names of the coordinator's signing keys that it trusts; none when it asks for no
+            signature.
     """
 
     state: Literal["online", "offline"]
@@ -179,6 +187,7 @@ class AgentStatus(Message, frozen=True):
     tags: Annotated[tuple[Id, ...], Meta(max_length=64)] = ()
     software: Text = ""
     heartbeat_s: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
+    keys: Annotated[tuple[KeyId, ...], Meta(max_length=4)] = ()
 
 
 class UpdateHeader(Message, frozen=True):

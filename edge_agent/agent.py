@@ -48,6 +48,7 @@ from edge_agent.events import (
     Evaluated,
     Event,
     JobFailed,
+    KeepTrust,
     LoadPackage,
     PackageFailed,
     PackageLoaded,
@@ -59,8 +60,9 @@ from edge_agent.outbox import Outbox
 from edge_agent.spool import AgentMemory
 from edge_agent.statements import AgentFacts, agent_status, finished_update, not_finite
 from edge_agent.trainer import TrainingResult
+from edge_agent.trust import Trust
 from models.codecs import CODECS
-from models.errors import CodecError, ConfigError, WireError
+from models.errors import CodecError, ConfigError, UntrustedError, WireError
 from models.parameters import F32
 
 log = logging.getLogger(__name__)
@@ -84,6 +86,10 @@ class Agent:
         self.topics = Topics(facts.federation)
         #: Messages that were not understood, since the start.
         self.unreadable = 0
+        memory = memory or AgentMemory()
+        self._trust = Trust(self.topics, facts.trusted_keys, memory.trust)
+        #: Why the coordinator that is there is not believed; empty when it is.
+        self._distrust = ""
         self._coordinator: CoordinatorStatus | None = None
         self._manifest: ProgramManifest | None = None
         self._plan: RoundPlan | None = None
@@ -93,7 +99,7 @@ class Agent:
         self._theta: tuple[str, F32] | None = None
         rng = rng or Random()  # noqa: S311  jitter
         self._fetcher = Fetcher(self.topics, facts.max_blob_bytes, rng, facts.stall_s)
-        self._outbox = Outbox(self.topics, facts.agent_id, memory or AgentMemory(), rng)
+        self._outbox = Outbox(self.topics, facts.agent_id, memory, rng)
         self._job: _JobKey | None = None
         self._answered: _JobKey | None = None
         #: The last report, and to which plan: it is sent again when that plan comes again.
@@ -196,23 +202,46 @@ class Agent:
             return []  # a retained message was cleared
         try:
             topic = self.topics.parse(name)
-            match topic:
-                case CoordinatorStatusTopic():
-                    self._coordinator = messages.decode(payload, CoordinatorStatus)
-                    return self._advance(now_s)
-                case ProgramTopic():
-                    return self._new_manifest(messages.decode(payload, ProgramManifest), now_s)
-                case RoundTopic():
-                    return self._new_plan(messages.decode(payload, RoundPlan), now_s)
-                case InboxTopic():
-                    return self._outbox.inbox(messages.decode_inbox(payload), now_s)
-                case ChunkTopic(sha256):
-                    return self._progressed(self._fetcher.chunk(sha256, payload, now_s), now_s)
-            return []
+            actions = self._opened(topic, self._trust.opened(topic, payload), now_s)
+            record = self._trust.unsaved()
+            return actions if record is None else [KeepTrust(record), *actions]
+        except UntrustedError as error:
+            return self._untrusted(name, error)
         except WireError as error:
             self.unreadable += 1
             log.warning("message dropped: %s", error, extra={"event": "unreadable"})
             return []
+
+    def _opened(self, topic: Topic, payload: bytes, now_s: float) -> list[Action]:
+        match topic:
+            case CoordinatorStatusTopic():
+                return self._new_status(messages.decode(payload, CoordinatorStatus), now_s)
+            case ProgramTopic():
+                return self._new_manifest(messages.decode(payload, ProgramManifest), now_s)
+            case RoundTopic():
+                return self._new_plan(messages.decode(payload, RoundPlan), now_s)
+            case InboxTopic():
+                return self._outbox.inbox(messages.decode_inbox(payload), now_s)
+            case ChunkTopic(sha256):
+                return self._progressed(self._fetcher.chunk(sha256, payload, now_s), now_s)
+        return []
+
+    def _untrusted(self, name: str, error: UntrustedError) -> list[Action]:
+        """Goes on as if it had not come; says so to the coordinator when there is no other."""
+        self._trust.refused(name, error)
+        coordinator = self._coordinator
+        is_served = coordinator is not None and coordinator.state == "online"
+        is_birth = name == self.topics.name(CoordinatorStatusTopic())
+        if is_served or not is_birth or self._distrust == error.reason:
+            return []
+        self._distrust = error.reason
+        return [self._status()]
+
+    def _new_status(self, status: CoordinatorStatus, now_s: float) -> list[Action]:
+        self._coordinator = status
+        has_news = self._trust.announced(status) or bool(self._distrust)
+        self._distrust = ""
+        return [*([self._status()] if has_news else []), *self._advance(now_s)]
 
     def _new_manifest(self, manifest: ProgramManifest, now_s: float) -> list[Action]:
         old, self._manifest = self._manifest, manifest
@@ -454,6 +483,8 @@ class Agent:
 
     def _status(self, *, online: bool = True) -> Publish:
         status = agent_status(self.facts, self._loaded, self._failed, online=online)
+        unable = f"coordinator not trusted: {self._distrust}" if self._distrust else status.unable
+        status = msgspec.structs.replace(status, unable=unable, keys=self._trust.key_ids)
         topic = AgentStatusTopic(self.facts.agent_id)
         return Publish(self.topics.name(topic), messages.encode(status), retain=True)
 

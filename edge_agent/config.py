@@ -28,6 +28,8 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         runtime: the TFLite interpreter; the first that is installed when not given.
         threads: of the interpreter.
         fingerprint: train only a model with this layout; any when not given.
+        trusted_keys: PEM file with the coordinator's public keys: what they have not signed is
+            refused. Not given: whatever the broker delivers is believed.
         max_blob_bytes: larger packages and weights are refused.
         heartbeat_s: the agent says that it is there so often, also while it trains.
         stall_s: without a chunk of what it fetches for so long, it subscribes again and asks the
@@ -44,6 +46,7 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     runtime: Literal["tflite-runtime", "ai-edge-litert", "tensorflow"] | None = None
     threads: Annotated[int, Meta(ge=1, le=64)] = 1
     fingerprint: Fingerprint | None = None
+    trusted_keys: Path | None = None
     max_blob_bytes: Annotated[int, Meta(ge=1024, le=1 << 32)] = 64 << 20
     heartbeat_s: Annotated[float, Meta(ge=1, le=1e6)] = 60.0
     stall_s: Annotated[float, Meta(ge=0.1, le=300)] = STALL_S

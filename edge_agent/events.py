@@ -8,6 +8,7 @@ from broker.machine import Connected, LinkAction, MessageArrived, Started, Stopp
 from broker.messages import RoundPlan
 from edge_agent.spool import SpooledUpdate
 from edge_agent.trainer import TrainingResult
+from edge_agent.trust import TrustRecord
 from models.parameters import F32
 from models.program import Sums
 
@@ -113,6 +114,13 @@ class ForgetBlob:
     sha256: str
 
 
+@dataclass(frozen=True)
+class KeepTrust:
+    """Have on disk whom the agent trusts, before what follows is done."""
+
+    record: TrustRecord
+
+
 @dataclass(frozen=True, eq=False)
 class SpoolUpdate:
     """Have the update on disk before what follows is done."""
@@ -145,6 +153,7 @@ Action = (
     | RecallBlob
     | KeepChunk
     | ForgetBlob
+    | KeepTrust
     | SpoolUpdate
     | SettleUpdate
     | LoadPackage

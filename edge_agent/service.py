@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import fedge
@@ -17,6 +17,7 @@ from broker.link import Link, Will
 from broker.machine import Tick
 from broker.mqtt import MqttLink
 from broker.network import NetworkLoop
+from broker.seal import read_public_keys
 from broker.service import Service
 from edge_agent.agent import Agent
 from edge_agent.chunks import ChunkStore
@@ -29,6 +30,7 @@ from edge_agent.events import (
     Event,
     ForgetBlob,
     KeepChunk,
+    KeepTrust,
     LoadPackage,
     RecallBlob,
     SettleUpdate,
@@ -37,6 +39,7 @@ from edge_agent.events import (
 )
 from edge_agent.spool import Spool, SpooledUpdate
 from edge_agent.statements import AgentFacts
+from edge_agent.trust_file import TrustFile
 from edge_agent.worker import WorkerPool
 from models.errors import ModelError, StoreError
 from models.runtimes import find_runtime
@@ -86,6 +89,7 @@ class AgentService(Service):
         state_dir = located(config.state_dir, base)
         self._spool = Spool(state_dir, spool_limit(config))
         self._chunks = ChunkStore(state_dir, 3 * config.max_blob_bytes)
+        self._trust = TrustFile(state_dir)
         self._worker = pool.worker(config, base, link.post)
         self._disk = disk
         self._writing: Future[None] | None = None
@@ -153,6 +157,8 @@ class AgentService(Service):
                 self._chunks.keep(sha256, payload)
             case ForgetBlob(sha256):
                 self._chunks.forget(sha256)
+            case KeepTrust(record):
+                self._trust.write(record)
             case LoadPackage() | StartJob():
                 self._worker.submit(action)
             case CancelJob():
@@ -202,8 +208,14 @@ def spool_limit(config: AgentConfig) -> int:
 
 def make_agent(config: AgentConfig, base: Path) -> Agent:
     """The machine of a new boot, with what earlier boots left in its state folder."""
-    spool = Spool(located(config.state_dir, base), spool_limit(config))
-    return Agent(agent_facts(config, secrets.token_hex(8)), spool.load())
+    state_dir = located(config.state_dir, base)
+    facts = agent_facts(config, secrets.token_hex(8))
+    memory = Spool(state_dir, spool_limit(config)).load()
+    if config.trusted_keys is not None:
+        keys = read_public_keys(located(config.trusted_keys, base))
+        facts = replace(facts, trusted_keys=keys)
+        memory = replace(memory, trust=TrustFile(state_dir).load())
+    return Agent(facts, memory)
 
 
 def make_link(

@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 
 from broker.messages import Count, Fingerprint, Id, RoundId, Sha256
+from edge_agent.trust import TrustRecord
 from models import frames
 from models.errors import StoreError, WireError
 from models.parameters import F32
@@ -59,11 +60,13 @@ class AgentMemory:
         pending: sent, or about to be, without a receipt so far.
         residual: of the last update that counted; None when there is none.
         fingerprint: of the model that the residual belongs to.
+        trust: whom it believed, and how far the coordinator's messages had come.
     """
 
     pending: SpooledUpdate | None = None
     residual: F32 | None = None
     fingerprint: str = ""
+    trust: TrustRecord | None = None
 
 
 class _Header(msgspec.Struct, frozen=True):

@@ -29,6 +29,7 @@ class AgentFacts:
         max_blob_bytes: larger packages and weights are refused.
         heartbeat_s: says that it is there so often; 0 never.
         stall_s: a fetch without a chunk for so long asks again.
+        trusted_keys: public keys of the coordinator, 32 bytes each; none: nothing need be signed.
     """
 
     agent_id: str
@@ -43,6 +44,7 @@ class AgentFacts:
     max_blob_bytes: int = 64 << 20
     heartbeat_s: float = 0.0
     stall_s: float = STALL_S
+    trusted_keys: tuple[bytes, ...] = ()
 
 
 def agent_status(

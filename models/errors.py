@@ -55,6 +55,18 @@ class WireError(FederationError):
     """Bytes that are no message of this protocol: drop them, count them, go on."""
 
 
+class UntrustedError(WireError):
+    """A message that is not the coordinator's, or is an old one played again.
+
+    Attributes:
+        reason: in words; the same for every message that is refused for it.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+
+
 class CodecError(WireError):
     """An encoded vector that is truncated, oversized or not finite; or a vector not to be sent."""
 

@@ -1,0 +1,170 @@
+"""Whom an agent believes: the coordinator's keys, and how far its messages have come.
+
+Without a pinned key every message is taken for the coordinator's, as far as the broker lets it
+through. With one, a message counts when a trusted key has sealed it for its topic, and when it is
+no older than the newest that came there. Numbers are kept for each topic, since retained messages
+of different topics arrive in any order; and on disk, since a device that was switched off must not
+take yesterday's plan for today's.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from broker import ed25519, messages, seal
+from broker.messages import CoordinatorStatus, Count, PublicKey
+from broker.topics import CoordinatorStatusTopic, InboxTopic, Topic, Topics
+from models.errors import UntrustedError, WireError
+
+log = logging.getLogger(__name__)
+
+_Keys = Annotated[tuple[PublicKey, ...], Meta(max_length=seal.MAX_KEYS)]
+
+
+class TrustRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What must survive a restart.
+
+    Attributes:
+        pinned: keys of the configuration when this was written.
+        keys: that are trusted now: the pinned ones, or those that they announced.
+        numbers: the highest seen, by tail of the topic.
+    """
+
+    pinned: _Keys = ()
+    keys: _Keys = ()
+    numbers: Annotated[dict[str, Count], Meta(max_length=16)] = {}
+
+
+class Trust:
+    """What an agent believes.
+
+    Args:
+        topics: of the federation.
+        pinned: public keys, 32 bytes each; none: everything is believed.
+        record: of earlier boots.
+    """
+
+    def __init__(
+        self, topics: Topics, pinned: tuple[bytes, ...], record: TrustRecord | None = None
+    ) -> None:
+        self._topics = topics
+        self._pinned = tuple(key.hex() for key in pinned)
+        self._keys = self._pinned
+        self._numbers: dict[str, int] = {}
+        if record is not None:
+            self._remember(record)
+        #: Receipts answer one update and no other: after a restart an old one does no harm.
+        self._inbox_number = -1
+        self._is_saved = True
+        #: Messages that were not believed, by reason, since the start.
+        self.refusals: Counter[str] = Counter()
+
+    def _remember(self, record: TrustRecord) -> None:
+        if record.pinned == self._pinned:
+            self._keys = record.keys or self._pinned
+        # Enrolled anew with other keys: whoever had the old ones may have used any number.
+        if set(record.keys) & set(self._keys):
+            self._numbers = dict(record.numbers)
+
+    @property
+    def key_ids(self) -> tuple[str, ...]:
+        """Names of the trusted keys."""
+        return tuple(seal.key_id(bytes.fromhex(key)) for key in self._keys)
+
+    def opened(self, topic: Topic, payload: bytes) -> bytes:
+        """The message in a payload of the coordinator.
+
+        Raises:
+            UntrustedError: not sealed by a trusted key for this topic, or older than another.
+        """
+        if not seal.is_sealed(topic):
+            return payload
+        message, line = seal.split(payload)
+        if self._keys:
+            self._check(topic, message, line)
+        return message
+
+    def _check(self, topic: Topic, message: bytes, line: bytes) -> None:
+        if not line:
+            raise UntrustedError("not signed", "this device trusts signed messages only")
+        try:
+            found = seal.parse(line)
+        except WireError as error:
+            raise UntrustedError("signature unreadable", str(error)) from error
+        self._check_signature(self._topics.name(topic), message, found)
+        self._check_number(topic, message, found.number)
+
+    def _check_signature(self, name: str, message: bytes, found: seal.Seal) -> None:
+        known = set(found.signatures).intersection(self.key_ids)
+        if not known:
+            theirs, ours = ", ".join(found.signatures), ", ".join(self.key_ids)
+            raise UntrustedError(
+                "signed by a key that this device does not trust",
+                f"{theirs}; it trusts {ours}: forged, or enrol the device anew",
+            )
+        text = seal.signed_bytes(name, found.number, message)
+        for key, name_of_key in zip(self._keys, self.key_ids, strict=True):
+            signature = bytes.fromhex(found.signatures.get(name_of_key, ""))
+            if ed25519.is_valid(bytes.fromhex(key), text, signature):
+                return
+        raise UntrustedError("signature wrong", "forged, altered, or said in another place")
+
+    def _check_number(self, topic: Topic, message: bytes, number: int) -> None:
+        if isinstance(topic, InboxTopic):
+            last = self._inbox_number
+            self._inbox_number = max(last, number)
+            is_old = number <= last
+        else:
+            last = self._numbers.get(topic.tail, -1)
+            is_old = number < last
+        if isinstance(topic, CoordinatorStatusTopic) and _is_farewell(message):
+            return  # a will is made before what it follows; played again it can only hold us up
+        if is_old:
+            raise UntrustedError("older than one seen before", f"number {number}, seen {last}")
+        if not isinstance(topic, InboxTopic) and number > last:
+            self._numbers[topic.tail] = number
+            self._is_saved = False
+
+    def announced(self, status: CoordinatorStatus) -> bool:
+        """Trust the keys that a trusted one announces; whether they are others than before."""
+        if not self._keys or not status.keys or status.state != "online":
+            return False
+        if set(status.keys) == set(self._keys):
+            return False
+        self._keys = status.keys
+        self._is_saved = False
+        log.info(
+            "the coordinator signs with %s from now on",
+            " and ".join(self.key_ids),
+            extra={"event": "keys_changed"},
+        )
+        return True
+
+    def refused(self, name: str, error: UntrustedError) -> None:
+        """Counts and tells of a message that was not believed; seldom when there are many."""
+        self.refusals[error.reason] += 1
+        count = self.refusals[error.reason]
+        if count & (count - 1) == 0:  # the 1st, 2nd, 4th, 8th …: a flood must not fill the log
+            log.warning(
+                "message on %s refused, %s%s",
+                name,
+                error,
+                f" ({count} such messages so far)" if count > 1 else "",
+                extra={"event": "untrusted", "reason": error.reason},
+            )
+
+    def unsaved(self) -> TrustRecord | None:
+        """What has to be on disk before anything is done about the last message."""
+        if self._is_saved:
+            return None
+        self._is_saved = True
+        return TrustRecord(pinned=self._pinned, keys=self._keys, numbers=dict(self._numbers))
+
+
+def _is_farewell(message: bytes) -> bool:
+    return messages.decode(message, CoordinatorStatus).state == "offline"

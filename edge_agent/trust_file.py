@@ -1,0 +1,58 @@
+"""The file in an agent's state folder that holds what it believes (`edge_agent.trust`)."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import msgspec
+
+from broker.security_files import write_whole
+from edge_agent.trust import TrustRecord
+from models.errors import ConfigError, StoreError
+
+log = logging.getLogger(__name__)
+
+TRUST_FILE = "trust.json"
+_MAX_BYTES = 64 << 10
+
+
+class TrustFile:
+    """One agent's file.
+
+    Args:
+        state_dir: made when absent.
+    """
+
+    def __init__(self, state_dir: Path) -> None:
+        self._path = state_dir / TRUST_FILE
+
+    def load(self) -> TrustRecord | None:
+        """What there is; None when nothing, or when it is damaged, which a warning says."""
+        try:
+            with self._path.open("rb") as file:
+                return msgspec.json.decode(file.read(_MAX_BYTES), type=TrustRecord)
+        except FileNotFoundError:
+            return None
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            log.warning(
+                "%s is damaged, only the enrolled keys are trusted and the next messages count as"
+                " the newest: %s",
+                self._path,
+                error,
+            )
+            return None
+
+    def write(self, record: TrustRecord) -> None:
+        """On the disk when this returns.
+
+        Raises:
+            StoreError: the disk is full or failed.
+        """
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(self._path, msgspec.json.encode(record))
+        except (ConfigError, OSError) as error:
+            raise StoreError(
+                f"{error}; after a restart older plans than now are not recognised"
+            ) from error
