@@ -95,6 +95,7 @@ class Coordinator:
         progress: from the store, when it was started before.
         measure: sums of loss and metrics over the coordinator's own data for a θ; None when it
             has none. Runs inside `handle`.
+        keys: public keys, hexadecimal, that the shell signs with; agents are told.
 
     Raises:
         ConfigError: no such strategy, codec or aggregator, or the stored state is of another
@@ -108,6 +109,7 @@ class Coordinator:
         session: str,
         progress: Progress | None = None,
         measure: Callable[[F32], Sums] | None = None,
+        keys: tuple[str, ...] = (),
     ) -> None:
         self.config = config
         self._measure = measure
@@ -125,7 +127,7 @@ class Coordinator:
         self.progress = progress or Progress(0, package.initial, state)
         # As is a stored state of another strategy.
         check_state(self.progress.strategy_state, tuple(state), package.spec.size)
-        self._publisher = Publisher(self.topics, package, session)
+        self._publisher = Publisher(self.topics, package, session, keys)
         self._package_digest = package.digest
         self._traffic = Traffic()
         self._intake = Intake(config, package.spec, session, self.roster, self._traffic)

@@ -29,8 +29,11 @@ class Publisher:
     Memory: θ's bytes and the package's, cut into chunks.
     """
 
-    def __init__(self, topics: Topics, package: ModelPackage, session: str) -> None:
+    def __init__(
+        self, topics: Topics, package: ModelPackage, session: str, keys: tuple[str, ...] = ()
+    ) -> None:
         self._topics = topics
+        self._keys = keys
         self._package = package
         self._session = session
         self._chunk_bytes = blobs.CHUNK_BYTES
@@ -46,7 +49,10 @@ class Publisher:
     def status(self, version: int, *, online: bool = True) -> Publish:
         """The birth; with `online=False` the will."""
         status = CoordinatorStatus(
-            state="online" if online else "offline", session=self._session, version=version
+            state="online" if online else "offline",
+            session=self._session,
+            version=version,
+            keys=self._keys,
         )
         return self._retained(CoordinatorStatusTopic(), messages.encode(status))
 

@@ -7,16 +7,20 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
 
 from broker.config import located
 from broker.link import Link, Received, Will
-from broker.machine import LinkAction, Tick
+from broker.machine import LinkAction, Publish, Tick
 from broker.mqtt import MqttLink
+from broker.seal import is_sealed, key_id
 from broker.service import Service
+from broker.topics import Topics
 from coordinator.config import CoordinatorConfig
 from coordinator.evaluation import central_measure
 from coordinator.events import (
@@ -39,6 +43,9 @@ from models.errors import ModelError
 from models.package import ModelPackage, load_package
 from models.zoo import load_zoo, zoo_names
 
+if TYPE_CHECKING:
+    from broker.signing import Signer
+
 log = logging.getLogger(__name__)
 
 #: Folder below state_dir with the trained model package.
@@ -57,6 +64,7 @@ class CoordinatorService(Service):
         save_result: writes the trained package; called before the end is told.
         tell: takes one JSON-ready event for every round and at the end; None logs lines instead.
         give_up_s: see `Service`.
+        signer: seals what agents must be able to trust; None sends it unsigned.
     """
 
     def __init__(
@@ -67,8 +75,10 @@ class CoordinatorService(Service):
         save_result: Callable[[], object],
         tell: Callable[[dict[str, object]], None] | None,
         give_up_s: float | None,
+        signer: Signer | None = None,
     ) -> None:
         super().__init__(link, give_up_s)
+        self._signer = signer
         self._coordinator = coordinator
         self._store = store
         self._save_result = save_result
@@ -85,9 +95,15 @@ class CoordinatorService(Service):
     def send(self, action: LinkAction) -> None:
         """Send now, or once the updates before it are on disk."""
         if self._unflushed:
-            self._held.append(lambda: super(CoordinatorService, self).send(action))
+            self._held.append(lambda: self._transmit(action))
         else:
-            super().send(action)
+            self._transmit(action)
+
+    def _transmit(self, action: LinkAction) -> None:
+        # Signed as late as this, so that numbers are in the order of sending.
+        if self._signer is not None and isinstance(action, Publish):
+            action = sealed(action, self._coordinator.topics, self._signer)
+        super().send(action)
 
     def finish(self, received: Received) -> None:
         """Acknowledge now, or once the update it carried is on disk."""
@@ -152,6 +168,14 @@ class CoordinatorService(Service):
             self._tell({"event": event, **facts})
 
 
+def sealed(message: Publish, topics: Topics, signer: Signer) -> Publish:
+    """The message with its seal; chunks, which need none, as they are."""
+    if not is_sealed(topics.parse(message.topic)):
+        return message
+    payload = signer.sealed(message.topic, message.payload)
+    return replace(message, payload=payload)
+
+
 def run_coordinator(
     config: CoordinatorConfig, base: Path, *, as_json: bool = False, give_up_s: float | None = None
 ) -> Path:
@@ -179,13 +203,17 @@ def run_coordinator(
         store.adopt(config.federation, package)
         progress = store.load(package.spec.size)
         session = store.session(secrets.token_hex(8))
-        coordinator = Coordinator(config, package, session, progress, measure)
+        signer = _open_signer(config, base, store)
+        keys = () if signer is None else tuple(key.hex() for key in signer.public)
+        coordinator = Coordinator(config, package, session, progress, measure, keys)
         if progress is None:
             store.begin(coordinator.progress.theta, coordinator.progress.strategy_state)
         else:
             _log_resumption(progress)
         store.finish("")
         will = coordinator.will
+        if signer is not None:
+            will = sealed(will, coordinator.topics, signer)
         link = MqttLink(
             config.broker.located(base),
             client_id=f"fedge-{config.federation}-coordinator",
@@ -200,6 +228,7 @@ def run_coordinator(
             lambda: _write_result(folder, package, coordinator.progress),
             _print_json if as_json else None,
             give_up_s,
+            signer,
         )
         service.run()
         if coordinator.finished is None:  # stopped on the way
@@ -207,6 +236,17 @@ def run_coordinator(
         return folder
     finally:
         store.close()
+
+
+def _open_signer(config: CoordinatorConfig, base: Path, store: Store) -> Signer | None:
+    if config.signing_key is None:
+        store.note_keys(())
+        return None
+    from broker.signing import Signer, SigningKeys  # cryptography, for those who sign
+
+    keys = SigningKeys.read(located(config.signing_key, base))
+    store.note_keys([key_id(key) for key in keys.public])
+    return Signer(keys, store.signed_until, store.sign_until)
 
 
 def _find_package(reference: str, base: Path) -> ModelPackage:

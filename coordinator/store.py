@@ -10,7 +10,7 @@ import hashlib
 import logging
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -201,6 +201,22 @@ class Store:
         with self._transaction() as db:
             db.execute("INSERT OR IGNORE INTO meta VALUES ('session', ?)", (new,))
         return self.meta("session") or new
+
+    @property
+    def signed_until(self) -> int:
+        """No number of a signed message up to this may be used again."""
+        return int(self.meta("signed_until") or 0)
+
+    def sign_until(self, number: int) -> None:
+        """Put the above on disk, before a message above the one before is signed."""
+        with self._transaction() as db:
+            db.execute("INSERT OR REPLACE INTO meta VALUES ('signed_until', ?)", (str(number),))
+
+    def note_keys(self, key_ids: Sequence[str]) -> None:
+        """Which keys sign, the newest first, for `fedge coordinator status`."""
+        with self._transaction() as db:
+            values = (" ".join(key_ids),)
+            db.execute("INSERT OR REPLACE INTO meta VALUES ('signing_keys', ?)", values)
 
     def save_agent(self, agent_id: str, status: AgentStatus) -> None:
         """What an agent said of itself last; on disk only after `flush`.
