@@ -11,7 +11,8 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from broker.messages import Id
+from broker.messages import Id, PublicKey
+from broker.seal import MAX_KEYS
 from models.errors import ConfigError
 
 MAX_BUNDLE_BYTES = 64 << 10
@@ -33,6 +34,7 @@ class Bundle(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         ca: PEM of the fleet's authority.
         certificate: PEM.
         key: PEM, not encrypted.
+        trusted_keys: that the coordinator signs with, hexadecimal.
     """
 
     fedge_bundle: int = _FORMAT
@@ -43,6 +45,7 @@ class Bundle(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     ca: _Pem
     certificate: _Pem
     key: _Pem
+    trusted_keys: Annotated[tuple[PublicKey, ...], Meta(min_length=1, max_length=MAX_KEYS)]
 
     def __repr__(self) -> str:  # the key must not end in a log
         return f"Bundle({self.agent_id!r} of {self.federation!r})"

@@ -3,7 +3,7 @@
     DIR/fleet.json     the register: every certificate ever signed (no keys)
     DIR/authority/     the authority's key: whoever has it is the fleet
     DIR/broker/        all that Mosquitto reads; nothing in it signs certificates
-    DIR/coordinator/   certificate and key of the coordinator
+    DIR/coordinator/   certificate and key of the coordinator, and the key that it signs with
     DIR/bundles/       bundles of devices, until they are carried there
 
 Access rules and the list of revoked certificates follow from the register and are written again
@@ -30,7 +30,7 @@ from broker import access
 from broker.access import ListenerSettings, check_device_id
 from broker.authority import Authority, Issued, check_host
 from broker.bundle import Bundle, encode_bundle, read_bundle
-from broker.messages import Id
+from broker.messages import Id, PublicKey
 from broker.security_files import (
     Account,
     locked,
@@ -38,6 +38,7 @@ from broker.security_files import (
     sync_folder,
     write_whole,
 )
+from broker.signing import SigningKeys
 from broker.topics import check_id
 from models.errors import ConfigError
 
@@ -46,6 +47,7 @@ AUTHORITY_FOLDER, BROKER_FOLDER = "authority", "broker"
 COORDINATOR_FOLDER, BUNDLE_FOLDER = "coordinator", "bundles"
 CA_KEY_FILE = "ca.key"
 IDENTITY_FILE = "coordinator.pem"
+SIGNING_FILE = "signing.key"
 #: Of the broker's and the coordinator's certificates: they sit on machines that are looked after.
 _MIDDLE_DAYS = 3650
 DEVICE_DAYS = 730
@@ -70,7 +72,10 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 class Register(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a fleet is and who belongs to it; `hosts[0]` is where devices find the broker."""
+    """What a fleet is and who belongs to it.
+
+    `hosts[0]` is where devices find the broker; `signing_keys` are public, the newest first.
+    """
 
     fedge_fleet: int = 1
     federation: Id
@@ -79,6 +84,7 @@ class Register(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     bind: str = ""
     user: str
     list_updated: datetime
+    signing_keys: tuple[PublicKey, ...]
     devices: tuple[Record, ...] = ()
 
 
@@ -115,6 +121,7 @@ def create_fleet(folder: Path, settings: FleetSettings, now: datetime) -> Fleet:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} is in use and holds no fleet: choose another folder")
     account = Account.named(settings.user) if settings.user else _usual_account()
+    signing = SigningKeys.generate()
     register = Register(
         federation=settings.federation,
         hosts=tuple(settings.hosts),
@@ -122,6 +129,7 @@ def create_fleet(folder: Path, settings: FleetSettings, now: datetime) -> Fleet:
         bind=settings.bind,
         user=account.name,
         list_updated=now - _LIST_BACKDATED,
+        signing_keys=tuple(key.hex() for key in signing.public),
     )
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -130,6 +138,7 @@ def create_fleet(folder: Path, settings: FleetSettings, now: datetime) -> Fleet:
         raise ConfigError(f"{folder} cannot be made: {error.strerror}") from error
     try:
         _fill(partial, folder, register, account, now)
+        write_whole(partial / COORDINATOR_FOLDER / SIGNING_FILE, signing.encode())
         partial.replace(folder)  # takes the place of an empty folder, too
         sync_folder(folder.parent)
     except OSError as error:
@@ -292,6 +301,62 @@ class Fleet:
             # Also when it was revoked before: whoever asks again wants to be sure.
             self._save(self._without(agent_id, now), self._authority(), now)
 
+    # --- the coordinator's signing key -----------------------------------------------------------
+
+    def rotate_key(self, now: datetime, *, at_once: bool = False) -> None:
+        """A new signing key.
+
+        Args:
+            now: the time.
+            at_once: the old one signs no more: it is lost, or in other hands. Devices then trust
+                nothing until they are enrolled with a new bundle. Otherwise both sign until
+                `finish_key_rotation`, so that devices learn the new one from the old one.
+
+        Raises:
+            ConfigError: the old key is not here, a rotation is under way, or something cannot be
+                written.
+        """
+        with locked(self.folder):
+            self.register = self._read()
+            keys = SigningKeys.generate()
+            if not at_once:
+                old = self._signing_keys()
+                if len(old.public) > 1:
+                    raise ConfigError(
+                        "a rotation of the signing key is under way: end it with --finish"
+                    )
+                keys = old.after(keys)
+            self._save_keys(keys, now)
+
+    def finish_key_rotation(self, now: datetime) -> None:
+        """The newest key alone signs from now on.
+
+        Raises:
+            ConfigError: no rotation is under way, or something cannot be written.
+        """
+        with locked(self.folder):
+            self.register = self._read()
+            keys = self._signing_keys()
+            if len(keys.public) == 1:
+                raise ConfigError("no rotation of the signing key is under way")
+            self._save_keys(keys.newest(), now)
+
+    def _signing_keys(self) -> SigningKeys:
+        path = self.folder / COORDINATOR_FOLDER / SIGNING_FILE
+        if not path.exists():
+            raise ConfigError(
+                f"{path} is not here: bring it back from the coordinator's machine, since the old"
+                " key vouches for the new one; if it is lost: --at-once"
+            )
+        return SigningKeys.read(path)
+
+    def _save_keys(self, keys: SigningKeys, now: datetime) -> None:
+        # The file first: bundles must not name a key that nobody signs with.
+        write_whole(self.folder / COORDINATOR_FOLDER / SIGNING_FILE, keys.encode())
+        public = tuple(key.hex() for key in keys.public)
+        self.register = msgspec.structs.replace(self.register, signing_keys=public)
+        self._save(self.register.devices, self._authority(), now)
+
     def _active(self, agent_id: str) -> list[Record]:
         return [r for r in self.register.devices if r.agent_id == agent_id and r.revoked is None]
 
@@ -344,6 +409,7 @@ class Fleet:
             ca=ca,
             certificate=issued.certificate.decode(),
             key=issued.key.decode(),
+            trusted_keys=register.signing_keys,
         )
 
     def _authority(self) -> Authority:

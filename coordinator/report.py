@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from coordinator.config import CoordinatorConfig
 from coordinator.records import RoundRecord
-from coordinator.store import Store
+from coordinator.store import KnownAgent, Store
 
 
 def round_line(record: RoundRecord, rounds: int) -> str:
@@ -48,6 +49,7 @@ def status_document(store: Store) -> dict[str, Any]:
         "model": store.meta("model"),
         "fingerprint": store.meta("fingerprint"),
         "finished": store.meta("finished") or None,
+        "signing_keys": (store.meta("signing_keys") or "").split(),
         "versions": store.versions(),
         "rounds": [msgspec.to_builtins(record) for record in store.rounds()],
         "agents": {
@@ -71,6 +73,7 @@ def status_text(store: Store, config: CoordinatorConfig) -> str:
     lines += [round_line(record, config.rounds) for record in rounds[-10:]]
     online = sum(agent.status.state == "online" for agent in agents)
     lines.append(f"agents: {len(agents)} known, {online} online when last heard of")
+    lines += _key_lines(store.meta("signing_keys") or "", agents)
     for agent in agents:
         status = agent.status
         rows = f"{status.train_examples:,} to learn, {status.test_examples:,} held out"
@@ -81,3 +84,14 @@ def status_text(store: Store, config: CoordinatorConfig) -> str:
             f"{status.runtime or 'no runtime yet'}{trouble}"
         )
     return "\n".join(lines)
+
+
+def _key_lines(signing_keys: str, agents: Sequence[KnownAgent]) -> list[str]:
+    """During a rotation of the signing key: who does not know the new one yet."""
+    newest, *older = signing_keys.split() or [""]
+    if not older:
+        return []
+    behind = [a.agent_id for a in agents if a.status.keys and newest not in a.status.keys]
+    knows = f"known to {len(agents) - len(behind)} of {len(agents)} agents"
+    missing = f", not yet: {', '.join(behind[:10])}{' …' if len(behind) > 10 else ''}"
+    return [f"new signing key {newest}: {knows}{missing if behind else ''}"]

@@ -202,11 +202,13 @@ class Agent:
             return []  # a retained message was cleared
         try:
             topic = self.topics.parse(name)
-            actions = self._opened(topic, self._trust.opened(topic, payload), now_s)
+            try:
+                message = self._trust.opened(topic, payload)
+            except UntrustedError as error:
+                return self._untrusted(topic, error)
+            actions = self._opened(topic, message, now_s)
             record = self._trust.unsaved()
             return actions if record is None else [KeepTrust(record), *actions]
-        except UntrustedError as error:
-            return self._untrusted(name, error)
         except WireError as error:
             self.unreadable += 1
             log.warning("message dropped: %s", error, extra={"event": "unreadable"})
@@ -226,12 +228,12 @@ class Agent:
                 return self._progressed(self._fetcher.chunk(sha256, payload, now_s), now_s)
         return []
 
-    def _untrusted(self, name: str, error: UntrustedError) -> list[Action]:
+    def _untrusted(self, topic: Topic, error: UntrustedError) -> list[Action]:
         """Goes on as if it had not come; says so to the coordinator when there is no other."""
-        self._trust.refused(name, error)
+        self._trust.refused(topic, error)
         coordinator = self._coordinator
         is_served = coordinator is not None and coordinator.state == "online"
-        is_birth = name == self.topics.name(CoordinatorStatusTopic())
+        is_birth = isinstance(topic, CoordinatorStatusTopic)
         if is_served or not is_birth or self._distrust == error.reason:
             return []
         self._distrust = error.reason

@@ -85,11 +85,15 @@ def enrol(bundle: Path, folder: Path, data: Path | None, target: str) -> None:
     Writes certificates, the private key and agent.yaml into DIR, which only you can read. On the
     folder of the same device it replaces the certificates and keeps agent.yaml.
     """
-    from edge_agent.enrol import CONFIG_FILE, enrol
+    from broker.config import load_config
+    from edge_agent.config import AgentConfig
+    from edge_agent.enrol import CONFIG_FILE, KEYS_FILE, enrol
 
     taken, is_new = enrol(bundle, folder, data, target)
     config = folder / CONFIG_FILE
     what = f"{config} written" if is_new else f"certificates renewed, {config} kept"
     click.echo(f"{taken.agent_id} of federation {taken.federation}: {what}; next:")
+    if load_config(config, AgentConfig).trusted_keys is None:
+        click.echo(f"  check signatures:   add `trusted_keys: {KEYS_FILE}` to {config}")
     click.echo(f"  start it:           fedge agent run --config {config}")
     click.echo(f"  delete the bundle:  rm {bundle}")

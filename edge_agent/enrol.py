@@ -8,12 +8,14 @@ import yaml
 
 from broker.bundle import Bundle, check_bundle, read_bundle
 from broker.config import load_config
+from broker.seal import encode_public_keys
 from broker.security_files import make_private_folder, write_whole
 from edge_agent.config import AgentConfig
 from models.errors import ConfigError
 
 CONFIG_FILE = "agent.yaml"
 CA_FILE = "ca.crt"
+KEYS_FILE = "coordinator.pub"
 IDENTITY_FILE = "agent.pem"
 #: Where the data is looked for when nothing else is said; until it is there the agent connects and
 #: says that it cannot take part.
@@ -50,6 +52,8 @@ def enrol(bundle_path: Path, folder: Path, data: Path | None, target: str) -> tu
     make_private_folder(folder)
     write_whole(folder / CA_FILE, bundle.ca.encode(), 0o644)
     write_whole(folder / IDENTITY_FILE, bundle.identity)
+    keys = encode_public_keys(map(bytes.fromhex, bundle.trusted_keys))
+    write_whole(folder / KEYS_FILE, keys, 0o644)
     if is_new:  # last: a folder with a configuration is complete
         write_whole(config_path, text.encode(), 0o644)
         load_config(config_path, AgentConfig)
@@ -90,6 +94,7 @@ def config_text(bundle: Bundle, data: Path | None, target: str) -> str:
             "port": bundle.port,
             "tls": {"ca_file": CA_FILE, "cert_file": IDENTITY_FILE, "key_file": IDENTITY_FILE},
         },
+        "trusted_keys": KEYS_FILE,
         "data": source,
         "state_dir": "state",
     }

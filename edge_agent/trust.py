@@ -61,8 +61,8 @@ class Trust:
         #: Receipts answer one update and no other: after a restart an old one does no harm.
         self._inbox_number = -1
         self._is_saved = True
-        #: Messages that were not believed, by reason, since the start.
-        self.refusals: Counter[str] = Counter()
+        #: Messages that were not believed, since the start.
+        self.refusals: Counter[tuple[type[Topic], str]] = Counter()
 
     def _remember(self, record: TrustRecord) -> None:
         if record.pinned == self._pinned:
@@ -145,14 +145,15 @@ class Trust:
         )
         return True
 
-    def refused(self, name: str, error: UntrustedError) -> None:
+    def refused(self, topic: Topic, error: UntrustedError) -> None:
         """Counts and tells of a message that was not believed; seldom when there are many."""
-        self.refusals[error.reason] += 1
-        count = self.refusals[error.reason]
+        kind = (type(topic), error.reason)
+        self.refusals[kind] += 1
+        count = self.refusals[kind]
         if count & (count - 1) == 0:  # the 1st, 2nd, 4th, 8th …: a flood must not fill the log
             log.warning(
                 "message on %s refused, %s%s",
-                name,
+                self._topics.name(topic),
                 error,
                 f" ({count} such messages so far)" if count > 1 else "",
                 extra={"event": "untrusted", "reason": error.reason},

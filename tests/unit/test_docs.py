@@ -16,13 +16,15 @@ import msgspec
 import numpy as np
 import pytest
 import yaml
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 import coordinator.intake
 import coordinator.round
 import coordinator.uploads
-from broker import blobs, messages
+from broker import blobs, ed25519, messages, seal
 from broker.config import load_config, parse_config
 from broker.settings import BrokerSettings, TlsSettings
+from broker.signing import SigningKeys
 from coordinator import admission
 from coordinator import config as middle
 from coordinator.strategies import StrategyConfig
@@ -190,6 +192,22 @@ def test_the_update_frame_and_its_chunk_are_the_code_s() -> None:
     _, chunks = blobs.split(frame)
     assert chunks == [bytes.fromhex(block("hex chunk")) + frame]
     assert f"header of {blobs.HEADER_BYTES} bytes" in PROTOCOL
+
+
+def test_the_vector_of_seals_is_the_code_s() -> None:
+    private = "9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60"  # RFC 8032, 7.1
+    keys = SigningKeys([Ed25519PrivateKey.from_private_bytes(bytes.fromhex(private))])
+    (public,) = keys.public
+    topic = "fedge/v1/houses/coordinator/status"
+    payload, signed = block("json sealed").encode(), block("text signed").encode()
+    message, line = seal.split(payload)
+    found = seal.parse(line)
+    assert seal.signed_bytes(topic, found.number, message) == signed
+    assert f"The {len(signed)} bytes that are signed" in PROTOCOL
+    assert seal.join(message, keys.sign(topic, found.number, message)) == payload
+    assert messages.decode(message, messages.CoordinatorStatus).keys == (public.hex(),)
+    assert ed25519.is_valid(public, signed, bytes.fromhex(found.signatures[seal.key_id(public)]))
+    check_table(section(PROTOCOL, "Seals"), seal.Seal, 1)
 
 
 def test_the_examples_of_fingerprint_and_cohort_are_the_code_s() -> None:

@@ -37,7 +37,7 @@ SHA_A, SHA_B = "a" * 64, "b" * 64
 
 COORDINATOR_STATUS = (
     CoordinatorStatus(state="online", session="c0ffee", version=12),
-    b'{"state":"online","session":"c0ffee","version":12}',
+    b'{"state":"online","session":"c0ffee","version":12,"keys":[]}',
 )
 AGENT_STATUS = (
     AgentStatus(
@@ -57,7 +57,7 @@ AGENT_STATUS = (
     b'{"state":"online","boot":"b007","tasks":["train","evaluate"],"train_examples":800,'
     b'"test_examples":200,"unable":"","runtime":"tflite-runtime 2.14.0",'
     b'"memory_bytes":1000000000,"codecs":["float32","int8"],"tags":["kitchen"],'
-    b'"software":"0.1.0","heartbeat_s":60.0}',
+    b'"software":"0.1.0","heartbeat_s":60.0,"keys":[]}',
 )
 MANIFEST = (
     ProgramManifest(

@@ -21,6 +21,7 @@ from broker.authority import Authority, check_host
 from broker.bundle import Bundle, check_bundle, encode_bundle, read_bundle
 from broker.config import load_config
 from broker.reload import reload_mosquitto
+from broker.seal import read_public_keys
 from broker.security import Fleet, FleetSettings, create_fleet, utc_now
 from broker.security_files import Account, write_whole
 from edge_agent.config import AgentConfig
@@ -337,7 +338,8 @@ def test_a_bundle_becomes_a_folder_that_runs(bundle_path: Path, tmp_path: Path) 
     result = join(bundle_path, folder)
     assert result.exit_code == 0, result.output
     modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in folder.iterdir()}
-    assert modes == {"ca.crt": 0o644, "agent.pem": 0o600, "agent.yaml": 0o644}
+    public = ("ca.crt", "coordinator.pub", "agent.yaml")
+    assert modes == {"agent.pem": 0o600} | dict.fromkeys(public, 0o644)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     config = load_config(folder / "agent.yaml", AgentConfig)
     assert (config.agent_id, config.federation) == ("pi-1", "houses")
@@ -345,6 +347,9 @@ def test_a_bundle_becomes_a_folder_that_runs(bundle_path: Path, tmp_path: Path) 
     tls = config.broker.located(folder).tls
     assert tls is not None
     assert tls.context().check_hostname
+    assert config.trusted_keys is not None
+    (key,) = read_public_keys(folder / config.trusted_keys)
+    assert key.hex() == json.loads(bundle_path.read_bytes())["trusted_keys"][0]
 
 
 def test_the_data_goes_into_the_configuration(bundle_path: Path, tmp_path: Path) -> None:
