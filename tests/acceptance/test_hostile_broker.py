@@ -6,11 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from broker import seal
 from broker.local import LocalBroker
+from broker.security import Fleet, FleetSettings, create_fleet, utc_now
+from broker.security_files import Account
 from broker.signing import SigningKeys
 from broker.topics import ChunkTopic
+from fedge import cli
 from models.zoo import load_zoo
 from tests.acceptance.federation import Federation, eventually, running
 from tests.acceptance.gateway import FALSE_ROUND, TOPICS, Forger, between
@@ -53,6 +57,39 @@ def federation_of(folder: Path, north: LocalBroker, south: LocalBroker) -> Feder
     ).write()
     federation.configure("coordinator", broker=federation.at(north.port))
     return federation
+
+
+def test_a_signing_key_is_rotated_while_a_fleet_learns_and_no_device_is_touched(
+    tmp_path: Path, north: LocalBroker
+) -> None:
+    fleet = create_fleet(
+        tmp_path / "fleet",
+        FleetSettings("f", ["localhost"], user=Account.current().name),
+        utc_now(),
+    )
+    federation = federation_of(tmp_path, north, north)
+    pinned = map(bytes.fromhex, fleet.register.signing_keys)
+    (tmp_path / "coordinator.pub").write_bytes(seal.encode_public_keys(pinned))
+    key_file = fleet.folder / "coordinator" / "signing.key"
+    federation.configure("coordinator", signing_key=str(key_file), rounds=6)
+    with running(federation):
+        federation.start_all()
+        for version, option in ((1, []), (3, ["--finish"])):
+            federation.await_version(version)
+            federation.kill("coordinator")
+            command = ["broker", "rotate-key", str(fleet.folder), *option]
+            assert CliRunner().invoke(cli, command).exit_code == 0
+            federation.kill("pi-0")  # what it learned of keys is on its disk
+            federation.start("coordinator", "pi-0")
+        assert federation.ended("coordinator") == 0
+        federation.check_nothing_lost(6)
+    (newest,) = (
+        seal.key_id(bytes.fromhex(key)) for key in Fleet(fleet.folder).register.signing_keys
+    )
+    for name in NAMES:
+        said = federation.said(name)
+        assert f"the coordinator signs with {newest} and " in said
+        assert f"the coordinator signs with {newest} from now on" in said
 
 
 def forger() -> Forger:

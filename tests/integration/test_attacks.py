@@ -241,6 +241,7 @@ def test_an_honest_fleet_learns(place: RunningFleet, tmp_path: Path) -> None:
     document = {
         "federation": FEDERATION,
         "model": "house_price",
+        "signing_key": str(folder / "signing.key"),
         "broker": {"host": "localhost", "port": place.port, "tls": tls},
         "rounds": 4,
         "start": {"agents": 3, "timeout_s": 30},

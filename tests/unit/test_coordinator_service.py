@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from broker import blobs, messages
+from broker import blobs, messages, seal
 from broker.link import Received
 from broker.memory import MemoryBroker, MemoryLink
 from broker.messages import AgentStatus, Receipt, RoundPlan, UpdateHeader
+from broker.signing import Signer, SigningKeys
 from broker.topics import AgentStatusTopic, InboxTopic, RoundTopic, Topics, UpdateTopic
 from coordinator.config import StartConfig
 from coordinator.federation import Coordinator
@@ -25,6 +26,7 @@ from tests.unit.test_coordinator import PACKAGE, SESSION, config
 
 TOPICS = Topics("f")
 AGENTS = ("a", "b", "c")
+KEYS = SigningKeys.generate()
 
 
 @dataclass
@@ -66,11 +68,20 @@ class Scene:
 
     def receipts(self, name: str) -> list[Receipt]:
         inbox = TOPICS.name(InboxTopic(name))
-        return [messages.decode(r.payload, Receipt) for r in self.heard(name) if r.topic == inbox]
+        heard = [seal.split(r.payload)[0] for r in self.heard(name) if r.topic == inbox]
+        return [messages.decode(message, Receipt) for message in heard]
 
     def plan(self, name: str) -> RoundPlan:
         rounds = [r for r in self.heard(name) if r.topic == TOPICS.name(RoundTopic())]
-        return messages.decode(rounds[-1].payload, RoundPlan)
+        return messages.decode(seal.split(rounds[-1].payload)[0], RoundPlan)
+
+    def signed_until(self) -> int:
+        """Numbers that another process would find set aside after a power cut now."""
+        with sqlite3.connect(f"file:{self.file}?mode=ro", uri=True) as db:
+            query = "SELECT value FROM meta WHERE key = 'signed_until'"
+            number = int(db.execute(query).fetchone()[0])
+        db.close()
+        return number
 
 
 def status() -> AgentStatus:
@@ -118,7 +129,8 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
     def tell(event: dict[str, Any]) -> None:
         saved.append(event["event"])
 
-    service = CoordinatorService(machine, link, store, lambda: None, tell, None)
+    signer = Signer(KEYS, store.signed_until, store.sign_until, lambda: 1000)
+    service = CoordinatorService(machine, link, store, lambda: None, tell, None, signer)
     agents = {name: MemoryLink(broker, name) for name in AGENTS}
     found = Scene(service, link, agents, tmp_path / STORE_FILE, saved)
     service.begin()
@@ -144,6 +156,25 @@ def test_a_receipt_waits_until_the_update_is_on_disk(scene: Scene) -> None:
     scene.service.idle()
     assert scene.on_disk() == 1
     assert [receipt.accepted for receipt in scene.receipts("a")] == [True]
+
+
+def test_what_agents_must_trust_is_signed_as_late_as_it_is_sent(scene: Scene) -> None:
+    plan = scene.plan("a")
+    send(scene, "a", plan)
+    send(scene, "b", plan)
+    while scene.take_one():
+        pass
+    scene.service.idle()
+    numbers = []
+    for name in ("a", "b"):
+        receipt = next(r for r in scene.heard(name) if r.topic == TOPICS.name(InboxTopic(name)))
+        message, line = seal.split(receipt.payload)
+        found = seal.parse(line)
+        assert KEYS.sign(receipt.topic, found.number, message) == found
+        assert messages.decode(message, Receipt).accepted
+        numbers.append(found.number)
+    assert numbers == sorted(set(numbers))
+    assert 1000 < numbers[0] <= scene.signed_until()
 
 
 def test_updates_that_come_together_are_written_together(scene: Scene) -> None:

@@ -21,9 +21,10 @@ from broker.authority import Authority, check_host
 from broker.bundle import Bundle, check_bundle, encode_bundle, read_bundle
 from broker.config import load_config
 from broker.reload import reload_mosquitto
-from broker.seal import read_public_keys
+from broker.seal import key_id, read_public_keys
 from broker.security import Fleet, FleetSettings, create_fleet, utc_now
 from broker.security_files import Account, write_whole
+from broker.signing import SigningKeys
 from edge_agent.config import AgentConfig
 from fedge import cli
 from models.errors import ConfigError
@@ -302,6 +303,42 @@ def test_the_list_shows_serial_expiry_and_state(fleet: Fleet) -> None:
     assert "here  active" in fedge("broker", "list", fleet.folder).stdout
 
 
+def signing(fleet: Fleet) -> tuple[str, ...]:
+    """Public keys of the file that the coordinator signs with, which the register has too."""
+    keys = SigningKeys.read(fleet.folder / "coordinator" / "signing.key")
+    found = tuple(key.hex() for key in keys.public)
+    assert Fleet(fleet.folder).register.signing_keys == found
+    return found
+
+
+def test_a_signing_key_is_rotated_with_an_overlap(fleet: Fleet) -> None:
+    (old,) = signing(fleet)
+    assert "no rotation" in line_of(fedge("broker", "rotate-key", fleet.folder, "--finish"))
+    begun = fedge("broker", "rotate-key", fleet.folder)
+    assert begun.exit_code == 0, begun.output
+    new, kept = signing(fleet)
+    assert kept == old
+    assert f"new signing key: {key_id(bytes.fromhex(new))}" in begun.stdout
+    assert "under way" in line_of(fedge("broker", "rotate-key", fleet.folder))
+    fleet.enrol("pi-1", utc_now(), None, 30)
+    assert read_bundle(fleet.folder / "bundles" / "pi-1.bundle").trusted_keys == (new, old)
+    assert fedge("broker", "rotate-key", fleet.folder, "--finish").exit_code == 0
+    assert signing(fleet) == (new,)
+    assert stat.S_IMODE((fleet.folder / "coordinator" / "signing.key").stat().st_mode) == 0o600
+
+
+def test_a_signing_key_that_is_lost_vouches_for_nothing(fleet: Fleet) -> None:
+    (old,) = signing(fleet)
+    (fleet.folder / "coordinator" / "signing.key").unlink()
+    line = line_of(fedge("broker", "rotate-key", fleet.folder))
+    assert "bring it back from the coordinator's machine" in line
+    result = fedge("broker", "rotate-key", fleet.folder, "--at-once")
+    assert f"fedge broker rotate {fleet.folder} AGENT_ID" in result.stdout
+    (new,) = signing(fleet)
+    assert new != old
+    assert fedge("broker", "rotate-key", fleet.folder, "--at-once", "--finish").exit_code == 2
+
+
 def test_a_folder_without_a_fleet_or_with_a_damaged_one_is_named(fleet: Fleet) -> None:
     assert "holds no fleet" in line_of(fedge("broker", "list", fleet.folder / "broker"))
     (fleet.folder / "authority" / "ca.key").write_text("rubbish")
@@ -352,6 +389,17 @@ def test_a_bundle_becomes_a_folder_that_runs(bundle_path: Path, tmp_path: Path) 
     assert key.hex() == json.loads(bundle_path.read_bytes())["trusted_keys"][0]
 
 
+def test_an_old_configuration_is_told_to_check_signatures(
+    fleet: Fleet, bundle_path: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "pi"
+    join(bundle_path, folder)
+    path = folder / "agent.yaml"
+    path.write_text(path.read_text().replace("trusted_keys: coordinator.pub\n", ""))
+    result = join(fleet.rotate("pi-1", utc_now(), None, 30), folder)
+    assert f"add `trusted_keys: coordinator.pub` to {path}" in result.stdout
+
+
 def test_the_data_goes_into_the_configuration(bundle_path: Path, tmp_path: Path) -> None:
     line = line_of(join(bundle_path, tmp_path / "a", "--data", "houses.csv"))
     assert "--target COLUMN" in line
@@ -375,6 +423,7 @@ def test_a_new_bundle_renews_the_certificates_and_keeps_the_rest(
         file.write("threads: 2\n")
     result = join(fleet.rotate("pi-1", utc_now(), None, 30), folder)
     assert "certificates renewed" in result.stdout
+    assert "check signatures" not in result.stdout
     assert content(folder)["agent.pem"] != before["agent.pem"]
     assert load_config(folder / "agent.yaml", AgentConfig).threads == 2
     other = fleet.enrol("pi-2", utc_now(), None, 30)

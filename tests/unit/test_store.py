@@ -315,6 +315,19 @@ def test_the_status_text_shows_rounds_and_agents(store: Store) -> None:
     assert "cannot take part: no_data: no such file" in lines[11]
 
 
+def test_the_status_says_who_does_not_know_the_new_signing_key(store: Store) -> None:
+    store.adopt("f", PACKAGE)
+    for name, keys in (("a", ("1" * 16, "2" * 16)), ("b", ("1" * 16,)), ("c", ())):
+        store.save_agent(name, AgentStatus(state="online", boot="1", keys=keys))
+    config = CoordinatorConfig(federation="f", model="house_price")
+    store.note_keys(["1" * 16])
+    assert "signing key" not in status_text(store, config)
+    store.note_keys(["2" * 16, "1" * 16])
+    line = "new signing key 2222222222222222: known to 2 of 3 agents, not yet: b"
+    assert line in status_text(store, config).splitlines()
+    assert status_document(store)["signing_keys"] == ["2" * 16, "1" * 16]
+
+
 def test_a_schema_with_bytes_that_are_no_text_is_told_in_one_line(tmp_path: Path) -> None:
     Store(tmp_path).close()
     path = tmp_path / STORE_FILE
