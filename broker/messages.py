@@ -164,6 +164,8 @@ class AgentStatus(Message, frozen=True):
         train_examples: rows it learns from.
         test_examples: rows it measures on.
         unable: why it cannot take part at all; empty when it can.
+        paused: why it does not take part for now (too_hot, low_battery, metered, quiet_hours, and
+            words); empty when it does.
         runtime: the interpreter.
         memory_bytes: of the device, in all; 0 when unknown.
         codecs: it can encode.
@@ -181,6 +183,7 @@ class AgentStatus(Message, frozen=True):
     train_examples: Count = 0
     test_examples: Count = 0
     unable: Text = ""
+    paused: Text = ""
     runtime: Text = ""
     memory_bytes: Count = 0
     codecs: Annotated[tuple[Text, ...], Meta(max_length=64)] = ()
@@ -225,7 +228,7 @@ class Report(Message, frozen=True):
         kind: "declined" with a reason; "evaluation" with sums over the held-out rows; "missing"
             when chunks of a blob do not come: the coordinator publishes them again.
         reason: machine name: no_data, no_runtime, no_program, fingerprint, codec, weights,
-            training, evaluation, stopping.
+            training, evaluation, stopping, memory, too_hot, low_battery, metered, quiet_hours.
         detail: for people.
         loss_sum, weight_sum, metric_sums: add across agents.
         sha256, chunks: of the blob that is incomplete.

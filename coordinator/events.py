@@ -72,10 +72,17 @@ class RoundEnded:
 
 @dataclass(frozen=True)
 class Waiting:
-    """Tell people: too few agents are here."""
+    """Tell people: too few agents are here.
+
+    Attributes:
+        able: to take part now.
+        wanted: before a round begins.
+        resting: that are here and say that they rest (too hot, quiet hours, …).
+    """
 
     able: int
     wanted: int
+    resting: int = 0
 
 
 @dataclass(frozen=True)

@@ -284,7 +284,8 @@ class Coordinator:
         if change in ("none", "heartbeat"):
             return []
         log.debug("%s is %s", agent_id, status.state)
-        gone = status.state == "offline"
+        # One that rests may go on within the round: like one that is away, it is not waited for.
+        gone = status.state == "offline" or bool(status.paused)
         event = Lost(agent_id) if gone else Returned(agent_id)
         return [SaveAgent(agent_id, status), *self._advance(event, now_s)]
 
@@ -329,7 +330,7 @@ class Coordinator:
         if self._waiting_told == (able, wanted):
             return []
         self._waiting_told = (able, wanted)
-        return [Waiting(able, wanted)]
+        return [Waiting(able, wanted, self.roster.resting)]
 
     def _new_record(self, asked: int) -> RoundRecord:
         round_id, self._next_round_id = self._next_round_id, self._next_round_id + 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +24,9 @@ def round_line(record: RoundRecord, rounds: int) -> str:
         )
     parts = [f"round {record.round_id}", f"version {record.version} of {rounds}"]
     parts.append(f"{record.reported} of {record.asked} reported")
+    if record.declined:
+        reasons = Counter(record.declined.values())
+        parts.append("declined: " + ", ".join(f"{reasons[r]} {r}" for r in sorted(reasons)))
     if record.refused:
         parts.append(f"{record.refused} refused")
     if record.loss is not None:
@@ -71,14 +75,17 @@ def status_text(store: Store, config: CoordinatorConfig) -> str:
     if len(rounds) > 10:
         lines.append(f"… {len(rounds) - 10} earlier rounds: --json shows them")
     lines += [round_line(record, config.rounds) for record in rounds[-10:]]
-    online = sum(agent.status.state == "online" for agent in agents)
-    lines.append(f"agents: {len(agents)} known, {online} online when last heard of")
+    here = [agent.status for agent in agents if agent.status.state == "online"]
+    resting = sum(bool(status.paused) for status in here)
+    rest = f", {resting} of them rest" if resting else ""
+    lines.append(f"agents: {len(agents)} known, {len(here)} online when last heard of{rest}")
     lines += _key_lines(store.meta("signing_keys") or "", agents)
     for agent in agents:
         status = agent.status
         rows = f"{status.train_examples:,} to learn, {status.test_examples:,} held out"
         age = max(0.0, time.time() - agent.heard_at)
         trouble = f" · cannot take part: {status.unable}" if status.unable else ""
+        trouble += f" · rests: {status.paused}" if status.paused else ""
         lines.append(
             f"  {agent.agent_id:24s} {status.state:8s} {age:6.0f} s ago · {rows} · "
             f"{status.runtime or 'no runtime yet'}{trouble}"

@@ -124,6 +124,12 @@ class Roster:
         entry.received_bytes += new
         return new
 
+    @property
+    def resting(self) -> int:
+        """Agents that are here and take no part for now."""
+        statuses = (entry.status for entry in self._entries.values())
+        return sum(status.state == "online" and bool(status.paused) for status in statuses)
+
     def able(self, task: Task, codec: str | None = None) -> list[str]:
         """Agents that can be asked for `task` now, sorted by id."""
 
@@ -132,6 +138,7 @@ class Roster:
             return (
                 status.state == "online"
                 and not status.unable
+                and not status.paused
                 and task in status.tasks
                 and rows > 0
                 and (codec is None or codec in status.codecs)

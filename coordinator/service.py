@@ -152,9 +152,10 @@ class CoordinatorService(Service):
             case RoundEnded(record):
                 rounds = self._coordinator.config.rounds
                 self._say("round", round_line(record, rounds), record=msgspec.to_builtins(record))
-            case Waiting(able, wanted):
+            case Waiting(able, wanted, resting):
                 line = f"waiting for agents: {able} of {wanted} can take part"
-                self._say("waiting", line, able=able, wanted=wanted)
+                line += f", {resting} rest" if resting else ""
+                self._say("waiting", line, able=able, wanted=wanted, resting=resting)
             case Finished(reason):
                 self._store.finish(reason)
                 self._save_result()

@@ -47,15 +47,19 @@ from edge_agent.events import (
     CancelJob,
     Evaluated,
     Event,
+    Felt,
     JobFailed,
     KeepTrust,
     LoadPackage,
     PackageFailed,
     PackageLoaded,
+    PauseJobs,
+    ResumeJobs,
     StartJob,
     Trained,
 )
 from edge_agent.fetcher import Fetcher, Progressed
+from edge_agent.limits import Limits, Readings, Rest
 from edge_agent.outbox import Outbox
 from edge_agent.spool import AgentMemory
 from edge_agent.statements import AgentFacts, agent_status, finished_update, not_finite
@@ -105,6 +109,12 @@ class Agent:
         #: The last report, and to which plan: it is sent again when that plan comes again.
         self._last_answer: tuple[_JobKey, Publish] | None = None
         self._heartbeat_s = math.inf
+        self._limits = Limits(facts.limits)
+        #: When answers to the plan are late, as far as we know.
+        self._late_s = math.inf
+        #: The package that is not fetched while the network is paid by the byte.
+        self._put_off: BlobRef | None = None
+        self._was_connected = False
         self._attempts = 0
         self._received_bytes = 0
 
@@ -115,6 +125,7 @@ class Agent:
                 return self._start()
             case Connected(max_payload_bytes):
                 self._outbox.chunk_bytes = blobs.chunk_bytes_for(max_payload_bytes)
+                self._was_connected = True
                 return [self._beat(now_s)]
             case MessageArrived(topic, payload):
                 return self._message(topic, payload, now_s)
@@ -128,6 +139,8 @@ class Agent:
                 return self._package_failed(event, now_s)
             case Trained() | Evaluated() | JobFailed():
                 return self._job_ended(event, now_s)
+            case Felt(readings):
+                return self._felt(readings, now_s)
             case Stopping():
                 return [*self._decline_running("stopping"), self._status(online=False)]
 
@@ -137,9 +150,15 @@ class Agent:
             self._heartbeat_s,
             self._fetcher.next_s(),
             self._outbox.next_s(self._plan),
+            self._late_s if self._is_paused else None,
         ]
         due = min((moment for moment in moments if moment is not None), default=math.inf)
         return max(0.0, due - now_s)
+
+    @property
+    def is_watchful(self) -> bool:
+        """Whether it wants to be told how the device feels."""
+        return self.facts.limits.watched or bool(self._failed and self._failed.needs_bytes)
 
     @property
     def plan(self) -> RoundPlan | None:
@@ -174,6 +193,8 @@ class Agent:
             actions += [self._beat(now_s), *self._ask_again()]
         for progressed in self._fetcher.tick(now_s):
             actions += self._progressed(progressed, now_s)
+        if self._is_paused and now_s >= self._late_s:
+            actions += self._give_up_paused()
         return actions + self._outbox.send_when_due(self._plan, now_s)
 
     def _beat(self, now_s: float) -> Publish:
@@ -255,7 +276,7 @@ class Agent:
             actions += self._outbox.forget_model()
         self._loaded = self._failed = None
         self._loading = sha256
-        return actions + self._fetch(manifest.package, now_s)
+        return actions + self._fetch_package(manifest.package, now_s)
 
     def _new_plan(self, plan: RoundPlan, now_s: float) -> list[Action]:
         actions: list[Action] = []
@@ -264,7 +285,7 @@ class Agent:
             return []  # a copy of an earlier one that came late
         if old is not None and old.weights.sha256 != plan.weights.sha256:
             actions += self._fetcher.forget(old.weights)
-        self._plan = plan
+        self._plan, self._late_s = plan, now_s + plan.deadline_s
         actions += self._outbox.new_plan(plan, now_s)
         if self._outbox.answers(plan) and plan.task == "train":
             self._answered = _key(plan)
@@ -282,6 +303,12 @@ class Agent:
             return self._progressed(self._fetcher.begin(ref, now_s, jitter_s), now_s)
         except WireError as error:
             return self._fetch_failed(ref.sha256, str(error), now_s)
+
+    def _fetch_package(self, ref: BlobRef, now_s: float) -> list[Action]:
+        if self._limits.metered:
+            self._put_off = ref
+            return []
+        return self._fetch(ref, now_s)
 
     def _progressed(self, progressed: Progressed, now_s: float) -> list[Action]:
         actions: list[Action] = list(progressed.actions)
@@ -363,6 +390,66 @@ class Agent:
         log.error("cannot take part (%s): %s", event.reason, event.detail)
         return [self._status(), *self._advance(now_s)]
 
+    # -- rest -----------------------------------------------------------------------------------
+
+    def _felt(self, readings: Readings, now_s: float) -> list[Action]:
+        before, was_metered = self._limits.rest, self._limits.metered
+        rest = self._limits.judge(readings)
+        actions: list[Action] = []
+        if self._limits.metered != was_metered:
+            actions += self._go_on_fetching(now_s) if was_metered else self._stop_fetching()
+        actions += self._load_again(readings, now_s)
+        return actions if rest == before else [*actions, *self._rest_changed(before, rest, now_s)]
+
+    def _rest_changed(self, before: Rest | None, rest: Rest | None, now_s: float) -> list[Action]:
+        log.info("the device rests: %s", rest) if rest else log.info("the device rests no more")
+        actions: list[Action] = [self._status()] if self._was_connected else []
+        if (rest is None) != (before is None):
+            actions.append(PauseJobs() if rest else ResumeJobs())
+        return [*actions, *self._advance(now_s)]
+
+    @property
+    def _is_paused(self) -> bool:
+        plan, rest = self._plan, self._limits.rest
+        return plan is not None and self._job == _key(plan) and rest is not None
+
+    def _give_up_paused(self) -> list[Action]:
+        """The device still rests, and the round's time is up."""
+        rest = self._limits.rest
+        assert rest is not None, "is paused"
+        self._late_s = math.inf
+        detail = f"{rest.detail}; still so at the deadline, training was given up"
+        return [CancelJob(), *self._decline(rest.reason, detail)]
+
+    def _stop_fetching(self) -> list[Action]:
+        """The network is paid by the byte now."""
+        actions: list[Action] = []
+        if self._plan is not None:
+            actions += self._fetcher.put_off(self._plan.weights.sha256)
+        if self._manifest is not None and self._manifest.package.sha256 in self._fetcher:
+            self._put_off = self._manifest.package
+            actions += self._fetcher.put_off(self._put_off.sha256)
+        return actions
+
+    def _go_on_fetching(self, now_s: float) -> list[Action]:
+        ref, self._put_off = self._put_off, None
+        if ref is None or ref.sha256 != self._loading:
+            return []
+        return self._fetch(ref, now_s)
+
+    def _load_again(self, readings: Readings, now_s: float) -> list[Action]:
+        """A package that did not fit into memory may fit now."""
+        failed, manifest = self._failed, self._manifest
+        if (
+            failed is None
+            or manifest is None
+            or failed.package != manifest.package.sha256
+            or not 0 < failed.needs_bytes <= (readings.available_bytes or 0)
+        ):
+            return []
+        self._failed, self._loading = None, failed.package
+        return self._fetch_package(manifest.package, now_s)
+
     # -- a round --------------------------------------------------------------------------------
 
     def _advance(self, now_s: float) -> list[Action]:
@@ -393,6 +480,8 @@ class Agent:
             return "no_runtime", self.facts.unable
         if self._failed is not None and self._failed.package == plan.package:
             return self._failed.reason, self._failed.detail
+        if rest := self._limits.rest:
+            return rest.reason, rest.detail
         if plan.task == "train" and plan.codec.name not in CODECS:
             return "codec", f"codec {plan.codec.name!r} is unknown; known: {', '.join(CODECS)}"
         loaded = self._loaded
@@ -419,6 +508,8 @@ class Agent:
         self._job = None
         if self._plan is None or _key(event.plan) != _key(self._plan):
             return self._advance(now_s)  # the round went on without us
+        if self._answered == _key(event.plan):
+            return []  # given up, and said so
         match event:
             case Trained(plan, result):
                 if trouble := not_finite(result.sums):
@@ -484,7 +575,9 @@ class Agent:
         )
 
     def _status(self, *, online: bool = True) -> Publish:
-        status = agent_status(self.facts, self._loaded, self._failed, online=online)
+        status = agent_status(
+            self.facts, self._loaded, self._failed, self._limits.rest, online=online
+        )
         unable = f"coordinator not trusted: {self._distrust}" if self._distrust else status.unable
         status = msgspec.structs.replace(status, unable=unable, keys=self._trust.key_ids)
         topic = AgentStatusTopic(self.facts.agent_id)

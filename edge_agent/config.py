@@ -12,6 +12,7 @@ from broker.messages import Fingerprint, Id, Task
 from broker.settings import BrokerSettings
 from edge_agent.data.dataset import DataConfig
 from edge_agent.fetcher import STALL_S
+from edge_agent.limits import LimitsConfig
 
 
 class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -34,6 +35,7 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         heartbeat_s: the agent says that it is there so often, also while it trains.
         stall_s: without a chunk of what it fetches for so long, it subscribes again and asks the
             coordinator for what is missing; doubled at each try.
+        limits: what training may take from the device, and when it rests.
     """
 
     federation: Id
@@ -50,6 +52,7 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     max_blob_bytes: Annotated[int, Meta(ge=1024, le=1 << 32)] = 64 << 20
     heartbeat_s: Annotated[float, Meta(ge=1, le=1e6)] = 60.0
     stall_s: Annotated[float, Meta(ge=0.1, le=300)] = STALL_S
+    limits: LimitsConfig = LimitsConfig()
 
     def __post_init__(self) -> None:
         if self.agent_id == "coordinator":

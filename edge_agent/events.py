@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from broker.machine import Connected, LinkAction, MessageArrived, Started, Stopping, Tick
 from broker.messages import RoundPlan
+from edge_agent.limits import Readings
 from edge_agent.spool import SpooledUpdate
 from edge_agent.trainer import TrainingResult
 from edge_agent.trust import TrustRecord
@@ -29,12 +30,14 @@ class PackageFailed:
     """The device cannot work with this package.
 
     Attributes:
-        reason: machine name: no_program, no_data.
+        reason: machine name: no_program, no_data, memory.
+        needs_bytes: with this much memory available it would work; 0: nothing to wait for.
     """
 
     package: str
     reason: str
     detail: str
+    needs_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,13 @@ class BlobRecalled:
     payloads: tuple[bytes, ...]
 
 
+@dataclass(frozen=True)
+class Felt:
+    """How the device feels now."""
+
+    readings: Readings
+
+
 Event = (
     Started
     | Connected
@@ -80,6 +90,7 @@ Event = (
     | Trained
     | Evaluated
     | JobFailed
+    | Felt
     | Stopping
 )
 
@@ -148,6 +159,16 @@ class CancelJob:
     """Nobody waits for the running job's result any more."""
 
 
+@dataclass(frozen=True)
+class PauseJobs:
+    """The running job, and those to come, wait before their next step."""
+
+
+@dataclass(frozen=True)
+class ResumeJobs:
+    """They go on."""
+
+
 Action = (
     LinkAction
     | RecallBlob
@@ -159,4 +180,6 @@ Action = (
     | LoadPackage
     | StartJob
     | CancelJob
+    | PauseJobs
+    | ResumeJobs
 )

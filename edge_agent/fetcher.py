@@ -88,6 +88,9 @@ class Fetcher:
     def __len__(self) -> int:
         return len(self._fetches)
 
+    def __contains__(self, sha256: str) -> bool:
+        return sha256 in self._fetches
+
     def begin(self, ref: BlobRef, now_s: float, jitter_s: float = 0.0) -> Progressed:
         """Fetch a blob, after a random part of `jitter_s`; nothing when it is being fetched.
 
@@ -148,6 +151,10 @@ class Fetcher:
             return ()
         fetch.awaited.remove(index)
         return () if fetch.awaited else self._subscribe(fetch, now_s).actions
+
+    def put_off(self, sha256: str) -> tuple[FetchAction, ...]:
+        """Stop fetching for now; the disk keeps what came."""
+        return (*self._stop(sha256),)
 
     def forget(self, ref: BlobRef) -> tuple[FetchAction, ...]:
         """Nobody wants the blob any more: stop fetching, free the disk."""

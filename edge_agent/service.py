@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 import time
 from collections import deque
@@ -22,17 +23,20 @@ from broker.service import Service
 from edge_agent.agent import Agent
 from edge_agent.chunks import ChunkStore
 from edge_agent.config import AgentConfig
-from edge_agent.device import memory_bytes
+from edge_agent.device import Device, LinuxDevice, memory_bytes
 from edge_agent.events import (
     Action,
     BlobRecalled,
     CancelJob,
     Event,
+    Felt,
     ForgetBlob,
     KeepChunk,
     KeepTrust,
     LoadPackage,
+    PauseJobs,
     RecallBlob,
+    ResumeJobs,
     SettleUpdate,
     SpoolUpdate,
     StartJob,
@@ -72,6 +76,7 @@ class AgentService(Service):
         disk: threads that write the spool, so that one agent's disk does not hold up the others;
             None writes at once. Either way nothing that follows the update is done before it is
             on disk.
+        device: that says how it feels.
     """
 
     def __init__(
@@ -83,9 +88,13 @@ class AgentService(Service):
         pool: WorkerPool,
         give_up_s: float | None = None,
         disk: Executor | None = None,
+        device: Device | None = None,
     ) -> None:
         super().__init__(link, give_up_s)
         self._agent = agent
+        self._limits = config.limits
+        self._device = device or LinuxDevice()
+        self._feel_s = -math.inf
         state_dir = located(config.state_dir, base)
         self._spool = Spool(state_dir, spool_limit(config))
         self._chunks = ChunkStore(state_dir, 3 * config.max_blob_bytes)
@@ -101,13 +110,27 @@ class AgentService(Service):
         return self._agent.handle(event, time.monotonic())
 
     def wait_s(self) -> float:
-        """Until the next heartbeat, stall or resend."""
-        return self._agent.wait_s(time.monotonic())
+        """Until the next heartbeat, stall, resend, or look at the device."""
+        now_s = time.monotonic()
+        feel_s = self._feel_s - now_s if self._agent.is_watchful else math.inf
+        return max(0.0, min(self._agent.wait_s(now_s), feel_s))
+
+    def begin(self) -> None:
+        """See `Service.begin`; the machine knows how the device feels before it hears of work."""
+        self._feel()
+        super().begin()
 
     def wake(self) -> None:
-        """Let the machine look at the clock."""
+        """Let the machine look at the clock, and at the device."""
+        self._feel()
         if self._agent.wait_s(time.monotonic()) <= 0:
             self.dispatch(Tick())
+
+    def _feel(self) -> None:
+        now_s = time.monotonic()
+        if self._agent.is_watchful and now_s >= self._feel_s:
+            self._feel_s = now_s + self._limits.check_s
+            self.dispatch(Felt(self._device.read(self._limits)))
 
     def dispatch(self, event: Event | _Spooled) -> None:
         """See `Service.dispatch`."""
@@ -163,6 +186,8 @@ class AgentService(Service):
                 self._worker.submit(action)
             case CancelJob():
                 self._worker.cancel()
+            case PauseJobs() | ResumeJobs():
+                self._worker.pause(paused=isinstance(action, PauseJobs))
 
     def _write(self, update: SpooledUpdate) -> None:
         if self._disk is None:
@@ -198,6 +223,7 @@ def agent_facts(config: AgentConfig, boot: str) -> AgentFacts:
         max_blob_bytes=config.max_blob_bytes,
         heartbeat_s=config.heartbeat_s,
         stall_s=config.stall_s,
+        limits=config.limits,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from zlib import crc32
 
 import numpy as np
@@ -11,6 +11,7 @@ from broker import messages
 from broker.messages import AgentStatus, RoundPlan, Task, UpdateHeader
 from edge_agent.events import PackageFailed, PackageLoaded
 from edge_agent.fetcher import STALL_S
+from edge_agent.limits import LimitsConfig, Rest
 from edge_agent.spool import SpooledUpdate
 from edge_agent.trainer import TrainingResult
 from models.codecs import CODECS, compensate, make_codec
@@ -30,6 +31,7 @@ class AgentFacts:
         heartbeat_s: says that it is there so often; 0 never.
         stall_s: a fetch without a chunk for so long asks again.
         trusted_keys: public keys of the coordinator, 32 bytes each; none: nothing need be signed.
+        limits: when the device rests.
     """
 
     agent_id: str
@@ -45,12 +47,14 @@ class AgentFacts:
     heartbeat_s: float = 0.0
     stall_s: float = STALL_S
     trusted_keys: tuple[bytes, ...] = ()
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
 
 
 def agent_status(
     facts: AgentFacts,
     loaded: PackageLoaded | None,
     failed: PackageFailed | None,
+    rest: Rest | None = None,
     *,
     online: bool,
 ) -> AgentStatus:
@@ -63,6 +67,7 @@ def agent_status(
         train_examples=loaded.train_examples if loaded and not unable else 0,
         test_examples=loaded.test_examples if loaded and not unable else 0,
         unable=unable[:500],
+        paused=str(rest or ""),
         runtime=loaded.runtime if loaded else "",
         memory_bytes=facts.memory_bytes,
         codecs=tuple(CODECS),

@@ -8,6 +8,7 @@ program is loaded once for each thread, whichever agent needs it.
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import threading
 import time
@@ -23,6 +24,7 @@ import numpy as np
 from broker.config import located
 from edge_agent.config import AgentConfig
 from edge_agent.data.dataset import LocalDataset, load_dataset
+from edge_agent.device import available_bytes, resident_bytes
 from edge_agent.events import (
     Evaluated,
     Event,
@@ -33,6 +35,8 @@ from edge_agent.events import (
     StartJob,
     Trained,
 )
+from edge_agent.memory import estimate, shortage
+from edge_agent.pace import Pace
 from edge_agent.trainer import train
 from models.errors import FederationError
 from models.package import unpack_wire
@@ -163,6 +167,7 @@ class Worker:
         self._lock = threading.Lock()
         self._jobs: deque[_Job] = deque()  # the first is running or about to
         self._model: tuple[_Model, LocalDataset] | None = None
+        self._paused = False  # written by the owner's thread only
 
     def submit(self, work: LoadPackage | StartJob) -> None:
         """Do this after what was submitted before."""
@@ -178,8 +183,13 @@ class Worker:
             for job in self._jobs:
                 job.cancelled.set()
 
+    def pause(self, *, paused: bool) -> None:
+        """Whether the running job and those that follow wait before each step."""
+        self._paused = paused
+
     def work(self, programs: _Programs) -> None:
         """Do the first job; called on a thread of the pool, never on two at a time."""
+        _be_nice(self._config.limits.nice)
         job = self._jobs[0]
         try:
             event = self._do(job, programs)
@@ -203,6 +213,8 @@ class Worker:
         reason = "no_program"
         try:
             model = self._pool.model(job.package, job.wire)
+            if refusal := self._too_large(model):
+                return refusal
             program = programs.get(model, self._config)
             reason = "no_data"
             state_dir = located(self._config.state_dir, self._base)
@@ -217,6 +229,18 @@ class Worker:
             dataset.num_train,
             dataset.num_test,
         )
+
+    def _too_large(self, model: _Model) -> PackageFailed | None:
+        """Before anything is loaded: will it fit?"""
+        limits = self._config.limits
+        data = located(self._config.data.path, self._base)
+        need = estimate(model.spec, len(model.program), data)
+        resident, ceiling = resident_bytes(), limits.max_memory_bytes
+        if why := shortage(need, resident=resident, available=None, ceiling=ceiling):
+            return PackageFailed(model.package, "memory", why)
+        if why := shortage(need, resident=None, available=available_bytes(), ceiling=None):
+            return PackageFailed(model.package, "memory", why, needs_bytes=need.total)
+        return None
 
     def _compute(self, job: StartJob, cancelled: threading.Event, programs: _Programs) -> Event:
         plan = job.plan
@@ -235,9 +259,17 @@ class Worker:
             def is_over() -> bool:
                 return cancelled.is_set() or self._pool.stopping
 
-            return Trained(plan, train(program, job.theta, rows, plan.training, rng, is_over))
+            pace = Pace(self._config.limits.cpu_share, is_over, lambda: self._paused)
+            return Trained(plan, train(program, job.theta, rows, plan.training, rng, pace.is_over))
         except FederationError as error:
             return JobFailed(plan, str(error))
+
+
+def _be_nice(nice: int) -> None:
+    """Of this thread alone: on Linux each has its own, and the network must not wait (nice(2))."""
+    me = threading.get_native_id()
+    if nice and nice > os.getpriority(os.PRIO_PROCESS, me):  # back down takes root
+        os.setpriority(os.PRIO_PROCESS, me, nice)
 
 
 def _failure(job: LoadPackage | StartJob, detail: str) -> Event:

@@ -160,6 +160,7 @@ class FakeAgent:
     ) -> None:
         self.stage, self.name, self.boot = stage, name, boot
         self.rows, self.test_rows, self.tasks = rows, test_rows, tuple(tasks)
+        self.paused = ""
         if join:
             self.status("online")
 
@@ -174,8 +175,13 @@ class FakeAgent:
             train_examples=self.rows if "train" in self.tasks else 0,
             test_examples=self.test_rows,
             codecs=("float32", "int8"),
+            paused=self.paused,
         )
         return self.say(AgentStatusTopic(self.name), messages.encode(status))
+
+    def rest(self, why: str) -> list[Action]:
+        self.paused = why
+        return self.status("online")
 
     def frame(self, delta: Sequence[float], **changes: Any) -> bytes:
         plan = changes.pop("plan", None) or self.stage.plan
@@ -886,6 +892,35 @@ def test_after_the_timeout_fewer_agents_will_do() -> None:
     assert stage.topics.name(RoundTopic()) not in stage.retained
     stage.later(1.0)
     assert stage.plan.cohort.ids == ("a",)
+
+
+def test_agents_that_rest_are_not_asked_until_they_say_that_they_do_no_longer() -> None:
+    stage = Stage(config(cohort=CohortConfig(at_least=2)))
+    a = FakeAgent(stage, "a", join=False)
+    a.rest("quiet_hours: 22:00-06:00 local time")
+    FakeAgent(stage, "b")
+    assert only(stage.actions, Waiting)[-1] == Waiting(able=1, wanted=2, resting=1)
+    a.rest("")
+    assert stage.plan.cohort.ids == ("a", "b")
+
+
+def test_an_agent_that_rests_within_a_round_is_not_waited_for() -> None:
+    stage, a, b, c = three()
+    c.rest("too_hot: 80 °C, limit 75")
+    a.update([1, 0, 0])
+    assert only(b.update([1, 0, 0]), RoundEnded)
+    assert (stage.record.reported, stage.record.closed) == (2, "everyone")
+    assert stage.plan.cohort.ids == ("a", "b")
+
+
+def test_an_agent_that_rested_within_a_round_and_goes_on_still_counts() -> None:
+    stage, a, b, c = three()
+    c.rest("too_hot: 80 °C, limit 75")
+    c.rest("")
+    a.update([1, 0, 0])
+    assert not only(b.update([1, 0, 0]), RoundEnded)
+    assert c.receipt(c.update([1, 0, 0])).accepted
+    assert stage.record.reported == 3
 
 
 def test_agents_that_cannot_train_are_not_asked() -> None:

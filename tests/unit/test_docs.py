@@ -33,6 +33,7 @@ from edge_agent import agent
 from edge_agent.config import AgentConfig
 from edge_agent.data.config import DataConfig, InputSource, TargetSource
 from edge_agent.data.dataset import load_dataset
+from edge_agent.limits import LimitsConfig
 from fedge import cli
 from fleet.cast import make_cast
 from fleet.partition import PartitionConfig
@@ -100,6 +101,7 @@ def check_table(text: str, struct: Any, column: int) -> None:
     ("heading", "struct"),
     [
         ("Agent: top level", AgentConfig),
+        ("limits", LimitsConfig),
         ("data", DataConfig),
         ("data.inputs.NAME", InputSource),
         ("data.target", TargetSource),

@@ -1,0 +1,88 @@
+"""Whether a program fits is said before it is loaded."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from edge_agent.memory import Need, estimate, megabytes, shortage
+from models.parameters import Layout, ParameterSpec
+from models.zoo import load_zoo
+
+MB = 1_000_000
+
+
+def test_it_grows_with_the_vector_and_the_data(tmp_path: Path) -> None:
+    spec = load_zoo("house_price").spec
+    missing = tmp_path / "missing.npz"
+    small = estimate(spec, 7000, missing)
+    assert small.data_bytes == 0
+    large = msgspec.structs.replace(spec, layout=Layout((ParameterSpec("w", (1_000_000,)),)))
+    assert estimate(large, 7000, missing).total - small.total >= 12 * 4 * 999_000
+
+
+def test_packed_arrays_count_as_they_are_unpacked(tmp_path: Path) -> None:
+    spec = load_zoo("house_price").spec
+    np.savez_compressed(tmp_path / "data.npz", x=np.zeros((100_000, 2), np.float32))
+    (tmp_path / "data.csv").write_text("a,b\n" * 1000)
+    assert (tmp_path / "data.npz").stat().st_size < 10_000
+    assert estimate(spec, 0, tmp_path / "data.npz").data_bytes >= 2 * 800_000
+    assert estimate(spec, 0, tmp_path / "data.csv").data_bytes >= 4000
+
+
+def test_it_says_what_is_short_and_of_what() -> None:
+    need = Need(60 * MB, 20 * MB)
+    too_much = shortage(need, resident=50 * MB, available=500 * MB, ceiling=100 * MB)
+    assert too_much == (
+        "about 80 MB (model 60 MB, data 20 MB) above the 50 MB in use is more than "
+        "max_memory_bytes (100 MB)"
+    )
+    too_little = shortage(need, resident=50 * MB, available=70 * MB, ceiling=None)
+    assert too_little == "about 80 MB (model 60 MB, data 20 MB) is needed, 70 MB is available"
+
+
+def test_what_nobody_knows_refuses_nothing() -> None:
+    need = Need(60 * MB, 20 * MB)
+    assert not shortage(need, resident=None, available=None, ceiling=MB)
+    assert not shortage(need, resident=10 * MB, available=80 * MB, ceiling=90 * MB)
+
+
+_TRAIN = """
+import sys, numpy as np
+from broker.messages import TrainingPlan
+from edge_agent import worker, service
+from edge_agent.trainer import train
+from models.codecs import CodecConfig, compensate, make_codec
+from models.program import Program
+from models.zoo import load_zoo
+package = load_zoo(sys.argv[1])
+def peak():
+    lines = open("/proc/self/status").readlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+before = peak()
+program = Program(package.program, package.spec)
+inputs = {t.name: np.zeros((64, *t.shape), t.dtype) for t in package.spec.inputs}
+target = np.zeros((64, *package.spec.target.shape), package.spec.target.dtype)
+rng = np.random.default_rng(0)
+plan = TrainingPlan(optimizer="adam", max_steps=4)
+result = train(program, package.initial, (inputs, target), plan, rng)
+program.evaluate(package.initial, inputs, target)
+compensate(make_codec(CodecConfig()), result.delta, None, rng)
+print(peak() - before)
+"""
+
+
+@pytest.mark.parametrize("name", ["wearable_activity", "handwritten_digit"])
+def test_training_takes_no_more_than_was_said(name: str, tmp_path: Path) -> None:
+    spec, program = (package := load_zoo(name)).spec, package.program
+    need = estimate(spec, len(program), tmp_path / "none")
+    command = [sys.executable, "-P", "-c", _TRAIN, name]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    taken = int(done.stdout)
+    assert taken <= need.total, f"{megabytes(taken)} taken, {need}"
+    assert taken >= need.total / 5, f"{megabytes(taken)} taken, {need}: far too careful"
