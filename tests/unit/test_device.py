@@ -158,7 +158,12 @@ def test_network_manager_is_asked_once_a_minute(
 ) -> None:
     asked: list[float] = []
     now_s = [0.0]
-    monkeypatch.setattr(device, "is_metered", lambda root: bool(asked.append(now_s[0])))
+
+    def ask(_root: Path) -> bool:
+        asked.append(now_s[0])
+        return False
+
+    monkeypatch.setattr(device, "is_metered", ask)
     found = LinuxDevice(tmp_path, clock=lambda: now_s[0])
     for now_s[0] in (0.0, 15.0, 59.0, 60.0, 75.0):
         found.read(ALL)
