@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import re
 from collections.abc import Iterable, Sequence
@@ -13,6 +14,7 @@ from models.errors import ConfigError
 
 try:
     from cryptography import x509
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -39,7 +41,7 @@ class Issued:
 
     Attributes:
         certificate: PEM.
-        key: PEM, not encrypted.
+        key: PEM, not encrypted; empty when it was made elsewhere.
         serial: hexadecimal.
         not_before, not_after: UTC.
     """
@@ -60,6 +62,36 @@ def check_host(host: str) -> str:
     if _address(host) is None and (len(host) > 253 or not _HOST_NAME.fullmatch(host)):
         raise ConfigError(f"host {host[:80]!r} is neither a host name nor an IP address")
     return host
+
+
+def requested_key(request: str) -> ec.EllipticCurvePublicKey:
+    """The key that a certificate is asked for, by someone who has its private half.
+
+    Args:
+        request: PEM (PKCS #10).
+
+    Raises:
+        ConfigError: no request, not signed by its own key, or no P-256 key.
+    """
+    try:
+        loaded = x509.load_pem_x509_csr(request.encode())
+        key = loaded.public_key()
+        is_signed = loaded.is_signature_valid
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise ConfigError("the certificate request is damaged") from error
+    if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != "secp256r1":
+        raise ConfigError("the certificate request is not for a P-256 key")
+    if not is_signed:
+        raise ConfigError("the certificate request is not signed by its own key")
+    return key
+
+
+def key_digest(key: ec.EllipticCurvePublicKey) -> str:
+    """SHA-256 of a public key, hexadecimal."""
+    der = key.public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    return hashlib.sha256(der).hexdigest()
 
 
 def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
@@ -97,7 +129,7 @@ class Authority:
         serial = x509.random_serial_number()
         # Part of the number in the name: two fleets' authorities are never taken for each other.
         name = _name(f"fedge fleet {serial & 0xFFFFFFFF:08x}", federation)
-        builder = _builder(name, name, key, serial, now, _AUTHORITY_DAYS)
+        builder = _builder(name, name, key.public_key(), serial, now, _AUTHORITY_DAYS)
         builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), True)
         builder = builder.add_extension(_usage("sign certificates"), True)
         builder = _with_authority(builder, key)
@@ -122,6 +154,33 @@ class Authority:
             hosts: names and addresses that a server is reached under.
         """
         key = ec.generate_private_key(ec.SECP256R1())
+        return _issued(self._sign(name, purpose, key.public_key(), now, days, hosts), key)
+
+    def certify(self, request: str, name: str, now: datetime, days: int) -> Issued:
+        """A client's certificate for a key that was made elsewhere.
+
+        Args:
+            request: PEM (PKCS #10). Only its key counts: whatever name and rights it asks for,
+                the certificate has those that are given here.
+            name: the certificate's name.
+            now: the time.
+            days: that it is valid from now on.
+
+        Raises:
+            ConfigError: no request, not signed by its own key, or no P-256 key.
+        """
+        key = requested_key(request)
+        return _issued(self._sign(name, "client", key, now, days, ()), None)
+
+    def _sign(
+        self,
+        name: str,
+        purpose: Purpose,
+        key: ec.EllipticCurvePublicKey,
+        now: datetime,
+        days: int,
+        hosts: Sequence[str],
+    ) -> x509.Certificate:
         subject = _name(name, self.federation)
         serial = x509.random_serial_number()
         builder = _builder(subject, self._certificate.subject, key, serial, now, days)
@@ -136,7 +195,7 @@ class Authority:
             names = [_general_name(host) for host in hosts]
             builder = builder.add_extension(x509.SubjectAlternativeName(names), False)
         builder = _with_authority(builder, self._key)
-        return _issued(builder.sign(self._key, hashes.SHA256()), key)
+        return builder.sign(self._key, hashes.SHA256())
 
     def revocations(self, revoked: Iterable[tuple[str, datetime]], updated: datetime) -> bytes:
         """The list of revoked certificates, PEM.
@@ -177,16 +236,16 @@ def _general_name(host: str) -> x509.GeneralName:
 def _builder(
     subject: x509.Name,
     issuer: x509.Name,
-    key: ec.EllipticCurvePrivateKey,
+    key: ec.EllipticCurvePublicKey,
     serial: int,
     now: datetime,
     days: int,
 ) -> x509.CertificateBuilder:
-    identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+    identifier = x509.SubjectKeyIdentifier.from_public_key(key)
     return x509.CertificateBuilder(
         issuer_name=issuer,
         subject_name=subject,
-        public_key=key.public_key(),
+        public_key=key,
         serial_number=serial,
         not_valid_before=now - _BACKDATED,
         not_valid_after=now + timedelta(days=days),
@@ -215,15 +274,19 @@ def _usage(what: Literal["sign certificates", "authenticate"]) -> x509.KeyUsage:
     )
 
 
-def _issued(certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> Issued:
+def _issued(certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey | None) -> Issued:
     return Issued(
         certificate.public_bytes(serialization.Encoding.PEM),
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        ),
+        b"" if key is None else _key_pem(key),
         f"{certificate.serial_number:x}",
         certificate.not_valid_before_utc,
         certificate.not_valid_after_utc,
+    )
+
+
+def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
     )

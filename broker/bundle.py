@@ -33,7 +33,7 @@ class Bundle(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         port: of the broker.
         ca: PEM of the fleet's authority.
         certificate: PEM.
-        key: PEM, not encrypted.
+        key: PEM, not encrypted; empty on the way to a device that made it and keeps it.
         trusted_keys: that the coordinator signs with, hexadecimal.
     """
 
@@ -44,8 +44,8 @@ class Bundle(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     port: Annotated[int, Meta(ge=1, le=65_535)]
     ca: _Pem
     certificate: _Pem
-    key: _Pem
     trusted_keys: Annotated[tuple[PublicKey, ...], Meta(min_length=1, max_length=MAX_KEYS)]
+    key: Annotated[str, Meta(max_length=16_384)] = ""
 
     def __repr__(self) -> str:  # the key must not end in a log
         return f"Bundle({self.agent_id!r} of {self.federation!r})"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +12,7 @@ import click
 import yaml
 
 from models.console import command_errors
+from models.errors import ConfigError
 
 if TYPE_CHECKING:
     from broker.security import Fleet
@@ -28,6 +31,22 @@ _DAYS = click.option(
     type=click.IntRange(1, 36_500),
     help="That the certificate is valid.",
 )
+_TOKEN = click.option(
+    "--token",
+    "as_token",
+    is_flag=True,
+    help="Print a one-time token instead: the device makes its own key.",
+)
+_VALID = click.option(
+    "--valid",
+    "valid_h",
+    default=24.0,
+    show_default=True,
+    type=click.FloatRange(0.01, 24 * 365),
+    metavar="HOURS",
+    help="That a token may be used.",
+)
+_JSON = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 _NO_RELOAD = click.option(
     "--no-reload",
     is_flag=True,
@@ -46,6 +65,12 @@ _NO_RELOAD = click.option(
 )
 @click.option("--federation", default="fleet", show_default=True, help="Its name.")
 @click.option("--port", default=8883, show_default=True, type=click.IntRange(1, 65_535))
+@click.option(
+    "--enrolment-port",
+    default=0,
+    type=click.IntRange(0, 65_535),
+    help="Where devices with a token ask, while `serve-enrolment` runs (default: the next port).",
+)
 @click.option("--bind", default="", help="Address to listen on (default: all of this machine).")
 @click.option(
     "--user",
@@ -53,7 +78,15 @@ _NO_RELOAD = click.option(
     help="Account that Mosquitto runs under (default: you; for root: mosquitto).",
 )
 @command_errors
-def init(folder: Path, hosts: str, federation: str, port: int, bind: str, user: str) -> None:
+def init(
+    folder: Path,
+    hosts: str,
+    federation: str,
+    port: int,
+    enrolment_port: int,
+    bind: str,
+    user: str,
+) -> None:
     """Make the certificates and the Mosquitto configuration of a new fleet in DIR.
 
     Everything is made or nothing. On a folder that holds this fleet already it changes nothing and
@@ -62,7 +95,7 @@ def init(folder: Path, hosts: str, federation: str, port: int, bind: str, user: 
     from broker.security import REGISTER_FILE, Fleet, FleetSettings, create_fleet, utc_now
 
     names = [name.strip() for name in hosts.split(",")]
-    settings = FleetSettings(federation, names, port, bind, user)
+    settings = FleetSettings(federation, names, port, bind, user, enrolment_port)
     if (folder / REGISTER_FILE).exists():
         fleet = Fleet(folder)
         fleet.check_same(settings)
@@ -97,27 +130,83 @@ def _say_next(fleet: Fleet) -> None:
     click.echo(f"  in coordinator.yaml:  broker: {line}")
     click.echo(f"                        signing_key: {middle / SIGNING_FILE}")
     click.echo(f"  for each device:      fedge broker enrol {fleet.folder} AGENT_ID")
+    click.echo(f"  or, with a token:     fedge broker enrol {fleet.folder} AGENT_ID --token")
 
 
 @click.command()
 @_FOLDER
-@_AGENT
+@click.argument("agent_ids", metavar="AGENT_ID...", nargs=-1, required=True)
 @_OUT
 @_DAYS
+@_TOKEN
+@_VALID
+@_JSON
 @_NO_RELOAD
 @command_errors
-def enrol(folder: Path, agent_id: str, out: Path | None, days: int, no_reload: bool) -> None:
-    """Let a device in, and write the bundle that it needs.
+def enrol(
+    folder: Path,
+    agent_ids: Sequence[str],
+    out: Path | None,
+    days: int,
+    as_token: bool,
+    valid_h: float,
+    as_json: bool,
+    no_reload: bool,
+) -> None:
+    """Let devices in: write the bundle that each needs, or print a token.
 
-    The bundle holds the device's private key: carry it there over a safe way (scp), then delete
+    A bundle holds the device's private key: carry it there over a safe way (scp), then delete
     it here. On the device: `fedge agent enrol BUNDLE --dir DIR`.
+
+    A token (--token) is one line, good for one device, once, for some hours. The device makes its
+    own key and asks for a certificate; meanwhile `fedge broker serve-enrolment DIR` must run here.
     """
+    from broker.access import check_device_id
     from broker.security import Fleet, utc_now
 
+    if out is not None and (as_token or len(agent_ids) > 1):
+        raise ConfigError("--out is for one bundle")
     fleet = Fleet(folder)
-    path = fleet.enrol(agent_id, utc_now(), out, days)
-    click.echo(f"bundle of {agent_id}: {path}")
-    _tell_broker(fleet, no_reload)
+    for agent_id in agent_ids:  # all of them before the first is signed
+        check_device_id(agent_id)
+    if as_token:
+        _print_tokens(fleet, agent_ids, timedelta(hours=valid_h), days, as_json=as_json)
+    else:
+        paths = {name: fleet.enrol(name, utc_now(), out, days) for name in agent_ids}
+        if as_json:
+            click.echo(json.dumps([{"agent_id": n, "bundle": str(p)} for n, p in paths.items()]))
+        else:
+            click.echo("\n".join(f"bundle of {name}: {path}" for name, path in paths.items()))
+    _tell_broker(fleet, no_reload, quiet=as_json)
+
+
+def _print_tokens(
+    fleet: Fleet,
+    agent_ids: Sequence[str],
+    valid: timedelta,
+    days: int,
+    *,
+    as_json: bool,
+    replaces: bool = False,
+    keep_old: bool = False,
+) -> None:
+    from broker.invitation import invite
+    from broker.security import utc_now
+
+    now = utc_now()
+    until = f"{now + valid:%Y-%m-%d %H:%M} UTC"
+    tokens = []
+    for name in agent_ids:
+        token = invite(fleet, name, now, valid, days, replaces=replaces, keep_old=keep_old)
+        tokens.append({"agent_id": name, "token": str(token), "expires": until})
+        if not as_json:  # at once: should the next one fail, this one counts
+            click.echo(f"token of {name}, good once, until {until}:\n{token}")
+    if as_json:
+        click.echo(json.dumps(tokens))
+        return
+    click.echo("next:")
+    click.echo(f"  here:           fedge broker serve-enrolment {fleet.folder}")
+    click.echo("  on the device:  fedge agent enrol TOKEN --dir DIR")
 
 
 @click.command()
@@ -126,19 +215,36 @@ def enrol(folder: Path, agent_id: str, out: Path | None, days: int, no_reload: b
 @_OUT
 @_DAYS
 @click.option("--keep-old", is_flag=True, help="The old certificate stays valid until the next.")
+@_TOKEN
+@_VALID
 @_NO_RELOAD
 @command_errors
 def rotate(
-    folder: Path, agent_id: str, out: Path | None, days: int, keep_old: bool, no_reload: bool
+    folder: Path,
+    agent_id: str,
+    out: Path | None,
+    days: int,
+    keep_old: bool,
+    as_token: bool,
+    valid_h: float,
+    no_reload: bool,
 ) -> None:
     """Give a device a new key and certificate; the old one is revoked.
 
     With --keep-old the device can still connect to fetch the new bundle: rotate once more, without
-    it, when the key may be in other hands.
+    it, when the key may be in other hands. With --token the old one is revoked when the device
+    comes with its token.
     """
     from broker.security import Fleet, utc_now
 
     fleet = Fleet(folder)
+    if as_token:
+        if out is not None:
+            raise ConfigError("--out is for a bundle")
+        valid = timedelta(hours=valid_h)
+        options = {"replaces": True, "keep_old": keep_old}
+        _print_tokens(fleet, [agent_id], valid, days, as_json=False, **options)
+        return  # nothing has changed for the broker yet
     path = fleet.rotate(agent_id, utc_now(), out, days, keep_old=keep_old)
     click.echo(f"new bundle of {agent_id}: {path}")
     _tell_broker(fleet, no_reload)
@@ -163,14 +269,15 @@ def revoke(folder: Path, agent_id: str, no_reload: bool) -> None:
     _tell_broker(fleet, no_reload)
 
 
-def _tell_broker(fleet: Fleet, no_reload: bool) -> None:
+def _tell_broker(fleet: Fleet, no_reload: bool, *, quiet: bool = False) -> None:
     from broker.access import PID_FILE
     from broker.reload import reload_mosquitto
 
     if no_reload:
-        click.echo("the broker was not told: it takes effect when it is started again")
-        return
-    click.echo(reload_mosquitto(fleet.broker_folder / PID_FILE))
+        said = "the broker was not told: it takes effect when it is started again"
+    else:
+        said = reload_mosquitto(fleet.broker_folder / PID_FILE)
+    click.echo(said, err=quiet)
 
 
 @click.command("rotate-key")
@@ -212,7 +319,7 @@ def rotate_key(folder: Path, finish: bool, at_once: bool) -> None:
 
 @click.command("list")
 @_FOLDER
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@_JSON
 @command_errors
 def list_devices(folder: Path, as_json: bool) -> None:
     """Show every certificate of the fleet's devices: name, serial, expiry, state."""
@@ -239,4 +346,71 @@ def list_devices(folder: Path, as_json: bool) -> None:
         click.echo("no device is enrolled")
 
 
-COMMANDS = (init, enrol, revoke, rotate, rotate_key, list_devices)
+@click.command()
+@_FOLDER
+@click.option("--withdraw", metavar="AGENT_ID", help="End this device's open token first.")
+@_JSON
+@command_errors
+def tokens(folder: Path, withdraw: str | None, as_json: bool) -> None:
+    """Show the tokens of the last month: for whom, until when, and what became of them.
+
+    The tokens themselves are kept nowhere: who lost one needs a new one.
+    """
+    from broker import invitation
+    from broker.security import Fleet, utc_now
+
+    now, fleet = utc_now(), Fleet(folder)
+    if withdraw is not None:
+        invitation.withdraw(fleet, withdraw, now)
+        click.echo(f"withdrawn: {withdraw}", err=True)
+    rows = [
+        {
+            "agent_id": one.agent_id,
+            "state": one.state(now),
+            "expires": one.expires.isoformat(),
+            "replaces": one.replaces,
+            "serial": one.serial,
+        }
+        for one in fleet.register.invitations
+    ]
+    if as_json:
+        click.echo(json.dumps(rows))
+        return
+    width = max((len(str(row["agent_id"])) for row in rows), default=0)
+    for row in rows:
+        until = str(row["expires"])[:16].replace("T", " ")
+        click.echo(f"{row['agent_id']:{width}}  {row['state']:9}  {until} UTC  {row['serial']}")
+    if not rows:
+        click.echo("no token was made")
+
+
+@click.command("serve-enrolment")
+@_FOLDER
+@click.option(
+    "--for",
+    "for_min",
+    type=click.FloatRange(min=0.01),
+    metavar="MINUTES",
+    help="End by itself after so long (default: until Ctrl-C or SIGTERM).",
+)
+@command_errors
+def serve_enrolment(folder: Path, for_min: float | None) -> None:
+    """Let devices with a token in: answers on the enrolment port until stopped.
+
+    Runs a Mosquitto of its own, which knows nothing of the fleet's. It signs certificates, so it
+    reads DIR/authority/ca.key: run it while devices are being installed, not for ever.
+    """
+    from broker.enrolment_service import serve_enrolment
+    from broker.security import Fleet
+
+    fleet = Fleet(folder)
+    register = fleet.register
+    click.echo(
+        f"devices with a token may ask on {register.hosts[0]}:{register.enrolment_port} "
+        "(Ctrl-C ends it)",
+        err=True,
+    )
+    serve_enrolment(fleet, None if for_min is None else 60 * for_min)
+
+
+COMMANDS = (init, enrol, revoke, rotate, rotate_key, list_devices, tokens, serve_enrolment)

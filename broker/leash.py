@@ -1,5 +1,7 @@
 """Starts a program that dies with its parent: `python -I -S leash.py PARENT_PID PROGRAM ARG...`.
 
+With `PARENT_PID:UID:GID` root gives up its rights first, for good.
+
 The kernel keeps the promise (prctl PR_SET_PDEATHSIG), so it holds when the parent is killed with
 SIGKILL, too. A step of its own between fork and exec instead of a `preexec_fn`, which may deadlock
 in a process with threads. Linux only; elsewhere the program is just started.
@@ -18,8 +20,14 @@ import sys
 _PR_SET_PDEATHSIG = 1
 
 
-def main(parent_pid: int, command: list[str]) -> None:
+def main(who: str, command: list[str]) -> None:
     """Becomes `command`."""
+    parent_pid, *account = map(int, who.split(":"))
+    if account:
+        uid, gid = account
+        os.setgroups([])
+        os.setgid(gid)
+        os.setuid(uid)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent_pid:  # it died before we asked
@@ -28,4 +36,4 @@ def main(parent_pid: int, command: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2:])
+    main(sys.argv[1], sys.argv[2:])

@@ -17,7 +17,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -30,6 +30,7 @@ from broker import access
 from broker.access import ListenerSettings, check_device_id
 from broker.authority import Authority, Issued, check_host
 from broker.bundle import Bundle, encode_bundle, read_bundle
+from broker.invitation import Invitation, withdrawn
 from broker.messages import Id, PublicKey
 from broker.security_files import (
     Account,
@@ -85,7 +86,9 @@ class Register(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     user: str
     list_updated: datetime
     signing_keys: tuple[PublicKey, ...]
+    enrolment_port: Annotated[int, Meta(ge=1, le=65_535)]
     devices: tuple[Record, ...] = ()
+    invitations: tuple[Invitation, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,7 @@ class FleetSettings:
     port: int = 8883
     bind: str = ""
     user: str = ""
+    enrolment_port: int = 0  # 0: one above `port`
 
     def __post_init__(self) -> None:
         check_id(self.federation, "federation")
@@ -130,6 +134,7 @@ def create_fleet(folder: Path, settings: FleetSettings, now: datetime) -> Fleet:
         user=account.name,
         list_updated=now - _LIST_BACKDATED,
         signing_keys=tuple(key.hex() for key in signing.public),
+        enrolment_port=settings.enrolment_port or settings.port + 1,
     )
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -193,6 +198,8 @@ def _write_derived(
     """Access rules and the list of revoked certificates, as the register has it."""
     # By name, not by certificate: one that has expired is refused before anyone asks for rules.
     enrolled = {record.agent_id for record in register.devices if record.revoked is None}
+    # The invited, too: the broker need not be told when they come.
+    enrolled |= {invited.agent_id for invited in register.invitations if invited.ended is None}
     rules = access.access_rules(register.federation, enrolled)
     revoked = [(r.serial, r.revoked) for r in register.devices if r.revoked is not None]
     crl = authority.revocations(revoked, register.list_updated)
@@ -243,6 +250,11 @@ class Fleet:
             ("federation", register.federation, settings.federation),
             ("host", ",".join(register.hosts), ",".join(settings.hosts)),
             ("port", str(register.port), str(settings.port)),
+            (
+                "enrolment port",
+                str(register.enrolment_port),
+                str(settings.enrolment_port or register.enrolment_port),
+            ),
         ):
             if here != wanted:
                 raise ConfigError(
@@ -259,13 +271,8 @@ class Fleet:
             ConfigError: the name is not allowed or taken, or something cannot be written; then
                 the device is not enrolled.
         """
-        check_device_id(agent_id)
-        with locked(self.folder):
-            self.register = self._read()
-            if self._active(agent_id):
-                raise ConfigError(
-                    f"{agent_id} is enrolled already: `fedge broker rotate` makes a new bundle"
-                )
+        with self.changing():
+            self.check_new(agent_id)
             return self._issue(agent_id, now, out, days, replaces=False)
 
     def rotate(
@@ -283,23 +290,24 @@ class Fleet:
         Raises:
             ConfigError: not enrolled, or something cannot be written.
         """
-        with locked(self.folder):
-            self.register = self._read()
-            self._check_enrolled(agent_id)
+        with self.changing():
+            self.check_enrolled(agent_id)
             return self._issue(agent_id, now, out, days, replaces=not keep_old)
 
     def revoke(self, agent_id: str, now: datetime) -> None:
-        """Shuts a device out, with all its certificates.
+        """Shuts a device out, with all its certificates and its token.
 
         Raises:
             ConfigError: not enrolled, or something cannot be written.
         """
-        with locked(self.folder):
-            self.register = self._read()
-            if not any(record.agent_id == agent_id for record in self.register.devices):
-                self._check_enrolled(agent_id)
+        with self.changing() as register:
+            known = {record.agent_id for record in register.devices}
+            known |= {invited.agent_id for invited in register.invitations}
+            if agent_id not in known:
+                self.check_enrolled(agent_id)
             # Also when it was revoked before: whoever asks again wants to be sure.
-            self._save(self._without(agent_id, now), self._authority(), now)
+            invitations = withdrawn(register.invitations, agent_id)
+            self.save(self.without(agent_id, now), now, invitations)
 
     # --- the coordinator's signing key -----------------------------------------------------------
 
@@ -316,8 +324,7 @@ class Fleet:
             ConfigError: the old key is not here, a rotation is under way, or something cannot be
                 written.
         """
-        with locked(self.folder):
-            self.register = self._read()
+        with self.changing():
             keys = SigningKeys.generate()
             if not at_once:
                 old = self._signing_keys()
@@ -334,8 +341,7 @@ class Fleet:
         Raises:
             ConfigError: no rotation is under way, or something cannot be written.
         """
-        with locked(self.folder):
-            self.register = self._read()
+        with self.changing():
             keys = self._signing_keys()
             if len(keys.public) == 1:
                 raise ConfigError("no rotation of the signing key is under way")
@@ -355,19 +361,47 @@ class Fleet:
         write_whole(self.folder / COORDINATOR_FOLDER / SIGNING_FILE, keys.encode())
         public = tuple(key.hex() for key in keys.public)
         self.register = msgspec.structs.replace(self.register, signing_keys=public)
-        self._save(self.register.devices, self._authority(), now)
+        self.save(self.register.devices, now)
 
-    def _active(self, agent_id: str) -> list[Record]:
+    # --- for who changes the register ------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def changing(self) -> Iterator[Register]:
+        """The register as it is now; nobody else changes it meanwhile."""
+        with locked(self.folder):
+            self.register = self._read()
+            yield self.register
+
+    def check_new(self, agent_id: str) -> None:
+        """Whether a device may get this name.
+
+        Raises:
+            ConfigError: the name is not allowed, or enrolled already.
+        """
+        check_device_id(agent_id)
+        if self.active(agent_id):
+            raise ConfigError(
+                f"{agent_id} is enrolled already: `fedge broker rotate` makes a new bundle"
+            )
+
+    def active(self, agent_id: str) -> list[Record]:
+        """A device's certificates that were not revoked."""
         return [r for r in self.register.devices if r.agent_id == agent_id and r.revoked is None]
 
-    def _check_enrolled(self, agent_id: str) -> None:
+    def check_enrolled(self, agent_id: str) -> None:
+        """Whether there is such a device.
+
+        Raises:
+            ConfigError: there is none, or none any more.
+        """
         check_device_id(agent_id)
-        if not self._active(agent_id):
+        if not self.active(agent_id):
             known = any(r.agent_id == agent_id for r in self.register.devices)
             state = "was revoked" if known else "is not enrolled"
             raise ConfigError(f"{agent_id} {state} in {self.folder}")
 
-    def _without(self, agent_id: str, now: datetime) -> tuple[Record, ...]:
+    def without(self, agent_id: str, now: datetime) -> tuple[Record, ...]:
+        """The register's certificates, with those of a device revoked."""
         return tuple(
             msgspec.structs.replace(record, revoked=now)
             if record.agent_id == agent_id and record.revoked is None
@@ -378,55 +412,87 @@ class Fleet:
     def _issue(
         self, agent_id: str, now: datetime, out: Path | None, days: int, *, replaces: bool
     ) -> Path:
-        authority = self._authority()
-        issued = authority.issue(agent_id, "client", now, days)
+        issued = self.authority().issue(agent_id, "client", now, days)
         path = out or self.folder / BUNDLE_FOLDER / f"{agent_id}.bundle"
         _check_replaceable(path, agent_id)
         # The bundle first: a certificate that the register does not know opens no door.
-        write_whole(path, encode_bundle(self._bundle(agent_id, issued)))
-        devices = self._without(agent_id, now) if replaces else self.register.devices
-        record = Record(
-            agent_id=agent_id,
-            serial=issued.serial,
-            not_before=issued.not_before,
-            not_after=issued.not_after,
-        )
+        bundle = self.bundle(agent_id, issued.certificate.decode(), issued.key.decode())
+        write_whole(path, encode_bundle(bundle))
+        devices = self.without(agent_id, now) if replaces else self.register.devices
         try:
-            self._save((*devices, record), authority, now)
+            self.save((*devices, self.record(agent_id, issued)), now)
         except ConfigError:
             path.unlink(missing_ok=True)
             raise
         return path
 
-    def _bundle(self, agent_id: str, issued: Issued) -> Bundle:
+    @staticmethod
+    def record(agent_id: str, issued: Issued) -> Record:
+        """A certificate as the register has it."""
+        return Record(
+            agent_id=agent_id,
+            serial=issued.serial,
+            not_before=issued.not_before,
+            not_after=issued.not_after,
+        )
+
+    def bundle(self, agent_id: str, certificate: str, key: str = "") -> Bundle:
+        """What a device needs; without `key` when the device made it and keeps it."""
         register = self.register
-        ca = (self.folder / AUTHORITY_FOLDER / access.CA_FILE).read_text()
         return Bundle(
             federation=register.federation,
             agent_id=agent_id,
             host=register.hosts[0],
             port=register.port,
-            ca=ca,
-            certificate=issued.certificate.decode(),
-            key=issued.key.decode(),
+            ca=self.authority_certificate(),
+            certificate=certificate,
+            key=key,
             trusted_keys=register.signing_keys,
         )
 
-    def _authority(self) -> Authority:
-        folder = self.folder / AUTHORITY_FOLDER
-        try:
-            certificate = (folder / access.CA_FILE).read_bytes()
-            return Authority(certificate, (folder / CA_KEY_FILE).read_bytes())
-        except OSError as error:
-            raise ConfigError(f"{error.filename} cannot be read: {error.strerror}") from error
+    def authority_certificate(self) -> str:
+        """PEM.
 
-    def _save(self, devices: tuple[Record, ...], authority: Authority, now: datetime) -> None:
+        Raises:
+            ConfigError: it cannot be read.
+        """
+        return self._secret(access.CA_FILE).decode()
+
+    def authority(self) -> Authority:
+        """Who signs.
+
+        Raises:
+            ConfigError: its files cannot be read, or are damaged.
+        """
+        return Authority(self._secret(access.CA_FILE), self._secret(CA_KEY_FILE))
+
+    def _secret(self, name: str) -> bytes:
+        path = self.folder / AUTHORITY_FOLDER / name
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+
+    def save(
+        self,
+        devices: tuple[Record, ...],
+        now: datetime,
+        invitations: tuple[Invitation, ...] | None = None,
+    ) -> None:
+        """Puts a changed register on disk, and what follows from it; only while `changing`.
+
+        Raises:
+            ConfigError: something cannot be written; then the register is the one of before.
+        """
         later = self.register.list_updated + timedelta(seconds=1)
         register = msgspec.structs.replace(
-            self.register, devices=devices, list_updated=max(later, now - _LIST_BACKDATED)
+            self.register,
+            devices=devices,
+            invitations=self.register.invitations if invitations is None else invitations,
+            list_updated=max(later, now - _LIST_BACKDATED),
         )
         # The register last: it must not call a device revoked whom the broker still lets in.
-        _write_derived(self.folder, register, authority, Account.named(register.user))
+        _write_derived(self.folder, register, self.authority(), Account.named(register.user))
         data = msgspec.json.format(msgspec.json.encode(register), indent=1)
         write_whole(self.folder / REGISTER_FILE, data)
         self.register = register

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -68,7 +69,7 @@ def check(config_path: Path, model_name: str, runtime: str | None) -> None:
 
 
 @cli.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("source", metavar="BUNDLE|TOKEN|-")
 @click.option(
     "--dir",
     "folder",
@@ -78,22 +79,44 @@ def check(config_path: Path, model_name: str, runtime: str | None) -> None:
 )
 @click.option("--data", type=click.Path(path_type=Path), help="Data file (default: DIR/data.npz).")
 @click.option("--target", default="", help="Column (.csv) or array (.npz) that is learned.")
+@click.option(
+    "--timeout",
+    default=30.0,
+    show_default=True,
+    type=click.FloatRange(min=1),
+    metavar="SECONDS",
+    help="With a token: how long to try to reach the enrolment service.",
+)
 @command_errors
-def enrol(bundle: Path, folder: Path, data: Path | None, target: str) -> None:
-    """Join a fleet with the bundle that `fedge broker enrol` wrote.
+def enrol(source: str, folder: Path, data: Path | None, target: str, timeout: float) -> None:
+    """Join a fleet with the bundle or the token that `fedge broker enrol` made.
+
+    A BUNDLE is a file and brings the device's key. With a TOKEN (the line fedge://..., a file with
+    it, or - to read it from stdin, which leaves it out of the list of processes) the device makes
+    its own key, which never leaves it, and asks the fleet's enrolment service for a certificate.
 
     Writes certificates, the private key and agent.yaml into DIR, which only you can read. On the
     folder of the same device it replaces the certificates and keeps agent.yaml.
     """
     from broker.config import load_config
+    from broker.token import Token
+    from edge_agent import enrol as joining
     from edge_agent.config import AgentConfig
-    from edge_agent.enrol import CONFIG_FILE, KEYS_FILE, enrol
 
-    taken, is_new = enrol(bundle, folder, data, target)
-    config = folder / CONFIG_FILE
+    if source == "-":
+        token: Token | None = Token.parse(sys.stdin.readline(1000))
+    else:
+        token = joining.token_in(source)
+    if token is None:
+        taken, is_new = joining.enrol(Path(source), folder, data, target)
+    else:
+        click.echo(f"asking {token.host}:{token.port} to let {token.agent_id} in ...", err=True)
+        taken, is_new = joining.enrol_with_token(token, folder, data, target, timeout)
+    config = folder / joining.CONFIG_FILE
     what = f"{config} written" if is_new else f"certificates renewed, {config} kept"
     click.echo(f"{taken.agent_id} of federation {taken.federation}: {what}; next:")
     if load_config(config, AgentConfig).trusted_keys is None:
-        click.echo(f"  check signatures:   add `trusted_keys: {KEYS_FILE}` to {config}")
+        click.echo(f"  check signatures:   add `trusted_keys: {joining.KEYS_FILE}` to {config}")
     click.echo(f"  start it:           fedge agent run --config {config}")
-    click.echo(f"  delete the bundle:  rm {bundle}")
+    if token is None:
+        click.echo(f"  delete the bundle:  rm {source}")

@@ -1,22 +1,28 @@
-"""Turns a bundle into a device's folder: certificates and a configuration that runs."""
+"""Turns a bundle or a token into a device's folder: certificates and a configuration that runs."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import yaml
 
-from broker.bundle import Bundle, check_bundle, read_bundle
+from broker.bundle import MAX_BUNDLE_BYTES, Bundle, check_bundle, read_bundle
 from broker.config import load_config
 from broker.seal import encode_public_keys
 from broker.security_files import make_private_folder, write_whole
+from broker.token import SCHEME, Token
 from edge_agent.config import AgentConfig
+from edge_agent.join import ask_for_certificate
+from edge_agent.private_key import certificate_request, own_key
 from models.errors import ConfigError
 
 CONFIG_FILE = "agent.yaml"
 CA_FILE = "ca.crt"
 KEYS_FILE = "coordinator.pub"
 IDENTITY_FILE = "agent.pem"
+#: The device's own key until it has a certificate.
+KEY_FILE = "agent.key"
 #: Where the data is looked for when nothing else is said; until it is there the agent connects and
 #: says that it cannot take part.
 DEFAULT_DATA = "data.npz"
@@ -42,7 +48,70 @@ def enrol(bundle_path: Path, folder: Path, data: Path | None, target: str) -> tu
             device's; then nothing is changed.
     """
     bundle = read_bundle(bundle_path)
-    check_bundle(bundle, f"bundle {bundle_path}")
+    return bundle, _install(bundle, f"bundle {bundle_path}", folder, data, target)
+
+
+def enrol_with_token(
+    token: Token, folder: Path, data: Path | None, target: str, timeout_s: float
+) -> tuple[Bundle, bool]:
+    """Makes a key, has it certified by the fleet's enrolment service, and fills `folder`.
+
+    The key never leaves the device. When this is cut short it may be called again with the same
+    token: the key is kept in the folder, and the service certifies it again.
+
+    Args:
+        token: from `fedge broker enrol --token`.
+        folder: made when it does not exist.
+        data: the data file; None: `data.npz` in the folder.
+        target: of a .csv file: the column that is learned.
+        timeout_s: how long to try to reach the service.
+
+    Returns:
+        As `enrol`; the bundle has the device's key.
+
+    Raises:
+        ConfigError: refused, or the folder is another device's.
+        LinkError: the service cannot be reached or trusted.
+    """
+    _check_before(token, folder, data, target)
+    make_private_folder(folder)
+    key_path = folder / KEY_FILE
+    key = own_key(key_path)
+    granted = ask_for_certificate(token, certificate_request(key_path, token.agent_id), timeout_s)
+    bundle = msgspec.structs.replace(granted, key=key)
+    is_new = _install(bundle, "the answer of the enrolment service", folder, data, target)
+    key_path.unlink()  # it is in the identity now
+    return bundle, is_new
+
+
+def token_in(source: str) -> Token | None:
+    """The token that `source` is, or that is in the file of this name; None: it is a bundle's.
+
+    Raises:
+        ConfigError: a token that is damaged.
+    """
+    text = source
+    if not source.startswith(SCHEME):
+        try:
+            with Path(source).open("rb") as file:
+                text = file.read(MAX_BUNDLE_BYTES).decode("ascii", "replace").strip()
+        except OSError:
+            return None  # it is for the reader of bundles to say so
+    return Token.parse(text) if text.startswith(SCHEME) else None
+
+
+def _check_before(token: Token, folder: Path, data: Path | None, target: str) -> None:
+    """All that can be said before the token is used up."""
+    config_path = folder / CONFIG_FILE
+    if config_path.exists():
+        _check_same_device(token, config_path)
+    else:
+        _data_section(data, target)
+
+
+def _install(bundle: Bundle, what: str, folder: Path, data: Path | None, target: str) -> bool:
+    """Fills a device's folder; returns whether a configuration was written."""
+    check_bundle(bundle, what)
     config_path = folder / CONFIG_FILE
     is_new = not config_path.exists()
     if is_new:
@@ -57,16 +126,16 @@ def enrol(bundle_path: Path, folder: Path, data: Path | None, target: str) -> tu
     if is_new:  # last: a folder with a configuration is complete
         write_whole(config_path, text.encode(), 0o644)
         load_config(config_path, AgentConfig)
-    return bundle, is_new
+    return is_new
 
 
-def _check_same_device(bundle: Bundle, config_path: Path) -> None:
+def _check_same_device(who: Bundle | Token, config_path: Path) -> None:
     config = load_config(config_path, AgentConfig)
     here = (config.agent_id, config.federation)
-    if here != (bundle.agent_id, bundle.federation):
+    if here != (who.agent_id, who.federation):
         raise ConfigError(
-            f"{config_path} is of {here[0]} in federation {here[1]}, the bundle of "
-            f"{bundle.agent_id} in {bundle.federation}: choose another --dir"
+            f"{config_path} is of {here[0]} in federation {here[1]}, not of "
+            f"{who.agent_id} in {who.federation}: choose another --dir"
         )
 
 
@@ -76,16 +145,7 @@ def config_text(bundle: Bundle, data: Path | None, target: str) -> str:
     Raises:
         ConfigError: the data file is of a kind that is not read, or lacks its target.
     """
-    # Absolute, since a configuration's paths are relative to its own folder.
-    path = str(data.absolute()) if data else DEFAULT_DATA
-    suffix = Path(path).suffix.lower()
-    if suffix not in (".npz", ".csv"):
-        raise ConfigError(f"--data {path}: must end in .npz or .csv")
-    if suffix == ".csv" and not target:
-        raise ConfigError(f"--data {path}: say which column is learned with --target COLUMN")
-    source: dict[str, object] = {"path": path}
-    if target:
-        source["target"] = {"column" if suffix == ".csv" else "array": target}
+    source = _data_section(data, target)
     document = {
         "federation": bundle.federation,
         "agent_id": bundle.agent_id,
@@ -100,3 +160,17 @@ def config_text(bundle: Bundle, data: Path | None, target: str) -> str:
     }
     text: str = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
     return f"# Paths are relative to this file; docs/configuration.md lists all keys.\n{text}"
+
+
+def _data_section(data: Path | None, target: str) -> dict[str, object]:
+    # Absolute, since a configuration's paths are relative to its own folder.
+    path = str(data.absolute()) if data else DEFAULT_DATA
+    suffix = Path(path).suffix.lower()
+    if suffix not in (".npz", ".csv"):
+        raise ConfigError(f"--data {path}: must end in .npz or .csv")
+    if suffix == ".csv" and not target:
+        raise ConfigError(f"--data {path}: say which column is learned with --target COLUMN")
+    source: dict[str, object] = {"path": path}
+    if target:
+        source["target"] = {"column" if suffix == ".csv" else "array": target}
+    return source

@@ -1,0 +1,236 @@
+"""Tokens as the fleet keeps them: who was invited, until when, and what became of it.
+
+Of a token's secret only the SHA-256 is kept. A token counts once; whoever comes with the same key
+again (the answer was lost, the power was cut) gets the same certificate again, which is of no use
+to anybody without that key.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from broker.messages import Id, Sha256
+from broker.token import Token, digest_of, fingerprint, new_secret
+from models.errors import ConfigError
+
+if TYPE_CHECKING:
+    from broker.security import Fleet
+
+#: An invitation that has ended is listed so much longer.
+_REMEMBERED = timedelta(days=30)
+
+State = Literal["open", "used", "withdrawn", "expired"]
+
+
+class Invitation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One token.
+
+    Attributes:
+        agent_id: who it is for.
+        secret_sha256: of its secret.
+        made: when.
+        expires: after this moment it is refused.
+        days: that the certificate will be valid.
+        replaces: it is for a device that is enrolled: a rotation.
+        keep_old: that device's earlier certificates stay valid.
+        ended: used or withdrawn; None while it may be used.
+        key_sha256: of the public key that was certified.
+        serial: of the certificate.
+        certificate: PEM.
+    """
+
+    agent_id: Id
+    secret_sha256: Sha256
+    made: datetime
+    expires: datetime
+    days: Annotated[int, Meta(ge=1, le=36_500)]
+    replaces: bool = False
+    keep_old: bool = False
+    ended: Literal["used", "withdrawn"] | None = None
+    key_sha256: str = ""
+    serial: str = ""
+    certificate: str = ""
+
+    def state(self, now: datetime) -> State:
+        """What may be done with it."""
+        if self.ended is not None:
+            return self.ended
+        return "expired" if now > self.expires else "open"
+
+
+class TokenRefused(ConfigError):
+    """A token that does not count; the text says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Redeemed:
+    """What a token was good for.
+
+    Attributes:
+        agent_id: whose.
+        serial: of its certificate.
+        certificate: PEM.
+        is_new: False: the same certificate as before, to the same key.
+        revoked: earlier certificates were revoked: the broker must be told.
+    """
+
+    agent_id: str
+    serial: str
+    certificate: str
+    is_new: bool
+    revoked: bool
+
+
+def invite(
+    fleet: Fleet,
+    agent_id: str,
+    now: datetime,
+    valid: timedelta,
+    days: int,
+    *,
+    replaces: bool = False,
+    keep_old: bool = False,
+) -> Token:
+    """A token for a device; an earlier one of the same device ends.
+
+    A new device's access rules are made now, so that the broker need not be told when the token
+    is used: until then no certificate has that name.
+
+    Args:
+        fleet: to join.
+        agent_id: the device's name.
+        now: the time.
+        valid: how long the token may be used.
+        days: that the certificate will be valid.
+        replaces: for a device that is enrolled: a rotation.
+        keep_old: its earlier certificates stay valid.
+
+    Raises:
+        ConfigError: the name is not allowed, is enrolled already (or, with `replaces`, is not), or
+            something cannot be written.
+    """
+    with fleet.changing() as register:
+        if replaces:
+            fleet.check_enrolled(agent_id)
+        else:
+            fleet.check_new(agent_id)
+        secret = new_secret()
+        invitation = Invitation(
+            agent_id=agent_id,
+            secret_sha256=digest_of(secret),
+            made=now,
+            expires=now + valid,
+            days=days,
+            replaces=replaces,
+            keep_old=keep_old,
+        )
+        earlier = [i for i in register.invitations if now - i.expires < _REMEMBERED]
+        kept = withdrawn(tuple(earlier), agent_id)
+        fleet.save(register.devices, now, (*kept, invitation))
+    ca = fleet.authority_certificate()
+    where = (register.hosts[0], register.enrolment_port)
+    return Token(*where, register.federation, agent_id, secret, fingerprint(ca))
+
+
+def withdraw(fleet: Fleet, agent_id: str, now: datetime) -> None:
+    """Ends a device's open token; the device itself stays as it is.
+
+    Raises:
+        ConfigError: there is none, or something cannot be written.
+    """
+    with fleet.changing() as register:
+        open_ones = [i for i in register.invitations if i.state(now) == "open"]
+        if not any(i.agent_id == agent_id for i in open_ones):
+            raise ConfigError(f"{agent_id[:80]!r} has no open token in {fleet.folder}")
+        fleet.save(register.devices, now, withdrawn(register.invitations, agent_id))
+
+
+def withdrawn(invitations: tuple[Invitation, ...], agent_id: str) -> tuple[Invitation, ...]:
+    """The same, with the open ones of a device ended."""
+    return tuple(
+        msgspec.structs.replace(i, ended="withdrawn")
+        if i.agent_id == agent_id and i.ended is None
+        else i
+        for i in invitations
+    )
+
+
+def redeem(fleet: Fleet, secret: str, request: str, now: datetime) -> Redeemed:
+    """A certificate for whoever has a token's secret.
+
+    Args:
+        fleet: whose register is asked, and changed.
+        secret: of the token.
+        request: PEM (PKCS #10) of the device's key.
+        now: the time.
+
+    Raises:
+        TokenRefused: unknown, used, withdrawn, expired, not for what the device is now; or the
+            request is damaged.
+        ConfigError: something cannot be written; then the token may be used still.
+    """
+    from broker.authority import key_digest, requested_key
+
+    with fleet.changing() as register:
+        invitation = _found(register.invitations, secret)
+        try:
+            key = key_digest(requested_key(request))
+        except ConfigError as error:  # the device's fault, so it may know
+            raise TokenRefused(f"{error}; the token may still be used") from error
+        if invitation.ended == "used" and invitation.key_sha256 == key:
+            return _again(fleet, invitation)
+        _check_usable(fleet, invitation, now)
+        issued = fleet.authority().certify(request, invitation.agent_id, now, invitation.days)
+        pem = issued.certificate.decode()
+        used = msgspec.structs.replace(
+            invitation, ended="used", key_sha256=key, serial=issued.serial, certificate=pem
+        )
+        devices = register.devices
+        revokes = invitation.replaces and not invitation.keep_old
+        if revokes:
+            devices = fleet.without(invitation.agent_id, now)
+        others = tuple(used if i is invitation else i for i in register.invitations)
+        fleet.save((*devices, fleet.record(invitation.agent_id, issued)), now, others)
+    return Redeemed(invitation.agent_id, issued.serial, pem, is_new=True, revoked=revokes)
+
+
+def _found(invitations: tuple[Invitation, ...], secret: str) -> Invitation:
+    digest = digest_of(secret)
+    for invitation in invitations:
+        if invitation.secret_sha256 == digest:
+            return invitation
+    raise TokenRefused("this fleet made no such token, or forgot it long ago")
+
+
+def _again(fleet: Fleet, invitation: Invitation) -> Redeemed:
+    if not any(r.serial == invitation.serial for r in fleet.active(invitation.agent_id)):
+        raise TokenRefused(f"{invitation.agent_id} was revoked since: ask for a new token")
+    return Redeemed(
+        invitation.agent_id,
+        invitation.serial,
+        invitation.certificate,
+        is_new=False,
+        revoked=False,
+    )
+
+
+def _check_usable(fleet: Fleet, invitation: Invitation, now: datetime) -> None:
+    name, state = invitation.agent_id, invitation.state(now)
+    if state == "expired":
+        clocks = f"it ended {invitation.expires:%Y-%m-%d %H:%M} UTC, here it is {now:%H:%M}"
+        raise TokenRefused(f"the token of {name} has expired ({clocks}): ask for a new one")
+    if state == "used":
+        raise TokenRefused(
+            f"the token of {name} was used, by another key: if it was not you, revoke {name}; "
+            "ask for a new one"
+        )
+    if state == "withdrawn":
+        raise TokenRefused(f"the token of {name} was withdrawn: ask for a new one")
+    if bool(fleet.active(name)) != invitation.replaces:
+        what = "was revoked" if invitation.replaces else "was enrolled in another way"
+        raise TokenRefused(f"{name} {what} since the token was made: ask for a new one")

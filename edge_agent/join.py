@@ -1,0 +1,121 @@
+"""Asks a fleet's enrolment service for a certificate: twice, and trusts it only the second time."""
+
+from __future__ import annotations
+
+import ssl
+import tempfile
+import time
+from pathlib import Path
+
+import msgspec
+
+from broker.bundle import Bundle
+from broker.enrolment import (
+    MAX_ANSWER_BYTES,
+    Answer,
+    EnrolmentTopics,
+    Request,
+    decode_answer,
+    new_session,
+)
+from broker.link import LinkDown, LinkUp, Received
+from broker.mqtt import MqttLink
+from broker.settings import BrokerSettings, TlsSettings
+from broker.token import Token, fingerprint
+from models.errors import ConfigError, LinkError, WireError
+
+#: An answer that does not come by then was lost with its connection, or the service is busy.
+_ASK_AGAIN_S = 5.0
+
+
+class _UnprovenTls(TlsSettings, frozen=True, kw_only=True):
+    """To somebody, who knows whom: good for fetching what can be checked afterwards."""
+
+    def context(self) -> ssl.SSLContext:
+        """TLS 1.2 or newer, no certificate checked."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        return context
+
+
+def ask_for_certificate(token: Token, csr: str, timeout_s: float) -> Bundle:
+    """Shows the token; returns all that the device needs but its key.
+
+    First the authority's certificate is fetched, from whoever answers, and compared with the
+    token. Only to a server that this authority vouches for, under the token's host name, is the
+    secret sent.
+
+    Args:
+        token: to use up.
+        csr: PEM of the certificate request.
+        timeout_s: how long to try.
+
+    Raises:
+        ConfigError: the token is refused, or whoever answers is of another fleet.
+        LinkError: the service cannot be reached, or its certificate is not in order.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    authority = _ask(token, _UnprovenTls(), Request(), deadline_s).authority
+    if not authority or fingerprint(authority) != token.authority:
+        raise ConfigError(
+            f"who answers on {token.host}:{token.port} is not of the fleet that made this token: "
+            "nothing was sent to it"
+        )
+    with tempfile.TemporaryDirectory(prefix="fedge-enrol-") as folder:
+        ca_file = Path(folder) / "ca.crt"
+        ca_file.write_text(authority)
+        request = Request(secret=token.secret, csr=csr)
+        answer = _ask(token, TlsSettings(ca_file=str(ca_file)), request, deadline_s)
+    if answer.refused or answer.bundle is None:
+        raise ConfigError(f"refused: {answer.refused or 'without a reason'}")
+    _check_granted(answer.bundle, token)
+    return answer.bundle
+
+
+def _check_granted(bundle: Bundle, token: Token) -> None:
+    granted = (bundle.federation, bundle.agent_id, fingerprint(bundle.ca))
+    if granted != (token.federation, token.agent_id, token.authority):
+        raise ConfigError(f"the service answered with a certificate for {granted[:2]}: not taken")
+
+
+def _ask(token: Token, tls: TlsSettings, request: Request, deadline_s: float) -> Answer:
+    session, topics = new_session(), EnrolmentTopics(token.federation)
+    settings = BrokerSettings(
+        host=token.host, port=token.port, tls=tls, max_payload_bytes=MAX_ANSWER_BYTES
+    )
+    link = MqttLink(settings, session, session_expiry_s=0, flush_s=0.5)
+    try:
+        link.subscribe(topics.answer(session))
+        link.open()
+        payload = msgspec.json.encode(request)
+        return _answer(link, topics.request(session), payload, settings.address, deadline_s)
+    finally:
+        link.close()
+
+
+def _answer(link: MqttLink, topic: str, payload: bytes, where: str, deadline_s: float) -> Answer:
+    reason, is_up, ask_s = f"enrolment service {where} did not answer", False, 0.0
+    while (now_s := time.monotonic()) < deadline_s:
+        if is_up and now_s >= ask_s:
+            link.publish(topic, payload)
+            ask_s = now_s + _ASK_AGAIN_S
+        match link.poll(min(1.0, deadline_s - now_s)):
+            case LinkUp():
+                is_up, ask_s = True, 0.0
+                reason = f"{where} answers, but no enrolment service behind it: is it started?"
+            case LinkDown(why, refused):
+                if refused:
+                    raise LinkError(why)
+                is_up, reason = False, why
+            case Received(_, data):
+                try:
+                    return decode_answer(data)
+                except WireError as error:
+                    raise LinkError(
+                        f"{where} does not answer as an enrolment service: {error}"
+                    ) from error
+    raise LinkError(
+        f"{reason}; does `fedge broker serve-enrolment` run on the fleet's side? "
+        "Try again with the same token"
+    )
