@@ -23,6 +23,8 @@ from models.errors import UntrustedError, WireError
 
 log = logging.getLogger(__name__)
 
+_REPEATED = "said before"
+
 _Keys = Annotated[tuple[PublicKey, ...], Meta(max_length=seal.MAX_KEYS)]
 
 
@@ -118,7 +120,9 @@ class Trust:
         if isinstance(topic, InboxTopic):
             last = self._inbox_number
             self._inbox_number = max(last, number)
-            is_old = number <= last
+            if number == last:
+                raise UntrustedError(_REPEATED, f"number {number}")
+            is_old = number < last
         else:
             last = self._numbers.get(topic.tail, -1)
             is_old = number < last
@@ -147,6 +151,9 @@ class Trust:
 
     def refused(self, topic: Topic, error: UntrustedError) -> None:
         """Counts and tells of a message that was not believed; seldom when there are many."""
+        if error.reason == _REPEATED:
+            log.debug("%s: %s", self._topics.name(topic), error)  # brokers do that, too
+            return
         kind = (type(topic), error.reason)
         self.refusals[kind] += 1
         count = self.refusals[kind]
