@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 
 from broker.messages import Count, Fingerprint, Id, RoundId, Sha256
+from broker.security_files import sync_folder
 from edge_agent.trust import TrustRecord
 from models import frames
 from models.errors import StoreError, WireError
@@ -145,7 +146,7 @@ class Spool:
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(path)
-            _sync_folder(self._folder)
+            sync_folder(self._folder)  # the rename itself is only safe once it is on disk
         except OSError as error:
             with contextlib.suppress(OSError):
                 partial.unlink()
@@ -192,12 +193,3 @@ def _set_aside(path: Path) -> None:
         path.replace(path.with_name(path.name + _DAMAGED))
     except OSError as error:
         log.warning("%s cannot be moved: %s", path, error)
-
-
-def _sync_folder(folder: Path) -> None:
-    # The rename itself is only safe once the folder is on disk (POSIX fsync of a directory).
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
