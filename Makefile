@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check
 OUT ?= runs/wearable_activity
 
-.PHONY: demo test check coverage bench wheel clean
+.PHONY: demo test test-install check coverage bench wheel clean
 
 demo: .venv/.fleet
 	.venv/bin/fedge fleet run examples/wearable_activity.yaml --out $(OUT)
@@ -12,6 +12,10 @@ demo: .venv/.fleet
 test: .venv/.dev
 	.venv/bin/pytest tests --ignore=tests/tensorflow
 	.venv/bin/pytest tests/tensorflow
+
+# Installs in a Debian of its own: root, a network, debootstrap and systemd-container; minutes.
+test-install: .venv/.dev wheel
+	FEDGE_INSTALL_TESTS=1 .venv/bin/pytest tests/install --timeout=1800
 
 check: .venv/.dev
 	.venv/bin/ruff check .

@@ -110,8 +110,8 @@ check_machine() {
   "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null ||
     fail "$python is no Python 3.11 to 3.13: Raspberry Pi OS and Debian from 12 on have one, --python names another"
   local free_mb
-  free_mb=$(df --output=avail -BM "$1" | tail -n 1 | tr -dc 0-9)
-  [ "$free_mb" -ge $needed_mb ] || fail "$free_mb MB are free on $1, $needed_mb are needed"
+  free_mb=$(df --output=avail -BM "$1" 2>/dev/null | tail -n 1 | tr -dc 0-9) || true # no /proc, no df
+  [ "${free_mb:-$needed_mb}" -ge $needed_mb ] || fail "$free_mb MB are free on $1, $needed_mb are needed"
   if ! "$python" -c 'import venv, ensurepip' 2>/dev/null; then
     apt_install python3-venv
   fi
@@ -186,11 +186,11 @@ make_account_and_folders() {
     useradd --system --user-group --no-create-home --home-dir "$state" \
       --shell /usr/sbin/nologin "$name"
   fi
-  mkdir -p "$home" "$etc" "$(dirname "$command")"
+  mkdir -p "$home/bin" "$etc" "$(dirname "$command")"
   install -d -o "$name" -g "$name" -m 0750 "$state"
   # What a configuration calls `state` is the service's own folder.
   [ -d "$etc/state" ] || ln -sfn "$state" "$etc/state"
-  ln -sfn current/bin "$home/bin"
+  ln -sfn ../current/bin/fedge "$home/bin/fedge"
   exec 9<"$home"
   flock -n 9 || fail "another installation runs in $home"
 }
@@ -254,7 +254,7 @@ make_fleet() {
   "$home/bin/fedge" broker init "$fleet" --host "$broker" --federation "$federation" >/dev/null || exit $?
   cp "$fleet"/coordinator/* "$etc/"
   [ -e "$etc/coordinator.yaml" ] && [ -z "$config" ] && return
-  "$home/bin/python" - "$fleet/fleet.json" "${config:-$etc/coordinator.yaml.example}" \
+  "$home/current/bin/python" - "$fleet/fleet.json" "${config:-$etc/coordinator.yaml.example}" \
     >"$etc/.coordinator.yaml" <<'END'
 """The example with this fleet's name and broker in place of its own."""
 import json, re, sys
@@ -337,13 +337,13 @@ hint_at_memory_limits() {
 # --- uninstall ---------------------------------------------------------------------------------
 
 remove_unit() {
+  [ $purge = no ] || rm -rf "$units/$1.service.d"
   [ -e "$units/$1.service" ] || return 0
   if has_systemctl; then
     ! systemd_runs || systemctl --quiet stop "$1"
     systemctl --quiet disable "$1" 2>/dev/null || true
   fi
   rm -f "$units/$1.service"
-  [ $purge = no ] || rm -rf "$units/$1.service.d"
   ! systemd_runs || { systemctl daemon-reload; systemctl reset-failed "$1" 2>/dev/null || true; }
 }
 

@@ -1,0 +1,1 @@
+"""The installers in a Debian of its own: see conftest.py."""
