@@ -342,7 +342,7 @@ def _known_keys(hint: Any) -> list[str]:
 def _choices(hint: Any) -> str:
     """'one of: …' where a Literal (or a tag) leaves a choice, else nothing."""
     literals = [member for member in _members(hint) if get_origin(member) is Literal]
-    values = [str(value) for literal in literals for value in get_args(literal)]
+    values = dict.fromkeys(str(value) for literal in literals for value in get_args(literal))
     return f"one of: {', '.join(values)}" if values else ""
 
 

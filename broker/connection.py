@@ -22,7 +22,8 @@ from broker.driver import HEADER_ROOM, Driver, Session
 from broker.link import QOS, LinkDown, LinkEvent, LinkUp, Received, publish_packet_bytes
 from broker.network import NetworkLoop
 from broker.outbox import NO_PACKET_LIMIT, WINDOW, Outbox, Outgoing
-from broker.settings import BrokerSettings
+from broker.settings import BrokerSettings, Secrets
+from broker.versions import VersionChoice
 
 log = logging.getLogger(__name__)
 
@@ -98,16 +99,23 @@ class Connection:
         self._verdict: LinkDown | None = None  # why the broker will hang up now
         self._last_down: LinkDown | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
-        self._password: str | None = None
+        self._secrets = Secrets()
+        self._versions = VersionChoice(settings.protocol)
+        self._again = False  # with the other version, as soon as paho has hung up
+        self._unacknowledged = 0  # that came on this connection
         self._driver = Driver(settings, session, network, self, tls)
-        self._client = self._driver.client
-        self.outbox = Outbox(self._client, owner.finished)
+        self.outbox = Outbox(self._driver, owner.finished)
 
     # --- what the owner asks for -----------------------------------------------------------------
 
-    def open(self, password: str | None) -> None:
+    @property
+    def mqtt5(self) -> bool:
+        """Whether the present or next connection speaks MQTT 5, not 3.1.1."""
+        return self._driver.mqtt5
+
+    def open(self, secrets: Secrets) -> None:
         """Connects, and keeps connecting."""
-        self._password = password
+        self._secrets = secrets
         self._begin()
 
     def subscribe(self, topic_filter: str) -> None:
@@ -121,7 +129,7 @@ class Connection:
         """Removes a filter; while away, from the stored session at the next connection."""
         self._subscriptions.pop(topic_filter, None)
         if self._connected:
-            self._client.unsubscribe(topic_filter)
+            self._driver.client.unsubscribe(topic_filter)
         else:
             self._to_unsubscribe[topic_filter] = None
 
@@ -133,7 +141,10 @@ class Connection:
     def acknowledge(self, token: int) -> None:
         """PUBACKs a message, if it came on the present connection (else it comes again)."""
         if self._connected and token >> 16 == self._epoch:
-            self._client.ack(token & 0xFFFF, QOS)
+            self._driver.client.ack(token & 0xFFFF, QOS)
+            self._unacknowledged -= 1
+            if self._unacknowledged < self._most_backlog:
+                self._driver.go_on()
 
     def interrupt(self) -> None:
         """Loses the connection, as a cut cable would."""
@@ -173,13 +184,19 @@ class Connection:
             self._timer("retry", self._settings.backoff_min_s, self._begin)
             return
         self._verdict = None
+        self._again = False
+        self._unacknowledged = 0
         self._state = _State.CONNECTING
-        self._driver.connect(self._password, self._opened)
+        mqtt5 = self._versions.take()
+        if mqtt5 != self._driver.mqtt5:
+            self._driver.speak(mqtt5=mqtt5)
+            self.outbox.take_back()
+        self._driver.connect(self._secrets, self._opened)
 
     def _opened(self, error: BaseException | None) -> None:
         self._state = _State.GREETING
         if error is not None:
-            self._down(reasons.unreachable(self._settings, error))
+            self._down(reasons.unreachable(self._settings, error, self._secrets.proxy))
         elif self._closing and not self.outbox:
             self._finish()
         else:
@@ -192,8 +209,12 @@ class Connection:
         """CONNACK: the server's limits are known; subscribes."""
         if code.is_failure:  # paho hangs up when this callback has returned
             self._verdict = reasons.not_admitted(self._settings, code.value, code.getName())
+            if code.value == reasons.UNKNOWN_VERSION:
+                self._again = self._versions.unknown(mqtt5=self.mqtt5)
             return
         self._cancel("connack")
+        if not self.mqtt5:
+            log.info("broker %s: %s", self._settings.address, reasons.OLDER)
         self._epoch = (self._epoch + 1) & 0xFFFFFFFF
         self._session_present = present
         self._state = _State.SUBSCRIBING
@@ -206,7 +227,7 @@ class Connection:
             self._network.soon(self._give_up, down)
             return
         if self._to_unsubscribe:
-            self._client.unsubscribe(list(self._to_unsubscribe))
+            self._driver.client.unsubscribe(list(self._to_unsubscribe))
             self._to_unsubscribe.clear()
         filters = list(self._subscriptions)
         for start in range(0, len(filters), _FILTERS_PER_PACKET):
@@ -214,7 +235,7 @@ class Connection:
         self._up_if_subscribed()
 
     def _send_subscribe(self, filters: list[str]) -> None:
-        _, mid = self._client.subscribe([(name, QOS) for name in filters])
+        _, mid = self._driver.client.subscribe([(name, QOS) for name in filters])
         if mid is not None:
             self._subacks[mid] = filters
 
@@ -255,12 +276,20 @@ class Connection:
         """The connection ended: says why, and tries again later."""
         if self._verdict is not None:
             down = self._verdict
+        elif self._state is _State.GREETING and not self.mqtt5 and code.value == reasons.PROTOCOL:
+            # In 3.1.1 paho keeps to itself that the broker does not know the version.
+            self._versions.unknown(mqtt5=False)
+            unknown = reasons.UNKNOWN_VERSION, code.getName()
+            down = self._verdict = reasons.not_admitted(self._settings, *unknown)
         elif by_broker:
             down = reasons.hung_up(
                 self._settings, self._session.client_id, code.value, code.getName()
             )
         elif self._state is _State.GREETING:
             down = reasons.no_answer(self._settings, self._driver.complaint)
+            self._again = not down.refused and self._versions.silent(mqtt5=self.mqtt5)
+        elif self._driver.farewell:
+            down = reasons.said_goodbye(self._settings, self._driver.farewell)
         else:
             down = self._without_a_word(code.value)
         self._down(down, at_cap=by_broker and code.value == reasons.TAKEN_OVER)
@@ -289,6 +318,10 @@ class Connection:
         self._release_held()
         if self._closing:
             self._network.soon(self._finish)  # paho closes its socket after this callback
+            return
+        if self._again:
+            log.debug("%s; trying MQTT 3.1.1", down.reason)
+            self._network.soon(self._begin)  # paho closes its socket after this callback
             return
         if down != self._last_down:  # the same failure again and again is one event
             self._last_down = down
@@ -337,7 +370,8 @@ class Connection:
     def received(self, message: paho.MQTTMessage) -> None:
         """PUBLISH: hands it to the owner."""
         expiry_s = getattr(message.properties, "MessageExpiryInterval", None)
-        self._owner.arrived(publish_packet_bytes(message.topic, len(message.payload), expiry_s))
+        size = publish_packet_bytes(message.topic, len(message.payload), expiry_s, mqtt5=self.mqtt5)
+        self._owner.arrived(size)
         if len(message.payload) > self._settings.max_payload_bytes:
             # The broker was told our Maximum Packet Size and did not care.
             self._refuse(message, f"max_payload_bytes is {self._settings.max_payload_bytes}")
@@ -347,6 +381,10 @@ class Connection:
             self._refuse(message, "the owner is too slow")
             return
         token = self._epoch << 16 | message.mid if message.qos else 0
+        self._unacknowledged += message.qos
+        if self._unacknowledged >= self._most_backlog:
+            # Only a broker that knows no Receive Maximum sends so many ahead.
+            self._driver.hold()
         received = Received(message.topic, bytes(message.payload), message.retain, token)
         if self._state is _State.UP:
             self._owner.emit(received)
@@ -364,7 +402,7 @@ class Connection:
             extra={"event": "message_refused", "topic": message.topic},
         )
         if message.qos:
-            self._client.ack(message.mid, QOS)
+            self._driver.client.ack(message.mid, QOS)
 
     # --- timers ----------------------------------------------------------------------------------
 

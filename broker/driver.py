@@ -13,12 +13,14 @@ paho surprises that shaped this file (2.1 and 2.2):
 - `on_disconnect` can come twice for one connection (a keep-alive that expires).
 - The one public way to drop a connection without a DISCONNECT is `connect_async`.
 - A TLS handshake that fails leaves its socket to the garbage collector.
+- In MQTT 3.1.1, refused because of its version, it calls `reconnect` by itself, inside a callback:
+  `reconnect_on_failure=False` ends that.
+- Which version it speaks is said when it is made: another version takes another client.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import socket
 import ssl
@@ -32,14 +34,20 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from broker import layers
 from broker.link import QOS, Will
 from broker.network import NetworkLoop
-from broker.settings import BrokerSettings
+from broker.settings import BrokerSettings, Secrets
+from broker.transports import proxy_arguments
+from broker.websocket import WebSocket
 
 #: Room for topic, packet id and properties around the largest payload.
 HEADER_ROOM = 1024
 #: Packets read in one go from TLS's buffer before other connections get their turn.
 _READS_IN_A_ROW = 50
+
+
+_Socket = socket.socket | WebSocket
 
 
 @dataclass(frozen=True)
@@ -90,50 +98,19 @@ def make_properties(packet_type: int, **values: int) -> Properties:
     return properties
 
 
-class _TlsSocket(ssl.SSLSocket):
-    """Closes itself when the handshake fails, and keeps what TLS complained of; paho does neither.
-
-    Attributes:
-        complaint: why the connection ended, when TLS knows.
-    """
-
-    complaint: ssl.SSLError | None = None
-
-    def do_handshake(self, block: bool = False) -> None:
-        try:
-            super().do_handshake(block)
-        except BaseException:
-            self.close()
-            raise
-
-    def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
-        try:
-            return super().recv(buflen, flags)
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            raise
-        except ssl.SSLError as error:
-            self.complaint = error
-            raise
-
-    def send(self, data: Any, flags: int = 0) -> int:
-        try:
-            return super().send(data, flags)
-        except (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
-            # The other side hung up; it may have said why before.
-            with contextlib.suppress(OSError):
-                self.recv(1)
-            raise
-
-
 class Driver:
     """A paho client whose socket is served by the network thread.
 
     Attributes:
-        client: to subscribe, publish and acknowledge; not to connect or disconnect.
+        client: to subscribe, publish and acknowledge; not to connect or disconnect. Another one
+            after `speak`.
+        mqtt5: whether it speaks MQTT 5, not 3.1.1.
         complaint: what TLS said when the last connection ended, if anything.
+        farewell: what the WebSocket said then.
     """
 
     complaint: ssl.SSLError | None = None
+    farewell = ""
 
     def __init__(
         self,
@@ -149,24 +126,35 @@ class Driver:
         self._handler = handler
         self._connecting = False  # a connector thread has the client
         self._writing = False  # the socket was full: epoll says when it is not
+        self._held = False  # the owner has enough: what comes waits in the socket
         self._timer: asyncio.TimerHandle | None = None
-        self.client = self._make_client(tls)
+        self._tls = tls
+        self.mqtt5 = settings.protocol != "3.1.1"
+        self.client = self._make_client()
 
-    def _make_client(self, tls: ssl.SSLContext | None) -> paho.Client:
+    def speak(self, *, mqtt5: bool) -> None:
+        """Takes a client of that version of MQTT; only while there is no connection."""
+        if mqtt5 != self.mqtt5:
+            self.mqtt5 = mqtt5
+            self.client = self._make_client()
+
+    def _make_client(self) -> paho.Client:
         client = paho.Client(
             CallbackAPIVersion.VERSION2,
             client_id=self._session.client_id,
-            protocol=paho.MQTTv5,
+            protocol=paho.MQTTv5 if self.mqtt5 else paho.MQTTv311,
+            # MQTT 3.1.1 knows sessions that end with the connection and sessions that do not.
+            clean_session=None if self.mqtt5 else self._session.expiry_s == 0,
             manual_ack=True,
+            reconnect_on_failure=False,
         )
         client.suppress_exceptions = True  # `_guarded` has logged and counted them
         client.connect_timeout = self._settings.connect_timeout_s
         client.max_inflight_messages_set(0)  # no limit: the connection's own window is the limit
-        if tls is not None:
-            tls.sslsocket_class = _TlsSocket
-            client.tls_set_context(tls)
+        self._websockets = layers.install(client, self._settings, self._tls)
         if will := self._session.will:
-            properties = make_properties(PacketTypes.WILLMESSAGE, WillDelayInterval=will.delay_s)
+            delay = {"WillDelayInterval": will.delay_s}
+            properties = make_properties(PacketTypes.WILLMESSAGE, **delay) if self.mqtt5 else None
             client.will_set(will.topic, will.payload, QOS, retain=True, properties=properties)
         self._set_callbacks(client)
         return client
@@ -207,11 +195,16 @@ class Driver:
 
     # --- connecting and disconnecting ------------------------------------------------------------
 
-    def connect(self, password: str | None, done: Callable[[BaseException | None], None]) -> None:
+    def connect(self, secrets: Secrets, done: Callable[[BaseException | None], None]) -> None:
         """Opens the socket in a connector thread and sends CONNECT; then calls `done(error)`."""
-        self.client.username_pw_set(self._settings.username or None, password)
+        self.client.username_pw_set(self._settings.username or None, secrets.password)
+        if self._websockets is not None:
+            self._websockets.headers = secrets.headers
+        if secrets.proxy is not None:
+            self.client.proxy_set(**proxy_arguments(secrets.proxy))
         self.drop()  # there is no socket: arms the client
         self._connecting = True
+        self._held = False
 
         def opened(error: BaseException | None) -> None:
             self._connecting = False
@@ -227,12 +220,12 @@ class Driver:
     def drop(self) -> None:
         """Closes the socket without a DISCONNECT. Not to be called inside a paho callback."""
         self._stop_timer()
-        properties = make_properties(
-            PacketTypes.CONNECT,
-            SessionExpiryInterval=self._session.expiry_s,
-            ReceiveMaximum=self._session.receive_maximum,
-            MaximumPacketSize=self._settings.max_payload_bytes + HEADER_ROOM,
-        )
+        limits = {
+            "SessionExpiryInterval": self._session.expiry_s,
+            "ReceiveMaximum": self._session.receive_maximum,
+            "MaximumPacketSize": self._settings.max_payload_bytes + HEADER_ROOM,
+        }
+        properties = make_properties(PacketTypes.CONNECT, **limits) if self.mqtt5 else None
         self.client.connect_async(
             self._settings.host,
             self._settings.port,
@@ -245,30 +238,46 @@ class Driver:
         """Sends DISCONNECT; `disconnected` is called when it is out."""
         self.client.disconnect()
 
-    def _socket(self) -> socket.socket | None:
-        return cast("socket.socket | None", self.client.socket())
+    def hold(self) -> None:
+        """Reads no more, so that the broker must wait."""
+        self._held = True
+        if (sock := self._socket()) is not None:
+            self._network.remove_reader(sock)
+
+    def go_on(self) -> None:
+        """Reads again."""
+        if not self._held:
+            return
+        self._held = False
+        if (sock := self._socket()) is not None and not self._connecting:
+            self._network.add_reader(sock, self._read)
+            self._network.soon(self._read)  # bytes that epoll knows nothing of
+
+    def _socket(self) -> socket.socket | WebSocket | None:
+        return cast("_Socket | None", self.client.socket())
 
     # --- the socket ------------------------------------------------------------------------------
 
-    def _on_socket_open(self, client: paho.Client, data: object, sock: socket.socket) -> None:
-        self.complaint = None
+    def _on_socket_open(self, client: paho.Client, data: object, sock: _Socket) -> None:
+        self.complaint, self.farewell = None, ""
         # In a connector thread. Small requests and answers wait 40 ms for each other without it.
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        layers.tcp_of(sock).setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
-    def _on_socket_close(self, client: paho.Client, data: object, sock: socket.socket) -> None:
+    def _on_socket_close(self, client: paho.Client, data: object, sock: _Socket) -> None:
         self._stop_timer()
-        self.complaint = sock.complaint if isinstance(sock, _TlsSocket) else None
+        self.complaint = layers.complaint_of(sock)
+        self.farewell = sock.farewell if isinstance(sock, WebSocket) else ""
         self._network.remove_reader(sock)
         self._on_unregister_write(client, data, sock)
 
-    def _on_register_write(self, client: paho.Client, data: object, sock: socket.socket) -> None:
+    def _on_register_write(self, client: paho.Client, data: object, sock: _Socket) -> None:
         # In a connector thread while connecting: `opened` writes then. Otherwise write soon,
         # together with whatever else this turn queues: mostly the socket takes it all, and
         # epoll need not be told.
         if not self._connecting:
             self._network.soon(self._write)
 
-    def _on_unregister_write(self, client: paho.Client, data: object, sock: socket.socket) -> None:
+    def _on_unregister_write(self, client: paho.Client, data: object, sock: _Socket) -> None:
         if self._writing:
             self._network.remove_writer(sock)
             self._writing = False
@@ -287,14 +296,13 @@ class Driver:
             self._handler.broken()
 
     def _read(self) -> None:
-        if self._connecting:
+        if self._connecting or self._held:
             return
         try:
             for _ in range(_READS_IN_A_ROW):
                 self.client.loop_read()
-                sock = self._socket()
-                # TLS may hold decrypted packets that epoll knows nothing of.
-                if not isinstance(sock, ssl.SSLSocket) or not sock.pending():
+                # The layers may hold whole packets that epoll knows nothing of.
+                if self._held or not layers.has_more(self._socket()):
                     return
             self._network.soon(self._read)
         except Exception:  # noqa: BLE001 - ends this connection, not the loop

@@ -122,13 +122,16 @@ class Link(Protocol):
         """Send what waits, say goodbye (no will is published) and release everything."""
 
 
-def publish_packet_bytes(topic: str, payload_bytes: int, expiry_s: int | None = None) -> int:
+def publish_packet_bytes(
+    topic: str, payload_bytes: int, expiry_s: int | None = None, *, mqtt5: bool = True
+) -> int:
     """Length of a QoS 1 PUBLISH packet (MQTT 5 §3.3): what both links count.
 
-    Fixed header, topic, packet identifier, properties (message expiry when given), payload.
+    Fixed header, topic, packet identifier, properties (their length, and message expiry when given;
+    none in MQTT 3.1.1), payload.
     """
-    properties = 0 if expiry_s is None else 5
+    properties = 0 if not mqtt5 else 1 if expiry_s is None else 6
     topic_bytes = len(topic) if topic.isascii() else len(topic.encode())
-    remaining = 2 + topic_bytes + 2 + 1 + properties + payload_bytes
+    remaining = 2 + topic_bytes + 2 + properties + payload_bytes
     length_bytes = 1 + (remaining >= 128) + (remaining >= 16_384) + (remaining >= 2_097_152)
     return 1 + length_bytes + remaining

@@ -22,6 +22,7 @@ from broker.link import ByteCounters, LinkEvent, Posted, Received, Will, publish
 from broker.network import NetworkLoop
 from broker.outbox import Outgoing
 from broker.settings import BrokerSettings
+from broker.transports import proxy_arguments
 from models.errors import LinkError
 
 log = logging.getLogger(__name__)
@@ -114,10 +115,12 @@ class MqttLink:
         """Begins to connect, and keeps connecting; returns at once.
 
         Raises:
-            ConfigError: the password cannot be read.
+            ConfigError: a secret cannot be read, or a proxy cannot be used.
         """
-        password = self._settings.password()
-        self._post(lambda: self._connection.open(password))
+        secrets = self._settings.secrets()
+        if secrets.proxy is not None:
+            proxy_arguments(secrets.proxy)  # whether it can be used: here, where it can be said
+        self._post(lambda: self._connection.open(secrets))
 
     def subscribe(self, topic_filter: str) -> None:
         """Takes messages of `topic_filter` from now on, across reconnections."""
@@ -140,7 +143,8 @@ class MqttLink:
             LinkError: larger than a limit, the queue is full, or the link is closed.
         """
         check_topic(topic)
-        packet_bytes = publish_packet_bytes(topic, len(payload), expiry_s)
+        mqtt5 = self._connection.mqtt5
+        packet_bytes = publish_packet_bytes(topic, len(payload), expiry_s, mqtt5=mqtt5)
         self._check_size(topic, len(payload), packet_bytes)
         self._reserve(packet_bytes)
         message = Outgoing(topic, payload, retain, expiry_s, packet_bytes)

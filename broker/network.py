@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol
 
 log = logging.getLogger(__name__)
 
@@ -17,6 +16,13 @@ log = logging.getLogger(__name__)
 #: until all are taken.
 _CONNECTORS = 4
 _JOIN_S = 5.0
+
+
+class HasFileno(Protocol):
+    """A socket, or what lies on one."""
+
+    def fileno(self) -> int:
+        """Its file descriptor."""
 
 
 class NetworkLoop:
@@ -95,19 +101,19 @@ class NetworkLoop:
 
         self._connectors.submit(run)
 
-    def add_reader(self, sock: socket.socket, callback: Callable[[], None]) -> None:
+    def add_reader(self, sock: HasFileno, callback: Callable[[], None]) -> None:
         """Calls back while `sock` has something to read."""
         self._loop.add_reader(sock, callback)
 
-    def add_writer(self, sock: socket.socket, callback: Callable[[], None]) -> None:
+    def add_writer(self, sock: HasFileno, callback: Callable[[], None]) -> None:
         """Calls back while `sock` takes bytes."""
         self._loop.add_writer(sock, callback)
 
-    def remove_reader(self, sock: socket.socket) -> None:
+    def remove_reader(self, sock: HasFileno) -> None:
         """Stops that."""
         self._loop.remove_reader(sock)
 
-    def remove_writer(self, sock: socket.socket) -> None:
+    def remove_writer(self, sock: HasFileno) -> None:
         """Stops that."""
         self._loop.remove_writer(sock)
 

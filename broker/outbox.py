@@ -18,7 +18,7 @@ from paho.mqtt import client as paho
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.reasoncodes import ReasonCode
 
-from broker.driver import make_properties
+from broker.driver import Driver, make_properties
 from broker.link import QOS
 
 log = logging.getLogger(__name__)
@@ -48,14 +48,14 @@ class Outbox:
         dropped: messages given up: too large for the server, or refused by it.
 
     Args:
-        client: that sends.
+        driver: whose client sends.
         finished: called when the broker has a message, or it can never be sent.
     """
 
-    def __init__(self, client: paho.Client, finished: Callable[[Outgoing], None]) -> None:
+    def __init__(self, driver: Driver, finished: Callable[[Outgoing], None]) -> None:
         self.max_packet_bytes = NO_PACKET_LIMIT
         self.dropped = 0
-        self._client = client
+        self._driver = driver
         self._finished = finished
         self._window = WINDOW
         self._waiting: deque[Outgoing] = deque()
@@ -79,9 +79,13 @@ class Outbox:
         self._window = min(WINDOW, receive_maximum)
         sizes = [message.packet_bytes for message in self._in_flight.values()]
         if len(sizes) > self._window or max(sizes, default=0) > max_packet_bytes:
-            self._client.drop_out_messages()
-            self._waiting.extendleft(reversed(self._in_flight.values()))
-            self._in_flight.clear()
+            self._driver.client.drop_out_messages()
+            self.take_back()
+
+    def take_back(self) -> None:
+        """What paho had waits again: it has forgotten it."""
+        self._waiting.extendleft(reversed(self._in_flight.values()))
+        self._in_flight.clear()
 
     def pump(self) -> None:
         """Sends what the window allows."""
@@ -95,11 +99,13 @@ class Outbox:
 
     def _send(self, message: Outgoing) -> None:
         properties = None
-        if message.expiry_s is not None:
+        if message.expiry_s is not None and self._driver.mqtt5:
             properties = make_properties(
                 PacketTypes.PUBLISH, MessageExpiryInterval=message.expiry_s
             )
-        sent = self._client.publish(message.topic, message.payload, QOS, message.retain, properties)
+        sent = self._driver.client.publish(
+            message.topic, message.payload, QOS, message.retain, properties
+        )
         if sent.rc == paho.MQTT_ERR_QUEUE_SIZE:
             # Once round the 65,535 packet ids: this one's message is still unacknowledged. The
             # next try takes the next id.

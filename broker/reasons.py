@@ -8,10 +8,14 @@ from datetime import UTC, datetime
 
 from broker.link import LinkDown
 from broker.settings import BrokerSettings
+from broker.transports import OpenProxy
+from broker.websocket import WebSocketRefused
 
+UNKNOWN_VERSION = 0x84
+PROTOCOL = 0x82
 #: MQTT 5 §2.4. Codes after which trying again as we are will hardly help.
 _REFUSALS = {
-    0x84: "it does not speak MQTT 5",
+    UNKNOWN_VERSION: "it does not speak our version of MQTT",
     0x85: "the client id is not allowed",
     0x86: "bad user name or password",
     0x87: "not authorised",
@@ -26,7 +30,7 @@ TAKEN_OVER = 0x8E
 KEEPALIVE = 0x8D
 _HANG_UPS = {
     0x81: "it could not read a packet",
-    0x82: "protocol error",
+    PROTOCOL: "protocol error",
     0x87: "not authorised",
     0x8B: "it is shutting down",
     KEEPALIVE: "it did not hear from us in time",
@@ -36,6 +40,13 @@ _HANG_UPS = {
     0x97: "quota exceeded",
     0x98: "an operator closed the connection",
 }
+
+_VERSIONS = {"auto": "5 or 3.1.1", "5": "5; `protocol: auto` also takes 3.1.1", "3.1.1": "3.1.1"}
+
+#: What an operator should know of a connection with MQTT 3.1.1.
+OLDER = (
+    "MQTT 3.1.1: no message expiry, no session expiry, no will delay, no packet limits, no reasons"
+)
 
 #: Names of TLS alerts (RFC 8446 §6.2), as every OpenSSL ends its own names for them.
 _ALERT = re.compile(r"ALERT_([A-Z_]+)$")
@@ -63,8 +74,10 @@ def lacking(properties: object) -> tuple[int, str] | None:
     return None
 
 
-def unreachable(settings: BrokerSettings, error: BaseException) -> LinkDown:
-    """No connection could be made: DNS, TCP or TLS failed."""
+def unreachable(
+    settings: BrokerSettings, error: BaseException, proxy: OpenProxy | None = None
+) -> LinkDown:
+    """No connection could be made: DNS, TCP, the proxy, TLS or the WebSocket failed."""
     where = f"broker {settings.address}"
     if isinstance(error, ssl.SSLCertVerificationError):
         return _not_trusted(settings, error)
@@ -72,8 +85,23 @@ def unreachable(settings: BrokerSettings, error: BaseException) -> LinkDown:
         return _certificate_refused(settings, error) or LinkDown(
             f"TLS with {where} failed: {error.reason or error}: is it a TLS port?"
         )
+    if isinstance(error, WebSocketRefused):
+        return _no_websocket(settings, error)
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return LinkDown(f"cannot reach {where}: {text}")
+    way = f" through the {proxy.words}" if proxy else ""
+    return LinkDown(f"cannot reach {where}{way}: {text}")
+
+
+def _no_websocket(settings: BrokerSettings, error: WebSocketRefused) -> LinkDown:
+    """The server answered the WebSocket's first request with something else."""
+    hint = {
+        0: "is it a port for WebSockets?",
+        401: "it wants a login (headers_file)",
+        403: "it does not let us in",
+        404: f"check `path`, {settings.websocket.path if settings.websocket else ''}",
+    }.get(error.status, "")
+    words = f"no WebSocket at {settings.address}: {error}" + (f": {hint}" if hint else "")
+    return LinkDown(words, refused=error.status in (401, 403, 404))
 
 
 def _not_trusted(settings: BrokerSettings, error: ssl.SSLCertVerificationError) -> LinkDown:
@@ -126,6 +154,8 @@ def no_answer(settings: BrokerSettings, error: ssl.SSLError | None = None) -> Li
 def not_admitted(settings: BrokerSettings, code: int, name: str) -> LinkDown:
     """The broker answered CONNECT with a failure code."""
     text = _REFUSALS.get(code, name.lower())
+    if code == UNKNOWN_VERSION:
+        text = f"it does not speak MQTT {_VERSIONS[str(settings.protocol)]}"
     if code not in _LOGIN:
         return LinkDown(f"broker {settings.address} refused us ({text})", refused=code in _REFUSALS)
     secret = settings.password_file or settings.password_env
@@ -158,6 +188,11 @@ def hung_up(settings: BrokerSettings, client_id: str, code: int, name: str) -> L
     return LinkDown(
         f"broker {settings.address} closed the connection: {_HANG_UPS.get(code, name.lower())}"
     )
+
+
+def said_goodbye(settings: BrokerSettings, words: str) -> LinkDown:
+    """The WebSocket was closed with a reason."""
+    return LinkDown(f"broker {settings.address} closed the WebSocket: {words}")
 
 
 def lost(settings: BrokerSettings, code: int) -> LinkDown:

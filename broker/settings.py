@@ -5,14 +5,25 @@ from __future__ import annotations
 import os
 import ssl
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
-from broker.config import located
+from broker.transports import (
+    OpenProxy,
+    ProxySettings,
+    WebSocketSettings,
+    check_login,
+    find,
+    proxy_of_environment,
+    read_password,
+)
 from models.errors import ConfigError
 
 PLAIN_PORT = 1883
 TLS_PORT = 8883
+HTTP_PORT = 80
+HTTPS_PORT = 443
 _MIB = 1 << 20
 #: MQTT 5 §1.5.5: the largest remaining length, so the largest packet there can be.
 _LARGEST_PACKET = 268_435_455
@@ -64,11 +75,15 @@ class BrokerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
     Attributes:
         host: name or address.
-        port: 0 takes 1883, or 8883 with `tls`; reads as the port that is used.
+        port: 0 takes 1883, or 8883 with `tls`, with `websocket` 80 or 443; reads as the port that
+            is used.
+        protocol: version of MQTT; auto asks for 5 and takes 3.1.1 from a broker that knows no 5.
         username: empty: no login.
         password_file: file whose first line is the password.
         password_env: environment variable that holds it, instead of a file.
         tls: certificates; without it the connection is plain.
+        websocket: MQTT inside WebSockets; without it directly over TCP or TLS.
+        proxy: that leads to the broker; without it the environment's variables count.
         keepalive_s: silence after which each side asks whether the other is there.
         connect_timeout_s: for the TCP connection and again for the broker's answer.
         max_payload_bytes: larger messages are neither sent nor taken.
@@ -78,10 +93,13 @@ class BrokerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
     host: str = "127.0.0.1"
     port: int = 0
+    protocol: Literal["auto", "5", "3.1.1", 5] = "auto"
     username: str = ""
     password_file: str = ""
     password_env: str = ""
     tls: TlsSettings | None = None
+    websocket: WebSocketSettings | None = None
+    proxy: ProxySettings | None = None
     keepalive_s: int = 30
     connect_timeout_s: float = 5.0
     max_payload_bytes: int = _MIB
@@ -91,7 +109,9 @@ class BrokerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     def __post_init__(self) -> None:
         if self.port == 0:
             # Read by everyone as the port that is used; "0" is only a way to write "the usual".
-            msgspec.structs.force_setattr(self, "port", TLS_PORT if self.tls else PLAIN_PORT)
+            msgspec.structs.force_setattr(self, "port", self._usual_port())
+        if self.protocol == 5:  # so YAML reads it
+            msgspec.structs.force_setattr(self, "protocol", "5")
         if not self.host or any(c.isspace() for c in self.host):
             raise ValueError(f"host must be a name or an address, got {self.host!r}")
         _in_range("port", self.port, 1, 65_535)
@@ -100,25 +120,30 @@ class BrokerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         _in_range("max_payload_bytes", self.max_payload_bytes, 1024, _LARGEST_PACKET - 1024)
         _in_range("backoff_min_s", self.backoff_min_s, 0.01, 3600)
         _in_range("backoff_max_s", self.backoff_max_s, self.backoff_min_s, 86_400)
-        if self.password_file and self.password_env:
-            raise ValueError("give password_file or password_env, not both")
-        if (self.password_file or self.password_env) and not self.username:
-            raise ValueError("a password needs a username")
+        check_login(self.username, self.password_file, self.password_env)
+
+    def _usual_port(self) -> int:
+        if self.websocket is None:
+            return TLS_PORT if self.tls else PLAIN_PORT
+        return HTTPS_PORT if self.tls else HTTP_PORT
 
     def located(self, base: Path) -> BrokerSettings:
         """The same, with files found from the folder `base` of the configuration."""
 
-        def found(name: str) -> str:
-            return str(located(name, base)) if name else ""
-
         tls = self.tls
         if tls is not None:
             tls = TlsSettings(
-                ca_file=found(tls.ca_file),
-                cert_file=found(tls.cert_file),
-                key_file=found(tls.key_file),
+                ca_file=find(tls.ca_file, base),
+                cert_file=find(tls.cert_file, base),
+                key_file=find(tls.key_file, base),
             )
-        return msgspec.structs.replace(self, password_file=found(self.password_file), tls=tls)
+        return msgspec.structs.replace(
+            self,
+            password_file=find(self.password_file, base),
+            tls=tls,
+            websocket=self.websocket and self.websocket.located(base),
+            proxy=self.proxy and self.proxy.located(base),
+        )
 
     @property
     def address(self) -> str:
@@ -126,38 +151,43 @@ class BrokerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
 
-    def password(self) -> str | None:
-        """The password, read now; None when none is configured. Kept nowhere, so in no repr.
+    def secrets(self) -> Secrets:
+        """What nobody but the broker and the way to it may see, read now.
 
         Raises:
-            ConfigError: the file or variable is missing or empty; names it.
+            ConfigError: a file or variable is missing or empty; names it.
         """
-        if self.password_env:
-            return _not_empty(
-                os.environ.get(self.password_env, ""),
-                f"environment variable {self.password_env} (password_env)",
-            )
-        if not self.password_file:
-            return None
-        try:
-            text = Path(self.password_file).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "not UTF-8 text"
-            raise ConfigError(
-                f"password_file {self.password_file} cannot be read: {reason}"
-            ) from error
-        return _not_empty(
-            text.partition("\n")[0].rstrip("\r"), f"password_file {self.password_file}"
+        return Secrets(
+            password=read_password(self.password_file, self.password_env),
+            headers=self.websocket.all_headers() if self.websocket else {},
+            proxy=self.proxy.open() if self.proxy else self._proxy_of_environment(),
         )
+
+    def _proxy_of_environment(self) -> OpenProxy | None:
+        schemes = ["mqtt"]
+        if self.websocket is not None:
+            schemes.append("https" if self.tls else "http")
+        return proxy_of_environment(self.host, tuple(schemes), os.environ)
+
+
+class Secrets(msgspec.Struct, frozen=True, kw_only=True):
+    """Kept by the connection only; shows nothing of itself.
+
+    Attributes:
+        password: of the broker; None: none.
+        headers: of the WebSocket's first request.
+        proxy: that leads to the broker, with its password.
+    """
+
+    password: str | None = None
+    headers: dict[str, str] = {}
+    proxy: OpenProxy | None = None
+
+    def __repr__(self) -> str:
+        return "Secrets(...)"
 
 
 def _in_range(name: str, value: float, low: float, high: float) -> None:
     # Written so that NaN, which compares false with everything, is refused too.
     if not low <= value <= high:
         raise ValueError(f"{name} must be {low:g}..{high:g}, got {value:g}")
-
-
-def _not_empty(secret: str, where: str) -> str:
-    if not secret:
-        raise ConfigError(f"{where} is empty or not set")
-    return secret

@@ -13,6 +13,7 @@ from broker.link import LinkDown, LinkUp, Received
 from broker.local import LocalBroker, find_mosquitto, has_embedded
 from broker.memory import MemoryLink
 from broker.mqtt import MqttLink
+from tests.transports import Transports, mosquitto_of_all_transports
 
 AnyLink = MqttLink | MemoryLink
 
@@ -57,6 +58,14 @@ def embedded_broker() -> Iterator[LocalBroker]:
     need("embedded")
     with LocalBroker("embedded") as broker:
         yield broker
+
+
+@pytest.fixture(scope="session")
+def transports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Transports]:
+    """A Mosquitto that listens for TLS and WebSockets too."""
+    need("mosquitto")
+    with mosquitto_of_all_transports(tmp_path_factory.mktemp("transports")) as made:
+        yield made
 
 
 @pytest.fixture

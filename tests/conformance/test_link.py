@@ -1,4 +1,4 @@
-"""What every Link does, over three brokers: in memory, Mosquitto and the embedded one."""
+"""What every Link does: in memory, and over each transport, version of MQTT and broker there is."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from broker.network import NetworkLoop
 from broker.settings import BrokerSettings
 from models.errors import LinkError
 from tests.conftest import AnyLink, nothing_comes, take, wait_down, wait_up
+from tests.transports import Transports
 
 CAP = 1 << 20
 
@@ -27,6 +28,7 @@ class World:
     def __init__(self, unique: Callable[[str], str], kind: str) -> None:
         self.kind = kind
         self.topic = unique("topic") + "/"
+        self.mqtt5 = True
         self._unique = unique
         self._links: list[AnyLink] = []
 
@@ -53,11 +55,12 @@ class World:
 
 class MqttWorld(World):
     def __init__(
-        self, unique: Callable[[str], str], broker: LocalBroker, network: NetworkLoop
+        self, unique: Callable[[str], str], kind: str, settings: BrokerSettings, net: NetworkLoop
     ) -> None:
-        super().__init__(unique, broker.kind)
-        self._settings = BrokerSettings(port=broker.port, backoff_min_s=0.05, backoff_max_s=0.2)
-        self._network = network
+        super().__init__(unique, kind)
+        self._settings = settings
+        self._network = net
+        self.mqtt5 = settings.protocol != "3.1.1"
 
     def _make(self, client_id: str, options: dict[str, Any]) -> AnyLink:
         return MqttLink(self._settings, client_id, network=self._network, **options)
@@ -87,16 +90,26 @@ def network() -> Iterator[NetworkLoop]:
     assert loop.errors == 0
 
 
-@pytest.fixture(params=["memory", "mosquitto", "embedded"])
+#: Of a Mosquitto that listens in all ways; "3.1.1" is TCP with the older MQTT.
+_TRANSPORTS = ["tls", "websockets", "wss", "3.1.1"]
+
+
+@pytest.fixture(params=["memory", "mosquitto", "embedded", *_TRANSPORTS])
 def world(
     request: pytest.FixtureRequest, unique: Callable[[str], str], network: NetworkLoop
 ) -> Iterator[World]:
     world: World
-    if request.param == "memory":
+    kind = request.param
+    if kind == "memory":
         world = MemoryWorld(unique)
+    elif kind in _TRANSPORTS:
+        transports: Transports = request.getfixturevalue("transports")
+        world = MqttWorld(unique, "mosquitto", transports.settings(kind), network)
     else:
-        name = "mosquitto" if request.param == "mosquitto" else "embedded_broker"
-        world = MqttWorld(unique, request.getfixturevalue(name), network)
+        name = "mosquitto" if kind == "mosquitto" else "embedded_broker"
+        broker: LocalBroker = request.getfixturevalue(name)
+        settings = BrokerSettings(port=broker.port, backoff_min_s=0.05, backoff_max_s=0.2)
+        world = MqttWorld(unique, kind, settings, network)
     yield world
     world.close()
 
@@ -216,6 +229,8 @@ def test_what_is_published_while_disconnected_is_sent_later(world: World) -> Non
 def test_a_session_ends_when_its_time_is_over(world: World) -> None:
     if world.kind == "embedded":
         pytest.skip("the embedded broker ignores session expiry")
+    if not world.mqtt5:
+        pytest.skip("MQTT 3.1.1 has no session expiry")
     world.link("device", "inbox", session_expiry_s=1).abort()
     world.elapse(2.5 if world.kind == "mosquitto" else 1.1)  # Mosquitto looks once a second
     world.link("device", "inbox")
@@ -292,12 +307,15 @@ def test_byte_counters_follow_the_packets(world: World) -> None:
     for size in sizes:
         sender.publish(world.topic + "a", bytes(size))
     take(receiver, len(sizes))
-    expected = sum(publish_packet_bytes(world.topic + "a", size) for size in sizes)
+    topic, mqtt5 = world.topic + "a", world.mqtt5
+    expected = sum(publish_packet_bytes(topic, size, mqtt5=mqtt5) for size in sizes)
     assert sender.counters.up == receiver.counters.down == expected
     assert sender.counters.down == receiver.counters.up == 0
 
 
 def test_a_message_that_expired_is_not_delivered(world: World) -> None:
+    if not world.mqtt5:
+        pytest.skip("MQTT 3.1.1 has no message expiry")
     sender = world.link("sender")
     world.link("device", "inbox").abort()
     sender.publish(world.topic + "inbox", b"soon stale", expiry_s=1)
@@ -335,6 +353,14 @@ def test_acknowledging_a_message_of_an_earlier_connection_does_no_harm(world: Wo
     wait_down(device)
     [third] = take(device)
     assert fresh.payload == third.payload == b"x"
+
+
+def test_an_expiry_that_cannot_be_sent_is_left_out(world: World) -> None:
+    receiver, sender = world.link("receiver", "a"), world.link("sender")
+    sender.publish(world.topic + "a", b"x", expiry_s=600)
+    assert take(receiver)[0].payload == b"x"
+    size = publish_packet_bytes(world.topic + "a", 1, 600, mqtt5=world.mqtt5)
+    assert sender.counters.up == receiver.counters.down == size
 
 
 def test_a_slow_owner_loses_nothing(world: World) -> None:

@@ -44,17 +44,17 @@ def test_the_password_comes_from_the_first_line_of_a_file(tmp_path: Path) -> Non
     file = tmp_path / "password"
     file.write_text("s3cret with spaces \n# a note\n")
     settings = BrokerSettings(username="pi", password_file=str(file))
-    assert settings.password() == "s3cret with spaces "
+    assert settings.secrets().password == "s3cret with spaces "
     assert "s3cret" not in repr(settings)
 
 
 def test_the_password_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = BrokerSettings(username="pi", password_env="FEDGE_TEST_PASSWORD")
     with pytest.raises(ConfigError, match="FEDGE_TEST_PASSWORD"):
-        settings.password()
+        settings.secrets()
     monkeypatch.setenv("FEDGE_TEST_PASSWORD", "s3cret")
-    assert settings.password() == "s3cret"
-    assert BrokerSettings().password() is None
+    assert settings.secrets().password == "s3cret"
+    assert BrokerSettings().secrets().password is None
 
 
 def test_an_unusable_password_file_is_named(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_an_unusable_password_file_is_named(tmp_path: Path) -> None:
     empty.write_text("\n")
     for file, reason in ((missing, "No such file"), (empty, "is empty")):
         with pytest.raises(ConfigError, match=rf"{file}.*{reason}"):
-            BrokerSettings(username="pi", password_file=str(file)).password()
+            BrokerSettings(username="pi", password_file=str(file)).secrets()
 
 
 def test_unusable_certificates_are_named(tmp_path: Path) -> None:

@@ -1,0 +1,284 @@
+"""The ways to a broker other than a plain connection: what an operator writes about them."""
+
+from __future__ import annotations
+
+import os
+import re
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+from urllib.parse import unquote, urlsplit
+
+import msgspec
+
+from broker.config import located
+from models.errors import ConfigError
+
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 §5.6.2
+#: Headers that are ours, and headers whose values are secrets.
+_OUR_HEADERS = ("connection", "upgrade", "host")
+_SECRET_HEADERS = ("authorization", "cookie", "proxy-authorization")
+_MOST_SECRET_BYTES = 65_536
+ProxyKind = Literal["http", "socks5", "socks4"]
+_PROXY_PORTS: dict[ProxyKind, int] = {"http": 8080, "socks5": 1080, "socks4": 1080}
+_PROXY_SCHEMES: dict[str, ProxyKind] = {
+    "http": "http",
+    "socks": "socks5",
+    "socks5": "socks5",
+    "socks5h": "socks5",
+    "socks4": "socks4",
+}
+
+
+class WebSocketSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """MQTT inside WebSockets, for networks that let only HTTP(S) out.
+
+    Attributes:
+        path: of the resource.
+        headers: further ones of the first request; no secrets.
+        headers_file: file with further ones, `Name: value` a line, whose values are secret.
+    """
+
+    path: str = "/mqtt"
+    headers: dict[str, str] = msgspec.field(default_factory=dict)
+    headers_file: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.path.startswith("/") or not _printable(self.path) or " " in self.path:
+            raise ValueError(f"path must be like /mqtt, got {self.path!r}")
+        for name, value in self.headers.items():
+            _check_header(name, value, "headers")
+            if name.lower() in _SECRET_HEADERS:
+                raise ValueError(f"headers: {name} is a secret: put it in headers_file")
+
+    def located(self, base: Path) -> Self:
+        """The same, with the file found from the folder `base`."""
+        return msgspec.structs.replace(self, headers_file=find(self.headers_file, base))
+
+    def all_headers(self) -> dict[str, str]:
+        """The headers with the secret ones, read now.
+
+        Raises:
+            ConfigError: the file cannot be read, or a line of it is no header; names the line.
+        """
+        headers = dict(self.headers)
+        if not self.headers_file:
+            return headers
+        where = f"headers_file {self.headers_file}"
+        for number, line in enumerate(_read_text(where, self.headers_file).splitlines(), 1):
+            if not line.strip():
+                continue
+            name, colon, value = line.partition(":")
+            try:  # the line is a secret: it must not end in the message
+                if not colon:
+                    raise ValueError("no `Name: value`")
+                _check_header(name.strip(), value.strip(), "")
+            except ValueError:
+                raise ConfigError(f"{where}: line {number} is no header") from None
+            headers[name.strip()] = value.strip()
+        return headers
+
+
+class ProxySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The proxy that leads to the broker.
+
+    Attributes:
+        kind: http (CONNECT), socks5 or socks4.
+        host: name or address of the proxy.
+        port: 0 takes 8080 for http, 1080 for SOCKS; reads as the port that is used.
+        username: empty: no login.
+        password_file: file whose first line is the password.
+        password_env: environment variable that holds it, instead of a file.
+    """
+
+    kind: ProxyKind = "http"
+    host: str
+    port: int = 0
+    username: str = ""
+    password_file: str = ""
+    password_env: str = ""
+
+    def __post_init__(self) -> None:
+        if self.port == 0:
+            msgspec.structs.force_setattr(self, "port", _PROXY_PORTS[self.kind])
+        if not self.host or any(c.isspace() for c in self.host):
+            raise ValueError(f"host must be a name or an address, got {self.host!r}")
+        if not 1 <= self.port <= 65_535:
+            raise ValueError(f"port must be 1..65535, got {self.port}")
+        check_login(self.username, self.password_file, self.password_env)
+        if self.kind == "socks4" and (self.password_file or self.password_env):
+            raise ValueError("socks4 knows no password")
+
+    def located(self, base: Path) -> Self:
+        """The same, with the file found from the folder `base`."""
+        return msgspec.structs.replace(self, password_file=find(self.password_file, base))
+
+    def open(self) -> OpenProxy:
+        """The proxy with its password, read now.
+
+        Raises:
+            ConfigError: the password's file or variable is missing or empty.
+        """
+        password = read_password(self.password_file, self.password_env, "proxy: ")
+        return OpenProxy(
+            kind=self.kind,
+            host=self.host,
+            port=self.port,
+            username=self.username,
+            password=password or "",
+        )
+
+
+class OpenProxy(msgspec.Struct, frozen=True, kw_only=True):
+    """A proxy and how to log in there.
+
+    Attributes:
+        origin: where it was named, when not in a configuration file.
+    """
+
+    kind: ProxyKind
+    host: str
+    port: int
+    username: str = ""
+    password: str = ""
+    origin: str = ""
+
+    def __repr__(self) -> str:  # the password must not end in a log
+        return f"OpenProxy({self.words})"
+
+    @property
+    def words(self) -> str:
+        """The proxy as messages name it."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        named = f" ({self.origin})" if self.origin else ""
+        return f"{self.kind} proxy {host}:{self.port}{named}"
+
+
+def proxy_of_environment(
+    host: str, schemes: tuple[str, ...], environment: Mapping[str, str]
+) -> OpenProxy | None:
+    """The proxy that `<scheme>_proxy` names, unless `no_proxy` lists the host.
+
+    Args:
+        host: of the broker.
+        schemes: the first of them that has a variable counts.
+        environment: of the process.
+
+    Raises:
+        ConfigError: the variable names no proxy that we can use.
+    """
+    proxies = {
+        name.lower()[: -len("_proxy")]: (name, value)
+        for name, value in sorted(environment.items())
+        if name.lower().endswith("_proxy") and value
+    }
+    known = {scheme: value for scheme, (_, value) in proxies.items()}
+    if urllib.request.proxy_bypass_environment(host, known):  # type: ignore[attr-defined]
+        return None
+    for scheme in schemes:
+        if scheme in proxies:
+            return _parse_proxy(*proxies[scheme])
+    return None
+
+
+def _parse_proxy(name: str, value: str) -> OpenProxy:
+    # The value may hold a password: it is in no message.
+    try:
+        parts = urlsplit(value if "://" in value else f"http://{value}")
+        port = parts.port
+    except ValueError as error:
+        raise ConfigError(f"environment variable {name} is no address of a proxy") from error
+    kind = _PROXY_SCHEMES.get(parts.scheme)
+    if kind is None or not parts.hostname:
+        known = ", ".join(f"{scheme}://" for scheme in _PROXY_SCHEMES)
+        raise ConfigError(
+            f"environment variable {name} must begin with one of {known} and name a host"
+        )
+    return OpenProxy(
+        kind=kind,
+        host=parts.hostname,
+        port=port or _PROXY_PORTS[kind],
+        username=unquote(parts.username or ""),
+        password=unquote(parts.password or ""),
+        origin=name,
+    )
+
+
+def proxy_arguments(proxy: OpenProxy) -> dict[str, Any]:
+    """What paho's `proxy_set` takes; the proxy looks up the broker's name.
+
+    Raises:
+        ConfigError: PySocks is not installed.
+    """
+    try:
+        import socks
+    except ImportError as error:
+        raise ConfigError(
+            f"for the {proxy.words} PySocks is needed: install fedge's extra, fedge[proxy]"
+        ) from error
+    kinds = {"http": socks.HTTP, "socks5": socks.SOCKS5, "socks4": socks.SOCKS4}
+    return {
+        "proxy_type": kinds[proxy.kind],
+        "proxy_addr": proxy.host,
+        "proxy_port": proxy.port,
+        "proxy_rdns": True,
+        "proxy_username": proxy.username or None,
+        "proxy_password": proxy.password or None,
+    }
+
+
+def find(name: str, base: Path) -> str:
+    """A file that a configuration in the folder `base` names; empty stays empty."""
+    return str(located(name, base)) if name else ""
+
+
+def check_login(username: str, password_file: str, password_env: str) -> None:
+    """Raises ValueError for two passwords, or one without a name."""
+    if password_file and password_env:
+        raise ValueError("give password_file or password_env, not both")
+    if (password_file or password_env) and not username:
+        raise ValueError("a password needs a username")
+
+
+def read_password(password_file: str, password_env: str, where: str = "") -> str | None:
+    """The password, read now; None when none is configured.
+
+    Raises:
+        ConfigError: the file or variable is missing or empty; names it.
+    """
+    if password_env:
+        return _not_empty(
+            os.environ.get(password_env, ""),
+            f"{where}environment variable {password_env} (password_env)",
+        )
+    if not password_file:
+        return None
+    where = f"{where}password_file {password_file}"
+    return _not_empty(_read_text(where, password_file).partition("\n")[0].rstrip("\r"), where)
+
+
+def _read_text(where: str, path: str) -> str:
+    try:
+        with Path(path).open(encoding="utf-8", newline="") as file:
+            return file.read(_MOST_SECRET_BYTES)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise ConfigError(f"{where} cannot be read: {reason}") from error
+
+
+def _not_empty(secret: str, where: str) -> str:
+    if not secret:
+        raise ConfigError(f"{where} is empty or not set")
+    return secret
+
+
+def _check_header(name: str, value: str, where: str) -> None:
+    if not _TOKEN.fullmatch(name) or not _printable(value):
+        raise ValueError(f"{where}: {name!r} is no header of one line")
+    if name.lower() in _OUR_HEADERS or name.lower().startswith("sec-websocket-"):
+        raise ValueError(f"{where}: {name} is set by the WebSocket itself")
+
+
+def _printable(text: str) -> bool:
+    return text.isascii() and (not text or text.isprintable())

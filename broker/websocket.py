@@ -1,0 +1,304 @@
+"""WebSockets (RFC 6455) as MQTT uses them (MQTT 5 §6): paho sees a socket with a stream of bytes.
+
+Not paho's own (2.2): a frame of which the socket takes only a part is lost and the next packet is
+taken for sent; a ping is answered without a mask, perhaps in the middle of a frame; and a mask is
+applied byte by byte in Python, for a quarter of a second to each MiB.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import os
+import socket
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from models.errors import LinkError
+
+_GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 §1.3
+_CONTINUATION, _TEXT, _BINARY, _CLOSE, _PING, _PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
+_FINAL, _MASKED = 0x80, 0x80
+_MOST_CONTROL_BYTES = 125
+_MOST_HEADER_BYTES = 16_384
+_BLOCK = 1 << 16
+
+
+class WebSocketRefused(LinkError):
+    """The server answered HTTP, but not with a WebSocket.
+
+    Attributes:
+        status: of HTTP; 0: no HTTP at all.
+    """
+
+    def __init__(self, status: int, words: str) -> None:
+        super().__init__(words)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What the first request says.
+
+    Attributes:
+        authority: `host:port`, without a port that the scheme implies.
+        path: of the resource.
+        headers: further ones; may be secret.
+    """
+
+    authority: str
+    path: str
+    headers: Mapping[str, str] = field(repr=False)
+
+
+class WebSocket:
+    """A socket whose bytes travel in binary frames.
+
+    `send` is as OpenSSL's: after BlockingIOError it wants the same data again. What arrives in one
+    piece may hold several packets; `pending` says that `recv` has more without the socket.
+
+    Args:
+        sock: connected; with TLS not yet shaken hands.
+        opening: the request.
+
+    Attributes:
+        farewell: why the server closed, in its words; empty: it did not say.
+    """
+
+    def __init__(self, sock: socket.socket, opening: Opening) -> None:
+        self.farewell = ""
+        self._sock = sock
+        self._opening = opening
+        self._out = bytearray()  # whole frames, of which some bytes may be gone
+        self._claimed = 0  # bytes of the data frame among them
+        self._in = bytearray()  # as it came
+        self._at = 0  # so much of it is taken
+        self._left = 0  # bytes of the data frame's payload that are still to come
+        self._dry = True  # `_in` has nothing that could be taken
+        # Mosquitto 2.0 sends 4 KiB of a frame, then sleeps for 100 ms unless something wakes it: a
+        # pong that nobody asked for (RFC 6455 §5.5.3) does, 25 to 500 times as fast.
+        self._nudged = False
+        self._ended = False
+
+    # --- opening ---------------------------------------------------------------------------------
+
+    def do_handshake(self) -> None:
+        """TLS's handshake where there is TLS, then the WebSocket's; closes the socket on failure.
+
+        Raises:
+            WebSocketRefused: another answer than the upgrade.
+            OSError: of TCP or TLS.
+        """
+        try:
+            if isinstance(self._sock, ssl.SSLSocket):
+                self._sock.do_handshake()
+            self._upgrade()
+        except BaseException:
+            self.close()
+            raise
+
+    def _upgrade(self) -> None:
+        key = base64.b64encode(os.urandom(16)).decode()
+        headers = {
+            "Host": self._opening.authority,
+            "Upgrade": "websocket",
+            "Connection": "Upgrade",
+            "Sec-WebSocket-Key": key,
+            "Sec-WebSocket-Version": "13",
+            "Sec-WebSocket-Protocol": "mqtt",
+            **self._opening.headers,
+        }
+        lines = [f"GET {self._opening.path} HTTP/1.1", *(f"{k}: {v}" for k, v in headers.items())]
+        self._sock.sendall("\r\n".join([*lines, "", ""]).encode())
+        status, answer = self._read_answer()
+        if status != 101:
+            raise WebSocketRefused(status, f"it answered HTTP {status} {answer['']}".rstrip())
+        digest = hashlib.sha1((key + _GUID).encode(), usedforsecurity=False).digest()
+        if answer.get("sec-websocket-accept") != base64.b64encode(digest).decode():
+            raise WebSocketRefused(status, "its answer is of another WebSocket")
+        if answer.get("sec-websocket-protocol", "mqtt").lower() != "mqtt":
+            raise WebSocketRefused(status, "its WebSocket does not carry MQTT")
+
+    def _read_answer(self) -> tuple[int, dict[str, str]]:
+        """Status and headers; the words of the status under the empty name."""
+        while (end := self._in.find(b"\r\n\r\n")) < 0:
+            if len(self._in) > _MOST_HEADER_BYTES or not self._fill():
+                raise WebSocketRefused(0, "it does not answer HTTP")
+        first, *rest = bytes(self._in[:end]).decode("latin-1").split("\r\n")
+        self._at = end + 4
+        self._dry = self._at == len(self._in)
+        version, _, words = first.partition(" ")
+        code, _, words = words.partition(" ")
+        if not version.startswith("HTTP/1.") or not code.isdigit():
+            raise WebSocketRefused(0, "it does not answer HTTP")
+        headers = {"": words.strip()[:100] if words.isprintable() else ""}
+        for line in rest:
+            name, _, value = line.partition(":")
+            headers[name.strip().lower()] = value.strip()
+        return int(code), headers
+
+    # --- sending ---------------------------------------------------------------------------------
+
+    def send(self, data: bytes | bytearray) -> int:
+        """Sends all of it as one frame.
+
+        Raises:
+            BlockingIOError: the socket took a part: call again with the same data.
+        """
+        if not data:
+            return 0
+        if not self._claimed:
+            self._out += _frame(_BINARY, data)
+            self._claimed = len(data)
+        self._flush()
+        sent, self._claimed = self._claimed, 0
+        return sent
+
+    def _flush(self) -> None:
+        while self._out:
+            sent = self._sock.send(self._out)
+            del self._out[:sent]
+
+    def _answer(self, opcode: int, payload: bytes) -> None:
+        self._out += _frame(opcode, payload)
+        # What the socket does not take now goes before the next packet, at the latest a ping's.
+        with contextlib.suppress(OSError):
+            self._flush()
+
+    # --- receiving -------------------------------------------------------------------------------
+
+    def recv(self, most: int) -> bytes:
+        """At most `most` bytes; none: the connection has ended.
+
+        Raises:
+            BlockingIOError: (or TLS's own) nothing is there yet.
+            ConnectionError: what came is no WebSocket.
+        """
+        while not self._ended:
+            if self._left or self._open_frame():
+                take = min(most, self._left, len(self._in) - self._at)
+                if take:
+                    return self._take_payload(take)
+            if not self._ended and not self._fill():
+                self._ended = True
+        return b""
+
+    def pending(self) -> bool:
+        """Whether `recv` may have something that the socket does not show."""
+        inner = isinstance(self._sock, ssl.SSLSocket) and self._sock.pending() > 0
+        return inner or not self._dry
+
+    def _take_payload(self, count: int) -> bytes:
+        self._left -= count
+        data = self._take(count)
+        self._dry = self._at == len(self._in)
+        return data
+
+    def _take(self, count: int) -> bytes:
+        data = bytes(self._in[self._at : self._at + count])
+        self._at += count
+        return data
+
+    def _fill(self) -> bool:
+        self._dry = True
+        try:
+            data = self._sock.recv(_BLOCK)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            if self._left and not self._nudged:
+                self._nudged = True
+                self._answer(_PONG, b"")
+            raise
+        self._nudged = False
+        self._dry = not data
+        if self._at:
+            del self._in[: self._at]
+            self._at = 0
+        self._in += data
+        return bool(data)
+
+    def _open_frame(self) -> bool:
+        """Takes frame headers and control frames; true when bytes of a data frame follow."""
+        while not self._ended and (header := self._peek_header()) is not None:
+            opcode, length, header_bytes = header
+            if opcode in (_CONTINUATION, _BINARY):
+                self._at += header_bytes
+                self._left = length
+                if length:
+                    return True
+                continue
+            if len(self._in) - self._at < header_bytes + length:
+                return False
+            self._at += header_bytes
+            self._control(opcode, self._take(length))
+        return False
+
+    def _peek_header(self) -> tuple[int, int, int] | None:
+        """Opcode, length of the payload and of the header; None: it is not all there."""
+        view = self._in[self._at : self._at + 10]
+        if len(view) < 2:
+            return None
+        opcode, length = view[0] & 0x0F, view[1]
+        if view[0] & 0x70 or length & _MASKED or opcode == _TEXT:
+            raise ConnectionAbortedError("a WebSocket frame that MQTT has no use for")
+        if opcode >= _CLOSE and (length > _MOST_CONTROL_BYTES or not view[0] & _FINAL):
+            raise ConnectionAbortedError("a WebSocket control frame that is too long")
+        if opcode not in (_CONTINUATION, _BINARY, _CLOSE, _PING, _PONG):
+            raise ConnectionAbortedError(f"a WebSocket frame of unknown type {opcode}")
+        extra = {126: 2, 127: 8}.get(length, 0)
+        if len(view) < 2 + extra:
+            return None
+        if extra:
+            length = int.from_bytes(view[2 : 2 + extra])
+        return opcode, length, 2 + extra
+
+    def _control(self, opcode: int, payload: bytes) -> None:
+        if opcode == _PING:
+            self._answer(_PONG, payload)
+        elif opcode == _CLOSE:
+            words = payload[2:].decode(errors="replace")
+            code = int.from_bytes(payload[:2])
+            self.farewell = f"{code} {words}".strip() if code and words.isprintable() else ""
+            self._answer(_CLOSE, payload[:2])
+            self._ended = True
+
+    # --- what else paho and the network thread ask of a socket -----------------------------------
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._sock.close()
+
+    def fileno(self) -> int:
+        """Of the socket below."""
+        return self._sock.fileno()
+
+    def setblocking(self, flag: bool) -> None:
+        """Of the socket below."""
+        self._sock.setblocking(flag)
+
+    def settimeout(self, timeout_s: float | None) -> None:
+        """Of the socket below."""
+        self._sock.settimeout(timeout_s)
+
+    @property
+    def below(self) -> socket.socket:
+        """What carries it: TCP's socket, or TLS's."""
+        return self._sock
+
+
+def _frame(opcode: int, payload: bytes | bytearray) -> bytes:
+    """One whole frame, masked as a client's must be (RFC 6455 §5.3)."""
+    length = len(payload)
+    if length < 126:
+        size = bytes([_MASKED | length])
+    elif length < 1 << 16:
+        size = bytes([_MASKED | 126]) + length.to_bytes(2)
+    else:
+        size = bytes([_MASKED | 127]) + length.to_bytes(8)
+    mask = os.urandom(4)
+    stream = np.resize(np.frombuffer(mask, np.uint8), length)
+    masked = np.bitwise_xor(np.frombuffer(payload, np.uint8), stream) if length else stream[:0]
+    return bytes([_FINAL | opcode]) + size + mask + masked.tobytes()
