@@ -212,7 +212,9 @@ def test_what_a_server_says_is_put_in_words(
     network: NetworkLoop, links: list[MqttLink], answer: bytes, reason: str, refused: bool
 ) -> None:
     server = Scripted(answer)
-    links.append(MqttLink(quick(server.port, connect_timeout_s=0.5), "pi", network=network))
+    links.append(
+        MqttLink(quick(server.port, connect_timeout_s=0.5, protocol="5"), "pi", network=network)
+    )
     links[0].open()
     down = wait_down(links[0])
     links[0].abort()

@@ -25,6 +25,7 @@ from broker import blobs, ed25519, messages, seal
 from broker.config import load_config, parse_config
 from broker.settings import BrokerSettings, TlsSettings
 from broker.signing import SigningKeys
+from broker.transports import ProxySettings, WebSocketSettings
 from coordinator import admission
 from coordinator import config as middle
 from coordinator.strategies import StrategyConfig
@@ -107,6 +108,8 @@ def check_table(text: str, struct: Any, column: int) -> None:
         ("data.target", TargetSource),
         ("broker", BrokerSettings),
         ("broker.tls", TlsSettings),
+        ("broker.websocket", WebSocketSettings),
+        ("broker.proxy", ProxySettings),
         ("Coordinator: top level", middle.CoordinatorConfig),
         ("cohort", middle.CohortConfig),
         ("round", middle.RoundConfig),
