@@ -1,4 +1,4 @@
-"""`fedge broker init`, `enrol`, `revoke`, `rotate`, `rotate-key`, `list`: a safe fleet."""
+"""`fedge broker init`, `enrol`, `revoke`, `rotate`, `list`: a safe fleet."""
 
 from __future__ import annotations
 
@@ -280,43 +280,6 @@ def _tell_broker(fleet: Fleet, no_reload: bool, *, quiet: bool = False) -> None:
     click.echo(said, err=quiet)
 
 
-@click.command("rotate-key")
-@_FOLDER
-@click.option("--finish", is_flag=True, help="The old key signs no more.")
-@click.option(
-    "--at-once",
-    is_flag=True,
-    help="The old key is lost or in other hands: no overlap, every device needs a new bundle.",
-)
-@command_errors
-def rotate_key(folder: Path, finish: bool, at_once: bool) -> None:
-    """Give the coordinator a new signing key.
-
-    Until the rotation is ended with --finish the coordinator signs with the old key and the new
-    one, and devices that trust the old one learn the new one from it. A device that is away all
-    that time needs a new bundle.
-    """
-    from broker.seal import key_id
-    from broker.security import COORDINATOR_FOLDER, SIGNING_FILE, Fleet, utc_now
-
-    if finish and at_once:
-        raise click.UsageError("--finish ends an overlap, --at-once has none: choose one")
-    fleet = Fleet(folder)
-    if finish:
-        fleet.finish_key_rotation(utc_now())
-    else:
-        fleet.rotate_key(utc_now(), at_once=at_once)
-    newest = key_id(bytes.fromhex(fleet.register.signing_keys[0]))
-    click.echo(f"{'the only' if finish else 'new'} signing key: {newest}; next:")
-    click.echo(f"  give it to the coordinator:  {fleet.folder / COORDINATOR_FOLDER / SIGNING_FILE}")
-    click.echo("  start the coordinator again; it goes on with its round")
-    if at_once:
-        click.echo(f"  for each device:             fedge broker rotate {fleet.folder} AGENT_ID")
-    elif not finish:
-        click.echo("  see who trusts it:           fedge coordinator status")
-        click.echo(f"  when all do:                 fedge broker rotate-key {folder} --finish")
-
-
 @click.command("list")
 @_FOLDER
 @_JSON
@@ -413,4 +376,4 @@ def serve_enrolment(folder: Path, for_min: float | None) -> None:
     serve_enrolment(fleet, None if for_min is None else 60 * for_min)
 
 
-COMMANDS = (init, enrol, revoke, rotate, rotate_key, list_devices, tokens, serve_enrolment)
+COMMANDS = (init, enrol, revoke, rotate, list_devices, tokens, serve_enrolment)

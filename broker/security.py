@@ -309,60 +309,6 @@ class Fleet:
             invitations = withdrawn(register.invitations, agent_id)
             self.save(self.without(agent_id, now), now, invitations)
 
-    # --- the coordinator's signing key -----------------------------------------------------------
-
-    def rotate_key(self, now: datetime, *, at_once: bool = False) -> None:
-        """A new signing key.
-
-        Args:
-            now: the time.
-            at_once: the old one signs no more: it is lost, or in other hands. Devices then trust
-                nothing until they are enrolled with a new bundle. Otherwise both sign until
-                `finish_key_rotation`, so that devices learn the new one from the old one.
-
-        Raises:
-            ConfigError: the old key is not here, a rotation is under way, or something cannot be
-                written.
-        """
-        with self.changing():
-            keys = SigningKeys.generate()
-            if not at_once:
-                old = self._signing_keys()
-                if len(old.public) > 1:
-                    raise ConfigError(
-                        "a rotation of the signing key is under way: end it with --finish"
-                    )
-                keys = old.after(keys)
-            self._save_keys(keys, now)
-
-    def finish_key_rotation(self, now: datetime) -> None:
-        """The newest key alone signs from now on.
-
-        Raises:
-            ConfigError: no rotation is under way, or something cannot be written.
-        """
-        with self.changing():
-            keys = self._signing_keys()
-            if len(keys.public) == 1:
-                raise ConfigError("no rotation of the signing key is under way")
-            self._save_keys(keys.newest(), now)
-
-    def _signing_keys(self) -> SigningKeys:
-        path = self.folder / COORDINATOR_FOLDER / SIGNING_FILE
-        if not path.exists():
-            raise ConfigError(
-                f"{path} is not here: bring it back from the coordinator's machine, since the old"
-                " key vouches for the new one; if it is lost: --at-once"
-            )
-        return SigningKeys.read(path)
-
-    def _save_keys(self, keys: SigningKeys, now: datetime) -> None:
-        # The file first: bundles must not name a key that nobody signs with.
-        write_whole(self.folder / COORDINATOR_FOLDER / SIGNING_FILE, keys.encode())
-        public = tuple(key.hex() for key in keys.public)
-        self.register = msgspec.structs.replace(self.register, signing_keys=public)
-        self.save(self.register.devices, now)
-
     # --- for who changes the register ------------------------------------------------------------
 
     @contextlib.contextmanager
@@ -371,6 +317,23 @@ class Fleet:
         with locked(self.folder):
             self.register = self._read()
             yield self.register
+
+    @property
+    def signing_file(self) -> Path:
+        """What the coordinator signs with, unless it was carried elsewhere."""
+        return self.folder / COORDINATOR_FOLDER / SIGNING_FILE
+
+    def save_signing_keys(self, keys: SigningKeys, now: datetime) -> None:
+        """Keys for the coordinator, and for every bundle from now on.
+
+        Raises:
+            ConfigError: something cannot be written.
+        """
+        # The file first: bundles must not name a key that nobody signs with.
+        write_whole(self.signing_file, keys.encode())
+        public = tuple(key.hex() for key in keys.public)
+        self.register = msgspec.structs.replace(self.register, signing_keys=public)
+        self.save(self.register.devices, now)
 
     def check_new(self, agent_id: str) -> None:
         """Whether a device may get this name.

@@ -246,7 +246,9 @@ def _open_signer(config: CoordinatorConfig, base: Path, store: Store) -> Signer 
     from broker.signing import Signer, SigningKeys  # cryptography, for those who sign
 
     keys = SigningKeys.read(located(config.signing_key, base))
-    store.note_keys([key_id(key) for key in keys.public])
+    names = [key_id(key) for key in keys.public]
+    store.note_keys(names)
+    log.info("signing with %s", " and ".join(names))
     return Signer(keys, store.signed_until, store.sign_until)
 
 

@@ -264,6 +264,8 @@ text = open(sys.argv[2]).read()
 files = "ca_file: ca.crt, cert_file: coordinator.pem, key_file: coordinator.pem"
 broker = f"broker: {{host: {fleet['hosts'][0]}, port: {fleet['port']}, tls: {{{files}}}}}\n"
 text = re.sub(r"(?m)^federation:.*\n", f"federation: {fleet['federation']}\n", text, count=1)
+if not re.search("(?m)^signing_key:", text):  # devices of this fleet refuse what is not signed
+    broker += "signing_key: signing.key\n"
 text, found = re.subn(r"(?m)^broker:.*\n(?:[ \t]+.*\n)*", broker, text, count=1)
 print(text if found else broker + text, end="")
 END

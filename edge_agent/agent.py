@@ -166,6 +166,11 @@ class Agent:
         return self._plan
 
     @property
+    def trusted_keys(self) -> tuple[str, ...]:
+        """Names of the keys of which one must have signed what it acts on; none: any will do."""
+        return self._trust.key_ids
+
+    @property
     def fetching(self) -> int:
         """Blobs under way."""
         return len(self._fetcher)

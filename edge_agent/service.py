@@ -241,7 +241,10 @@ def make_agent(config: AgentConfig, base: Path) -> Agent:
         keys = read_public_keys(located(config.trusted_keys, base))
         facts = replace(facts, trusted_keys=keys)
         memory = replace(memory, trust=TrustFile(state_dir).load())
-    return Agent(facts, memory)
+    agent = Agent(facts, memory)
+    if agent.trusted_keys:
+        log.info("messages must be signed by %s", " or ".join(agent.trusted_keys))
+    return agent
 
 
 def make_link(

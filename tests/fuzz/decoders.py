@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from broker import blobs, messages
+from broker import blobs, messages, seal
 from broker.messages import BlobRef
 from broker.topics import Topics
 from coordinator.strategies import state_from_bytes, state_to_bytes
@@ -118,6 +118,9 @@ def _messages() -> Iterator[Decoder]:
         name = f"message {type(example).__name__}"
         seeds = (messages.encode(example),)
         yield Decoder(name, decoder_of(type(example)), (WireError,), seeds)
+    mark = seal.Seal(number=1 << 40, signatures={"0" * 16: "1" * 128, "a" * 16: "2" * 128})
+    line = seal.split(seal.join(b"{}", mark))[1]
+    yield Decoder("seal", seal.parse, (WireError,), (line,))
     receipt = messages.Receipt(session=_SESSION, round_id=7, boot="b1", attempt=1, accepted=True)
     resend = messages.Resend(session=_SESSION, round_id=7, sha256="c" * 64, chunks=(0, 2))
     inbox = tuple(messages.encode(message) for message in (receipt, resend))

@@ -1,0 +1,47 @@
+"""`fedge broker rotate-key`: the key that the coordinator signs with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from models.console import command_errors
+
+
+@click.command("rotate-key")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--finish", is_flag=True, help="The old key signs no more.")
+@click.option(
+    "--at-once",
+    is_flag=True,
+    help="The old key is lost or in other hands: no overlap, every device needs a new bundle.",
+)
+@command_errors
+def rotate_key(folder: Path, finish: bool, at_once: bool) -> None:
+    """Give the coordinator a new signing key.
+
+    Until the rotation is ended with --finish the coordinator signs with the old key and the new
+    one, and devices that trust the old one learn the new one from it. A device that is away all
+    that time needs a new bundle.
+    """
+    from broker import key_rotation
+    from broker.seal import key_id
+    from broker.security import Fleet, utc_now
+
+    if finish and at_once:
+        raise click.UsageError("--finish ends an overlap, --at-once has none: choose one")
+    fleet = Fleet(folder)
+    if finish:
+        key_rotation.finish_rotation(fleet, utc_now())
+    else:
+        key_rotation.rotate_key(fleet, utc_now(), at_once=at_once)
+    newest = key_id(bytes.fromhex(fleet.register.signing_keys[0]))
+    click.echo(f"{'the only' if finish else 'new'} signing key: {newest}; next:")
+    click.echo(f"  give it to the coordinator:  {fleet.signing_file}")
+    click.echo("  start the coordinator again; it goes on with its round")
+    if at_once:
+        click.echo(f"  for each device:             fedge broker rotate {fleet.folder} AGENT_ID")
+    elif not finish:
+        click.echo("  see who trusts it:           fedge coordinator status")
+        click.echo(f"  when all do:                 fedge broker rotate-key {folder} --finish")

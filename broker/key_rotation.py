@@ -1,0 +1,58 @@
+"""A new signing key for the coordinator: old and new side by side, until every device knows."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from broker.security import Fleet
+from broker.signing import SigningKeys
+from models.errors import ConfigError
+
+
+def rotate_key(fleet: Fleet, now: datetime, *, at_once: bool = False) -> None:
+    """Makes a new signing key.
+
+    Args:
+        fleet: whose.
+        now: the time.
+        at_once: the old one signs no more: it is lost, or in other hands. Devices then trust
+            nothing until they are enrolled with a new bundle. Otherwise both sign until
+            `finish_rotation`, so that devices learn the new one from the old one.
+
+    Raises:
+        ConfigError: the old key is not here, a rotation is under way, or something cannot be
+            written.
+    """
+    with fleet.changing():
+        keys = SigningKeys.generate()
+        if not at_once:
+            old = _keys_of(fleet)
+            if len(old.public) > 1:
+                raise ConfigError(
+                    "a rotation of the signing key is under way: end it with --finish"
+                )
+            keys = old.after(keys)
+        fleet.save_signing_keys(keys, now)
+
+
+def finish_rotation(fleet: Fleet, now: datetime) -> None:
+    """The newest key alone signs from now on.
+
+    Raises:
+        ConfigError: no rotation is under way, or something cannot be written.
+    """
+    with fleet.changing():
+        keys = _keys_of(fleet)
+        if len(keys.public) == 1:
+            raise ConfigError("no rotation of the signing key is under way")
+        fleet.save_signing_keys(keys.newest(), now)
+
+
+def _keys_of(fleet: Fleet) -> SigningKeys:
+    path = fleet.signing_file
+    if not path.exists():
+        raise ConfigError(
+            f"{path} is not here: bring it back from the coordinator's machine, since the old"
+            " key vouches for the new one; if it is lost: --at-once"
+        )
+    return SigningKeys.read(path)
