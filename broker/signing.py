@@ -48,6 +48,11 @@ class SigningKeys:
         return cls([Ed25519PrivateKey.generate()])
 
     @classmethod
+    def from_seed(cls, seed: bytes) -> SigningKeys:
+        """The key that 32 bytes make (RFC 8032, section 5.1.5), for simulations that repeat."""
+        return cls([Ed25519PrivateKey.from_private_bytes(seed)])
+
+    @classmethod
     def read(cls, path: Path) -> SigningKeys:
         """The keys in a PEM file (PKCS #8, not encrypted, one after another).
 

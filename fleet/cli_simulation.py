@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 #: As `fleet.virtual.invariants.InvariantViolated`, which is not imported before it is needed.
 _VIOLATED = 7
 _YAML = click.Path(path_type=Path, dir_okay=False)
+_SIGNED = click.option(
+    "--signed", is_flag=True, help="The coordinator signs, and agents ask for it."
+)
 
 
 @click.command()
@@ -42,6 +45,7 @@ _YAML = click.Path(path_type=Path, dir_okay=False)
 @click.option("--trace/--no-trace", default=True, help="Write every event to trace.jsonl.")
 @click.option("--check/--no-check", default=True, help="Check the invariants after every event.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report on stdout as JSON.")
+@_SIGNED
 @command_errors
 def simulate(
     scenario: Path,
@@ -54,6 +58,7 @@ def simulate(
     trace: bool,
     check: bool,
     as_json: bool,
+    signed: bool,
 ) -> None:
     """Run SCENARIO in virtual time: the real machines, no broker, no waiting.
 
@@ -77,7 +82,7 @@ def simulate(
     described = load_scenario(scenario)
     folder = out or Path("runs") / f"{described.name}-simulated"
     options = SimulationOptions(
-        folder, agents, rounds, seed, faults, profiles, trace=trace, check=check
+        folder, agents, rounds, seed, faults, profiles, trace=trace, check=check, signed=signed
     )
     console = Console(stderr=as_json, width=None if sys.stdout.isatty() else 140)
     began = time.perf_counter()
@@ -106,9 +111,16 @@ def simulate(
     show_default=True,
     help="Folder for the trace and the fault plan of a seed that fails.",
 )
+@_SIGNED
 @command_errors
 def sweep(
-    scenario: Path | None, seeds: int, start: int, jobs: int, faults: Path | None, out: Path
+    scenario: Path | None,
+    seeds: int,
+    start: int,
+    jobs: int,
+    faults: Path | None,
+    out: Path,
+    signed: bool,
 ) -> None:
     """Try many seeds: small random federations with random faults, every invariant checked.
 
@@ -131,7 +143,7 @@ def sweep(
     click.get_current_context().call_on_close(quiet())
     plan = load_config(faults, FaultPlan) if faults else None
     console = Console(stderr=True)
-    tried = outcomes(range(start, start + seeds), jobs, plan, scenario)
+    tried = outcomes(range(start, start + seeds), jobs, plan, scenario, signed)
     began, events, checks, failed = time.perf_counter(), 0, 0, []
     for outcome in track(tried, "seeds", total=seeds, console=console, transient=True):
         events, checks = events + outcome.events, checks + outcome.checks
@@ -141,18 +153,20 @@ def sweep(
     wall = time.perf_counter() - began
     click.echo(f"{seeds} seeds, {events:,} events, {checks:,} checks in {wall:.1f} s")
     if failed:
-        _explain(failed[0], plan, scenario, out)
+        _explain(failed[0], plan, scenario, out, signed)
         sys.exit(_VIOLATED)
 
 
-def _explain(seed: int, plan: FaultPlan | None, scenario: Path | None, out: Path) -> None:
+def _explain(
+    seed: int, plan: FaultPlan | None, scenario: Path | None, out: Path, signed: bool
+) -> None:
     """The first failure with as few faults as it takes."""
     from fleet.virtual.sweep import plan_of, plan_text, shrink, write_trace
 
-    fewer = shrink(seed, plan or plan_of(seed, scenario), scenario)
+    fewer = shrink(seed, plan or plan_of(seed, scenario), scenario, signed)
     out.mkdir(parents=True, exist_ok=True)
     trace, file = out / f"seed-{seed}.jsonl", out / f"seed-{seed}.yaml"
-    outcome = write_trace(seed, fewer, trace, scenario)
+    outcome = write_trace(seed, fewer, trace, scenario, signed)
     file.write_text(plan_text(fewer))
     click.echo(f"\nseed {seed}, the faults that it takes ({file}):\n{plan_text(fewer)}")
     click.echo("\n".join(outcome.last))

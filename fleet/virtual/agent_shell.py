@@ -18,6 +18,7 @@ from edge_agent.events import (
     ForgetBlob,
     JobFailed,
     KeepChunk,
+    KeepTrust,
     LoadPackage,
     RecallBlob,
     SettleUpdate,
@@ -26,6 +27,7 @@ from edge_agent.events import (
 )
 from edge_agent.spool import AgentMemory, SpooledUpdate
 from edge_agent.statements import AgentFacts
+from edge_agent.trust import TrustRecord
 from fleet.virtual.faults import ClockSkew
 from fleet.virtual.profiles import DeviceProfile
 from fleet.virtual.shells import Shell, World
@@ -42,6 +44,7 @@ class AgentDisk:
 
     pending: SpooledUpdate | None = None
     settled: SpooledUpdate | None = None
+    trust: TrustRecord | None = None
     chunks: dict[str, list[bytes]] = field(default_factory=dict)
 
     @property
@@ -52,6 +55,7 @@ class AgentDisk:
             self.pending,
             None if settled is None else settled.residual,
             "" if settled is None else settled.fingerprint,
+            self.trust,
         )
 
     def settle(self, *, accepted: bool) -> None:
@@ -78,6 +82,7 @@ class Device:
         tasks: it takes part in.
         skew: of its clock.
         heartbeat_s: between two words that it is there.
+        trusted_keys: that must have signed what it acts on; none: nothing need be signed.
     """
 
     agent_id: str
@@ -87,6 +92,7 @@ class Device:
     tasks: tuple[Task, ...] = ("train", "evaluate")
     skew: ClockSkew = _NO_SKEW
     heartbeat_s: float = 60.0
+    trusted_keys: tuple[bytes, ...] = ()
 
 
 class AgentShell(Shell):
@@ -115,6 +121,7 @@ class AgentShell(Shell):
             memory_bytes=device.profile.memory_bytes,
             software="simulated",
             heartbeat_s=device.heartbeat_s,
+            trusted_keys=device.trusted_keys,
         )
         rng = Random(f"{self.world.seed}/{self.name}/{self.boot}/agent")  # noqa: S311
         self.machine = Agent(facts, self.disk.memory, rng)
@@ -152,6 +159,8 @@ class AgentShell(Shell):
                 self.disk.chunks.setdefault(sha256, []).append(payload)
             case ForgetBlob(sha256):
                 self.disk.chunks.pop(sha256, None)
+            case KeepTrust(record):
+                self.disk.trust = record
             case LoadPackage():
                 self._after_earlier_work(self.device.profile.load_s, self._load, action)
             case StartJob():

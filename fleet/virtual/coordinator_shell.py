@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from broker.link import Received, Will
-from broker.machine import LinkAction
+from broker.machine import LinkAction, Publish
 from coordinator.config import CoordinatorConfig
 from coordinator.events import (
     Action,
@@ -20,6 +20,7 @@ from coordinator.events import (
 )
 from coordinator.federation import Coordinator
 from coordinator.records import RoundRecord
+from coordinator.service import sealed
 from coordinator.store import Store
 from fleet.virtual.faults import COORDINATOR
 from fleet.virtual.history import Began, Flushed
@@ -27,6 +28,9 @@ from fleet.virtual.shells import Shell, World
 from models.package import ModelPackage
 from models.parameters import F32
 from models.program import Sums
+
+if TYPE_CHECKING:
+    from broker.signing import Signer, SigningKeys
 
 #: A synchronisation of the disk; updates that come meanwhile are written together.
 _FLUSH_S = 0.004
@@ -42,6 +46,7 @@ class CoordinatorShell(Shell):
         config: of the federation.
         package: the model.
         measure: of the coordinator's own data, if it has any.
+        keys: that it signs with, if it does.
 
     Attributes:
         store: the real one; a crash rolls back what it had not flushed.
@@ -58,6 +63,7 @@ class CoordinatorShell(Shell):
         config: CoordinatorConfig,
         package: ModelPackage,
         measure: Callable[[F32], Sums] | None = None,
+        keys: SigningKeys | None = None,
     ) -> None:
         super().__init__(world, COORDINATOR, f"fedge-{config.federation}-coordinator")
         self.config = config
@@ -69,6 +75,8 @@ class CoordinatorShell(Shell):
         self.on_round: Callable[[RoundRecord], None] | None = None
         self._package = package
         self._measure = measure
+        self._keys = keys
+        self._signer: Signer | None = None
         self._unflushed = 0
         self._held: list[Callable[[], None]] = []
 
@@ -77,12 +85,28 @@ class CoordinatorShell(Shell):
         store = self.store
         progress = store.load(self._package.spec.size)
         session = store.session(f"sim-{self.world.seed}")
-        machine = Coordinator(self.config, self._package, session, progress, self._measure)
+        names: tuple[str, ...] = ()
+        if self._keys is not None:
+            names = tuple(key.hex() for key in self._keys.public)
+            self._signer = self._new_signer(self._keys)
+        machine = Coordinator(self.config, self._package, session, progress, self._measure, names)
         if progress is None:
             store.begin(machine.progress.theta, machine.progress.strategy_state)
         store.finish("")
         self.machine, self._unflushed, self._held = machine, 0, []
-        return Will(machine.will.topic, machine.will.payload)
+        return Will(machine.will.topic, self.payload_of(machine.will))
+
+    def _new_signer(self, keys: SigningKeys) -> Signer:
+        from broker.signing import Signer  # cryptography, for those who sign
+
+        store = self.store
+        return Signer(keys, store.signed_until, store.sign_until, lambda: int(self.now_s * 1000))
+
+    def payload_of(self, action: Publish) -> bytes:
+        """See `Shell`; sealed as `coordinator.service.CoordinatorService` does."""
+        if self._signer is None:
+            return action.payload
+        return sealed(action, self.coordinator.topics, self._signer).payload
 
     @property
     def coordinator(self) -> Coordinator:

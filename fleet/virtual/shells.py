@@ -227,13 +227,16 @@ class Shell(ABC):
     def _publish(self, action: Publish) -> None:
         if self.world.observers:
             self.world.tell(Sent(self.now_s, self.name, action.topic, action.payload))
+        payload = self.payload_of(action)
         try:
-            self.link.publish(
-                action.topic, action.payload, retain=action.retain, expiry_s=action.expiry_s
-            )
+            self.link.publish(action.topic, payload, retain=action.retain, expiry_s=action.expiry_s)
         except LinkError as error:
             self.not_sent += 1
             log.error("%s: not sent to %s: %s", self.name, action.topic, error)
+
+    def payload_of(self, action: Publish) -> bytes:
+        """What goes on the wire; told is what the machine said."""
+        return action.payload
 
     def later(self, wait_s: float, function: Callable[..., None], *arguments: Any) -> None:
         """Call a function in this boot's life, if it lasts that long."""

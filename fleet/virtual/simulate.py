@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ class SimulationOptions:
         trace: write trace.jsonl.
         check: watch the invariants.
         limit_s: of virtual time; None: as long as it may reasonably take.
+        signed: the coordinator signs, and agents ask for it.
     """
 
     out: Path
@@ -58,6 +59,7 @@ class SimulationOptions:
     trace: bool = True
     check: bool = True
     limit_s: float | None = None
+    signed: bool = False
 
 
 def simulate_scenario(path: Path, options: SimulationOptions, watcher: Watcher) -> dict[str, Any]:
@@ -93,7 +95,8 @@ def make_setting(path: Path, options: SimulationOptions) -> tuple[Scenario, Cast
     config = _config(scenario, path, cast, options)
     profiles = load_profiles(options.profiles) if options.profiles else load_profiles()
     faults = load_config(options.faults, FaultPlan) if options.faults else FaultPlan()
-    return scenario, cast, _setting(path, config, package, cast, profiles, faults, options.seed)
+    setting = _setting(path, config, package, cast, profiles, faults, options.seed)
+    return scenario, cast, replace(setting, signed=options.signed)
 
 
 def smaller_fleet(scenario: Scenario, learners: int) -> dict[str, Any]:

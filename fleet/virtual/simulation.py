@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from random import Random
+from typing import TYPE_CHECKING
 
 from broker.memory import MemoryBroker
 from coordinator.config import CoordinatorConfig
@@ -29,6 +31,9 @@ from models.package import ModelPackage
 from models.parameters import F32
 from models.program import Sums
 
+if TYPE_CHECKING:
+    from broker.signing import SigningKeys
+
 #: Longer than any pause of the protocol: a federation that takes longer after its last fault is
 #: stuck.
 PATIENCE_S = 20_000.0
@@ -50,6 +55,7 @@ class Setting:
         measure: of the coordinator's own data, if it has any.
         observers: are told of everything that happens.
         workbench: where jobs are done.
+        signed: the coordinator signs, and the agents were enrolled with its key.
     """
 
     config: CoordinatorConfig
@@ -61,6 +67,7 @@ class Setting:
     measure: Callable[[F32], Sums] | None = None
     observers: Sequence[Observer] = ()
     workbench: Workbench = field(default_factory=Workbench)
+    signed: bool = False
 
 
 class Simulation:
@@ -89,11 +96,15 @@ class Simulation:
         )
         broker.admits = lambda _client_id, _message: self.route.admits(broker.now_s)
         self.world = World(broker, setting.seed, list(setting.observers))
+        keys = _signing_keys(setting.seed) if setting.signed else None
+        trusted = () if keys is None else keys.public
         self.coordinator = CoordinatorShell(
-            self.world, setting.config, setting.package, setting.measure
+            self.world, setting.config, setting.package, setting.measure, keys
         )
         self.agents = {
-            device.agent_id: AgentShell(self.world, device, setting.workbench)
+            device.agent_id: AgentShell(
+                self.world, replace(device, trusted_keys=trusted), setting.workbench
+            )
             for device in setting.devices
         }
         self.ended_s = 0.0
@@ -249,6 +260,12 @@ class Simulation:
         else:
             shell.stop()
         self._watch_the_day(shell)
+
+
+def _signing_keys(seed: int) -> SigningKeys:
+    from broker.signing import SigningKeys  # cryptography, for those who sign
+
+    return SigningKeys.from_seed(sha256(f"{seed}/signing key".encode()).digest())
 
 
 def _client(setting: Setting, name: str) -> str:

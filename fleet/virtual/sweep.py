@@ -57,6 +57,7 @@ def try_seed(
     faults: FaultPlan | None = None,
     observe: Callable[[Entry], None] | None = None,
     scenario: Path | None = None,
+    signed: bool = False,
 ) -> Outcome:
     """Simulate one seed.
 
@@ -65,11 +66,13 @@ def try_seed(
         faults: instead of those that the seed draws.
         observe: is told of every entry.
         scenario: whose federation to try, instead of one that the seed draws.
+        signed: the coordinator signs, and agents ask for it.
     """
     setting = _setting(seed, faults, scenario)
     invariants = Invariants(setting.config, setting.package, seed)
     observers: list[Observer] = [invariants] if observe is None else [observe, invariants]
-    simulation = Simulation(dataclasses.replace(setting, observers=observers))
+    setting = dataclasses.replace(setting, observers=observers, signed=signed)
+    simulation = Simulation(setting)
     invariants.watch(simulation)
     problem, last = "", tuple[str, ...]()
     try:
@@ -106,10 +109,14 @@ def _scenario_setting(scenario: Path) -> Setting:
 
 
 def sweep(
-    seeds: range, jobs: int, faults: FaultPlan | None = None, scenario: Path | None = None
+    seeds: range,
+    jobs: int,
+    faults: FaultPlan | None = None,
+    scenario: Path | None = None,
+    signed: bool = False,
 ) -> Iterator[Outcome]:
     """The outcome of every seed, in order; with more than one job, in processes of their own."""
-    trial = partial(try_seed, faults=faults, scenario=scenario)
+    trial = partial(try_seed, faults=faults, scenario=scenario, signed=signed)
     if jobs == 1:
         yield from map(trial, seeds)
         return
@@ -123,7 +130,9 @@ def plan_of(seed: int, scenario: Path | None = None) -> FaultPlan:
     return _setting(seed, None, scenario).faults
 
 
-def shrink(seed: int, faults: FaultPlan, scenario: Path | None = None) -> FaultPlan:
+def shrink(
+    seed: int, faults: FaultPlan, scenario: Path | None = None, signed: bool = False
+) -> FaultPlan:
     """The plan with every fault left out without which the seed still fails."""
     tries = 0
     smaller = True
@@ -131,7 +140,7 @@ def shrink(seed: int, faults: FaultPlan, scenario: Path | None = None) -> FaultP
         smaller = False
         for candidate in without_one(faults):
             tries += 1
-            if try_seed(seed, candidate, scenario=scenario).problem:
+            if try_seed(seed, candidate, scenario=scenario, signed=signed).problem:
                 faults, smaller = candidate, True
                 break
     return faults
@@ -163,10 +172,12 @@ def plan_text(faults: FaultPlan) -> str:
     return msgspec.yaml.encode(said).decode()
 
 
-def write_trace(seed: int, faults: FaultPlan, path: Path, scenario: Path | None = None) -> Outcome:
+def write_trace(
+    seed: int, faults: FaultPlan, path: Path, scenario: Path | None = None, signed: bool = False
+) -> Outcome:
     """Every entry of a seed's run."""
     with path.open("w", encoding="utf-8") as file:
-        return try_seed(seed, faults, TraceFile(file), scenario)
+        return try_seed(seed, faults, TraceFile(file), scenario, signed)
 
 
 _SHARED: list[Workbench] = []
