@@ -284,6 +284,8 @@ class Coordinator:
         if change in ("none", "heartbeat"):
             return []
         log.debug("%s is %s", agent_id, status.state)
+        if status.unable and status.state == "online":
+            log.warning("%s cannot take part: %s", agent_id, status.unable)
         # One that rests may go on within the round: like one that is away, it is not waited for.
         gone = status.state == "offline" or bool(status.paused)
         event = Lost(agent_id) if gone else Returned(agent_id)

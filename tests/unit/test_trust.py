@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import logging
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from edge_agent.trust_file import TrustFile
 from models.errors import StoreError
 from tests.unit.test_agent import MAX_PAYLOAD, PACKAGE, THETA, TOPICS, Device, only, plan, trained
 
+ROOT = Path(__file__).parents[2]
 OURS, OTHER, NEWER = SigningKeys.generate(), SigningKeys.generate(), SigningKeys.generate()
 
 
@@ -406,6 +409,44 @@ def test_keys_announced_by_nobody_we_trust_are_not_taken() -> None:
     assert said(device).keys == ids(OURS)
     device.plan()
     assert trains(device)
+
+
+# --- what it takes --------------------------------------------------------------------------------
+
+_VERIFY = """
+import sys
+sys.modules["cryptography"] = None
+from pathlib import Path
+from broker.topics import RoundTopic, Topics
+from edge_agent.trust import Trust
+from broker.seal import read_public_keys
+folder = Path(sys.argv[1])
+trust = Trust(Topics("f"), read_public_keys(folder / "coordinator.pub"))
+print(trust.opened(RoundTopic(), (folder / "round").read_bytes()).decode())
+"""
+
+
+def without_cryptography(code: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
+
+
+def test_a_device_checks_signatures_without_the_package_cryptography(tmp_path: Path) -> None:
+    (tmp_path / "coordinator.pub").write_bytes(seal.encode_public_keys(OURS.public))
+    (tmp_path / "round").write_bytes(signed(RoundTopic(), b'{"round_id":7}', 1))
+    done = without_cryptography(_VERIFY, tmp_path)
+    assert done.stdout == '{"round_id":7}\n', done.stderr
+
+
+def test_a_coordinator_that_lacks_it_says_in_one_line_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "signing.key").write_bytes(OURS.encode())
+    config = tmp_path / "coordinator.yaml"
+    config.write_text("federation: f\nmodel: house_price\nsigning_key: signing.key\n")
+    code = "import sys; sys.modules['cryptography'] = None; from fedge import main; main()"
+    done = without_cryptography(code, "coordinator", "run", "--config", config)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.endswith("install fedge with its extra, fedge[secure]")
 
 
 # --- floods ---------------------------------------------------------------------------------------
