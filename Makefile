@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check
 OUT ?= runs/wearable_activity
 
-.PHONY: demo test test-install check coverage bench wheel clean
+.PHONY: demo test test-install check coverage bench brokers wheel clean
 
 demo: .venv/.fleet
 	.venv/bin/fedge fleet run examples/wearable_activity.yaml --out $(OUT)
@@ -28,6 +28,10 @@ coverage: .venv/.dev
 
 bench: .venv/.dev
 	for script in benchmarks/*.py; do .venv/bin/python $$script || exit 1; done
+
+# A newer Mosquitto beside the installed one: the attacks are tried on both.
+brokers:
+	tests/brokers/fetch.sh testing .brokers
 
 wheel: .venv/bin/python
 	rm -rf dist

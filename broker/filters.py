@@ -18,8 +18,13 @@ def check_filter(topic_filter: str) -> str:
     """Returns `topic_filter` when it is valid.
 
     Raises:
-        ValueError: empty, too long, or a wildcard that does not stand alone in its level.
+        ValueError: empty, too long, or a wildcard that does not stand alone in its level; or a
+            shared subscription.
     """
+    if topic_filter.startswith("$share/"):
+        # Mosquitto's access-control file lets anybody join a group, and what falls to a member
+        # that may not read it is lost for all: a device could starve the coordinator.
+        raise ValueError(f"shared subscriptions are not used here: {topic_filter[:80]!r}")
     levels = topic_filter.split("/")
     alone = all(len(level) == 1 or not set(level) & {"+", "#"} for level in levels)
     if not alone or "#" in levels[:-1] or not _printable(topic_filter):

@@ -4,24 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
 from broker.access import PID_FILE
 from broker.reload import reload_mosquitto
 from tests.conftest import need
-from tests.integration.fleet_folder import Client, RunningFleet, context_as, make_fleet, running
+from tests.integration.fleet_folder import (
+    Client,
+    RunningFleet,
+    brokers,
+    context_as,
+    make_fleet,
+    running,
+)
 
 Connect = Callable[..., Client]
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningFleet]:
-    """A running fleet of alice, who is honest, and mallory, who is not."""
+@pytest.fixture(scope="module", params=brokers() or [Path("none")], ids=lambda p: p.parent.name)
+def program(request: pytest.FixtureRequest) -> Path:
+    """A Mosquitto; each test is run with every one there is."""
     need("mosquitto")
+    path: Path = request.param
+    return path
+
+
+@pytest.fixture(scope="module")
+def place(program: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningFleet]:
+    """A running fleet of alice, who is honest, and mallory, who is not."""
     folder = tmp_path_factory.mktemp("fleet")
     fleet = make_fleet(folder / "fleet")
-    with running(fleet, folder) as place:
+    with running(fleet, folder, program) as place:
         for name in ("alice", "mallory"):
             place.device(name)
         assert "has been told" in reload_mosquitto(fleet.broker_folder / PID_FILE)

@@ -53,15 +53,16 @@ class Service:
 
 
 @contextlib.contextmanager
-def serving(fleet: Fleet, folder: Path, *options: str) -> Iterator[Service]:
+def serving(fleet: Fleet, folder: Path, mosquitto: Path, *options: str) -> Iterator[Service]:
     """Runs `fedge broker serve-enrolment`."""
     log = folder / "enrolment.log"
     arguments = ["broker", "serve-enrolment", str(fleet.folder), *options]
+    path = f"{mosquitto.parent}{os.pathsep}{os.environ.get('PATH', '')}"
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "fedge", *arguments],
             cwd=REPOSITORY,
-            env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+            env=os.environ | {"PYTHONPATH": str(REPOSITORY), "PATH": path},
             stdout=output,
             stderr=output,
         )

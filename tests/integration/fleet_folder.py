@@ -37,6 +37,13 @@ ROOT = f"fedge/v1/{FEDERATION}/"
 NOT_AUTHORISED = 0x87
 
 
+def brokers() -> list[Path]:
+    """Every Mosquitto here: the installed one, and those that `make brokers` fetched."""
+    installed = find_mosquitto()
+    fetched = sorted(REPOSITORY.glob(".brokers/*/mosquitto"))
+    return [*([Path(installed)] if installed else []), *fetched]
+
+
 def make_fleet(folder: Path, port: int | None = None, now: datetime | None = None) -> Fleet:
     """A fleet whose broker listens on loopback and runs as whoever runs the tests."""
     settings = FleetSettings(
@@ -73,13 +80,14 @@ class RunningFleet:
 
 
 @contextlib.contextmanager
-def running(fleet: Fleet, folder: Path) -> Iterator[RunningFleet]:
-    """Runs Mosquitto with the fleet's configuration; it dies with the tests."""
+def running(fleet: Fleet, folder: Path, mosquitto: Path | None = None) -> Iterator[RunningFleet]:
+    """Runs a Mosquitto with the fleet's configuration; it dies with the tests."""
     log = folder / "mosquitto.log"
     config = fleet.broker_folder / "mosquitto.conf"
     leash = [sys.executable, "-I", "-S", str(LEASH), str(os.getpid())]
     with log.open("wb") as output:
-        command = [*leash, find_mosquitto() or "mosquitto", "-c", str(config)]
+        program = str(mosquitto or find_mosquitto() or "mosquitto")
+        command = [*leash, program, "-c", str(config)]
         process = subprocess.Popen(command, stdout=output, stderr=output)
     try:
         until(lambda: listens(fleet.register.port) or process.poll() is not None, 10)

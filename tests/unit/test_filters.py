@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.filters import FilterTree, TopicTree
+from broker.filters import FilterTree, TopicTree, check_filter
 
 EXAMPLES = [
     ("sport/tennis/player1/#", "sport/tennis/player1", True),
@@ -85,3 +85,9 @@ def test_a_retained_message_is_replaced_and_discarded() -> None:
     assert tree.matching("a/#") == [("a", 3), ("a/b", 2)]
     tree.discard("a/b")
     assert tree.matching("#") == [("a", 3)]
+
+
+def test_nobody_subscribes_to_a_shared_subscription() -> None:
+    """Any device could join the group, and what falls to it would be lost for the coordinator."""
+    with pytest.raises(ValueError, match="shared subscriptions are not used"):
+        check_filter("$share/coordinators/fedge/v1/houses/agents/+/updates/+/+")
