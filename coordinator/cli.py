@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import click
@@ -57,3 +58,25 @@ def status(config_path: Path, as_json: bool) -> None:
         click.echo(json.dumps(status_document(store)) if as_json else status_text(store, config))
     finally:
         store.close()
+
+
+@cli.command()
+@_CONFIG
+@click.option("--offline", is_flag=True, help="Leave the broker alone.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@command_errors
+def doctor(config_path: Path, offline: bool, as_json: bool) -> None:
+    """Look for what keeps this coordinator from running, and say what to do about it.
+
+    Clock, certificates, name, TCP, TLS, login, access rights and speed of the broker; which agents
+    are there; model, disk and store. Changes nothing. A broker that goes by certificates may cut a
+    running coordinator off for a moment: it comes back by itself. Ends with 0 when nothing failed,
+    2 when something here has to be mended, 3 when it is the broker or the way to it.
+    """
+    from broker.config import load_config
+    from broker.diagnosis import report
+    from coordinator.config import CoordinatorConfig
+    from coordinator.doctor import diagnose
+
+    config = load_config(config_path, CoordinatorConfig)
+    sys.exit(report(diagnose(config, config_path.parent, offline=offline), as_json=as_json))

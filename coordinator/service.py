@@ -195,7 +195,7 @@ def run_coordinator(
         ConfigError: the model, the data or the state folder is unusable.
         LinkError: see `Service.run`.
     """
-    package = _find_package(config.model, base)
+    package = find_package(config.model, base)
     data = config.evaluation.data
     measure = None if data is None else central_measure(located(data, base), package)
     state_dir = located(config.state_dir, base)
@@ -252,7 +252,12 @@ def _open_signer(config: CoordinatorConfig, base: Path, store: Store) -> Signer 
     return Signer(keys, store.signed_until, store.sign_until)
 
 
-def _find_package(reference: str, base: Path) -> ModelPackage:
+def find_package(reference: str, base: Path) -> ModelPackage:
+    """The model that a configuration names: of the zoo, or a folder relative to `base`.
+
+    Raises:
+        ModelError: there is none of that name, or it is damaged.
+    """
     if reference in zoo_names():
         return load_zoo(reference)
     folder = located(reference, base)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import click
 
 from broker.options import config_option, give_up_option
 from models.cli_runtimes import runtime_option
-from models.console import command_errors
+from models.console import command_errors, log_less
 
 _CONFIG = config_option("YAML file of this agent.")
 
@@ -66,6 +67,35 @@ def check(config_path: Path, model_name: str, runtime: str | None) -> None:
     sums = program.evaluate(package.initial, *data.part("test" if data.num_test else "train"))
     for name, value in sums.means().items():
         click.echo(f"{name:8s} {value:.4f} (untrained)")
+
+
+@cli.command()
+@_CONFIG
+@click.option("--model", "model_name", help="Instead of the federation's: of the zoo, or a folder.")
+@click.option("--offline", is_flag=True, help="Leave the broker alone.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@command_errors
+def doctor(config_path: Path, model_name: str | None, offline: bool, as_json: bool) -> None:
+    """Look for what keeps this device from taking part, and say what to do about it.
+
+    Clock, certificates, name, TCP, TLS, login, access rights and speed of the broker; disk, memory,
+    temperature; a few steps of the model on this device's data, and a look at the data itself.
+    Changes nothing. A broker that goes by certificates may cut a running agent off for a moment: it
+    comes back by itself. Ends with 0 when nothing failed, 2 when something here has to be mended,
+    3 when it is the broker or the way to it.
+    """
+    from broker.config import load_config
+    from broker.diagnosis import report
+    from edge_agent.config import AgentConfig
+    from edge_agent.doctor import Model, diagnose
+    from models.zoo import open_model
+
+    config = load_config(config_path, AgentConfig)
+    package = open_model(model_name) if model_name else None
+    model = Model(package.spec, package.program) if package else None
+    log_less(logging.ERROR, "edge_agent")  # the lines below say the same, and what to do
+    checks = diagnose(config, config_path.parent, model, offline=offline)
+    sys.exit(report(checks, as_json=as_json))
 
 
 @cli.command()

@@ -1,0 +1,447 @@
+"""What lies between this machine and its broker: clock, names, TCP, TLS, login, access, limits.
+
+Each check stands on the one before: the first that fails is the one to mend, the rest are skipped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import socket
+import ssl
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from broker import reasons
+from broker.certificate import Certificate, parse_certificate, read_certificate
+from broker.diagnosis import Check, failed, ok, skipped, warning
+from broker.probe import Granted, Probe, packet_limit
+from broker.settings import PLAIN_PORT, TLS_PORT, BrokerSettings
+from models.errors import ConfigError, LinkError
+
+#: fedge did not exist before, and no certificate of ours lives so long.
+_YEARS = range(2025, 2100)
+#: Time to carry a new certificate to a device that nobody is near.
+_SOON = timedelta(days=30)
+#: adjtimex(2): the clock is not synchronised.
+_TIME_ERROR = 5
+_SLOW_S = 0.5
+_ROUND_TRIPS = 5
+#: A message that we may read comes back within so many round trips to the broker, ...
+_ECHO_TRIPS = 20
+#: ... and not before this, nor after that.
+_ECHO_S = (0.25, 5.0)
+#: With smaller packets a blob has so many chunks that each costs more than its content.
+_SMALL_PACKET = 8192
+
+
+@dataclass(frozen=True)
+class Rights:
+    """What a client must be able to do at the broker, and what it must not.
+
+    What is published is not retained, and empty or without meaning: nobody acts on it.
+
+    Attributes:
+        publishes: (topic, payload) that must be allowed.
+        subscribes: filters that must be allowed.
+        forbidden: (topic, what it would mean) that must not be allowed to be published on.
+        echo: (filter, topic, payload): published on the topic, which is allowed, it must not come
+            back; what it would mean is `overhears`.
+        overhears: see `echo`.
+    """
+
+    publishes: tuple[tuple[str, bytes], ...]
+    subscribes: tuple[str, ...]
+    forbidden: tuple[tuple[str, str], ...]
+    echo: tuple[str, str, bytes] | None = None
+    overhears: str = ""
+
+
+@dataclass(frozen=True)
+class Others:
+    """Whom this client expects at the broker.
+
+    Attributes:
+        filters: of what they leave retained.
+        tell: what that says, by topic.
+    """
+
+    filters: tuple[str, ...]
+    tell: Callable[[Mapping[str, bytes]], Check]
+
+
+def network_checks(
+    settings: BrokerSettings, name: str, client_id: str, rights: Rights, others: Others
+) -> Iterator[Check]:
+    """All of them, in the order in which a connection meets them.
+
+    Args:
+        settings: of the broker, its files located.
+        name: of the agent, or "coordinator": what our certificate should be called.
+        client_id: for the connection; another than the service's own.
+        rights: to try.
+        others: to look for at the end.
+    """
+    yield clock_check()
+    steps: tuple[tuple[str, Callable[[], Iterator[Check]]], ...] = (
+        ("files", lambda: _files(settings, name)),
+        ("names", lambda: _names(settings)),
+        ("tcp", lambda: _tcp(settings)),
+        ("tls", lambda: _tls(settings)),
+    )
+    rest = ["files", "names", "tcp", "tls", "login", "access", "packets", "round trip"]
+    for step, look in steps:
+        rest.remove(step)
+        for check in look():
+            yield check
+            if check.state == "failed":
+                yield from (skipped(later, f"{step} failed", "network") for later in rest)
+                return
+    yield from _at_the_broker(settings, client_id, rights, others)
+
+
+def clock_check(now: datetime | None = None) -> Check:
+    """Whether this machine knows what time it is."""
+    now = now or datetime.now(UTC)
+    text = now.strftime("%Y-%m-%d %H:%M UTC")
+    if now.year not in _YEARS:
+        return failed("clock", f"it says {text}", "set it (timedatectl set-time), or let it be set")
+    if _is_unsynchronised():
+        return warning(
+            "clock",
+            f"{text}; nothing keeps it right",
+            "certificates count by the clock: switch on a time service (timedatectl set-ntp true)",
+        )
+    return ok("clock", text)
+
+
+def _is_unsynchronised() -> bool:
+    """The kernel's word; False where it cannot be asked."""
+    try:
+        state = ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(1024))  # modes 0: ask only
+    except (OSError, AttributeError):
+        return False
+    return bool(state == _TIME_ERROR)
+
+
+# --- before the first packet ----------------------------------------------------------------------
+
+
+def _files(settings: BrokerSettings, name: str) -> Iterator[Check]:
+    """Password and certificates that the settings name."""
+    try:
+        settings.password()
+        if settings.tls is None:
+            yield ok("files", "none needed: no TLS")
+            return
+        settings.tls.context()
+    except ConfigError as error:
+        yield failed("files", str(error), "make the file readable, or correct the configuration")
+        return
+    found = False
+    for key in ("ca_file", "cert_file"):
+        path = getattr(settings.tls, key)
+        if path:
+            found = True
+            yield _certificate_file(key, Path(path), name)
+    if not found:
+        yield ok("files", "the system's authorities, no certificate of our own")
+
+
+def _certificate_file(key: str, path: Path, name: str) -> Check:
+    try:
+        certificate = read_certificate(path)
+    except ValueError as error:
+        return failed("files", f"tls.{key}: {error}", "take a PEM file")
+    own = key == "cert_file"
+    what = f"our certificate {certificate.name!r}" if own else f"authority {certificate.name!r}"
+    renew = "enrol this device again (fedge broker rotate)" if own else "take the present authority"
+    problem = _out_of_date("files", what, certificate, renew)
+    if problem is not None and problem.state == "failed":
+        return problem
+    facts: dict[str, Any] = {"not_after": certificate.not_after.isoformat()}
+    if own and certificate.name and certificate.name != name:
+        return warning(
+            "files",
+            f"our certificate is that of {certificate.name!r}, not of {name!r}",
+            "a broker that goes by certificates refuses what this client is to do: "
+            "is it the right bundle?",
+            **facts,
+        )
+    return problem or ok("files", f"{what}, until {certificate.not_after:%Y-%m-%d}", **facts)
+
+
+def _out_of_date(check: str, what: str, certificate: Certificate, renew: str) -> Check | None:
+    now = datetime.now(UTC)
+    if now < certificate.not_before:
+        return failed(
+            check,
+            f"{what} counts from {certificate.not_before:%Y-%m-%d %H:%M} UTC on; "
+            f"this machine's clock says {now:%Y-%m-%d %H:%M}",
+            "set the clock",
+        )
+    if now > certificate.not_after:
+        found = f"{what} has expired on {certificate.not_after:%Y-%m-%d}"
+        return failed(check, found, f"{renew}, if the clock is right")
+    if now > certificate.not_after - _SOON:
+        found = f"{what} expires on {certificate.not_after:%Y-%m-%d}"
+        return warning(check, found, renew, not_after=certificate.not_after.isoformat())
+    return None
+
+
+def _names(settings: BrokerSettings) -> Iterator[Check]:
+    began_s = time.perf_counter()
+    try:
+        found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        yield failed(
+            "names",
+            f"{settings.host} is not found: {error.strerror}",
+            "check broker.host, and this machine's name service (/etc/resolv.conf)",
+            "network",
+        )
+        return
+    seconds = time.perf_counter() - began_s
+    addresses = sorted({str(address[0]) for *_, address in found})
+    if addresses == [settings.host]:
+        yield ok("names", f"{settings.host} is an address", "network", addresses=addresses)
+        return
+    text = f"{settings.host} is {', '.join(addresses)} ({1000 * seconds:.0f} ms)"
+    yield ok("names", text, "network", addresses=addresses, seconds=seconds)
+
+
+def _tcp(settings: BrokerSettings) -> Iterator[Check]:
+    began_s = time.perf_counter()
+    try:
+        _connect(settings, settings.port).close()
+    except OSError as error:
+        yield _unreachable(settings, error)
+        return
+    seconds = time.perf_counter() - began_s
+    found = f"{settings.address} answers in {1000 * seconds:.1f} ms"
+    yield ok("tcp", found, "network", seconds=seconds)
+
+
+def _connect(settings: BrokerSettings, port: int) -> socket.socket:
+    return socket.create_connection((settings.host, port), settings.connect_timeout_s)
+
+
+def _unreachable(settings: BrokerSettings, error: OSError) -> Check:
+    text = error.strerror or str(error) or type(error).__name__
+    advice = "is the broker running? "
+    if isinstance(error, TimeoutError):
+        advice = "does a firewall drop it, is the network up, is it the right address? "
+    for port in (TLS_PORT, PLAIN_PORT):
+        if port == settings.port:
+            continue
+        with contextlib.suppress(OSError):
+            _connect(settings, port).close()
+            advice += f"Port {port} answers: is broker.port wrong?"
+            break
+    return failed("tcp", f"{settings.address}: {text}", advice.strip(), "network")
+
+
+def _tls(settings: BrokerSettings) -> Iterator[Check]:
+    if settings.tls is None:
+        is_local = settings.host in ("127.0.0.1", "::1", "localhost")
+        found = "the connection is not encrypted"
+        if is_local:
+            yield ok("tls", f"{found}, and stays on this machine", "network")
+        else:
+            advice = "others on the way can read and change everything: docs/security.md"
+            yield warning("tls", found, advice, "network")
+        return
+    try:
+        certificate, version = _handshake(settings, settings.tls.context())
+    except (OSError, ValueError) as error:
+        yield _tls_failure(settings, error)
+        return
+    renew = "renew the broker's certificate"
+    what = f"the broker's certificate ({certificate.name})"
+    facts: dict[str, Any] = {"not_after": certificate.not_after.isoformat(), "version": version}
+    yield _out_of_date("tls", what, certificate, renew) or ok(
+        "tls",
+        f"{version}, signed by {certificate.issuer}, until {certificate.not_after:%Y-%m-%d}",
+        "network",
+        **facts,
+    )
+
+
+def _handshake(settings: BrokerSettings, context: ssl.SSLContext) -> tuple[Certificate, str]:
+    with (
+        _connect(settings, settings.port) as plain,
+        context.wrap_socket(plain, server_hostname=settings.host) as secured,
+    ):
+        der = secured.getpeercert(binary_form=True)
+        return parse_certificate(der or b""), secured.version() or "TLS"
+
+
+def _tls_failure(settings: BrokerSettings, error: OSError | ValueError) -> Check:
+    found = reasons.unreachable(settings, error).reason
+    if not isinstance(error, ssl.SSLCertVerificationError):
+        advice = "does the broker speak TLS on this port (8883, not 1883)?"
+        return failed("tls", found, advice, "network")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    advice = "do not go on without: somebody may stand between"
+    with contextlib.suppress(OSError, ValueError):
+        certificate, _ = _handshake(settings, context)
+        advice = (
+            f"the broker shows a certificate of {certificate.name!r}, signed by "
+            f"{certificate.issuer!r}, made for {', '.join(certificate.hosts) or 'no host'}, from "
+            f"{certificate.not_before:%Y-%m-%d} to {certificate.not_after:%Y-%m-%d}. Name that "
+            "host, take that authority, or renew it; "
+        ) + advice
+    return failed("tls", found, advice, "network")
+
+
+# --- with the broker ------------------------------------------------------------------------------
+
+
+def _at_the_broker(
+    settings: BrokerSettings, client_id: str, rights: Rights, others: Others
+) -> Iterator[Check]:
+    rest = ["login", "access", "packets", "round trip"]
+    try:
+        with Probe(settings, client_id) as probe:
+            granted = probe.connect()
+            rest.remove("login")
+            yield _login(settings, granted)
+            yield _packets(granted)
+            rest.remove("packets")
+            yield from _access(probe, rights)
+            rest.remove("access")
+            yield _round_trip(probe, rights)
+            rest.remove("round trip")
+            yield _presence(probe, others)
+    except (LinkError, ConfigError) as error:
+        at = rest.pop(0) if rest else "others"
+        yield failed(at, str(error), _login_advice(error), "network")
+        yield from (skipped(later, "no connection", "network") for later in rest)
+
+
+def _login_advice(error: Exception) -> str:
+    text = str(error)
+    if "taken over" in text:
+        return "the service itself is running and wants its place back: stop it and look again"
+    if "revoked" in text:
+        return "this certificate was shut out; enrol the device anew if that was not meant"
+    if "certificate" in text:
+        return "compare with what the broker was told (fedge broker list)"
+    if "login" in text:
+        return "compare with the broker's accounts"
+    return "look into the broker's log"
+
+
+def _login(settings: BrokerSettings, granted: Granted) -> Check:
+    who = "anonymously"
+    if settings.username:
+        who = f"as {settings.username}"
+    elif settings.tls is not None and settings.tls.cert_file:
+        who = "with our certificate"
+    found = f"let in {who} after {1000 * granted.seconds:.0f} ms"
+    return ok("login", found, "network", seconds=granted.seconds)
+
+
+def _packets(granted: Granted) -> Check:
+    limit = packet_limit(granted)
+    named = "no limit" if granted.max_packet_bytes is None else f"up to {limit:,} bytes"
+    facts: dict[str, Any] = {
+        "max_packet_bytes": granted.max_packet_bytes,
+        "receive_max": granted.receive_maximum,
+    }
+    found = f"{named}, {granted.receive_maximum:,} at a time"
+    if limit < _SMALL_PACKET:
+        advice = f"raise the broker's limit to {_SMALL_PACKET} or more (max_packet_size)"
+        return warning("packets", found, advice, "network", **facts)
+    return ok("packets", found, "network", **facts)
+
+
+def _access(probe: Probe, rights: Rights) -> Iterator[Check]:
+    """Tries what must be possible, then what must not be."""
+    granted = probe.subscribe(rights.subscribes)
+    refused = [f"read {n}" for n, c in zip(rights.subscribes, granted, strict=True) if c >= 0x80]
+    refused += [
+        f"write {t}" for t, payload in rights.publishes if probe.publish(t, payload) >= 0x80
+    ]
+    count = len(rights.publishes) + len(rights.subscribes)
+    if refused:
+        yield failed(
+            "access",
+            f"the broker does not let us {', '.join(refused)}",
+            "correct its access rules (docs/security.md); "
+            "with fedge's own: is this device enrolled, in this federation?",
+            "network",
+            refused=refused,
+        )
+    else:
+        yield ok("access", f"it may do all {count} things that it must", "network")
+    allowed = [what for topic, what in rights.forbidden if _goes_through(probe, topic, rights)]
+    if rights.echo is not None and _overhears(probe, rights.echo):
+        allowed.append(rights.overhears)
+    probe.unsubscribe(rights.subscribes)
+    if allowed:
+        yield warning(
+            "access",
+            f"this client could also {'; '.join(allowed)}",
+            "anybody with this login could: give the broker access rules "
+            "(fedge broker init makes a broker with them)",
+            "network",
+            allowed=allowed,
+        )
+    else:
+        tried = len(rights.forbidden) + (rights.echo is not None)
+        yield ok("access", f"it may do none of the {tried} things that it must not", "network")
+
+
+def _goes_through(probe: Probe, topic: str, rights: Rights) -> bool:
+    """Whether a message reached others; brokers may say yes and drop it."""
+    if probe.publish(topic) >= 0x80:
+        return False
+    if topic not in rights.subscribes:
+        return True  # nobody can tell
+    return probe.listen(lambda: (topic, b"", False) in probe.heard, _patience_s(probe))
+
+
+def _overhears(probe: Probe, echo: tuple[str, str, bytes]) -> bool:
+    topic_filter, topic, payload = echo
+    if probe.subscribe([topic_filter])[0] >= 0x80:
+        return False
+    probe.publish(topic, payload)
+    found = probe.listen(lambda: (topic, payload, False) in probe.heard, _patience_s(probe))
+    probe.unsubscribe([topic_filter])
+    return found
+
+
+def _patience_s(probe: Probe) -> float:
+    low, high = _ECHO_S
+    return min(high, max(low, _ECHO_TRIPS * probe.answer_s))
+
+
+def _round_trip(probe: Probe, rights: Rights) -> Check:
+    topic, payload = rights.publishes[0]
+    seconds = []
+    for _ in range(_ROUND_TRIPS):
+        began_s = time.perf_counter()
+        probe.publish(topic, payload)
+        seconds.append(time.perf_counter() - began_s)
+    median_s = statistics.median(seconds)
+    found = f"{1000 * median_s:.1f} ms (median of {_ROUND_TRIPS}, worst {1000 * max(seconds):.1f})"
+    facts = {"median_s": median_s, "worst_s": max(seconds)}
+    if median_s > _SLOW_S:
+        advice = "it works; give rounds long deadlines (round.deadline_s, stall_s)"
+        return warning("round trip", found, advice, "network", **facts)
+    return ok("round trip", found, "network", **facts)
+
+
+def _presence(probe: Probe, others: Others) -> Check:
+    del probe.heard[:]
+    probe.subscribe(others.filters)
+    probe.listen(lambda: False, _patience_s(probe))
+    probe.unsubscribe(others.filters)
+    return others.tell({t: payload for t, payload, retained in probe.heard if retained and payload})

@@ -1,0 +1,99 @@
+"""What `fedge … doctor` finds: one line for each thing it looked at, with what to do about it."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import click
+import msgspec
+
+from models.errors import ConfigError, LinkError
+
+State = Literal["ok", "warning", "failed", "skipped"]
+#: Who must act: "here" is this machine and its files, "network" the way to the broker and itself.
+Area = Literal["here", "network"]
+
+_COLOURS = {"ok": "green", "warning": "yellow", "failed": "red", "skipped": "bright_black"}
+_WIDTH = 100
+_INDENT = " " * 22
+
+
+class Check(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that was looked at.
+
+    Attributes:
+        name: the machine's name for it.
+        state: failed: it will not work; warning: it works, and something is not as it should be.
+        found: in words.
+        advice: what to do; empty when there is nothing to do.
+        facts: figures for programs; units in their names.
+    """
+
+    name: str
+    state: State
+    found: str
+    advice: str = ""
+    area: Area = "here"
+    facts: dict[str, Any] = {}
+
+
+def ok(name: str, found: str, area: Area = "here", **facts: Any) -> Check:
+    """It is as it should be."""
+    return Check(name=name, state="ok", found=found, area=area, facts=facts)
+
+
+def warning(name: str, found: str, advice: str, area: Area = "here", **facts: Any) -> Check:
+    """It works, and could be better."""
+    return Check(name=name, state="warning", found=found, advice=advice, area=area, facts=facts)
+
+
+def failed(name: str, found: str, advice: str, area: Area = "here", **facts: Any) -> Check:
+    """It will not work."""
+    return Check(name=name, state="failed", found=found, advice=advice, area=area, facts=facts)
+
+
+def skipped(name: str, why: str, area: Area = "here") -> Check:
+    """It could not be looked at."""
+    return Check(name=name, state="skipped", found=why, area=area)
+
+
+def exit_code(checks: Iterable[Check]) -> int:
+    """0 when nothing failed; else that of who must act, this machine's first."""
+    failures = {check.area for check in checks if check.state == "failed"}
+    if "here" in failures:
+        return ConfigError.exit_code
+    return LinkError.exit_code if failures else 0
+
+
+def report(checks: Iterable[Check], *, as_json: bool) -> int:
+    """Print each check as it comes (or all as one JSON object); returns the exit code."""
+    seen = []
+    for check in checks:
+        seen.append(check)
+        if not as_json:
+            _print(check)
+    code = exit_code(seen)
+    counts = {state: sum(c.state == state for c in seen) for state in _COLOURS}
+    if as_json:
+        document = {
+            "checks": [msgspec.to_builtins(check) for check in seen],
+            "counts": counts,
+            "exit_code": code,
+        }
+        click.echo(json.dumps(document, ensure_ascii=False))
+    else:
+        click.echo(", ".join(f"{count} {state}" for state, count in counts.items() if count))
+    return code
+
+
+def _print(check: Check, echo: Callable[..., None] = click.echo) -> None:
+    state = click.style(f"{check.state:8s}", fg=_COLOURS[check.state])
+    lines = textwrap.wrap(check.found, _WIDTH - len(_INDENT), break_on_hyphens=False) or [""]
+    echo(f"{state} {check.name:12s} {lines[0]}")
+    for line in lines[1:]:
+        echo(f"{_INDENT}{line}")
+    for line in textwrap.wrap(check.advice, _WIDTH - len(_INDENT) - 2, break_on_hyphens=False):
+        echo(f"{_INDENT}> {line}")

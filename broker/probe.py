@@ -1,0 +1,206 @@
+"""A client that connects once and asks the broker what it may do; everything waits for an answer.
+
+It goes the way of all other clients (`broker.driver`), under a client id of its own. A broker that
+names sessions after certificates gives it the session of the agent or coordinator all the same: so
+it acknowledges nothing, and leaves the session and what is queued in it for its owner.
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from paho.mqtt import client as paho
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+from broker import reasons
+from broker.driver import Driver, Session
+from broker.link import QOS, LinkDown
+from broker.network import NetworkLoop
+from broker.outbox import NO_PACKET_LIMIT
+from broker.settings import BrokerSettings
+from models.errors import LinkError
+
+#: After us the owner has so long to come for its session, and nobody misses ours.
+_SESSION_S = 300
+#: The broker answers within so long, or not at all.
+_ANSWER_S = 5.0
+_RECEIVE_MAXIMUM = 100
+
+
+@dataclass(frozen=True)
+class Granted:
+    """What the broker said when it let us in.
+
+    Attributes:
+        max_packet_bytes: of a packet that it takes; None: it named no limit.
+        receive_maximum: unacknowledged messages that it takes.
+        seconds: from the first byte to the broker's yes, TLS included.
+    """
+
+    max_packet_bytes: int | None
+    receive_maximum: int
+    seconds: float
+
+
+class Probe:
+    """One connection.
+
+    Args:
+        settings: of the broker, its files located.
+        client_id: of this probe.
+
+    Raises:
+        ConfigError: a file that the settings name cannot be read.
+    """
+
+    def __init__(self, settings: BrokerSettings, client_id: str) -> None:
+        self._settings = settings
+        self._client_id = client_id
+        self._answers: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+        #: What the last answer took.
+        self.answer_s = 0.0
+        #: Topic, payload and retain flag of everything that came.
+        self.heard: list[tuple[str, bytes, bool]] = []
+        tls = settings.tls.context() if settings.tls is not None else None
+        self._password = settings.password()
+        session = Session(client_id, None, _SESSION_S, _RECEIVE_MAXIMUM)
+        self._network = NetworkLoop("fedge-doctor")
+        self._driver = Driver(settings, session, self._network, self, tls)
+        self._down: LinkDown | None = None
+
+    def __enter__(self) -> Probe:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._down is None:
+            self._network.call(self._driver.goodbye)
+            self._wait_for("down", 1.0)
+        self._network.call(self._driver.drop)
+        self._network.close()
+
+    def connect(self) -> Granted:
+        """Connect and log in.
+
+        Raises:
+            LinkError: refused, or no answer; says why.
+        """
+        began_s = time.monotonic()
+        self._network.call(self._driver.connect, self._password, self._opened)
+        patience_s = 2 * self._settings.connect_timeout_s + 1
+        answer = self._wait_for("up", patience_s)
+        if answer is None:
+            self._down = self._down or reasons.no_answer(self._settings)
+            raise LinkError(self._down.reason)
+        code, properties = answer
+        if code.is_failure:
+            refused = reasons.not_admitted(self._settings, code.value, code.getName())
+            raise LinkError(refused.reason)
+        if lacking := reasons.lacking(properties):
+            raise LinkError(reasons.not_admitted(self._settings, *lacking).reason)
+        return Granted(
+            getattr(properties, "MaximumPacketSize", None),
+            getattr(properties, "ReceiveMaximum", 65_535),
+            time.monotonic() - began_s,
+        )
+
+    def publish(self, topic: str, payload: bytes = b"") -> int:
+        """Publish, not retained; returns the broker's reason code, below 0x80 for a yes.
+
+        Raises:
+            LinkError: the connection ended.
+        """
+        return int(self._ask("published", lambda c: c.publish(topic, payload, QOS)).value)
+
+    def subscribe(self, filters: Sequence[str]) -> list[int]:
+        """Subscribe; returns the broker's reason codes, below 0x80 for a yes.
+
+        Raises:
+            LinkError: the connection ended.
+        """
+        names = [(name, QOS) for name in filters]
+        return [int(code.value) for code in self._ask("subscribed", lambda c: c.subscribe(names))]
+
+    def unsubscribe(self, filters: Sequence[str]) -> None:
+        """Leave nothing behind in the session."""
+        self._network.call(self._driver.client.unsubscribe, list(filters))
+
+    def listen(self, found: Callable[[], bool], timeout_s: float) -> bool:
+        """Take messages into `heard` until `found()`, at most `timeout_s`."""
+        end_s = time.monotonic() + timeout_s
+        while not found() and (left_s := end_s - time.monotonic()) > 0 and self._down is None:
+            self._wait_for("message", left_s)
+        return found()
+
+    def _ask(self, answer: str, question: Callable[[paho.Client], Any]) -> Any:
+        began_s = time.monotonic()
+        self._network.call(question, self._driver.client)
+        found = self._wait_for(answer, _ANSWER_S)
+        self.answer_s = time.monotonic() - began_s
+        if found is None:
+            down = self._down or LinkDown(
+                f"broker {self._settings.address} gave no answer within {_ANSWER_S:g} s"
+            )
+            raise LinkError(down.reason)
+        return found
+
+    def _wait_for(self, wanted: str, timeout_s: float) -> Any:
+        """The next answer of a kind; None when the connection ends or none comes in time."""
+        end_s = time.monotonic() + timeout_s
+        while (left_s := end_s - time.monotonic()) > 0:
+            try:
+                kind, answer = self._answers.get(timeout=left_s)
+            except queue.Empty:
+                return None
+            if kind == "message":
+                self.heard.append(answer)
+            if kind == "down":
+                self._down = self._down or answer
+            if kind == wanted:
+                return answer
+            if kind == "down":
+                return None
+        return None
+
+    # --- on the network thread -------------------------------------------------------------------
+
+    def _opened(self, error: BaseException | None) -> None:
+        if error is not None:
+            self._answers.put(("down", reasons.unreachable(self._settings, error)))
+
+    def connected(self, present: bool, code: ReasonCode, properties: Properties) -> None:
+        """CONNACK."""
+        self._answers.put(("up", (code, properties)))
+
+    def disconnected(self, by_broker: bool, code: ReasonCode) -> None:
+        """The connection ended."""
+        if by_broker:
+            down = reasons.hung_up(self._settings, self._client_id, code.value, code.getName())
+        else:
+            down = reasons.no_answer(self._settings, self._driver.complaint)
+        self._answers.put(("down", down))
+
+    def subscribed(self, mid: int, codes: list[ReasonCode]) -> None:
+        """SUBACK."""
+        self._answers.put(("subscribed", codes))
+
+    def acknowledged(self, mid: int, code: ReasonCode) -> None:
+        """PUBACK."""
+        self._answers.put(("published", code))
+
+    def received(self, message: paho.MQTTMessage) -> None:
+        """PUBLISH; not acknowledged, see the module."""
+        self._answers.put(("message", (message.topic, bytes(message.payload), message.retain)))
+
+    def broken(self) -> None:
+        """Reading or writing raised."""
+        self._answers.put(("down", reasons.lost(self._settings, 0)))
+
+
+def packet_limit(granted: Granted) -> int:
+    """Bytes of a packet that the broker takes, whether it named a limit or not."""
+    return granted.max_packet_bytes or NO_PACKET_LIMIT

@@ -1,0 +1,180 @@
+"""`fedge coordinator doctor`: would this coordinator run, and what keeps it from doing so?"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from broker import messages
+from broker.checks import Others, Rights, clock_check, network_checks
+from broker.config import located
+from broker.diagnosis import Check, failed, ok, warning
+from broker.messages import AgentStatus
+from broker.owners import owner_check
+from broker.topics import (
+    AgentStatusTopic,
+    ChunkTopic,
+    CoordinatorStatusTopic,
+    InboxTopic,
+    ProgramTopic,
+    RoundTopic,
+    Topics,
+    UpdateTopic,
+)
+from coordinator.config import CoordinatorConfig
+from coordinator.evaluation import central_measure
+from coordinator.service import find_package
+from coordinator.store import STORE_FILE, Store
+from models.errors import FederationError, WireError
+
+#: No agent is called so; what is forbidden is tried on its topics.
+_NOBODY = "fedge-doctor"
+#: θ, the strategy's state and the versions that are kept, and room for what else grows.
+_SPARE_DISK = 100_000_000
+
+
+def diagnose(config: CoordinatorConfig, base: Path, *, offline: bool = False) -> Iterator[Check]:
+    """Look at everything, one thing after the other.
+
+    Args:
+        config: of the federation.
+        base: folder that its paths are relative to.
+        offline: leave the broker alone.
+    """
+    yield owner_check()
+    if offline:
+        yield clock_check()
+    else:
+        topics = Topics(config.federation)
+        client_id = f"fedge-{config.federation}-coordinator-doctor"
+        others = Others(
+            tuple(name for name in topics.from_agents if name.endswith("/status")),
+            lambda kept: _agents_check(kept, config),
+        )
+        settings = config.broker.located(base)
+        yield from network_checks(
+            settings, "coordinator", client_id, coordinator_rights(topics), others
+        )
+    yield from _configuration(config)
+    yield from _model(config, base)
+    yield from _disk(config, located(config.state_dir, base))
+
+
+def coordinator_rights(topics: Topics) -> Rights:
+    """What the coordinator does at the broker; as `broker.access` grants it."""
+    writes = (
+        CoordinatorStatusTopic(),
+        ProgramTopic(),
+        RoundTopic(),
+        ChunkTopic("0" * 64, 0),
+        InboxTopic(_NOBODY),
+    )
+    return Rights(
+        # The first also measures the round trip: one that nobody takes for anything.
+        publishes=tuple((topics.name(topic), b"") for topic in reversed(writes)),
+        subscribes=tuple(topics.from_agents),
+        forbidden=(
+            (topics.name(AgentStatusTopic(_NOBODY)), "speak as an agent"),
+            (topics.name(UpdateTopic(_NOBODY, 0, 0)), "send updates as an agent"),
+        ),
+    )
+
+
+def _agents_check(kept: Mapping[str, bytes], config: CoordinatorConfig) -> Check:
+    known = []
+    for payload in kept.values():
+        try:
+            known.append(messages.decode(payload, AgentStatus))
+        except WireError:
+            continue
+    here = [status for status in known if status.state == "online"]
+    able = [status for status in here if not status.unable and not status.paused]
+    found = f"{len(known)} known to the broker, {len(here)} online, {len(able)} can take part"
+    facts = {"known": len(known), "online": len(here), "able": len(able)}
+    wanted = max(config.cohort.at_least, config.round.minimum)
+    if len(able) < wanted:
+        advice = f"a round needs {wanted}: start agents, or look at them with fedge agent doctor"
+        return warning("agents", found, advice, "network", **facts)
+    return ok("agents", found, "network", **facts)
+
+
+def _configuration(config: CoordinatorConfig) -> Iterator[Check]:
+    least, minimum = config.cohort.at_least, config.round.minimum
+    if minimum > least:
+        yield warning(
+            "rounds",
+            f"round.minimum is {minimum}, cohort.at_least only {least}",
+            "a goal below the minimum closes rounds too early to be committed: raise at_least",
+        )
+    elif config.start.agents and config.start.agents < least:
+        yield warning(
+            "rounds",
+            f"start.agents is {config.start.agents}, cohort.at_least {least}",
+            "the first round waits for the larger of the two",
+        )
+    else:
+        yield ok("rounds", f"at least {least} agents, {minimum} updates; {config.rounds} rounds")
+
+
+def _model(config: CoordinatorConfig, base: Path) -> Iterator[Check]:
+    try:
+        package = find_package(config.model, base)
+    except FederationError as error:
+        yield failed("model", str(error), "see docs/configuration.md, `model`")
+        return
+    spec = package.spec
+    found = f"{spec.name}, {spec.size:,} parameters, program {len(package.program):,} bytes"
+    yield ok("model", found, parameters=spec.size, fingerprint=spec.fingerprint)
+    if config.evaluation.data is None:
+        return
+    path = located(config.evaluation.data, base)
+    try:
+        sums = central_measure(path, package)(package.initial)
+    except FederationError as error:
+        yield failed("evaluation", str(error), "see docs/configuration.md, `evaluation`")
+        return
+    yield ok("evaluation", f"{path}: {sums.weight:,.0f} rows", rows=sums.weight)
+
+
+def _disk(config: CoordinatorConfig, state_dir: Path) -> Iterator[Check]:
+    folder = state_dir
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"fedge")
+            file.flush()
+            os.fsync(file.fileno())
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        advice = "give this user a folder on a disk that can be written (state_dir)"
+        yield failed("disk", f"{state_dir} cannot be written: {error.strerror}", advice)
+        return
+    found = f"{state_dir}: {free / 1e6:,.0f} MB free"
+    if free < _SPARE_DISK:
+        yield warning("disk", found, "make room: a full disk ends the coordinator", free_bytes=free)
+    else:
+        yield ok("disk", found, free_bytes=free)
+    yield _store(config, state_dir)
+
+
+def _store(config: CoordinatorConfig, state_dir: Path) -> Check:
+    if not (state_dir / STORE_FILE).exists():
+        return ok("store", "none yet: the first start makes it")
+    try:
+        store = Store.open_existing(state_dir)
+    except FederationError as error:
+        return failed("store", str(error), "restore it, or begin anew in another state_dir")
+    try:
+        federation, rounds = store.meta("federation"), len(store.rounds())
+    except FederationError as error:
+        return failed("store", str(error), "restore it, or begin anew in another state_dir")
+    finally:
+        store.close()
+    if federation != config.federation:
+        advice = "take another state_dir, or the other federation's name"
+        return failed("store", f"it is of the federation {federation!r}", advice)
+    return ok("store", f"{rounds} rounds", rounds=rounds)

@@ -1,0 +1,341 @@
+"""`fedge agent doctor`: would this device take part, and what keeps it from doing so?"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from broker import blobs, messages
+from broker.checks import Others, Rights, clock_check, network_checks
+from broker.config import located
+from broker.diagnosis import Check, failed, ok, skipped, warning
+from broker.messages import CoordinatorStatus, ProgramManifest, Report
+from broker.owners import owner_check
+from broker.probe import Probe
+from broker.topics import (
+    AgentStatusTopic,
+    ChunkTopic,
+    CoordinatorStatusTopic,
+    InboxTopic,
+    ProgramTopic,
+    ReportTopic,
+    RoundTopic,
+    Topics,
+    UpdateTopic,
+)
+from edge_agent.config import AgentConfig
+from edge_agent.data.dataset import LocalDataset, build_dataset, read_table
+from edge_agent.device import LinuxDevice, available_bytes, memory_bytes, temperature_c
+from edge_agent.limits import Limits
+from edge_agent.memory import estimate, megabytes, shortage
+from edge_agent.profile import data_checks
+from models.errors import DataError, FederationError, LinkError, WireError
+from models.package import unpack_wire
+from models.program import Program
+from models.runtimes import find_runtime
+from models.spec import ModelSpec
+from models.zoo import load_zoo
+
+#: No agent is called so; what is forbidden is tried on its topics.
+_NOBODY = "fedge-doctor"
+_FETCH_S = 20.0
+#: Of the zoo: tried when nobody says which model.
+_SMALLEST = "house_price"
+_STEPS = 20
+_WARM_UP = 3
+#: A Raspberry Pi slows down from here on, and most boards do not much later.
+_HOT_C = 80.0
+_LITTLE_DISK = 50_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """What to try: a spec and its program."""
+
+    spec: ModelSpec
+    program: bytes
+
+
+@dataclass(eq=False)
+class _Found:
+    """What the broker keeps of the coordinator."""
+
+    manifest: ProgramManifest | None = None
+    coordinator: CoordinatorStatus | None = None
+
+
+def diagnose(
+    config: AgentConfig, base: Path, model: Model | None, *, offline: bool = False
+) -> Iterator[Check]:
+    """Look at everything, one thing after the other.
+
+    Args:
+        config: of the agent.
+        base: folder that the configuration's paths are relative to.
+        model: to try; None takes the federation's, when the broker has it.
+        offline: leave the broker alone.
+    """
+    yield owner_check()
+    if offline:
+        yield clock_check()
+    else:
+        found = _Found()
+        yield from _at_the_broker(config, base, found)
+        if model is None and found.manifest is not None:
+            try:
+                model = _fetch(config, base, found.manifest)
+            except FederationError as error:
+                yield failed("model", str(error), "is the coordinator running?", "network")
+    yield from _disk(located(config.state_dir, base))
+    yield from _feelings(config)
+    yield from _at_work(config, base, model)
+
+
+def _at_the_broker(config: AgentConfig, base: Path, found: _Found) -> Iterator[Check]:
+    topics = Topics(config.federation)
+    settings = config.broker.located(base)
+    rights = agent_rights(topics, config.agent_id)
+    others = Others(
+        (topics.name(CoordinatorStatusTopic()), topics.name(ProgramTopic())),
+        lambda kept: _coordinator_check(topics, kept, found),
+    )
+    yield from network_checks(settings, config.agent_id, _client_id(config), rights, others)
+
+
+def _client_id(config: AgentConfig) -> str:
+    return f"fedge-{config.federation}-{config.agent_id}-doctor"
+
+
+def agent_rights(topics: Topics, agent_id: str) -> Rights:
+    """What an agent does at the broker; as `broker.access` grants it."""
+
+    def of(name: str) -> tuple[str, str, str]:
+        return (
+            topics.name(AgentStatusTopic(name)),
+            topics.name(UpdateTopic(name, 0, 0)),
+            topics.name(ReportTopic(name, 0)),
+        )
+
+    status, update, report = of(agent_id)
+    # Round 0 is none: a coordinator looks at it and does nothing.
+    nothing = Report(
+        session=_NOBODY, boot=_NOBODY, round_id=0, kind="missing", task="evaluate", version=0
+    )
+    plan, program = topics.name(RoundTopic()), topics.name(ProgramTopic())
+    middle, inbox = topics.name(CoordinatorStatusTopic()), topics.name(InboxTopic(agent_id))
+    return Rights(
+        publishes=((status, b""), (update, b""), (report, messages.encode(nothing))),
+        subscribes=(middle, program, plan, inbox, topics.chunks_of("0" * 64)),
+        forbidden=(
+            (plan, "publish plans"),
+            (program, "publish programs"),
+            (middle, "speak as the coordinator"),
+            (topics.name(ChunkTopic("0" * 64, 0)), "publish weights"),
+            (of(_NOBODY)[0], "speak as another agent"),
+            (of(_NOBODY)[1], "send updates as another agent"),
+        ),
+        echo=(
+            next(name for name in topics.from_agents if name.endswith("/reports/+")),
+            report,
+            messages.encode(nothing),
+        ),
+        overhears="read what other agents send",
+    )
+
+
+def _coordinator_check(topics: Topics, kept: Mapping[str, bytes], found: _Found) -> Check:
+    advice = "start it; the agent waits for it meanwhile"
+    try:
+        if payload := kept.get(topics.name(CoordinatorStatusTopic())):
+            found.coordinator = messages.decode(payload, CoordinatorStatus)
+        if payload := kept.get(topics.name(ProgramTopic())):
+            found.manifest = messages.decode(payload, ProgramManifest)
+    except WireError as error:
+        return warning("coordinator", f"it left something unreadable: {error}", advice, "network")
+    status, manifest = found.coordinator, found.manifest
+    if status is None:
+        where = f"no word of any below {topics.root}"
+        advice = f"is the federation's name right? Else {advice}"
+        return warning("coordinator", where, advice, "network")
+    name = f", model {manifest.name}" if manifest else ", no model"
+    text = f"{status.state}, version {status.version}{name}"
+    if status.state == "offline":
+        return warning("coordinator", text, advice, "network")
+    return ok("coordinator", text, "network")
+
+
+def _fetch(config: AgentConfig, base: Path, manifest: ProgramManifest) -> Model:
+    """The federation's model, as an agent fetches it.
+
+    Raises:
+        FederationError: it does not come, or is none.
+    """
+    sha256 = manifest.package.sha256
+    topics = Topics(config.federation)
+    receiver = blobs.BlobReceiver(manifest.package, config.max_blob_bytes)
+    with Probe(config.broker.located(base), _client_id(config)) as probe:
+        probe.connect()
+        chunks = topics.chunks_of(sha256)
+        probe.subscribe([chunks])
+        blob: bytes | None = None
+
+        def is_whole() -> bool:
+            nonlocal blob
+            while probe.heard and blob is None:
+                topic, payload, _ = probe.heard.pop(0)
+                if isinstance(topics.parse(topic), ChunkTopic) and payload:
+                    blob = receiver.add(blobs.parse_chunk(payload))
+            return blob is not None
+
+        whole = probe.listen(is_whole, _FETCH_S)
+        probe.unsubscribe([chunks])
+    if not whole or blob is None:
+        missing, count = receiver.missing, manifest.package.chunks
+        raise LinkError(
+            f"the model {manifest.name} does not come: {missing} of {count} chunks missing"
+        )
+    return Model(*unpack_wire(blob))
+
+
+# --- here -----------------------------------------------------------------------------------------
+
+
+def _disk(state_dir: Path) -> Iterator[Check]:
+    folder = state_dir
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    advice = "give this user a folder on a disk that can be written (state_dir)"
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"fedge")
+            file.flush()
+            os.fsync(file.fileno())
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        yield failed("disk", f"{state_dir} cannot be written: {error.strerror}", advice)
+        return
+    found = f"{state_dir}: {megabytes(free)} free"
+    if free < _LITTLE_DISK:
+        yield warning(
+            "disk", found, "an update is written before it is sent: make room", free_bytes=free
+        )
+    else:
+        yield ok("disk", found, free_bytes=free)
+
+
+def _feelings(config: AgentConfig) -> Iterator[Check]:
+    total, left = memory_bytes(), available_bytes()
+    room = "unknown" if left is None else megabytes(left)
+    yield ok(
+        "memory", f"{room} available of {megabytes(total)}", total_bytes=total, available_bytes=left
+    )
+    found = temperature_c()
+    if found is None:
+        yield skipped("temperature", "the kernel shows no thermal zone")
+    elif found >= _HOT_C:
+        yield warning("temperature", f"{found:.0f} °C", "give it air; set limits.max_temperature_c")
+    else:
+        yield ok("temperature", f"{found:.0f} °C", celsius=found)
+    rest = Limits(config.limits).judge(LinuxDevice().read(config.limits))
+    if rest is not None:
+        yield warning(
+            "limits", f"the device would rest now ({rest})", "no training until that is over"
+        )
+    elif config.limits.watched:
+        yield ok("limits", "nothing makes the device rest now")
+
+
+def _at_work(config: AgentConfig, base: Path, model: Model | None) -> Iterator[Check]:
+    """Interpreter, program and data."""
+    try:
+        _, runtime = find_runtime(config.runtime)
+    except FederationError as error:
+        yield failed("runtime", str(error), "install it, or drop `runtime` from the configuration")
+        return
+    yield ok("runtime", f"{runtime} is installed")
+    if model is None:
+        yield from _without_model(config, base)
+        return
+    need = estimate(model.spec, len(model.program), located(config.data.path, base))
+    why = shortage(
+        need, resident=None, available=available_bytes(), ceiling=None
+    ) or _above_ceiling(need.total, config.limits.max_memory_bytes)
+    if why:
+        yield failed("fits", why, "free memory, take a smaller model, or fewer rows")
+        return
+    yield ok("fits", f"{model.spec.name} needs {need}", needed_bytes=need.total)
+    yield from _program(config, base, model)
+
+
+def _without_model(config: AgentConfig, base: Path) -> Iterator[Check]:
+    """The interpreter can be tried all the same, and the data be there."""
+    package = load_zoo(_SMALLEST)
+    yield _self_test(
+        Program(package.program, package.spec, runtime=config.runtime, threads=config.threads), None
+    )
+    path = located(config.data.path, base)
+    if path.is_file():
+        yield skipped("data", "for which model? Give --model, or start the coordinator")
+    else:
+        yield failed("data", f"{path}: no such file", "see docs/configuration.md, `data`")
+
+
+def _above_ceiling(needed: int, ceiling: int | None) -> str:
+    if ceiling is None or needed <= ceiling:
+        return ""
+    return f"{megabytes(needed)} are needed, max_memory_bytes allows {megabytes(ceiling)}"
+
+
+def _program(config: AgentConfig, base: Path, model: Model) -> Iterator[Check]:
+    try:
+        program = Program(model.program, model.spec, runtime=config.runtime, threads=config.threads)
+    except FederationError as error:
+        yield failed("program", str(error), "another interpreter, or another version of it")
+        return
+    dataset = None
+    checks: list[Check] = []
+    try:
+        table = read_table(config.data, model.spec, base)
+        dataset = build_dataset(table, config.data, model.spec)
+        checks = [*data_checks(dataset, model.spec, table.rows)]
+    except DataError as error:
+        checks = [failed("data", str(error), "see docs/configuration.md, `data`")]
+    yield _self_test(program, dataset)
+    yield from checks
+
+
+def _self_test(program: Program, dataset: LocalDataset | None) -> Check:
+    """A few steps, on the device's own rows where there are any."""
+    spec = program.spec
+    rows = spec.batch_size
+    inputs = {t.name: np.zeros((rows, *t.shape), t.dtype) for t in spec.inputs}
+    target = np.zeros((rows, *spec.target.shape), spec.target.dtype)
+    if dataset is not None and len(dataset.target):
+        index = np.arange(rows) % len(dataset.target)
+        inputs = {name: array[index] for name, array in dataset.inputs.items()}
+        target = dataset.target[index]
+    theta = np.random.default_rng(0).normal(0, 0.01, spec.size).astype(np.float32)
+    seconds = []
+    try:
+        for _ in range(_WARM_UP + _STEPS):
+            began_s = time.perf_counter()
+            step = program.gradient(theta, inputs, target)
+            seconds.append(time.perf_counter() - began_s)
+            if sum(seconds) > _FETCH_S:
+                break
+        program.evaluate(theta, inputs, target)
+    except FederationError as error:
+        return failed("program", str(error), "another interpreter, or another version of it")
+    if not np.isfinite(step.vector).all():
+        return failed("program", "its gradient is not finite", "look at the data: huge values?")
+    step_s = statistics.median(seconds[_WARM_UP:] or seconds)
+    found = f"{spec.name} runs on {program.runtime}: {1000 * step_s:.2f} ms for {rows} rows"
+    return ok("program", found, step_s=step_s, batch_size=rows, runtime=program.runtime)

@@ -1,0 +1,96 @@
+"""A device's data in figures: does it look like what the model was made for?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from broker.diagnosis import Check, ok, warning
+from edge_agent.data.dataset import LocalDataset
+from models.spec import ModelSpec, TensorSpec
+
+#: In the model's own standard deviations: no sensor of the same kind is so far off on average.
+_FAR = 5.0
+_FEW_ROWS = 10
+_LARGEST_TOLD = 8
+
+
+def data_checks(dataset: LocalDataset, spec: ModelSpec, in_file: int) -> Iterator[Check]:
+    """Rows, columns, ranges and classes of the data as the program gets it.
+
+    Args:
+        dataset: of the device.
+        spec: of the model.
+        in_file: rows that the file holds, those with NaN included.
+    """
+    rows = f"{dataset.num_train:,} rows to learn from, {dataset.num_test:,} held out"
+    left_out = in_file - len(dataset.target)
+    rows += f", {left_out:,} left out (NaN)" if left_out else ""
+    facts: dict[str, Any] = {
+        "train_rows": dataset.num_train,
+        "test_rows": dataset.num_test,
+        "left_out_rows": left_out,
+    }
+    if left_out > in_file / 2:
+        yield warning("data", rows, "most rows have no reading: is the sensor connected?", **facts)
+    elif dataset.num_train < _FEW_ROWS:
+        yield warning("data", rows, "so few rows teach the others little", **facts)
+    else:
+        yield ok("data", rows, **facts)
+    for tensor in spec.inputs:
+        yield _input(tensor, dataset)
+    yield _target(spec.target, dataset)
+
+
+def _input(tensor: TensorSpec, dataset: LocalDataset) -> Check:
+    """Ranges as scaled, where a well-made input lies around 0."""
+    name = f"input {tensor.name}"
+    values = dataset.inputs[tensor.name]
+    flat = values.reshape(-1, values.shape[-1] if values.ndim > 1 else 1)
+    low, high, mean = flat.min(0), flat.max(0), flat.mean(0, dtype=np.float64)
+    names = list(tensor.features or [f"{tensor.name}[{n}]" for n in range(len(low))])
+    if len(names) != len(low):
+        names = [f"{tensor.name}[{n}]" for n in range(len(low))]
+    columns = {
+        n: {"min": float(a), "max": float(b), "mean": float(m)}
+        for n, a, b, m in zip(names, low, high, mean, strict=True)
+    }
+    still = [n for n, c in columns.items() if c["min"] == c["max"]] if len(flat) > 1 else []
+    is_scaled = tensor.name in dataset.scales
+    far = [n for n, c in columns.items() if is_scaled and abs(c["mean"]) > _FAR]
+    shape = "×".join(map(str, values.shape))
+    scaled = "scaled " if is_scaled else ""
+    found = f"{shape} {values.dtype}, {scaled}{float(low.min()):.3g} to {float(high.max()):.3g}"
+    if far:
+        told = _some(f"{n} ({columns[n]['mean']:+.1f})" for n in far)
+        advice = "mean in the model's standard deviations: is it another unit, or another column?"
+        return warning(name, f"{found}; far from the model's data: {told}", advice, columns=columns)
+    if still and len(still) < len(columns):
+        advice = "a dead sensor? Rows whose reading never changes teach nothing about it"
+        told = f"{found}; never changes: {_some(still)}"
+        return warning(name, told, advice, columns=columns)
+    return ok(name, found, columns=columns)
+
+
+def _target(tensor: TensorSpec, dataset: LocalDataset) -> Check:
+    values = dataset.target
+    if not tensor.classes:
+        found = f"{float(values.min()):.4g} to {float(values.max()):.4g}"
+        return ok("target", found, min=float(values.min()), max=float(values.max()))
+    counts = np.bincount(values.reshape(-1).astype(np.int64), minlength=len(tensor.classes))
+    by_name = {name: int(n) for name, n in zip(tensor.classes, counts, strict=False)}
+    present = {name: n for name, n in by_name.items() if n}
+    told = _some(f"{name} {n:,}" for name, n in present.items())
+    found = f"{len(present)} of {len(by_name)} classes: {told}"
+    if len(present) < 2:
+        advice = "a device that knows one class pulls the model towards it: is the column right?"
+        return warning("target", found, advice, classes=by_name)
+    return ok("target", found, classes=by_name)
+
+
+def _some(words: Iterator[str] | list[str]) -> str:
+    listed = list(words)
+    rest = len(listed) - _LARGEST_TOLD
+    return ", ".join(listed[:_LARGEST_TOLD]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,0 +1,368 @@
+"""What the doctors find at real brokers, with and without TLS, healthy and sick."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import click.testing
+import msgspec
+import numpy as np
+import pytest
+
+from broker.authority import Authority
+from broker.config import load_config
+from broker.diagnosis import Check, exit_code
+from broker.local import LocalBroker, free_port
+from broker.security import FleetSettings, create_fleet, utc_now
+from broker.security_files import Account
+from broker.settings import BrokerSettings, TlsSettings
+from coordinator.config import CoordinatorConfig
+from coordinator.doctor import diagnose as diagnose_coordinator
+from edge_agent.config import AgentConfig
+from edge_agent.doctor import Model, diagnose
+from fedge import cli
+from models.zoo import load_zoo
+from tests.conftest import need
+from tests.integration.fleet_folder import RunningFleet, make_fleet, reload, running, signed
+
+pytestmark = pytest.mark.mosquitto
+
+PACKAGE = load_zoo("house_price")
+MODEL = Model(PACKAGE.spec, PACKAGE.program)
+NAMES = ["median_income", "rooms_per_household", "price"]
+
+
+def write_houses(path: Path, rows: int = 40, names: list[str] = NAMES, scale: float = 1.0) -> None:
+    rng = np.random.default_rng(0)
+    lines = [",".join(names)]
+    for _ in range(rows):
+        income, rooms = scale * rng.uniform(2, 5), rng.uniform(4, 7)
+        lines.append(f"{income:.3f},{rooms:.3f},{rng.integers(100_000, 400_000)}")
+    path.write_text("\n".join(lines) + "\n")
+
+
+def agent_config(folder: Path, broker: BrokerSettings, **changes: Any) -> AgentConfig:
+    if not (folder / "houses.csv").exists():
+        write_houses(folder / "houses.csv")
+    text: dict[str, Any] = {
+        "federation": "houses",
+        "agent_id": "alice",
+        "data": {"path": "houses.csv", "target": {"column": "price", "scale": 1e-5}},
+    }
+    (folder / "agent.yaml").write_text(json.dumps(text | changes))
+    config = load_config(folder / "agent.yaml", AgentConfig)
+    return msgspec.structs.replace(config, broker=broker)
+
+
+class Found:
+    """All checks of a run."""
+
+    def __init__(self, checks: Iterator[Check]) -> None:
+        self.checks = list(checks)
+        self.exit_code = exit_code(self.checks)
+
+    def named(self, name: str) -> list[Check]:
+        return [check for check in self.checks if check.name == name]
+
+    def one(self, name: str) -> Check:
+        (check,) = self.named(name)
+        return check
+
+    @property
+    def failed(self) -> list[str]:
+        return [check.name for check in self.checks if check.state == "failed"]
+
+    @property
+    def only_failure(self) -> Check:
+        (check,) = [check for check in self.checks if check.state == "failed"]
+        assert check.advice
+        return check
+
+
+def look(
+    folder: Path, broker: BrokerSettings, model: Model | None = MODEL, **changes: Any
+) -> Found:
+    return Found(diagnose(agent_config(folder, broker, **changes), folder, model))
+
+
+# -- without TLS ----------------------------------------------------------------------------------
+
+
+def test_an_open_broker_works_and_is_called_open(mosquitto: LocalBroker, tmp_path: Path) -> None:
+    found = look(tmp_path, BrokerSettings(port=mosquitto.port))
+    assert found.failed == []
+    assert found.exit_code == 0
+    able, unwanted = found.named("access")
+    assert able.state == "ok"
+    assert unwanted.state == "warning"
+    assert {"publish plans", "read what other agents send"} <= set(unwanted.facts["allowed"])
+    assert found.one("round trip").facts["median_s"] > 0
+    assert found.one("program").facts["step_s"] > 0
+    assert found.one("data").facts == {"train_rows": 32, "test_rows": 8, "left_out_rows": 0}
+
+
+def test_looking_changes_nothing_at_the_broker(mosquitto: LocalBroker, tmp_path: Path) -> None:
+    settings = BrokerSettings(port=mosquitto.port)
+    look(tmp_path, settings, federation="untouched")
+    config = CoordinatorConfig(federation="untouched", model="house_price", broker=settings)
+    found = Found(diagnose_coordinator(config, tmp_path))
+    assert found.failed == []
+    assert found.one("agents").facts == {"known": 0, "online": 0, "able": 0}
+    again = look(tmp_path, settings, federation="untouched")
+    assert "no word" in again.one("coordinator").found
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_closed_port_is_told_from_a_wrong_one(mosquitto: LocalBroker, tmp_path: Path) -> None:
+    found = look(tmp_path, BrokerSettings(port=free_port()))
+    assert found.only_failure.name == "tcp"
+    assert found.exit_code == 3
+    assert found.one("login").state == "skipped"
+    assert found.one("program").state == "ok"  # what does not need the broker is looked at
+
+
+def test_a_name_that_nobody_knows(tmp_path: Path) -> None:
+    found = look(tmp_path, BrokerSettings(host="broker.invalid"))
+    assert found.only_failure.name == "names"
+    assert "broker.invalid is not found" in found.only_failure.found
+    assert found.exit_code == 3
+
+
+def test_a_server_that_speaks_no_mqtt_does_not_answer(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        found = look(tmp_path, BrokerSettings(port=port, connect_timeout_s=0.5))
+    assert found.only_failure.name == "login"
+    assert "did not answer" in found.only_failure.found
+
+
+def test_a_password_file_that_is_missing(mosquitto: LocalBroker, tmp_path: Path) -> None:
+    settings = BrokerSettings(port=mosquitto.port, username="a", password_file="none").located(
+        tmp_path
+    )
+    found = look(tmp_path, settings)
+    assert found.only_failure.name == "files"
+    assert found.exit_code == 2
+
+
+# -- with TLS -------------------------------------------------------------------------------------
+
+
+def tls_of(place: RunningFleet, **changes: Any) -> BrokerSettings:
+    folder = place.devices / "alice"
+    identity = str(changes.pop("identity", folder / "agent.pem"))
+    ca_file = str(changes.pop("ca", folder / "ca.crt"))
+    tls = TlsSettings(ca_file=ca_file, cert_file=identity, key_file=identity)
+    return msgspec.structs.replace(BrokerSettings(port=place.port, tls=tls), **changes)
+
+
+def test_an_enrolled_device_may_do_what_it_must_and_nothing_else(
+    place: RunningFleet, tmp_path: Path
+) -> None:
+    found = look(tmp_path, tls_of(place))
+    assert found.failed == []
+    assert [check.state for check in found.named("access")] == ["ok", "ok"]
+    assert found.one("tls").facts["version"] == "TLSv1.3"
+    assert found.one("packets").facts["max_packet_bytes"] == 1_114_112
+    assert any("our certificate 'alice'" in check.found for check in found.named("files"))
+
+
+def test_the_coordinator_may_do_what_it_must_and_nothing_else(
+    place: RunningFleet, tmp_path: Path
+) -> None:
+    folder = place.fleet.folder / "coordinator"
+    identity = str(folder / "coordinator.pem")
+    tls = TlsSettings(ca_file=str(folder / "ca.crt"), cert_file=identity, key_file=identity)
+    broker = BrokerSettings(port=place.port, tls=tls)
+    config = CoordinatorConfig(federation="houses", model="house_price", broker=broker)
+    found = Found(diagnose_coordinator(config, tmp_path))
+    assert found.failed == []
+    assert [check.state for check in found.named("access")] == ["ok", "ok"]
+
+
+def test_a_device_of_another_federation_is_not_let_at_ours(
+    place: RunningFleet, tmp_path: Path
+) -> None:
+    found = look(tmp_path, tls_of(place), federation="boats")
+    assert found.only_failure.name == "access"
+    assert "write fedge/v1/boats/agents/alice/status" in found.only_failure.found
+    assert found.exit_code == 3
+
+
+def test_another_devices_certificate_is_noticed(place: RunningFleet, tmp_path: Path) -> None:
+    found = look(tmp_path, tls_of(place), agent_id="bob")
+    (own,) = [check for check in found.named("files") if check.state == "warning"]
+    assert "that of 'alice', not of 'bob'" in own.found
+    assert found.only_failure.name == "access"
+
+
+def test_a_foreign_authority_is_named_with_what_the_broker_shows(
+    place: RunningFleet, tmp_path: Path
+) -> None:
+    ca = tmp_path / "ca.crt"
+    ca.write_bytes(Authority.create("houses", utc_now()).certificate)
+    failure = look(tmp_path, tls_of(place, ca=ca)).only_failure
+    assert failure.name == "tls"
+    assert "is that this fleet's authority?" in failure.found
+    assert "made for localhost, 127.0.0.1" in failure.advice
+
+
+def test_a_host_that_the_certificate_was_not_made_for(tmp_path: Path) -> None:
+    need("mosquitto")
+    settings = FleetSettings(
+        "houses", ["broker.example"], free_port(), "127.0.0.1", Account.current().name
+    )
+    fleet = create_fleet(tmp_path / "fleet", settings, utc_now())
+    with running(fleet, tmp_path) as place:
+        place.device("alice")
+        failure = look(tmp_path, tls_of(place)).only_failure
+    assert failure.name == "tls"
+    assert "not 127.0.0.1" in failure.found
+    assert "made for broker.example" in failure.advice
+
+
+def test_a_broker_whose_certificate_has_expired(tmp_path: Path) -> None:
+    need("mosquitto")
+    fleet = make_fleet(tmp_path / "fleet")
+    place = RunningFleet(fleet, tmp_path / "devices", tmp_path / "mosquitto.log")
+    place.device("alice")
+    identity = signed(place, tmp_path, "fedge broker", 10, 5, host="127.0.0.1")
+    for name in ("server.crt", "server.key"):
+        shutil.copy(identity, fleet.broker_folder / name)
+    with running(fleet, tmp_path) as place:
+        failure = look(tmp_path, tls_of(place)).only_failure
+    assert failure.name == "tls"
+    assert "expired" in failure.found
+
+
+def test_a_certificate_of_ours_that_has_expired_is_seen_before_the_broker_is_asked(
+    place: RunningFleet, tmp_path: Path
+) -> None:
+    identity = signed(place, tmp_path, "alice", 10, 5)
+    found = look(tmp_path, tls_of(place, identity=identity))
+    assert found.only_failure.name == "files"
+    assert "has expired on" in found.only_failure.found
+    assert found.exit_code == 2
+
+
+def test_a_certificate_from_the_future_is_the_clocks_fault(
+    place: RunningFleet, tmp_path: Path
+) -> None:
+    identity = signed(place, tmp_path, "alice", -10, 5)
+    failure = look(tmp_path, tls_of(place, identity=identity)).only_failure
+    assert "clock says" in failure.found
+    assert failure.advice == "set the clock"
+
+
+def test_a_certificate_that_ends_soon_is_a_warning(place: RunningFleet, tmp_path: Path) -> None:
+    identity = signed(place, tmp_path, "alice", 10, 20)
+    found = look(tmp_path, tls_of(place, identity=identity))
+    assert found.failed == []
+    ends = (utc_now() + timedelta(days=10)).strftime("%Y-%m-%d")
+    (own,) = [check for check in found.named("files") if check.state == "warning"]
+    assert f"expires on {ends}" in own.found
+
+
+def test_a_revoked_certificate_is_named(place: RunningFleet, tmp_path: Path) -> None:
+    place.device("carol")
+    place.fleet.revoke("carol", utc_now())
+    reload(place)
+    folder = place.devices / "carol"
+    found = look(tmp_path, tls_of(place, identity=folder / "agent.pem"), agent_id="carol")
+    assert found.only_failure.name == "login"
+    assert "it was revoked" in found.only_failure.found
+    assert found.exit_code == 3
+
+
+def test_tls_on_a_port_without_and_the_other_way_round(
+    place: RunningFleet, mosquitto: LocalBroker, tmp_path: Path
+) -> None:
+    wrong = look(tmp_path, tls_of(place, port=mosquitto.port)).only_failure
+    assert (wrong.name, "TLS" in wrong.advice) == ("tls", True)
+    plain = look(tmp_path, BrokerSettings(port=place.port, connect_timeout_s=1)).only_failure
+    assert plain.name == "login"
+
+
+# -- the device -----------------------------------------------------------------------------------
+
+
+def locally(folder: Path, **changes: Any) -> Found:
+    config = agent_config(folder, BrokerSettings(), **changes)
+    return Found(diagnose(config, folder, MODEL, offline=True))
+
+
+def test_data_that_is_missing(tmp_path: Path) -> None:
+    data = {"path": "gone.csv", "target": {"column": "price"}}
+    for model in (MODEL, None):
+        config = agent_config(tmp_path, BrokerSettings(), data=data)
+        found = Found(diagnose(config, tmp_path, model, offline=True))
+        assert "gone.csv: no such file" in found.only_failure.found
+        assert found.exit_code == 2
+        assert found.one("program").state == "ok"
+
+
+def test_a_column_that_is_not_there(tmp_path: Path) -> None:
+    found = locally(tmp_path, data={"path": "houses.csv", "target": {"column": "prize"}})
+    assert found.only_failure.name == "data"
+    assert "prize" in found.only_failure.found
+
+
+def test_a_reading_in_another_unit_is_noticed(tmp_path: Path) -> None:
+    write_houses(tmp_path / "houses.csv", scale=1000.0)
+    found = locally(tmp_path)
+    check = found.one("input features")
+    assert check.state == "warning"
+    assert "far from the model's data: median_income" in check.found
+
+
+def test_a_model_that_would_not_fit(tmp_path: Path) -> None:
+    found = locally(tmp_path, limits={"max_memory_bytes": 2_000_000})
+    assert found.only_failure.name == "fits"
+    assert found.named("program") == []
+
+
+def test_quiet_hours_are_told(tmp_path: Path) -> None:
+    found = locally(tmp_path, limits={"quiet_hours": ["00:00-12:00", "12:00-00:00"]})
+    assert "quiet_hours" in found.one("limits").found
+
+
+# -- the command ----------------------------------------------------------------------------------
+
+
+def run(*arguments: str) -> click.testing.Result:
+    return click.testing.CliRunner().invoke(cli, list(arguments))
+
+
+def test_as_json_it_says_everything_to_a_program(tmp_path: Path) -> None:
+    agent_config(tmp_path, BrokerSettings())
+    file = str(tmp_path / "agent.yaml")
+    done = run("agent", "doctor", "--config", file, "--offline", "--model", "house_price", "--json")
+    assert done.exit_code == 0, done.output
+    document = json.loads(done.stdout)
+    assert document["exit_code"] == document["counts"]["failed"] == 0
+    assert {check["name"] for check in document["checks"]} >= {"packages", "clock", "disk", "data"}
+    assert {check["area"] for check in document["checks"]} == {"here"}
+
+
+def test_the_exit_code_says_who_must_act(tmp_path: Path) -> None:
+    write_houses(tmp_path / "houses.csv", names=["a", "b", "c"])
+    agent_config(tmp_path, BrokerSettings())
+    file = str(tmp_path / "agent.yaml")
+    done = run("agent", "doctor", "--config", file, "--offline", "--model", "house_price")
+    assert done.exit_code == 2
+    assert "failed   data" in done.output
+    assert done.output.strip().splitlines()[-1].endswith("skipped")
+    (tmp_path / "coordinator.yaml").write_text(
+        f"federation: f\nmodel: house_price\nbroker: {{port: {free_port()}}}\n"
+        "round: {minimum: 3}\n"
+    )
+    done = run("coordinator", "doctor", "--config", str(tmp_path / "coordinator.yaml"))
+    assert done.exit_code == 3
+    assert "failed   tcp" in done.output
+    assert "warning  rounds" in done.output
