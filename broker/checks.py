@@ -135,9 +135,9 @@ def _is_unsynchronised() -> bool:
 def _files(settings: BrokerSettings, name: str) -> Iterator[Check]:
     """Password and certificates that the settings name."""
     try:
-        settings.password()
+        settings.secrets()
         if settings.tls is None:
-            yield ok("files", "none needed: no TLS")
+            yield ok("files", "no certificates needed: no TLS")
             return
         settings.tls.context()
     except ConfigError as error:
@@ -194,56 +194,79 @@ def _out_of_date(check: str, what: str, certificate: Certificate, renew: str) ->
     return None
 
 
+@dataclass(frozen=True)
+class _Stop:
+    """Where the first TCP connection goes: the broker, or the proxy before it."""
+
+    key: str
+    host: str
+    port: int
+
+    @property
+    def address(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def _first_stop(settings: BrokerSettings) -> _Stop:
+    proxy = settings.secrets().proxy
+    if proxy is None:
+        return _Stop("broker", settings.host, settings.port)
+    return _Stop("proxy", proxy.host, proxy.port)
+
+
 def _names(settings: BrokerSettings) -> Iterator[Check]:
+    stop = _first_stop(settings)
     began_s = time.perf_counter()
     try:
-        found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)
+        found = socket.getaddrinfo(stop.host, stop.port, type=socket.SOCK_STREAM)
     except OSError as error:
         yield failed(
             "names",
-            f"{settings.host} is not found: {error.strerror}",
-            "check broker.host, and this machine's name service (/etc/resolv.conf)",
+            f"{stop.host} is not found: {error.strerror}",
+            f"check the {stop.key}'s host, and this machine's name service (/etc/resolv.conf)",
             "network",
         )
         return
     seconds = time.perf_counter() - began_s
     addresses = sorted({str(address[0]) for *_, address in found})
-    if addresses == [settings.host]:
-        yield ok("names", f"{settings.host} is an address", "network", addresses=addresses)
+    if addresses == [stop.host]:
+        yield ok("names", f"{stop.host} is an address", "network", addresses=addresses)
         return
-    text = f"{settings.host} is {', '.join(addresses)} ({1000 * seconds:.0f} ms)"
+    text = f"{stop.host} is {', '.join(addresses)} ({1000 * seconds:.0f} ms)"
     yield ok("names", text, "network", addresses=addresses, seconds=seconds)
 
 
 def _tcp(settings: BrokerSettings) -> Iterator[Check]:
+    stop = _first_stop(settings)
     began_s = time.perf_counter()
     try:
-        _connect(settings, settings.port).close()
+        _connect(settings, stop.port, stop.host).close()
     except OSError as error:
-        yield _unreachable(settings, error)
+        yield _unreachable(settings, stop, error)
         return
     seconds = time.perf_counter() - began_s
-    found = f"{settings.address} answers in {1000 * seconds:.1f} ms"
+    found = f"the {stop.key} {stop.address} answers in {1000 * seconds:.1f} ms"
     yield ok("tcp", found, "network", seconds=seconds)
 
 
-def _connect(settings: BrokerSettings, port: int) -> socket.socket:
-    return socket.create_connection((settings.host, port), settings.connect_timeout_s)
+def _connect(settings: BrokerSettings, port: int, host: str = "") -> socket.socket:
+    address = (host or settings.host, port)
+    return socket.create_connection(address, settings.connect_timeout_s)
 
 
-def _unreachable(settings: BrokerSettings, error: OSError) -> Check:
+def _unreachable(settings: BrokerSettings, stop: _Stop, error: OSError) -> Check:
     text = error.strerror or str(error) or type(error).__name__
-    advice = "is the broker running? "
+    advice = f"is the {stop.key} running? "
     if isinstance(error, TimeoutError):
         advice = "does a firewall drop it, is the network up, is it the right address? "
-    for port in (TLS_PORT, PLAIN_PORT):
+    for port in (TLS_PORT, PLAIN_PORT) if stop.key == "broker" else ():
         if port == settings.port:
             continue
         with contextlib.suppress(OSError):
             _connect(settings, port).close()
             advice += f"Port {port} answers: is broker.port wrong?"
             break
-    return failed("tcp", f"{settings.address}: {text}", advice.strip(), "network")
+    return failed("tcp", f"{stop.address}: {text}", advice.strip(), "network")
 
 
 def _tls(settings: BrokerSettings) -> Iterator[Check]:
@@ -255,6 +278,9 @@ def _tls(settings: BrokerSettings) -> Iterator[Check]:
         else:
             advice = "others on the way can read and change everything: docs/security.md"
             yield warning("tls", found, advice, "network")
+        return
+    if _first_stop(settings).key == "proxy":
+        yield skipped("tls", "behind the proxy: seen at the login", "network")
         return
     try:
         certificate, version = _handshake(settings, settings.tls.context())
@@ -344,8 +370,16 @@ def _login(settings: BrokerSettings, granted: Granted) -> Check:
         who = f"as {settings.username}"
     elif settings.tls is not None and settings.tls.cert_file:
         who = "with our certificate"
-    found = f"let in {who} after {1000 * granted.seconds:.0f} ms"
-    return ok("login", found, "network", seconds=granted.seconds)
+    way = " over WebSockets" if settings.websocket else ""
+    proxy = settings.secrets().proxy
+    way += f" through the {proxy.words}" if proxy else ""
+    found = f"let in {who}{way} after {1000 * granted.seconds:.0f} ms"
+    facts: dict[str, Any] = {"seconds": granted.seconds, "mqtt": "5" if granted.mqtt5 else "3.1.1"}
+    if not granted.mqtt5:
+        return warning(
+            "login", f"{found}; {reasons.OLDER}", "prefer a broker of MQTT 5", "network", **facts
+        )
+    return ok("login", found, "network", **facts)
 
 
 def _packets(granted: Granted) -> Check:
@@ -380,8 +414,10 @@ def _access(probe: Probe, rights: Rights) -> Iterator[Check]:
             refused=refused,
         )
     else:
-        yield ok("access", f"it may do all {count} things that it must", "network")
-    allowed = [what for topic, what in rights.forbidden if _goes_through(probe, topic, rights)]
+        unsure = "" if probe.mqtt5 else "; with MQTT 3.1.1 nobody says whether it may publish"
+        yield ok("access", f"it may do all {count} things that it must{unsure}", "network")
+    tried = [pair for pair in rights.forbidden if probe.mqtt5 or pair[0] in rights.subscribes]
+    allowed = [what for topic, what in tried if _goes_through(probe, topic, rights)]
     if rights.echo is not None and _overhears(probe, rights.echo):
         allowed.append(rights.overhears)
     probe.unsubscribe(rights.subscribes)
@@ -395,8 +431,8 @@ def _access(probe: Probe, rights: Rights) -> Iterator[Check]:
             allowed=allowed,
         )
     else:
-        tried = len(rights.forbidden) + (rights.echo is not None)
-        yield ok("access", f"it may do none of the {tried} things that it must not", "network")
+        count = len(tried) + (rights.echo is not None)
+        yield ok("access", f"it may do none of the {count} things that it must not", "network")
 
 
 def _goes_through(probe: Probe, topic: str, rights: Rights) -> bool:

@@ -23,12 +23,14 @@ from broker.link import QOS, LinkDown
 from broker.network import NetworkLoop
 from broker.outbox import NO_PACKET_LIMIT
 from broker.settings import BrokerSettings
+from broker.versions import VersionChoice
 from models.errors import LinkError
 
 #: After us the owner has so long to come for its session, and nobody misses ours.
 _SESSION_S = 300
 #: The broker answers within so long, or not at all.
 _ANSWER_S = 5.0
+_GOODBYE_S = 1.0
 _RECEIVE_MAXIMUM = 100
 
 
@@ -37,11 +39,13 @@ class Granted:
     """What the broker said when it let us in.
 
     Attributes:
+        mqtt5: or MQTT 3.1.1.
         max_packet_bytes: of a packet that it takes; None: it named no limit.
         receive_maximum: unacknowledged messages that it takes.
         seconds: from the first byte to the broker's yes, TLS included.
     """
 
+    mqtt5: bool
     max_packet_bytes: int | None
     receive_maximum: int
     seconds: float
@@ -67,11 +71,13 @@ class Probe:
         #: Topic, payload and retain flag of everything that came.
         self.heard: list[tuple[str, bytes, bool]] = []
         tls = settings.tls.context() if settings.tls is not None else None
-        self._password = settings.password()
+        self._secrets = settings.secrets()
+        self._patience_s = 2 * settings.connect_timeout_s + 1
         session = Session(client_id, None, _SESSION_S, _RECEIVE_MAXIMUM)
         self._network = NetworkLoop("fedge-doctor")
         self._driver = Driver(settings, session, self._network, self, tls)
         self._down: LinkDown | None = None
+        self._is_open = False  # TCP and TLS are done
 
     def __enter__(self) -> Probe:
         return self
@@ -79,34 +85,50 @@ class Probe:
     def __exit__(self, *error: object) -> None:
         if self._down is None:
             self._network.call(self._driver.goodbye)
-            self._wait_for("down", 1.0)
+            self._wait_for("down", _GOODBYE_S)
         self._network.call(self._driver.drop)
         self._network.close()
 
     def connect(self) -> Granted:
-        """Connect and log in.
+        """Connect and log in, with MQTT 3.1.1 where the settings allow it and 5 is unknown.
 
         Raises:
             LinkError: refused, or no answer; says why.
         """
         began_s = time.monotonic()
-        self._network.call(self._driver.connect, self._password, self._opened)
-        patience_s = 2 * self._settings.connect_timeout_s + 1
-        answer = self._wait_for("up", patience_s)
-        if answer is None:
-            self._down = self._down or reasons.no_answer(self._settings)
-            raise LinkError(self._down.reason)
-        code, properties = answer
-        if code.is_failure:
-            refused = reasons.not_admitted(self._settings, code.value, code.getName())
-            raise LinkError(refused.reason)
+        choice = VersionChoice(self._settings.protocol)
+        while True:
+            mqtt5 = choice.take()
+            self._down, self._is_open = None, False
+            self._network.call(self._begin, mqtt5)
+            code, properties = self._wait_for("up", self._patience_s) or (None, None)
+            if code is not None and not code.is_failure:
+                break
+            if code is not None:
+                down = reasons.not_admitted(self._settings, code.value, code.getName())
+                is_unknown = code.value == reasons.UNKNOWN_VERSION
+                again = is_unknown and choice.unknown(mqtt5=mqtt5)
+                self._wait_for("down", _GOODBYE_S)
+            else:
+                hung_up = self._is_open and self._down is not None and not self._down.refused
+                down = self._down or reasons.no_answer(self._settings)
+                again = hung_up and choice.silent(mqtt5=mqtt5)
+            if not again:
+                self._down = down
+                raise LinkError(down.reason)
         if lacking := reasons.lacking(properties):
             raise LinkError(reasons.not_admitted(self._settings, *lacking).reason)
         return Granted(
+            mqtt5,
             getattr(properties, "MaximumPacketSize", None),
             getattr(properties, "ReceiveMaximum", 65_535),
             time.monotonic() - began_s,
         )
+
+    @property
+    def mqtt5(self) -> bool:
+        """Whether the broker says what became of a message (MQTT 3.1.1 knows only yes)."""
+        return self._driver.mqtt5
 
     def publish(self, topic: str, payload: bytes = b"") -> int:
         """Publish, not retained; returns the broker's reason code, below 0x80 for a yes.
@@ -127,7 +149,7 @@ class Probe:
 
     def unsubscribe(self, filters: Sequence[str]) -> None:
         """Leave nothing behind in the session."""
-        self._network.call(self._driver.client.unsubscribe, list(filters))
+        self._network.call(lambda: self._driver.client.unsubscribe(list(filters)))
 
     def listen(self, found: Callable[[], bool], timeout_s: float) -> bool:
         """Take messages into `heard` until `found()`, at most `timeout_s`."""
@@ -138,7 +160,7 @@ class Probe:
 
     def _ask(self, answer: str, question: Callable[[paho.Client], Any]) -> Any:
         began_s = time.monotonic()
-        self._network.call(question, self._driver.client)
+        self._network.call(lambda: question(self._driver.client))
         found = self._wait_for(answer, _ANSWER_S)
         self.answer_s = time.monotonic() - began_s
         if found is None:
@@ -168,9 +190,17 @@ class Probe:
 
     # --- on the network thread -------------------------------------------------------------------
 
+    def _begin(self, mqtt5: bool) -> None:
+        self._driver.drop()
+        self._driver.speak(mqtt5=mqtt5)
+        self._driver.connect(self._secrets, self._opened)
+
     def _opened(self, error: BaseException | None) -> None:
-        if error is not None:
-            self._answers.put(("down", reasons.unreachable(self._settings, error)))
+        if error is None:
+            self._is_open = True
+            return
+        down = reasons.unreachable(self._settings, error, self._secrets.proxy)
+        self._answers.put(("down", down))
 
     def connected(self, present: bool, code: ReasonCode, properties: Properties) -> None:
         """CONNACK."""
@@ -180,6 +210,8 @@ class Probe:
         """The connection ended."""
         if by_broker:
             down = reasons.hung_up(self._settings, self._client_id, code.value, code.getName())
+        elif self._driver.farewell:
+            down = reasons.said_goodbye(self._settings, self._driver.farewell)
         else:
             down = reasons.no_answer(self._settings, self._driver.complaint)
         self._answers.put(("down", down))

@@ -22,6 +22,7 @@ from broker.local import LocalBroker, free_port
 from broker.security import FleetSettings, create_fleet, utc_now
 from broker.security_files import Account
 from broker.settings import BrokerSettings, TlsSettings
+from broker.transports import ProxySettings
 from coordinator.config import CoordinatorConfig
 from coordinator.doctor import diagnose as diagnose_coordinator
 from edge_agent.config import AgentConfig
@@ -30,6 +31,7 @@ from fedge import cli
 from models.zoo import load_zoo
 from tests.conftest import need
 from tests.integration.fleet_folder import RunningFleet, make_fleet, reload, running, signed
+from tests.transports import Transports
 
 pytestmark = pytest.mark.mosquitto
 
@@ -287,6 +289,32 @@ def test_tls_on_a_port_without_and_the_other_way_round(
     assert (wrong.name, "TLS" in wrong.advice) == ("tls", True)
     plain = look(tmp_path, BrokerSettings(port=place.port, connect_timeout_s=1)).only_failure
     assert plain.name == "login"
+
+
+# -- other ways -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["tls", "mutual", "websockets", "wss", "3.1.1"])
+def test_every_way_to_a_broker_is_looked_at(
+    transports: Transports, tmp_path: Path, way: str
+) -> None:
+    settings = transports.settings(way)
+    found = look(tmp_path, settings)
+    assert found.failed == []
+    login = found.one("login")
+    assert ("over WebSockets" in login.found) == (settings.websocket is not None)
+    assert login.facts["mqtt"] == ("3.1.1" if way == "3.1.1" else "5")
+    able, unwanted = found.named("access")
+    assert "publish plans" in unwanted.facts["allowed"]  # we hear it ourselves
+    assert ("nobody says" in able.found) == (way == "3.1.1")
+
+
+def test_a_proxy_that_is_not_there_is_told_from_the_broker(tmp_path: Path) -> None:
+    proxy = ProxySettings(host="127.0.0.1", port=free_port())
+    settings = BrokerSettings(host="broker.invalid", proxy=proxy)
+    failure = look(tmp_path, settings).only_failure
+    assert failure.name == "tcp"
+    assert "is the proxy running?" in failure.advice
 
 
 # -- the device -----------------------------------------------------------------------------------
