@@ -16,9 +16,11 @@ queued until it is back, and the broker may crash later (docs/security.md). The 
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from broker.topics import Topics, check_id
 from models.errors import ConfigError
@@ -85,11 +87,21 @@ class ListenerSettings:
         port: of TLS.
         bind: address of the interface; empty: all.
         user: account that Mosquitto runs under when started by root.
+        websockets: port of WebSockets in TLS; 0: none.
     """
 
     port: int
     bind: str
     user: str
+    websockets: int = 0
+
+
+def address_family(address: str) -> Literal["ipv4", "ipv6"] | None:
+    """Of an address; None: it is none."""
+    try:
+        return "ipv4" if ipaddress.ip_address(address).version == 4 else "ipv6"
+    except ValueError:
+        return None
 
 
 def mosquitto_config(folder: Path, listener: ListenerSettings) -> str:
@@ -100,33 +112,35 @@ def mosquitto_config(folder: Path, listener: ListenerSettings) -> str:
     """
     if any(not character.isprintable() for character in str(folder)) or "#" in str(folder):
         raise ConfigError(f"{str(folder)!r}: Mosquitto takes no such folder name")
-    return _CONFIG.format(
-        folder=folder,
-        listener=f"{listener.port} {listener.bind}".rstrip(),
-        user=listener.user,
-        acl=ACL_FILE,
-        pid=PID_FILE,
-        data=DATA_FOLDER,
-        ca=CA_FILE,
-        crl=CRL_FILE,
-        cert=SERVER_CERT_FILE,
-        key=SERVER_KEY_FILE,
+    files = {
+        "folder": folder,
+        "acl": ACL_FILE,
+        "pid": PID_FILE,
+        "data": DATA_FOLDER,
+        "ca": CA_FILE,
+        "crl": CRL_FILE,
+        "cert": SERVER_CERT_FILE,
+        "key": SERVER_KEY_FILE,
+    }
+    bind = listener.bind
+    listeners = _LISTENER.format(
+        listener=f"{listener.port} {bind}".rstrip(), protocol="mqtt", **files
     )
+    if listener.websockets:
+        # Without its family Mosquitto 2.0 passes over the address and listens on all.
+        family = f"\nsocket_domain {address_family(bind)}" if bind else ""
+        listeners += _WEBSOCKETS + _LISTENER.format(
+            listener=f"{listener.websockets} {bind}".rstrip(),
+            protocol=f"websockets{family}",
+            **files,
+        )
+    return _CONFIG.format(user=listener.user, listeners=listeners, **files)
 
 
 # Comments stand on lines of their own: behind a value they would be part of it.
-_CONFIG = """\
-# One broker for one federation, written by `fedge broker init`. Yours to change; it is not
-# written again. Reload after a change of the limits: kill -HUP $(cat {folder}/{pid})
-
-per_listener_settings false
-# Who Mosquitto becomes when root starts it.
-user {user}
-pid_file {folder}/{pid}
-
-# --- the only way in: TLS 1.2 or newer with a certificate of this fleet ---
+_LISTENER = """\
 listener {listener}
-protocol mqtt
+protocol {protocol}
 cafile {folder}/{ca}
 certfile {folder}/{cert}
 keyfile {folder}/{key}
@@ -142,7 +156,24 @@ allow_zero_length_clientid false
 # Mosquitto 2.0.11 forgets this one at the first reload; LimitNOFILE of its unit holds then.
 max_connections 10000
 max_qos 1
+"""
 
+_WEBSOCKETS = """
+# The same in WebSockets. Mosquitto 2.0 does not look at the list of revoked certificates here: who
+# is revoked gets in and may do nothing; an old key of a device that has a new one still works.
+"""
+
+_CONFIG = """\
+# One broker for one federation, written by `fedge broker init`. Yours to change; it is not
+# written again. Reload after a change of the limits: kill -HUP $(cat {folder}/{pid})
+
+per_listener_settings false
+# Who Mosquitto becomes when root starts it.
+user {user}
+pid_file {folder}/{pid}
+
+# --- the only way in: TLS 1.2 or newer with a certificate of this fleet ---
+{listeners}
 # --- who may do what ---
 acl_file {folder}/{acl}
 

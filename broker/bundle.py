@@ -31,6 +31,7 @@ class Bundle(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         agent_id: the device's name, also that of its certificate.
         host: of the broker.
         port: of the broker.
+        websockets: its port for WebSockets; 0: it has none.
         ca: PEM of the fleet's authority.
         certificate: PEM.
         key: PEM, not encrypted; empty on the way to a device that made it and keeps it.
@@ -42,6 +43,7 @@ class Bundle(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     agent_id: Id
     host: Annotated[str, Meta(min_length=1, max_length=253)]
     port: Annotated[int, Meta(ge=1, le=65_535)]
+    websockets: Annotated[int, Meta(ge=0, le=65_535)] = 0
     ca: _Pem
     certificate: _Pem
     trusted_keys: Annotated[tuple[PublicKey, ...], Meta(min_length=1, max_length=MAX_KEYS)]

@@ -71,6 +71,13 @@ _NO_RELOAD = click.option(
     type=click.IntRange(0, 65_535),
     help="Where devices with a token ask, while `serve-enrolment` runs (default: the next port).",
 )
+@click.option(
+    "--websockets",
+    default=0,
+    type=click.IntRange(0, 65_535),
+    metavar="PORT",
+    help="Listen for WebSockets in TLS too, for devices behind firewalls (443; 0: do not).",
+)
 @click.option("--bind", default="", help="Address to listen on (default: all of this machine).")
 @click.option(
     "--user",
@@ -84,6 +91,7 @@ def init(
     federation: str,
     port: int,
     enrolment_port: int,
+    websockets: int,
     bind: str,
     user: str,
 ) -> None:
@@ -95,7 +103,7 @@ def init(
     from broker.security import REGISTER_FILE, Fleet, FleetSettings, create_fleet, utc_now
 
     names = [name.strip() for name in hosts.split(",")]
-    settings = FleetSettings(federation, names, port, bind, user, enrolment_port)
+    settings = FleetSettings(federation, names, port, bind, user, enrolment_port, websockets)
     if (folder / REGISTER_FILE).exists():
         fleet = Fleet(folder)
         fleet.check_same(settings)
@@ -131,6 +139,8 @@ def _say_next(fleet: Fleet) -> None:
     click.echo(f"                        signing_key: {middle / SIGNING_FILE}")
     click.echo(f"  for each device:      fedge broker enrol {fleet.folder} AGENT_ID")
     click.echo(f"  or, with a token:     fedge broker enrol {fleet.folder} AGENT_ID --token")
+    if port := fleet.register.websockets:
+        click.echo(f"  through port {port}:     on the device: fedge agent enrol ... --websockets")
 
 
 @click.command()
@@ -247,6 +257,13 @@ def rotate(
         return  # nothing has changed for the broker yet
     path = fleet.rotate(agent_id, utc_now(), out, days, keep_old=keep_old)
     click.echo(f"new bundle of {agent_id}: {path}")
+    if fleet.register.websockets:
+        click.echo(
+            f"the old key still opens port {fleet.register.websockets}: Mosquitto 2.0 has no list "
+            "of revoked certificates for WebSockets. If somebody else has it, revoke the device "
+            "and enrol it under another name",
+            err=True,
+        )
     _tell_broker(fleet, no_reload)
 
 

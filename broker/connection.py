@@ -21,7 +21,7 @@ from broker.backoff import STABLE_S, FullJitter
 from broker.driver import HEADER_ROOM, Driver, Session
 from broker.link import QOS, LinkDown, LinkEvent, LinkUp, Received, publish_packet_bytes
 from broker.network import NetworkLoop
-from broker.outbox import NO_PACKET_LIMIT, WINDOW, Outbox, Outgoing
+from broker.outbox import WINDOW, Outbox, Outgoing
 from broker.settings import BrokerSettings, Secrets
 from broker.versions import VersionChoice
 
@@ -219,7 +219,7 @@ class Connection:
         self._session_present = present
         self._state = _State.SUBSCRIBING
         self.outbox.fit(
-            getattr(properties, "MaximumPacketSize", NO_PACKET_LIMIT),
+            getattr(properties, "MaximumPacketSize", self.outbox.learned_limit),
             getattr(properties, "ReceiveMaximum", WINDOW),
         )
         if lacking := reasons.lacking(properties):
@@ -297,6 +297,8 @@ class Connection:
     def _without_a_word(self, code: int) -> LinkDown:
         lived_s = self._network.now_s() - self._up_since_s
         self._short_lives = self._short_lives + 1 if lived_s < STABLE_S else 0
+        if not self.mqtt5 and (size := self.outbox.suspect()):
+            return reasons.cannot_bear(self._settings, size)
         if self._short_lives < _SUSPICIOUS:
             return reasons.lost(self._settings, code)
         return reasons.lost_again(self._settings, self._session.client_id, self._short_lives)

@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 NO_PACKET_LIMIT = 268_435_455
 #: Our own limit of unacknowledged publications; the server's Receive Maximum may lower it.
 WINDOW = 64
+#: So many connections in a row that end with the same packet; one that no broker finds too large.
+_SUSPICIONS = 3
+_ALWAYS_TAKEN = 4096
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Outbox:
     Attributes:
         max_packet_bytes: the server's Maximum Packet Size, once known.
         dropped: messages given up: too large for the server, or refused by it.
+        learned_limit: the largest packet of a server that does not say what it takes.
 
     Args:
         driver: whose client sends.
@@ -57,6 +61,9 @@ class Outbox:
         self.dropped = 0
         self._driver = driver
         self._finished = finished
+        self.learned_limit = NO_PACKET_LIMIT
+        self._suspect: Outgoing | None = None
+        self._suspicions = 0
         self._window = WINDOW
         self._waiting: deque[Outgoing] = deque()
         self._in_flight: dict[int, Outgoing] = {}
@@ -86,6 +93,25 @@ class Outbox:
         """What paho had waits again: it has forgotten it."""
         self._waiting.extendleft(reversed(self._in_flight.values()))
         self._in_flight.clear()
+
+    def suspect(self) -> int:
+        """Notes that the broker hung up on us; bytes of the packet that it cannot bear, or 0.
+
+        MQTT 3.1.1 has no Maximum Packet Size: a broker hangs up on a packet that is too large,
+        gets it again and hangs up again. The largest of those in flight is suspected; the third
+        time it is given up, and half its size is the limit from then on.
+        """
+        largest = max(self._in_flight.values(), key=lambda m: m.packet_bytes, default=None)
+        if largest is None or largest.packet_bytes <= _ALWAYS_TAKEN:
+            self._suspect, self._suspicions = None, 0
+            return 0
+        self._suspicions = self._suspicions + 1 if largest is self._suspect else 1
+        self._suspect = largest
+        if self._suspicions < _SUSPICIONS:
+            return 0
+        self.learned_limit = largest.packet_bytes // 2
+        self._suspect, self._suspicions = None, 0
+        return largest.packet_bytes
 
     def pump(self) -> None:
         """Sends what the window allows."""

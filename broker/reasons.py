@@ -195,6 +195,14 @@ def said_goodbye(settings: BrokerSettings, words: str) -> LinkDown:
     return LinkDown(f"broker {settings.address} closed the WebSocket: {words}")
 
 
+def cannot_bear(settings: BrokerSettings, packet_bytes: int) -> LinkDown:
+    """It hung up, again and again, with the same large packet on its way."""
+    return LinkDown(
+        f"broker {settings.address} hung up three times on a packet of {packet_bytes} bytes:"
+        f" from now on at most {packet_bytes // 2} (MQTT 3.1.1: it cannot say its limit)"
+    )
+
+
 def lost(settings: BrokerSettings, code: int) -> LinkDown:
     """The connection ended without a word."""
     why = f": no answer for {settings.keepalive_s} s" if code == KEEPALIVE else ""

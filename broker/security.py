@@ -27,7 +27,7 @@ import msgspec
 from msgspec import Meta
 
 from broker import access
-from broker.access import ListenerSettings, check_device_id
+from broker.access import ListenerSettings, address_family, check_device_id
 from broker.authority import Authority, Issued, check_host
 from broker.bundle import Bundle, encode_bundle, read_bundle
 from broker.invitation import Invitation, withdrawn
@@ -82,6 +82,7 @@ class Register(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     federation: Id
     hosts: Annotated[tuple[str, ...], Meta(min_length=1)]
     port: Annotated[int, Meta(ge=1, le=65_535)]
+    websockets: Annotated[int, Meta(ge=0, le=65_535)] = 0  # port; 0: none
     bind: str = ""
     user: str
     list_updated: datetime
@@ -101,6 +102,7 @@ class FleetSettings:
     bind: str = ""
     user: str = ""
     enrolment_port: int = 0  # 0: one above `port`
+    websockets: int = 0  # port; 0: none
 
     def __post_init__(self) -> None:
         check_id(self.federation, "federation")
@@ -108,6 +110,15 @@ class FleetSettings:
             check_host(host)
         if self.bind:
             check_host(self.bind)
+        if self.websockets:
+            self._check_websockets()
+
+    def _check_websockets(self) -> None:
+        if self.websockets in (self.port, self.enrolment_port or self.port + 1):
+            raise ConfigError(f"--websockets {self.websockets}: the port is taken by this fleet")
+        if self.bind and address_family(self.bind) is None:
+            # Mosquitto would take the name for that of a network interface, and listen nowhere.
+            raise ConfigError(f"--bind {self.bind}: with --websockets it must be an address")
 
 
 def utc_now() -> datetime:
@@ -135,6 +146,7 @@ def create_fleet(folder: Path, settings: FleetSettings, now: datetime) -> Fleet:
         list_updated=now - _LIST_BACKDATED,
         signing_keys=tuple(key.hex() for key in signing.public),
         enrolment_port=settings.enrolment_port or settings.port + 1,
+        websockets=settings.websockets,
     )
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -170,7 +182,7 @@ def _fill(partial: Path, folder: Path, register: Register, account: Account, now
     write_whole(partial / AUTHORITY_FOLDER / CA_KEY_FILE, root.key)
     write_whole(partial / AUTHORITY_FOLDER / access.CA_FILE, root.certificate)
     server = authority.issue("fedge broker", "server", now, _MIDDLE_DAYS, register.hosts)
-    listener = ListenerSettings(register.port, register.bind, register.user)
+    listener = ListenerSettings(register.port, register.bind, register.user, register.websockets)
     config = access.mosquitto_config(folder / BROKER_FOLDER, listener)
     for name, content in (
         (access.CA_FILE, root.certificate),
@@ -250,6 +262,7 @@ class Fleet:
             ("federation", register.federation, settings.federation),
             ("host", ",".join(register.hosts), ",".join(settings.hosts)),
             ("port", str(register.port), str(settings.port)),
+            ("WebSocket port", str(register.websockets), str(settings.websockets)),
             (
                 "enrolment port",
                 str(register.enrolment_port),
@@ -407,6 +420,7 @@ class Fleet:
             agent_id=agent_id,
             host=register.hosts[0],
             port=register.port,
+            websockets=register.websockets,
             ca=self.authority_certificate(),
             certificate=certificate,
             key=key,

@@ -117,8 +117,18 @@ def doctor(config_path: Path, model_name: str | None, offline: bool, as_json: bo
     metavar="SECONDS",
     help="With a token: how long to try to reach the enrolment service.",
 )
+@click.option(
+    "--websockets", is_flag=True, help="Reach the broker through WebSockets (a new agent.yaml)."
+)
 @command_errors
-def enrol(source: str, folder: Path, data: Path | None, target: str, timeout: float) -> None:
+def enrol(
+    source: str,
+    folder: Path,
+    data: Path | None,
+    target: str,
+    timeout: float,
+    websockets: bool,
+) -> None:
     """Join a fleet with the bundle or the token that `fedge broker enrol` made.
 
     A BUNDLE is a file and brings the device's key. With a TOKEN (the line fedge://..., a file with
@@ -138,10 +148,12 @@ def enrol(source: str, folder: Path, data: Path | None, target: str, timeout: fl
     else:
         token = joining.token_in(source)
     if token is None:
-        taken, is_new = joining.enrol(Path(source), folder, data, target)
+        taken, is_new = joining.enrol(Path(source), folder, data, target, websockets=websockets)
     else:
         click.echo(f"asking {token.host}:{token.port} to let {token.agent_id} in ...", err=True)
-        taken, is_new = joining.enrol_with_token(token, folder, data, target, timeout)
+        taken, is_new = joining.enrol_with_token(
+            token, folder, data, target, timeout, websockets=websockets
+        )
     config = folder / joining.CONFIG_FILE
     what = f"{config} written" if is_new else f"certificates renewed, {config} kept"
     click.echo(f"{taken.agent_id} of federation {taken.federation}: {what}; next:")

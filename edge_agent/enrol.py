@@ -28,7 +28,9 @@ KEY_FILE = "agent.key"
 DEFAULT_DATA = "data.npz"
 
 
-def enrol(bundle_path: Path, folder: Path, data: Path | None, target: str) -> tuple[Bundle, bool]:
+def enrol(
+    bundle_path: Path, folder: Path, data: Path | None, target: str, *, websockets: bool = False
+) -> tuple[Bundle, bool]:
     """Unpacks a bundle into `folder`.
 
     On a folder of the same device (after a rotation) the certificates are replaced and its
@@ -39,6 +41,7 @@ def enrol(bundle_path: Path, folder: Path, data: Path | None, target: str) -> tu
         folder: made when it does not exist.
         data: the data file; None: `data.npz` in the folder.
         target: of a .csv file: the column that is learned.
+        websockets: the new configuration takes the broker's port for WebSockets.
 
     Returns:
         The bundle, and whether a configuration was written.
@@ -48,11 +51,17 @@ def enrol(bundle_path: Path, folder: Path, data: Path | None, target: str) -> tu
             device's; then nothing is changed.
     """
     bundle = read_bundle(bundle_path)
-    return bundle, _install(bundle, f"bundle {bundle_path}", folder, data, target)
+    return bundle, _install(bundle, f"bundle {bundle_path}", folder, data, target, websockets)
 
 
 def enrol_with_token(
-    token: Token, folder: Path, data: Path | None, target: str, timeout_s: float
+    token: Token,
+    folder: Path,
+    data: Path | None,
+    target: str,
+    timeout_s: float,
+    *,
+    websockets: bool = False,
 ) -> tuple[Bundle, bool]:
     """Makes a key, has it certified by the fleet's enrolment service, and fills `folder`.
 
@@ -65,6 +74,7 @@ def enrol_with_token(
         data: the data file; None: `data.npz` in the folder.
         target: of a .csv file: the column that is learned.
         timeout_s: how long to try to reach the service.
+        websockets: as for `enrol`.
 
     Returns:
         As `enrol`; the bundle has the device's key.
@@ -79,7 +89,9 @@ def enrol_with_token(
     key = own_key(key_path)
     granted = ask_for_certificate(token, certificate_request(key_path, token.agent_id), timeout_s)
     bundle = msgspec.structs.replace(granted, key=key)
-    is_new = _install(bundle, "the answer of the enrolment service", folder, data, target)
+    is_new = _install(
+        bundle, "the answer of the enrolment service", folder, data, target, websockets
+    )
     key_path.unlink()  # it is in the identity now
     return bundle, is_new
 
@@ -109,13 +121,15 @@ def _check_before(token: Token, folder: Path, data: Path | None, target: str) ->
         _data_section(data, target)
 
 
-def _install(bundle: Bundle, what: str, folder: Path, data: Path | None, target: str) -> bool:
+def _install(
+    bundle: Bundle, what: str, folder: Path, data: Path | None, target: str, websockets: bool
+) -> bool:
     """Fills a device's folder; returns whether a configuration was written."""
     check_bundle(bundle, what)
     config_path = folder / CONFIG_FILE
     is_new = not config_path.exists()
     if is_new:
-        text = config_text(bundle, data, target)
+        text = config_text(bundle, data, target, websockets=websockets)
     else:
         _check_same_device(bundle, config_path)
     make_private_folder(folder)
@@ -139,20 +153,26 @@ def _check_same_device(who: Bundle | Token, config_path: Path) -> None:
         )
 
 
-def config_text(bundle: Bundle, data: Path | None, target: str) -> str:
+def config_text(bundle: Bundle, data: Path | None, target: str, *, websockets: bool = False) -> str:
     """The agent's configuration as YAML.
 
     Raises:
-        ConfigError: the data file is of a kind that is not read, or lacks its target.
+        ConfigError: the broker has no port for WebSockets, or the data file is of a kind that is
+            not read, or lacks its target.
     """
     source = _data_section(data, target)
+    if websockets and not bundle.websockets:
+        raise ConfigError(
+            "this fleet's broker does not listen for WebSockets (fedge broker init --websockets)"
+        )
     document = {
         "federation": bundle.federation,
         "agent_id": bundle.agent_id,
         "broker": {
             "host": bundle.host,
-            "port": bundle.port,
+            "port": bundle.websockets if websockets else bundle.port,
             "tls": {"ca_file": CA_FILE, "cert_file": IDENTITY_FILE, "key_file": IDENTITY_FILE},
+            **({"websocket": {}} if websockets else {}),
         },
         "trusted_keys": KEYS_FILE,
         "data": source,

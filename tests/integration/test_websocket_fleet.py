@@ -1,0 +1,151 @@
+"""A safe fleet that also listens for WebSockets: who gets in, and as whom."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from broker.config import load_config
+from broker.link import LinkUp
+from broker.local import free_port
+from broker.mqtt import MqttLink
+from broker.security import FleetSettings, create_fleet, utc_now
+from broker.security_files import Account
+from edge_agent.config import AgentConfig
+from edge_agent.enrol import enrol
+from models.errors import ConfigError
+from tests.conftest import need, nothing_comes, wait_down, wait_up
+from tests.integration.fleet_folder import FEDERATION, ROOT, RunningFleet, running, until
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningFleet]:
+    need("mosquitto")
+    folder = tmp_path_factory.mktemp("websockets")
+    settings = FleetSettings(
+        FEDERATION,
+        ["localhost", "127.0.0.1"],
+        free_port(),
+        "127.0.0.1",
+        Account.current().name,
+        free_port(),
+        free_port(),
+    )
+    with running(create_fleet(folder / "fleet", settings, utc_now()), folder) as made:
+        yield made
+
+
+def device(fleet: RunningFleet, agent_id: str) -> AgentConfig:
+    """Enrolled, with a configuration that goes through WebSockets."""
+    bundle = fleet.fleet.enrol(agent_id, utc_now(), None, 30)
+    folder = fleet.devices / agent_id
+    enrol(bundle, folder, None, "", websockets=True)
+    config = load_config(folder / "agent.yaml", AgentConfig)
+    return msgspec.structs.replace(config, broker=config.broker.located(folder))
+
+
+def reload(fleet: RunningFleet) -> None:
+    """The broker reads its access rules again."""
+    from broker.access import PID_FILE
+    from broker.reload import reload_mosquitto
+
+    before = fleet.said().count("Reloading config")
+    reload_mosquitto(fleet.fleet.broker_folder / PID_FILE)
+    assert until(lambda: fleet.said().count("Reloading config") > before)
+
+
+@pytest.fixture
+def links() -> Iterator[list[MqttLink]]:
+    made: list[MqttLink] = []
+    yield made
+    for link in made:
+        link.abort()
+
+
+def test_a_device_goes_through_websockets_in_its_own_name(
+    fleet: RunningFleet, links: list[MqttLink]
+) -> None:
+    one, two = device(fleet, "pi-1"), device(fleet, "pi-2")
+    reload(fleet)
+    assert one.broker.port == fleet.fleet.register.websockets
+    link = MqttLink(one.broker, "pi-1")
+    witness = MqttLink(two.broker, "pi-2")
+    links += [link, witness]
+    for client in links:
+        client.subscribe(ROOT + "#")
+        client.open()
+        wait_up(client)
+    link.publish(ROOT + "agents/pi-2/status", b"forged")
+    link.publish(ROOT + "program", b"forged")
+    link.publish(ROOT + "agents/pi-1/status", b"true")
+    assert nothing_comes(witness, 0.5)
+
+
+def test_a_name_that_is_not_the_certificates_counts_for_nothing(
+    fleet: RunningFleet, links: list[MqttLink]
+) -> None:
+    config = device(fleet, "pi-3")
+    reload(fleet)
+    posing = msgspec.structs.replace(config.broker, username="coordinator")
+    links.append(MqttLink(posing, "fedge-coordinator"))
+    links[0].open()
+    assert isinstance(links[0].poll(5), LinkUp)
+    assert until(lambda: re.search(r"as pi-3 \(.*u'pi-3'\)", fleet.said()))
+
+
+def test_without_a_certificate_nobody_gets_in(fleet: RunningFleet, links: list[MqttLink]) -> None:
+    config = device(fleet, "pi-4")
+    assert config.broker.tls is not None
+    bare = msgspec.structs.replace(config.broker.tls, cert_file="", key_file="")
+    links.append(MqttLink(msgspec.structs.replace(config.broker, tls=bare), "pi-4"))
+    links[0].open()
+    down = wait_down(links[0])
+    assert down.refused
+    assert "refused our certificate (it wants one" in down.reason
+
+
+def test_who_is_revoked_may_do_nothing(fleet: RunningFleet, links: list[MqttLink]) -> None:
+    """Mosquitto 2.0 lets it in: for WebSockets it does not look at the list. Rules still hold."""
+    config, other = device(fleet, "pi-5"), device(fleet, "pi-6")
+    fleet.fleet.revoke("pi-5", utc_now())
+    reload(fleet)
+    revoked, witness = MqttLink(config.broker, "pi-5"), MqttLink(other.broker, "pi-6")
+    links += [revoked, witness]
+    for client in links:
+        client.subscribe(ROOT + "#")
+        client.open()
+        client.poll(5)
+    revoked.publish(ROOT + "agents/pi-5/status", b"I am still here", retain=True)
+    assert nothing_comes(revoked, 0.5)
+
+
+def test_the_listener_stays_on_the_address_it_was_given(fleet: RunningFleet) -> None:
+    port = f"{fleet.fleet.register.websockets:04X}"
+    here = [
+        line.split()[1]
+        for table in ("tcp", "tcp6")
+        for line in Path("/proc/net", table).read_text().splitlines()[1:]
+        if line.split()[3] == "0A" and line.split()[1].endswith(":" + port)
+    ]
+    assert here == ["0100007F:" + port]
+
+
+@pytest.mark.parametrize(
+    ("bind", "websockets", "message"),
+    [("localhost", 9443, "must be an address"), ("", 8883, "taken"), ("", 8884, "taken")],
+)
+def test_a_listener_that_cannot_be_is_refused(bind: str, websockets: int, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        FleetSettings(FEDERATION, ["localhost"], 8883, bind, "", 0, websockets)
+
+
+def test_a_fleet_without_the_listener_says_so(fleet: RunningFleet, tmp_path: Path) -> None:
+    bundle = fleet.fleet.enrol("pi-7", utc_now(), tmp_path / "b", 30)
+    text = bundle.read_text()
+    bundle.write_text(re.sub(r'"websockets": \d+', '"websockets": 0', text))
+    with pytest.raises(ConfigError, match="does not listen for WebSockets"):
+        enrol(bundle, tmp_path / "pi-7", None, "", websockets=True)
