@@ -48,13 +48,15 @@ BLOCKS = 4  # timings of a way in one process; the median counts
 Step = Callable[[int], float]
 
 
-def rows_for(spec: Any, rows: int) -> tuple[dict[str, Any], Any]:
+def rows_for(spec: Any, rows: int) -> dict[str, Any]:
     """Random rows: what is in them does not change the time."""
     rng = np.random.default_rng(0)
     inputs = {t.name: rng.normal(size=(rows, *t.shape)).astype(t.dtype) for t in spec.inputs}
-    if spec.target.classes:
-        return inputs, rng.integers(0, len(spec.target.classes), rows).astype(np.int32)
-    return inputs, rng.normal(size=(rows, *spec.target.shape)).astype(np.float32)
+    for target in spec.targets:
+        classes, shape = len(target.classes), (rows, *target.shape)
+        drawn = rng.integers(0, classes, shape) if classes else rng.normal(size=shape)
+        inputs[target.name] = drawn.astype(target.dtype)
+    return inputs
 
 
 def looped(step: Callable[[], object]) -> Step:
@@ -87,15 +89,14 @@ def fedge_ways(name: str, runtime: str, packages: Path) -> dict[str, Step]:
     package = load_package(packages / name) if name == SMALL else load_zoo(name)
     spec = package.spec
     program = Program(package.program, spec, runtime=runtime, threads=1)
-    inputs, target = rows_for(spec, 8 * spec.batch_size)
-    batch = {key: value[: spec.batch_size] for key, value in inputs.items()}
-    labels = target[: spec.batch_size]
+    rows = rows_for(spec, 8 * spec.batch_size)
+    batch = {key: value[: spec.batch_size] for key, value in rows.items()}
     theta = package.initial.copy()
     plan = TrainingPlan(learning_rate=LEARNING_RATE, batch_size=spec.batch_size)
     optimizer = make_optimizer(plan)
 
     def alone() -> None:
-        optimizer.step(theta, program.gradient(theta, batch, labels).vector)
+        optimizer.step(theta, program.gradient(theta, batch).vector)
 
     def whole(count: int) -> float:
         long = TrainingPlan(
@@ -103,7 +104,7 @@ def fedge_ways(name: str, runtime: str, packages: Path) -> dict[str, Step]:
         )
         rng = np.random.default_rng(0)
         started = time.perf_counter()
-        train(program, package.initial, (inputs, target), long, rng)
+        train(program, package.initial, rows, long, rng)
         return time.perf_counter() - started
 
     return {"train": whole, "program": looped(alone)}
@@ -120,8 +121,8 @@ def tensorflow_ways(name: str) -> dict[str, Step]:
     tf.config.threading.set_inter_op_parallelism_threads(1)
     record = small_record() if name == SMALL else zoo_record(name)
     model = record.build()
-    inputs, target = rows_for(_Rows(record, model), record.batch_size)
-    array = next(iter(inputs.values()))
+    rows = rows_for(_Rows(record, model), record.batch_size)
+    array, target = rows[record.inputs[0].name], rows["target"]
     x, y = tf.constant(array), tf.constant(target)
 
     @tf.function  # type: ignore[untyped-decorator,unused-ignore]
@@ -146,13 +147,14 @@ class _Rows:
 
     def __init__(self, record: Any, model: Any) -> None:
         self.inputs = record.inputs
-        self.target = _Target(record.classes, tuple(model.output_shape[1:]))
+        self.targets = (_Target(record.classes, tuple(model.output_shape[1:])),)
 
 
 class _Target:
     def __init__(self, classes: tuple[str, ...], shape: tuple[int, ...]) -> None:
-        self.classes = classes
-        self.shape = shape
+        self.name, self.classes = "target", classes
+        self.shape = () if classes else shape
+        self.dtype = "int32" if classes else "float32"
 
 
 def small_record() -> Any:

@@ -16,6 +16,7 @@ from msgspec import Meta
 from models import frames
 from models.codecs import CodecConfig
 from models.errors import WireError
+from models.metrics import MAX_METRIC_NUMBERS
 
 #: Largest JSON message: a plan that lists 10,000 agents of 64 letters fits.
 MAX_MESSAGE_BYTES = 1 << 20
@@ -36,7 +37,9 @@ Count = Annotated[int, Meta(ge=0, le=1 << 53)]
 RoundId = Annotated[int, Meta(ge=0, le=999_999_999)]
 #: Finite, and still finite when multiplied by rows and added up over a fleet.
 Measured = Annotated[float, Meta(ge=-1e100, le=1e100)]
-Metrics = Annotated[dict[str, Measured], Meta(max_length=MAX_METRICS)]
+#: A metric's sum over rows: one number, or those of an array in row-major order.
+MetricSum = Measured | Annotated[tuple[Measured, ...], Meta(max_length=MAX_METRIC_NUMBERS)]
+MetricSums = Annotated[dict[str, MetricSum], Meta(max_length=MAX_METRICS)]
 ChunkIndex = Annotated[int, Meta(ge=0, le=100_000_000)]
 Task = Literal["train", "evaluate"]
 
@@ -200,8 +203,8 @@ class UpdateHeader(Message, frozen=True):
         attempt: counts the times this boot trained for the round.
         size: P of the encoded vector.
         num_examples: rows learned from: the update's weight.
-        loss: mean over the last epoch, before each step.
-        metrics: likewise.
+        loss_sum, weight_sum, metric_sums: over the rows of the last epoch, each batch before its
+            step; they add across agents.
         training_s: wall time of training on the device.
         received_bytes: all that this boot's link took in so far.
     """
@@ -215,8 +218,9 @@ class UpdateHeader(Message, frozen=True):
     codec: CodecConfig
     size: Count
     num_examples: Count
-    loss: Measured
-    metrics: Metrics
+    loss_sum: Measured
+    weight_sum: Annotated[float, Meta(ge=0, le=1e100)]
+    metric_sums: MetricSums
     training_s: Measured
     received_bytes: Count
 
@@ -244,7 +248,7 @@ class Report(Message, frozen=True):
     detail: Text = ""
     loss_sum: Measured = 0.0
     weight_sum: Annotated[float, Meta(ge=0)] = 0.0
-    metric_sums: Metrics = {}
+    metric_sums: MetricSums = {}
     received_bytes: Count = 0
     sha256: Sha256 | None = None
     chunks: Annotated[tuple[ChunkIndex, ...], Meta(max_length=MAX_MISSING)] = ()

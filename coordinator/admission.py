@@ -15,6 +15,8 @@ from models.parameters import F32
 
 #: More examples on one small device are a mistake or an attempt to outweigh the others.
 MAX_EXAMPLES = 1_000_000_000
+#: Of the sum of row weights: a sum that is divided by less would leave a float's range.
+MIN_WEIGHT = 1e-6
 
 #: A delta that an agent clipped to the limit may exceed it by float32 rounding.
 NORM_TOLERANCE = 1e-5

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from models.errors import DataError
+from models.metrics import Sums
 from models.package import ModelPackage
 from models.parameters import F32
-from models.program import Array, Program, Sums
+from models.program import Array, Program, row_count
 from models.spec import TensorSpec
 
 
@@ -19,22 +20,21 @@ def central_measure(path: Path, package: ModelPackage) -> Callable[[F32], Sums]:
     """A function from θ to sums of loss and metrics over the rows of `path`.
 
     Args:
-        path: .npz with one array of shape (n, *shape) per input of the model, and `target`, in the
+        path: .npz with one array of shape (n, *shape) per input and target of the model, in the
             units of the spec before its mean and std are applied.
-        package: whose program measures.
+        package: whose program measures; a personal part is the initial one.
 
     Raises:
         DataError: no such file, or an array is missing, misshapen, not finite or empty.
         ModelError: no interpreter here.
     """
     spec = package.spec
-    program = Program(package.program, spec)
-    arrays = {tensor.name: _read(path, tensor) for tensor in (*spec.inputs, spec.target)}
+    program = Program(package.program, spec, frozen=package.frozen)
+    arrays = {tensor.name: _read(path, tensor) for tensor in spec.columns}
     rows = {name: len(array) for name, array in arrays.items()}
-    if len(set(rows.values())) != 1 or not rows["target"]:
+    if len(set(rows.values())) != 1 or not row_count(arrays):
         raise DataError(f"{path}: arrays of {rows} rows; all need the same number, at least 1")
-    target = arrays.pop("target")
-    return lambda theta: program.evaluate(theta, arrays, target)
+    return lambda theta: program.evaluate(package.whole(theta), arrays)
 
 
 def _read(path: Path, tensor: TensorSpec) -> Array:
@@ -55,6 +55,8 @@ def _read(path: Path, tensor: TensorSpec) -> Array:
     values = raw.astype(np.float64)
     if tensor.mean:
         values = (values - np.array(tensor.mean)) / np.array(tensor.std)
+    if tensor.missing is not None:
+        values[np.isnan(values)] = tensor.missing
     if not np.isfinite(values).all():
         raise DataError(f"{path}: array {tensor.name!r} has NaN or infinity")
     array: Array = values.astype(tensor.dtype)

@@ -54,7 +54,7 @@ from coordinator.open_round import OpenRound, Traffic
 from coordinator.progress import Progress, StoredRound
 from coordinator.publisher import Publisher
 from coordinator.records import RoundRecord, new_record
-from coordinator.results import with_evaluation, with_training
+from coordinator.results import with_central, with_evaluation, with_training
 from coordinator.roster import Roster
 from coordinator.round import (
     Closed,
@@ -65,11 +65,11 @@ from coordinator.round import (
     RoundEvent,
 )
 from coordinator.stopping import stop_reason
-from coordinator.strategies import State, check_state, make_strategy
+from coordinator.strategies import State, check_state, make_strategy, with_tracked
 from models.errors import ConfigError, TrainingError, WireError
+from models.metrics import Sums
 from models.package import ModelPackage
 from models.parameters import F32
-from models.program import Sums
 from models.spec import ModelSpec
 
 log = logging.getLogger(__name__)
@@ -428,7 +428,7 @@ class Coordinator:
         self._abandoned_in_a_row = 0
         self.progress.version += 1
         record = msgspec.structs.replace(
-            with_training(record, opened.trained),
+            with_training(record, opened.trained, self._spec.metrics),
             status="committed",
             version=self.progress.version,
         )
@@ -441,9 +441,9 @@ class Coordinator:
     def _step(self, opened: OpenRound) -> tuple[F32, State]:
         assert opened.aggregator is not None, "training rounds have one"
         progress = self.progress
-        return self._strategy.apply(
-            progress.theta, opened.aggregator.mean(), progress.strategy_state
-        )
+        delta = opened.aggregator.mean()
+        theta, state = self._strategy.apply(progress.theta, delta, progress.strategy_state)
+        return with_tracked(self._spec.layout, progress.theta, delta, theta), state
 
     def _abandon(self, record: RoundRecord, now_s: float) -> list[Action]:
         self._abandoned_in_a_row += 1
@@ -482,7 +482,9 @@ class Coordinator:
             for name in opened.evaluations
             if (entry := self.roster.get(name)) is not None and "train" not in entry.status.tasks
         }
-        record = with_evaluation(opened.record, opened.trained, opened.evaluations, unseen)
+        record = with_evaluation(
+            opened.record, opened.trained, opened.evaluations, unseen, self._spec.metrics
+        )
         return self._end_round(record, now_s)
 
     def _end_round(self, record: RoundRecord, now_s: float) -> list[Action]:
@@ -491,9 +493,8 @@ class Coordinator:
         refusals = self._intake.refusals()
         up, down = self._traffic.take()
         if record.status == "committed" and self._measure is not None:
-            means = self._measure(self.progress.theta).means()
-            central = {f"central_{name}": value for name, value in means.items()}
-            record = msgspec.structs.replace(record, metrics=record.metrics | central)
+            sums = self._measure(self.progress.theta)
+            record = with_central(record, sums, self._spec.metrics)
         record = msgspec.structs.replace(
             record,
             refused=sum(refusals.values()),
@@ -514,7 +515,7 @@ class Coordinator:
 
 
 def _check_metric(metric: str, spec: ModelSpec) -> None:
-    plain = ("loss", *spec.metrics)
+    plain = ("loss", *(m.name for m in spec.metrics if m.kind != "confusion"))
     known = [*plain, *(f"unseen_{name}" for name in plain), *(f"central_{name}" for name in plain)]
     if metric not in known:
         raise ConfigError(f"stop.metric: {metric!r} is none of {spec.name}: {', '.join(known)}")

@@ -10,7 +10,7 @@ from broker import messages
 from broker.machine import Publish
 from broker.messages import Receipt, Report, Resend, UpdateHeader
 from broker.topics import InboxTopic, Topics, UpdateTopic
-from coordinator.admission import MAX_EXAMPLES
+from coordinator.admission import MAX_EXAMPLES, MIN_WEIGHT
 from coordinator.config import CoordinatorConfig
 from coordinator.events import StoreUpdate
 from coordinator.open_round import OpenRound, Traffic
@@ -30,7 +30,7 @@ from coordinator.round import (
 from coordinator.uploads import Upload, Uploads, peek_header
 from models.codecs import make_codec
 from models.errors import UpdateRejected, WireError
-from models.program import Sums
+from models.metrics import Sums, fits
 from models.spec import ModelSpec
 
 log = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ class Intake:
         """A phase begins: what is half there of the one before is forgotten."""
         # The plan's codec, not the configuration's: that may have changed since a restart.
         self._codec = make_codec(opened.plan.codec)
-        self._uploads.begin(self._codec.encoded_size(self._spec.size))
+        self._uploads.begin(self._codec.encoded_size(self._spec.size), self._spec.metrics)
         if opened.task == "train":
             self._last_training = opened.round
 
@@ -164,11 +164,13 @@ class Intake:
         return Taken(event=Counted(agent_id, report.boot))
 
     def _check_evaluation(self, agent_id: str, report: Report) -> None:
-        if report.task != "evaluate" or set(report.metric_sums) != set(self._spec.metrics):
+        if report.task != "evaluate" or not fits(report.metric_sums, self._spec.metrics):
             detail = f"evaluation with metrics {sorted(report.metric_sums)}"
             raise UpdateRejected(agent_id, "metrics", detail)
-        if not (report.weight_sum == 0 or 1 <= report.weight_sum <= MAX_EXAMPLES):
-            detail = f"evaluation of {report.weight_sum:g} rows, range 1 to {MAX_EXAMPLES}"
+        if report.weight_sum and not MIN_WEIGHT <= report.weight_sum <= MAX_EXAMPLES:
+            detail = (
+                f"evaluation of {report.weight_sum:g} rows, range {MIN_WEIGHT} to {MAX_EXAMPLES}"
+            )
             raise UpdateRejected(agent_id, "examples", detail)
 
     def _unexpected(self, topic: UpdateTopic, payload: bytes) -> Taken:
@@ -204,7 +206,7 @@ class Intake:
             detail = f"{header.session} instead of {self._session}"
             return self._rejected(Reject(agent_id, "session", detail), header)
         try:
-            upload.check_plan(agent_id, opened.plan, self._spec.size, set(self._spec.metrics))
+            upload.check_plan(agent_id, opened.plan, self._spec.size, self._spec.metrics)
             self._fold(opened, agent_id, upload)
         except UpdateRejected as error:
             _log_refusal(error)
@@ -220,7 +222,7 @@ class Intake:
         for agent_id, frame in frames:
             try:
                 upload = Upload.from_frame(frame)
-                upload.check_plan(agent_id, opened.plan, self._spec.size, set(self._spec.metrics))
+                upload.check_plan(agent_id, opened.plan, self._spec.size, self._spec.metrics)
                 self._fold(opened, agent_id, upload)
             except (WireError, UpdateRejected) as error:
                 log.warning("stored update of %s is left out: %s", agent_id, error)
@@ -238,8 +240,7 @@ class Intake:
         rows = float(header.num_examples)
         assert opened.aggregator is not None, "learning phases have one"
         opened.aggregator.add(delta, rows if self._config.weighting == "examples" else 1.0)
-        sums = {name: value * rows for name, value in header.metrics.items()}
-        opened.trained[agent_id] = Sums(header.loss * rows, rows, sums)
+        opened.trained[agent_id] = Sums(header.loss_sum, header.weight_sum, header.metric_sums)
 
     def _credit(self, agent_id: str, boot: str, received_bytes: int) -> None:
         self._traffic.down += self._roster.credit(agent_id, boot, received_bytes)

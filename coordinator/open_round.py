@@ -8,7 +8,7 @@ from broker.messages import RoundPlan, Task
 from coordinator.aggregation import Aggregator
 from coordinator.records import RoundRecord
 from coordinator.round import Round
-from models.program import Sums
+from models.metrics import Sums
 
 
 @dataclass(eq=False)

@@ -42,6 +42,8 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
             mean training loss when nothing was evaluated; None when nothing is known.
         metrics: likewise; `unseen_…` are of agents that only evaluate, `central_…` of the
             coordinator's own data.
+        matrices: confusion matrices, rows are true classes, columns predicted ones; `unseen_…` and
+            `central_…` likewise.
         train_loss, train_metrics: mean over the last local epoch, weighed by rows.
         bytes_up: of PUBLISH packets from agents, as they arrived.
         bytes_down: of PUBLISH packets to agents, as they reported.
@@ -69,6 +71,7 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
     closed: str
     evaluated: bool = False
     agents: dict[str, AgentResult]
+    matrices: dict[str, list[list[float]]] = {}
 
     def value(self, metric: str) -> float | None:
         """The loss or a metric of the record; None when it has none of that name."""

@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from coordinator.records import AgentResult, RoundRecord
-from models.program import Sums
+from models.metrics import MetricSpec, Sums, add_sums, metric_matrices, metric_values
 
 
-def add_sums(parts: Iterable[Sums]) -> Sums | None:
-    """The sum of sums; None when they weigh nothing."""
-    loss = weight = 0.0
-    metrics: dict[str, float] = {}
-    for part in parts:
-        loss += part.loss
-        weight += part.weight
-        for name, value in part.metrics.items():
-            metrics[name] = metrics.get(name, 0.0) + value
-    return Sums(loss, weight, metrics) if weight > 0 else None
-
-
-def with_training(record: RoundRecord, trained: Mapping[str, Sums]) -> RoundRecord:
+def with_training(
+    record: RoundRecord, trained: Mapping[str, Sums], metrics: Sequence[MetricSpec]
+) -> RoundRecord:
     """The record with what was seen while training, also as its loss until it is evaluated."""
     total = add_sums(trained.values())
-    means = {} if total is None else total.means()
+    means = metric_values(total, metrics) if total.weight else {}
     loss = means.pop("loss", None)
     return msgspec.structs.replace(
         record,
@@ -33,7 +23,9 @@ def with_training(record: RoundRecord, trained: Mapping[str, Sums]) -> RoundReco
         metrics=means,
         train_loss=loss,
         train_metrics=means,
-        agents={name: _result("train", sums, sums.weight) for name, sums in trained.items()},
+        agents={
+            name: _result("train", sums, sums.weight, metrics) for name, sums in trained.items()
+        },
     )
 
 
@@ -42,6 +34,7 @@ def with_evaluation(
     trained: Mapping[str, Sums],
     evaluated: Mapping[str, Sums],
     unseen: set[str],
+    metrics: Sequence[MetricSpec],
 ) -> RoundRecord:
     """The record with what the new θ does on held-out rows.
 
@@ -51,28 +44,44 @@ def with_evaluation(
         evaluated: sums of the agents that measured.
         unseen: those of them that never learn; their means are called `unseen_…`, and the
             record's loss and metrics are of the others, where there are others.
+        metrics: of the model.
     """
     known = add_sums(sums for name, sums in evaluated.items() if name not in unseen)
     new = add_sums(sums for name, sums in evaluated.items() if name in unseen)
-    means = dict(known.means()) if known else {}
-    if new:
-        means |= {f"unseen_{name}": value for name, value in new.means().items()}
+    means = metric_values(known, metrics) if known.weight else {}
+    tables = metric_matrices(known, metrics) if known.weight else {}
+    if new.weight:
+        values, found = metric_values(new, metrics), metric_matrices(new, metrics)
+        means |= {f"unseen_{name}": value for name, value in values.items()}
+        tables |= {f"unseen_{name}": table for name, table in found.items()}
     loss = means.pop("loss", means.get("unseen_loss", record.loss))
     agents = dict(record.agents)
     for name, sums in evaluated.items():
         rows = trained[name].weight if name in trained else sums.weight
-        agents[name] = _result("evaluate" if name in unseen else "train", sums, rows)
+        task = "evaluate" if name in unseen else "train"
+        agents[name] = _result(task, sums, rows, metrics)
     return msgspec.structs.replace(
         record,
         loss=loss,
         metrics=means or record.metrics,
+        matrices=tables or record.matrices,
         evaluated=record.evaluated or bool(evaluated),
         agents=dict(sorted(agents.items())),
     )
 
 
-def _result(task: str, sums: Sums, rows: float) -> AgentResult:
-    means = sums.means()
+def with_central(record: RoundRecord, sums: Sums, metrics: Sequence[MetricSpec]) -> RoundRecord:
+    """The record with what the new θ does on the coordinator's own data, as `central_…`."""
+    values, tables = metric_values(sums, metrics), metric_matrices(sums, metrics)
+    return msgspec.structs.replace(
+        record,
+        metrics=record.metrics | {f"central_{name}": value for name, value in values.items()},
+        matrices=record.matrices | {f"central_{name}": table for name, table in tables.items()},
+    )
+
+
+def _result(task: str, sums: Sums, rows: float, metrics: Sequence[MetricSpec]) -> AgentResult:
+    means = metric_values(sums, metrics)
     return AgentResult(
         task="train" if task == "train" else "evaluate",
         loss=means.pop("loss"),

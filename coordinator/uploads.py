@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from broker import blobs, messages
 from broker.messages import RoundPlan, UpdateHeader
-from coordinator.admission import check_examples, check_vector
+from coordinator.admission import MAX_EXAMPLES, MIN_WEIGHT, check_examples, check_vector
 from models import frames
 from models.codecs import Codec
 from models.errors import CodecError, UpdateRejected, WireError
+from models.metrics import MetricSpec, fits
 from models.parameters import F32
 
 #: Room for an update's header beside its vector.
 _HEADER_ROOM = 64 << 10
+#: And for each number of a metric's sums, as text.
+_NUMBER_ROOM = 32
 #: No chunk of an unfinished update for so long: some were dropped on the way, or the link is slow.
 STALL_S = 10.0
 
@@ -41,7 +45,9 @@ class Upload:
         """
         return cls(frame, *messages.decode_update(frame))
 
-    def check_plan(self, agent_id: str, plan: RoundPlan, size: int, metrics: set[str]) -> None:
+    def check_plan(
+        self, agent_id: str, plan: RoundPlan, size: int, metrics: Sequence[MetricSpec]
+    ) -> None:
         """Refuses an update that does not answer this plan.
 
         Raises:
@@ -56,12 +62,16 @@ class Upload:
             ("fingerprint", header.fingerprint, plan.fingerprint),
             ("codec", header.codec, plan.codec),
             ("shape", header.size, size),
-            ("metrics", set(header.metrics), metrics),
         ]
         for reason, found, expected in facts:
             if found != expected:
                 raise UpdateRejected(agent_id, reason, f"{found} instead of {expected}")
         check_examples(agent_id, header.num_examples)
+        if not (
+            fits(header.metric_sums, metrics) and MIN_WEIGHT <= header.weight_sum <= MAX_EXAMPLES
+        ):
+            detail = f"sums of {sorted(header.metric_sums)} over a weight of {header.weight_sum:g}"
+            raise UpdateRejected(agent_id, "metrics", detail)
 
     def vector(self, agent_id: str, codec: Codec, size: int, max_norm: float | None) -> F32:
         """The decoded delta: float32, shape (P,), finite.
@@ -90,9 +100,10 @@ class Uploads:
         self._receivers: dict[str, blobs.BlobReceiver] = {}
         self._heard_s: dict[str, float] = {}
 
-    def begin(self, body_bytes: int) -> None:
+    def begin(self, body_bytes: int, metrics: Sequence[MetricSpec] = ()) -> None:
         """Forget what is half there, and take vectors of `body_bytes` encoded bytes from now on."""
-        self._max_bytes = body_bytes + _HEADER_ROOM
+        numbers = sum(metric.size for metric in metrics)
+        self._max_bytes = body_bytes + _HEADER_ROOM + _NUMBER_ROOM * numbers
         self._receivers.clear()
         self._heard_s.clear()
 

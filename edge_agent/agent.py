@@ -530,7 +530,7 @@ class Agent:
                     self._report(plan, "evaluation"),
                     loss_sum=sums.loss,
                     weight_sum=sums.weight,
-                    metric_sums=sums.metrics,
+                    metric_sums=dict(sums.metrics),
                 )
                 return self._answer(plan, report)
             case JobFailed(_, detail):

@@ -53,19 +53,23 @@ def check(config_path: Path, model_name: str, runtime: str | None) -> None:
     from broker.config import load_config, located
     from edge_agent.config import AgentConfig
     from edge_agent.data.dataset import load_dataset
+    from models.metrics import metric_values
     from models.program import Program
     from models.zoo import open_model
 
     config = load_config(config_path, AgentConfig)
     package = open_model(model_name)
-    program = Program(package.program, package.spec, runtime=runtime or config.runtime)
+    program = Program(
+        package.program, package.spec, frozen=package.frozen, runtime=runtime or config.runtime
+    )
     base = config_path.parent
     data = load_dataset(config.data, package.spec, base, located(config.state_dir, base))
     click.echo(f"model    {package.spec.name}, {package.spec.size:,} parameters, {program.runtime}")
     click.echo(f"learn    {data.num_train:,} rows")
     click.echo(f"measure  {data.num_test:,} rows")
-    sums = program.evaluate(package.initial, *data.part("test" if data.num_test else "train"))
-    for name, value in sums.means().items():
+    rows = data.part("test" if data.num_test else "train")
+    sums = program.evaluate(package.whole(package.initial), rows)
+    for name, value in metric_values(sums, package.spec.metrics).items():
         click.echo(f"{name:8s} {value:.4f} (untrained)")
 
 
@@ -87,12 +91,12 @@ def doctor(config_path: Path, model_name: str | None, offline: bool, as_json: bo
     from broker.config import load_config
     from broker.diagnosis import report
     from edge_agent.config import AgentConfig
-    from edge_agent.doctor import Model, diagnose
+    from edge_agent.doctor import diagnose
     from models.zoo import open_model
 
     config = load_config(config_path, AgentConfig)
     package = open_model(model_name) if model_name else None
-    model = Model(package.spec, package.program) if package else None
+    model = package.content if package else None
     log_less(logging.ERROR, "edge_agent")  # the lines below say the same, and what to do
     checks = diagnose(config, config_path.parent, model, offline=offline)
     sys.exit(report(checks, as_json=as_json))

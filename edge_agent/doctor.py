@@ -38,10 +38,9 @@ from edge_agent.limits import Limits
 from edge_agent.memory import estimate, megabytes, shortage
 from edge_agent.profile import data_checks
 from models.errors import DataError, FederationError, LinkError, WireError
-from models.package import unpack_wire
-from models.program import Program
+from models.package import Unpacked, unpack_wire
+from models.program import Program, Rows
 from models.runtimes import find_runtime
-from models.spec import ModelSpec
 from models.zoo import load_zoo
 
 #: No agent is called so; what is forbidden is tried on its topics.
@@ -56,14 +55,6 @@ _HOT_C = 80.0
 _LITTLE_DISK = 50_000_000
 
 
-@dataclass(frozen=True, eq=False)
-class Model:
-    """What to try: a spec and its program."""
-
-    spec: ModelSpec
-    program: bytes
-
-
 @dataclass(eq=False)
 class _Found:
     """What the broker keeps of the coordinator."""
@@ -73,7 +64,7 @@ class _Found:
 
 
 def diagnose(
-    config: AgentConfig, base: Path, model: Model | None, *, offline: bool = False
+    config: AgentConfig, base: Path, model: Unpacked | None, *, offline: bool = False
 ) -> Iterator[Check]:
     """Look at everything, one thing after the other.
 
@@ -172,7 +163,7 @@ def _coordinator_check(topics: Topics, kept: Mapping[str, bytes], found: _Found)
     return ok("coordinator", text, "network")
 
 
-def _fetch(config: AgentConfig, base: Path, manifest: ProgramManifest) -> Model:
+def _fetch(config: AgentConfig, base: Path, manifest: ProgramManifest) -> Unpacked:
     """The federation's model, as an agent fetches it.
 
     Raises:
@@ -202,7 +193,7 @@ def _fetch(config: AgentConfig, base: Path, manifest: ProgramManifest) -> Model:
         raise LinkError(
             f"the model {manifest.name} does not come: {missing} of {count} chunks missing"
         )
-    return Model(*unpack_wire(blob))
+    return unpack_wire(blob)
 
 
 # --- here -----------------------------------------------------------------------------------------
@@ -253,7 +244,7 @@ def _feelings(config: AgentConfig) -> Iterator[Check]:
         yield ok("limits", "nothing makes the device rest now")
 
 
-def _at_work(config: AgentConfig, base: Path, model: Model | None) -> Iterator[Check]:
+def _at_work(config: AgentConfig, base: Path, model: Unpacked | None) -> Iterator[Check]:
     """Interpreter, program and data."""
     try:
         _, runtime = find_runtime(config.runtime)
@@ -294,9 +285,15 @@ def _above_ceiling(needed: int, ceiling: int | None) -> str:
     return f"{megabytes(needed)} are needed, max_memory_bytes allows {megabytes(ceiling)}"
 
 
-def _program(config: AgentConfig, base: Path, model: Model) -> Iterator[Check]:
+def _program(config: AgentConfig, base: Path, model: Unpacked) -> Iterator[Check]:
     try:
-        program = Program(model.program, model.spec, runtime=config.runtime, threads=config.threads)
+        program = Program(
+            model.program,
+            model.spec,
+            frozen=model.frozen,
+            runtime=config.runtime,
+            threads=config.threads,
+        )
     except FederationError as error:
         yield failed("program", str(error), "another interpreter, or another version of it")
         return
@@ -315,27 +312,25 @@ def _program(config: AgentConfig, base: Path, model: Model) -> Iterator[Check]:
 def _self_test(program: Program, dataset: LocalDataset | None) -> Check:
     """A few steps, on the device's own rows where there are any."""
     spec = program.spec
-    rows = spec.batch_size
-    inputs = {t.name: np.zeros((rows, *t.shape), t.dtype) for t in spec.inputs}
-    target = np.zeros((rows, *spec.target.shape), spec.target.dtype)
-    if dataset is not None and len(dataset.target):
-        index = np.arange(rows) % len(dataset.target)
-        inputs = {name: array[index] for name, array in dataset.inputs.items()}
-        target = dataset.target[index]
-    theta = np.random.default_rng(0).normal(0, 0.01, spec.size).astype(np.float32)
+    count = spec.batch_size
+    rows: Rows = {t.name: np.zeros((count, *t.shape), t.dtype) for t in spec.columns}
+    if dataset is not None and len(dataset.rows):
+        index = np.arange(count) % len(dataset.rows)
+        rows = {name: array[index] for name, array in dataset.arrays.items()}
+    theta = np.random.default_rng(0).normal(0, 0.01, spec.whole_size).astype(np.float32)
     seconds = []
     try:
         for _ in range(_WARM_UP + _STEPS):
             began_s = time.perf_counter()
-            step = program.gradient(theta, inputs, target)
+            step = program.gradient(theta, rows)
             seconds.append(time.perf_counter() - began_s)
             if sum(seconds) > _FETCH_S:
                 break
-        program.evaluate(theta, inputs, target)
+        program.evaluate(theta, rows)
     except FederationError as error:
         return failed("program", str(error), "another interpreter, or another version of it")
     if not np.isfinite(step.vector).all():
         return failed("program", "its gradient is not finite", "look at the data: huge values?")
     step_s = statistics.median(seconds[_WARM_UP:] or seconds)
-    found = f"{spec.name} runs on {program.runtime}: {1000 * step_s:.2f} ms for {rows} rows"
-    return ok("program", found, step_s=step_s, batch_size=rows, runtime=program.runtime)
+    found = f"{spec.name} runs on {program.runtime}: {1000 * step_s:.2f} ms for {count} rows"
+    return ok("program", found, step_s=step_s, batch_size=count, runtime=program.runtime)

@@ -18,6 +18,8 @@ _RUNTIME_BYTES = 16 << 20
 #: θ as fetched, as trained, its gradient, the optimizer's two, delta, residual, the frame; and in
 #: the interpreter, for each signature: the input, its slices, what gradients are put together from.
 _VECTORS = 14
+#: Frozen numbers: decoded, and in the interpreter for each signature.
+_FROZEN = 4
 #: The program's file, the interpreter's tables of it.
 _PROGRAMS = 4
 #: An array as it is stored, and as the program takes it.
@@ -45,7 +47,8 @@ class Need:
 
 def estimate(spec: ModelSpec, program_bytes: int, data_path: Path) -> Need:
     """What training this model on this data file takes; nothing is loaded for it."""
-    model = _RUNTIME_BYTES + _VECTORS * 4 * spec.size + _PROGRAMS * program_bytes
+    numbers = _VECTORS * spec.whole_size + _FROZEN * spec.frozen
+    model = _RUNTIME_BYTES + 4 * numbers + _PROGRAMS * program_bytes
     return Need(model, _data_bytes(data_path))
 
 

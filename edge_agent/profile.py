@@ -26,7 +26,7 @@ def data_checks(dataset: LocalDataset, spec: ModelSpec, in_file: int) -> Iterato
         in_file: rows that the file holds, those with NaN included.
     """
     rows = f"{dataset.num_train:,} rows to learn from, {dataset.num_test:,} held out"
-    left_out = in_file - len(dataset.target)
+    left_out = in_file - len(dataset.rows)
     rows += f", {left_out:,} left out (NaN)" if left_out else ""
     facts: dict[str, Any] = {
         "train_rows": dataset.num_train,
@@ -41,13 +41,14 @@ def data_checks(dataset: LocalDataset, spec: ModelSpec, in_file: int) -> Iterato
         yield ok("data", rows, **facts)
     for tensor in spec.inputs:
         yield _input(tensor, dataset)
-    yield _target(spec.target, dataset)
+    for tensor in spec.targets:
+        yield _target(tensor, dataset)
 
 
 def _input(tensor: TensorSpec, dataset: LocalDataset) -> Check:
     """Ranges as scaled, where a well-made input lies around 0."""
     name = f"input {tensor.name}"
-    values = dataset.inputs[tensor.name]
+    values = dataset.arrays[tensor.name]
     flat = values.reshape(-1, values.shape[-1] if values.ndim > 1 else 1)
     low, high, mean = flat.min(0), flat.max(0), flat.mean(0, dtype=np.float64)
     names = list(tensor.features or [f"{tensor.name}[{n}]" for n in range(len(low))])
@@ -75,10 +76,10 @@ def _input(tensor: TensorSpec, dataset: LocalDataset) -> Check:
 
 
 def _target(tensor: TensorSpec, dataset: LocalDataset) -> Check:
-    values = dataset.target
+    values = dataset.arrays[tensor.name]
     if not tensor.classes:
         found = f"{float(values.min()):.4g} to {float(values.max()):.4g}"
-        return ok("target", found, min=float(values.min()), max=float(values.max()))
+        return ok(tensor.name, found, min=float(values.min()), max=float(values.max()))
     counts = np.bincount(values.reshape(-1).astype(np.int64), minlength=len(tensor.classes))
     by_name = {name: int(n) for name, n in zip(tensor.classes, counts, strict=False)}
     present = {name: n for name, n in by_name.items() if n}
@@ -86,8 +87,8 @@ def _target(tensor: TensorSpec, dataset: LocalDataset) -> Check:
     found = f"{len(present)} of {len(by_name)} classes: {told}"
     if len(present) < 2:
         advice = "a device that knows one class pulls the model towards it: is the column right?"
-        return warning("target", found, advice, classes=by_name)
-    return ok("target", found, classes=by_name)
+        return warning(tensor.name, found, advice, classes=by_name)
+    return ok(tensor.name, found, classes=by_name)
 
 
 def _some(words: Iterator[str] | list[str]) -> str:

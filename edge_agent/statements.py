@@ -15,8 +15,8 @@ from edge_agent.limits import LimitsConfig, Rest
 from edge_agent.spool import SpooledUpdate
 from edge_agent.trainer import TrainingResult
 from models.codecs import CODECS, compensate, make_codec
+from models.metrics import Sums, Total
 from models.parameters import F32
-from models.program import Sums
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def finished_update(
     # From the plan's seed and the agent's name, so that a repeated training rounds the same way.
     rng = np.random.default_rng([plan.seed, crc32(facts.agent_id.encode()), 1])
     encoded = compensate(make_codec(plan.codec), result.delta, residual, rng)
-    means = result.sums.means()
+    sums = result.sums
     header = UpdateHeader(
         session=plan.session,
         boot=facts.boot,
@@ -105,8 +105,9 @@ def finished_update(
         codec=plan.codec,
         size=len(result.delta),
         num_examples=result.num_examples,
-        loss=means.pop("loss"),
-        metrics=means,
+        loss_sum=sums.loss,
+        weight_sum=sums.weight,
+        metric_sums=dict(sums.metrics),
         training_s=result.seconds,
         received_bytes=received_bytes,
     )
@@ -124,6 +125,11 @@ def finished_update(
 
 def not_finite(sums: Sums) -> str:
     """Which sum cannot be sent, in words; empty when all can."""
-    values = {"loss": sums.loss, **sums.metrics}
-    bad = [f"{name} is {value:g}" for name, value in values.items() if not abs(value) <= 1e100]
+    totals: dict[str, Total] = {"loss": sums.loss, **sums.metrics}
+    values = (
+        (name, value)
+        for name, total in totals.items()
+        for value in (total if isinstance(total, tuple) else (total,))
+    )
+    bad = [f"{name} is {value:g}" for name, value in values if not abs(value) <= 1e100]
     return f"{bad[0]} (sum over {sums.weight:g} rows): training diverged" if bad else ""

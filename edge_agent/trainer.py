@@ -6,7 +6,7 @@ The program computes gradients; everything else happens here, on flat float32 ve
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 
 from broker.messages import TrainingPlan
 from models.errors import TrainingError
+from models.metrics import Sums, Total, add_totals
 from models.parameters import F32
-from models.program import Array, Program, Sums
-
-Part = tuple[Mapping[str, Array], Array]
+from models.program import Program, Rows, row_count
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +25,8 @@ class TrainingResult:
     """What local training produced.
 
     Attributes:
-        delta: θ after - θ before; float32, shape (P,).
+        delta: vector after - vector before; float32, of θ's length; with a personal part behind it
+            until the device keeps that for itself.
         num_examples: rows learned from.
         sums: of loss and metrics over the last epoch, each batch measured before its step.
         steps: optimizer steps made.
@@ -101,7 +101,7 @@ def make_optimizer(plan: TrainingPlan) -> LocalOptimizer:
 def train(
     program: Program,
     theta: F32,
-    rows: Part,
+    rows: Rows,
     plan: TrainingPlan,
     rng: np.random.Generator,
     cancelled: Callable[[], bool] = lambda: False,
@@ -110,8 +110,8 @@ def train(
 
     Args:
         program: of the federation's model.
-        theta: float32, shape (P,).
-        rows: inputs and target, n rows each, n >= 1.
+        theta: float32, shape (spec.whole_size,): θ and, where there is one, the personal part.
+        rows: n rows, n >= 1.
         plan: what to do.
         rng: decides the order of rows, and what a stochastic model drops.
         cancelled: asked before every step.
@@ -120,25 +120,23 @@ def train(
         TrainingError: no rows, cancelled, or the loss or θ is no longer finite.
     """
     started = time.perf_counter()
-    inputs, target = rows
-    if len(target) == 0:
+    count = row_count(rows)
+    if count == 0:
         raise TrainingError("no rows to learn from")
     optimizer = make_optimizer(plan)
+    tracked = program.spec.tracked
     local = theta.copy()
     mu = np.float32(plan.proximal_mu)
     epoch_sums = _RunningSums()
     steps = 0
     with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is named
-        for epoch, index in _batches(len(target), plan, rng):
+        for epoch, index in _batches(count, plan, rng):
             if cancelled():
                 raise TrainingError("cancelled")
-            batch = (
-                inputs if index is None else {name: rows[index] for name, rows in inputs.items()}
-            )
+            batch = rows if index is None else {name: rows[name][index] for name in rows}
             # Drawn for stochastic models only: the order of rows stays what it is for all others.
             seed = int(rng.integers(2**32)) if program.spec.stochastic else 0
-            labels = target if index is None else target[index]
-            result = program.gradient(local, batch, labels, seed=seed)
+            result = program.gradient(local, batch, seed=seed)
             if not np.isfinite(result.sums.loss):
                 raise TrainingError(
                     f"the loss is {result.sums.loss} at step {steps + 1}: "
@@ -147,15 +145,38 @@ def train(
             gradient = result.vector
             if mu:
                 gradient = gradient + mu * (local - theta)
-            optimizer.step(local, gradient)
+            _step(optimizer, local, gradient, result.vector, tracked)
             epoch_sums.add(epoch, result.sums)
             steps += 1
         delta = local - theta
     if not np.isfinite(delta).all():
         raise TrainingError(f"θ is not finite after {steps} steps: training diverged")
-    return TrainingResult(
-        delta, len(target), epoch_sums.sums(), steps, time.perf_counter() - started
-    )
+    return TrainingResult(delta, count, epoch_sums.sums(), steps, time.perf_counter() - started)
+
+
+def _step(
+    optimizer: LocalOptimizer,
+    theta: F32,
+    gradient: F32,
+    found: F32,
+    tracked: tuple[slice, ...],
+) -> None:
+    """One step of the optimizer; tracked parts take the value that the program found for them.
+
+    Args:
+        optimizer: steps the others.
+        theta: changed in place.
+        gradient: of the loss and what is added to it.
+        found: what the program returned: before - after, where it is tracked.
+        tracked: parts that follow the data (`ParameterSpec.tracked`).
+    """
+    if tracked:
+        gradient = gradient.copy()
+        for place in tracked:
+            gradient[place] = 0
+    optimizer.step(theta, gradient)
+    for place in tracked:
+        theta[place] -= found[place]
 
 
 @dataclass
@@ -165,16 +186,15 @@ class _RunningSums:
     epoch: int = -1
     loss: float = 0.0
     weight: float = 0.0
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, Total] = field(default_factory=dict)
 
     def add(self, epoch: int, sums: Sums) -> None:
         if epoch != self.epoch:
             self.epoch, self.loss, self.weight = epoch, 0.0, 0.0
-            self.metrics = dict.fromkeys(sums.metrics, 0.0)
+            self.metrics = {}
         self.loss += sums.loss
         self.weight += sums.weight
-        for name, value in sums.metrics.items():
-            self.metrics[name] += value
+        add_totals(self.metrics, sums.metrics)
 
     def sums(self) -> Sums:
         return Sums(self.loss, self.weight, self.metrics)

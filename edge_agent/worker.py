@@ -37,11 +37,11 @@ from edge_agent.events import (
 )
 from edge_agent.memory import estimate, shortage
 from edge_agent.pace import Pace
+from edge_agent.personal import PersonalPart
 from edge_agent.trainer import train
 from models.errors import FederationError
-from models.package import unpack_wire
+from models.package import Unpacked, unpack_wire
 from models.program import Program
-from models.spec import ModelSpec
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +53,7 @@ class _Model:
     """An unpacked package, shared by all who hold it."""
 
     package: str
-    spec: ModelSpec
-    program: bytes
+    content: Unpacked
 
 
 @dataclass(eq=False)
@@ -121,8 +120,7 @@ class WorkerPool:
         with self._lock:
             model = self._models.get(package)
             if model is None:
-                spec, program = unpack_wire(wire)
-                model = self._models[package] = _Model(package, spec, program)
+                model = self._models[package] = _Model(package, unpack_wire(wire))
             return model
 
     def _run(self) -> None:
@@ -143,8 +141,13 @@ class _Programs:
         if key not in self._loaded:
             while len(self._loaded) >= self._keep:  # before loading: a device is short of memory
                 self._loaded.popitem(last=False)
+            content = model.content
             self._loaded[key] = Program(
-                model.program, model.spec, runtime=config.runtime, threads=config.threads
+                content.program,
+                content.spec,
+                frozen=content.frozen,
+                runtime=config.runtime,
+                threads=config.threads,
             )
         self._loaded.move_to_end(key)
         return self._loaded[key]
@@ -166,7 +169,7 @@ class Worker:
         self._report = report
         self._lock = threading.Lock()
         self._jobs: deque[_Job] = deque()  # the first is running or about to
-        self._model: tuple[_Model, LocalDataset] | None = None
+        self._model: tuple[_Model, LocalDataset, PersonalPart] | None = None
         self._paused = False  # written by the owner's thread only
 
     def submit(self, work: LoadPackage | StartJob) -> None:
@@ -218,13 +221,15 @@ class Worker:
             program = programs.get(model, self._config)
             reason = "no_data"
             state_dir = located(self._config.state_dir, self._base)
-            dataset = load_dataset(self._config.data, model.spec, self._base, state_dir)
+            dataset = load_dataset(self._config.data, model.content.spec, self._base, state_dir)
+            kept = state_dir / f"personal-{job.package[:16]}.npy"
+            personal = PersonalPart(model.content.personal, kept)
         except FederationError as error:
             return PackageFailed(job.package, reason, str(error))
-        self._model = (model, dataset)
+        self._model = (model, dataset, personal)
         return PackageLoaded(
             job.package,
-            model.spec.fingerprint,
+            model.content.spec.fingerprint,
             program.runtime,
             dataset.num_train,
             dataset.num_test,
@@ -234,7 +239,7 @@ class Worker:
         """Before anything is loaded: will it fit?"""
         limits = self._config.limits
         data = located(self._config.data.path, self._base)
-        need = estimate(model.spec, len(model.program), data)
+        need = estimate(model.content.spec, len(model.content.program), data)
         resident, ceiling = resident_bytes(), limits.max_memory_bytes
         if why := shortage(need, resident=resident, available=None, ceiling=ceiling):
             return PackageFailed(model.package, "memory", why)
@@ -246,12 +251,12 @@ class Worker:
         plan = job.plan
         if self._model is None:
             return JobFailed(plan, "no model is loaded")
-        model, dataset = self._model
+        model, dataset, personal = self._model
         try:
             program = programs.get(model, self._config)
             if plan.task == "evaluate":
-                inputs, target = dataset.part("test")
-                return Evaluated(plan, program.evaluate(job.theta, inputs, target))
+                theta = personal.whole(job.theta)
+                return Evaluated(plan, program.evaluate(theta, dataset.part("test")))
             agent = crc32(self._config.agent_id.encode())
             rng = np.random.default_rng([plan.seed, agent, 0])
             rows = dataset.part("train")
@@ -260,7 +265,9 @@ class Worker:
                 return cancelled.is_set() or self._pool.stopping
 
             pace = Pace(self._config.limits.cpu_share, is_over, lambda: self._paused)
-            return Trained(plan, train(program, job.theta, rows, plan.training, rng, pace.is_over))
+            theta = personal.whole(job.theta)
+            result = train(program, theta, rows, plan.training, rng, pace.is_over)
+            return Trained(plan, personal.keep(result))
         except FederationError as error:
             return JobFailed(plan, str(error))
 

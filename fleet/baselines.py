@@ -11,12 +11,13 @@ import numpy as np
 from broker.messages import TrainingPlan
 from coordinator.config import CoordinatorConfig
 from edge_agent.data.dataset import LocalDataset
-from edge_agent.trainer import Part, train
+from edge_agent.trainer import train
 from fleet.cast import Cast
 from models.errors import ConfigError
+from models.metrics import metric_values
 from models.package import ModelPackage
 from models.parameters import F32, F64
-from models.program import Program
+from models.program import Program, Rows
 
 
 @dataclass
@@ -47,8 +48,9 @@ def measure_baselines(
         ConfigError: the metric is none of the model's, or least squares do not apply.
     """
     wanted = cast.scenario.baselines
-    if wanted.metric != "loss" and wanted.metric not in package.spec.metrics:
-        known = ", ".join(("loss", *package.spec.metrics))
+    names = ["loss", *(m.name for m in package.spec.metrics if m.kind != "confusion")]
+    if wanted.metric not in names:
+        known = ", ".join(names)
         raise ConfigError(f"baselines.metric: {wanted.metric!r} is unknown; known: {known}")
     trial = _Trial(cast, config, package)
     found = Baselines()
@@ -66,34 +68,33 @@ class _Trial:
 
     def __init__(self, cast: Cast, config: CoordinatorConfig, package: ModelPackage) -> None:
         self.metric = cast.scenario.baselines.metric
-        self.program = Program(package.program, package.spec)
-        self.initial = package.initial
+        self.program = Program(package.program, package.spec, frozen=package.frozen)
+        self.initial = package.whole(package.initial)
         self.learners = {name: cast.dataset(name) for name in cast.learners}
         self.unseen = [cast.dataset(name).part("test") for name in cast.unseen]
         epochs = cast.scenario.baselines.epochs or config.rounds * config.training.epochs
         self.plan: TrainingPlan = msgspec.structs.replace(config.training, epochs=epochs)
         self.seed = config.seed
 
-    def fit(self, rows: Part, number: int) -> F32:
+    def fit(self, rows: Rows, number: int) -> F32:
+        """The vector of one model that has learned from `rows`, personal part and all."""
         rng = np.random.default_rng([self.seed, number, 3])
         return self.initial + train(self.program, self.initial, rows, self.plan, rng).delta
 
-    def score(self, theta: F32, parts: Sequence[Part]) -> float:
-        """The metric over all rows of some parts."""
-        inputs, target = joined(parts)
-        return self.program.evaluate(theta, inputs, target).means()[self.metric]
+    def score(self, theta: F32, parts: Sequence[Rows]) -> float | None:
+        """The metric over all rows of some parts; None when they say nothing about it."""
+        sums = self.program.evaluate(theta, joined(parts))
+        return metric_values(sums, self.program.spec.metrics).get(self.metric)
 
 
-def joined(parts: Sequence[Part]) -> Part:
+def joined(parts: Sequence[Rows]) -> Rows:
     """The rows of several parts as one."""
-    names = parts[0][0]
-    inputs = {name: np.concatenate([part[0][name] for part in parts]) for name in names}
-    return inputs, np.concatenate([target for _, target in parts])
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _own(trial: _Trial, found: Baselines, progress: Callable[[str, int, int], None]) -> None:
-    on_own: dict[str, float] = {}
-    on_unseen: dict[str, float] = {}
+    on_own: dict[str, float | None] = {}
+    on_unseen: dict[str, float | None] = {}
     total = len(trial.learners)
     for number, (name, dataset) in enumerate(trial.learners.items()):
         theta = trial.fit(dataset.part("train"), number)
@@ -103,18 +104,19 @@ def _own(trial: _Trial, found: Baselines, progress: Callable[[str, int, int], No
             on_unseen[name] = trial.score(theta, trial.unseen)
         progress("own", number + 1, total)
     for key, scores in (("own_on_own", on_own), ("own_on_unseen", on_unseen)):
-        if scores:
-            found.figures[key] = float(np.mean(list(scores.values())))
-            found.details[key] = scores
+        known = {name: score for name, score in scores.items() if score is not None}
+        if known:
+            found.figures[key] = float(np.mean(list(known.values())))
+            found.details[key] = known
 
 
 def _pooled(trial: _Trial, found: Baselines, progress: Callable[[str, int, int], None]) -> None:
     theta = trial.fit(joined([data.part("train") for data in trial.learners.values()]), 1_000)
     held_out = [data.part("test") for data in trial.learners.values() if data.num_test]
-    if held_out:
-        found.figures["pooled_on_own"] = trial.score(theta, held_out)
-    if trial.unseen:
-        found.figures["pooled_on_unseen"] = trial.score(theta, trial.unseen)
+    for key, parts in (("pooled_on_own", held_out), ("pooled_on_unseen", trial.unseen)):
+        score = trial.score(theta, parts) if parts else None
+        if score is not None:
+            found.figures[key] = score
     progress("pooled", 1, 1)
 
 
@@ -133,8 +135,9 @@ def least_squares(package: ModelPackage, learners: Mapping[str, LocalDataset]) -
         ConfigError: the model is not one dense unit with squared error.
     """
     spec = package.spec
-    inputs, target = joined([data.part("train") for data in learners.values()])
-    columns = [array.reshape(len(target), -1) for array in inputs.values()]
+    rows = joined([data.part("train") for data in learners.values()])
+    target = rows[spec.targets[0].name] if spec.targets else np.zeros(0)
+    columns = [rows[tensor.name].reshape(len(target), -1) for tensor in spec.inputs]
     x = np.concatenate([*columns, np.ones((len(target), 1))], axis=1).astype(np.float64)
     if spec.loss != "mean_squared_error" or spec.size != x.shape[1]:
         raise ConfigError(

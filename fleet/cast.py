@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from edge_agent.data.dataset import LocalDataset, build_dataset, read_table
-from edge_agent.data.table import Index, Table
+from edge_agent.data.table import Array, Index, Table
 from fleet.partition import partition
 from fleet.scenario import Scenario
 from models.errors import ConfigError
@@ -53,8 +53,7 @@ class Cast:
     def write(self, name: str, path: Path) -> None:
         """The agent's own data file (.npz): raw rows, as a device would have recorded them."""
         rows = self.rows[name]
-        arrays = {key: array[rows] for key, array in self.table.inputs.items()}
-        arrays["target"] = self.table.target[rows]
+        arrays = {key: array[rows] for key, array in self.table.arrays.items()}
         if self.table.group is not None:
             arrays["group"] = self.table.group[rows]
         np.savez(path, **arrays)
@@ -83,11 +82,16 @@ def make_cast(scenario: Scenario, path: Path, spec: ModelSpec, agents: int | Non
         client = None
         if agents is not None:
             config = msgspec.structs.replace(config, clients=agents)
-    rows = partition(config, table.target, client, rng)
+    rows = partition(config, _labels(table, spec), client, rng)
     missing = sorted(set(scenario.unseen) - set(rows))
     if missing:
         raise ConfigError(f"{path}: unseen: no agent {missing[0]!r}; agents: {', '.join(rows)}")
     return Cast(scenario, spec, table, _choose(rows, scenario, agents, path))
+
+
+def _labels(table: Table, spec: ModelSpec) -> Array:
+    """What rows are dealt out by, where that is by label: the first target."""
+    return table.arrays[spec.targets[0].name] if spec.targets else np.zeros(table.rows)
 
 
 def _choose(

@@ -93,9 +93,6 @@ def write_agent(
     folder.mkdir(parents=True)
     cast.write(name, folder / _DATA_FILE)
     data, unseen = cast.scenario.data, name in cast.scenario.unseen
-    target: dict[str, Any] = {"array": "target"}
-    if data.target is not None:
-        target["scale"] = data.target.scale
     agent: dict[str, Any] = {
         "federation": federation,
         "agent_id": name,
@@ -104,7 +101,7 @@ def write_agent(
         "data": {
             "path": _DATA_FILE,
             "inputs": {t.name: {"array": t.name} for t in cast.spec.inputs},
-            "target": target,
+            **_targets(cast),
             "test_fraction": 1.0 if unseen else data.test_fraction,
             "normalise": data.normalise,
             "nan": data.nan,
@@ -113,6 +110,18 @@ def write_agent(
     if data.group is not None:
         agent["data"]["group"] = "group"
     _write_yaml(folder / AGENT_FILE, agent)
+
+
+def _targets(cast: Cast) -> dict[str, Any]:
+    """Where an agent's data file holds what is learned, and the weight of its rows."""
+    given = cast.scenario.data
+    sources = {
+        target.name: {"array": target.name}
+        | ({"scale": source.scale} if (source := given.target_sources.get(target.name)) else {})
+        for target in cast.spec.targets
+    }
+    keys = sources if "target" in sources else {"targets": sources} if sources else {}
+    return keys | ({"weight": {"array": "weight"}} if given.weight else {})
 
 
 def broker_keys(settings: BrokerSettings) -> dict[str, Any]:

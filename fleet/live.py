@@ -60,7 +60,7 @@ class LiveWatcher:
             learners += f", {len(cast.unseen)} only measure ({', '.join(cast.unseen)})"
         print_(f"model {spec.name}, {spec.size:,} parameters · {learners}")
         print_(f"broker {broker} · updates as {config.codec.name} · {config.rounds} rounds\n")
-        metrics = list(spec.metrics)
+        metrics = [m.name for m in spec.metrics if m.kind != "confusion"]
         self._columns = ["loss", *metrics, *(f"unseen_{m}" for m in metrics if cast.unseen)]
         self._rounds = config.rounds
         print_(self._heading())
@@ -154,7 +154,7 @@ def print_result(
 
 def _agents_table(report: dict[str, Any]) -> Table:
     last = next(r for r in reversed(report["rounds"]) if r["status"] == "committed")
-    metrics = list(next(iter(last["agents"].values()))["metrics"]) if last["agents"] else []
+    metrics = list(dict.fromkeys(m for agent in last["agents"].values() for m in agent["metrics"]))
     table = Table(title=f"agents after round {last['round_id']}", title_justify="left")
     table.add_column("agent")
     for name in ("rows", "loss", *metrics):
@@ -162,7 +162,9 @@ def _agents_table(report: dict[str, Any]) -> Table:
     agents = last["agents"].items()
     for name, agent in list(agents)[:_TABLE_ROWS]:
         label = f"{name} (only measures)" if agent["task"] == "evaluate" else name
-        values = [f"{agent['metrics'][metric]:.4f}" for metric in metrics]
+        # A metric may have nothing to say of one agent's rows: no AUC without a positive one.
+        found = [agent["metrics"].get(metric) for metric in metrics]
+        values = ["-" if value is None else f"{value:.4f}" for value in found]
         table.add_row(label, f"{agent['num_examples']:,}", f"{agent['loss']:.4f}", *values)
     if len(agents) > _TABLE_ROWS:
         table.add_row(f"and {len(agents) - _TABLE_ROWS:,} more: see the report")

@@ -47,8 +47,43 @@ cli.add_command(runtimes)
     type=click.IntRange(1, 65_536),
     help="Rows of one program call; default: 32.",
 )
+@click.option(
+    "--train",
+    multiple=True,
+    metavar="LAYER",
+    help="Train only layers of this name or pattern (head*); all others are frozen: stored once in "
+    "the package, at a byte each, and never sent again. May be given more than once.",
+)
+@click.option(
+    "--personal",
+    multiple=True,
+    metavar="LAYER",
+    help="Layers of this name or pattern stay on the device: each learns its own.",
+)
+@click.option(
+    "--reconstruct",
+    default="",
+    metavar="INPUT",
+    help="An autoencoder: compare the output with this input; the data need no target.",
+)
+@click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    metavar="NAME",
+    help="A metric beside the compiled ones: confusion, f1, auc, r2, rmse ...",
+)
 @command_errors
-def export(function: str, out: Path, name: str | None, batch_size: int | None) -> None:
+def export(
+    function: str,
+    out: Path,
+    name: str | None,
+    batch_size: int | None,
+    train: tuple[str, ...],
+    personal: tuple[str, ...],
+    reconstruct: str,
+    metrics: tuple[str, ...],
+) -> None:
     """Turn a compiled Keras model into a package that devices can train.
 
     FUNCTION takes no arguments and returns a compiled Keras model, or a package it made itself with
@@ -66,17 +101,27 @@ def export(function: str, out: Path, name: str | None, batch_size: int | None) -
     with _user_code(f"{function}()"):
         built = build()
     if isinstance(built, ModelPackage):
-        if name is not None or batch_size is not None:
+        if (
+            name is not None
+            or batch_size is not None
+            or any((train, personal, reconstruct, metrics))
+        ):
             raise ConfigError(
-                f"{function} returns a finished package: give name and batch size to its "
-                "export_model, not as options"
+                f"{function} returns a finished package: give its options to its export_model, "
+                "not to this command"
             )
         package = built
     else:
         click.echo("tracing and converting ...", err=True)
         try:
             package = export_model(
-                built, name=name or out.resolve().name, batch_size=batch_size or 32
+                built,
+                name=name or out.resolve().name,
+                batch_size=batch_size or 32,
+                train=train,
+                personal=personal,
+                reconstruct=reconstruct,
+                metrics=metrics,
             )
         except ExportError as error:
             raise ExportError(f"{function}: {error}") from error
@@ -85,8 +130,17 @@ def export(function: str, out: Path, name: str | None, batch_size: int | None) -
     except OSError as error:
         raise ConfigError(f"--out {out}: {error.strerror}") from error
     click.echo(
-        f"{out}: {package.spec.name}, {package.spec.size:,} parameters, "
+        f"{out}: {package.spec.name}, {package.spec.size:,} parameters{_parts(package)}, "
         f"program {len(package.program):,} bytes, digest {package.digest[:12]}"
+    )
+
+
+def _parts(package: ModelPackage) -> str:
+    """What of the model is not in θ."""
+    personal = package.personal.size
+    frozen = package.spec.frozen
+    return (f" + {personal:,} personal" if personal else "") + (
+        f" + {frozen:,} frozen" if frozen else ""
     )
 
 
@@ -227,7 +281,7 @@ def _report(package: ModelPackage, runtime: str | None) -> dict[str, Any]:
         "source": spec.source,
         "parameters": spec.size,
         "loss": spec.loss,
-        "metrics": list(spec.metrics),
+        "metrics": [metric.name for metric in spec.metrics],
         "batch_size": spec.batch_size,
         "program_bytes": len(package.program),
         "digest": package.digest,
@@ -237,7 +291,9 @@ def _report(package: ModelPackage, runtime: str | None) -> dict[str, Any]:
             for parameter, place in spec.layout.slices()
         ],
         "inputs": [msgspec.structs.asdict(tensor) for tensor in spec.inputs],
-        "target": msgspec.structs.asdict(spec.target),
+        "targets": [msgspec.structs.asdict(tensor) for tensor in spec.targets],
+        "frozen": spec.frozen,
+        "personal": spec.personal.size if spec.personal else 0,
         "outputs": [msgspec.structs.asdict(tensor) for tensor in spec.outputs],
         "signatures": {
             name: {"inputs": _names(inputs), "outputs": _names(outputs)}
@@ -286,10 +342,12 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
     yield f"{'fingerprint':<12} {report['fingerprint']}"
     for runtime, verdict in report["runtimes"].items() or [("none", "is installed here")]:
         yield f"{'runtime':<12} {runtime} {verdict}"
-    for kind in ("inputs", "outputs"):
+    for key in ("frozen", "personal"):
+        if report[key]:
+            yield f"{key:<12} {report[key]:,} numbers"
+    for kind in ("inputs", "outputs", "targets"):
         for tensor in report[kind]:
             yield from _tensor_lines(kind.removesuffix("s"), tensor)
-    yield from _tensor_lines("target", report["target"])
     yield "layout"
     for entry in report["layout"]:
         shape = " x ".join(map(str, entry["shape"])) or "()"

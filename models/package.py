@@ -1,15 +1,16 @@
 """A model package: program + spec + initial θ, named by its content.
 
-On disk it is a folder with `program.tflite`, `spec.json` and `initial.npy`. On the wire it is one
-frame with the spec in the header and the program as body: θ travels as version 0, not twice; the
-header holds θ's digest, so the package's digest covers all three.
+On disk it is a folder with `program.tflite`, `spec.json` and `initial.npy`; `personal.npy` and
+`frozen.int8` where the model has such parts. On the wire it is one frame with the spec in the
+header and program, personal and frozen part as body: θ travels as version 0, not twice; the header
+holds θ's digest, so the package's digest covers everything.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -20,13 +21,16 @@ import msgspec
 import numpy as np
 
 from models import frames
-from models.errors import ModelError, WireError
+from models.codecs import CodecConfig, make_codec
+from models.errors import CodecError, ModelError, WireError
 from models.parameters import F32
 from models.spec import ModelSpec
 
 PROGRAM_FILE = "program.tflite"
 SPEC_FILE = "spec.json"
 INITIAL_FILE = "initial.npy"
+PERSONAL_FILE = "personal.npy"
+FROZEN_FILE = "frozen.int8"
 #: Programs carry no weights; anything larger than this is not one.
 MAX_PROGRAM_BYTES = 64 << 20
 _FLATBUFFER_ID = b"TFL3"
@@ -35,18 +39,52 @@ _NPY: Any = np.lib.format  # numpy leaves it without types
 _NO_ARRAY = (ValueError, OSError, EOFError, SyntaxError, TokenError, TypeError, OverflowError)
 
 
+#: How frozen numbers are kept: a byte each and a scale for 256 of them, so that a layer of small
+#: weights does not suffer from a neighbour with large ones.
+_FROZEN_CODEC = CodecConfig(name="int8", block_size=256)
+
+
 class _WireHeader(msgspec.Struct, frozen=True):
     spec: ModelSpec
     initial_sha256: str
+    program_bytes: int
+
+
+@dataclass(frozen=True, eq=False)
+class Unpacked:
+    """What a device gets: everything but θ.
+
+    Attributes:
+        spec: of the model.
+        program: the .tflite file.
+        personal: what every device starts its own part with; float32, shape (spec.personal.size,),
+            empty when the model has none.
+        frozen: numbers of frozen layers, decoded; None when the model has none.
+    """
+
+    spec: ModelSpec
+    program: bytes
+    personal: F32
+    frozen: F32 | None
 
 
 @dataclass(frozen=True, eq=False)
 class ModelPackage:
-    """Program bytes, spec and initial θ (float32, shape (P,))."""
+    """A model as it is exported.
+
+    Attributes:
+        spec: what the program expects and returns.
+        program: the .tflite file.
+        initial: θ of version 0; float32, shape (P,).
+        personal: initial personal part; float32, shape (spec.personal.size,), or empty.
+        frozen_bytes: encoded numbers of frozen layers (`encode_frozen`).
+    """
 
     spec: ModelSpec
     program: bytes
     initial: F32
+    personal: F32 = field(default_factory=lambda: np.zeros(0, np.float32))
+    frozen_bytes: bytes = b""
 
     def __post_init__(self) -> None:
         check_program_bytes(self.program, PROGRAM_FILE)
@@ -54,27 +92,84 @@ class ModelPackage:
         # the same digest, whether 0 or 0.0 was given and whether it was ever on disk.
         object.__setattr__(self, "spec", ModelSpec.from_json(self.spec.to_json(), SPEC_FILE))
         self.spec.layout.check(self.initial)
-        if not np.isfinite(self.initial).all():
-            raise ModelError(f"{INITIAL_FILE}: initial θ has NaN or inf")
-        self.initial.setflags(write=False)
+        _check_personal(self.spec, self.personal)
+        for name, vector in ((INITIAL_FILE, self.initial), (PERSONAL_FILE, self.personal)):
+            if not np.isfinite(vector).all():
+                raise ModelError(f"{name}: initial weights have NaN or inf")
+            vector.setflags(write=False)
+        _decode_frozen(self.spec, self.frozen_bytes)
 
     @cached_property
     def wire(self) -> bytes:
-        """The frame that agents fetch: spec and program."""
+        """The frame that agents fetch: spec, program, personal and frozen part."""
         digest = hashlib.sha256(self.initial.astype("<f4").tobytes()).hexdigest()
-        return frames.pack(_WireHeader(self.spec, digest), self.program)
+        header = _WireHeader(self.spec, digest, len(self.program))
+        body = self.program + self.personal.astype("<f4").tobytes() + self.frozen_bytes
+        return frames.pack(header, body)
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the wire form, hex: the package's name."""
         return hashlib.sha256(self.wire).hexdigest()
 
+    @property
+    def frozen(self) -> F32 | None:
+        """Numbers of frozen layers as the program takes them; None when there are none."""
+        return _decode_frozen(self.spec, self.frozen_bytes)
+
+    @property
+    def content(self) -> Unpacked:
+        """What a device gets of it."""
+        return Unpacked(self.spec, self.program, self.personal, self.frozen)
+
+    def whole(self, theta: F32) -> F32:
+        """The vector that the program takes: θ, then the initial personal part."""
+        return np.concatenate([theta, self.personal]) if self.personal.size else theta
+
     def save(self, folder: Path) -> None:
-        """Write the three files into `folder`, which is made when absent."""
+        """Write the package's files into `folder`, which is made when absent."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / PROGRAM_FILE).write_bytes(self.program)
         (folder / SPEC_FILE).write_bytes(self.spec.to_json())
         np.save(folder / INITIAL_FILE, self.initial, allow_pickle=False)
+        if self.personal.size:
+            np.save(folder / PERSONAL_FILE, self.personal, allow_pickle=False)
+        if self.frozen_bytes:
+            (folder / FROZEN_FILE).write_bytes(self.frozen_bytes)
+
+
+def encode_frozen(numbers: F32) -> bytes:
+    """Frozen numbers, shape (n,), at a byte each: half a level of 127 off at most."""
+    if not numbers.size:
+        return b""
+    return make_codec(_FROZEN_CODEC).encode(numbers, _Nearest())  # type: ignore[arg-type]
+
+
+class _Nearest:
+    """In place of a random generator: stochastic rounding with 1/2 rounds to nearest."""
+
+    def random(self, size: int, dtype: Any) -> F32:
+        return np.full(size, 0.5, dtype)
+
+
+def _decode_frozen(spec: ModelSpec, data: bytes | memoryview) -> F32 | None:
+    if not spec.frozen:
+        if len(data):
+            raise ModelError(f"{FROZEN_FILE}: {len(data)} bytes for a model without frozen layers")
+        return None
+    try:
+        return make_codec(_FROZEN_CODEC).decode(data, spec.frozen)
+    except CodecError as error:
+        raise ModelError(f"{FROZEN_FILE}: {error}") from error
+
+
+def _check_personal(spec: ModelSpec, personal: F32) -> None:
+    size = spec.whole_size - spec.size
+    if personal.dtype != np.float32 or personal.shape != (size,):
+        raise ModelError(
+            f"{PERSONAL_FILE}: {personal.dtype} of shape {personal.shape}, "
+            f"expected float32 of ({size},)"
+        )
 
 
 def load_package(folder: Path) -> ModelPackage:
@@ -86,25 +181,36 @@ def load_package(folder: Path) -> ModelPackage:
     spec = ModelSpec.from_json(_read(folder / SPEC_FILE), str(folder / SPEC_FILE))
     program = _read(folder / PROGRAM_FILE)
     initial = _read_array(folder / INITIAL_FILE)
+    none = np.zeros(0, np.float32)
+    personal = _read_array(folder / PERSONAL_FILE) if spec.personal else none
+    frozen = _read(folder / FROZEN_FILE) if spec.frozen else b""
     try:
-        return ModelPackage(spec, program, initial)
+        return ModelPackage(spec, program, initial, personal, frozen)
     except ModelError as error:
         raise ModelError(f"{folder}: {error}") from error
 
 
-def unpack_wire(data: bytes) -> tuple[ModelSpec, bytes]:
-    """Spec and program from a package's wire form.
+def unpack_wire(data: bytes) -> Unpacked:
+    """What a package's wire form holds.
 
     Raises:
         WireError: not a package.
     """
     header, body = frames.unpack(data, _WireHeader, "package")
-    program = bytes(body)
+    spec = header.spec
+    cuts = header.program_bytes, header.program_bytes + 4 * (spec.whole_size - spec.size)
+    if not 0 <= cuts[0] <= cuts[1] <= len(body):
+        raise WireError(f"package: {len(body)} bytes, its header promises {cuts[1]}")
+    program = bytes(body[: cuts[0]])
     try:
         check_program_bytes(program, "package")
+        frozen = _decode_frozen(spec, body[cuts[1] :])
     except ModelError as error:
         raise WireError(str(error)) from error
-    return header.spec, program
+    personal = np.frombuffer(body[cuts[0] : cuts[1]], "<f4").astype(np.float32)
+    if not np.isfinite(personal).all():
+        raise WireError("package: its personal part has NaN or inf")
+    return Unpacked(spec, program, personal, frozen)
 
 
 def check_program_bytes(program: bytes, origin: str) -> None:

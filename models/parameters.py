@@ -21,11 +21,20 @@ F64 = NDArray[np.float64]
 MAX_PARAMETERS = 1_000_000_000
 
 
-class ParameterSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One named tensor inside θ."""
+class ParameterSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One named tensor inside θ.
+
+    Attributes:
+        name: of the layer and its variable.
+        shape: of the tensor.
+        tracked: a statistic that follows the data, such as BatchNormalization's moving averages:
+            averaged over agents and never stepped along a gradient. A program returns its change
+            (before - after) where others have their gradient.
+    """
 
     name: str
     shape: tuple[int, ...]
+    tracked: bool = False
 
     @property
     def size(self) -> int:
@@ -68,6 +77,11 @@ class Layout(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True)
         for parameter in self.parameters:
             yield parameter, slice(start, start + parameter.size)
             start += parameter.size
+
+    @cached_property
+    def tracked(self) -> tuple[slice, ...]:
+        """The parts of θ that are averaged and never stepped."""
+        return tuple(place for parameter, place in self.slices() if parameter.tracked)
 
     def flatten(self, tensors: Sequence[NDArray[Any]]) -> F32:
         """θ from one array per tensor, in layout order.

@@ -8,7 +8,7 @@ last one with weight 0.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import ModelError, TrainingError
+from models.metrics import Sums, Total, add_sums
 from models.parameters import F32
 from models.runtimes import find_runtime
 from models.spec import ModelSpec, TensorSpec
@@ -23,36 +24,24 @@ from models.spec import ModelSpec, TensorSpec
 log = logging.getLogger(__name__)
 
 Array = NDArray[Any]
-
-
-@dataclass(frozen=True)
-class Sums:
-    """Weighted sums over rows; sums of several agents add.
-
-    Attributes:
-        loss: Σ weight · loss.
-        weight: Σ weight.
-        metrics: Σ weight · metric, by name.
-    """
-
-    loss: float
-    weight: float
-    metrics: dict[str, float]
-
-    def means(self) -> dict[str, float]:
-        """`loss` and every metric divided by the weight (which must not be 0)."""
-        return {
-            name: value / self.weight
-            for name, value in [("loss", self.loss), *self.metrics.items()]
-        }
+#: Rows of data: one array per column of a spec, and perhaps `weight`; all equally long.
+Rows = Mapping[str, Array]
 
 
 @dataclass(frozen=True, eq=False)
 class Gradient:
-    """Gradient of the weighted mean loss: float32, shape (P,); and the sums on the way."""
+    """Gradient of the weighted mean loss: float32, like the program's vector; and the sums.
+
+    Where the layout says `tracked` it holds the change of a statistic, before - after.
+    """
 
     vector: F32
     sums: Sums
+
+
+def row_count(rows: Rows) -> int:
+    """How many rows there are."""
+    return len(next(iter(rows.values()), ()))
 
 
 class Program:
@@ -64,6 +53,7 @@ class Program:
         data: the .tflite file, whole: tflite_runtime does not check what it reads and may crash the
             process on a damaged one. What came over the network was compared with its digest.
         spec: what the program must fit.
+        frozen: float32, shape (spec.frozen,): numbers of frozen layers (`ModelPackage.frozen`).
         runtime: one of `models.runtimes.RUNTIMES`; None takes the first that is installed.
         threads: of the interpreter.
 
@@ -73,10 +63,19 @@ class Program:
     """
 
     def __init__(
-        self, data: bytes, spec: ModelSpec, *, runtime: str | None = None, threads: int = 1
+        self,
+        data: bytes,
+        spec: ModelSpec,
+        *,
+        frozen: F32 | None = None,
+        runtime: str | None = None,
+        threads: int = 1,
     ) -> None:
         interpreter_class, self.runtime = find_runtime(runtime)
         self.spec = spec
+        count = 0 if frozen is None else frozen.size
+        if count != spec.frozen:
+            raise ModelError(f"{spec.name} has {spec.frozen} frozen numbers, {count} are given")
         try:
             self._interpreter = interpreter_class(model_content=data, num_threads=threads)
             # Type and order of what the runtimes raise here is not documented: a malformed file
@@ -93,26 +92,18 @@ class Program:
         except (ValueError, RuntimeError, TypeError) as error:
             first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             raise ModelError(f"{self.runtime} cannot load the program: {first_line}") from error
-        self._paddings = {t.name: _padding(t, spec.batch_size) for t in (*spec.inputs, spec.target)}
+        self._paddings = {t.name: _padding(t, spec.batch_size) for t in spec.columns}
         self._weights = np.ones(spec.batch_size, np.float32)
+        self._constants: dict[str, Array] = {} if frozen is None else {"frozen": frozen}
         log.debug("program of %s runs on %s", spec.name, self.runtime)
 
-    def gradient(
-        self,
-        theta: F32,
-        inputs: Mapping[str, Array],
-        target: Array,
-        weight: F32 | None = None,
-        *,
-        seed: int = 0,
-    ) -> Gradient:
+    def gradient(self, theta: F32, rows: Rows, *, seed: int = 0) -> Gradient:
         """Gradient of the weighted mean loss over all rows, whatever their number.
 
         Args:
-            theta: float32, shape (P,).
-            inputs: one array of shape (n, *shape) per input of the spec.
-            target: shape (n, *shape).
-            weight: float32, shape (n,); None weighs every row 1.
+            theta: float32, shape (spec.whole_size,): θ and the personal part.
+            rows: one array of shape (n, *shape) per column of the spec (inputs and targets), and
+                `weight`, float32 of shape (n,), unless every row weighs 1.
             seed: of a stochastic model's random numbers: the same seed, the same gradient. Take
                 another one for every step. Other models ignore it.
 
@@ -120,87 +111,77 @@ class Program:
             ModelError: an array does not fit the spec, or their rows differ in number.
             TrainingError: no rows, the weights sum to 0, or the interpreter failed.
         """
-        self._check_arrays(theta, inputs, target, weight)
-        if len(target) == self.spec.batch_size and weight is None:
-            return self._whole_batch(theta, inputs, target, seed)
-        vector = np.zeros(self.spec.size, np.float64)
-        loss = weight_sum = 0.0
-        metrics = dict.fromkeys(self.spec.metrics, 0.0)
-        for number, batch in enumerate(self._batches(inputs, target, weight)):
-            rows = float(batch["weight"].sum())
-            if rows == 0:
+        count = self._check(theta, rows, self.spec.columns)
+        if count == self.spec.batch_size and "weight" not in rows:
+            return self._whole_batch(theta, rows, seed)
+        vector = np.zeros(self.spec.whole_size, np.float64)
+        parts = []
+        weight_sum = 0.0
+        for number, batch in enumerate(self._batches(rows, count)):
+            weight = float(batch["weight"].sum())
+            if weight == 0:
                 continue  # the program divides by the sum of its weights
             out = self._run("gradient", theta, {**batch, **self._seed(seed + number)})
-            vector += rows * out["gradient"].astype(np.float64)
-            loss += rows * float(out["loss"])
-            weight_sum += rows
-            for name in metrics:
-                metrics[name] += float(out[name])
+            vector += weight * out["gradient"].astype(np.float64)
+            weight_sum += weight
+            parts.append(Sums(weight * float(out["loss"]), weight, self._totals(out)))
         if weight_sum == 0:
             raise TrainingError("no rows to learn from (none, or all of weight 0)")
-        return Gradient((vector / weight_sum).astype(np.float32), Sums(loss, weight_sum, metrics))
+        return Gradient((vector / weight_sum).astype(np.float32), add_sums(parts))
 
-    def evaluate(
-        self, theta: F32, inputs: Mapping[str, Array], target: Array, weight: F32 | None = None
-    ) -> Sums:
+    def evaluate(self, theta: F32, rows: Rows) -> Sums:
         """Sums of loss and metrics over all rows; arguments as for `gradient`."""
-        self._check_arrays(theta, inputs, target, weight)
-        loss = weight_sum = 0.0
-        metrics = dict.fromkeys(self.spec.metrics, 0.0)
-        for batch in self._batches(inputs, target, weight):
-            out = self._run("evaluate", theta, batch)
-            loss += float(out["loss_sum"])
-            weight_sum += float(out["weight_sum"])
-            for name in metrics:
-                metrics[name] += float(out[name])
-        return Sums(loss, weight_sum, metrics)
+        count = self._check(theta, rows, self.spec.columns)
+        outs = (self._run("evaluate", theta, batch) for batch in self._batches(rows, count))
+        return add_sums(
+            Sums(float(out["loss_sum"]), float(out["weight_sum"]), self._totals(out))
+            for out in outs
+        )
 
-    def predict(self, theta: F32, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """One array of shape (n, *shape) per output of the spec."""
-        first = self.spec.inputs[0].name
-        rows = len(inputs[first]) if first in inputs else 0
-        self._check_rows(theta, inputs, rows)
+    def predict(self, theta: F32, rows: Rows) -> dict[str, Array]:
+        """One array of shape (n, *shape) per output of the spec; needs the inputs only."""
+        count = self._check(theta, rows, self.spec.inputs)
+        size = self.spec.batch_size
         parts: dict[str, list[Array]] = {output.name: [] for output in self.spec.outputs}
-        for start in range(0, rows, self.spec.batch_size):
-            count = min(self.spec.batch_size, rows - start)
-            batch = {t.name: self._cut(inputs[t.name], t, start, count) for t in self.spec.inputs}
+        for start in range(0, count, size):
+            taken = min(size, count - start)
+            batch = {t.name: self._cut(rows[t.name], t, start, taken) for t in self.spec.inputs}
             out = self._run("predict", theta, batch)
             for name, part in parts.items():
-                part.append(out[name][:count])
+                part.append(out[name][:taken])
         return {
             output.name: np.concatenate(parts[output.name])
-            if rows
+            if count
             else np.empty((0, *output.shape), output.dtype)
             for output in self.spec.outputs
         }
 
-    def _check_arrays(
-        self, theta: F32, inputs: Mapping[str, Array], target: Array, weight: F32 | None
-    ) -> None:
-        rows = len(target)
-        self._check_rows(theta, inputs, rows)
-        if target.shape[1:] != self.spec.target.shape:
-            raise ModelError(
-                f"target has rows of shape {target.shape[1:]}, "
-                f"{self.spec.name} takes {self.spec.target.shape}"
-            )
-        if weight is not None and weight.shape != (rows,):
-            raise ModelError(f"weight has shape {weight.shape}, expected ({rows},)")
+    def _check(self, theta: F32, rows: Rows, columns: Sequence[TensorSpec]) -> int:
+        """The number of rows; raises ModelError unless every array fits.
 
-    def _check_rows(self, theta: F32, inputs: Mapping[str, Array], rows: int) -> None:
-        # The interpreters resize themselves to whatever they are given, and some operators then
-        # return numbers all the same.
-        self.spec.layout.check(theta)
-        for tensor in self.spec.inputs:
-            if tensor.name not in inputs:
+        The interpreters resize themselves to whatever they are given, and some operators then
+        return numbers all the same.
+        """
+        if theta.dtype != np.float32 or theta.shape != (self.spec.whole_size,):
+            raise ModelError(
+                f"θ is {theta.dtype} of shape {theta.shape}, "
+                f"expected float32 of ({self.spec.whole_size},)"
+            )
+        for tensor in columns:
+            if tensor.name not in rows:
                 raise ModelError(
-                    f"{self.spec.name} needs the input {tensor.name!r}; given: {', '.join(inputs)}"
+                    f"{self.spec.name} needs the array {tensor.name!r}; given: {', '.join(rows)}"
                 )
-            shape = inputs[tensor.name].shape
-            if shape != (rows, *tensor.shape):
+        count = row_count(rows)
+        for tensor in columns:
+            shape = rows[tensor.name].shape
+            if shape != (count, *tensor.shape):
                 raise ModelError(
-                    f"input {tensor.name!r} has shape {shape}, expected {(rows, *tensor.shape)}"
+                    f"{tensor.name!r} has shape {shape}, expected {(count, *tensor.shape)}"
                 )
+        if "weight" in rows and rows["weight"].shape != (count,):
+            raise ModelError(f"weight has shape {rows['weight'].shape}, expected ({count},)")
+        return count
 
     def _seed(self, seed: int) -> dict[str, Array]:
         """The program's input of that name, where it has one: the lowest 32 bits."""
@@ -208,27 +189,31 @@ class Program:
             return {}
         return {"seed": np.array(seed % 2**32, np.uint32).view(np.int32)}
 
-    def _whole_batch(
-        self, theta: F32, inputs: Mapping[str, Array], target: Array, seed: int
-    ) -> Gradient:
+    def _whole_batch(self, theta: F32, rows: Rows, seed: int) -> Gradient:
         # The common case of training with the program's own batch size: no padding, no adding up.
-        rows = float(self.spec.batch_size)
-        batch = {t.name: np.ascontiguousarray(inputs[t.name], t.dtype) for t in self.spec.inputs}
-        batch["target"] = np.ascontiguousarray(target, self.spec.target.dtype)
+        weight = float(self.spec.batch_size)
+        batch = {t.name: np.ascontiguousarray(rows[t.name], t.dtype) for t in self.spec.columns}
         out = self._run("gradient", theta, {**batch, "weight": self._weights, **self._seed(seed)})
-        metrics = {name: float(out[name]) for name in self.spec.metrics}
-        return Gradient(out["gradient"], Sums(float(out["loss"]) * rows, rows, metrics))
+        return Gradient(
+            out["gradient"], Sums(float(out["loss"]) * weight, weight, self._totals(out))
+        )
 
-    def _batches(
-        self, inputs: Mapping[str, Array], target: Array, weight: F32 | None
-    ) -> Iterator[dict[str, Array]]:
-        rows, size = len(target), self.spec.batch_size
-        for start in range(0, rows, size):
-            count = min(size, rows - start)
-            batch = {t.name: self._cut(inputs[t.name], t, start, count) for t in self.spec.inputs}
-            batch["target"] = self._cut(target, self.spec.target, start, count)
+    def _totals(self, out: Mapping[str, Array]) -> dict[str, Total]:
+        return {
+            metric.name: tuple(out[metric.name].reshape(-1).tolist())
+            if metric.shape
+            else float(out[metric.name])
+            for metric in self.spec.metrics
+        }
+
+    def _batches(self, rows: Rows, count: int) -> Iterator[dict[str, Array]]:
+        size = self.spec.batch_size
+        for start in range(0, count, size):
+            taken = min(size, count - start)
+            batch = {t.name: self._cut(rows[t.name], t, start, taken) for t in self.spec.columns}
             weights = np.zeros(size, np.float32)
-            weights[:count] = 1.0 if weight is None else weight[start : start + count]
+            given = rows.get("weight")
+            weights[:taken] = 1.0 if given is None else given[start : start + taken]
             batch["weight"] = weights
             yield batch
 
@@ -242,7 +227,9 @@ class Program:
 
     def _run(self, signature: str, theta: F32, batch: dict[str, Array]) -> dict[str, Array]:
         try:
-            out: dict[str, Array] = self._runners[signature](theta=theta, **batch)
+            out: dict[str, Array] = self._runners[signature](
+                theta=theta, **self._constants, **batch
+            )
         except (ValueError, RuntimeError) as error:
             raise TrainingError(f"{self.runtime}: {signature} failed: {error}") from error
         return out
@@ -269,14 +256,14 @@ _Expected = dict[str, tuple[tuple[int, ...], str]]
 def expected_signatures(spec: ModelSpec) -> dict[str, tuple[_Expected, _Expected]]:
     """Inputs and outputs of each signature as {name: (shape, dtype)}, batch axis included."""
     rows = spec.batch_size
-    theta: _Expected = {"theta": ((spec.size,), "float32")}
+    theta: _Expected = {"theta": ((spec.whole_size,), "float32")}
+    if spec.frozen:
+        theta["frozen"] = ((spec.frozen,), "float32")
     inputs: _Expected = {t.name: ((rows, *t.shape), t.dtype) for t in spec.inputs}
-    label: _Expected = {
-        "target": ((rows, *spec.target.shape), spec.target.dtype),
-        "weight": ((rows,), "float32"),
-    }
-    metrics: _Expected = dict.fromkeys(spec.metrics, ((), "float32"))
-    loss: _Expected = {"loss": ((), "float32"), "gradient": ((spec.size,), "float32")}
+    label: _Expected = {t.name: ((rows, *t.shape), t.dtype) for t in spec.targets}
+    label["weight"] = ((rows,), "float32")
+    metrics: _Expected = {m.name: (m.shape, "float32") for m in spec.metrics}
+    loss: _Expected = {"loss": ((), "float32"), "gradient": ((spec.whole_size,), "float32")}
     sums: _Expected = {"loss_sum": ((), "float32"), "weight_sum": ((), "float32")}
     outputs: _Expected = {t.name: ((rows, *t.shape), t.dtype) for t in spec.outputs}
     seed: _Expected = {"seed": ((), "int32")} if spec.stochastic else {}

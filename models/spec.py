@@ -12,13 +12,14 @@ from typing import Literal
 import msgspec
 
 from models.errors import ModelError
-from models.parameters import Layout
+from models.metrics import MetricSpec
+from models.parameters import MAX_PARAMETERS, Layout
 
 Dtype = Literal["float32", "int32"]
 
 #: Names that the signatures use themselves, so no input or metric may.
 RESERVED_NAMES = frozenset(
-    {"theta", "target", "weight", "loss", "gradient", "loss_sum", "weight_sum"}
+    {"theta", "frozen", "target", "weight", "loss", "gradient", "loss_sum", "weight_sum"}
 )
 
 _MAX_SPEC_BYTES = 1 << 20
@@ -36,6 +37,8 @@ class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
         mean: subtracted from each feature of the raw data, when given.
         std: divides each feature after the mean was subtracted, when given.
         classes: names of the classes, for an int32 target.
+        missing: of a float32 input: data may hold NaN there, and the model sees this number in
+            its place (after mean and std).
     """
 
     name: str = msgspec.field()
@@ -46,6 +49,7 @@ class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     classes: tuple[str, ...] = ()
+    missing: float | None = None
 
     def __post_init__(self) -> None:
         if not (self.name.isidentifier() and self.name.isascii() and len(self.name) <= 64):
@@ -59,6 +63,10 @@ class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
             raise ValueError(f"tensor {self.name!r}: {len(self.mean)} means for {last} features")
         if any(not isfinite(m) for m in self.mean) or any(not s > 0 for s in self.std):
             raise ValueError(f"tensor {self.name!r}: means must be finite, stds positive")
+        if self.missing is not None and not (self.dtype == "float32" and isfinite(self.missing)):
+            raise ValueError(
+                f"tensor {self.name!r}: missing must be a finite number and the dtype float32"
+            )
 
 
 class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
@@ -68,34 +76,56 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tr
         name: of the model, as in the zoo.
         source: where architecture or task come from (paper, section).
         inputs: in the order of the signatures.
-        target: what is learned; float32 for regression, int32 class indices for classification.
+        targets: what is learned; float32 for regression, int32 class indices for classification.
+            One is called `target`; of several outputs each has `target_<output>`. None when the
+            loss needs none: an autoencoder's target is its input.
         outputs: what `predict` returns.
         loss: Keras's name of the loss, for people; the program computes it.
-        metrics: names of the metrics; the program returns each as a weighted sum over rows,
-            so that sums of agents add and sum / weight_sum is the mean.
+        metrics: the program returns each as sums over rows that add across agents.
         batch_size: rows of one program call.
-        layout: of θ.
+        layout: of θ, the vector that travels.
         format: version of this structure.
         stochastic: True when `gradient` takes a `seed` (int32) for its random numbers (dropout).
-            Absent otherwise, so that specs of other models are what they always were.
+        personal: layout of what each device learns for itself and never sends; the program takes
+            it after θ in the same vector.
+        frozen: numbers of frozen layers, which the program takes as `frozen`; the package holds
+            them.
     """
 
     name: str
     inputs: tuple[TensorSpec, ...]
-    target: TensorSpec
+    targets: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     loss: str
-    metrics: tuple[str, ...]
+    metrics: tuple[MetricSpec, ...]
     batch_size: int
     layout: Layout
     source: str = ""
     format: Literal[1] = 1
-    stochastic: bool | msgspec.UnsetType = msgspec.UNSET
+    stochastic: bool = False
+    personal: Layout | None = None
+    frozen: int = 0
 
     def __post_init__(self) -> None:
         if not self.inputs or not self.outputs:
             raise ValueError("a spec needs at least one input and one output")
-        names = [tensor.name for tensor in self.inputs] + list(self.metrics)
+        self._check_names()
+        if any(target.mean or target.missing is not None for target in self.targets):
+            raise ValueError("targets have no mean, std or missing: scale them in the data section")
+        if not 1 <= self.batch_size <= 65_536:
+            raise ValueError(f"batch_size {self.batch_size} is outside 1 to 65,536")
+        if not 0 <= self.frozen <= MAX_PARAMETERS:
+            raise ValueError(f"frozen is {self.frozen}, limit 0 to {MAX_PARAMETERS}")
+
+    def _check_names(self) -> None:
+        wanted = ["target"] if len(self.targets) == 1 else []
+        if len(self.targets) > 1:
+            wanted = [f"target_{output.name}" for output in self.outputs]
+        found = [target.name for target in self.targets]
+        if found != wanted:
+            raise ValueError(f"targets must be named {wanted}, not {found}")
+        names = [t.name for t in self.inputs] + [m.name for m in self.metrics]
+        names += [name for name in found if name != "target"]
         if len(set(names)) != len(names) or RESERVED_NAMES.intersection(names):
             raise ValueError(
                 f"input and metric names must differ from each other and from "
@@ -103,17 +133,28 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tr
             )
         if self.stochastic and "seed" in names:
             raise ValueError("'seed' is the name of the random numbers' seed in a stochastic model")
-        if self.target.name != "target":
-            raise ValueError(f"the target tensor must be named 'target', not {self.target.name!r}")
-        if self.target.mean:
-            raise ValueError("the target has no mean and std: scale it in the data configuration")
-        if not 1 <= self.batch_size <= 65_536:
-            raise ValueError(f"batch_size {self.batch_size} is outside 1 to 65,536")
+
+    @property
+    def columns(self) -> tuple[TensorSpec, ...]:
+        """Inputs and targets: everything that comes out of a data file."""
+        return (*self.inputs, *self.targets)
 
     @cached_property
     def size(self) -> int:
-        """P, the number of parameters."""
+        """P, the number of parameters that travel."""
         return self.layout.size
+
+    @cached_property
+    def whole_size(self) -> int:
+        """Length of the vector that the program takes: θ, then the personal part."""
+        return self.size + (self.personal.size if self.personal else 0)
+
+    @cached_property
+    def tracked(self) -> tuple[slice, ...]:
+        """Parts of that vector that are averaged and not stepped (`ParameterSpec.tracked`)."""
+        personal = self.personal.tracked if self.personal else ()
+        moved = (slice(self.size + part.start, self.size + part.stop) for part in personal)
+        return (*self.layout.tracked, *moved)
 
     @property
     def fingerprint(self) -> str:

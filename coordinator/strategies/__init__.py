@@ -8,6 +8,7 @@ from coordinator.strategies.strategy import (
     check_state,
     state_from_bytes,
     state_to_bytes,
+    with_tracked,
 )
 
 __all__ = [
@@ -19,4 +20,5 @@ __all__ = [
     "make_strategy",
     "state_from_bytes",
     "state_to_bytes",
+    "with_tracked",
 ]

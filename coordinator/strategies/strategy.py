@@ -15,7 +15,7 @@ import numpy as np
 
 from models import frames
 from models.errors import ConfigError, TrainingError, WireError
-from models.parameters import F32
+from models.parameters import F32, Layout
 
 #: A strategy's memory between rounds: float32 vectors of shape (P,) by name; empty for FedAvg.
 State = Mapping[str, F32]
@@ -121,6 +121,21 @@ def check_state(state: State, names: tuple[str, ...], size: int) -> None:
             f"the stored strategy state holds {found or 'nothing'}, this strategy needs "
             f"{dict.fromkeys(names, size)}: the strategy or the model was changed"
         )
+
+
+def with_tracked(layout: Layout, theta: F32, delta: F32, after: F32) -> F32:
+    """`after`, but θ + delta where the layout says `tracked`.
+
+    A statistic that follows the data is the mean of what the agents found, whatever the strategy
+    does with gradients: momentum or an adaptive rate would carry it past every agent's value.
+    """
+    if not layout.tracked:
+        return after
+    after = after.copy()
+    for place in layout.tracked:
+        after[place] = theta[place] + delta[place]
+    after.setflags(write=False)
+    return after
 
 
 def check_step(theta: F32, state: State, learning_rate: float) -> tuple[F32, State]:

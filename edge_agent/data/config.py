@@ -51,6 +51,22 @@ class TargetSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
             raise ValueError(f"scale must be a finite number other than 0, got {self.scale}")
 
 
+class WeightSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where the weight of each row comes from; exactly one of the two keys.
+
+    Attributes:
+        array: name of an array in an .npz file, shape (rows,).
+        column: name of a column of a .csv file.
+    """
+
+    array: str | None = None
+    column: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.array is None) == (self.column is None):
+            raise ValueError("give exactly one of array (for .npz) and column (for .csv)")
+
+
 class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The `data:` section of an agent's configuration.
 
@@ -59,7 +75,11 @@ class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
             the order of time.
         inputs: from the name of a model input to its source. An input that is not named takes the
             array of its own name (.npz) or the columns named like its features (.csv).
-        target: source of the target; absent: the array `y` (.npz only).
+        target: source of the target; absent: the array `y` (.npz only). A model that needs no
+            target (an autoencoder) has none.
+        targets: of a model with several outputs: from the name of each target (`target_<output>`)
+            to its source; absent: arrays of these names (.npz only).
+        weight: what each row counts, 0 or more; absent: every row counts 1.
         group: array or column inside whose equal values rows belong together in time, such as
             `recording`: each group is split on its own. Absent: all rows are one group.
         test_fraction: share of each group, its latest rows, held out for evaluation. 0 holds
@@ -69,12 +89,15 @@ class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
             measures both on the training part at first use and keeps them for good; `none` leaves
             the numbers alone.
         nan: what to do with rows that hold NaN or infinity: `refuse` the file, or `drop` the rows.
+            NaN in an input whose spec says what stands for a missing value is none of these.
         max_rows: a file with more rows is refused before it fills the memory.
     """
 
     path: str
     inputs: dict[str, InputSource] = {}
     target: TargetSource | None = None
+    targets: dict[str, TargetSource] = {}
+    weight: WeightSource | None = None
     group: str | None = None
     test_fraction: float = 0.2
     normalise: Normalise = "spec"
@@ -95,13 +118,22 @@ class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         """`npz` or `csv`."""
         return Path(self.path).suffix.lower().removeprefix(".")
 
+    @property
+    def target_sources(self) -> dict[str, TargetSource]:
+        """Source of each target by its name in the model's spec, as far as configured."""
+        return {**({"target": self.target} if self.target else {}), **self.targets}
+
     def _check_sources(self) -> None:
         right = "array" if self.format == "npz" else "columns"
         for name, source in self.inputs.items():
             if getattr(source, right) is None:
                 raise ValueError(f"inputs.{name}: a .{self.format} file needs the key {right}")
         right = right.removesuffix("s")
-        if self.target is not None and getattr(self.target, right) is None:
-            raise ValueError(f"target: a .{self.format} file needs the key {right}")
-        if self.target is None and self.format == "csv":
-            raise ValueError("target is missing: name its column, target: {column: ...}")
+        singles: dict[str, TargetSource | WeightSource] = {
+            **({"target": self.target} if self.target else {}),
+            **{f"targets.{name}": source for name, source in self.targets.items()},
+            **({"weight": self.weight} if self.weight else {}),
+        }
+        for name, single in singles.items():
+            if getattr(single, right) is None:
+                raise ValueError(f"{name}: a .{self.format} file needs the key {right}")

@@ -52,7 +52,9 @@ def _read(path: Path, file: TextIO, config: DataConfig, spec: ModelSpec) -> Tabl
         header = next(reader, [])
         if not header:
             raise DataError(f"{path}: the file is empty, expected a header")
-        columns = [_Column.of(path, tensor, config, header) for tensor in tensors(spec)]
+        columns = [
+            _Column.of(path, tensor, config, spec, header) for tensor in tensors(config, spec)
+        ]
         group = _Group(_find(path, config.group, header)) if config.group is not None else None
         lines = array("l")
         for row in reader:
@@ -70,14 +72,12 @@ def _read(path: Path, file: TextIO, config: DataConfig, spec: ModelSpec) -> Tabl
             lines.append(reader.line_num)
     except csv.Error as error:
         raise DataError(f"{path}: line {reader.line_num}: {error}") from error
-    *inputs, target = columns
     return Table(
         path,
-        {column.tensor.name: column.values_array() for column in inputs},
-        target.values_array(),
+        {column.tensor.name: column.values_array() for column in columns},
         np.frombuffer(group.codes, np.dtype("l")) if group is not None else None,
         {column.tensor.name: column.names for column in columns},
-        {column.tensor.name: column.names for column in inputs},
+        {column.tensor.name: column.names for column in columns if column.tensor in spec.inputs},
         np.frombuffer(lines, np.dtype("l")),
     )
 
@@ -103,10 +103,18 @@ class _Column:
 
     @classmethod
     def of(
-        cls, path: Path, tensor: TensorSpec, config: DataConfig, header: Sequence[str]
+        cls,
+        path: Path,
+        tensor: TensorSpec,
+        config: DataConfig,
+        spec: ModelSpec,
+        header: Sequence[str],
     ) -> _Column:
-        names = _names(tensor, config)
+        names = _names(tensor, config, spec)
         needed = prod(tensor.shape)
+        if not names and tensor in spec.targets:
+            key = "target" if tensor.name == "target" else f"targets.{tensor.name}"
+            raise DataError(f"{path}: {key} is missing: name its column, {key}: {{column: ...}}")
         if len(names) != needed:
             raise DataError(
                 f"{path}: {tensor.name} needs {needed} columns (shape {tensor.shape}), "
@@ -114,8 +122,7 @@ class _Column:
             )
         positions = [_find(path, name, header) for name in names]
         # float64 holds every class index and every target before its scale is applied.
-        is_input = tensor.name != "target"
-        code = "f" if is_input and tensor.dtype == "float32" else "d"
+        code = "f" if tensor in spec.inputs and tensor.dtype == "float32" else "d"
         return cls(tensor, names, positions, array(code), _parser(tensor))
 
     def add(self, row: Sequence[str], path: Path, line: int) -> None:
@@ -145,11 +152,12 @@ class _Group:
         self.codes.append(self._known.setdefault(row[self._position].strip(), len(self._known)))
 
 
-def _names(tensor: TensorSpec, config: DataConfig) -> Sequence[str]:
-    if tensor.name == "target":
-        return [config.target.column] if config.target and config.target.column else []
-    source = config.inputs.get(tensor.name)
-    return source.columns if source and source.columns is not None else tensor.features
+def _names(tensor: TensorSpec, config: DataConfig, spec: ModelSpec) -> Sequence[str]:
+    if tensor in spec.inputs:
+        source = config.inputs.get(tensor.name)
+        return source.columns if source and source.columns is not None else tensor.features
+    single = config.target_sources.get(tensor.name) if tensor in spec.targets else config.weight
+    return [single.column] if single and single.column else []
 
 
 def _find(path: Path, name: str, header: Sequence[str]) -> int:

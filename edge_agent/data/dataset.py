@@ -10,12 +10,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from edge_agent.data.config import DataConfig, InputSource, TargetSource
+from edge_agent.data.config import DataConfig, InputSource, TargetSource, WeightSource
 from edge_agent.data.csv import read_csv
 from edge_agent.data.normalise import Scale, scales
 from edge_agent.data.npz import read_npz
 from edge_agent.data.table import Array, EmptyDataError, Index, Table, chunks, tensors
 from models.errors import DataError
+from models.program import Rows
 from models.spec import ModelSpec, TensorSpec
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "InputSource",
     "LocalDataset",
     "TargetSource",
+    "WeightSource",
     "build_dataset",
     "load_dataset",
     "read_table",
@@ -45,16 +47,15 @@ class LocalDataset:
     Rows are stored training part first, so that both parts are views and cost no memory.
 
     Attributes:
-        inputs: per input of the spec, shape (n, *shape), in the spec's dtype, scaled.
-        target: shape (n, *shape), in the spec's dtype, scaled.
+        arrays: per column (inputs, targets, perhaps `weight`), shape (n, *shape), in the spec's
+            dtype, scaled.
         train: indexes of the training rows, int64, ascending.
         test: indexes of the held-out rows, int64, ascending.
         rows: for each row its number in the data file, int64, shape (n,).
         scales: what each scaled input was scaled by.
     """
 
-    inputs: Mapping[str, Array]
-    target: Array
+    arrays: Mapping[str, Array]
     train: Index
     test: Index
     rows: Index
@@ -70,10 +71,10 @@ class LocalDataset:
         """Number of held-out rows."""
         return len(self.test)
 
-    def part(self, name: Part) -> tuple[dict[str, Array], Array]:
-        """Inputs and target of the training or the held-out rows, oldest first in each group."""
+    def part(self, name: Part) -> Rows:
+        """The training or the held-out rows, oldest first in each group."""
         rows = slice(self.num_train) if name == "train" else slice(self.num_train, None)
-        return {key: array[rows] for key, array in self.inputs.items()}, self.target[rows]
+        return {key: array[rows] for key, array in self.arrays.items()}
 
 
 def load_dataset(
@@ -102,15 +103,21 @@ def read_table(config: DataConfig, spec: ModelSpec, base: Path) -> Table:
         DataError: the file is missing, or arrays or columns are.
     """
     path = base / Path(config.path).expanduser()
-    known = [tensor.name for tensor in spec.inputs]
-    for name in config.inputs:
-        if name not in known:
-            raise DataError(
-                f"{path}: the model {spec.name} has no input {name!r}; inputs: {', '.join(known)}"
-            )
-    scale = config.target.scale if config.target else 1.0
-    if scale != 1 and spec.target.dtype != "float32":
-        raise DataError(f"{path}: target scale {scale}: class targets cannot be scaled")
+    for what, given, known in (
+        ("input", config.inputs, spec.inputs),
+        ("target", config.target_sources, spec.targets),
+    ):
+        names = [tensor.name for tensor in known]
+        for name in given:
+            if name not in names:
+                raise DataError(
+                    f"{path}: the model {spec.name} has no {what} {name!r}; "
+                    f"{what}s: {', '.join(names) or 'none'}"
+                )
+    for target in spec.targets:
+        scale = _target_scale(config, target)
+        if scale != 1 and target.dtype != "float32":
+            raise DataError(f"{path}: {target.name} scale {scale}: class targets cannot be scaled")
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     return _READERS[config.format](path, config, spec)
@@ -141,23 +148,37 @@ def build_dataset(
     if not len(usable):
         dropped = f" ({len(taken)} dropped for NaN)" if len(taken) else ""
         raise EmptyDataError(f"{table.path}: no rows{dropped}")
-    for tensor in tensors(spec):
+    for tensor in tensors(config, spec):
         _check_whole(table, tensor, usable)
+    if "weight" in table.arrays:
+        _check_weight(table, usable)
     group = table.group[usable] if table.group is not None else np.zeros(len(usable), np.int64)
     train, test = split_in_time(group, config.test_fraction)
     order = usable[np.concatenate((train, test))]
     by_input = scales(config, spec, table, usable[train], state_dir)
-    inputs = {
-        t.name: _finished(table, t, order, by_input[t.name].apply if t.name in by_input else None)
-        for t in spec.inputs
+    arrays = {
+        t.name: _finished(table, t, order, _scaling(config, spec, t, by_input.get(t.name)))
+        for t in tensors(config, spec)
     }
-    factor = np.float64(config.target.scale if config.target else 1)
-    multiply = None if factor == 1 else lambda block: block * factor
-    target = _finished(table, spec.target, order, multiply)
     indexes = _frozen(np.arange(len(order)))
     return LocalDataset(
-        inputs, target, indexes[: len(train)], indexes[len(train) :], _frozen(order), by_input
+        arrays, indexes[: len(train)], indexes[len(train) :], _frozen(order), by_input
     )
+
+
+def _target_scale(config: DataConfig, target: TensorSpec) -> float:
+    source = config.target_sources.get(target.name)
+    return source.scale if source else 1.0
+
+
+def _scaling(
+    config: DataConfig, spec: ModelSpec, tensor: TensorSpec, scale: Scale | None
+) -> Callable[[Array], Array] | None:
+    """What is done to the numbers of a column; None leaves them alone."""
+    if tensor in spec.inputs:
+        return scale.apply if scale else None
+    factor = np.float64(_target_scale(config, tensor) if tensor in spec.targets else 1)
+    return None if factor == 1 else lambda block: block * factor
 
 
 def split_in_time(group: Array, test_fraction: float) -> tuple[Index, Index]:
@@ -184,14 +205,19 @@ def split_in_time(group: Array, test_fraction: float) -> tuple[Index, Index]:
 
 
 def _usable(table: Table, config: DataConfig, spec: ModelSpec, rows: Index) -> Index:
-    """The rows without NaN and infinity (also those that float32 would make infinite)."""
+    """The rows without NaN and infinity (also those that float32 would make infinite).
+
+    NaN stays where the spec says what stands for a missing value.
+    """
     good = np.ones(len(rows), bool)
-    for tensor in tensors(spec):
-        raw = _raw(table, tensor)
+    for tensor in tensors(config, spec):
+        raw = table.arrays[tensor.name]
         if raw.dtype.kind != "f":
             continue
         for part, block in chunks(raw, rows):
             finite = _is_finite(block).reshape(len(block), -1)
+            if tensor.missing is not None:
+                finite |= np.isnan(block).reshape(len(block), -1)
             if config.nan == "refuse" and not finite.all():
                 row, column = np.argwhere(~finite)[0]
                 raise DataError(
@@ -222,7 +248,7 @@ def _check_whole(table: Table, tensor: TensorSpec, rows: Index) -> None:
     if tensor.dtype != "int32":
         return
     low, high = (0, len(tensor.classes) - 1) if tensor.classes else (_INT32.min, _INT32.max)
-    for part, block in chunks(_raw(table, tensor), rows):
+    for part, block in chunks(table.arrays[tensor.name], rows):
         flat = block.reshape(len(block), -1)
         bad = (flat < low) | (flat > high)
         if flat.dtype.kind == "f":
@@ -240,17 +266,24 @@ def _finished(
     table: Table, tensor: TensorSpec, order: Index, scale: Callable[[Array], Array] | None
 ) -> Array:
     """The rows in `order`, scaled, in the tensor's dtype, read-only."""
-    raw = _raw(table, tensor)
+    raw = table.arrays[tensor.name]
     out: Array = np.empty((len(order), *tensor.shape), tensor.dtype)
     for part, block in chunks(raw, order):
         out[part] = block if scale is None else scale(block)
+        if tensor.missing is not None:
+            out[part][np.isnan(out[part])] = tensor.missing
         if scale is not None and not np.isfinite(out[part]).all():
             raise DataError(f"{table.path}: {tensor.name} is not finite after it was scaled")
     return _frozen(out)
 
 
-def _raw(table: Table, tensor: TensorSpec) -> Array:
-    return table.target if tensor.name == "target" else table.inputs[tensor.name]
+def _check_weight(table: Table, rows: Index) -> None:
+    weight = table.arrays["weight"][rows]
+    if (weight < 0).any():
+        row = int(np.argmax(weight < 0))
+        raise DataError(f"{table.place(rows[row])}: weight {weight[row]} is below 0")
+    if not weight.any():
+        raise DataError(f"{table.path}: every row has weight 0: there is nothing to learn from")
 
 
 def _frozen(array: np.ndarray[Any, np.dtype[Any]]) -> Array:

@@ -96,19 +96,19 @@ def _measure(table: Table, tensor: TensorSpec, train: Index) -> Scale:
         raise DataError(
             f"{table.path}: normalise: device needs training rows to measure, there are none"
         )
-    raw = table.inputs[tensor.name]
+    raw = table.arrays[tensor.name]
     features = (tensor.shape or (1,))[-1]
     # Two passes: the textbook sum of squares loses every digit when the mean is large.
-    total = np.zeros(features)
-    count = 0
+    total, count = np.zeros(features), np.zeros(features)
     for _, block in chunks(raw, train):
         flat = block.reshape(-1, features)
-        total += flat.sum(0, dtype=np.float64)
-        count += len(flat)
+        total += np.nansum(flat, 0, dtype=np.float64)  # NaN is a missing value, or was refused
+        count += (flat == flat).sum(0)
+    count = np.maximum(count, 1)
     mean = total / count
     squares = np.zeros(features)
     for _, block in chunks(raw, train):
-        squares += np.square(block.reshape(-1, features) - mean).sum(0)
+        squares += np.nansum(np.square(block.reshape(-1, features) - mean), 0)
     std = np.sqrt(squares / count)
     # A feature that never changes carries nothing; its rounding noise must not become a signal.
     std[std <= 1e-12 * np.abs(mean)] = 1.0

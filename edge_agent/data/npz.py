@@ -16,7 +16,7 @@ from typing import IO, Any
 import numpy as np
 
 from edge_agent.data.config import DataConfig
-from edge_agent.data.table import Array, Table, feature_names, too_many_rows, unknown_name
+from edge_agent.data.table import Array, Table, feature_names, tensors, too_many_rows, unknown_name
 from models.errors import DataError
 from models.spec import ModelSpec, TensorSpec
 
@@ -40,15 +40,25 @@ def read_npz(path: Path, config: DataConfig, spec: ModelSpec) -> Table:
         raise DataError(f"{path}: not an .npz file: {error}") from error
     with archive:
         reader = _Reader(path, archive, config.max_rows)
-        sources = {name: source.array or name for name, source in config.inputs.items()}
-        names = {tensor.name: sources.get(tensor.name, tensor.name) for tensor in spec.inputs}
-        target_name = config.target.array if config.target and config.target.array else "y"
-        target = reader.read(target_name, spec.target)
-        inputs = {tensor.name: reader.read(names[tensor.name], tensor) for tensor in spec.inputs}
+        names = {tensor.name: _source(tensor, config, spec) for tensor in tensors(config, spec)}
+        # Targets first: their name is the one that a person is most likely to have wrong.
+        order = sorted(tensors(config, spec), key=lambda tensor: tensor in spec.inputs)
+        arrays = {tensor.name: reader.read(names[tensor.name], tensor) for tensor in order}
         group = reader.read_group(config.group) if config.group is not None else None
-    columns = {tensor.name: feature_names(tensor, names[tensor.name]) for tensor in spec.inputs}
-    columns["target"] = feature_names(spec.target, target_name)
-    return Table(path, inputs, target, group, columns, {name: [names[name]] for name in names})
+    columns = {t.name: feature_names(t, names[t.name]) for t in tensors(config, spec)}
+    return Table(path, arrays, group, columns, {t.name: [names[t.name]] for t in spec.inputs})
+
+
+def _source(tensor: TensorSpec, config: DataConfig, spec: ModelSpec) -> str:
+    """Name of the array that a column of the spec is read from."""
+    if tensor in spec.inputs:
+        source = config.inputs.get(tensor.name)
+        return source.array if source and source.array else tensor.name
+    if tensor in spec.targets:
+        target = config.target_sources.get(tensor.name)
+        default = "y" if tensor.name == "target" else tensor.name
+        return target.array if target and target.array else default
+    return config.weight.array if config.weight and config.weight.array else tensor.name
 
 
 class _Reader:

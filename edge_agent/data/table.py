@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.data.config import DataConfig
 from models.errors import DataError
 from models.spec import ModelSpec, TensorSpec
 
@@ -20,6 +21,8 @@ Index = NDArray[np.int64]
 
 #: Numbers worked on at a time: 2 MiB in float64, so that no step needs a second copy of the data.
 _CHUNK_ELEMENTS = 1 << 18
+
+_WEIGHT = TensorSpec("weight")
 
 
 class EmptyDataError(DataError):
@@ -32,17 +35,15 @@ class Table:
 
     Attributes:
         path: the file, for messages.
-        inputs: per input of the spec, numbers of any type, shape (n, *shape of the input).
-        target: shape (n, *shape of the target).
+        arrays: per column (inputs, targets, `weight`), numbers of any type, shape (n, *shape).
         group: shape (n,), equal values belong together; None if all rows do.
-        columns: per input, the names of its numbers in row-major order; also "target".
+        columns: likewise the names of its numbers in row-major order.
         sources: per input, what was configured or assumed: columns, or the one array.
         lines: line of the file in which each row ends, shape (n,); None for .npz.
     """
 
     path: Path
-    inputs: Mapping[str, Array]
-    target: Array
+    arrays: Mapping[str, Array]
     group: Array | None
     columns: Mapping[str, Sequence[str]]
     sources: Mapping[str, Sequence[str]]
@@ -51,7 +52,7 @@ class Table:
     @property
     def rows(self) -> int:
         """n, the number of rows."""
-        return len(self.target)
+        return len(next(iter(self.arrays.values())))
 
     def place(self, row: int) -> str:
         """Where a person finds the row: `data.csv: line 7` or `data.npz: row 5` (from 0)."""
@@ -67,9 +68,9 @@ def chunks(array: Array, rows: Index) -> Iterator[tuple[slice, Array]]:
         yield part, array[rows[part]]
 
 
-def tensors(spec: ModelSpec) -> tuple[TensorSpec, ...]:
-    """Inputs and target: everything that comes out of the data file."""
-    return (*spec.inputs, spec.target)
+def tensors(config: DataConfig, spec: ModelSpec) -> tuple[TensorSpec, ...]:
+    """Inputs, targets and weight: everything that comes out of the data file."""
+    return (*spec.columns, _WEIGHT) if config.weight else spec.columns
 
 
 def feature_names(tensor: TensorSpec, source: str) -> list[str]:

@@ -83,7 +83,7 @@ def draw_dataset(seed: int, number: int) -> LocalDataset:
     y = (x @ np.array(_SLOPE) + 2.0 + 0.1 * rng.normal(size=rows)).astype(np.float32)
     cut = rows - rows // 3
     return LocalDataset(
-        {"features": x}, y, np.arange(cut), np.arange(cut, rows), np.arange(rows), {}
+        {"features": x, "target": y}, np.arange(cut), np.arange(cut, rows), np.arange(rows), {}
     )
 
 

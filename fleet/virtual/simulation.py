@@ -27,9 +27,9 @@ from fleet.virtual.route import FaultyRoute
 from fleet.virtual.shells import Shell, World
 from fleet.virtual.workbench import Workbench
 from models.errors import FleetError
+from models.metrics import Sums
 from models.package import ModelPackage
 from models.parameters import F32
-from models.program import Sums
 
 if TYPE_CHECKING:
     from broker.signing import SigningKeys

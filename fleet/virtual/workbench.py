@@ -11,10 +11,11 @@ import numpy as np
 from edge_agent.data.dataset import LocalDataset
 from edge_agent.events import Evaluated, JobFailed, LoadPackage, PackageFailed, StartJob, Trained
 from edge_agent.events import PackageLoaded as Loaded
+from edge_agent.personal import PersonalPart
 from edge_agent.trainer import TrainingResult, train
 from fleet.virtual.profiles import DeviceProfile
 from models.errors import FederationError
-from models.package import unpack_wire
+from models.package import Unpacked, unpack_wire
 from models.program import Program
 
 
@@ -31,19 +32,21 @@ class Workbench:
 
     def __init__(self, *, remember: bool = False) -> None:
         self._remember = remember
-        self._programs: dict[str, Program] = {}
+        self._programs: dict[str, tuple[Program, Unpacked]] = {}
+        self._personal: dict[tuple[str, str], PersonalPart] = {}
         self._known: dict[tuple[Any, ...], Trained | Evaluated | JobFailed] = {}
         self.busy_s = 0.0
 
     def load(self, job: LoadPackage, dataset: LocalDataset) -> Loaded | PackageFailed:
         """Load the program, unless it is here already."""
-        program = self._programs.get(job.package)
-        if program is None:
+        if job.package not in self._programs:
             try:
-                spec, data = unpack_wire(job.wire)
-                program = self._programs[job.package] = Program(data, spec)
+                content = unpack_wire(job.wire)
+                program = Program(content.program, content.spec, frozen=content.frozen)
             except FederationError as error:
                 return PackageFailed(job.package, "no_program", str(error))
+            self._programs[job.package] = program, content
+        program, _ = self._programs[job.package]
         return Loaded(
             job.package,
             program.spec.fingerprint,
@@ -56,7 +59,8 @@ class Workbench:
         """Virtual time of a job on a device."""
         if job.plan.task == "train":
             return profile.training_s(dataset.num_train, job.plan.training)
-        batch = next(iter(self._programs.values())).spec.batch_size if self._programs else 1
+        known = next(iter(self._programs.values()), None)
+        batch = known[1].spec.batch_size if known else 1
         return profile.evaluation_s(dataset.num_test, batch)
 
     def work(
@@ -69,22 +73,25 @@ class Workbench:
             # The plan may differ in what does not concern the work (the chunks of its blobs).
             return type(known)(plan, *_rest(known))
         began = time.process_time()
-        result = self._work(job, self._programs[package], agent_id, dataset, seconds)
+        result = self._work(job, package, agent_id, dataset, seconds)
         self.busy_s += time.process_time() - began
         if self._remember:
             self._known[key] = result
         return result
 
     def _work(
-        self, job: StartJob, program: Program, agent_id: str, dataset: LocalDataset, seconds: float
+        self, job: StartJob, package: str, agent_id: str, dataset: LocalDataset, seconds: float
     ) -> Trained | Evaluated | JobFailed:
         plan = job.plan
+        program, content = self._programs[package]
+        personal = self._personal.setdefault((package, agent_id), PersonalPart(content.personal))
+        theta = personal.whole(job.theta)
         try:
             if plan.task == "evaluate":
-                inputs, target = dataset.part("test")
-                return Evaluated(plan, program.evaluate(job.theta, inputs, target))
+                return Evaluated(plan, program.evaluate(theta, dataset.part("test")))
             rng = np.random.default_rng([plan.seed, crc32(agent_id.encode()), 0])
-            result = train(program, job.theta, dataset.part("train"), plan.training, rng)
+            rows = dataset.part("train")
+            result = personal.keep(train(program, theta, rows, plan.training, rng))
         except FederationError as error:
             return JobFailed(plan, str(error))
         # Wall time would make two runs of one seed differ.

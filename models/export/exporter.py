@@ -8,26 +8,20 @@ export_model(model, name="pump_wear").save(Path("pump_wear"))
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
-
-import msgspec
-import numpy as np
 
 from models.errors import ExportError
 from models.export.backend import keras
 from models.export.layers import check_layers, leaves
-from models.export.losses import Objective, read_objective
+from models.export.losses import Contrastive, Triplet
 from models.export.lowering import lower
+from models.export.objective import Wishes, read_objective
 from models.export.randomness import random_function
+from models.export.variables import freeze_all_but, read_variables
 from models.export.verify import verify
-from models.package import ModelPackage
-from models.parameters import Layout, ParameterSpec
+from models.package import ModelPackage, encode_frozen
 from models.spec import ModelSpec, TensorSpec
-
-#: Name of what `predict` returns.
-OUTPUT = "prediction"
-_NUMBERED = re.compile(r"_\d+$")
 
 
 def export_model(
@@ -38,48 +32,75 @@ def export_model(
     batch_size: int = 32,
     inputs: Sequence[TensorSpec] = (),
     classes: Sequence[str] = (),
+    metrics: Sequence[str] = (),
+    class_weight: Mapping[int, float] | None = None,
+    loss: Triplet | Contrastive | None = None,
+    reconstruct: str = "",
+    train: Sequence[str] = (),
+    personal: Sequence[str] = (),
 ) -> ModelPackage:
     """The package of `model`: program, spec, and the model's present weights as initial θ.
 
-    The program was run and its gradient compared with Keras's own before it is returned.
+    The program was run and its gradient compared with Keras's own before it is returned. Layers
+    with `trainable = False` are frozen: the package holds their weights once, at a byte each, and
+    they never travel again.
 
     Args:
-        model: a built and compiled `keras.Model` with one output; `compile()`'s loss and metrics
+        model: a built and compiled `keras.Model`; `compile()`'s losses, loss weights and metrics
             become the program's, its optimizer is ignored (devices choose their own).
         name: of the model, in the spec and in reports.
         source: where architecture or task come from, for people.
         batch_size: rows of one program call. Larger is faster per row; padding of the last batch
             costs as much as real rows.
         inputs: one `TensorSpec` per input, in the model's order, to add what Keras does not know:
-            features, units, mean and std. Shapes and dtypes must agree with the model. Without
-            them, names are those of `keras.Input(name=...)`.
+            features, units, mean, std and what stands for a missing value. Shapes and dtypes must
+            agree with the model. Without them, names are those of `keras.Input(name=...)`.
         classes: names of the classes, for classification.
+        metrics: more metrics of the first output by name: also "confusion", which Keras has not.
+        class_weight: what a row of each class counts in the loss; 1 for those not named.
+        loss: of a model whose outputs are embeddings, in place of a compiled one.
+        reconstruct: name of the input that the output is compared with (an autoencoder): the data
+            then needs no target.
+        train: names of layers, or patterns (`head*`): all others are frozen.
+        personal: names of layers, or patterns, that each device learns for itself and never sends.
 
     Raises:
         ExportError: the model cannot become a program; names the layer, loss, metric or operator
             and what to use instead.
     """
     _check_model(model)
+    if train:
+        freeze_all_but(model, train)
     check_layers(model)
-    objective = read_objective(model)
+    variables = read_variables(model, personal)
+    tensors = tuple(_inputs(model, inputs))
+    wishes = Wishes(loss, reconstruct, class_weight or {}, metrics, classes)
+    objective = read_objective(model, tensors, wishes)
     try:
         spec = ModelSpec(
             name=name,
             source=source,
-            inputs=tuple(_inputs(model, inputs)),
-            target=_target(objective, tuple(classes)),
-            outputs=(TensorSpec(OUTPUT, objective.output_shape),),
+            inputs=tensors,
+            targets=objective.targets,
+            outputs=objective.outputs,
             loss=objective.name,
-            metrics=tuple(objective.metrics),
+            metrics=objective.metrics,
             batch_size=batch_size,
-            layout=Layout(tuple(_parameters(model))),
-            stochastic=any(map(random_function, leaves(model))) or msgspec.UNSET,
+            layout=variables.layout,
+            stochastic=any(map(random_function, leaves(model))),
+            personal=variables.personal_layout,
+            frozen=variables.frozen_values().size,
         )
     except ValueError as error:
         raise ExportError(f"model {name!r}: {error}") from error
-    initial = spec.layout.flatten([np.asarray(v) for v in model.trainable_variables])
-    package = ModelPackage(spec, lower(model, objective, spec), initial)
-    verify(model, package)
+    package = ModelPackage(
+        spec,
+        lower(model, objective, variables, spec),
+        variables.values(variables.shared),
+        variables.values(variables.personal),
+        encode_frozen(variables.frozen_values()),
+    )
+    verify(model, package, objective, variables)
     return package
 
 
@@ -94,12 +115,6 @@ def _check_model(model: Any) -> None:
             f"model {model.name!r} does not know its input: begin it with "
             "keras.Input(shape, name=...), or use the functional API"
         )
-    if len(model.outputs) != 1:
-        raise ExportError(
-            f"model {model.name!r} has {len(model.outputs)} outputs: a program has one"
-        )
-    if not model.trainable_variables:
-        raise ExportError(f"model {model.name!r} has no trainable weights")
 
 
 def _inputs(model: Any, given: Sequence[TensorSpec]) -> Iterator[TensorSpec]:
@@ -131,44 +146,3 @@ def _input_name(name: str, index: int, count: int) -> str:
     if re.fullmatch(r"(keras_tensor|input|input_layer)(_\d+)?", name):
         return "input" if count == 1 else f"input_{index}"
     return name
-
-
-def _target(objective: Objective, classes: tuple[str, ...]) -> TensorSpec:
-    if classes and objective.target_dtype != "int32":
-        raise ExportError(f"classes given for a regression ({objective.name})")
-    if classes and objective.name == "sparse_categorical_crossentropy":
-        count = objective.output_shape[-1]
-        if len(classes) != count:
-            raise ExportError(f"{len(classes)} class names for an output of {count} classes")
-    return TensorSpec("target", objective.target_shape, objective.target_dtype, classes=classes)
-
-
-def _parameters(model: Any) -> Iterator[ParameterSpec]:
-    """Names and shapes in the order of `model.trainable_variables`."""
-    names: dict[int, str] = {}
-    for layer, layer_name in _layer_names(model):
-        for variable in layer.trainable_variables:
-            inner = variable.path.split("/")
-            inner = inner[inner.index(layer.name) + 1 :] if layer.name in inner else inner[-1:]
-            names.setdefault(id(variable), "/".join([layer_name, *inner]))
-    for variable in model.trainable_variables:
-        yield ParameterSpec(names[id(variable)], tuple(variable.shape))
-
-
-def _layer_names(model: Any) -> Iterator[tuple[Any, str]]:
-    """Layers with names that depend on the model only.
-
-    Keras numbers unnamed layers through the life of the process (`dense_7`): such a number would
-    make the layout, and its fingerprint, differ from one export to the next.
-    """
-    taken: set[str] = set()
-    for layer in model.layers:
-        kind = _NUMBERED.sub("", layer.name)
-        automatic = kind.replace("_", "") == type(layer).__name__.lower()
-        base = kind if automatic else layer.name
-        name, number = base, 0
-        while name in taken:
-            number += 1
-            name = f"{base}_{number}"
-        taken.add(name)
-        yield layer, name

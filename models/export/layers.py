@@ -11,11 +11,10 @@ from typing import Any
 
 from models.errors import ExportError
 from models.export.backend import keras
+from models.export.variables import is_seed
 
 #: Layer class -> what to use instead. Subclasses count too.
 _REFUSED: dict[str, str] = {
-    "BatchNormalization": "its moving averages are no weights that an update could carry; "
-    "use LayerNormalization or GroupNormalization",
     "Normalization": "give mean and std of the input to export_model instead",
     "SpectralNormalization": "use LayerNormalization",
     "Conv3D": "use Conv2D",
@@ -66,18 +65,19 @@ def _dtype(layer: Any) -> str | None:
 
 
 def _hidden_state(layer: Any) -> str | None:
-    if not layer.trainable and layer.weights:
-        return "it is frozen; all of θ is trained: set layer.trainable = True"
-    # What layers inside it keep is said of them.
+    if isinstance(layer, keras.layers.BatchNormalization):
+        return None
+    # What layers inside it keep is said of them; what a frozen one keeps is frozen with it.
     inside = {id(v) for part in layer._flatten_layers()[1:] for v in part.non_trainable_variables}
     own = [v for v in layer.non_trainable_variables if id(v) not in inside]
-    state = [v.path for v in own if not is_seed(v)]
+    state = [v.path for v in own if not is_seed(v)] if layer.trainable else []
     return f"it keeps state outside its trainable weights ({', '.join(state)})" if state else None
 
 
-def is_seed(variable: Any) -> bool:
-    """Whether a variable is the state of Keras's random numbers, which programs do not use."""
-    return bool(variable.name == "seed_generator_state")
+def _batch_normalization(layer: Any) -> str | None:
+    if not isinstance(layer, keras.layers.BatchNormalization):
+        return None
+    return "use synchronized=False" if getattr(layer, "synchronized", False) else None
 
 
 def _recurrent(layer: Any) -> str | None:
@@ -122,6 +122,7 @@ _CHECKS: tuple[Callable[[Any], str | None], ...] = (
     _dtype,
     _regularizer,
     _hidden_state,
+    _batch_normalization,
     _channels_first,
     _convolution,
     _recurrent,

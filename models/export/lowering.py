@@ -9,14 +9,16 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 from models.errors import ExportError
 from models.export.backend import Tensor, hushed, tf
 from models.export.gradients import OVERRIDES
 from models.export.layers import leaves
-from models.export.losses import Objective
-from models.export.substitutes import exportable
+from models.export.objective import Objective
+from models.export.substitutes import Training, exportable
+from models.export.variables import Variables
 from models.program import expected_signatures
 from models.spec import ModelSpec
 
@@ -24,13 +26,13 @@ from models.spec import ModelSpec
 _FLEX = re.compile(r"(?:Flex|Custom) ops?: ([\w, ]+)|'tf\.(\w+)' op is neither")
 
 
-def lower(model: Any, objective: Objective, spec: ModelSpec) -> bytes:
+def lower(model: Any, objective: Objective, variables: Variables, spec: ModelSpec) -> bytes:
     """The program: three signatures, TFLite built-in operators only, names of tensors stripped.
 
     Raises:
         ExportError: an operator has no TFLite built-in; names it and, where known, the layer.
     """
-    functions = _trace(model, objective, spec)
+    functions = _trace(model, objective, variables, spec)
     module = tf.Module()
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
     with tempfile.TemporaryDirectory() as folder, hushed():
@@ -48,76 +50,99 @@ def lower(model: Any, objective: Objective, spec: ModelSpec) -> bytes:
 class _Signatures:
     """The three pure functions of θ, as keyword-only TensorFlow functions."""
 
-    def __init__(self, model: Any, objective: Objective, spec: ModelSpec) -> None:
+    def __init__(
+        self, model: Any, objective: Objective, variables: Variables, spec: ModelSpec
+    ) -> None:
         self._model = model
         self._objective = objective
+        self._variables = variables
         self._spec = spec
 
     def gradient(
         self,
         *,
         theta: Tensor,
-        target: Tensor,
         weight: Tensor,
+        frozen: Tensor | None = None,
         seed: Tensor | None = None,
-        **inputs: Tensor,
+        **columns: Tensor,
     ) -> Any:
-        tensors = self._cut(theta)
+        parts = self._variables.by_id(theta, frozen, _split)
         # Only here: the map changes nothing but gradients of the operators made under it.
         graph = tf.compat.v1.get_default_graph()
         with graph.gradient_override_map(OVERRIDES):
-            output = self._forward(tensors, inputs, training=True, seed=seed)
-            loss_sum = tf.reduce_sum(self._objective.loss(target, output) * weight)
+            outputs, after = self._forward(parts, columns, Training(weight, seed))
+            loss_sum = tf.reduce_sum(self._objective.loss(columns, outputs) * weight)
             loss = loss_sum / tf.reduce_sum(weight)
+        vector = self._gradient(loss, parts, after)
+        metrics = self._objective.sums(columns, outputs, weight)
+        return {"loss": loss, "gradient": vector, **metrics}
+
+    def evaluate(
+        self, *, theta: Tensor, weight: Tensor, frozen: Tensor | None = None, **columns: Tensor
+    ) -> Any:
+        parts = self._variables.by_id(theta, frozen, _split)
+        outputs, _ = self._forward(parts, columns)
+        loss_sum = tf.reduce_sum(self._objective.loss(columns, outputs) * weight)
+        metrics = self._objective.sums(columns, outputs, weight)
+        return {"loss_sum": loss_sum, "weight_sum": tf.reduce_sum(weight), **metrics}
+
+    def predict(self, *, theta: Tensor, frozen: Tensor | None = None, **columns: Tensor) -> Any:
+        outputs, _ = self._forward(self._variables.by_id(theta, frozen, _split), columns)
+        return outputs
+
+    def _gradient(self, loss: Tensor, parts: dict[int, Tensor], after: dict[int, Tensor]) -> Tensor:
+        """One vector: the loss's gradient, and the change of what is tracked (before - after)."""
+        learned = self._variables.learned
+        stepped = [parts[id(variable)] for spec, variable in learned if not spec.tracked]
         # tf.gradients and not GradientTape: the tape ignores the map.
-        parts = tf.gradients(loss, tensors, unconnected_gradients="zero")
-        vector = tf.concat([tf.reshape(part, [-1]) for part in parts], 0)
-        return {"loss": loss, "gradient": vector, **self._metrics(target, output, weight)}
-
-    def evaluate(self, *, theta: Tensor, target: Tensor, weight: Tensor, **inputs: Tensor) -> Any:
-        output = self._forward(self._cut(theta), inputs, training=False)
-        loss_sum = tf.reduce_sum(self._objective.loss(target, output) * weight)
-        weight_sum = tf.reduce_sum(weight)
-        metrics = self._metrics(target, output, weight)
-        return {"loss_sum": loss_sum, "weight_sum": weight_sum, **metrics}
-
-    def predict(self, *, theta: Tensor, **inputs: Tensor) -> Any:
-        output = self._forward(self._cut(theta), inputs, training=False)
-        return {self._spec.outputs[0].name: output}
-
-    def _cut(self, theta: Tensor) -> list[Tensor]:
-        parameters = self._spec.layout.parameters
-        parts = tf.split(theta, [p.size for p in parameters]) if len(parameters) > 1 else [theta]
-        return [tf.reshape(t, p.shape) for t, p in zip(parts, parameters, strict=True)]
+        gradients = iter(tf.gradients(loss, stepped, unconnected_gradients="zero"))
+        pieces = [
+            parts[id(variable)] - after[id(variable)] if spec.tracked else next(gradients)
+            for spec, variable in learned
+        ]
+        return tf.concat([tf.reshape(piece, [-1]) for piece in pieces], 0)
 
     def _forward(
         self,
-        tensors: list[Tensor],
-        inputs: dict[str, Tensor],
-        training: bool,
-        seed: Tensor | None = None,
-    ) -> Tensor:
-        ordered = [inputs[tensor.name] for tensor in self._spec.inputs]
-        # Seeds of Keras's random numbers, which nothing reads (`layers.check_layers`).
-        state = [tf.zeros(v.shape, v.dtype) for v in self._model.non_trainable_variables]
-        with exportable(leaves(self._model), seed):
-            output, _ = self._model.stateless_call(
-                tensors, state, ordered[0] if len(ordered) == 1 else ordered, training=training
+        parts: dict[int, Tensor],
+        columns: dict[str, Tensor],
+        training: Training | None = None,
+    ) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
+        """Outputs by name, and by id what the model's other variables are afterwards."""
+        ordered = [columns[tensor.name] for tensor in self._spec.inputs]
+        model = self._model
+        # Seeds of Keras's random numbers are zeros, which nothing reads (`layers.check_layers`).
+        others = [
+            parts.get(id(v), tf.zeros(v.shape, v.dtype)) for v in model.non_trainable_variables
+        ]
+        with exportable(leaves(model), training):
+            output, after = model.stateless_call(
+                [parts[id(v)] for v in model.trainable_variables],
+                others,
+                ordered[0] if len(ordered) == 1 else ordered,
+                training=training is not None,
             )
-        output = output[0] if isinstance(output, list | tuple) else output
-        shape = (self._spec.batch_size, *self._objective.output_shape)
-        return output if tuple(output.shape) == shape else tf.reshape(output, shape)
+        found = tf.nest.flatten(output)
+        outputs = {}
+        for tensor, spec in zip(found, self._spec.outputs, strict=True):
+            shape = (self._spec.batch_size, *spec.shape)
+            same = tuple(tensor.shape) == shape
+            outputs[spec.name] = tensor if same else tf.reshape(tensor, shape)
+        pairs = zip(model.non_trainable_variables, after, strict=True)
+        return outputs, {id(variable): value for variable, value in pairs}
 
-    def _metrics(self, target: Tensor, output: Tensor, weight: Tensor) -> dict[str, Tensor]:
-        return {
-            name: tf.reduce_sum(per_row(target, output) * weight)
-            for name, per_row in self._objective.metrics.items()
-        }
+
+def _split(vector: Tensor, shapes: list[tuple[int, ...]]) -> list[Tensor]:
+    parts = tf.split(vector, [prod(s) for s in shapes]) if len(shapes) > 1 else [vector]
+    return [tf.reshape(part, shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
-def _trace(model: Any, objective: Objective, spec: ModelSpec) -> dict[str, Any]:
+def _trace(
+    model: Any, objective: Objective, variables: Variables, spec: ModelSpec
+) -> dict[str, Any]:
     """One concrete function per signature."""
-    signatures = _Signatures(model, objective, spec)
+    signatures = _Signatures(model, objective, variables, spec)
     functions = {}
     for name, (inputs, _) in expected_signatures(spec).items():
         arguments = {

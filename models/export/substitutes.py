@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from models.export import activations
@@ -13,18 +15,32 @@ from models.export.randomness import Noise, random_function
 _Attributes = Iterator[tuple[str, Any]]
 
 
+@dataclass(frozen=True, eq=False)
+class Training:
+    """What layers that behave differently in training need to know.
+
+    Attributes:
+        weight: float32, shape (rows,): rows of weight 0 are padding and belong to no batch.
+        seed: int32 scalar, of random layers; None leaves them alone.
+    """
+
+    weight: Tensor
+    seed: Tensor | None = None
+
+
 @contextlib.contextmanager
-def exportable(layers: Iterable[Any], seed: Tensor | None = None) -> Iterator[None]:
+def exportable(layers: Iterable[Any], training: Training | None = None) -> Iterator[None]:
     """Layers use substitutes while it lasts, and are as they were afterwards.
 
     Args:
         layers: of the model, those inside wrappers too.
-        seed: int32 scalar, of random layers; without one they are left alone.
+        training: None when the model only predicts.
     """
-    noise = None if seed is None else Noise(seed)
+    noise = None if training is None or training.seed is None else Noise(training.seed)
+    weight = None if training is None else training.weight
     saved = []
     for layer in layers:
-        for name, substitute in _substitutes(layer, noise):
+        for name, substitute in _substitutes(layer, noise, weight):
             saved.append((layer, name, name in vars(layer), getattr(layer, name)))
             setattr(layer, name, substitute)
     try:
@@ -37,7 +53,22 @@ def exportable(layers: Iterable[Any], seed: Tensor | None = None) -> Iterator[No
                 delattr(layer, name)
 
 
-def _substitutes(layer: Any, noise: Noise | None) -> _Attributes:
+@contextlib.contextmanager
+def seeded(layers: Iterable[Any], seed: Tensor) -> Iterator[None]:
+    """Only random layers are replaced, by ones with the program's random numbers."""
+    noise = Noise(seed)
+    with contextlib.ExitStack() as stack:
+        for layer in layers:
+            random = random_function(layer)
+            if random is not None:
+                stack.callback(delattr, layer, "call")
+                layer.call = _random_call(random, layer, noise)
+        yield
+
+
+def _substitutes(layer: Any, noise: Noise | None, weight: Tensor | None) -> _Attributes:
+    if isinstance(layer, keras.layers.BatchNormalization):
+        yield "call", _batch_normalization_call(layer, weight)
     for name in ("activation", "recurrent_activation"):
         if isinstance(getattr(type(layer), name, None), property):
             continue  # a recurrent layer shows its cell's
@@ -68,6 +99,44 @@ def _grouped_call(layer: Any) -> Callable[[Tensor], Tensor]:
         return layer.activation(outputs)
 
     return call
+
+
+def _batch_normalization_call(layer: Any, weight: Tensor | None) -> Callable[..., Tensor]:
+    # Ioffe and Szegedy 2015, arXiv 1502.03167, Algorithm 1, with the moments of Keras (no Bessel
+    # correction), over the rows that count: padding of the last batch is no data.
+    def call(inputs: Tensor, training: bool = False, mask: Any = None) -> Tensor:
+        del mask
+        # Averages of quantized updates may come out a hair below 0.
+        mean, variance = layer.moving_mean, tf.maximum(layer.moving_variance, 0.0)
+        if training and layer.trainable:
+            mean, variance = _moments(inputs, layer.axis, weight)
+            old, new = layer.momentum, 1 - layer.momentum
+            layer.moving_mean.assign(layer.moving_mean * old + mean * new)
+            layer.moving_variance.assign(layer.moving_variance * old + variance * new)
+        shape = [1] * len(inputs.shape)
+        shape[layer.axis] = inputs.shape[layer.axis]
+        mean, variance = (tf.reshape(value, shape) for value in (mean, variance))
+        outputs = (inputs - mean) / tf.sqrt(variance + layer.epsilon)
+        if layer.scale:
+            outputs *= tf.reshape(layer.gamma, shape)
+        return outputs + tf.reshape(layer.beta, shape) if layer.center else outputs
+
+    return call
+
+
+def _moments(inputs: Tensor, axis: int, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Mean and variance over all axes but one, over rows of a weight above 0."""
+    rank = len(inputs.shape)
+    axes = [a for a in range(rank) if a != axis % rank]
+    if weight is None or weight.shape[0] != inputs.shape[0]:  # called on something but rows
+        counts = tf.ones([inputs.shape[0], *[1] * (rank - 1)])
+    else:
+        counts = tf.reshape(tf.cast(weight > 0, tf.float32), [-1, *[1] * (rank - 1)])
+    positions = prod(inputs.shape[a] for a in axes if a)
+    total = tf.reduce_sum(counts) * float(positions)
+    mean = tf.reduce_sum(inputs * counts, axes, keepdims=True) / total
+    variance = tf.reduce_sum(tf.square(inputs - mean) * counts, axes) / total
+    return tf.reshape(mean, variance.shape), variance
 
 
 def _random_call(random: Any, layer: Any, noise: Noise | None) -> Callable[..., Tensor]:

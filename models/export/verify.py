@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 from models.errors import ExportError, ModelError, TrainingError
 from models.export.backend import Tensor, hushed, tf
 from models.export.layers import leaves
-from models.export.randomness import random_function
-from models.export.substitutes import exportable
+from models.export.objective import Objective, Wishes, read_objective
+from models.export.substitutes import seeded
+from models.export.variables import Variables, read_variables
 from models.package import ModelPackage
 from models.parameters import F32
-from models.program import Program
+from models.program import Array, Program
 from models.spec import ModelSpec, TensorSpec
 
 #: Norm of the difference over norm of Keras's gradient. Float32 sums in another order differ by
@@ -22,30 +23,135 @@ from models.spec import ModelSpec, TensorSpec
 TOLERANCE = 1e-4
 
 
-def verify(model: Any, package: ModelPackage) -> None:
+class Reference:
+    """A Keras model as the program sees it: a function of θ, the personal and the frozen part.
+
+    Keras's own layers, except that random ones take the program's random numbers.
+
+    Args:
+        model: that was exported.
+        package: made of it.
+        objective: None reads the compiled one.
+        variables: None reads them.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        package: ModelPackage,
+        objective: Objective | None = None,
+        variables: Variables | None = None,
+    ) -> None:
+        self._model = model
+        self._package = package
+        self._spec = package.spec
+        self._objective = objective or read_objective(model, package.spec.inputs, Wishes())
+        self._variables = variables or read_variables(model)
+
+    def gradient(
+        self, theta: F32, rows: dict[str, Array], seed: int = 0
+    ) -> tuple[float, F32, list[Array]]:
+        """Mean loss, what the program calls its gradient, and the outputs, by a gradient tape."""
+        parts = self._parts(theta)
+        learned = self._variables.learned
+        stepped = [parts[id(variable)] for spec, variable in learned if not spec.tracked]
+        with seeded(leaves(self._model), tf.constant(seed)), tf.GradientTape() as tape:
+            tape.watch(stepped)
+            outputs, after = self._call(parts, rows, training=True)
+            loss = self._loss(rows, outputs)
+        found = iter(tape.gradient(loss, stepped, unconnected_gradients="zero"))
+        pieces = [
+            parts[id(variable)] - after[id(variable)] if spec.tracked else next(found)
+            for spec, variable in learned
+        ]
+        dense = [np.asarray(tf.convert_to_tensor(piece)).reshape(-1) for piece in pieces]
+        return float(loss), np.concatenate(dense), [np.asarray(output) for output in outputs]
+
+    def loss(self, theta: F32, rows: dict[str, Array]) -> float:
+        """Mean loss, not in training."""
+        outputs, _ = self._call(self._parts(theta), rows, training=False)
+        return float(self._loss(rows, outputs))
+
+    def outputs(self, theta: F32, rows: dict[str, Array]) -> list[Array]:
+        """What Keras predicts, not in training, in the program's shapes."""
+        found, _ = self._call(self._parts(theta), rows, training=False)
+        return [
+            np.asarray(output).reshape(len(output), *spec.shape)
+            for output, spec in zip(found, self._spec.outputs, strict=True)
+        ]
+
+    def _parts(self, theta: F32) -> dict[int, Tensor]:
+        whole = theta if theta.size == self._spec.whole_size else self._package.whole(theta)
+        return {
+            key: tf.constant(value)
+            for key, value in self._variables.by_id(whole, self._package.frozen, _split).items()
+        }
+
+    def _call(
+        self, parts: dict[int, Tensor], rows: dict[str, Array], training: bool
+    ) -> tuple[list[Tensor], dict[int, Tensor]]:
+        model = self._model
+        ordered = [tf.constant(rows[tensor.name]) for tensor in self._spec.inputs]
+        others = [
+            parts.get(id(v), tf.zeros(v.shape, v.dtype)) for v in model.non_trainable_variables
+        ]
+        output, after = model.stateless_call(
+            [parts[id(v)] for v in model.trainable_variables],
+            others,
+            ordered[0] if len(ordered) == 1 else ordered,
+            training=training,
+        )
+        pairs = zip(model.non_trainable_variables, after, strict=True)
+        return tf.nest.flatten(output), {id(v): value for v, value in pairs}
+
+    def _loss(self, rows: dict[str, Array], outputs: list[Tensor]) -> Tensor:
+        columns = {name: tf.constant(array) for name, array in rows.items()}
+        objective = self._objective
+        if not objective.is_keras:
+            named = {
+                spec.name: output for spec, output in zip(objective.outputs, outputs, strict=True)
+            }
+            return tf.reduce_mean(objective.loss(columns, named))
+        labels = objective.keras_targets(columns, outputs)
+        return self._model.compute_loss(
+            y=labels[0] if len(labels) == 1 else labels,
+            y_pred=outputs[0] if len(outputs) == 1 else outputs,
+            sample_weight=objective.keras_weight(columns),
+        )
+
+
+def _split(vector: F32, shapes: list[tuple[int, ...]]) -> list[Array]:
+    ends = np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1]
+    return [part.reshape(shape) for part, shape in zip(np.split(vector, ends), shapes, strict=True)]
+
+
+def verify(model: Any, package: ModelPackage, objective: Objective, variables: Variables) -> None:
     """Runs all three signatures once on random rows and compares loss and gradient with Keras's.
 
     Raises:
         ExportError: the program does not load, or computes something else than Keras.
     """
-    spec = package.spec
-    inputs, target = random_batch(spec, np.random.default_rng(0))
+    spec, whole = package.spec, package.whole(package.initial)
+    rows = random_batch(spec, np.random.default_rng(0))
     try:
         with hushed():  # the interpreter announces its delegates, TensorFlow's its retirement
-            program = Program(package.program, spec)
-            got = program.gradient(package.initial, inputs, target)
-            sums = program.evaluate(package.initial, inputs, target)
-            program.predict(package.initial, inputs)
+            program = Program(package.program, spec, frozen=package.frozen)
+            got = program.gradient(whole, rows)
+            sums = program.evaluate(whole, rows)
+            program.predict(whole, rows)
     except (ModelError, TrainingError) as error:
         raise ExportError(f"the converted program does not run: {error}") from error
-    loss, gradient = keras_gradient(model, spec, inputs, target)
-    # Random layers do nothing in evaluation; any other difference is no model's business.
-    quiet = keras_loss(model, spec, inputs, target) if spec.stochastic else loss
+    reference = Reference(model, package, objective, variables)
+    loss, gradient, _ = reference.gradient(whole, rows)
+    # Random layers do nothing in evaluation, and BatchNormalization uses its averages; any other
+    # difference is no model's business.
+    quiet = reference.loss(whole, rows) if spec.stochastic or spec.tracked else loss
     difference = relative_error(got.vector, gradient)
     if not difference <= TOLERANCE:
         raise ExportError(
             f"the program's gradient differs from Keras's by {difference:.1e} (limit {TOLERANCE}): "
-            f"{_worst(spec, got.vector, gradient)}. Does a layer behave differently in training?"
+            f"{_worst(variables, got.vector, gradient)}. "
+            "Does a layer behave differently in training?"
         )
     for where, total, expected in (
         ("gradient", got.sums.loss, loss),
@@ -59,63 +165,23 @@ def verify(model: Any, package: ModelPackage) -> None:
             )
 
 
-def random_batch(
-    spec: ModelSpec, rng: np.random.Generator
-) -> tuple[dict[str, NDArray[Any]], NDArray[Any]]:
-    """One batch of inputs and target that fit the spec: numbers around 0, classes at random."""
-    rows = spec.batch_size
-    inputs = {t.name: _random(t, rows, 2, rng) for t in spec.inputs}
-    # A target with all the output's axes is 0 or 1; with one axis less it picks a class.
-    output = spec.outputs[0].shape
-    classes = output[-1] if len(output) > len(spec.target.shape) else 2
-    target = _random(spec.target, rows, classes, rng)
-    if spec.loss == "categorical_crossentropy":  # probabilities, as its gradient in Keras assumes
-        target = np.exp(target)
-        target /= target.sum(-1, keepdims=True)
-    return inputs, target
-
-
-def keras_gradient(
-    model: Any,
-    spec: ModelSpec,
-    inputs: dict[str, NDArray[Any]],
-    target: NDArray[Any],
-    seed: int = 0,
-) -> tuple[float, F32]:
-    """Mean loss, and its gradient as a vector like θ, by Keras and a gradient tape.
-
-    Keras's own layers, except that random ones take the program's random numbers.
-    """
-    random = [layer for layer in leaves(model) if random_function(layer)]
-    with exportable(random, tf.constant(seed)), tf.GradientTape() as tape:
-        loss = _loss(model, spec, inputs, target, training=True)
-    variables = [variable.value for variable in model.trainable_variables]
-    gradients = tape.gradient(loss, variables, unconnected_gradients="zero")
-    return float(loss), spec.layout.flatten(
-        [np.asarray(tf.convert_to_tensor(g)) for g in gradients]
-    )
-
-
-def keras_loss(
-    model: Any, spec: ModelSpec, inputs: dict[str, NDArray[Any]], target: NDArray[Any]
-) -> float:
-    """Mean loss by Keras, not in training."""
-    return float(_loss(model, spec, inputs, target, training=False))
-
-
-def _loss(
-    model: Any,
-    spec: ModelSpec,
-    inputs: dict[str, NDArray[Any]],
-    target: NDArray[Any],
-    training: bool,
-) -> Tensor:
-    ordered = [tf.constant(inputs[tensor.name]) for tensor in spec.inputs]
-    output = model(ordered[0] if len(ordered) == 1 else ordered, training=training)
-    # A target of one number per row has the axis that Keras's output has, so that nothing
-    # broadcasts.
-    labels = target[:, None] if spec.target.shape == () and output.shape[1:] == (1,) else target
-    return model.compute_loss(y=tf.constant(labels), y_pred=output)
+def random_batch(spec: ModelSpec, rng: np.random.Generator) -> dict[str, NDArray[Any]]:
+    """One batch of rows that fit the spec: numbers around 0, classes at random."""
+    count = spec.batch_size
+    rows = {tensor.name: _random(tensor, count, 2, rng) for tensor in spec.inputs}
+    several = len(spec.targets) > 1
+    for number, target in enumerate(spec.targets):
+        # A target with all the output's axes is 0 or 1; with one axis less it picks a class.
+        output = spec.outputs[number].shape
+        pair = spec.loss == "contrastive"
+        classes = output[-1] if len(output) > len(target.shape) and not pair else 2
+        values = _random(target, count, classes, rng)
+        name = spec.loss.split("; ")[number].split(": ")[1] if several else spec.loss
+        if name == "categorical_crossentropy":  # probabilities, as its gradient in Keras assumes
+            values = np.exp(values)
+            values /= values.sum(-1, keepdims=True)
+        rows[target.name] = values
+    return rows
 
 
 def relative_error(got: F32, expected: F32) -> float:
@@ -131,11 +197,12 @@ def _random(tensor: TensorSpec, rows: int, classes: int, rng: np.random.Generato
     return rng.standard_normal(shape).astype(np.float32)
 
 
-def _worst(spec: ModelSpec, got: F32, expected: F32) -> str:
+def _worst(variables: Variables, got: F32, expected: F32) -> str:
     """The tensor that differs most."""
-    errors = {
-        parameter.name: relative_error(got[place], expected[place])
-        for parameter, place in spec.layout.slices()
-    }
+    errors, start = {}, 0
+    for spec, _ in variables.learned:
+        place = slice(start, start + spec.size)
+        errors[spec.name] = relative_error(got[place], expected[place])
+        start += spec.size
     name = max(errors, key=lambda key: errors[key])
     return f"most in {name!r} ({errors[name]:.1e})"

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from models.export.exporter import export_model
+from models.export.objective import Wishes, read_objective
+from models.export.verify import Reference
 from models.package import ModelPackage
 from models.zoo.record import ZooModel
 
@@ -16,4 +20,18 @@ def export_record(record: ZooModel) -> ModelPackage:
         batch_size=record.batch_size,
         inputs=record.inputs,
         classes=record.classes,
+        metrics=record.metrics,
+        class_weight=record.class_weight,
+        reconstruct=record.reconstruct,
     )
+
+
+def reference(record: ZooModel, model: Any, package: ModelPackage) -> Reference:
+    """`model`, built from `record`, as Keras's side of a comparison with a program."""
+    wishes = Wishes(
+        reconstruct=record.reconstruct,
+        class_weight=record.class_weight,
+        metrics=record.metrics,
+        classes=record.classes,
+    )
+    return Reference(model, package, read_objective(model, package.spec.inputs, wishes))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from models.spec import TensorSpec
@@ -22,6 +22,9 @@ class ZooModel:
         inputs: what Keras does not know about the inputs: features, units, mean, std.
         classes: their names, for classification.
         batch_size: rows of one program call.
+        metrics: more metrics than the compiled ones, by name.
+        class_weight: what a row of each class counts in the loss.
+        reconstruct: name of the input that an autoencoder is compared with.
     """
 
     name: str
@@ -31,3 +34,6 @@ class ZooModel:
     inputs: tuple[TensorSpec, ...]
     classes: tuple[str, ...] = ()
     batch_size: int = 32
+    metrics: tuple[str, ...] = ()
+    class_weight: Mapping[int, float] = field(default_factory=dict)
+    reconstruct: str = ""

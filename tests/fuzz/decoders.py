@@ -97,8 +97,9 @@ def _header(codec: str, size: int = _SIZE) -> messages.UpdateHeader:
         codec=CodecConfig(codec),
         size=size,
         num_examples=10,
-        loss=0.5,
-        metrics={"mae": 0.25},
+        loss_sum=5.0,
+        weight_sum=10.0,
+        metric_sums={"mae": 2.5, "auc": (1.0, 2.0, 3.0, 4.0)},
         training_s=1.5,
         received_bytes=1000,
     )

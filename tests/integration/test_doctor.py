@@ -26,8 +26,9 @@ from broker.transports import ProxySettings
 from coordinator.config import CoordinatorConfig
 from coordinator.doctor import diagnose as diagnose_coordinator
 from edge_agent.config import AgentConfig
-from edge_agent.doctor import Model, diagnose
+from edge_agent.doctor import diagnose
 from fedge import cli
+from models.package import Unpacked
 from models.zoo import load_zoo
 from tests.conftest import need
 from tests.integration.fleet_folder import RunningFleet, make_fleet, reload, running, signed
@@ -36,7 +37,7 @@ from tests.transports import Transports
 pytestmark = pytest.mark.mosquitto
 
 PACKAGE = load_zoo("house_price")
-MODEL = Model(PACKAGE.spec, PACKAGE.program)
+MODEL = PACKAGE.content
 NAMES = ["median_income", "rooms_per_household", "price"]
 
 
@@ -88,7 +89,7 @@ class Found:
 
 
 def look(
-    folder: Path, broker: BrokerSettings, model: Model | None = MODEL, **changes: Any
+    folder: Path, broker: BrokerSettings, model: Unpacked | None = MODEL, **changes: Any
 ) -> Found:
     return Found(diagnose(agent_config(folder, broker, **changes), folder, model))
 

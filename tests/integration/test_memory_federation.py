@@ -39,12 +39,12 @@ from edge_agent.events import (
     Trained,
 )
 from edge_agent.statements import AgentFacts
-from edge_agent.trainer import Part, train
+from edge_agent.trainer import train
 from models.codecs import CodecConfig
 from models.errors import TrainingError
 from models.package import unpack_wire
 from models.parameters import F32
-from models.program import Program
+from models.program import Program, Rows, row_count
 from models.zoo import load_zoo
 
 HOUSING = Path(__file__).parents[2] / "examples" / "data" / "housing_california.npz"
@@ -55,13 +55,13 @@ STEP_S = 0.25
 Handle = Callable[[Any, float], list[Any]]
 
 
-def shares(agents: int) -> list[Part]:
+def shares(agents: int) -> list[Rows]:
     """Rows of some agents: every so-many-th of the first 1,500."""
     tensor = PACKAGE.spec.inputs[0]
     with np.load(HOUSING) as file:
         x = ((file["x"] - tensor.mean) / tensor.std).astype(np.float32)
         y = (file["y"] * 1e-5).astype(np.float32)
-    return [({"features": x[n:1500:agents]}, y[n:1500:agents]) for n in range(agents)]
+    return [{"features": x[n:1500:agents], "target": y[n:1500:agents]} for n in range(agents)]
 
 
 class Node:
@@ -110,7 +110,7 @@ class Node:
 class AgentNode(Node):
     """Trains for real; it takes virtual time."""
 
-    def __init__(self, broker: MemoryBroker, name: str, part: Part) -> None:
+    def __init__(self, broker: MemoryBroker, name: str, part: Rows) -> None:
         agent = Agent(AgentFacts(agent_id=name, federation="f", boot="b1"))
         will = Will(agent.will.topic, agent.will.payload, delay_s=5)
         super().__init__(MemoryLink(broker, name, will=will), agent.handle)
@@ -128,25 +128,21 @@ class AgentNode(Node):
                 self._broker.at(when_s, self.link.post, result)
 
     def _work(self, job: LoadPackage | StartJob) -> tuple[Any, int]:
-        inputs, target = self._part
+        rows = row_count(self._part)
+        cut = rows - rows // 5
         if isinstance(job, LoadPackage):
-            spec, program = unpack_wire(job.wire)
-            self._program = Program(program, spec)
-            held_out = len(target) // 5
-            rows = len(target) - held_out
-            facts = (spec.fingerprint, self._program.runtime, rows, held_out)
+            content = unpack_wire(job.wire)
+            self._program = Program(content.program, content.spec)
+            facts = (content.spec.fingerprint, self._program.runtime, cut, rows - cut)
             return PackageLoaded(job.package, *facts), 1
         assert self._program is not None
-        cut = len(target) - len(target) // 5
         if job.plan.task == "evaluate":
-            rows_of = {name: array[cut:] for name, array in inputs.items()}
-            return Evaluated(job.plan, self._program.evaluate(job.theta, rows_of, target[cut:])), 1
-        rows_of = {name: array[:cut] for name, array in inputs.items()}
+            held_out = {name: array[cut:] for name, array in self._part.items()}
+            return Evaluated(job.plan, self._program.evaluate(job.theta, held_out)), 1
+        learned = {name: array[:cut] for name, array in self._part.items()}
         rng = np.random.default_rng([job.plan.seed, self._number])
         try:
-            result = train(
-                self._program, job.theta, (rows_of, target[:cut]), job.plan.training, rng
-            )
+            result = train(self._program, job.theta, learned, job.plan.training, rng)
         except TrainingError as error:
             return JobFailed(job.plan, str(error)), 1
         # Wall time would make two runs differ by the digits that it has.
@@ -225,8 +221,9 @@ def test_it_learns_what_the_rows_of_all_have_in_common() -> None:
     federation = Federation(rounds=100, training=plan)
     federation.run()
     parts = shares(3)
-    x = np.concatenate([inputs["features"][: -len(y) // 5] for inputs, y in parts])
-    y = np.concatenate([y[: -len(y) // 5] for _, y in parts])
+    learned = [{k: array[: -len(array) // 5] for k, array in part.items()} for part in parts]
+    x = np.concatenate([part["features"] for part in learned])
+    y = np.concatenate([part["target"] for part in learned])
     exact = np.linalg.lstsq(np.c_[x, np.ones(len(y))], y, rcond=None)[0]
     assert federation.theta == pytest.approx(exact, abs=0.02)
 

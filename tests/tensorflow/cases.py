@@ -132,6 +132,10 @@ def _normalizing() -> Iterator[Case]:
     yield make("RMSNormalization", "", "series", layers.RMSNormalization())
     yield make("UnitNormalization", "", "series", layers.UnitNormalization())
     yield make("GroupNormalization", "", "image", layers.GroupNormalization(2))
+    yield make("BatchNormalization", "", "image", layers.BatchNormalization())
+    yield make("BatchNormalization", "of a vector", "vector", layers.BatchNormalization())
+    plain = layers.BatchNormalization(momentum=0.8, scale=False, center=False)
+    yield make("BatchNormalization", "without scale", "series", plain)
 
 
 def _recurrent() -> Iterator[Case]:

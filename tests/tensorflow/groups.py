@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from models.export.backend import keras
 from models.export.exporter import export_model
-from models.export.verify import keras_gradient, random_batch
+from models.export.variables import read_variables
+from models.export.verify import Reference, random_batch
 from models.package import ModelPackage
 from models.parameters import F32
 from tests.tensorflow.cases import FRAMES, Case
@@ -27,13 +28,13 @@ class Exported:
 
     Attributes:
         parts: case name -> indexes into θ.
+        rows: inputs and target.
         output: Keras's prediction.
     """
 
     package: ModelPackage
     parts: dict[str, NDArray[np.intp]]
-    inputs: dict[str, NDArray[Any]]
-    target: NDArray[Any]
+    rows: dict[str, NDArray[Any]]
     loss: float
     gradient: F32
     output: F32
@@ -62,25 +63,26 @@ def export_group(cases: list[Case]) -> Exported:
     model = keras.Model(start, keras.layers.Dense(3, activation="softmax")(joined))
     model.compile(loss="sparse_categorical_crossentropy")
     rng = np.random.default_rng(4)
-    for variable in model.trainable_variables:  # zero biases would hide mistakes
+    for _, variable in read_variables(model).shared:  # zero biases would hide mistakes
         variable.assign(variable + 0.1 * rng.standard_normal(variable.shape))
     package = export_model(model, name="group", batch_size=ROWS)
-    inputs, target = random_batch(package.spec, rng)
+    rows = random_batch(package.spec, rng)
     if dtype == "int32":
-        inputs["x"] = rng.integers(0, 9, inputs["x"].shape, dtype=np.int32)
-    loss, gradient = keras_gradient(model, package.spec, inputs, target, SEED)
-    output = np.asarray(model(inputs["x"], training=False))
+        rows["x"] = rng.integers(0, 9, rows["x"].shape, dtype=np.int32)
+    reference = Reference(model, package)
+    loss, gradient, _ = reference.gradient(package.initial, rows, SEED)
+    (output,) = reference.outputs(package.initial, rows)
     parts = {name: _part(model, start, end, package) for name, end in ends.items()}
-    return Exported(package, parts, inputs, target, loss, gradient, output)
+    return Exported(package, parts, rows, loss, gradient, output)
 
 
 def _part(model: Any, start: Any, end: Any, package: ModelPackage) -> NDArray[np.intp]:
     """Where the weights on the way from `start` to `end` are in θ."""
-    mine = {id(variable) for variable in keras.Model(start, end).trainable_variables}
+    mine = {id(variable) for variable in keras.Model(start, end).variables}
     slices = [place for _, place in package.spec.layout.slices()]
     places = [
         np.arange(place.start, place.stop)
-        for variable, place in zip(model.trainable_variables, slices, strict=True)
+        for (_, variable), place in zip(read_variables(model).shared, slices, strict=True)
         if id(variable) in mine
     ]
     return np.concatenate(places)

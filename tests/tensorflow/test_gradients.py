@@ -16,7 +16,7 @@ import pytest
 from models.errors import TrainingError
 from models.export.backend import keras
 from models.export.exporter import export_model
-from models.export.verify import keras_gradient, random_batch, relative_error
+from models.export.verify import Reference, random_batch, relative_error
 from models.program import Program
 from tests.tensorflow.cases import all_cases, table
 from tests.tensorflow.groups import ROWS, SEED, Exported, export_group, grouped
@@ -38,8 +38,8 @@ def exported(group: str) -> Exported:
 def computed(group: str) -> Any:
     it = exported(group)
     program = Program(it.package.program, it.package.spec, runtime="ai-edge-litert")
-    gradient = program.gradient(it.package.initial, it.inputs, it.target, seed=SEED)
-    return gradient, program.predict(it.package.initial, it.inputs)["prediction"]
+    gradient = program.gradient(it.package.initial, it.rows, seed=SEED)
+    return gradient, program.predict(it.package.initial, it.rows)["prediction"]
 
 
 @pytest.mark.parametrize(("group", "case"), CASES, ids=[f"{g}: {c}" for g, c in CASES])
@@ -68,8 +68,8 @@ from models.program import Program
 for folder in sorted(Path(sys.argv[1]).iterdir()):
     package = load_package(folder)
     program = Program(package.program, package.spec, runtime="tflite-runtime")
-    inputs = {"x": np.load(folder / "x.npy")}
-    got = program.gradient(package.initial, inputs, np.load(folder / "target.npy"), seed=11)
+    rows = {name: np.load(folder / f"{name}.npy") for name in ("x", "target")}
+    got = program.gradient(package.initial, rows, seed=11)
     np.save(folder / "gradient.npy", got.vector)
 """
 
@@ -82,8 +82,8 @@ def test_tflite_runtime_computes_the_same_gradients(tmp_path: Path) -> None:
     for group, folder in folders.items():
         it = exported(group)
         it.package.save(folder)
-        np.save(folder / "x.npy", it.inputs["x"])
-        np.save(folder / "target.npy", it.target)
+        for name, array in it.rows.items():
+            np.save(folder / f"{name}.npy", array)
     subprocess.run([sys.executable, "-c", _CHILD, str(tmp_path)], check=True, cwd=ROOT, timeout=60)
     errors = {}
     for group, folder in folders.items():
@@ -123,10 +123,10 @@ def test_models_of_other_forms(build: Callable[[], Any]) -> None:
     model = build()
     model.compile(loss="sparse_categorical_crossentropy")
     package = export_model(model, name="form", batch_size=ROWS)
-    inputs, target = random_batch(package.spec, np.random.default_rng(4))
+    rows = random_batch(package.spec, np.random.default_rng(4))
     program = Program(package.program, package.spec, runtime="ai-edge-litert")
-    got = program.gradient(package.initial, inputs, target, seed=SEED)
-    loss, gradient = keras_gradient(model, package.spec, inputs, target, SEED)
+    got = program.gradient(package.initial, rows, seed=SEED)
+    loss, gradient, _ = Reference(model, package).gradient(package.initial, rows, SEED)
     assert relative_error(got.vector, gradient) <= LIMIT
     assert got.sums.loss / ROWS == pytest.approx(loss, rel=1e-5)
 
@@ -146,10 +146,12 @@ def test_the_first_of_equal_maxima_gets_the_gradient(stride: int) -> None:
     )
     model.compile(loss="sparse_categorical_crossentropy")
     package = export_model(model, name="ties", batch_size=ROWS)
-    blank = {"input": np.zeros((ROWS, 8, 7, 3), np.float32)}
-    target = np.arange(ROWS, dtype=np.int32) % 3
-    got = Program(package.program, package.spec).gradient(package.initial, blank, target)
-    _, gradient = keras_gradient(model, package.spec, blank, target)
+    blank = {
+        "input": np.zeros((ROWS, 8, 7, 3), np.float32),
+        "target": np.arange(ROWS, dtype=np.int32) % 3,
+    }
+    got = Program(package.program, package.spec).gradient(package.initial, blank)
+    _, gradient, _ = Reference(model, package).gradient(package.initial, blank)
     assert relative_error(got.vector, gradient) <= LIMIT
 
 
@@ -157,7 +159,7 @@ def test_the_first_of_equal_maxima_gets_the_gradient(stride: int) -> None:
 def test_an_index_outside_an_embedding_ends_the_step(index: int) -> None:
     it = exported("words.1")
     program = Program(it.package.program, it.package.spec, runtime="ai-edge-litert")
-    words = it.inputs["x"].copy()
+    words = it.rows["x"].copy()
     words[2, 1] = index
     with pytest.raises(TrainingError, match="gather index out of bounds"):
-        program.gradient(it.package.initial, {"x": words}, it.target)
+        program.gradient(it.package.initial, {**it.rows, "x": words})

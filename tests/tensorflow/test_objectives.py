@@ -10,7 +10,8 @@ import pytest
 from models.errors import ExportError
 from models.export.backend import keras
 from models.export.exporter import export_model
-from models.export.verify import keras_gradient, random_batch, relative_error
+from models.export.verify import Reference, random_batch, relative_error
+from models.metrics import metric_values
 from models.package import ModelPackage
 from models.program import Program
 
@@ -43,14 +44,12 @@ def export(model: Any) -> tuple[ModelPackage, Program]:
 
 
 def assert_as_keras(model: Any, program: Program, package: ModelPackage) -> None:
-    inputs, target = random_batch(package.spec, np.random.default_rng(6))
-    got = program.gradient(package.initial, inputs, target)
-    loss, gradient = keras_gradient(model, package.spec, inputs, target)
+    rows = random_batch(package.spec, np.random.default_rng(6))
+    got = program.gradient(package.initial, rows)
+    loss, gradient, _ = Reference(model, package).gradient(package.initial, rows)
     assert got.sums.loss / ROWS == pytest.approx(loss, rel=1e-5)
     assert relative_error(got.vector, gradient) <= 1e-5
-    assert program.evaluate(package.initial, inputs, target).loss == pytest.approx(
-        got.sums.loss, rel=1e-6
-    )
+    assert program.evaluate(package.initial, rows).loss == pytest.approx(got.sums.loss, rel=1e-6)
 
 
 @pytest.mark.parametrize("outputs", [1, 3])
@@ -58,8 +57,8 @@ def assert_as_keras(model: Any, program: Program, package: ModelPackage) -> None
 def test_regression_losses(loss: Any, outputs: int) -> None:
     model = build(outputs, None, loss, ["mae", keras.metrics.MeanSquaredError()])
     package, program = export(model)
-    assert package.spec.target.shape == (() if outputs == 1 else (3,))
-    assert package.spec.target.dtype == "float32"
+    assert package.spec.targets[0].shape == (() if outputs == 1 else (3,))
+    assert package.spec.targets[0].dtype == "float32"
     assert_as_keras(model, program, package)
 
 
@@ -70,7 +69,7 @@ def test_one_output_is_compared_row_by_row() -> None:
     target = np.arange(ROWS, dtype=np.float32)
     weights = package.spec.layout.unflatten(package.initial)
     predicted = (x @ weights["dense/kernel"] + weights["dense/bias"])[:, 0]
-    sums = program.evaluate(package.initial, {"sensors": x}, target)
+    sums = program.evaluate(package.initial, {"sensors": x, "target": target})
     assert sums.loss == pytest.approx(float(np.square(predicted - target).sum()), rel=1e-5)
     assert sums.metrics["mse"] == pytest.approx(sums.loss, rel=1e-6)
     assert sums.metrics["mae"] == pytest.approx(float(np.abs(predicted - target).sum()), rel=1e-5)
@@ -84,7 +83,7 @@ def test_sparse_categorical_crossentropy(from_logits: bool, activation: str | No
     loss = losses.SparseCategoricalCrossentropy(from_logits=from_logits)
     model = build(3, activation, loss, ["accuracy"])
     package, program = export(model)
-    assert (package.spec.target.shape, package.spec.target.dtype) == ((), "int32")
+    assert (package.spec.targets[0].shape, package.spec.targets[0].dtype) == ((), "int32")
     assert_as_keras(model, program, package)
 
 
@@ -100,7 +99,7 @@ def test_sparse_categorical_crossentropy(from_logits: bool, activation: str | No
 def test_categorical_crossentropy(activation: str | None, loss: Any) -> None:
     model = build(4, activation, loss, ["accuracy"])
     package, program = export(model)
-    assert (package.spec.target.shape, package.spec.target.dtype) == ((4,), "float32")
+    assert (package.spec.targets[0].shape, package.spec.targets[0].dtype) == ((4,), "float32")
     assert_as_keras(model, program, package)
 
 
@@ -130,7 +129,7 @@ def test_probabilities_that_no_softmax_made(loss: str) -> None:
 def test_binary_crossentropy(activation: str | None, loss: Any, outputs: int) -> None:
     model = build(outputs, activation, loss, ["accuracy"])
     package, program = export(model)
-    assert package.spec.target.dtype == "int32"
+    assert package.spec.targets[0].dtype == "int32"
     assert_as_keras(model, program, package)
 
 
@@ -156,23 +155,25 @@ def test_metrics_are_sums_of_keras_means(outputs: int, loss: str, metric: Any) -
     activation = {7: "softmax", 3: "softmax", 1: "sigmoid"}.get(outputs)
     model = build(outputs, activation, loss, [metric])
     package, program = export(model)
-    inputs, target = random_batch(package.spec, np.random.default_rng(7))
-    sums = program.evaluate(package.initial, inputs, target)
-    labels = target[:, None] if outputs == 1 else target
-    expected = model.evaluate(inputs["sensors"], labels, verbose=0, return_dict=True)
-    (name,) = package.spec.metrics
+    rows = random_batch(package.spec, np.random.default_rng(7))
+    sums = program.evaluate(package.initial, rows)
+    labels = rows["target"][:, None] if outputs == 1 else rows["target"]
+    expected = model.evaluate(rows["sensors"], labels, verbose=0, return_dict=True)
+    (metric_spec,) = package.spec.metrics
+    name = metric_spec.name
     (keras_name,) = set(expected) - {"loss"}
     assert name in ("accuracy", "mae", "mse", "top_3_accuracy", "top_2_accuracy")
-    assert sums.metrics[name] / ROWS == pytest.approx(expected[keras_name], abs=1e-6)
+    values = metric_values(sums, package.spec.metrics)
+    assert values[name] == pytest.approx(expected[keras_name], abs=1e-6)
 
 
 def test_weights_of_rows_weigh_loss_gradient_and_metrics() -> None:
     package, program = export(build(3, "softmax", "sparse_categorical_crossentropy", ["accuracy"]))
-    inputs, target = random_batch(package.spec, np.random.default_rng(8))
+    rows = random_batch(package.spec, np.random.default_rng(8))
     weight = np.array([2, 0, 1, 0, 0, 1], np.float32)
-    rows = np.array([0, 0, 2, 5])  # weight 2 is the row twice, weight 0 is no row
-    weighed = program.gradient(package.initial, inputs, target, weight)
-    repeated = program.gradient(package.initial, {"sensors": inputs["sensors"][rows]}, target[rows])
+    taken = np.array([0, 0, 2, 5])  # weight 2 is the row twice, weight 0 is no row
+    weighed = program.gradient(package.initial, {**rows, "weight": weight})
+    repeated = program.gradient(package.initial, {k: array[taken] for k, array in rows.items()})
     assert relative_error(weighed.vector, repeated.vector) <= 1e-5
     assert weighed.sums.weight == repeated.sums.weight == 4
     assert weighed.sums.loss == pytest.approx(repeated.sums.loss, rel=1e-5)
@@ -183,11 +184,15 @@ def test_weights_of_rows_weigh_loss_gradient_and_metrics() -> None:
     ("loss", "metrics", "says"),
     [
         ("kl_divergence", None, "loss 'kl_divergence' cannot be exported: use one of"),
-        ("mse", [keras.metrics.RootMeanSquaredError()], "root_mean_squared_error' .*or 'mse'"),
+        (
+            "mse",
+            [keras.metrics.R2Score()],
+            r"'r2' .* shape \(3,\) \(it needs a target of one number",
+        ),
         (losses.MeanSquaredError(reduction="sum"), None, "reduction='sum'"),
         ("mse", ["accuracy"], "metric 'accuracy' cannot be exported with the loss mean_squ"),
-        ("mse", ["mae", "cosine_similarity"], "metric 'cosine_similarity' .* use 'mae' or 'mse'"),
-        ("sparse_categorical_crossentropy", ["mae"], "metric 'mean_absolute_error' .* 'accuracy'"),
+        ("mse", ["mae", "cosine_similarity"], "metric 'cosine_similarity' .* of: mae, mse, rmse"),
+        ("sparse_categorical_crossentropy", ["mae"], "metric 'mean_absolute_error' .* accuracy, "),
         (None, None, "has no loss: call model.compile"),
     ],
 )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from models.export.verify import keras_gradient, random_batch, relative_error
-from models.export.zoo import export_record
+from models.export.verify import random_batch, relative_error
+from models.export.zoo import export_record, reference
 from models.package import ModelPackage
 from models.program import Program
 from models.zoo import load_zoo, zoo_names, zoo_record
@@ -30,8 +30,8 @@ def test_the_committed_program_computes_keras_gradient(committed: ModelPackage) 
     for variable in model.trainable_variables:  # away from the initial weights, which may be zero
         variable.assign(variable + 0.05 * rng.standard_normal(variable.shape))
     theta = spec.layout.flatten([np.asarray(v) for v in model.trainable_variables])
-    inputs, target = random_batch(spec, rng)
-    got = Program(committed.program, spec).gradient(theta, inputs, target)
-    loss, gradient = keras_gradient(model, spec, inputs, target)
+    rows = random_batch(spec, rng)
+    got = Program(committed.program, spec).gradient(theta, rows)
+    loss, gradient, _ = reference(zoo_record(spec.name), model, committed).gradient(theta, rows)
     assert got.sums.loss / spec.batch_size == pytest.approx(loss, rel=1e-5)
     assert relative_error(got.vector, gradient) <= 1e-5

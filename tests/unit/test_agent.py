@@ -67,8 +67,8 @@ from edge_agent.spool import AgentMemory
 from edge_agent.statements import AgentFacts
 from edge_agent.trainer import TrainingResult
 from models.codecs import CodecConfig, make_codec
+from models.metrics import Sums
 from models.parameters import F32
-from models.program import Sums
 
 T = TypeVar("T")
 TOPICS = Topics("f")
@@ -390,8 +390,9 @@ def test_the_update_says_what_was_learned() -> None:
         codec=CodecConfig("float32"),
         size=4,
         num_examples=20,
-        loss=2.0,  # 40 / 20
-        metrics={"mae": 0.5},
+        loss_sum=40.0,
+        weight_sum=20.0,
+        metric_sums={"mae": 10.0},
         training_s=0.25,
         received_bytes=received,
     )

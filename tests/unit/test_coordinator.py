@@ -64,8 +64,8 @@ from coordinator.records import RoundRecord
 from coordinator.strategies import StrategyConfig
 from models.codecs import CodecConfig, make_codec
 from models.errors import ConfigError
+from models.metrics import Sums
 from models.parameters import F32
-from models.program import Sums
 from models.zoo import load_zoo
 
 PACKAGE = load_zoo("house_price")  # θ has 3 parameters, all 0 at first
@@ -186,6 +186,7 @@ class FakeAgent:
     def frame(self, delta: Sequence[float], **changes: Any) -> bytes:
         plan = changes.pop("plan", None) or self.stage.plan
         vector = np.array(delta, np.float32)
+        rows = changes.get("num_examples", self.rows) or 1
         facts: dict[str, Any] = {
             "session": plan.session,
             "boot": self.boot,
@@ -196,8 +197,9 @@ class FakeAgent:
             "codec": plan.codec,
             "size": len(vector),
             "num_examples": self.rows,
-            "loss": 1.0,
-            "metrics": {"mae": 0.5},
+            "weight_sum": float(rows),
+            "loss_sum": changes.pop("loss", 1.0) * rows,
+            "metric_sums": {k: v * rows for k, v in changes.pop("metrics", {"mae": 0.5}).items()},
             "training_s": 0.1,
             "received_bytes": 0,
         }
@@ -670,8 +672,8 @@ def test_foreign_topics_are_counted_and_survived(topic: str) -> None:
 
 def test_a_device_with_absurd_figures_cannot_make_the_record_infinite() -> None:
     stage, a, b, c = three()
-    c.update([1, 0, 0], loss=1e308, num_examples=10**9)
-    a.update([2, 0, 0], loss=1e100, num_examples=10**9)
+    c.update([1, 0, 0], loss_sum=1e308, num_examples=10**9)
+    a.update([2, 0, 0], loss_sum=1e100, num_examples=10**9)
     b.update([2, 0, 0])
     assert stage.record.refusals == {"malformed": 1}
     assert msgspec.json.decode(msgspec.json.encode(stage.record), type=RoundRecord) == stage.record

@@ -101,8 +101,9 @@ def frame(plan: RoundPlan) -> bytes:
         codec=plan.codec,
         size=3,
         num_examples=10,
-        loss=1.0,
-        metrics={"mae": 0.5},
+        loss_sum=10.0,
+        weight_sum=10.0,
+        metric_sums={"mae": 5.0},
         training_s=0.1,
         received_bytes=0,
     )

@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -34,7 +35,7 @@ def make_spec(*inputs: TensorSpec, target: TensorSpec | None = None) -> ModelSpe
     return ModelSpec(
         name="tiny",
         inputs=inputs or (TensorSpec("x", (2,)),),
-        target=target or TensorSpec("target"),
+        targets=(target or TensorSpec("target"),),
         outputs=(TensorSpec("prediction", (1,)),),
         loss="mse",
         metrics=(),
@@ -83,13 +84,13 @@ def refusal(
 def test_an_npz_loads_in_the_types_and_shapes_of_the_spec(tmp_path: Path) -> None:
     npz(tmp_path, x=np.arange(20, dtype=np.float64).reshape(10, 2), y=np.arange(10, dtype=np.int8))
     data = load_dataset(config(), make_spec(), tmp_path)
-    assert data.inputs["x"].dtype == data.target.dtype == np.float32
-    assert data.inputs["x"].shape == (10, 2)
-    assert data.target.shape == (10,)
+    assert data.arrays["x"].dtype == data.arrays["target"].dtype == np.float32
+    assert data.arrays["x"].shape == (10, 2)
+    assert data.arrays["target"].shape == (10,)
     assert (data.num_train, data.num_test) == (8, 2)
-    inputs, target = data.part("test")
-    assert inputs["x"].tolist() == [[16, 17], [18, 19]]
-    assert target.tolist() == [8, 9]
+    held_out = data.part("test")
+    assert held_out["x"].tolist() == [[16, 17], [18, 19]]
+    assert held_out["target"].tolist() == [8, 9]
 
 
 def test_a_csv_loads_with_units_in_the_header_blank_lines_and_a_byte_order_mark(
@@ -98,9 +99,9 @@ def test_a_csv_loads_with_units_in_the_header_blank_lines_and_a_byte_order_mark(
     csv(tmp_path, "\ufeffa (degC),note, b [m/s] ,price\r\n1,x,2,100\r\n\r\n3,y,4,300\r\n")
     cfg = csv_config(test_fraction=0, target={"column": "price", "scale": 0.01})
     data = load_dataset(cfg, make_spec(), tmp_path)
-    assert data.inputs["x"].tolist() == [[1, 2], [3, 4]]
-    assert data.target.tolist() == [1, 3]
-    assert data.inputs["x"].dtype == data.target.dtype == np.float32
+    assert data.arrays["x"].tolist() == [[1, 2], [3, 4]]
+    assert data.arrays["target"].tolist() == [1, 3]
+    assert data.arrays["x"].dtype == data.arrays["target"].dtype == np.float32
 
 
 def test_csv_and_npz_of_the_same_numbers_give_the_same_dataset(tmp_path: Path) -> None:
@@ -112,53 +113,53 @@ def test_csv_and_npz_of_the_same_numbers_give_the_same_dataset(tmp_path: Path) -
     csv(tmp_path, "a,b,price,g\n" + "".join(f"{a!r},{b!r},{t!r},{g}\n" for (a, b), t, g in rows))
     one = load_dataset(config(group="g", normalise="device"), make_spec(), tmp_path)
     two = load_dataset(csv_config(group="g", normalise="device"), make_spec(), tmp_path)
-    assert np.array_equal(one.inputs["x"], two.inputs["x"])
-    assert np.array_equal(one.target, two.target)
+    assert np.array_equal(one.arrays["x"], two.arrays["x"])
+    assert np.array_equal(one.arrays["target"], two.arrays["target"])
     assert np.array_equal(one.rows, two.rows)
 
 
 def test_columns_named_like_the_features_need_no_configuration(tmp_path: Path) -> None:
     csv(tmp_path, "b,a,price\n2,1,5\n")
     spec = make_spec(TensorSpec("x", (2,), features=("a", "b")))
-    assert load_dataset(csv_config(inputs={}), spec, tmp_path).inputs["x"].tolist() == [[1, 2]]
+    assert load_dataset(csv_config(inputs={}), spec, tmp_path).arrays["x"].tolist() == [[1, 2]]
 
 
 def test_several_inputs_each_take_their_own_source(tmp_path: Path) -> None:
     npz(tmp_path, image=np.ones((3, 2, 2), np.uint8), sound=np.zeros(3), y=np.arange(3))
     spec = make_spec(TensorSpec("image", (2, 2, 1)), TensorSpec("audio"), target=CLASSES)
     data = load_dataset(config(inputs={"audio": {"array": "sound"}}), spec, tmp_path)
-    assert data.inputs["image"].shape == (3, 2, 2, 1)
-    assert data.inputs["audio"].shape == (3,)
+    assert data.arrays["image"].shape == (3, 2, 2, 1)
+    assert data.arrays["audio"].shape == (3,)
 
 
 def test_class_names_in_a_csv_become_indexes(tmp_path: Path) -> None:
     csv(tmp_path, "a,b,price\n1,2,walk\n1,2,rest\n1,2,2\n")
     data = load_dataset(csv_config(), make_spec(target=CLASSES), tmp_path)
-    assert data.target.tolist() == [1, 0, 2]
-    assert data.target.dtype == np.int32
+    assert data.arrays["target"].tolist() == [1, 0, 2]
+    assert data.arrays["target"].dtype == np.int32
 
 
 def test_nothing_can_be_written_to(tmp_path: Path) -> None:
     data = load_dataset(config(), make_spec(), npz(tmp_path, x=np.ones((9, 2)), y=np.ones(9)))
-    inputs, target = data.part("train")
-    for array in (*data.inputs.values(), data.target, data.train, data.test, data.rows, target):
+    taken = data.part("train")["target"]
+    for array in (*data.arrays.values(), data.train, data.test, data.rows, taken):
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 0
     with pytest.raises(ValueError, match="read-only"):
-        inputs["x"][0] = 0
+        taken[0] = 0
 
 
 def test_parts_share_the_memory_of_the_whole(tmp_path: Path) -> None:
     npz(tmp_path, x=np.ones((9, 2)), y=np.ones(9), g=np.arange(9) % 2)
     data = load_dataset(config(group="g"), make_spec(), tmp_path)
-    assert np.shares_memory(data.part("train")[0]["x"], data.inputs["x"])
-    assert np.shares_memory(data.part("test")[1], data.target)
+    assert np.shares_memory(data.part("train")["x"], data.arrays["x"])
+    assert np.shares_memory(data.part("test")["target"], data.arrays["target"])
 
 
 def test_a_negative_scale_turns_the_target_around(tmp_path: Path) -> None:
     npz(tmp_path, x=np.ones((2, 2)), y=np.array([1, 3]))
     cfg = config(target={"array": "y", "scale": -2}, test_fraction=0)
-    assert load_dataset(cfg, make_spec(), tmp_path).target.tolist() == [-2, -6]
+    assert load_dataset(cfg, make_spec(), tmp_path).arrays["target"].tolist() == [-2, -6]
 
 
 # Splitting --------------------------------------------------------------------------------------
@@ -187,11 +188,11 @@ def test_groups_may_be_texts(tmp_path: Path) -> None:
     npz(tmp_path, x=np.ones((4, 2)), y=np.arange(4), g=np.array(["b", "a", "b", "a"]))
     data = load_dataset(config(group="g", test_fraction=0.5), make_spec(), tmp_path)
     assert data.rows.tolist() == [0, 1, 2, 3]
-    assert data.part("test")[1].tolist() == [2, 3]
+    assert data.part("test")["target"].tolist() == [2, 3]
     csv(tmp_path, "a,b,price,g\n1,1,0,b\n1,1,1,b\n1,1,2, a\n1,1,3,a\n")
     data = load_dataset(csv_config(group="g", test_fraction=0.5), make_spec(), tmp_path)
     assert data.rows.tolist() == [0, 2, 1, 3]
-    assert data.part("train")[1].tolist() == [0, 2]
+    assert data.part("train")["target"].tolist() == [0, 2]
 
 
 def test_everything_held_out_is_a_device_that_only_evaluates(tmp_path: Path) -> None:
@@ -204,8 +205,8 @@ def test_some_rows_of_a_table_make_a_dataset_of_their_own(tmp_path: Path) -> Non
     npz(tmp_path, x=np.arange(20).reshape(10, 2), y=np.arange(10))
     table = read_table(config(), make_spec(), tmp_path)
     data = build_dataset(table, config(), make_spec(), rows=np.array([1, 3, 5, 7, 9]))
-    assert data.part("train")[1].tolist() == [1, 3, 5, 7]
-    assert data.part("test")[1].tolist() == [9]
+    assert data.part("train")["target"].tolist() == [1, 3, 5, 7]
+    assert data.part("test")["target"].tolist() == [9]
     assert data.rows.tolist() == [1, 3, 5, 7, 9]
     with pytest.raises(EmptyDataError, match=r"no rows$"):
         build_dataset(table, config(), make_spec(), rows=np.array([], np.int64))
@@ -217,8 +218,8 @@ def test_some_rows_of_a_table_make_a_dataset_of_their_own(tmp_path: Path) -> Non
 def test_the_scale_of_the_spec_is_applied_by_default(tmp_path: Path) -> None:
     npz(tmp_path, x=np.array([[1, 10], [3, 30]]), y=np.ones(2))
     spec = make_spec(TensorSpec("x", (2,), mean=(1, 10), std=(2, 10)))
-    assert load_dataset(config(), spec, tmp_path).inputs["x"].tolist() == [[0, 0], [1, 2]]
-    raw = load_dataset(config(normalise="none"), spec, tmp_path).inputs["x"]
+    assert load_dataset(config(), spec, tmp_path).arrays["x"].tolist() == [[0, 0], [1, 2]]
+    raw = load_dataset(config(normalise="none"), spec, tmp_path).arrays["x"]
     assert raw.tolist() == [[1, 10], [3, 30]]
 
 
@@ -228,7 +229,7 @@ def test_the_device_measures_on_training_rows_only(tmp_path: Path) -> None:
     data = load_dataset(config(normalise="device"), make_spec(), tmp_path)
     # mean 3, std sqrt(5); the second feature never changes, so it is only shifted
     expected = np.stack([(x[:, 0] - 3) / np.sqrt(5), x[:, 1] - 5], 1)
-    assert data.inputs["x"] == pytest.approx(expected, rel=1e-6)
+    assert data.arrays["x"] == pytest.approx(expected, rel=1e-6)
     assert data.scales["x"].mean == (3, 5)
 
 
@@ -238,8 +239,8 @@ def test_the_scale_of_the_device_does_not_drift_when_data_arrives(tmp_path: Path
     first = load_dataset(cfg, make_spec(), tmp_path, state)
     npz(tmp_path, x=np.array([[0, 0], [2, 4], [100, 100]]), y=np.ones(3))
     second = load_dataset(cfg, make_spec(), tmp_path, state)
-    assert second.inputs["x"][:2].tolist() == first.inputs["x"].tolist() == [[-1, -1], [1, 1]]
-    assert second.inputs["x"][2].tolist() == [99, 49]
+    assert second.arrays["x"][:2].tolist() == first.arrays["x"].tolist() == [[-1, -1], [1, 1]]
+    assert second.arrays["x"][2].tolist() == [99, 49]
     assert json.loads((state / STATE_FILE).read_text()) == {
         "scales": {"x": {"mean": [1.0, 2.0], "std": [1.0, 2.0], "source": ["x"]}},
         "format": 1,
@@ -253,7 +254,7 @@ def test_a_large_offset_does_not_eat_small_changes(tmp_path: Path) -> None:
     data = load_dataset(config(normalise="device", test_fraction=0), make_spec(), tmp_path)
     # std of 100 steps of one second is 28.9 s, far below float32's spacing of 128 at 1.7e9
     assert data.scales["x"].std[0] == pytest.approx(28.866, rel=1e-4)
-    assert len(np.unique(data.inputs["x"][:, 0])) == 100
+    assert len(np.unique(data.arrays["x"][:, 0])) == 100
 
 
 @pytest.mark.parametrize(
@@ -330,7 +331,7 @@ def test_rows_with_nan_are_dropped_on_request_and_counted(
     csv(tmp_path, "a,b,price\n1,2,3\n1,,3\n1,2,inf\n4,5,6\n")
     with caplog.at_level(logging.WARNING):
         data = load_dataset(csv_config(nan="drop", test_fraction=0), make_spec(), tmp_path)
-    assert data.target.tolist() == [3, 6]
+    assert data.arrays["target"].tolist() == [3, 6]
     assert data.rows.tolist() == [0, 3]
     assert "2 of 4 rows dropped: NaN or infinity" in caplog.text
 
@@ -528,7 +529,6 @@ def test_class_targets_cannot_be_scaled(tmp_path: Path) -> None:
         ({"target": {"column": "a"}}, "data: target: a .npz file needs the key array"),
         ({"target": {"array": "a", "column": "b"}}, "data.target: give exactly one of array"),
         ({"target": {"array": "a", "scale": 0}}, "data.target: scale must be a finite number"),
-        ({"path": "a.csv"}, "data: target is missing: name its column, target: {column: ...}"),
         (
             {"path": "a.csv", "target": {"array": "y"}},
             "data: target: a .csv file needs the key col",
@@ -627,6 +627,95 @@ def test_the_watch_data_splits_inside_each_recording() -> None:
         held_out = data.rows[data.test][recording[data.rows[data.test]] == part]
         trained = data.rows[data.train][recording[data.rows[data.train]] == part]
         assert trained.max() < held_out.min(initial=len(recording))
-    train = data.part("train")[0]["x"].reshape(-1, 6)
+    train = data.part("train")["x"].reshape(-1, 6)
     assert train.mean(0, np.float64) == pytest.approx(np.zeros(6), abs=1e-4)
     assert train.std(0, np.float64) == pytest.approx(np.ones(6), abs=1e-4)
+
+
+# What models need beside inputs and one target.
+
+
+def test_missing_values_arrive_as_the_number_that_stands_for_them(tmp_path: Path) -> None:
+    x = np.array([[1, np.nan], [3, 10], [np.nan, 30]])
+    npz(tmp_path, x=x, y=np.ones(3))
+    tensor = TensorSpec("x", (2,), mean=(1, 10), std=(2, 10), missing=-9.0)
+    data = load_dataset(config(test_fraction=0), make_spec(tensor), tmp_path)
+    assert data.arrays["x"].tolist() == [[0, -9], [1, 0], [-9, 2]]
+    with pytest.raises(DataError, match="row 0, column 'x\\[1\\]': nan is no finite"):
+        load_dataset(config(), make_spec(), tmp_path)
+
+
+def test_missing_values_do_not_count_in_what_the_device_measures(tmp_path: Path) -> None:
+    npz(tmp_path, x=np.array([[1, np.nan], [3, np.nan], [np.nan, np.nan]]), y=np.ones(3))
+    spec = make_spec(TensorSpec("x", (2,), missing=0.0))
+    data = load_dataset(config(normalise="device", test_fraction=0), spec, tmp_path)
+    assert data.scales["x"].mean == (2, 0)
+    assert data.arrays["x"].tolist() == [[-1, 0], [1, 0], [0, 0]]
+
+
+def test_infinity_is_no_missing_value(tmp_path: Path) -> None:
+    npz(tmp_path, x=np.array([[1, np.inf]]), y=np.ones(1))
+    with pytest.raises(DataError, match="inf is no finite"):
+        load_dataset(config(), make_spec(TensorSpec("x", (2,), missing=0.0)), tmp_path)
+
+
+def with_targets(*targets: TensorSpec) -> ModelSpec:
+    outputs = tuple(TensorSpec(t.name.removeprefix("target_")) for t in targets)
+    return msgspec.structs.replace(
+        make_spec(), targets=targets, outputs=outputs or (TensorSpec("prediction"),)
+    )
+
+
+TWO = (TensorSpec("target_kind", (), "int32", classes=("a", "b")), TensorSpec("target_age"))
+
+
+def test_several_targets_come_from_arrays_of_their_names_or_as_configured(tmp_path: Path) -> None:
+    npz(tmp_path, x=np.ones((2, 2)), target_kind=np.array([1, 0]), years=np.array([10, 20]))
+    cfg = config(test_fraction=0, targets={"target_age": {"array": "years", "scale": 0.1}})
+    part = load_dataset(cfg, with_targets(*TWO), tmp_path).part("train")
+    assert part["target_kind"].tolist() == [1, 0]
+    assert part["target_age"] == pytest.approx([1, 2])
+
+
+def test_several_targets_of_a_csv_are_named(tmp_path: Path) -> None:
+    csv(tmp_path, "a,b,kind,years\n1,2,b,30\n3,4,a,40\n")
+    sources = {"target_kind": {"column": "kind"}, "target_age": {"column": "years"}}
+    cfg = csv_config(target=None, targets=sources, test_fraction=0)
+    part = load_dataset(cfg, with_targets(*TWO), tmp_path).part("train")
+    assert part["target_kind"].tolist() == [1, 0]
+    assert part["target_age"].tolist() == [30, 40]
+    without = csv_config(target=None, targets={"target_kind": {"column": "kind"}})
+    with pytest.raises(DataError, match=r"targets\.target_age is missing: name its column"):
+        load_dataset(without, with_targets(*TWO), tmp_path)
+
+
+def test_a_target_that_the_model_has_not_is_refused(tmp_path: Path) -> None:
+    npz(tmp_path, x=np.ones((2, 2)), y=np.ones(2))
+    cfg = config(targets={"target_age": {"array": "y"}})
+    with pytest.raises(DataError, match=r"no target 'target_age'; targets: target$"):
+        load_dataset(cfg, make_spec(), tmp_path)
+
+
+def test_a_model_without_a_target_needs_none(tmp_path: Path) -> None:
+    npz(tmp_path, x=np.ones((5, 2)))
+    data = load_dataset(config(), with_targets(), tmp_path)
+    assert set(data.part("train")) == {"x"}
+    assert (data.num_train, data.num_test) == (4, 1)
+
+
+def test_rows_weigh_what_the_data_say(tmp_path: Path) -> None:
+    npz(tmp_path, x=np.ones((3, 2)), y=np.ones(3), w=np.array([0, 2, 0.5]))
+    data = load_dataset(config(weight={"array": "w"}, test_fraction=0), make_spec(), tmp_path)
+    assert data.part("train")["weight"].tolist() == [0, 2, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("weight", "says"),
+    [([1, -1], r"row 1: weight -1.0 is below 0"), ([0, 0], "every row has weight 0")],
+)
+def test_weights_that_mean_nothing_are_refused(
+    tmp_path: Path, weight: list[float], says: str
+) -> None:
+    npz(tmp_path, x=np.ones((2, 2)), y=np.ones(2), w=np.array(weight, float))
+    with pytest.raises(DataError, match=says):
+        load_dataset(config(weight={"array": "w"}), make_spec(), tmp_path)

@@ -32,7 +32,7 @@ from coordinator.strategies import StrategyConfig
 from coordinator.strategies.registry import STRATEGIES
 from edge_agent import agent
 from edge_agent.config import AgentConfig
-from edge_agent.data.config import DataConfig, InputSource, TargetSource
+from edge_agent.data.config import DataConfig, InputSource, TargetSource, WeightSource
 from edge_agent.data.dataset import load_dataset
 from edge_agent.limits import LimitsConfig
 from fedge import cli
@@ -106,6 +106,7 @@ def check_table(text: str, struct: Any, column: int) -> None:
         ("data", DataConfig),
         ("data.inputs.NAME", InputSource),
         ("data.target", TargetSource),
+        ("data.weight", WeightSource),
         ("broker", BrokerSettings),
         ("broker.tls", TlsSettings),
         ("broker.websocket", WebSocketSettings),
@@ -301,11 +302,11 @@ def test_the_worked_csv_example_gives_what_the_page_says(tmp_path: Path) -> None
     spec = load_zoo("house_price").spec
     data = load_dataset(config, spec, tmp_path)
     assert (data.num_train, data.num_test) == (6, 2)
-    np.testing.assert_allclose(data.inputs["features"][0], [-0.3174, -0.1008], atol=5e-5)
-    assert data.target[0] == pytest.approx(1.8)
+    np.testing.assert_allclose(data.arrays["features"][0], [-0.3174, -0.1008], atol=5e-5)
+    assert data.arrays["target"][0] == pytest.approx(1.8)
     without = msgspec.structs.replace(config, inputs={})
     again = load_dataset(without, spec, tmp_path)
-    np.testing.assert_array_equal(again.inputs["features"], data.inputs["features"])
+    np.testing.assert_array_equal(again.arrays["features"], data.arrays["features"])
 
 
 def test_the_worked_npz_example_gives_what_the_page_says(tmp_path: Path) -> None:

@@ -66,12 +66,11 @@ def peak():
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 before = peak()
 program = Program(package.program, package.spec)
-inputs = {t.name: np.zeros((64, *t.shape), t.dtype) for t in package.spec.inputs}
-target = np.zeros((64, *package.spec.target.shape), package.spec.target.dtype)
+rows = {t.name: np.zeros((64, *t.shape), t.dtype) for t in package.spec.columns}
 rng = np.random.default_rng(0)
 plan = TrainingPlan(optimizer="adam", max_steps=4)
-result = train(program, package.initial, (inputs, target), plan, rng)
-program.evaluate(package.initial, inputs, target)
+result = train(program, package.initial, rows, plan, rng)
+program.evaluate(package.initial, rows)
 compensate(make_codec(CodecConfig()), result.delta, None, rng)
 print(peak() - before)
 """

@@ -169,19 +169,20 @@ HEADER = UpdateHeader(
     codec=CodecConfig("float32", 1024),
     size=3,
     num_examples=800,
-    loss=0.5,
-    metrics={"mae": 0.25},
+    loss_sum=400.0,
+    weight_sum=800.0,
+    metric_sums={"mae": 200.0, "f1": (3.0, 1.0, 0.5)},
     training_s=1.5,
     received_bytes=4711,
 )
 HEADER_JSON = (
     b'{"session":"c0ffee","boot":"b007","round_id":3,"attempt":1,"version":2,'
     b'"fingerprint":"0123456789abcdef","codec":{"name":"float32","block_size":1024},"size":3,'
-    b'"num_examples":800,"loss":0.5,"metrics":{"mae":0.25},"training_s":1.5,'
-    b'"received_bytes":4711}'
+    b'"num_examples":800,"loss_sum":400.0,"weight_sum":800.0,'
+    b'"metric_sums":{"mae":200.0,"f1":[3.0,1.0,0.5]},"training_s":1.5,"received_bytes":4711}'
 )
 BODY = bytes.fromhex("0000803f0000004000004040")  # 1, 2, 3 as little-endian float32
-FRAME = b"FDG1" + bytes.fromhex("000000fa") + HEADER_JSON + BODY
+FRAME = b"FDG1" + bytes.fromhex("0000012b") + HEADER_JSON + BODY
 
 GOLDEN = [
     COORDINATOR_STATUS,
@@ -229,7 +230,7 @@ def test_fields_of_a_newer_version_are_ignored(message: Message, wire: bytes) ->
 
 
 def test_an_update_frame_is_written_and_read_as_it_always_was() -> None:
-    assert len(HEADER_JSON) == 0xFA
+    assert len(HEADER_JSON) == 0x12B
     assert messages.encode_update(HEADER, BODY) == FRAME
     header, body = messages.decode_update(FRAME)
     assert header == HEADER
@@ -347,7 +348,7 @@ def test_no_figure_is_ever_read_as_nan_or_infinite(value: bytes) -> None:
     with pytest.raises(WireError):
         messages.decode(REPORT[1].replace(b"12.5", value), Report)
     with pytest.raises(WireError):
-        messages.decode_update(frame(HEADER_JSON.replace(b"0.25", value)))
+        messages.decode_update(frame(HEADER_JSON.replace(b"200.0", value)))
 
 
 def test_a_message_beyond_the_cap_is_not_even_parsed() -> None:
@@ -432,7 +433,7 @@ def test_arbitrary_bytes_are_an_update_or_a_wire_error(noise: bytes, keep: int) 
         except WireError:
             continue
         assert isinstance(header, UpdateHeader)
-        assert math.isfinite(header.loss)
+        assert math.isfinite(header.loss_sum)
         assert len(body) <= len(data)
 
 

@@ -26,7 +26,7 @@ PROGRAM = b"\x1c\x00\x00\x00TFL3 and so on"
 SPEC = ModelSpec(
     name="pump_wear",
     inputs=(TensorSpec("sensors", (2,)),),
-    target=TensorSpec("target"),
+    targets=(TensorSpec("target"),),
     outputs=(TensorSpec("prediction"),),
     loss="mean_squared_error",
     metrics=(),
@@ -50,7 +50,8 @@ def test_a_folder_holds_all_of_a_package(tmp_path: Path) -> None:
 
 def test_the_wire_form_carries_spec_and_program_but_not_theta() -> None:
     wire = package().wire
-    assert unpack_wire(wire) == (SPEC, PROGRAM)
+    content = unpack_wire(wire)
+    assert (content.spec, content.program) == (SPEC, PROGRAM)
     assert np.array([1, 2, 3], "<f4").tobytes() not in wire
     assert package().digest == hashlib.sha256(wire).hexdigest()
 
@@ -91,7 +92,7 @@ def test_theta_is_read_only_in_a_package() -> None:
 def test_what_does_not_fit_together_is_refused() -> None:
     with pytest.raises(ModelError, match=r"expected float32 of \(3,\)"):
         ModelPackage(SPEC, PROGRAM, np.zeros(4, np.float32))
-    with pytest.raises(ModelError, match="initial θ has NaN or inf"):
+    with pytest.raises(ModelError, match="initial weights have NaN"):
         ModelPackage(SPEC, PROGRAM, np.array([0, np.nan, 0], np.float32))
     with pytest.raises(ModelError, match="not a TFLite program"):
         ModelPackage(SPEC, b"garbage, long enough", np.zeros(3, np.float32))
@@ -155,6 +156,7 @@ def test_a_wire_form_with_no_program_is_refused() -> None:
     class Header(msgspec.Struct):
         spec: ModelSpec
         initial_sha256: str
+        program_bytes: int
 
     with pytest.raises(WireError, match="not a TFLite program"):
-        unpack_wire(frames.pack(Header(SPEC, ""), b"nothing of the sort"))
+        unpack_wire(frames.pack(Header(SPEC, "", 19), b"nothing of the sort"))

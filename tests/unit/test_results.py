@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from coordinator.records import AgentResult
-from coordinator.results import add_sums, with_evaluation, with_training
-from models.program import Sums
+from coordinator.results import with_evaluation, with_training
+from models.metrics import MetricSpec, Sums
 from tests.unit.test_stopping import record
 
+METRICS = (MetricSpec("mae"),)
 TRAINED = {"a": Sums(8.0, 2.0, {"mae": 2.0}), "b": Sums(4.0, 6.0, {"mae": 6.0})}
 
 
-def test_sums_add_and_nothing_is_nothing() -> None:
-    assert add_sums(TRAINED.values()) == Sums(12.0, 8.0, {"mae": 8.0})
-    assert add_sums([]) is None
-    assert add_sums([Sums(0.0, 0.0, {"mae": 0.0})]) is None
-
-
 def test_what_was_seen_while_training_stands_until_it_is_evaluated() -> None:
-    got = with_training(record(None), TRAINED)
+    got = with_training(record(None), TRAINED, METRICS)
     assert (got.loss, got.metrics) == (1.5, {"mae": 1.0})
     assert (got.train_loss, got.train_metrics) == (1.5, {"mae": 1.0})
     assert got.agents == {
@@ -27,9 +22,9 @@ def test_what_was_seen_while_training_stands_until_it_is_evaluated() -> None:
 
 
 def test_an_evaluation_replaces_loss_and_metrics_and_keeps_those_of_training() -> None:
-    before = with_training(record(None), TRAINED)
+    before = with_training(record(None), TRAINED, METRICS)
     evaluated = {"a": Sums(1.0, 1.0, {"mae": 3.0}), "b": Sums(1.0, 3.0, {"mae": 1.0})}
-    got = with_evaluation(before, TRAINED, evaluated, set())
+    got = with_evaluation(before, TRAINED, evaluated, set(), METRICS)
     assert (got.loss, got.metrics) == (0.5, {"mae": 1.0})
     assert (got.train_loss, got.train_metrics) == (1.5, {"mae": 1.0})
     assert got.agents["a"] == AgentResult(
@@ -38,14 +33,14 @@ def test_an_evaluation_replaces_loss_and_metrics_and_keeps_those_of_training() -
 
 
 def test_agents_that_measure_without_having_learned_this_time_count_their_held_out_rows() -> None:
-    got = with_evaluation(record(None), {}, {"c": Sums(2.0, 4.0, {})}, set())
+    got = with_evaluation(record(None), {}, {"c": Sums(2.0, 4.0, {})}, set(), METRICS)
     assert got.agents == {"c": AgentResult(task="train", loss=0.5, metrics={}, num_examples=4)}
 
 
 def test_unseen_agents_have_figures_of_their_own() -> None:
-    before = with_training(record(None), TRAINED)
+    before = with_training(record(None), TRAINED, METRICS)
     evaluated = {"a": Sums(1.0, 1.0, {"mae": 3.0}), "new": Sums(8.0, 2.0, {"mae": 1.0})}
-    got = with_evaluation(before, TRAINED, evaluated, {"new"})
+    got = with_evaluation(before, TRAINED, evaluated, {"new"}, METRICS)
     assert got.loss == 1.0
     assert got.metrics == {"mae": 3.0, "unseen_loss": 4.0, "unseen_mae": 0.5}
     assert got.agents["new"].task == "evaluate"
@@ -53,11 +48,11 @@ def test_unseen_agents_have_figures_of_their_own() -> None:
 
 
 def test_with_unseen_agents_alone_the_loss_is_theirs() -> None:
-    got = with_evaluation(record(None), {}, {"new": Sums(8.0, 2.0, {"mae": 1.0})}, {"new"})
+    got = with_evaluation(record(None), {}, {"new": Sums(8.0, 2.0, {"mae": 1.0})}, {"new"}, METRICS)
     assert got.loss == 4.0
     assert got.metrics == {"unseen_loss": 4.0, "unseen_mae": 0.5}
 
 
 def test_when_nobody_answered_the_figures_of_training_stand() -> None:
-    before = with_training(record(None), TRAINED)
-    assert with_evaluation(before, TRAINED, {}, set()) == before
+    before = with_training(record(None), TRAINED, METRICS)
+    assert with_evaluation(before, TRAINED, {}, set(), METRICS) == before

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from models.errors import ModelError
+from models.metrics import MetricSpec
 from models.parameters import Layout, ParameterSpec
 from models.spec import ModelSpec, TensorSpec
 
@@ -17,10 +18,10 @@ def make_spec(**changes: Any) -> ModelSpec:
     fields: dict[str, Any] = {
         "name": "pump_wear",
         "inputs": (TensorSpec("sensors", (4,)),),
-        "target": TensorSpec("target"),
+        "targets": (TensorSpec("target"),),
         "outputs": (TensorSpec("prediction"),),
         "loss": "mean_squared_error",
-        "metrics": ("mae",),
+        "metrics": (MetricSpec("mae"),),
         "batch_size": 8,
         "layout": Layout((ParameterSpec("kernel", (4, 1)), ParameterSpec("bias", (1,)))),
     }
@@ -69,10 +70,10 @@ def test_impossible_tensors_are_refused(tensor: dict[str, Any], says: str) -> No
         ({"outputs": ()}, "at least one input and one output"),
         ({"inputs": (TensorSpec("theta"),)}, "must differ"),
         ({"inputs": (TensorSpec("x"), TensorSpec("x"))}, "must differ"),
-        ({"metrics": ("sensors",)}, "must differ"),
-        ({"metrics": ("loss",)}, "must differ"),
-        ({"target": TensorSpec("label")}, "must be named 'target', not 'label'"),
-        ({"target": TensorSpec("target", mean=(0.0,), std=(1.0,))}, "target has no mean"),
+        ({"metrics": (MetricSpec("sensors"),)}, "must differ"),
+        ({"metrics": (MetricSpec("loss"),)}, "must differ"),
+        ({"targets": (TensorSpec("label"),)}, r"must be named \['target'\], not \['label'\]"),
+        ({"targets": (TensorSpec("target", mean=(0.0,), std=(1.0,)),)}, "targets have no mean"),
         ({"batch_size": 0}, "batch_size 0 is outside"),
         ({"batch_size": 65_537}, "batch_size 65537 is outside"),
     ],
@@ -101,7 +102,7 @@ def broken(*path: Any, value: Any) -> bytes:
         (broken("color", value="red"), "unknown field `color`"),
         (broken("format", value=2), r"\$\.format"),
         (broken("batch_size", value="8"), r"\$\.batch_size"),
-        (broken("target", "dtype", value="float64"), r"\$\.target\.dtype"),
+        (broken("targets", 0, "dtype", value="float64"), r"\$\.targets\[0\]\.dtype"),
         (broken("inputs", 0, "shape", value=[4.5]), r"\$\.inputs\[0\]\.shape"),
         (broken("layout", "parameters", value=[]), "holds 0 parameters"),
         (b" " * (1 << 20) + make_spec().to_json(), "limit 1048576"),
@@ -121,3 +122,37 @@ def test_a_spec_cannot_be_changed() -> None:
     with pytest.raises(AttributeError, match="immutable"):
         make_spec().batch_size = 9  # type: ignore[misc]
     assert msgspec.structs.replace(make_spec(), batch_size=9).batch_size == 9
+
+
+def test_tracked_parts_of_theta_and_of_the_personal_part_are_found_in_the_whole() -> None:
+    layout = Layout(
+        (ParameterSpec("w", (3,)), ParameterSpec("mean", (2,), True), ParameterSpec("b", (1,)))
+    )
+    personal = Layout((ParameterSpec("head", (4,)), ParameterSpec("variance", (2,), True)))
+    spec = make_spec(layout=layout, personal=personal)
+    assert (spec.size, spec.whole_size) == (6, 12)
+    assert spec.tracked == (slice(3, 5), slice(10, 12))
+    assert ModelSpec.from_json(spec.to_json()) == spec
+
+
+def test_a_fingerprint_says_whether_a_part_is_tracked() -> None:
+    one, two = (Layout((ParameterSpec("w", (3,), tracked),)) for tracked in (False, True))
+    assert one.fingerprint != two.fingerprint
+
+
+def test_several_targets_are_named_after_the_outputs() -> None:
+    outputs = (TensorSpec("kind"), TensorSpec("age"))
+    targets = (TensorSpec("target_kind"), TensorSpec("target_age"))
+    assert make_spec(outputs=outputs, targets=targets).columns[1:] == targets
+    with pytest.raises(ValueError, match="targets must be named"):
+        make_spec(outputs=outputs, targets=targets[::-1])
+    assert make_spec(targets=()).columns == make_spec().inputs
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [{"name": "x", "missing": float("nan")}, {"name": "x", "dtype": "int32", "missing": 1.0}],
+)
+def test_a_number_for_missing_values_is_a_finite_float(tensor: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="missing must be a finite number"):
+        TensorSpec(**tensor)

@@ -16,9 +16,10 @@ from coordinator.strategies import (
     make_strategy,
     state_from_bytes,
     state_to_bytes,
+    with_tracked,
 )
 from models.errors import ConfigError, TrainingError, WireError
-from models.parameters import F32
+from models.parameters import F32, Layout, ParameterSpec
 
 every_strategy = pytest.mark.parametrize("name", STRATEGIES)
 every_adaptive = pytest.mark.parametrize("name", ["fedadagrad", "fedadam", "fedyogi"])
@@ -229,3 +230,16 @@ def test_settings_out_of_range_are_refused_by_name(field: str, value: float) -> 
 def test_unknown_settings_are_refused() -> None:
     with pytest.raises(msgspec.ValidationError, match="lerning_rate"):
         msgspec.convert({"name": "fedavg", "lerning_rate": 1.0}, StrategyConfig)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_tracked_part_is_the_mean_of_the_agents_whatever_the_strategy(name: str) -> None:
+    layout = Layout((ParameterSpec("w", (2,)), ParameterSpec("moving_mean", (1,), True)))
+    strategy = make_strategy(StrategyConfig(name=name, learning_rate=0.3))
+    theta, delta = np.array([1, 2, 3], np.float32), np.array([0.5, -0.5, 4], np.float32)
+    after, _ = strategy.apply(theta, delta, strategy.initial_state(3))
+    got = with_tracked(layout, theta, delta, after)
+    assert got.tolist() == [*after[:2].tolist(), 7.0]
+    assert not got.flags.writeable
+    plain = Layout((ParameterSpec("w", (3,)),))
+    assert with_tracked(plain, theta, delta, after) is after

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from broker.messages import TrainingPlan
 from coordinator.aggregation import make_aggregator
 from coordinator.strategies import StrategyConfig, make_strategy
-from edge_agent.trainer import Adam, LocalOptimizer, Part, Sgd, make_optimizer, train
+from edge_agent.trainer import Adam, LocalOptimizer, Sgd, make_optimizer, train
 from models.errors import TrainingError
+from models.metrics import Sums, metric_values
 from models.parameters import F32, F64
-from models.program import Program
+from models.program import Gradient, Program, Rows
 from models.zoo import load_zoo
 
 HOUSING = Path(__file__).parents[2] / "examples" / "data" / "housing_california.npz"
@@ -36,8 +39,8 @@ def housing() -> tuple[F64, F64]:
         return x, file["y"].astype(np.float64) * 1e-5
 
 
-def part(x: F64, y: F64) -> Part:
-    return {"features": x.astype(np.float32)}, y.astype(np.float32)
+def part(x: F64, y: F64) -> Rows:
+    return {"features": x.astype(np.float32), "target": y.astype(np.float32)}
 
 
 def some_rows(count: int, seed: int = 0) -> tuple[F64, F64]:
@@ -116,8 +119,9 @@ def test_one_full_batch_step_is_the_gradient_in_closed_form(program: Program) ->
     assert (result.steps, result.num_examples) == (1, 700)
     error = np.c_[x, np.ones(700)] @ START - y
     assert result.sums.weight == 700
-    assert result.sums.means()["loss"] == pytest.approx((error**2).mean(), rel=1e-5)
-    assert result.sums.means()["mae"] == pytest.approx(np.abs(error).mean(), rel=1e-5)
+    means = metric_values(result.sums, program.spec.metrics)
+    assert means["loss"] == pytest.approx((error**2).mean(), rel=1e-5)
+    assert means["mae"] == pytest.approx(np.abs(error).mean(), rel=1e-5)
     assert result.seconds > 0
 
 
@@ -280,3 +284,27 @@ def uneven(agents: int) -> F64:
     shares = np.arange(1, agents + 1, dtype=np.float64)
     result: F64 = shares / shares.sum()
     return result
+
+
+class Tracking:
+    """Stands for a program with a moving mean: its gradient says 1, its statistic moves by 0.25."""
+
+    class spec:  # noqa: N801
+        tracked = (slice(1, 2),)
+        stochastic = False
+
+    def gradient(self, theta: F32, rows: Rows, *, seed: int = 0) -> Gradient:
+        return Gradient(np.array([1.0, -0.25], np.float32), Sums(1.0, 1.0, {}))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_tracked_part_takes_its_value_and_no_optimizer_moves_it(optimizer: Any) -> None:
+    plan = TrainingPlan(
+        optimizer=optimizer, epochs=4, batch_size=0, learning_rate=0.5, momentum=0.9
+    )
+    start = np.array([0.0, 2.0], np.float32)
+    plan = msgspec.structs.replace(plan, proximal_mu=3.0)
+    rows = {"x": np.zeros(1, np.float32)}
+    result = train(Tracking(), start, rows, plan, rng())  # type: ignore[arg-type]
+    assert result.delta[1] == pytest.approx(1.0)  # four times 0.25
+    assert result.delta[0] != 0

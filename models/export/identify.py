@@ -1,0 +1,52 @@
+"""Keras's losses and metrics by name, however a model's author wrote them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from models.errors import ExportError
+from models.export.backend import keras
+
+
+def identify(identifier: Any, what: str) -> tuple[str, dict[str, Any]]:
+    """Keras's snake-case name and the options of a loss or metric, however it was written."""
+    if isinstance(identifier, keras.losses.Loss):
+        _check_reduction(identifier)
+        # Huber's delta is missing from its configuration (Keras 3.15); the wrapper has it.
+        hidden = getattr(identifier, "_fn_kwargs", {})
+        return _snake(type(identifier).__name__), {**identifier.get_config(), **hidden}
+    if isinstance(identifier, dict):  # as serialised by Keras
+        config = identifier.get("config")
+        if isinstance(config, str):  # a function: its name
+            return _ALIASES.get(config, config), {}
+        return _snake(str(identifier.get("class_name"))), dict(config or {})
+    name = identifier if isinstance(identifier, str) else getattr(identifier, "__name__", None)
+    if name is None:
+        raise ExportError(f"{what} {identifier!r} cannot be exported: name one of Keras's own")
+    return _snake(name), {}
+
+
+def _check_reduction(loss: Any) -> None:
+    if loss.reduction not in ("sum_over_batch_size", "mean", "mean_with_sample_weight"):
+        raise ExportError(
+            f"loss {loss.name!r} has reduction={loss.reduction!r}: programs minimise the mean over "
+            "rows; leave reduction at its default"
+        )
+
+
+_ALIASES = {
+    "mse": "mean_squared_error",
+    "mae": "mean_absolute_error",
+    "bce": "binary_crossentropy",
+    "huber_loss": "huber",
+    "logcosh": "log_cosh",
+}
+
+
+def _snake(name: str) -> str:
+    """`MeanSquaredError`, `MSE` and `mse` are `mean_squared_error`."""
+    if name.upper() == name or name.islower():
+        text = name.lower()
+    else:
+        text = "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")
+    return _ALIASES.get(text, text)

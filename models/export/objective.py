@@ -1,0 +1,311 @@
+"""What a model minimises and reports: read off a compiled Keras model, or given beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from models.errors import ExportError
+from models.export.backend import Tensor, tf
+from models.export.identify import identify
+from models.export.losses import BINARY, SPARSE, Contrastive, OutputLoss, Triplet, output_loss
+from models.export.metrics import Metric, output_metric, total
+from models.export.variables import plain_name
+from models.metrics import MetricSpec
+from models.spec import TensorSpec
+
+#: Name of what `predict` returns, of a model with one output.
+OUTPUT = "prediction"
+
+Tensors = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One output: what is minimised there and what is measured."""
+
+    output: str
+    source: str
+    loss: OutputLoss
+    weight: float = 1.0
+    class_weight: tuple[float, ...] = ()
+    metrics: tuple[Metric, ...] = ()
+
+    def per_row(self, y: Tensor, p: Tensor) -> Tensor:
+        values = self.loss.per_row(y, p)
+        if self.class_weight:
+            picked = tf.one_hot(y, len(self.class_weight), dtype=tf.float32)
+            values *= tf.reduce_sum(picked * tf.constant(self.class_weight), -1)
+        return values if self.weight == 1 else self.weight * values
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a model minimises and reports.
+
+    Attributes:
+        name: of the loss; of each output where there are several.
+        targets: that come from the data.
+        outputs: that `predict` returns.
+        metrics: in the order of the program's outputs.
+        is_keras: whether Keras computes the same loss (`keras_loss`).
+    """
+
+    name: str
+    targets: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    metrics: tuple[MetricSpec, ...]
+    is_keras: bool
+    _parts: tuple[_Part, ...] = ()
+    _pair: Triplet | Contrastive | None = None
+
+    def loss(self, columns: Tensors, outputs: Tensors) -> Tensor:
+        """float32, shape (rows,).
+
+        Args:
+            columns: inputs and targets by name.
+            outputs: by name, in the shapes of `outputs`.
+        """
+        if self._pair is not None:
+            return self._pair.loss(list(outputs.values()), columns.get("target"))
+        losses = [part.per_row(columns[part.source], outputs[part.output]) for part in self._parts]
+        return tf.add_n(losses) if len(losses) > 1 else losses[0]
+
+    def sums(self, columns: Tensors, outputs: Tensors, weight: Tensor) -> dict[str, Tensor]:
+        """The sums of each metric over rows, by name; `weight` has shape (rows,)."""
+        if self._pair is not None:
+            right = self._pair.right(list(outputs.values()), columns.get("target"))
+            return {"accuracy": total(self.metrics[0], right, weight)}
+        return {
+            spec.name: total(spec, per_row(columns[part.source], outputs[part.output]), weight)
+            for part in self._parts
+            for spec, per_row in part.metrics
+        }
+
+    def keras_targets(self, columns: Tensors, outputs: Sequence[Tensor]) -> list[Tensor]:
+        """What Keras's loss compares each output with, in the shape that it wants."""
+        labels = [columns[part.source] for part in self._parts]
+        # A target of one number per row has the axis that Keras's output has, so that nothing
+        # broadcasts.
+        return [
+            y[..., None] if len(y.shape) == len(p.shape) - 1 and p.shape[-1] == 1 else y
+            for y, p in zip(labels, outputs, strict=True)
+        ]
+
+    def keras_weight(self, columns: Tensors) -> Tensor | None:
+        """Keras's sample weights for the class weights; None where there are none."""
+        part = self._parts[0]
+        return tf.gather(part.class_weight, columns[part.source]) if part.class_weight else None
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What `export_model` is told beside the model.
+
+    Attributes:
+        loss: in place of the compiled one.
+        reconstruct: name of the input that the output is compared with; "" for none.
+        class_weight: what a row of each class counts in the loss; empty for 1.
+        metrics: names, in addition to the compiled ones, of the first output.
+        classes: names of the classes of the first target.
+    """
+
+    loss: Triplet | Contrastive | None = None
+    reconstruct: str = ""
+    class_weight: Mapping[int, float] = field(default_factory=dict)
+    metrics: Sequence[str] = ()
+    classes: Sequence[str] = ()
+
+
+def read_objective(model: Any, inputs: Sequence[TensorSpec], wishes: Wishes) -> Objective:
+    """The objective that `compile()` gave `model`, and `wishes` changed.
+
+    Raises:
+        ExportError: not compiled, or a loss or metric that programs do not know; names it and
+            what to use instead.
+    """
+    if wishes.loss is not None:
+        return _of_pairs(model, wishes.loss)
+    if not getattr(model, "compiled", False) or model.loss is None:
+        raise ExportError(
+            f"model {model.name!r} has no loss: call model.compile(loss=..., metrics=[...]) "
+            "before exporting"
+        )
+    names = _output_names(model)
+    losses = _per_output(model.loss, names, "loss")
+    weights = _per_output(model.get_compile_config().get("loss_weights"), names, "loss weight")
+    metrics = _compiled_metrics(model, names)
+    parts = []
+    for index, (name, output) in enumerate(zip(names, model.outputs, strict=True)):
+        if losses[index] is None:
+            raise ExportError(f"output {name!r} has no loss: give compile() one for every output")
+        shape = tuple(int(side) for side in output.shape[1:])
+        loss = output_loss(*identify(losses[index], "loss"), shape)
+        wanted = [*metrics[index], *(wishes.metrics if index == 0 else ())]
+        parts.append(
+            _Part(
+                name if len(names) > 1 else OUTPUT,
+                _source(name, names, wishes, inputs, loss),
+                loss,
+                1.0 if weights[index] is None else float(weights[index]),
+                _class_weight(loss, wishes.class_weight) if index == 0 else (),
+                tuple(_metric(item, loss, f"{name}_" if len(names) > 1 else "") for item in wanted),
+            )
+        )
+    return _of_parts(parts, wishes)
+
+
+def _of_parts(parts: list[_Part], wishes: Wishes) -> Objective:
+    several = len(parts) > 1
+    labels = "; ".join(f"{part.output}: {part.loss.name}" for part in parts)
+    targets = tuple(
+        TensorSpec(
+            part.source,
+            part.loss.target_shape,
+            part.loss.target_dtype,
+            classes=_classes(part.loss, wishes.classes) if part is parts[0] else (),
+        )
+        for part in parts
+        if not wishes.reconstruct
+    )
+    specs = {metric[0].name: metric for part in parts for metric in part.metrics}
+    parts = [_without_doubles(part, specs) for part in parts]
+    return Objective(
+        name=labels if several else parts[0].loss.name,
+        targets=targets,
+        outputs=tuple(TensorSpec(part.output, part.loss.output_shape) for part in parts),
+        metrics=tuple(spec for spec, _ in specs.values()),
+        is_keras=True,
+        _parts=tuple(parts),
+    )
+
+
+def _without_doubles(part: _Part, chosen: Mapping[str, Metric]) -> _Part:
+    kept = tuple(metric for metric in part.metrics if chosen[metric[0].name] is metric)
+    return _Part(part.output, part.source, part.loss, part.weight, part.class_weight, kept)
+
+
+def _of_pairs(model: Any, loss: Triplet | Contrastive) -> Objective:
+    names = _output_names(model)
+    count = 3 if isinstance(loss, Triplet) else 2
+    shapes = {tuple(output.shape[1:]) for output in model.outputs}
+    if len(names) != count or len(shapes) != 1:
+        raise ExportError(
+            f"{loss.name} needs a model of {count} embeddings of one shape, this one has "
+            f"{len(names)} outputs of {sorted(shapes)}"
+        )
+    (shape,) = shapes
+    return Objective(
+        name=loss.name,
+        targets=() if isinstance(loss, Triplet) else (TensorSpec("target", (), "int32"),),
+        outputs=tuple(TensorSpec(name, shape) for name in names),
+        metrics=(MetricSpec("accuracy"),),
+        is_keras=False,
+        _pair=loss,
+    )
+
+
+def _source(
+    name: str,
+    names: Sequence[str],
+    wishes: Wishes,
+    inputs: Sequence[TensorSpec],
+    loss: OutputLoss,
+) -> str:
+    """Which column an output is compared with."""
+    if not wishes.reconstruct:
+        return "target" if len(names) == 1 else f"target_{name}"
+    tensor = next((t for t in inputs if t.name == wishes.reconstruct), None)
+    if tensor is None or len(names) > 1:
+        known = ", ".join(t.name for t in inputs)
+        raise ExportError(
+            f"reconstruct={wishes.reconstruct!r}: needs a model of one output and the name of an "
+            f"input ({known})"
+        )
+    if (tensor.shape, tensor.dtype) != (loss.target_shape, loss.target_dtype):
+        raise ExportError(
+            f"input {tensor.name!r} is {tensor.dtype} {tensor.shape}, what the model makes of it "
+            f"{loss.target_dtype} {loss.target_shape}: they must be alike to be compared"
+        )
+    return tensor.name
+
+
+def _output_names(model: Any) -> list[str]:
+    """Identifiers that depend on the model only."""
+    if len(model.outputs) == 1:
+        return [OUTPUT]
+    names: list[str] = []
+    for index, name in enumerate(model.output_names):
+        base = plain_name(model, name, f"output_{index}")
+        names.append(base if base not in names else f"{base}_{index}")
+    return names
+
+
+def _per_output(value: Any, names: Sequence[str], what: str) -> list[Any]:
+    """One entry per output of what Keras takes as one value, a list or a dict."""
+    if isinstance(value, dict) and "class_name" not in value:
+        if len(names) == 1 and len(value) == 1:
+            return list(value.values())
+        unknown = sorted(set(value) - set(names))
+        if unknown:
+            raise ExportError(f"{what} for {unknown[0]!r}: the outputs are {', '.join(names)}")
+        return [value.get(name) for name in names]
+    if isinstance(value, list | tuple):
+        if len(value) != len(names):
+            raise ExportError(f"{len(value)} {what}es for {len(names)} outputs")
+        return list(value)
+    return [value] * len(names)
+
+
+def _compiled_metrics(model: Any, names: Sequence[str]) -> list[list[Any]]:
+    """The metrics of each output."""
+    config = model.get_compile_config()
+    found: list[list[Any]] = [[] for _ in names]
+    for key in ("metrics", "weighted_metrics"):
+        value = config.get(key) or []
+        if len(names) == 1:
+            values = _flat(value)
+            found[0] += values
+            continue
+        for index, item in enumerate(_per_output(value or None, names, "metric list")):
+            found[index] += _flat(item)
+    return found
+
+
+def _flat(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    if isinstance(value, dict) and "class_name" not in value:
+        return [item for entry in value.values() for item in _flat(entry)]
+    if isinstance(value, list | tuple):
+        return [item for entry in value for item in _flat(entry)]
+    return [value]
+
+
+def _metric(identifier: Any, loss: OutputLoss, prefix: str) -> Metric:
+    spec, per_row = output_metric(*identify(identifier, "metric"), loss)
+    return MetricSpec(f"{prefix}{spec.name}", spec.kind, spec.shape), per_row
+
+
+def _class_weight(loss: OutputLoss, given: Mapping[int, float]) -> tuple[float, ...]:
+    if not given:
+        return ()
+    if loss.name not in (SPARSE, BINARY) or loss.target_shape or not loss.classes:
+        raise ExportError(f"class_weight needs one class per row, the loss is {loss.name}")
+    unknown = sorted(set(given) - set(range(loss.classes)))
+    bad = [value for value in given.values() if not 0 <= value < float("inf")]
+    if unknown or bad:
+        raise ExportError(
+            f"class_weight {dict(given)}: keys are classes from 0 to {loss.classes - 1}, "
+            "values 0 or more"
+        )
+    return tuple(float(given.get(index, 1.0)) for index in range(loss.classes))
+
+
+def _classes(loss: OutputLoss, classes: Sequence[str]) -> tuple[str, ...]:
+    if classes and loss.target_dtype != "int32":
+        raise ExportError(f"classes given for a regression ({loss.name})")
+    if classes and loss.name == SPARSE and len(classes) != loss.classes:
+        raise ExportError(f"{len(classes)} class names for an output of {loss.classes} classes")
+    return tuple(classes)

@@ -1,0 +1,189 @@
+"""Where each variable of a Keras model lives: in θ, in the personal part, or frozen in the package.
+
+The rest are seeds of Keras's random numbers, which programs do not use.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+
+from models.errors import ExportError
+from models.export.backend import keras
+from models.parameters import F32, Layout, ParameterSpec
+
+_NUMBERED = re.compile(r"_\d+$")
+
+
+@dataclass(frozen=True, eq=False)
+class Variables:
+    """The variables of a model by where they live, each list in the order of its vector.
+
+    Attributes:
+        shared: of θ: (specification, variable).
+        personal: likewise, of what a device keeps to itself.
+        frozen: that are neither trained nor sent.
+    """
+
+    shared: Sequence[tuple[ParameterSpec, Any]]
+    personal: Sequence[tuple[ParameterSpec, Any]]
+    frozen: Sequence[Any]
+
+    @property
+    def layout(self) -> Layout:
+        """Of θ."""
+        return Layout(tuple(spec for spec, _ in self.shared))
+
+    @property
+    def personal_layout(self) -> Layout | None:
+        """Of the personal part; None when there is none."""
+        return Layout(tuple(spec for spec, _ in self.personal)) if self.personal else None
+
+    @property
+    def learned(self) -> list[tuple[ParameterSpec, Any]]:
+        """θ and behind it the personal part, as the program takes them."""
+        return [*self.shared, *self.personal]
+
+    def values(self, part: Iterable[tuple[ParameterSpec, Any]]) -> F32:
+        """Present values of some of them as one vector."""
+        arrays = [np.asarray(variable, np.float32).reshape(-1) for _, variable in part]
+        return np.concatenate(arrays) if arrays else np.zeros(0, np.float32)
+
+    def frozen_values(self) -> F32:
+        """Present values of the frozen ones as one vector."""
+        arrays = [np.asarray(variable, np.float32).reshape(-1) for variable in self.frozen]
+        return np.concatenate(arrays) if arrays else np.zeros(0, np.float32)
+
+    def by_id(self, whole: Any, frozen: Any, split: Any) -> dict[int, Any]:
+        """Tensors for the variables, by `id(variable)`, cut from two vectors.
+
+        Args:
+            whole: θ and the personal part.
+            frozen: the frozen numbers; None when there are none.
+            split: (vector, shapes) -> one array of each shape (NumPy's or TensorFlow's).
+        """
+        pairs = [(variable, tuple(variable.shape)) for _, variable in self.learned]
+        found = split(whole, [shape for _, shape in pairs])
+        if self.frozen:
+            shapes = [tuple(variable.shape) for variable in self.frozen]
+            pairs += list(zip(self.frozen, shapes, strict=True))
+            found = [*found, *split(frozen, shapes)]
+        return {id(variable): part for (variable, _), part in zip(pairs, found, strict=True)}
+
+
+def is_seed(variable: Any) -> bool:
+    """Whether a variable is the state of Keras's random numbers, which programs do not use."""
+    return bool(variable.name == "seed_generator_state")
+
+
+def read_variables(model: Any, personal: Sequence[str] = ()) -> Variables:
+    """The variables of `model`.
+
+    Args:
+        model: built. Layers with `trainable = False` are frozen.
+        personal: names of layers, or patterns (`head*`), that stay on the device.
+
+    Raises:
+        ExportError: a pattern fits no layer, or nothing is left to train or to send.
+    """
+    names = dict(_names(model))
+    mine = _chosen(model, personal)
+    trained = {id(v) for v in model.trainable_variables}
+    tracked = [v for v in model.non_trainable_variables if _is_tracked(v, model)]
+    shared: list[tuple[ParameterSpec, Any]] = []
+    kept: list[tuple[ParameterSpec, Any]] = []
+    for variable in [*model.trainable_variables, *tracked]:
+        spec = ParameterSpec(
+            names[id(variable)], tuple(variable.shape), id(variable) not in trained
+        )
+        (kept if id(variable) in mine else shared).append((spec, variable))
+    if not any(id(variable) in trained for _, variable in shared):
+        raise ExportError(
+            f"model {model.name!r} has no trainable weights"
+            + (" outside its personal layers: nothing would be averaged" if kept else "")
+        )
+    known = {id(v) for v in tracked}
+    frozen = [v for v in model.non_trainable_variables if id(v) not in known and not is_seed(v)]
+    return Variables(shared, kept, frozen)
+
+
+def freeze_all_but(model: Any, patterns: Sequence[str]) -> None:
+    """Set `trainable` so that only the named layers learn.
+
+    Raises:
+        ExportError: a pattern fits no layer.
+    """
+    chosen = {id(layer) for layer in _matching(model, patterns)}
+    for layer, _ in layer_names(model):
+        layer.trainable = id(layer) in chosen
+
+
+def layer_names(model: Any) -> Iterator[tuple[Any, str]]:
+    """Layers with names that depend on the model only.
+
+    Keras numbers unnamed layers through the life of the process (`dense_7`): such a number would
+    make the layout, and its fingerprint, differ from one export to the next.
+    """
+    taken: set[str] = set()
+    for layer in model.layers:
+        kind = _NUMBERED.sub("", layer.name)
+        automatic = kind.replace("_", "") == type(layer).__name__.lower()
+        base = kind if automatic else layer.name
+        name, number = base, 0
+        while name in taken:
+            number += 1
+            name = f"{base}_{number}"
+        taken.add(name)
+        yield layer, name
+
+
+def plain_name(model: Any, name: str, default: str) -> str:
+    """A layer's name as `layer_names` gives it, as an identifier; `default` where it is none."""
+    plain = next((plain for layer, plain in layer_names(model) if layer.name == name), name)
+    plain = re.sub(r"\W", "_", plain)
+    return plain if plain.isidentifier() and plain.isascii() else default
+
+
+def _names(model: Any) -> Iterator[tuple[int, str]]:
+    """(id of a variable, its name in the layout), the first one for shared variables."""
+    seen: set[int] = set()
+    for layer, layer_name in layer_names(model):
+        for variable in layer.variables:
+            if id(variable) in seen:
+                continue
+            seen.add(id(variable))
+            inner = variable.path.split("/")
+            inner = inner[inner.index(layer.name) + 1 :] if layer.name in inner else inner[-1:]
+            yield id(variable), "/".join([layer_name, *inner])
+
+
+def _is_tracked(variable: Any, model: Any) -> bool:
+    """A moving average of a BatchNormalization that learns."""
+    for layer in model._flatten_layers():
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable:
+            moving = (layer.moving_mean, layer.moving_variance)
+            if any(variable is average for average in moving):
+                return True
+    return False
+
+
+def _chosen(model: Any, patterns: Sequence[str]) -> set[int]:
+    """Ids of the variables of the layers that the patterns name."""
+    return {id(variable) for layer in _matching(model, patterns) for variable in layer.variables}
+
+
+def _matching(model: Any, patterns: Sequence[str]) -> list[Any]:
+    named = list(layer_names(model))
+    found = []
+    for pattern in patterns:
+        hits = [layer for layer, name in named if fnmatchcase(name, pattern)]
+        if not hits:
+            names = ", ".join(name for layer, name in named if layer.weights)
+            raise ExportError(f"no layer is called {pattern!r}; layers with weights: {names}")
+        found += hits
+    return found

@@ -1,0 +1,196 @@
+"""Metrics as sums that add across agents, and what the sums say once they are added up.
+
+A program returns, for each metric, numbers that are sums over rows. Sums of batches, of epochs and
+of agents add; only who shows a metric finishes it. So a fleet's RMSE, R² or AUC is that of all its
+rows together, and not a mean of what the devices found each for itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod, sqrt
+from typing import Literal
+
+import msgspec
+import numpy as np
+
+from models.parameters import F64
+
+MetricKind = Literal["mean", "root_mean", "r2", "auc", "precision", "recall", "f1", "confusion"]
+
+#: A sum over rows: one number, or the numbers of an array in row-major order.
+Total = float | tuple[float, ...]
+
+#: Numbers of one metric: a confusion matrix of 100 classes.
+MAX_METRIC_NUMBERS = 10_000
+
+
+class MetricSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One metric of a model.
+
+    Attributes:
+        name: in reports, and of the program's output.
+        kind: how its sums become a value:
+            `mean`: Σ w·m / Σ w;
+            `root_mean`: the square root of that (RMSE);
+            `r2`: 1 - Σ w·(y-p)² / Σ w·(y-ȳ)², from Σ w·(y-p)², Σ w·y, Σ w·y²; shape (3,);
+            `auc`: area under the ROC curve, from the weight of positive and of negative rows in
+            equal bins of the predicted probability; shape (2, bins);
+            `precision`, `recall`, `f1`: from true positives, false positives and false negatives
+            per class; shape (3, classes), the mean over the classes that occur;
+            `confusion`: weight of rows by true and predicted class; shape (classes, classes).
+        shape: of the sums; () is one number.
+    """
+
+    name: str
+    kind: MetricKind = "mean"
+    shape: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not (self.name.isidentifier() and self.name.isascii() and len(self.name) <= 64):
+            raise ValueError(f"metric name {self.name!r} must be a plain identifier")
+        if not _KINDS[self.kind].fits(self.shape) or prod(self.shape) > MAX_METRIC_NUMBERS:
+            raise ValueError(f"metric {self.name!r} of kind {self.kind} has shape {self.shape}")
+
+    @property
+    def size(self) -> int:
+        """How many numbers its sums are."""
+        return prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Weighted sums over rows; sums of several agents add.
+
+    Attributes:
+        loss: Σ weight · loss.
+        weight: Σ weight.
+        metrics: by name; one number, or as many as the metric's spec says.
+    """
+
+    loss: float
+    weight: float
+    metrics: Mapping[str, Total]
+
+
+def add_sums(parts: Iterable[Sums]) -> Sums:
+    """The sum of sums; of none, nothing."""
+    loss = weight = 0.0
+    metrics: dict[str, Total] = {}
+    for part in parts:
+        loss += part.loss
+        weight += part.weight
+        add_totals(metrics, part.metrics)
+    return Sums(loss, weight, metrics)
+
+
+def add_totals(into: dict[str, Total], more: Mapping[str, Total]) -> None:
+    """Adds `more` to `into`, metric by metric."""
+    for name, value in more.items():
+        before = into.get(name)
+        if before is None:
+            into[name] = value
+        elif isinstance(before, tuple) and isinstance(value, tuple):
+            into[name] = tuple(map(float.__add__, before, value))
+        elif isinstance(before, float) and isinstance(value, int | float):
+            into[name] = before + value
+        else:
+            raise TypeError(f"{name}: sums of different shapes")
+
+
+def metric_values(sums: Sums, metrics: Sequence[MetricSpec]) -> dict[str, float]:
+    """`loss` and each metric that is one number, from sums whose weight is not 0.
+
+    A metric that the rows say nothing about (AUC without a positive row, R² of equal targets) is
+    left out.
+    """
+    values = {"loss": sums.loss / sums.weight}
+    for spec in metrics:
+        if spec.kind != "confusion" and spec.name in sums.metrics:
+            value = _KINDS[spec.kind].finish(_array(spec, sums), sums.weight)
+            if value is not None:
+                values[spec.name] = value
+    return values
+
+
+def metric_matrices(sums: Sums, metrics: Sequence[MetricSpec]) -> dict[str, list[list[float]]]:
+    """Each metric that is a matrix: rows are true classes, columns predicted ones."""
+    return {
+        spec.name: _array(spec, sums).tolist()
+        for spec in metrics
+        if spec.kind == "confusion" and spec.name in sums.metrics
+    }
+
+
+def fits(totals: Mapping[str, Total], metrics: Sequence[MetricSpec]) -> bool:
+    """Whether these are sums of exactly these metrics."""
+    return {name: _length(total) for name, total in totals.items()} == {
+        spec.name: spec.size if spec.shape else None for spec in metrics
+    }
+
+
+def _length(total: Total) -> int | None:
+    return len(total) if isinstance(total, tuple) else None
+
+
+def _array(spec: MetricSpec, sums: Sums) -> F64:
+    return np.array(sums.metrics[spec.name], np.float64).reshape(spec.shape)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    fits: Callable[[tuple[int, ...]], bool]
+    finish: Callable[[F64, float], float | None]
+
+
+def _r2(sums: F64, weight: float) -> float | None:
+    residual, total, squares = sums
+    spread = squares - total * total / weight
+    # Below float32's precision the spread is rounding.
+    return float(1 - residual / spread) if spread > 1e-6 * squares else None
+
+
+def _auc(sums: F64, weight: float) -> float | None:
+    del weight
+    positive, negative = sums
+    if not (positive.sum() > 0 and negative.sum() > 0):
+        return None
+    # From the highest probability down: each bin moves along both axes at once, a trapezoid.
+    hits = np.concatenate(([0.0], np.cumsum(positive[::-1]))) / positive.sum()
+    alarms = np.concatenate(([0.0], np.cumsum(negative[::-1]))) / negative.sum()
+    return float(np.sum(np.diff(alarms) * (hits[1:] + hits[:-1]) / 2))
+
+
+def _ratio(parts: Callable[[F64], tuple[F64, F64]]) -> Callable[[F64, float], float | None]:
+    def finish(sums: F64, weight: float) -> float | None:
+        del weight
+        true, false_alarms, missed = sums
+        occurs = true + false_alarms + missed > 0
+        if not occurs.any():
+            return None
+        above, below = parts(sums[:, occurs])
+        # Of a class that is never predicted the precision is 0, as with Keras and scikit-learn.
+        return float(np.mean(np.divide(above, below, out=np.zeros_like(above), where=below > 0)))
+
+    return finish
+
+
+def _per_class(shape: tuple[int, ...]) -> bool:
+    return len(shape) == 2 and shape[0] == 3 and shape[1] >= 1
+
+
+_KINDS: dict[str, _Kind] = {
+    "mean": _Kind(lambda shape: shape == (), lambda sums, weight: float(sums / weight)),
+    "root_mean": _Kind(
+        lambda shape: shape == (), lambda sums, weight: sqrt(max(0.0, float(sums / weight)))
+    ),
+    "r2": _Kind(lambda shape: shape == (3,), _r2),
+    "auc": _Kind(lambda shape: len(shape) == 2 and shape[0] == 2 and shape[1] >= 2, _auc),
+    "precision": _Kind(_per_class, _ratio(lambda s: (s[0], s[0] + s[1]))),
+    "recall": _Kind(_per_class, _ratio(lambda s: (s[0], s[0] + s[2]))),
+    "f1": _Kind(_per_class, _ratio(lambda s: (2 * s[0], 2 * s[0] + s[1] + s[2]))),
+    "confusion": _Kind(
+        lambda shape: len(shape) == 2 and shape[0] == shape[1] >= 2, lambda *_: None
+    ),
+}

@@ -1,0 +1,143 @@
+"""Frozen and personal layers, moving averages, and padding that is no data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models.errors import ExportError
+from models.export.backend import keras
+from models.export.exporter import export_model
+from models.export.variables import read_variables
+from models.export.verify import Reference, random_batch, relative_error
+from models.package import ModelPackage, load_package, unpack_wire
+from models.program import Program
+
+layers = keras.layers
+ROWS = 8
+
+
+def build() -> Any:
+    keras.utils.set_random_seed(4)
+    model = keras.Sequential(
+        [
+            keras.Input((6,), name="sensors"),
+            layers.Dense(40, activation="relu", name="backbone"),
+            layers.BatchNormalization(name="norm"),
+            layers.Dense(5, activation="relu", name="neck"),
+            layers.Dense(3, activation="softmax", name="head"),
+        ]
+    )
+    model.compile(loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+
+
+def export(model: Any, **options: Any) -> tuple[ModelPackage, Program]:
+    package = export_model(model, name="parts", batch_size=ROWS, **options)
+    return package, Program(package.program, package.spec, frozen=package.frozen)
+
+
+def names(package: ModelPackage) -> list[str]:
+    return [parameter.name for parameter in package.spec.layout.parameters]
+
+
+def test_only_the_named_layers_are_trained_and_the_rest_is_stored_once_at_a_byte_each() -> None:
+    model = build()
+    package, program = export(model, train=["neck", "head"])
+    assert names(package) == ["neck/kernel", "neck/bias", "head/kernel", "head/bias"]
+    assert package.spec.frozen == 6 * 40 + 40 + 4 * 40
+    assert len(package.frozen_bytes) == package.spec.frozen + 4 * 2  # two blocks of 256
+    whole, _ = export(build())
+    assert len(package.program) < len(whole.program)  # nothing is differentiated back there
+    rows = random_batch(package.spec, np.random.default_rng(1))
+    variables = read_variables(model)
+    reference = Reference(model, package, variables=variables)
+    got = program.gradient(package.initial, rows)
+    loss, gradient, _ = reference.gradient(package.initial, rows)
+    assert relative_error(got.vector, gradient) <= 1e-5
+    assert got.sums.loss / ROWS == pytest.approx(loss, rel=1e-5)
+    exact = np.asarray(model(rows["sensors"], training=False))
+    rounded = program.predict(package.initial, rows)["prediction"]
+    assert np.abs(rounded - exact).max() < 0.05
+
+
+def test_a_package_with_parts_survives_disk_and_wire(tmp_path: Any) -> None:
+    package, _ = export(build(), train=["neck", "head"], personal=["head"])
+    package.save(tmp_path)
+    again = load_package(tmp_path)
+    assert again.digest == package.digest
+    content = unpack_wire(package.wire)
+    assert np.array_equal(content.personal, package.personal)
+    assert content.frozen is not None
+    assert package.frozen is not None
+    assert np.array_equal(content.frozen, package.frozen)
+
+
+def test_personal_layers_come_after_theta_and_are_none_of_it() -> None:
+    model = build()
+    package, program = export(model, personal=["head", "norm"])
+    assert names(package) == ["backbone/kernel", "backbone/bias", "neck/kernel", "neck/bias"]
+    assert package.spec.personal is not None
+    assert [p.name for p in package.spec.personal.parameters] == [
+        *("norm/gamma", "norm/beta", "head/kernel", "head/bias"),
+        *("norm/moving_mean", "norm/moving_variance"),
+    ]
+    rows = random_batch(package.spec, np.random.default_rng(1))
+    whole = package.whole(package.initial)
+    variables = read_variables(model, ["head", "norm"])
+    _, gradient, _ = Reference(model, package, variables=variables).gradient(whole, rows)
+    got = program.gradient(whole, rows)
+    assert got.vector.shape == (package.spec.whole_size,) == gradient.shape
+    assert relative_error(got.vector, gradient) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"train": ["tail"]}, "no layer is called 'tail'; layers with weights: backbone, norm"),
+        ({"personal": ["tail*"]}, r"no layer is called 'tail\*'"),
+        ({"personal": ["*"]}, "nothing would be averaged"),
+    ],
+)
+def test_parts_that_do_not_exist_are_refused(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ExportError, match=says):
+        export(build(), **options)
+
+
+def test_moving_averages_are_tracked_and_follow_the_data() -> None:
+    package, program = export(build())
+    spec = package.spec
+    tracked = [p.name for p in spec.layout.parameters if p.tracked]
+    assert tracked == ["norm/moving_mean", "norm/moving_variance"]
+    rows = random_batch(spec, np.random.default_rng(1))
+    got = spec.layout.unflatten(program.gradient(package.initial, rows).vector)
+    weights = spec.layout.unflatten(package.initial)
+    hidden = np.maximum(rows["sensors"] @ weights["backbone/kernel"] + weights["backbone/bias"], 0)
+    change = 0.01 * (weights["norm/moving_mean"] - hidden.mean(0))  # momentum 0.99
+    assert got["norm/moving_mean"] == pytest.approx(change, abs=1e-6)
+    change = 0.01 * (weights["norm/moving_variance"] - hidden.var(0))
+    assert got["norm/moving_variance"] == pytest.approx(change, abs=1e-6)
+
+
+def test_padding_of_the_last_batch_is_no_data_for_batch_normalization() -> None:
+    package, program = export(build())
+    rows = random_batch(package.spec, np.random.default_rng(1))
+    few = {name: array[:3] for name, array in rows.items()}
+    padded = program.gradient(package.initial, few)
+    small = export_model(build(), name="parts", batch_size=3)
+    exact = Program(small.program, small.spec).gradient(small.initial, few)
+    assert np.array_equal(small.initial, package.initial)
+    assert padded.vector == pytest.approx(exact.vector, rel=1e-4, abs=1e-6)
+
+
+def test_a_variance_below_zero_predicts_all_the_same() -> None:
+    """Averages of quantized updates may come out a hair below 0."""
+    package, program = export(build())
+    theta = package.initial.copy()
+    for parameter, place in package.spec.layout.slices():
+        if parameter.name == "norm/moving_variance":
+            theta[place] = -1e-4
+    rows = random_batch(package.spec, np.random.default_rng(1))
+    assert np.isfinite(program.predict(theta, rows)["prediction"]).all()

@@ -1,0 +1,63 @@
+"""Layers that stay on the device: kept through restarts, never in an update."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge_agent.personal import PersonalPart
+from edge_agent.trainer import TrainingResult
+from models.errors import DataError
+from models.metrics import Sums
+from models.parameters import F32
+
+INITIAL = np.array([1, 2], np.float32)
+
+
+def result(*delta: float) -> TrainingResult:
+    return TrainingResult(np.array(delta, np.float32), 5, Sums(1.0, 5.0, {}), 3, 0.1)
+
+
+def theta(*values: float) -> F32:
+    return np.array(values, np.float32)
+
+
+def test_the_program_gets_it_behind_theta_and_the_update_does_not() -> None:
+    part = PersonalPart(INITIAL)
+    assert part.whole(theta(7, 8, 9)).tolist() == [7, 8, 9, 1, 2]
+    kept = part.keep(result(0.5, 0.5, 0.5, 10, 20))
+    assert kept.delta.tolist() == [0.5, 0.5, 0.5]
+    assert (kept.num_examples, kept.steps) == (5, 3)
+    assert part.whole(theta(0, 0, 0)).tolist() == [0, 0, 0, 11, 22]
+
+
+def test_it_survives_a_restart(tmp_path: Path) -> None:
+    path = tmp_path / "state" / "personal-ab.npy"
+    PersonalPart(INITIAL, path).keep(result(0, 1, 1))
+    assert PersonalPart(INITIAL, path).vector.tolist() == [2, 3]
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_a_model_without_one_writes_nothing(tmp_path: Path) -> None:
+    part = PersonalPart(np.zeros(0, np.float32), tmp_path / "personal-ab.npy")
+    given, before = result(1, 2), theta(4, 5)
+    assert part.whole(before) is before
+    assert part.keep(given) is given
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", [b"", b"garbage", b"\x93NUMPY\x01\x00"])
+def test_a_damaged_file_is_named_with_what_to_do(tmp_path: Path, damage: bytes) -> None:
+    path = tmp_path / "personal-ab.npy"
+    path.write_bytes(damage)
+    with pytest.raises(DataError, match=r"personal-ab.npy: .*delete the file to learn it anew"):
+        PersonalPart(INITIAL, path)
+
+
+def test_a_file_of_another_size_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "personal-ab.npy"
+    np.save(path, np.zeros(3, np.float32))
+    with pytest.raises(DataError, match="expected 2 finite float32 numbers"):
+        PersonalPart(INITIAL, path)
