@@ -12,6 +12,8 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from broker import blobs, messages, seal
 from broker.machine import Connected, MessageArrived, Publish, Started
@@ -30,9 +32,9 @@ from edge_agent.agent import Agent
 from edge_agent.events import Action, KeepTrust, LoadPackage, SettleUpdate, StartJob
 from edge_agent.spool import AgentMemory
 from edge_agent.statements import AgentFacts
-from edge_agent.trust import TrustRecord
+from edge_agent.trust import Trust, TrustRecord
 from edge_agent.trust_file import TrustFile
-from models.errors import StoreError
+from models.errors import StoreError, UntrustedError
 from tests.unit.test_agent import MAX_PAYLOAD, PACKAGE, THETA, TOPICS, Device, only, plan, trained
 
 ROOT = Path(__file__).parents[2]
@@ -283,6 +285,45 @@ def test_a_will_signed_before_what_it_follows_is_taken_and_turns_nothing_back() 
     assert device.agent.plan is not None  # the old birth is refused
     actions = device.coordinator()
     assert only([*actions, *device.blob(THETA.tobytes())], StartJob)
+
+
+SAID: list[tuple[Topic, bytes]] = [
+    (topic, signed(topic, message, number, keys))
+    for number, keys in ((5, OURS), (6, OURS), (7, OTHER))
+    for topic, message in (
+        (CoordinatorStatusTopic(), b'{"state":"online","session":"s1"}'),
+        (ProgramTopic(), b'{"name":"m"}'),
+        (RoundTopic(), b'{"round_id":%d}' % number),
+    )
+]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    topic=st.sampled_from([CoordinatorStatusTopic(), ProgramTopic(), RoundTopic()]),
+    lines=st.tuples(st.sampled_from(SAID), st.sampled_from(SAID)),
+    flipped=st.none() | st.tuples(st.integers(0, 1 << 12), st.integers(0, 7)),
+    cut=st.none() | st.integers(0, 400),
+)
+def test_no_patchwork_of_what_was_said_passes(
+    topic: Topic,
+    lines: tuple[tuple[Topic, bytes], tuple[Topic, bytes]],
+    flipped: tuple[int, int] | None,
+    cut: int | None,
+) -> None:
+    patched = bytearray(seal.split(lines[0][1])[0] + b"\n" + seal.split(lines[1][1])[1])
+    if flipped is not None:
+        patched[flipped[0] % len(patched)] ^= 1 << flipped[1]
+    payload = bytes(patched[:cut])
+    trust = Trust(TOPICS, OURS.public)
+    genuine = [said for where, said in SAID[:6] if where == topic]
+    try:
+        message = trust.opened(topic, payload)
+    except UntrustedError:
+        assert payload not in genuine
+    else:
+        # JSON may be written in more than one way: a changed seal may say the same.
+        assert message in [seal.split(said)[0] for said in genuine]
 
 
 # --- over restarts --------------------------------------------------------------------------------
