@@ -79,6 +79,31 @@ def _block(federation: str, name: str, writes: Sequence[str], reads: Sequence[st
     return "\n".join(lines)
 
 
+def may_write(federation: str, name: str, topic: str) -> bool:
+    """Whether the rules let `name` publish on `topic`, if it is enrolled."""
+    tails = _COORDINATOR_WRITES if name == COORDINATOR else _DEVICE_WRITES
+    return _is_covered(federation, name, topic, tails)
+
+
+def may_read(federation: str, name: str, topic_filter: str) -> bool:
+    """Whether all that `topic_filter` reaches is for `name` to read, if it is enrolled."""
+    tails = _COORDINATOR_READS if name == COORDINATOR else _DEVICE_READS
+    return _is_covered(federation, name, topic_filter, tails)
+
+
+def _is_covered(federation: str, name: str, topic: str, tails: Sequence[str]) -> bool:
+    root, levels = Topics(federation).root, topic.split("/")
+    for tail in tails:
+        rule = (root + tail.format(id=name)).split("/")
+        # "+" stands for one level, of a filter too; "#" is in no rule.
+        if len(rule) == len(levels) and all(
+            have == want or (want == "+" and have != "#")
+            for have, want in zip(levels, rule, strict=True)
+        ):
+            return True
+    return False
+
+
 @dataclass(frozen=True)
 class ListenerSettings:
     """Where the broker listens and as whom.
@@ -206,5 +231,8 @@ log_type error
 log_type warning
 log_type notice
 log_type information
+# Uncomment both to have every refusal in the log, for `fedge broker refusals` to read.
+#log_type debug
+#log_type subscribe
 log_timestamp_format %Y-%m-%dT%H:%M:%S
 """

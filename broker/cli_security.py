@@ -17,6 +17,8 @@ from models.errors import ConfigError
 if TYPE_CHECKING:
     from broker.security import Fleet
 
+#: Of a log: a topic may have 65,535 bytes.
+_LONGEST_LINE = 100_000
 _FOLDER = click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 _AGENT = click.argument("agent_id", metavar="AGENT_ID")
 _OUT = click.option(
@@ -364,6 +366,29 @@ def tokens(folder: Path, withdraw: str | None, as_json: bool) -> None:
         click.echo("no token was made")
 
 
+@click.command()
+@_FOLDER
+@click.argument("log", type=click.Path(dir_okay=False, allow_dash=True), default="-")
+@command_errors
+def refusals(folder: Path, log: str) -> None:
+    """Say in plain words who tried what it may not, from Mosquitto's log (a file, or stdin).
+
+    Refused publications, wills and subscriptions are in the log when `log_type debug` and
+    `log_type subscribe` are in DIR/broker/mosquitto.conf; refused connections always.
+    """
+    from broker.refusals import Refusals
+    from broker.security import Fleet
+
+    reader = Refusals(Fleet(folder).register.federation)
+    try:
+        with click.open_file(log, errors="replace") as file:
+            while line := file.readline(_LONGEST_LINE):
+                if said := reader.read(line):
+                    click.echo(said)
+    except OSError as error:
+        raise ConfigError(f"{log} cannot be read: {error.strerror}") from error
+
+
 @click.command("serve-enrolment")
 @_FOLDER
 @click.option(
@@ -393,4 +418,4 @@ def serve_enrolment(folder: Path, for_min: float | None) -> None:
     serve_enrolment(fleet, None if for_min is None else 60 * for_min)
 
 
-COMMANDS = (init, enrol, revoke, rotate, list_devices, tokens, serve_enrolment)
+COMMANDS = (init, enrol, revoke, rotate, list_devices, tokens, serve_enrolment, refusals)

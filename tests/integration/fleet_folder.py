@@ -23,6 +23,7 @@ from broker.access import PID_FILE
 from broker.authority import Authority
 from broker.local import find_mosquitto, free_port
 from broker.mqtt import MqttLink
+from broker.refusals import Refusals
 from broker.reload import reload_mosquitto
 from broker.security import Fleet, FleetSettings, create_fleet, utc_now
 from broker.security_files import Account
@@ -78,12 +79,23 @@ class RunningFleet:
         """The broker's log."""
         return self.log.read_text()
 
+    def tells(self, words: str) -> bool:
+        """Whether an operator who reads the refusals soon finds `words`."""
+
+        return bool(until(lambda: self.tells_now(words)))
+
+    def tells_now(self, words: str) -> bool:
+        """Whether it finds them already."""
+        reader = Refusals(self.fleet.register.federation)
+        return any(words in (reader.read(line) or "") for line in self.said().split("\n"))
+
 
 @contextlib.contextmanager
 def running(fleet: Fleet, folder: Path, mosquitto: Path | None = None) -> Iterator[RunningFleet]:
     """Runs a Mosquitto with the fleet's configuration; it dies with the tests."""
     log = folder / "mosquitto.log"
     config = fleet.broker_folder / "mosquitto.conf"
+    config.write_text(config.read_text().replace("\n#log_type", "\nlog_type"))  # all refusals
     leash = [sys.executable, "-I", "-S", str(LEASH), str(os.getpid())]
     with log.open("wb") as output:
         program = str(mosquitto or find_mosquitto() or "mosquitto")
