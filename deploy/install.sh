@@ -285,7 +285,8 @@ install_unit() {
   mv "$units/.$1.new" "$units/$1.service"
   if has_systemctl; then
     ! systemd_runs || systemctl daemon-reload
-    systemctl --quiet enable "$1" 2>/dev/null
+    # An upgrade leaves to the operator whether it starts at boot.
+    [ $action = upgrade ] || systemctl --quiet enable "$1" 2>/dev/null
   fi
 }
 
@@ -299,9 +300,15 @@ restart() {
   systemctl is-active --quiet $service || [ "$(systemctl show -p ExecMainStatus --value $service)" = 3 ]
 }
 
+status_text() { systemctl show -p StatusText --value $service; }
+
 tell_status() {
+  local tries=10
+  while [ "$(status_text)" != connected ] && is_active $service && [ $((tries -= 1)) -gt 0 ]; do
+    sleep 1
+  done
   if is_active $service; then
-    say "$service runs: $(systemctl show -p StatusText --value $service)"
+    say "$service runs: $(status_text)"
   else
     show_log
     say "$service is refused by the broker, as above; it goes on trying"

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -98,20 +99,25 @@ class Machine:
     def freeze(self) -> Path:
         """Stops it; returns what it has changed, as a layer for other machines."""
         if self._container is not None:
+            for pid in self._init_pids():  # first: it outlives systemd-nspawn
+                os.kill(pid, signal.SIGKILL)
             self._container.kill()
             self._container.wait()
-            self._wait_for(lambda: not Path(f"/proc/{self._init}/root").exists(), "end")
-        for path in reversed(self._mounts):
-            _call("umount", path)
-        self._mounts = []
+            self._container, self._init = None, 0
+        while self._mounts:
+            self._wait_for(self._unmount_last, "the end of all that uses it")
         return self.root.parent / "upper"
 
+    def _unmount_last(self) -> bool:
+        if subprocess.run(["umount", str(self._mounts[-1])], check=False).returncode:
+            return False
+        self._mounts.pop()
+        return True
+
     def mount_proc(self) -> None:
-        """Makes a chroot usable, as every how-to of chroots has it."""
-        for arguments in (("-t", "proc", "proc"), ("--bind", "/dev")):
-            path = self.root / ("proc" if "proc" in arguments else "dev")
-            _call("mount", *arguments, path)
-            self._mounts.append(path)
+        """Makes a chroot usable; device nodes are debootstrap's own."""
+        _call("mount", "-t", "proc", "proc", self.root / "proc")
+        self._mounts.append(self.root / "proc")
 
     def boot(self) -> Machine:
         """Starts systemd in a container with a loopback interface and nothing else."""
@@ -122,14 +128,25 @@ class Machine:
         self._wait_for(self._has_booted, "boot")
         return self
 
+    def _init_pids(self) -> list[int]:
+        """The container's first process, once there is one."""
+        assert self._container is not None
+        pid = self._container.pid
+        try:
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+        except OSError:  # ended
+            return []
+        return [int(child) for child in children.split()]
+
     def _has_booted(self) -> bool:
         assert self._container is not None
         assert self._container.poll() is None, "systemd-nspawn ended"
-        children = Path(f"/proc/{self._container.pid}/task/{self._container.pid}/children")
-        if not (pids := children.read_text().split()):
+        if not (pids := self._init_pids()):
             return False
-        self._init = int(pids[0])
-        return self.run("systemctl is-system-running", check=False).stdout.strip() == "running"
+        self._init = pids[0]
+        state = self.run("systemctl is-system-running", check=False).stdout.strip()
+        assert state != "degraded", self.run("systemctl --failed", check=False).stdout
+        return state == "running"
 
     def run(self, script: str, *, check: bool = True, timeout_s: float = 180) -> _Done:
         """Runs a line of bash as root, in the kit's folder."""
@@ -154,9 +171,9 @@ class Machine:
         """Until the script succeeds."""
         self._wait_for(lambda: self.run(script, check=False).returncode == 0, what, timeout_s)
 
-    def _wait_for(self, condition: object, what: str, timeout_s: float = 60) -> None:
+    def _wait_for(self, condition: Callable[[], bool], what: str, timeout_s: float = 60) -> None:
         until_s = time.monotonic() + timeout_s
-        while not condition():  # type: ignore[operator]
+        while not condition():
             assert time.monotonic() < until_s, f"did not come: {what}"
             time.sleep(0.2)
 

@@ -84,6 +84,18 @@ def test_misuse_is_one_line_and_exit_code_2(words: list[str], says: str) -> None
     assert done.stderr.count("\n") == 1
 
 
+def test_the_pages_name_scripts_and_options_that_there_are() -> None:
+    pages = [DEPLOY.parent / "README.md", *(DEPLOY.parent / "docs").glob("*.md")]
+    found = set()
+    for line in "\n".join(page.read_text() for page in pages).splitlines():
+        if match := re.match(r" {4}(?:sudo )?deploy/(\S+\.sh)([^#]*)", line):
+            options = set(re.findall(r"(--[a-z-]+)", match[2]))
+            shown = run(DEPLOY / match[1], "--help").stdout
+            assert options <= set(re.findall(r"(--[a-z-]+)", shown)), line
+            found.add(match[1])
+    assert found == {path.name for path in SCRIPTS} - {"install.sh"}
+
+
 # -- units ------------------------------------------------------------------------------------
 
 

@@ -38,7 +38,7 @@ from edge_agent.limits import LimitsConfig
 from fedge import cli
 from fleet.cast import make_cast
 from fleet.partition import PartitionConfig
-from fleet.scenario import BaselineConfig, DetectionConfig, Scenario, load_scenario
+from fleet.scenario import BaselineConfig, Scenario, load_scenario
 from fleet.virtual.faults import FaultPlan
 from models.codecs import CODECS, CodecConfig, make_codec
 from models.spec import ModelSpec, TensorSpec
@@ -123,7 +123,6 @@ def check_table(text: str, struct: Any, column: int) -> None:
         ("Scenario: top level", Scenario),
         ("partition", PartitionConfig),
         ("baselines", BaselineConfig),
-        ("detection", DetectionConfig),
     ],
 )
 def test_every_key_is_documented_with_its_default(heading: str, struct: Any) -> None:
@@ -349,7 +348,9 @@ def test_the_errors_on_the_page_are_the_code_s(tmp_path: Path, monkeypatch: Any)
 
 # -- commands and links -----------------------------------------------------------------------
 
-_COMMAND = re.compile(r"(?:\S*/)?fedge ((?:agent|coordinator|broker|model|fleet)\b[^`]*)")
+_COMMAND = re.compile(
+    r"(?:sudo (?:-u \S+ )?)?(?:\S*/)?fedge ((?:agent|coordinator|broker|model|fleet)\b[^`]*)"
+)
 
 
 def resolved(words: list[str]) -> tuple[click.Command, list[str]]:
