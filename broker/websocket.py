@@ -114,7 +114,10 @@ class WebSocket:
         }
         lines = [f"GET {self._opening.path} HTTP/1.1", *(f"{k}: {v}" for k, v in headers.items())]
         self._sock.sendall("\r\n".join([*lines, "", ""]).encode())
-        status, answer = self._read_answer()
+        try:
+            status, answer = self._read_answer()
+        except ConnectionResetError as error:  # as brokers do with what is no MQTT
+            raise WebSocketRefused(0, "it hung up on HTTP") from error
         if status != 101:
             raise WebSocketRefused(status, f"it answered HTTP {status} {answer['']}".rstrip())
         digest = hashlib.sha1((key + _GUID).encode(), usedforsecurity=False).digest()

@@ -13,8 +13,9 @@ from coordinator.config import CoordinatorConfig
 from edge_agent.data.dataset import LocalDataset
 from edge_agent.trainer import train
 from fleet.cast import Cast
+from fleet.detection import measure_detection
 from models.errors import ConfigError
-from models.metrics import metric_values
+from models.metrics import Sums, add_sums, metric_values
 from models.package import ModelPackage
 from models.parameters import F32, F64
 from models.program import Program, Rows
@@ -22,10 +23,19 @@ from models.program import Program, Rows
 
 @dataclass
 class Baselines:
-    """Figures by name; see README, "report.json"."""
+    """Figures by name (see README, "report.json"), and the models behind them.
+
+    Attributes:
+        figures: by name.
+        details: for each agent, and the exact solution.
+        models: vectors by kind (own, pooled) and by the agent that trained them; "" is all.
+        detection: by kind; see `measure_detection`. Empty where the scenario has no detection.
+    """
 
     figures: dict[str, float] = field(default_factory=dict)
     details: dict[str, object] = field(default_factory=dict)
+    models: dict[str, dict[str, F32]] = field(default_factory=dict)
+    detection: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def measure_baselines(
@@ -60,6 +70,9 @@ def measure_baselines(
         _pooled(trial, found, progress)
     if wanted.least_squares:
         _least_squares(cast, package, theta, found)
+    if cast.scenario.detection is not None:
+        models = {**found.models, "federated": {"": package.whole(theta)}}
+        found.detection = measure_detection(cast, package, models)
     return found
 
 
@@ -81,9 +94,12 @@ class _Trial:
         rng = np.random.default_rng([self.seed, number, 3])
         return self.initial + train(self.program, self.initial, rows, self.plan, rng).delta
 
-    def score(self, theta: F32, parts: Sequence[Rows]) -> float | None:
-        """The metric over all rows of some parts; None when they say nothing about it."""
-        sums = self.program.evaluate(theta, joined(parts))
+    def sums(self, theta: F32, parts: Sequence[Rows]) -> Sums:
+        """Of loss and metrics over all rows of some parts."""
+        return self.program.evaluate(theta, joined(parts))
+
+    def score(self, sums: Sums) -> float | None:
+        """The metric; None when the rows say nothing about it."""
         return metric_values(sums, self.program.spec.metrics).get(self.metric)
 
 
@@ -93,28 +109,38 @@ def joined(parts: Sequence[Rows]) -> Rows:
 
 
 def _own(trial: _Trial, found: Baselines, progress: Callable[[str, int, int], None]) -> None:
-    on_own: dict[str, float | None] = {}
-    on_unseen: dict[str, float | None] = {}
+    on_own: dict[str, Sums] = {}
+    on_unseen: dict[str, Sums] = {}
+    found.models["own"] = {}
     total = len(trial.learners)
     for number, (name, dataset) in enumerate(trial.learners.items()):
         theta = trial.fit(dataset.part("train"), number)
+        found.models["own"][name] = theta
         if dataset.num_test:
-            on_own[name] = trial.score(theta, [dataset.part("test")])
+            on_own[name] = trial.sums(theta, [dataset.part("test")])
         if trial.unseen:
-            on_unseen[name] = trial.score(theta, trial.unseen)
+            on_unseen[name] = trial.sums(theta, trial.unseen)
         progress("own", number + 1, total)
-    for key, scores in (("own_on_own", on_own), ("own_on_unseen", on_unseen)):
-        known = {name: score for name, score in scores.items() if score is not None}
-        if known:
-            found.figures[key] = float(np.mean(list(known.values())))
-            found.details[key] = known
+    for key, each in (("own_on_own", on_own), ("own_on_unseen", on_unseen)):
+        scores = {
+            name: score for name, sums in each.items() if (score := trial.score(sums)) is not None
+        }
+        found.details[key] = scores
+        # Each row of everybody's by its own agent's model, as pooled is measured; or else many
+        # models on the same rows.
+        figure = trial.score(add_sums(each.values())) if key == "own_on_own" and each else None
+        if key == "own_on_unseen" and scores:
+            figure = float(np.mean(list(scores.values())))
+        if figure is not None:
+            found.figures[key] = figure
 
 
 def _pooled(trial: _Trial, found: Baselines, progress: Callable[[str, int, int], None]) -> None:
     theta = trial.fit(joined([data.part("train") for data in trial.learners.values()]), 1_000)
+    found.models["pooled"] = {"": theta}
     held_out = [data.part("test") for data in trial.learners.values() if data.num_test]
     for key, parts in (("pooled_on_own", held_out), ("pooled_on_unseen", trial.unseen)):
-        score = trial.score(theta, parts) if parts else None
+        score = trial.score(trial.sums(theta, parts)) if parts else None
         if score is not None:
             found.figures[key] = score
     progress("pooled", 1, 1)

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from edge_agent.data.dataset import LocalDataset, build_dataset, read_table
+from edge_agent.data.dataset import LocalDataset, WeightSource, build_dataset, read_table
 from edge_agent.data.table import Array, Index, Table
 from fleet.partition import partition
 from fleet.scenario import Scenario
@@ -26,12 +26,14 @@ class Cast:
         spec: of the model.
         table: all rows.
         rows: of each agent, in the order of time.
+        anomalies: what `detection.label` says of each row of the table; None without detection.
     """
 
     scenario: Scenario
     spec: ModelSpec
     table: Table
     rows: Mapping[str, Index]
+    anomalies: Array | None = None
 
     @property
     def learners(self) -> list[str]:
@@ -86,7 +88,18 @@ def make_cast(scenario: Scenario, path: Path, spec: ModelSpec, agents: int | Non
     missing = sorted(set(scenario.unseen) - set(rows))
     if missing:
         raise ConfigError(f"{path}: unseen: no agent {missing[0]!r}; agents: {', '.join(rows)}")
-    return Cast(scenario, spec, table, _choose(rows, scenario, agents, path))
+    chosen = _choose(rows, scenario, agents, path)
+    return Cast(scenario, spec, table, chosen, _anomalies(scenario, path, spec))
+
+
+def _anomalies(scenario: Scenario, path: Path, spec: ModelSpec) -> Array | None:
+    if scenario.detection is None:
+        return None
+    # Read as weights are: one number for each row.
+    key = "array" if scenario.data.format == "npz" else "column"
+    source = WeightSource(**{key: scenario.detection.label})
+    labelled = msgspec.structs.replace(scenario.data, weight=source)
+    return read_table(labelled, spec, path.parent).arrays["weight"]
 
 
 def _labels(table: Table, spec: ModelSpec) -> Array:

@@ -35,8 +35,9 @@ cli.add_command(sweep)
     "--broker",
     default="auto",
     show_default=True,
-    metavar="auto|mosquitto|embedded|mqtt://HOST:PORT",
-    help="Start a broker of that kind here, or use one that runs.",
+    metavar="auto|mosquitto|embedded|mqtt://HOST:PORT|FILE",
+    help="Start a broker of that kind here, or use one that runs; FILE (.yaml) has the keys of"
+    " `broker` in agent.yaml, for TLS, WebSockets, logins.",
 )
 @click.option(
     "--hosts",

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import yaml
 
 from broker.settings import BrokerSettings
@@ -125,8 +126,11 @@ def _targets(cast: Cast) -> dict[str, Any]:
 
 
 def broker_keys(settings: BrokerSettings) -> dict[str, Any]:
-    """What the configurations say of the broker."""
-    return {"host": settings.host, "port": settings.port}
+    """What the configurations say of the broker: all that is not the default."""
+    said: dict[str, Any] = msgspec.to_builtins(settings)
+    usual: dict[str, Any] = msgspec.to_builtins(BrokerSettings())
+    always = ("host", "port")  # the usual port depends on the other keys
+    return {key: v for key, v in said.items() if key in always or v != usual[key]}
 
 
 def _write_yaml(path: Path, value: dict[str, Any]) -> None:

@@ -145,6 +145,8 @@ def print_result(
     )
     if report["baselines"]:
         console.print(_comparison_table(scenario, report))
+    if "detection" in report:
+        console.print(_detection_table(scenario, report))
     kept = True
     for good, words in verdicts(scenario, report) if judge else []:
         console.print(f"[green]✓[/green] {words}" if good else f"[red]✗ {words}[/red]")
@@ -171,22 +173,48 @@ def _agents_table(report: dict[str, Any]) -> Table:
     return table
 
 
+#: Kinds of models that are compared, in words.
+_OWN = "one agent's rows alone"
+_FEDERATED = "federated: every agent's rows, none of them moved"
+_POOLED = "all rows pooled in one place"
+
+
 def _comparison_table(scenario: Scenario, report: dict[str, Any]) -> Table:
     metric, figures = scenario.baselines.metric, report["baselines"]
-    where = "unseen" if scenario.unseen else "own"
-    rows = "agents that took no part" if scenario.unseen else "everybody's held-out rows"
-    table = Table(title=f"{metric} on {rows}", title_justify="left")
-    table.add_column("trained on")
-    table.add_column(metric, justify="right")
-    lines = [
-        ("one agent's rows alone (mean)", figures.get(f"own_on_{where}")),
-        ("federated: every agent's rows, none of them moved", federated_figure(scenario, report)),
-        ("all rows pooled in one place", figures.get(f"pooled_on_{where}")),
+    places = {"unseen": "agents that took no part", "own": "everybody's held-out rows"}
+    shown = [
+        where
+        for where in places
+        if (where == "own" or scenario.unseen) and any(k.endswith(f"_on_{where}") for k in figures)
     ]
-    for label, value in lines:
-        if value is not None:
-            table.add_row(label, f"{value:.4f}")
+    table = Table(title=metric, title_justify="left")
+    table.add_column("trained on")
+    for where in shown:
+        table.add_column(f"on {places[where]}", justify="right")
+    for label, kind in ((_OWN, "own"), (_FEDERATED, "federated"), (_POOLED, "pooled")):
+        values = [
+            federated_figure(scenario, report, where)
+            if kind == "federated"
+            else figures.get(f"{kind}_on_{where}")
+            for where in shown
+        ]
+        if any(value is not None for value in values):
+            table.add_row(label, *("-" if value is None else f"{value:.4f}" for value in values))
     distance = figures.get("least_squares_distance")
     if distance is not None:
         table.add_row("largest distance of a parameter to the exact solution", f"{distance:.2e}")
+    return table
+
+
+def _detection_table(scenario: Scenario, report: dict[str, Any]) -> Table:
+    assert scenario.detection is not None
+    where = "agents that took no part" if scenario.unseen else "everybody's held-out rows"
+    table = Table(title=f"finding {scenario.detection.label} on {where}", title_justify="left")
+    for name in ("trained on", "area under the curve", "found", "false alarms"):
+        table.add_column(name, justify="left" if name == "trained on" else "right")
+    for label, kind in ((_OWN, "own"), (_FEDERATED, "federated"), (_POOLED, "pooled")):
+        if kind in report["detection"]:
+            figures = report["detection"][kind]
+            shares = [f"{figures[name]:.1%}" for name in ("found", "false_alarms")]
+            table.add_row(label, f"{figures['auc']:.4f}", *shares)
     return table

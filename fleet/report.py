@@ -34,7 +34,7 @@ def build_report(
         facts: agents, codec, runtime, broker, seconds, reason.
     """
     last = next((record for record in reversed(records) if record.status == "committed"), None)
-    return {
+    report = {
         "scenario": scenario.name,
         "description": scenario.description,
         "licence": scenario.licence,
@@ -58,6 +58,7 @@ def build_report(
         "baselines": baselines.figures,
         "baseline_details": baselines.details,
     }
+    return report | ({"detection": baselines.detection} if baselines.detection else {})
 
 
 def write_report(report: dict[str, Any], folder: Path) -> Path:
@@ -72,8 +73,8 @@ def write_report(report: dict[str, Any], folder: Path) -> Path:
 def verdicts(scenario: Scenario, report: dict[str, Any]) -> list[tuple[bool, str]]:
     """What the scenario promises of its comparison: (kept, in words)."""
     wanted = scenario.baselines
-    figures, federated = report["baselines"], federated_figure(scenario, report)
     where = "unseen" if scenario.unseen else "own"
+    figures, federated = report["baselines"], federated_figure(scenario, report, where)
     falls = wanted.metric in FALLING
     sign = -1.0 if falls else 1.0
     found = []
@@ -89,10 +90,17 @@ def verdicts(scenario: Scenario, report: dict[str, Any]) -> list[tuple[bool, str
     return found
 
 
-def federated_figure(scenario: Scenario, report: dict[str, Any]) -> float | None:
-    """The federated model's value of the compared metric, on the rows the baselines use."""
+def federated_figure(scenario: Scenario, report: dict[str, Any], where: str) -> float | None:
+    """The federated model's value of the compared metric.
+
+    Args:
+        scenario: that was run.
+        report: of the run.
+        where: "unseen" for the rows of agents that only measure, "own" for the others' held-out
+            rows.
+    """
     metric, final = scenario.baselines.metric, report["final"]
-    if scenario.unseen:
+    if where == "unseen":
         value = final["metrics"].get(f"unseen_{metric}")
     else:
         value = final["loss"] if metric == "loss" else final["metrics"].get(metric)

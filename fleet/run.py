@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import msgspec
 import numpy as np
 
+from broker.config import load_config
 from broker.link import LinkDown, LinkUp
 from broker.local import LocalBroker
 from broker.mqtt import MqttLink
@@ -75,7 +76,7 @@ class RunOptions:
     Attributes:
         agents: so many only.
         rounds: so many only.
-        broker: auto, mosquitto, embedded, or mqtt://host:port.
+        broker: auto, mosquitto, embedded, mqtt://host:port, or a file with the keys of `broker`.
         hosts: so many processes that host the agents; 0 gives each agent its own; None decides by
             their number.
         out: folder for report, logs and the trained model; emptied of an earlier run's.
@@ -270,9 +271,16 @@ def _broker(choice: str) -> Iterator[tuple[BrokerSettings, str]]:
         with LocalBroker(choice) as broker:  # type: ignore[arg-type]  # narrowed by the line above
             yield broker.settings, broker.kind
         return
-    settings = parse_address(choice)
+    settings = _external(choice)
     _check_reachable(settings)
     yield settings, "external"
+
+
+def _external(choice: str) -> BrokerSettings:
+    path = Path(choice)
+    if path.suffix not in (".yaml", ".yml"):
+        return parse_address(choice)
+    return load_config(path, BrokerSettings).located(path.absolute().parent)
 
 
 def parse_address(address: str) -> BrokerSettings:
@@ -288,7 +296,7 @@ def parse_address(address: str) -> BrokerSettings:
         raise ConfigError(f"--broker {address!r}: {error}") from error
     if parts.scheme != "mqtt" or not parts.hostname or parts.path not in ("", "/"):
         raise ConfigError(
-            f"--broker {address!r}: use auto, mosquitto, embedded or mqtt://host:port"
+            f"--broker {address!r}: use auto, mosquitto, embedded, mqtt://host:port or FILE.yaml"
         )
     return BrokerSettings(host=parts.hostname, port=port)
 

@@ -46,6 +46,19 @@ class BaselineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
             raise ValueError("above_own compares with training alone: set own: true")
 
 
+class DetectionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How well a row's loss tells labelled rows from the rest, measured after the last round.
+
+    Attributes:
+        label: array or column that is 1 for rows that should be found, 0 for others. No agent
+            gets it.
+        quantile: of the losses of the rows learned from; a larger loss raises the alarm.
+    """
+
+    label: str
+    quantile: Annotated[float, Meta(gt=0, lt=1)] = 0.99
+
+
 class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What `fedge fleet run` runs.
 
@@ -58,6 +71,7 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         unseen: agents that only measure: the model never learns from them.
         federation: the coordinator's configuration, without name, broker and state_dir.
         baselines: what to compare with.
+        detection: which rows a model should find unusual.
         show: "agents" prints every agent's loss and metrics after every round.
     """
 
@@ -69,6 +83,7 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     unseen: tuple[Id, ...] = ()
     federation: dict[str, Any]
     baselines: BaselineConfig = BaselineConfig()
+    detection: DetectionConfig | None = None
     show: Literal["rounds", "agents"] = "rounds"
 
 

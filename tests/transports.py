@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,10 +15,31 @@ from pathlib import Path
 
 import msgspec
 
+import broker.embedded
 from broker.authority import Authority
 from broker.local import HOST, LocalBroker, free_port
 from broker.settings import BrokerSettings, TlsSettings
 from broker.transports import WebSocketSettings
+
+#: rumqttd, the embedded broker, told to listen for MQTT 3.1.1 alone.
+_OLD_BROKER = """\
+id = 0
+[router]
+id = 0
+max_connections = 100
+max_outgoing_packet_count = 200
+max_segment_size = 16777216
+max_segment_count = 2
+[v4.1]
+name = "old"
+listen = "127.0.0.1:{port}"
+next_connection_delay_ms = 0
+[v4.1.connections]
+connection_timeout_ms = 60000
+max_payload_size = 20971520
+max_inflight_count = 100
+dynamic_filters = true
+"""
 
 
 @dataclass(frozen=True)
@@ -85,3 +111,26 @@ def mosquitto_of_all_transports(folder: Path) -> Iterator[Transports]:
     )
     with LocalBroker("mosquitto", extra_config=config) as broker:
         yield Transports(broker, folder, *ports)
+
+
+@contextmanager
+def broker_of_3_1_1(folder: Path) -> Iterator[int]:
+    """Port of a broker that has never heard of MQTT 5, and runs while the block lasts."""
+    config, port = folder / "broker.toml", free_port()
+    config.write_text(_OLD_BROKER.format(port=port))
+    command = [sys.executable, "-P", str(Path(broker.embedded.__file__)), str(config)]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        deadline_s = time.monotonic() + 15
+        while time.monotonic() < deadline_s:
+            with contextlib.suppress(OSError), socket.create_connection((HOST, port), 1):
+                break
+            time.sleep(0.02)
+        yield port
+    finally:
+        process.terminate()
+        process.wait(10)
+        assert process.stdin is not None
+        process.stdin.close()

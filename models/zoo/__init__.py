@@ -22,9 +22,16 @@ PACKAGES = Path(__file__).parent / "packages"
 #: Name -> (module, attribute) of its record. Modules are imported by name, so that nothing that
 #: loads a package depends on a builder, and through it on TensorFlow.
 _RECORDS = {
+    "anomaly_autoencoder": ("models.zoo.anomaly_autoencoder", "MODEL"),
+    "audio_visual_digit": ("models.zoo.audio_visual_digit", "MODEL"),
+    "comment_spam": ("models.zoo.comment_spam", "MODEL"),
     "handwritten_digit": ("models.zoo.handwritten_digit", "DENSE"),
     "handwritten_digit_cnn": ("models.zoo.handwritten_digit", "CNN"),
+    "heart_disease": ("models.zoo.heart_disease", "MODEL"),
     "house_price": ("models.zoo.house_price", "MODEL"),
+    "keyword_spotting": ("models.zoo.keyword_spotting", "MODEL"),
+    "machine_wear": ("models.zoo.machine_wear", "MODEL"),
+    "road_traffic": ("models.zoo.road_traffic", "MODEL"),
     "wearable_activity": ("models.zoo.wearable_activity", "MODEL"),
 }
 

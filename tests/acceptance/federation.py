@@ -65,6 +65,8 @@ class Federation:
         names: of the agents.
         coordinator: what its configuration says beyond the usual.
         agent: the same of every agent.
+        broker: further keys of everybody's `broker`.
+        verbose: whether the processes log everything.
         model: of the zoo.
     """
 
@@ -73,6 +75,8 @@ class Federation:
     names: Sequence[str] = ("pi-0", "pi-1", "pi-2")
     coordinator: dict[str, Any] = field(default_factory=dict)
     agent: dict[str, Any] = field(default_factory=dict)
+    broker: dict[str, Any] = field(default_factory=dict)
+    verbose: bool = False
     model: str = "house_price"
     _running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
@@ -109,7 +113,7 @@ class Federation:
 
     def at(self, port: int) -> dict[str, Any]:
         """The broker section of a configuration."""
-        return {"host": HOST, "port": port, **_PATIENCE}
+        return {"host": HOST, "port": port, **_PATIENCE, **self.broker}
 
     def configure(self, name: str, **settings: Any) -> None:
         """Writes the configuration of one process; keys that are not given stay."""
@@ -140,6 +144,7 @@ class Federation:
             command = [sys.executable, "-I", "-S", str(leash.__file__), str(os.getpid())]
             command += [sys.executable, "-P", "-m", "fedge", kind, "run", "--config", str(path)]
             command += ["--json"] if kind == "coordinator" else []
+            command += ["-v"] if self.verbose else []
             log = self.folder / f"{name}.log"
             with log.open("ab") as err, (self.folder / f"{name}.out").open("ab") as out:
                 self._running[name] = subprocess.Popen(

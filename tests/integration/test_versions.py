@@ -5,44 +5,21 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-import broker.embedded
 from broker.link import LinkDown, LinkUp, Received
-from broker.local import HOST, LocalBroker, free_port
+from broker.local import HOST, LocalBroker
 from broker.mqtt import MqttLink
 from broker.network import NetworkLoop
 from broker.settings import BrokerSettings
 from models.errors import LinkError
 from tests.conftest import need, nothing_comes, take, wait_down, wait_up
-
-#: rumqttd, the embedded broker, told to listen for MQTT 3.1.1 alone.
-_OLD_BROKER = """\
-id = 0
-[router]
-id = 0
-max_connections = 100
-max_outgoing_packet_count = 200
-max_segment_size = 16777216
-max_segment_count = 2
-[v4.1]
-name = "old"
-listen = "127.0.0.1:{port}"
-next_connection_delay_ms = 0
-[v4.1.connections]
-connection_timeout_ms = 60000
-max_payload_size = 20971520
-max_inflight_count = 100
-dynamic_filters = true
-"""
+from tests.transports import broker_of_3_1_1
 
 
 class Gate(threading.Thread):
@@ -213,27 +190,8 @@ def test_a_broker_that_knows_neither_is_named(
 def old_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """Port of a broker that has never heard of MQTT 5."""
     need("embedded")
-    folder, port = tmp_path_factory.mktemp("old"), free_port()
-    (folder / "broker.toml").write_text(_OLD_BROKER.format(port=port))
-    command = [
-        sys.executable,
-        "-P",
-        str(Path(broker.embedded.__file__)),
-        str(folder / "broker.toml"),
-    ]
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    deadline_s = time.monotonic() + 15
-    while time.monotonic() < deadline_s:
-        with contextlib.suppress(OSError), socket.create_connection((HOST, port), 1):
-            break
-        time.sleep(0.02)
-    yield port
-    process.terminate()
-    process.wait(10)
-    assert process.stdin is not None
-    process.stdin.close()
+    with broker_of_3_1_1(tmp_path_factory.mktemp("old")) as port:
+        yield port
 
 
 def test_a_real_broker_of_3_1_1_is_taken(

@@ -38,7 +38,7 @@ from edge_agent.limits import LimitsConfig
 from fedge import cli
 from fleet.cast import make_cast
 from fleet.partition import PartitionConfig
-from fleet.scenario import BaselineConfig, Scenario, load_scenario
+from fleet.scenario import BaselineConfig, DetectionConfig, Scenario, load_scenario
 from fleet.virtual.faults import FaultPlan
 from models.codecs import CODECS, CodecConfig, make_codec
 from models.spec import ModelSpec, TensorSpec
@@ -123,6 +123,7 @@ def check_table(text: str, struct: Any, column: int) -> None:
         ("Scenario: top level", Scenario),
         ("partition", PartitionConfig),
         ("baselines", BaselineConfig),
+        ("detection", DetectionConfig),
     ],
 )
 def test_every_key_is_documented_with_its_default(heading: str, struct: Any) -> None:

@@ -40,7 +40,8 @@ def test_every_package_is_listed() -> None:
 
 @every_model
 def test_programs_are_small(name: str) -> None:
-    assert len(load_zoo(name).program) <= 30_000
+    # Recurrent layers come unrolled: a copy of the cell for every step and its gradient.
+    assert len(load_zoo(name).program) <= (130_000 if name == "road_traffic" else 32_000)
 
 
 @every_model
@@ -58,7 +59,9 @@ def test_a_few_steps_lower_the_loss(name: str, runtime: str) -> None:
     theta = package.initial.copy()
     first = program.evaluate(theta, inputs).loss
     for _ in range(20):
-        theta -= np.float32(0.05) * program.gradient(theta, inputs).vector
+        gradient = program.gradient(theta, inputs).vector
+        # Steps of one length: a loss in square cycles has a steeper slope than one in nats.
+        theta -= np.float32(0.02) * gradient / np.linalg.norm(gradient)
     assert program.evaluate(theta, inputs).loss < first
 
 
@@ -68,9 +71,41 @@ def test_the_published_number_of_parameters() -> None:
     assert not load_zoo("house_price").initial.any()
 
 
+def test_a_missing_finding_counts_as_average_and_is_told_from_one() -> None:
+    package = load_zoo("heart_disease")
+    program, (patient,) = Program(package.program, package.spec), package.spec.inputs
+    average = np.zeros((1, 13), np.float32)
+    gaps = np.full((1, 13), patient.missing, np.float32)
+    theta = package.initial.copy()
+    theta[13:26] = 0  # what it counts whether a finding is there
+    same = [program.predict(theta, {"patient": x})["prediction"][0] for x in (average, gaps)]
+    assert same[0] == same[1]
+    theta[13:26] = 0.1
+    here, gone = (program.predict(theta, {"patient": x})["prediction"][0] for x in (average, gaps))
+    assert np.log(here / (1 - here)) - np.log(gone / (1 - gone)) == pytest.approx(1.3, abs=1e-4)
+
+
+def test_without_sound_the_image_alone_decides_and_the_other_way_round() -> None:
+    package = load_zoo("audio_visual_digit")
+    program, spec = Program(package.program, package.spec), package.spec
+    rng = np.random.default_rng(0)
+    both = {t.name: rng.random((5, *t.shape), np.float32) for t in spec.inputs}
+    alone = {t.name: both | {t.name: np.full_like(both[t.name], t.missing)} for t in spec.inputs}
+
+    def scores(inputs: dict[str, Array]) -> Array:
+        digits = np.log(program.predict(package.initial, inputs)["prediction"])
+        centred: Array = digits - digits.mean(-1, keepdims=True)
+        return centred
+
+    without_image, without_sound = scores(alone["image"]), scores(alone["sound"])
+    assert scores(both) == pytest.approx(without_image + without_sound, abs=1e-4)
+    neither = scores(alone["image"] | {"sound": alone["sound"]["sound"]})
+    assert neither == pytest.approx(np.zeros((5, 10)), abs=1e-6)
+
+
 def test_an_unknown_name_lists_the_known_ones() -> None:
     for function in (load_zoo, zoo_record):
-        with pytest.raises(ModelError, match=r"no model 'resnet' .* it has: handwritten_digit, "):
+        with pytest.raises(ModelError, match=r"no model 'resnet' .* it has: anomaly_autoencoder, "):
             function("resnet")
     with pytest.raises(ModelError, match="'resnet' is neither a package folder nor in the zoo"):
         open_model("resnet")

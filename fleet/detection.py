@@ -1,0 +1,91 @@
+"""How well a model's loss tells labelled rows from the rest: anomaly detection, measured.
+
+A row's score is the loss that the model has on it; of an autoencoder that is the reconstruction
+error. Nothing here reaches an agent: labels judge the result, they are not learned from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fleet.cast import Cast
+from models.errors import ConfigError
+from models.package import ModelPackage
+from models.parameters import F32, F64
+from models.program import Program, Rows
+
+Array = NDArray[Any]
+
+
+def measure_detection(
+    cast: Cast, package: ModelPackage, models: Mapping[str, Mapping[str, F32]]
+) -> dict[str, dict[str, float]]:
+    """For each kind of model: `auc`, `found` and `false_alarms`, means over its models.
+
+    Measured on the rows of agents that only measure, or else on everybody's held-out rows.
+
+    Args:
+        cast: agents, rows and labels (`cast.anomalies`).
+        package: the model.
+        models: vectors by kind ("own", "federated", "pooled") and by the agent that trained
+            them; "" stands for all agents. The alarm is set on that agent's training rows.
+
+    Raises:
+        ConfigError: labels are not 0 and 1, or the measured rows have but one of them.
+    """
+    config = cast.scenario.detection
+    assert config is not None
+    program = Program(package.program, package.spec, frozen=package.frozen)
+    judged = [cast.dataset(name) for name in cast.unseen or cast.learners]
+    held_out = [(data.part("test"), data.rows[data.test]) for data in judged if data.num_test]
+    label = _labels(cast, np.concatenate([rows for _, rows in held_out] or [np.zeros(0, int)]))
+    learned = {name: cast.dataset(name).part("train") for name in cast.learners}
+    figures: dict[str, dict[str, float]] = {}
+    for kind, thetas in models.items():
+        each = []
+        for owner, theta in thetas.items():
+            score = _scores(program, theta, (rows for rows, _ in held_out))
+            known = learned.values() if owner == "" else [learned[owner]]
+            limit = float(np.quantile(_scores(program, theta, known), config.quantile))
+            alarm = score > limit
+            each.append((ranking(score, label), alarm[label].mean(), alarm[~label].mean()))
+        names = ("auc", "found", "false_alarms")
+        figures[kind] = dict(zip(names, np.mean(each, 0).tolist(), strict=True))
+    return figures
+
+
+def ranking(score: F64, label: NDArray[np.bool_]) -> float:
+    """Area under the ROC curve: how often a labelled row scores above another; ties count half.
+
+    As the Mann-Whitney U statistic (Hanley and McNeil 1982, Radiology 143). `label` must hold both.
+    """
+    _, where, sizes = np.unique(score, return_inverse=True, return_counts=True)
+    below = np.cumsum(sizes) - sizes
+    rank = below + (sizes + 1) / 2  # of the first row 1; equal scores share their mean rank
+    found = int(label.sum())
+    wins = rank[where][label].sum() - found * (found + 1) / 2
+    return float(wins / (found * (len(label) - found)))
+
+
+def _scores(program: Program, theta: F32, parts: Iterable[Rows]) -> F64:
+    """The loss of each row alone."""
+    scores = [
+        program.evaluate(theta, {name: array[row : row + 1] for name, array in part.items()}).loss
+        for part in parts
+        for row in range(len(next(iter(part.values()))))
+    ]
+    return np.array(scores, np.float64)
+
+
+def _labels(cast: Cast, rows: Sequence[int] | Array) -> NDArray[np.bool_]:
+    assert cast.anomalies is not None
+    label = cast.anomalies[rows]
+    if not np.isin(label, (0, 1)).all():
+        raise ConfigError(f"{cast.table.path}: detection.label must be 0 or 1 in every row")
+    if len(np.unique(label)) != 2:
+        raise ConfigError(f"{cast.table.path}: detection.label is the same in all measured rows")
+    return label.astype(bool)
