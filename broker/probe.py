@@ -27,7 +27,7 @@ from broker.versions import VersionChoice
 from models.errors import LinkError
 
 #: After us the owner has so long to come for its session, and nobody misses ours.
-_SESSION_S = 300
+_SESSION_S = 120
 #: The broker answers within so long, or not at all.
 _ANSWER_S = 5.0
 _GOODBYE_S = 1.0
@@ -66,6 +66,8 @@ class Probe:
         self._settings = settings
         self._client_id = client_id
         self._answers: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+        #: The session is that of the service: what it subscribed to is not ours to end.
+        self.is_shared = False
         #: What the last answer took.
         self.answer_s = 0.0
         #: Topic, payload and retain flag of everything that came.
@@ -78,6 +80,7 @@ class Probe:
         self._driver = Driver(settings, session, self._network, self, tls)
         self._down: LinkDown | None = None
         self._is_open = False  # TCP and TLS are done
+        self._is_up = False
 
     def __enter__(self) -> Probe:
         return self
@@ -99,7 +102,7 @@ class Probe:
         choice = VersionChoice(self._settings.protocol)
         while True:
             mqtt5 = choice.take()
-            self._down, self._is_open = None, False
+            self._down, self._is_open, self._is_up = None, False, False
             self._network.call(self._begin, mqtt5)
             code, properties = self._wait_for("up", self._patience_s) or (None, None)
             if code is not None and not code.is_failure:
@@ -160,8 +163,10 @@ class Probe:
 
     def _ask(self, answer: str, question: Callable[[paho.Client], Any]) -> Any:
         began_s = time.monotonic()
-        self._network.call(lambda: question(self._driver.client))
-        found = self._wait_for(answer, _ANSWER_S)
+        found = None
+        if self._down is None:
+            self._network.call(lambda: question(self._driver.client))
+            found = self._wait_for(answer, _ANSWER_S)
         self.answer_s = time.monotonic() - began_s
         if found is None:
             down = self._down or LinkDown(
@@ -204,12 +209,15 @@ class Probe:
 
     def connected(self, present: bool, code: ReasonCode, properties: Properties) -> None:
         """CONNACK."""
+        self.is_shared, self._is_up = present, not code.is_failure
         self._answers.put(("up", (code, properties)))
 
     def disconnected(self, by_broker: bool, code: ReasonCode) -> None:
         """The connection ended."""
         if by_broker:
             down = reasons.hung_up(self._settings, self._client_id, code.value, code.getName())
+        elif self._is_up:
+            down = reasons.lost(self._settings, code.value)
         elif self._driver.farewell:
             down = reasons.said_goodbye(self._settings, self._driver.farewell)
         else:

@@ -70,8 +70,10 @@ def doctor(config_path: Path, offline: bool, as_json: bool) -> None:
 
     Clock, certificates, name, TCP, TLS, login, access rights and speed of the broker; which agents
     are there; model, disk and store. Changes nothing. A broker that goes by certificates may cut a
-    running coordinator off for a moment: it comes back by itself. Ends with 0 when nothing failed,
-    2 when something here has to be mended, 3 when it is the broker or the way to it.
+    running coordinator off: it comes back by itself within a minute.
+
+    Ends with 0 when nothing failed, 2 when something here has to be mended, 3 when it is the broker
+    or the way to it.
     """
     from broker.config import load_config
     from broker.diagnosis import report

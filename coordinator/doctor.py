@@ -14,6 +14,7 @@ from broker.config import located
 from broker.diagnosis import Check, failed, ok, warning
 from broker.messages import AgentStatus
 from broker.owners import owner_check
+from broker.seal import key_id
 from broker.topics import (
     AgentStatusTopic,
     ChunkTopic,
@@ -28,7 +29,7 @@ from coordinator.config import CoordinatorConfig
 from coordinator.evaluation import central_measure
 from coordinator.service import find_package
 from coordinator.store import STORE_FILE, Store
-from models.errors import FederationError, WireError
+from models.errors import ConfigError, FederationError, WireError
 
 #: No agent is called so; what is forbidden is tried on its topics.
 _NOBODY = "fedge-doctor"
@@ -59,6 +60,7 @@ def diagnose(config: CoordinatorConfig, base: Path, *, offline: bool = False) ->
             settings, "coordinator", client_id, coordinator_rights(topics), others
         )
     yield from _configuration(config)
+    yield from _signing_key(config, base)
     yield from _model(config, base)
     yield from _disk(config, located(config.state_dir, base))
 
@@ -117,6 +119,20 @@ def _configuration(config: CoordinatorConfig) -> Iterator[Check]:
         )
     else:
         yield ok("rounds", f"at least {least} agents, {minimum} updates; {config.rounds} rounds")
+
+
+def _signing_key(config: CoordinatorConfig, base: Path) -> Iterator[Check]:
+    if config.signing_key is None:
+        return
+    try:
+        from broker.signing import SigningKeys  # cryptography, for those who sign
+
+        keys = SigningKeys.read(located(config.signing_key, base))
+    except ConfigError as error:
+        yield failed("keys", str(error), "see docs/security.md on the signing key")
+        return
+    names = " and ".join(key_id(key) for key in keys.public)
+    yield ok("keys", f"plans and programs are signed with {names}")
 
 
 def _model(config: CoordinatorConfig, base: Path) -> Iterator[Check]:

@@ -84,9 +84,11 @@ def doctor(config_path: Path, model_name: str | None, offline: bool, as_json: bo
 
     Clock, certificates, name, TCP, TLS, login, access rights and speed of the broker; disk, memory,
     temperature; a few steps of the model on this device's data, and a look at the data itself.
-    Changes nothing. A broker that goes by certificates may cut a running agent off for a moment: it
-    comes back by itself. Ends with 0 when nothing failed, 2 when something here has to be mended,
-    3 when it is the broker or the way to it.
+    Changes nothing. A broker that goes by certificates may cut a running agent off: it comes back
+    by itself within a minute.
+
+    Ends with 0 when nothing failed, 2 when something here has to be mended, 3 when it is the broker
+    or the way to it.
     """
     from broker.config import load_config
     from broker.diagnosis import report

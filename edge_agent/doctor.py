@@ -20,6 +20,7 @@ from broker.diagnosis import Check, failed, ok, skipped, warning
 from broker.messages import CoordinatorStatus, ProgramManifest, Report
 from broker.owners import owner_check
 from broker.probe import Probe
+from broker.seal import read_public_keys
 from broker.topics import (
     AgentStatusTopic,
     ChunkTopic,
@@ -37,7 +38,17 @@ from edge_agent.device import LinuxDevice, available_bytes, memory_bytes, temper
 from edge_agent.limits import Limits
 from edge_agent.memory import estimate, megabytes, shortage
 from edge_agent.profile import data_checks
-from models.errors import DataError, FederationError, LinkError, WireError
+from edge_agent.service import spool_limit
+from edge_agent.spool import Spool
+from edge_agent.trust import Trust
+from models.errors import (
+    ConfigError,
+    DataError,
+    FederationError,
+    LinkError,
+    UntrustedError,
+    WireError,
+)
 from models.package import Unpacked, unpack_wire
 from models.program import Program, Rows
 from models.runtimes import find_runtime
@@ -57,8 +68,9 @@ _LITTLE_DISK = 50_000_000
 
 @dataclass(eq=False)
 class _Found:
-    """What the broker keeps of the coordinator."""
+    """What the broker keeps of the coordinator, as far as this device believes it."""
 
+    trust: Trust
     manifest: ProgramManifest | None = None
     coordinator: CoordinatorStatus | None = None
 
@@ -78,7 +90,11 @@ def diagnose(
     if offline:
         yield clock_check()
     else:
-        found = _Found()
+        found = _Found(Trust(Topics(config.federation), ()))
+        try:
+            found = _Found(_trust(config, base))
+        except ConfigError as error:
+            yield failed("keys", str(error), "enrol this device anew, or correct `trusted_keys`")
         yield from _at_the_broker(config, base, found)
         if model is None and found.manifest is not None:
             try:
@@ -99,6 +115,19 @@ def _at_the_broker(config: AgentConfig, base: Path, found: _Found) -> Iterator[C
         lambda kept: _coordinator_check(topics, kept, found),
     )
     yield from network_checks(settings, config.agent_id, _client_id(config), rights, others)
+
+
+def _trust(config: AgentConfig, base: Path) -> Trust:
+    """What the agent would believe after its next start.
+
+    Raises:
+        ConfigError: the file with the trusted keys cannot be used.
+    """
+    pinned: tuple[bytes, ...] = ()
+    if config.trusted_keys is not None:
+        pinned = read_public_keys(located(config.trusted_keys, base))
+    memory = Spool(located(config.state_dir, base), spool_limit(config)).load()
+    return Trust(Topics(config.federation), pinned, memory.trust)
 
 
 def _client_id(config: AgentConfig) -> str:
@@ -144,11 +173,20 @@ def agent_rights(topics: Topics, agent_id: str) -> Rights:
 
 def _coordinator_check(topics: Topics, kept: Mapping[str, bytes], found: _Found) -> Check:
     advice = "start it; the agent waits for it meanwhile"
+    middle, program = CoordinatorStatusTopic(), ProgramTopic()
+    signed = False
     try:
-        if payload := kept.get(topics.name(CoordinatorStatusTopic())):
-            found.coordinator = messages.decode(payload, CoordinatorStatus)
-        if payload := kept.get(topics.name(ProgramTopic())):
-            found.manifest = messages.decode(payload, ProgramManifest)
+        if payload := kept.get(topics.name(middle)):
+            opened = found.trust.opened(middle, payload)
+            signed = opened != payload
+            found.coordinator = messages.decode(opened, CoordinatorStatus)
+            found.trust.announced(found.coordinator)
+        if payload := kept.get(topics.name(program)):
+            opened = found.trust.opened(program, payload)
+            found.manifest = messages.decode(opened, ProgramManifest)
+    except UntrustedError as error:
+        advice = "it is not this device's coordinator, or its key is another now: enrol anew"
+        return failed("coordinator", f"not believed: {error}", advice, "network")
     except WireError as error:
         return warning("coordinator", f"it left something unreadable: {error}", advice, "network")
     status, manifest = found.coordinator, found.manifest
@@ -160,6 +198,11 @@ def _coordinator_check(topics: Topics, kept: Mapping[str, bytes], found: _Found)
     text = f"{status.state}, version {status.version}{name}"
     if status.state == "offline":
         return warning("coordinator", text, advice, "network")
+    if found.trust.key_ids:
+        text += f", signed by {' or '.join(found.trust.key_ids)}"
+    elif signed:
+        advice = "set trusted_keys, or enrol anew: a hostile broker could send plans of its own"
+        return warning("coordinator", f"{text}; it signs, nobody here checks", advice, "network")
     return ok("coordinator", text, "network")
 
 

@@ -15,13 +15,18 @@ import msgspec
 import numpy as np
 import pytest
 
+from broker import blobs, messages
 from broker.authority import Authority
 from broker.config import load_config
 from broker.diagnosis import Check, exit_code
 from broker.local import LocalBroker, free_port
+from broker.messages import CoordinatorStatus, ProgramManifest
+from broker.mqtt import MqttLink
 from broker.security import FleetSettings, create_fleet, utc_now
 from broker.security_files import Account
 from broker.settings import BrokerSettings, TlsSettings
+from broker.signing import Signer, SigningKeys
+from broker.topics import ChunkTopic, CoordinatorStatusTopic, InboxTopic, ProgramTopic, Topics
 from broker.transports import ProxySettings
 from coordinator.config import CoordinatorConfig
 from coordinator.doctor import diagnose as diagnose_coordinator
@@ -30,12 +35,20 @@ from edge_agent.doctor import diagnose
 from fedge import cli
 from models.package import Unpacked
 from models.zoo import load_zoo
-from tests.conftest import need
-from tests.integration.fleet_folder import RunningFleet, make_fleet, reload, running, signed
+from tests.conftest import need, take, wait_up
+from tests.integration.fleet_folder import (
+    RunningFleet,
+    link_with,
+    make_fleet,
+    reload,
+    running,
+    signed,
+)
 from tests.transports import Transports
 
 pytestmark = pytest.mark.mosquitto
 
+TOPICS = Topics("houses")
 PACKAGE = load_zoo("house_price")
 MODEL = PACKAGE.content
 NAMES = ["median_income", "rooms_per_household", "price"]
@@ -272,12 +285,14 @@ def test_a_certificate_that_ends_soon_is_a_warning(place: RunningFleet, tmp_path
     assert f"expires on {ends}" in own.found
 
 
-def test_a_revoked_certificate_is_named(place: RunningFleet, tmp_path: Path) -> None:
-    place.device("carol")
-    place.fleet.revoke("carol", utc_now())
-    reload(place)
-    folder = place.devices / "carol"
-    found = look(tmp_path, tls_of(place, identity=folder / "agent.pem"), agent_id="carol")
+def test_a_revoked_certificate_is_named(tmp_path: Path) -> None:
+    need("mosquitto")
+    # A broker of its own: a reload is not good for Mosquitto 2.0's sessions (docs/security.md).
+    with running(make_fleet(tmp_path / "fleet"), tmp_path) as place:
+        place.device("alice")
+        place.fleet.revoke("alice", utc_now())
+        reload(place)
+        found = look(tmp_path, tls_of(place))
     assert found.only_failure.name == "login"
     assert "it was revoked" in found.only_failure.found
     assert found.exit_code == 3
@@ -290,6 +305,99 @@ def test_tls_on_a_port_without_and_the_other_way_round(
     assert (wrong.name, "TLS" in wrong.advice) == ("tls", True)
     plain = look(tmp_path, BrokerSettings(port=place.port, connect_timeout_s=1)).only_failure
     assert plain.name == "login"
+
+
+# -- the coordinator's word -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def middle(place: RunningFleet) -> Iterator[MqttLink]:
+    """The coordinator's place at the broker, without a coordinator."""
+    folder = place.fleet.folder / "coordinator"
+    link = link_with(place, folder / "ca.crt", folder / "coordinator.pem")
+    link.open()
+    wait_up(link)
+    yield link
+    for topic in (CoordinatorStatusTopic(), ProgramTopic()):
+        link.publish(TOPICS.name(topic), b"", retain=True)
+    link.close()
+
+
+def say(link: MqttLink, signer: Signer | None) -> None:
+    """As a coordinator does when it has connected."""
+    ref, chunks = blobs.split(PACKAGE.wire)
+    manifest = ProgramManifest(
+        name="house_price", package=ref, fingerprint=PACKAGE.spec.fingerprint
+    )
+    status = CoordinatorStatus(state="online", session="s1", version=3)
+    for n, chunk in enumerate(chunks):
+        link.publish(TOPICS.name(ChunkTopic(ref.sha256, n)), chunk, retain=True)
+    for topic, message in ((ProgramTopic(), manifest), (CoordinatorStatusTopic(), status)):
+        name, payload = TOPICS.name(topic), messages.encode(message)
+        payload = signer.sealed(name, payload) if signer else payload
+        link.publish(name, payload, retain=True)
+
+
+def test_the_federations_own_model_is_fetched_and_tried(
+    place: RunningFleet, middle: MqttLink, tmp_path: Path
+) -> None:
+    keys = SigningKeys.read(place.fleet.signing_file)
+    say(middle, Signer(keys, 0, lambda number: None))
+    trusted = str(place.devices / "alice" / "coordinator.pub")
+    found = look(tmp_path, tls_of(place), None, trusted_keys=trusted)
+    assert found.failed == []
+    word = found.one("coordinator")
+    assert word.state == "ok"
+    assert word.found.startswith("online, version 3, model house_price, signed by ")
+    assert found.one("program").facts["step_s"] > 0
+    assert found.one("data").state == "ok"
+
+
+def test_a_coordinator_with_another_key_is_not_believed(
+    place: RunningFleet, middle: MqttLink, tmp_path: Path
+) -> None:
+    trusted = str(place.devices / "alice" / "coordinator.pub")
+    say(middle, Signer(SigningKeys.generate(), 0, lambda number: None))
+    found = look(tmp_path, tls_of(place), None, trusted_keys=trusted)
+    assert found.only_failure.name == "coordinator"
+    assert "does not trust" in found.only_failure.found
+    say(middle, None)
+    assert "not signed" in look(tmp_path, tls_of(place), trusted_keys=trusted).only_failure.found
+
+
+def test_a_signature_that_nobody_checks_is_a_warning(
+    place: RunningFleet, middle: MqttLink, tmp_path: Path
+) -> None:
+    say(middle, Signer(SigningKeys.generate(), 0, lambda number: None))
+    word = look(tmp_path, tls_of(place)).one("coordinator")
+    assert (word.state, "nobody here checks" in word.found) == ("warning", True)
+
+
+def test_a_running_agent_takes_its_place_again_and_misses_nothing(
+    place: RunningFleet, tmp_path: Path
+) -> None:
+    folder = place.devices / "alice"
+    link = link_with(place, folder / "ca.crt", folder / "agent.pem")
+    inbox = TOPICS.name(InboxTopic("alice"))
+    link.subscribe(inbox)
+    link.open()
+    wait_up(link)
+    # A broker that goes by certificates: it is the agent's own session that the doctor is given,
+    # until the agent wants it back.
+    found = look(tmp_path, tls_of(place))
+    assert found.failed == []
+    assert any("stop it and look again" in check.advice for check in found.checks)
+    folder = place.fleet.folder / "coordinator"
+    middle = link_with(place, folder / "ca.crt", folder / "coordinator.pem")
+    middle.open()
+    wait_up(middle)
+    middle.publish(inbox, b"a receipt")
+    middle.close()
+    # What the doctor had subscribed to in our session comes as well.
+    while (message := take(link, 1, 30)[0]).topic != inbox:
+        pass
+    assert message.payload == b"a receipt"
+    link.close()
 
 
 # -- other ways -----------------------------------------------------------------------------------
