@@ -26,28 +26,46 @@ SELU_ALPHA = 1.6732632423543772
 SELU_SCALE = 1.0507009873554805
 
 
+# Comparing with a number is slow in tflite-runtime; `tf.sign` says the same.
+def _positive(x: Tensor) -> Tensor:
+    """1 where x > 0, else 0."""
+    return tf.nn.relu(tf.sign(x))
+
+
 def _relu(op: Operation, dy: Tensor) -> Tensor:
-    return dy * tf.cast(op.outputs[0] > 0, dy.dtype)
+    return dy * tf.sign(op.outputs[0])
 
 
 def _relu6(op: Operation, dy: Tensor) -> Tensor:
     y = op.outputs[0]
-    return dy * tf.cast(tf.logical_and(y > 0, y < 6), dy.dtype)
+    return dy * (tf.sign(y) * tf.sign(6 - y))
 
 
 def _leaky_relu(op: Operation, dy: Tensor) -> Tensor:
     slope = op.get_attr("alpha")
-    return tf.where(op.inputs[0] > 0, dy, slope * dy)
+    return dy * (slope + (1 - slope) * _positive(op.inputs[0]))
 
 
 def _elu(op: Operation, dy: Tensor) -> Tensor:
-    y = op.outputs[0]
-    return tf.where(y > 0, dy, dy * (y + 1))
+    return dy * (tf.minimum(op.outputs[0], 0) + 1)
 
 
 def _selu(op: Operation, dy: Tensor) -> Tensor:
     y = op.outputs[0]
-    return dy * tf.where(y > 0, SELU_SCALE * tf.ones_like(y), y + SELU_SCALE * SELU_ALPHA)
+    below = tf.minimum(y, 0) + SELU_SCALE * SELU_ALPHA
+    return dy * (below + (SELU_SCALE - SELU_SCALE * SELU_ALPHA) * _positive(y))
+
+
+def _max(op: Operation, dy: Tensor) -> list[Tensor | None]:
+    # As TensorFlow does, equal maxima share the gradient.
+    x, axis = op.inputs
+    y = op.outputs[0]
+    if not op.get_attr("keep_dims"):
+        axes = [int(a) % len(x.shape) for a in np.atleast_1d(tf.get_static_value(axis))]
+        kept = [1 if index in axes else side for index, side in enumerate(x.shape)]
+        y, dy = tf.reshape(y, kept), tf.reshape(dy, kept)
+    largest = 1 + tf.sign(x - y)
+    return [largest * (dy / tf.reduce_sum(largest, axis, keepdims=True)), None]
 
 
 def _softplus(op: Operation, dy: Tensor) -> Tensor:
@@ -137,6 +155,7 @@ _FORMULAS: dict[str, Callable[[Operation, Tensor], Any]] = {
     "Elu": _elu,
     "GatherV2": _gather,
     "LeakyRelu": _leaky_relu,
+    "Max": _max,
     "MaxPool": max_pool,
     "Relu": _relu,
     "Relu6": _relu6,

@@ -17,6 +17,7 @@ from models.export.backend import Tensor, hushed, tf
 from models.export.gradients import OVERRIDES
 from models.export.layers import leaves
 from models.export.objective import Objective
+from models.export.polish import polish
 from models.export.substitutes import Training, exportable
 from models.export.variables import Variables
 from models.program import expected_signatures
@@ -218,4 +219,5 @@ def _strip(program: bytes) -> bytes:
         subgraph.name = None
         for tensor in subgraph.tensors:
             tensor.name = None
+    polish(model)
     return bytes(flatbuffer_utils.convert_object_to_bytearray(model))

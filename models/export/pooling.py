@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from models.export.backend import Operation, Tensor, tf
-from models.export.windows import Axis, axes_of, fit, interleave, unfit
+from models.export.windows import Axis, axes_of, cut, fit, interleave, strided, unfit
 
 
 def _pool_axes(op: Operation, dy: Tensor) -> list[Axis]:
@@ -20,15 +20,17 @@ def max_pool(op: Operation, dy: Tensor) -> Tensor:
     axes = _pool_axes(op, dy)
     rows, cols = axes
     x = fit(op.inputs[0], axes, fill=float(np.finfo(np.float32).min))
-    left = dy
+    y, left = op.outputs[0], dy
     taps: list[list[Tensor]] = []
     for i in range(rows.kernel):
+        line = strided(x, 1, i, rows)
         taps.append([])
         for j in range(cols.kernel):
-            seen = x[:, _tap(rows, i), _tap(cols, j), :]
-            share = left * tf.cast(tf.equal(seen, op.outputs[0]), dy.dtype)
-            taps[-1].append(share)
-            left = left - share
+            # 1 where another tap is the maximum, which has not been met yet.
+            other = tf.sign(y - strided(line, 2, j, cols))
+            rest = left * other
+            taps[-1].append(left - rest)
+            left = rest
     return unfit(_scatter(taps, axes), axes)
 
 
@@ -40,11 +42,6 @@ def average_pool(op: Operation, dy: Tensor) -> Tensor:
     counts = np.outer(_elements_inside(rows), _elements_inside(cols)).astype(np.float32)
     share = dy / counts[None, :, :, None]
     return unfit(_scatter([[share] * cols.kernel] * rows.kernel, axes), axes)
-
-
-def _tap(axis: Axis, index: int) -> slice:
-    """What tap `index` of every window sees."""
-    return slice(index, index + (axis.out - 1) * axis.stride + 1, axis.stride)
 
 
 def _scatter(taps: list[list[Tensor]], axes: list[Axis]) -> Tensor:
@@ -67,7 +64,7 @@ def _scatter(taps: list[list[Tensor]], axes: list[Axis]) -> Tensor:
             phases[-1].append(tf.add_n(shifted) if shifted else None)
     blank = tf.zeros_like(phases[0][0])
     whole = [[blank if phase is None else phase for phase in line] for line in phases]
-    return interleave(whole)[:, : rows.reach, : cols.reach, :]
+    return cut(interleave(whole), (rows.reach, cols.reach))
 
 
 def _shift(tap: Tensor, by: tuple[int, int], windows: list[int]) -> Tensor:

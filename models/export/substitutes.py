@@ -11,6 +11,7 @@ from typing import Any
 from models.export import activations
 from models.export.backend import Tensor, keras, tf
 from models.export.randomness import Noise, random_function
+from models.export.unfolded import convolution
 
 _Attributes = Iterator[tuple[str, Any]]
 
@@ -78,24 +79,22 @@ def _substitutes(layer: Any, noise: Noise | None, weight: Tensor | None) -> _Att
     if isinstance(layer, keras.layers.RNN):
         # A loop over tensor lists has no gradient made of built-ins; all lengths are known.
         yield "unroll", True
-    if isinstance(layer, keras.layers.Conv1D | keras.layers.Conv2D) and layer.groups != 1:
-        yield "call", _grouped_call(layer)
+    if isinstance(layer, keras.layers.Conv1D | keras.layers.Conv2D):
+        yield "call", _convolution_call(layer)
     random = random_function(layer) if noise is not None else None
     if random is not None:
         yield "call", _random_call(random, layer, noise)
 
 
-def _grouped_call(layer: Any) -> Callable[[Tensor], Tensor]:
-    # Keras compiles these with XLA, whose gradients cannot be replaced.
+def _convolution_call(layer: Any) -> Callable[[Tensor], Tensor]:
+    # In place of Keras's for speed, and where there are groups because Keras compiles those with
+    # XLA, whose gradients cannot be replaced.
     def call(inputs: Tensor) -> Tensor:
-        padding = layer.padding.upper()
-        if padding == "CAUSAL":
-            before = layer.dilation_rate[0] * (layer.kernel_size[0] - 1)
-            inputs, padding = tf.pad(inputs, [(0, 0), (before, 0), (0, 0)]), "VALID"
-        outputs = tf.nn.convolution(
-            inputs, layer.kernel, list(layer.strides), padding, dilations=list(layer.dilation_rate)
+        bias = tf.convert_to_tensor(layer.bias) if layer.use_bias else None
+        kernel = tf.convert_to_tensor(layer.kernel)
+        outputs = convolution(
+            inputs, kernel, bias, layer.strides, layer.padding, layer.dilation_rate
         )
-        outputs = outputs + layer.bias if layer.use_bias else outputs
         return layer.activation(outputs)
 
     return call
