@@ -24,6 +24,7 @@ def polish(model: Any) -> None:
     """Rewrites a `ModelT` in place; it computes the same, up to the order of sums."""
     for subgraph in model.subgraphs:
         graph = _Graph(model, subgraph)
+        graph.find_transposed()
         graph.rewrite(_plain_product)
         graph.rewrite(_pairwise_sum)
         _drop_copies(graph)
@@ -36,8 +37,18 @@ class _Graph:
 
     model: Any
     subgraph: Any
-    #: Outputs of TRANSPOSE operators that were added: (tensor, permutation) -> tensor.
-    transposed: dict[tuple[int, tuple[int, ...]], int] = field(default_factory=dict)
+    #: Tensor -> the one with its last two axes exchanged.
+    transposed: dict[int, int] = field(default_factory=dict)
+
+    def find_transposed(self) -> None:
+        """What need not be transposed back."""
+        for operator in self.subgraph.operators:
+            if self.kind(operator) == Operators.TRANSPOSE:
+                source, axes = (int(index) for index in operator.inputs)
+                data = self.model.buffers[self.subgraph.tensors[axes].buffer].data
+                order = [] if data is None else np.frombuffer(bytes(data), "<i4").tolist()
+                if order == _exchanged(len(order)):
+                    self.transposed[int(operator.outputs[0])] = source
 
     def rewrite(self, rule: Callable[[_Graph, Any], list[Any] | None]) -> None:
         """Every operator replaced by what `rule` makes of it; None leaves it."""
@@ -112,7 +123,7 @@ def _plain_product(graph: _Graph, operator: Any) -> list[Any] | None:
     flat = len(graph.shape(right)) == 2 and len(graph.shape(left)) != 2
     if not (any(turns) or flat):
         return None
-    depth = graph.shape(left)[-2 if turns[0] else -1]
+    depth = graph.shape(right)[-1 if turns[1] else -2]
     if prod(graph.shape(output)) * depth < _SMALL_PRODUCT:
         return None
     new: list[Any] = []
@@ -121,18 +132,16 @@ def _plain_product(graph: _Graph, operator: Any) -> list[Any] | None:
     product = output
     if flat:
         left = _reshaped(graph, left, (-1, depth), new)
-        product = graph.tensor((graph.shape(left)[0], graph.shape(output)[-1]), output)
+        if len(graph.shape(output)) != 2:
+            rows, units = graph.shape(left)[0], graph.shape(right)[1]
+            product = graph.tensor((rows, units), output)
+    plain = {"adjX": False, "adjY": False}
     new.append(
         graph.operator(
-            Operators.BATCH_MATMUL,
-            [left, right],
-            product,
-            "BatchMatMulOptions",
-            adjX=False,
-            adjY=False,
+            Operators.BATCH_MATMUL, [left, right], product, "BatchMatMulOptions", **plain
         )
     )
-    if flat:
+    if product != output:
         _reshaped(graph, product, graph.shape(output), new, output)
     return new
 
@@ -145,9 +154,9 @@ def _turns(graph: _Graph, operator: Any) -> tuple[bool, bool] | None:
     bias = len(operator.inputs) > 2 and operator.inputs[2] >= 0
     if kind != Operators.FULLY_CONNECTED or bias or options.fusedActivationFunction:
         return None
-    left, output = graph.shape(int(operator.inputs[0])), graph.shape(int(operator.outputs[0]))
-    # Otherwise it flattens the left one in a way of its own.
-    return (False, True) if left[:-1] == output[:-1] else None
+    left, right = (graph.shape(int(index)) for index in operator.inputs[:2])
+    # Otherwise it cuts its left operand into other rows.
+    return (False, True) if left[-1] == right[-1] else None
 
 
 def _reshaped(
@@ -169,17 +178,20 @@ def _reshaped(
 
 
 def _turned(graph: _Graph, tensor: int, new: list[Any]) -> int:
-    """`tensor` with its last two axes exchanged; the operator for it is appended to `new`."""
-    shape = graph.shape(tensor)
-    axes = list(range(len(shape)))
-    axes[-2:] = axes[-1], axes[-2]
-    key = (tensor, tuple(axes))
-    if key not in graph.transposed:
+    """`tensor` with its last two axes exchanged; an operator for it may be appended to `new`."""
+    if tensor not in graph.transposed:
+        shape = graph.shape(tensor)
+        axes = _exchanged(len(shape))
         output = graph.tensor(tuple(shape[axis] for axis in axes), tensor)
         inputs = [tensor, graph.constant(axes)]
         new.append(graph.operator(Operators.TRANSPOSE, inputs, output, "TransposeOptions"))
-        graph.transposed[key] = output
-    return graph.transposed[key]
+        graph.transposed[tensor] = output
+    return graph.transposed[tensor]
+
+
+def _exchanged(rank: int) -> list[int]:
+    """The permutation that exchanges the last two of so many axes."""
+    return [*range(rank - 2), rank - 1, rank - 2]
 
 
 def _pairwise_sum(graph: _Graph, operator: Any) -> list[Any] | None:

@@ -76,7 +76,7 @@ def test_programs_are_small_and_carry_no_weights() -> None:
         export_model(build(layers.Dense(units, activation="relu")), name="m") for units in (4, 400)
     )
     assert wide.spec.size > 50 * narrow.spec.size / 4
-    assert abs(len(wide.program) - len(narrow.program)) < 500
+    assert abs(len(wide.program) - len(narrow.program)) < 2_000  # large products transpose
     assert len(wide.program) < 20_000
 
 
