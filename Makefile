@@ -2,8 +2,9 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check
 OUT ?= runs/wearable_activity
+ARCH ?= arm64 armhf
 
-.PHONY: demo test test-install check coverage bench brokers wheel clean
+.PHONY: demo test test-arm test-install check coverage bench brokers wheel clean
 
 demo: .venv/.fleet
 	.venv/bin/fedge fleet run examples/wearable_activity.yaml --out $(OUT)
@@ -16,6 +17,11 @@ test: .venv/.dev
 # Installs in a Debian of its own: root, a network, debootstrap and systemd-container; minutes.
 test-install: .venv/.dev wheel
 	FEDGE_INSTALL_TESTS=1 .venv/bin/pytest tests/install --timeout=1800
+
+# Debian for Arm, emulated: takes root, debootstrap and qemu-user-static (docs/runtimes.md).
+test-arm: .venv/.dev wheel
+	.venv/bin/python -m tests.arm.root dist/*.whl $(ARCH)
+	.venv/bin/pytest tests/arm --timeout=1800
 
 check: .venv/.dev
 	.venv/bin/ruff check .

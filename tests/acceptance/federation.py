@@ -142,7 +142,7 @@ class Federation:
             kind = "coordinator" if name.startswith("coordinator") else "agent"
             path = config or self.config(name)
             command = [sys.executable, "-I", "-S", str(leash.__file__), str(os.getpid())]
-            command += [sys.executable, "-P", "-m", "fedge", kind, "run", "--config", str(path)]
+            command += [*self.fedge(name), kind, "run", "--config", str(path)]
             command += ["--json"] if kind == "coordinator" else []
             command += ["-v"] if self.verbose else []
             log = self.folder / f"{name}.log"
@@ -155,6 +155,10 @@ class Federation:
                     stdout=out,
                     stderr=err,
                 )
+
+    def fedge(self, name: str) -> list[str]:
+        """What runs `fedge` as the process of that name, by absolute path."""
+        return [sys.executable, "-P", "-m", "fedge"]
 
     def start_all(self) -> None:
         """The coordinator and every agent."""
