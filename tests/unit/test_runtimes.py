@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from packaging.requirements import Requirement
 
 import fedge
 from models import runtimes
@@ -81,6 +83,21 @@ def test_why_a_runtime_has_no_wheel() -> None:
 
 def test_the_wheels_are_those_of_the_runtimes() -> None:
     assert list(WHEELS) == list(RUNTIMES)
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64", "armv7l", "armv6l", "riscv64"])
+@pytest.mark.parametrize("minor", [11, 12, 13])
+def test_pip_is_asked_for_a_runtime_just_where_one_has_a_wheel(machine: str, minor: int) -> None:
+    here = platform(machine, minor)
+    environment = {"python_version": f"3.{minor}", "platform_machine": machine}
+    lines = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    asked = [
+        requirement.name
+        for requirement in map(Requirement, lines)
+        if requirement.name in WHEELS
+        and (requirement.marker is None or requirement.marker.evaluate(environment))
+    ]
+    assert asked == [name for name in LIGHT if not obstacle(name, here)][:1]
 
 
 def test_a_32_bit_python_on_a_64_bit_kernel_is_32_bit(monkeypatch: pytest.MonkeyPatch) -> None:
