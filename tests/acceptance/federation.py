@@ -30,7 +30,7 @@ from edge_agent.config import AgentConfig
 from edge_agent.data.dataset import load_dataset
 from edge_agent.trainer import train
 from models.parameters import F32
-from models.program import Program
+from models.program import Program, row_count
 from models.zoo import load_zoo
 
 ROOT = Path(__file__).parents[2]
@@ -263,7 +263,7 @@ class Federation:
                 rng = np.random.default_rng(0)  # full batches: the order of rows is no matter
                 result = train(program, theta, part, config.training, rng)
                 total += result.delta.astype(np.float64) * result.num_examples
-            theta = theta + (total / sum(len(y) for _, y in parts)).astype(np.float32)
+            theta = theta + (total / sum(map(row_count, parts))).astype(np.float32)
         return theta
 
     def _training_rows(self, name: str) -> Any:

@@ -34,17 +34,23 @@ def main(runtime: str, folder: Path) -> None:
         parse_config(job["data"], DataConfig, "job.json"), package.spec, folder, folder
     )
     plan = msgspec.convert(job["training"], TrainingPlan)
-    result = train(program, package.initial, data.part("train"), plan, np.random.default_rng(SEED))
-    theta = package.initial + result.delta
+    result = train(
+        program,
+        package.whole(package.initial),
+        data.part("train"),
+        plan,
+        np.random.default_rng(SEED),
+    )
+    theta = package.initial + result.delta[: package.spec.size]
     machine = platform.machine()
     np.save(folder / f"{runtime}-{machine}.npy", theta)
-    sums = program.evaluate(theta, *data.part("test"))
+    sums = program.evaluate(package.whole(theta), data.part("test"))
     seen = {
         "machine": machine,
         "runtime": program.runtime,
         "rows": result.num_examples,
         "steps": result.steps,
-        "loss": sums.means()["loss"],
+        "loss": sums.loss / sums.weight,
     }
     print(json.dumps(seen))
 
