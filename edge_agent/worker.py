@@ -13,7 +13,7 @@ import queue
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -39,9 +39,11 @@ from edge_agent.memory import estimate, shortage
 from edge_agent.pace import Pace
 from edge_agent.personal import PersonalPart
 from edge_agent.trainer import train
-from models.errors import FederationError
+from models.errors import FederationError, TrainingError
+from models.metrics import Sums, add_sums
 from models.package import Unpacked, unpack_wire
-from models.program import Program
+from models.parameters import F32
+from models.program import Program, Rows
 
 log = logging.getLogger(__name__)
 
@@ -190,6 +192,9 @@ class Worker:
         """Whether the running job and those that follow wait before each step."""
         self._paused = paused
 
+    def _is_paused(self) -> bool:
+        return self._paused and not self._pool.stopping
+
     def work(self, programs: _Programs) -> None:
         """Do the first job; called on a thread of the pool, never on two at a time."""
         _be_nice(self._config.limits.nice)
@@ -254,9 +259,12 @@ class Worker:
         model, dataset, personal = self._model
         try:
             program = programs.get(model, self._config)
+            share = self._config.limits.cpu_share
             if plan.task == "evaluate":
+                # Short: finished even when nobody waits, unless it would wait itself.
+                pace = Pace(share, lambda: self._paused and cancelled.is_set(), self._is_paused)
                 theta = personal.whole(job.theta)
-                return Evaluated(plan, program.evaluate(theta, dataset.part("test")))
+                return Evaluated(plan, _measure(program, theta, dataset.part("test"), pace))
             agent = crc32(self._config.agent_id.encode())
             rng = np.random.default_rng([plan.seed, agent, 0])
             rows = dataset.part("train")
@@ -264,12 +272,31 @@ class Worker:
             def is_over() -> bool:
                 return cancelled.is_set() or self._pool.stopping
 
-            pace = Pace(self._config.limits.cpu_share, is_over, lambda: self._paused)
+            pace = Pace(share, is_over, self._is_paused)
             theta = personal.whole(job.theta)
             result = train(program, theta, rows, plan.training, rng, pace.is_over)
             return Trained(plan, personal.keep(result))
         except FederationError as error:
             return JobFailed(plan, str(error))
+
+
+def _measure(program: Program, theta: F32, rows: Rows, pace: Pace) -> Sums:
+    """As `Program.evaluate`, with a look at the pace before each batch.
+
+    Raises:
+        TrainingError: it is over.
+    """
+    size = program.spec.batch_size
+    count = len(next(iter(rows.values())))
+
+    def batches() -> Iterator[Sums]:
+        for start in range(0, count, size):
+            if pace.is_over():
+                raise TrainingError("cancelled")
+            part = {name: array[start : start + size] for name, array in rows.items()}
+            yield program.evaluate(theta, part)
+
+    return add_sums(batches())
 
 
 def _be_nice(nice: int) -> None:
