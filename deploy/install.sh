@@ -231,6 +231,9 @@ configure() {
     say "enrolled: certificates and $wanted"
   fi
   [ -z "$broker" ] || make_fleet
+  # The fleet's keys as they are now: they may have been changed (fedge broker rotate-key).
+  [ $role = agent ] || [ ! -d $fleet ] || cp $fleet/coordinator/* "$etc/"
+  [ -z "$broker" ] || write_coordinator_config
   set_permissions
   [ -z "$data" ] || check_data
 }
@@ -252,8 +255,10 @@ make_fleet() {
     ! systemd_runs || systemctl disable --quiet --now mosquitto
   fi
   "$home/bin/fedge" broker init "$fleet" --host "$broker" --federation "$federation" >/dev/null || exit $?
-  cp "$fleet"/coordinator/* "$etc/"
-  [ -e "$etc/coordinator.yaml" ] && [ -z "$config" ] && return
+}
+
+write_coordinator_config() {
+  [ ! -e "$etc/coordinator.yaml" ] || [ -n "$config" ] || return 0
   "$home/current/bin/python" - "$fleet/fleet.json" "${config:-$etc/coordinator.yaml.example}" \
     >"$etc/.coordinator.yaml" <<'END'
 """The example with this fleet's name and broker in place of its own."""
@@ -394,9 +399,11 @@ else
 fi
 link_command
 configure
-if [ -n "$broker" ]; then
+if [ -n "$broker" ] || { [ $role = coordinator ] && [ -e $units/fedge-broker.service ]; }; then
   install_unit fedge-broker
   rm -f "$units/.fedge-broker.before"
+fi
+if [ -n "$broker" ]; then
   ! systemd_runs || [ $start = no ] || systemctl restart fedge-broker || fail "Mosquitto does not run: journalctl -u fedge-broker"
 fi
 say "fedge $(version_of "$home/current") is installed in $home ($(du -sm "$home/" | cut -f1) MB)"

@@ -189,10 +189,19 @@ def test_a_refused_login_is_tried_again(running: Machine) -> None:
     # A new bundle, installed as the first one was; agent.yaml, with its columns, stays.
     before = running.says("md5sum /etc/fedge/agent.yaml")
     running.run("rm pi-1.bundle; fedge broker enrol /var/lib/fedge-fleet pi-1 --out pi-1.bundle")
-    assert "fedge-agent runs: connected" in running.says(
-        "sh deploy/install-agent.sh --enrol pi-1.bundle"
-    )
+    assert "fedge-agent runs" in running.says("sh deploy/install-agent.sh --enrol pi-1.bundle")
     assert running.says("md5sum /etc/fedge/agent.yaml") == before
+    learns(running)
+
+
+def test_a_new_signing_key_reaches_the_coordinator_by_installing_once_more(
+    running: Machine,
+) -> None:
+    key = "md5sum < /etc/fedge-coordinator/signing.key"
+    before = running.says(key)
+    running.run("fedge broker rotate-key /var/lib/fedge-fleet")
+    running.run("sh deploy/install-coordinator.sh")
+    assert running.says(key) != before
     learns(running)
 
 
