@@ -99,7 +99,8 @@ def doctor(config_path: Path, model_name: str | None, offline: bool, as_json: bo
     config = load_config(config_path, AgentConfig)
     package = open_model(model_name) if model_name else None
     model = package.content if package else None
-    log_less(logging.ERROR, "edge_agent")  # the lines below say the same, and what to do
+    # The lines below say the same, and what to do.
+    click.get_current_context().call_on_close(log_less(logging.ERROR, "edge_agent"))
     checks = diagnose(config, config_path.parent, model, offline=offline)
     sys.exit(report(checks, as_json=as_json))
 

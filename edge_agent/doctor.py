@@ -20,7 +20,6 @@ from broker.diagnosis import Check, failed, ok, skipped, warning
 from broker.messages import CoordinatorStatus, ProgramManifest, Report
 from broker.owners import owner_check
 from broker.probe import Probe
-from broker.seal import read_public_keys
 from broker.topics import (
     AgentStatusTopic,
     ChunkTopic,
@@ -38,9 +37,8 @@ from edge_agent.device import LinuxDevice, available_bytes, memory_bytes, temper
 from edge_agent.limits import Limits
 from edge_agent.memory import estimate, megabytes, shortage
 from edge_agent.profile import data_checks
-from edge_agent.service import spool_limit
-from edge_agent.spool import Spool
 from edge_agent.trust import Trust
+from edge_agent.trust_file import open_trust
 from models.errors import (
     ConfigError,
     DataError,
@@ -90,13 +88,14 @@ def diagnose(
     if offline:
         yield clock_check()
     else:
-        found = _Found(Trust(Topics(config.federation), ()))
+        found, knows_keys = _Found(Trust(Topics(config.federation), ())), True
         try:
             found = _Found(_trust(config, base))
         except ConfigError as error:
+            knows_keys = False  # and runs no program that anybody may have put there
             yield failed("keys", str(error), "enrol this device anew, or correct `trusted_keys`")
         yield from _at_the_broker(config, base, found)
-        if model is None and found.manifest is not None:
+        if model is None and knows_keys and found.manifest is not None:
             try:
                 model = _fetch(config, base, found.manifest)
             except FederationError as error:
@@ -123,11 +122,8 @@ def _trust(config: AgentConfig, base: Path) -> Trust:
     Raises:
         ConfigError: the file with the trusted keys cannot be used.
     """
-    pinned: tuple[bytes, ...] = ()
-    if config.trusted_keys is not None:
-        pinned = read_public_keys(located(config.trusted_keys, base))
-    memory = Spool(located(config.state_dir, base), spool_limit(config)).load()
-    return Trust(Topics(config.federation), pinned, memory.trust)
+    keys, record = open_trust(config, base)
+    return Trust(Topics(config.federation), keys, record)
 
 
 def _client_id(config: AgentConfig) -> str:

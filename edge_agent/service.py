@@ -18,7 +18,6 @@ from broker.link import Link, Will
 from broker.machine import Tick
 from broker.mqtt import MqttLink
 from broker.network import NetworkLoop
-from broker.seal import read_public_keys
 from broker.service import Service
 from edge_agent.agent import Agent
 from edge_agent.chunks import ChunkStore
@@ -43,7 +42,7 @@ from edge_agent.events import (
 )
 from edge_agent.spool import Spool, SpooledUpdate
 from edge_agent.statements import AgentFacts
-from edge_agent.trust_file import TrustFile
+from edge_agent.trust_file import TrustFile, open_trust
 from edge_agent.worker import WorkerPool
 from models.errors import ModelError, StoreError
 from models.runtimes import find_runtime
@@ -237,10 +236,8 @@ def make_agent(config: AgentConfig, base: Path) -> Agent:
     state_dir = located(config.state_dir, base)
     facts = agent_facts(config, secrets.token_hex(8))
     memory = Spool(state_dir, spool_limit(config)).load()
-    if config.trusted_keys is not None:
-        keys = read_public_keys(located(config.trusted_keys, base))
-        facts = replace(facts, trusted_keys=keys)
-        memory = replace(memory, trust=TrustFile(state_dir).load())
+    keys, record = open_trust(config, base)
+    facts, memory = replace(facts, trusted_keys=keys), replace(memory, trust=record)
     agent = Agent(facts, memory)
     if agent.trusted_keys:
         log.info("messages must be signed by %s", " or ".join(agent.trusted_keys))

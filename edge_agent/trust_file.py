@@ -7,7 +7,10 @@ from pathlib import Path
 
 import msgspec
 
+from broker.config import located
+from broker.seal import read_public_keys
 from broker.security_files import write_whole
+from edge_agent.config import AgentConfig
 from edge_agent.trust import TrustRecord
 from models.errors import ConfigError, StoreError
 
@@ -15,6 +18,25 @@ log = logging.getLogger(__name__)
 
 TRUST_FILE = "trust.json"
 _MAX_BYTES = 64 << 10
+
+
+def open_trust(config: AgentConfig, base: Path) -> tuple[tuple[bytes, ...], TrustRecord | None]:
+    """The keys that a device was enrolled with, and what it has come to believe since.
+
+    Args:
+        config: of the agent.
+        base: folder that its paths are relative to.
+
+    Returns:
+        Public keys, 32 bytes each (none: it believes everything), and what is on its disk.
+
+    Raises:
+        ConfigError: the file with the keys is missing or damaged.
+    """
+    if config.trusted_keys is None:
+        return (), None
+    keys = read_public_keys(located(config.trusted_keys, base))
+    return keys, TrustFile(located(config.state_dir, base)).load()
 
 
 class TrustFile:

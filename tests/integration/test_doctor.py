@@ -22,6 +22,7 @@ from broker.diagnosis import Check, exit_code
 from broker.local import LocalBroker, free_port
 from broker.messages import CoordinatorStatus, ProgramManifest
 from broker.mqtt import MqttLink
+from broker.seal import read_public_keys
 from broker.security import FleetSettings, create_fleet, utc_now
 from broker.security_files import Account
 from broker.settings import BrokerSettings, TlsSettings
@@ -32,6 +33,8 @@ from coordinator.config import CoordinatorConfig
 from coordinator.doctor import diagnose as diagnose_coordinator
 from edge_agent.config import AgentConfig
 from edge_agent.doctor import diagnose
+from edge_agent.trust import TrustRecord
+from edge_agent.trust_file import TrustFile
 from fedge import cli
 from models.package import Unpacked
 from models.zoo import load_zoo
@@ -363,6 +366,27 @@ def test_a_coordinator_with_another_key_is_not_believed(
     assert "does not trust" in found.only_failure.found
     say(middle, None)
     assert "not signed" in look(tmp_path, tls_of(place), trusted_keys=trusted).only_failure.found
+
+
+def test_a_key_that_the_agent_learned_since_is_trusted(
+    place: RunningFleet, middle: MqttLink, tmp_path: Path
+) -> None:
+    newer = SigningKeys.generate()
+    trusted = place.devices / "alice" / "coordinator.pub"
+    pinned = tuple(key.hex() for key in read_public_keys(trusted))
+    learned = tuple(key.hex() for key in newer.public)
+    TrustFile(tmp_path / "state").write(TrustRecord(pinned=pinned, keys=learned))
+    say(middle, Signer(newer, 0, lambda number: None))
+    assert look(tmp_path, tls_of(place), None, trusted_keys=str(trusted)).failed == []
+
+
+def test_without_the_keys_that_it_should_trust_it_runs_nobodys_program(
+    place: RunningFleet, middle: MqttLink, tmp_path: Path
+) -> None:
+    say(middle, Signer(SigningKeys.generate(), 0, lambda number: None))
+    found = look(tmp_path, tls_of(place), None, trusted_keys="absent.pub")
+    assert found.only_failure.name == "keys"
+    assert "for which model?" in found.one("data").found
 
 
 def test_a_signature_that_nobody_checks_is_a_warning(
