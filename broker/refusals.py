@@ -22,7 +22,7 @@ _NO_TLS = re.compile(r"Client connection from (?P<where>\S+) failed: .*::(?P<why
 _TLS = re.compile(r"OpenSSL Error.*::(?P<why>[^:]+)$")
 _TOO_LARGE = re.compile(r"Client (?P<who>\S+) .*disconnected.*(?:oversize|too large)")
 _NOT_ALLOWED = re.compile(r"Client (?P<who>\S+) .*disconnected.*not authorised")
-_TWICE = re.compile(r"Client (?P<who>\S+) .*already connected, closing old connection")
+_TWICE = re.compile(r"Client (?P<who>\S+) .*(?:already connected, closing old|session taken over)")
 _FULL = re.compile(
     r"connection from (?P<where>\S+) denied.*max_connections|max_connections exceeded"
 )

@@ -43,6 +43,14 @@ def place(program: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[R
         yield place
 
 
+@pytest.fixture(autouse=True)
+def tell_of_this_test_only(request: pytest.FixtureRequest) -> None:
+    """What the log said of the tests before proves nothing for this one."""
+    if "place" in request.fixturenames:
+        place: RunningFleet = request.getfixturevalue("place")
+        place.begins = len(place.said())
+
+
 @pytest.fixture
 def connect(place: RunningFleet) -> Iterator[Connect]:
     """Connects as someone of the fleet; everyone is sent home at the end of the test."""

@@ -6,7 +6,7 @@ import shutil
 import socket
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -38,6 +38,9 @@ from tests.integration.fleet_folder import (
 
 pytestmark = pytest.mark.mosquitto
 
+#: What an operator reads of a certificate that was refused.
+NOT_OURS = "its certificate is foreign, expired, not yet valid or revoked"
+
 
 # --- who gets in ----------------------------------------------------------------------------------
 
@@ -58,7 +61,7 @@ def test_a_certificate_of_another_authority_is_refused(place: RunningFleet, tmp_
     identity = tmp_path / "identity.pem"
     identity.write_bytes(issued.certificate + issued.key)
     assert "another authority" in why_refused(place, identity)
-    assert place.tells("its certificate is foreign, expired, not yet valid or revoked")
+    assert place.tells(NOT_OURS)
 
 
 def test_a_device_of_another_fleet_is_refused_and_refuses_us(
@@ -67,6 +70,7 @@ def test_a_device_of_another_fleet_is_refused_and_refuses_us(
     other = RunningFleet(make_fleet(tmp_path / "other", 1), tmp_path / "devices", tmp_path)
     theirs = other.device("alice")
     assert "another authority" in why_refused(place, theirs / "agent.pem")
+    assert place.tells(NOT_OURS)
     reason = why_refused(place, theirs / "agent.pem", theirs / "ca.crt")
     assert "is that this fleet's authority?" in reason
 
@@ -80,6 +84,7 @@ def test_a_certificate_counts_in_its_time_only(
     reason = why_refused(place, signed(place, tmp_path, "alice", days_ago, days))
     assert words in reason
     assert "by the broker's clock" in reason
+    assert place.tells(NOT_OURS)
 
 
 def test_the_broker_s_own_certificate_is_not_one_for_clients(
@@ -90,6 +95,7 @@ def test_the_broker_s_own_certificate_is_not_one_for_clients(
     names = ("server.crt", "server.key")
     identity.write_bytes(b"".join((folder / name).read_bytes() for name in names))
     assert "not one for clients" in why_refused(place, identity)
+    assert place.tells(NOT_OURS)
 
 
 @contextmanager
@@ -161,6 +167,7 @@ def test_a_certificate_with_a_strange_name_opens_nothing(
         assert client.publish(f"{ROOT}round") == NOT_AUTHORISED
     finally:
         client.close()
+    assert place.tells(f"{name} tried to write {ROOT}round (6 bytes): refused")
 
 
 # --- shut out -------------------------------------------------------------------------------------
@@ -184,7 +191,9 @@ def test_a_revoked_device_is_mute_and_deaf_at_once_and_does_not_come_back(
     coordinator.publish(f"{ROOT}round", b"plan")
     assert gone.heard() == []
     assert coordinator.heard(0) == []
+    assert place.tells(f"gone tried to write {own} (6 bytes): refused")
     assert "it was revoked" in why_refused(place, folder / "agent.pem")
+    assert place.tells(NOT_OURS)
     # Nobody else noticed.
     assert alice.ended.empty()
     assert coordinator.ended.empty()
@@ -228,21 +237,24 @@ def test_an_earlier_tls_session_does_not_outlive_the_certificate(
     reload(place)
     with pytest.raises(OSError, match=r"(?i)revoked|reset|eof|CONNACK|broken pipe"):
         shake_hands(place, context, session)
+    assert place.tells(NOT_OURS)
 
 
 def test_a_rotated_device_comes_with_its_new_certificate_only(
-    place: RunningFleet, connect: Connect, tmp_path: Path
+    place: RunningFleet, connect: Connect, tmp_path: Path, unique: Callable[[str], str]
 ) -> None:
-    folder = place.device("turner")
+    name = unique("turner")
+    folder = place.device(name)
     reload(place)
     old = tmp_path / "old.pem"
     shutil.copy(folder / "agent.pem", old)
-    alice, thief = connect("alice"), connect("turner")
-    bundle = place.fleet.rotate("turner", utc_now(), None, 30)
+    alice, thief = connect("alice"), connect(name)
+    bundle = place.fleet.rotate(name, utc_now(), None, 30)
     reload(place)
     assert "it was revoked" in why_refused(place, old)
     fedge("agent", "enrol", bundle, "--dir", folder)
     assert thief.ended.empty()
-    assert connect("turner").publish(f"{ROOT}agents/turner/status") == 0
+    assert connect(name).publish(f"{ROOT}agents/{name}/status") == 0
     assert thief.ended.get(timeout=5) != 0  # its place was taken, and the old key opens no other
+    assert place.tells(f"{name} connected a second time: is its key in two places?")
     assert alice.ended.empty()

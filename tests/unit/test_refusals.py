@@ -56,6 +56,7 @@ def test_what_a_device_may_not_is_said_and_what_it_may_is_not() -> None:
         ("Client m disconnected due to oversize packet.", "m was disconnected: a packet beyond"),
         ("Client m [10.0.0.9:1] disconnected: Packet too large.", "a packet beyond max_packet"),
         ("Client m already connected, closing old connection.", "is its key in two places?"),
+        ("Client m [10.0.0.9:1] disconnected: session taken over.", "in two places?"),
         ("Client <unknown> disconnected, not authorised.", "not authorised"),
         ("Client connection from 1.2.3.4 denied: max_connections exceeded.", "max_connections are"),
     ],
