@@ -21,17 +21,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated
 
 import msgspec
-from msgspec import Meta
 
 from broker import access
 from broker.access import ListenerSettings, address_family, check_device_id
 from broker.authority import Authority, Issued, check_host
 from broker.bundle import Bundle, encode_bundle, read_bundle
 from broker.invitation import Invitation, withdrawn
-from broker.messages import Id, PublicKey
+from broker.register import Record, Register
 from broker.security_files import (
     Account,
     locked,
@@ -54,42 +52,6 @@ _MIDDLE_DAYS = 3650
 DEVICE_DAYS = 730
 #: A list of revoked certificates from the future is no list; each must be newer than the last.
 _LIST_BACKDATED = timedelta(days=1)
-
-
-class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A device's certificate. A device may have several, one after the other."""
-
-    agent_id: Id
-    serial: Annotated[str, Meta(pattern="^[0-9a-f]{1,40}$")]
-    not_before: datetime
-    not_after: datetime
-    revoked: datetime | None = None
-
-    def state(self, now: datetime) -> str:
-        """`active`, `revoked` or `expired`."""
-        if self.revoked is not None:
-            return "revoked"
-        return "expired" if now > self.not_after else "active"
-
-
-class Register(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a fleet is and who belongs to it.
-
-    `hosts[0]` is where devices find the broker; `signing_keys` are public, the newest first.
-    """
-
-    fedge_fleet: int = 1
-    federation: Id
-    hosts: Annotated[tuple[str, ...], Meta(min_length=1)]
-    port: Annotated[int, Meta(ge=1, le=65_535)]
-    websockets: Annotated[int, Meta(ge=0, le=65_535)] = 0  # port; 0: none
-    bind: str = ""
-    user: str
-    list_updated: datetime
-    signing_keys: tuple[PublicKey, ...]
-    enrolment_port: Annotated[int, Meta(ge=1, le=65_535)]
-    devices: tuple[Record, ...] = ()
-    invitations: tuple[Invitation, ...] = ()
 
 
 @dataclass(frozen=True)
