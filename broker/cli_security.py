@@ -142,7 +142,8 @@ def _say_next(fleet: Fleet) -> None:
     click.echo(f"  for each device:      fedge broker enrol {fleet.folder} AGENT_ID")
     click.echo(f"  or, with a token:     fedge broker enrol {fleet.folder} AGENT_ID --token")
     if port := fleet.register.websockets:
-        click.echo(f"  through port {port}:     on the device: fedge agent enrol ... --websockets")
+        click.echo("  through WebSockets:   on the device: fedge agent enrol BUNDLE --websockets")
+        click.echo(f"                        they listen on port {port}, with TLS")
 
 
 @click.command()

@@ -224,7 +224,11 @@ class Fleet:
             ("federation", register.federation, settings.federation),
             ("host", ",".join(register.hosts), ",".join(settings.hosts)),
             ("port", str(register.port), str(settings.port)),
-            ("WebSocket port", str(register.websockets), str(settings.websockets)),
+            (
+                "WebSocket port",
+                str(register.websockets or "none"),
+                str(settings.websockets or register.websockets or "none"),
+            ),
             (
                 "enrolment port",
                 str(register.enrolment_port),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,10 @@ def test_the_usual_ports_follow_the_transport() -> None:
     assert BrokerSettings(websocket=web).port == 80
     assert BrokerSettings(websocket=web, tls=TlsSettings()).port == 443
     assert BrokerSettings(tls=TlsSettings()).port == 8883
+
+
+def test_nothing_below_tls_1_2_is_spoken() -> None:
+    assert TlsSettings().context().minimum_version >= ssl.TLSVersion.TLSv1_2
 
 
 def test_version_5_may_be_written_as_a_number() -> None:
