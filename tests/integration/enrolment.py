@@ -62,7 +62,7 @@ def serving(fleet: Fleet, folder: Path, mosquitto: Path, *options: str) -> Itera
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "fedge", *arguments],
             cwd=REPOSITORY,
-            env=os.environ | {"PYTHONPATH": str(REPOSITORY), "PATH": path},
+            env=os.environ | {"PYTHONPATH": str(REPOSITORY), "PATH": path, "TMPDIR": str(folder)},
             stdout=output,
             stderr=output,
         )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import pwd
 import re
 import socket
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -351,6 +353,25 @@ def test_it_ends_by_itself_and_leaves_no_process(program: Path, tmp_path: Path) 
         assert service.says("no more devices are enrolled")
         with pytest.raises(OSError, match="refused"):
             service.stranger().connect()
+
+
+def test_who_talks_to_strangers_is_not_root(program: Path) -> None:
+    if os.geteuid() != 0 or "mosquitto" not in {entry.pw_name for entry in pwd.getpwall()}:
+        pytest.skip("needs root and a user mosquitto")
+    uid = pwd.getpwnam("mosquitto").pw_uid
+    with tempfile.TemporaryDirectory(prefix="fedge-test-") as name:
+        Path(name).chmod(0o755)  # unlike pytest's folders: other accounts pass through
+        settings = FleetSettings(FEDERATION, ["localhost"], free_port(), "127.0.0.1", "mosquitto")
+        fleet = create_fleet(Path(name) / "fleet", settings, utc_now())
+        with serving(fleet, Path(name), program) as service:
+            pid = service.process.pid
+            (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            status = Path(f"/proc/{child}/status").read_text()
+            assert re.search(rf"^Uid:\t{uid}\t{uid}\t", status, re.MULTILINE)
+            ask_for_certificate(service.token("pi"), request_in(Path(name) / "pi"), 20)
+            service.process.kill()  # and it dies with the service, however that ends
+            service.process.wait(10)
+            assert until(lambda: not Path(f"/proc/{child}").exists())
 
 
 def test_a_port_that_is_taken_is_named(service: Service) -> None:
