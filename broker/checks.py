@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import socket
 import ssl
+import stat
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -143,13 +144,17 @@ def _files(settings: BrokerSettings, name: str) -> Iterator[Check]:
     except ConfigError as error:
         yield failed("files", str(error), "make the file readable, or correct the configuration")
         return
-    found = False
+    for key, secret in (("key_file", settings.tls.key_file), ("", settings.password_file)):
+        if secret and Path(secret).stat().st_mode & stat.S_IROTH:
+            found = f"{'tls.' + key if key else 'password_file'} {secret} is readable by everybody"
+            yield warning("files", found, f"chmod o= {secret}, and renew it if others were here")
+    is_named = False
     for key in ("ca_file", "cert_file"):
         path = getattr(settings.tls, key)
         if path:
-            found = True
+            is_named = True
             yield _certificate_file(key, Path(path), name)
-    if not found:
+    if not is_named:
         yield ok("files", "the system's authorities, no certificate of our own")
 
 

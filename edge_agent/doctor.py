@@ -37,6 +37,7 @@ from edge_agent.device import LinuxDevice, available_bytes, memory_bytes, temper
 from edge_agent.limits import Limits
 from edge_agent.memory import estimate, megabytes, shortage
 from edge_agent.profile import data_checks
+from edge_agent.runtime_trial import runtime_check
 from edge_agent.trust import Trust
 from edge_agent.trust_file import open_trust
 from models.errors import (
@@ -49,7 +50,6 @@ from models.errors import (
 )
 from models.package import Unpacked, unpack_wire
 from models.program import Program, Rows
-from models.runtimes import find_runtime
 from models.zoo import load_zoo
 
 #: No agent is called so; what is forbidden is tried on its topics.
@@ -285,12 +285,11 @@ def _feelings(config: AgentConfig) -> Iterator[Check]:
 
 def _at_work(config: AgentConfig, base: Path, model: Unpacked | None) -> Iterator[Check]:
     """Interpreter, program and data."""
-    try:
-        _, runtime = find_runtime(config.runtime)
-    except FederationError as error:
-        yield failed("runtime", str(error), "install it, or drop `runtime` from the configuration")
+    runtime = runtime_check(config.runtime)
+    yield runtime
+    if runtime.state == "failed":
+        yield from (skipped(name, "no interpreter") for name in ("program", "data"))
         return
-    yield ok("runtime", f"{runtime} is installed")
     if model is None:
         yield from _without_model(config, base)
         return

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import socket
+import sys
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -36,7 +38,6 @@ from edge_agent.doctor import diagnose
 from edge_agent.trust import TrustRecord
 from edge_agent.trust_file import TrustFile
 from fedge import cli
-from models.package import Unpacked
 from models.zoo import load_zoo
 from tests.conftest import need, take, wait_up
 from tests.integration.fleet_folder import (
@@ -104,9 +105,13 @@ class Found:
         return check
 
 
-def look(
-    folder: Path, broker: BrokerSettings, model: Unpacked | None = MODEL, **changes: Any
-) -> Found:
+def look(folder: Path, broker: BrokerSettings, **changes: Any) -> Found:
+    """The way to the broker, and the broker."""
+    checks = diagnose(agent_config(folder, broker, **changes), folder, MODEL)
+    return Found(itertools.takewhile(lambda check: check.name != "disk", checks))
+
+
+def look_at_all(folder: Path, broker: BrokerSettings, model: Any = MODEL, **changes: Any) -> Found:
     return Found(diagnose(agent_config(folder, broker, **changes), folder, model))
 
 
@@ -114,7 +119,7 @@ def look(
 
 
 def test_an_open_broker_works_and_is_called_open(mosquitto: LocalBroker, tmp_path: Path) -> None:
-    found = look(tmp_path, BrokerSettings(port=mosquitto.port))
+    found = look_at_all(tmp_path, BrokerSettings(port=mosquitto.port))
     assert found.failed == []
     assert found.exit_code == 0
     able, unwanted = found.named("access")
@@ -139,7 +144,7 @@ def test_looking_changes_nothing_at_the_broker(mosquitto: LocalBroker, tmp_path:
 
 
 def test_a_closed_port_is_told_from_a_wrong_one(mosquitto: LocalBroker, tmp_path: Path) -> None:
-    found = look(tmp_path, BrokerSettings(port=free_port()))
+    found = look_at_all(tmp_path, BrokerSettings(port=free_port()))
     assert found.only_failure.name == "tcp"
     assert found.exit_code == 3
     assert found.one("login").state == "skipped"
@@ -284,8 +289,16 @@ def test_a_certificate_that_ends_soon_is_a_warning(place: RunningFleet, tmp_path
     found = look(tmp_path, tls_of(place, identity=identity))
     assert found.failed == []
     ends = (utc_now() + timedelta(days=10)).strftime("%Y-%m-%d")
-    (own,) = [check for check in found.named("files") if check.state == "warning"]
-    assert f"expires on {ends}" in own.found
+    assert any(f"expires on {ends}" in check.found for check in found.named("files"))
+
+
+def test_a_key_that_everybody_can_read_is_noticed(place: RunningFleet, tmp_path: Path) -> None:
+    identity = tmp_path / "agent.pem"
+    shutil.copy(place.devices / "alice" / "agent.pem", identity)
+    identity.chmod(0o644)
+    found = look(tmp_path, tls_of(place, identity=identity))
+    assert found.failed == []
+    assert any("is readable by everybody" in check.found for check in found.named("files"))
 
 
 def test_a_revoked_certificate_is_named(tmp_path: Path) -> None:
@@ -347,7 +360,7 @@ def test_the_federations_own_model_is_fetched_and_tried(
     keys = SigningKeys.read(place.fleet.signing_file)
     say(middle, Signer(keys, 0, lambda number: None))
     trusted = str(place.devices / "alice" / "coordinator.pub")
-    found = look(tmp_path, tls_of(place), None, trusted_keys=trusted)
+    found = look_at_all(tmp_path, tls_of(place), None, trusted_keys=trusted)
     assert found.failed == []
     word = found.one("coordinator")
     assert word.state == "ok"
@@ -361,7 +374,7 @@ def test_a_coordinator_with_another_key_is_not_believed(
 ) -> None:
     trusted = str(place.devices / "alice" / "coordinator.pub")
     say(middle, Signer(SigningKeys.generate(), 0, lambda number: None))
-    found = look(tmp_path, tls_of(place), None, trusted_keys=trusted)
+    found = look(tmp_path, tls_of(place), trusted_keys=trusted)
     assert found.only_failure.name == "coordinator"
     assert "does not trust" in found.only_failure.found
     say(middle, None)
@@ -377,14 +390,14 @@ def test_a_key_that_the_agent_learned_since_is_trusted(
     learned = tuple(key.hex() for key in newer.public)
     TrustFile(tmp_path / "state").write(TrustRecord(pinned=pinned, keys=learned))
     say(middle, Signer(newer, 0, lambda number: None))
-    assert look(tmp_path, tls_of(place), None, trusted_keys=str(trusted)).failed == []
+    assert look_at_all(tmp_path, tls_of(place), None, trusted_keys=str(trusted)).failed == []
 
 
 def test_without_the_keys_that_it_should_trust_it_runs_nobodys_program(
     place: RunningFleet, middle: MqttLink, tmp_path: Path
 ) -> None:
     say(middle, Signer(SigningKeys.generate(), 0, lambda number: None))
-    found = look(tmp_path, tls_of(place), None, trusted_keys="absent.pub")
+    found = look_at_all(tmp_path, tls_of(place), None, trusted_keys="absent.pub")
     assert found.only_failure.name == "keys"
     assert "for which model?" in found.one("data").found
 
@@ -491,6 +504,33 @@ def test_a_model_that_would_not_fit(tmp_path: Path) -> None:
 def test_quiet_hours_are_told(tmp_path: Path) -> None:
     found = locally(tmp_path, limits={"quiet_hours": ["00:00-12:00", "12:00-00:00"]})
     assert "quiet_hours" in found.one("limits").found
+
+
+def test_an_interpreter_that_crashes_does_not_take_the_doctor_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a wheel for another processor does; this one ends its process in the same way."""
+    package = tmp_path / "site" / "ai_edge_litert"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "interpreter.py").write_text(
+        "import os, signal\n"
+        "def Interpreter(**arguments):\n"
+        "    os.kill(os.getpid(), signal.SIGILL)\n"
+    )
+    record = tmp_path / "site" / "ai_edge_litert-9.0.dist-info"
+    record.mkdir()
+    (record / "METADATA").write_text("Metadata-Version: 2.1\nName: ai-edge-litert\nVersion: 9.0\n")
+    for name in [name for name in sys.modules if name.startswith("ai_edge_litert")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "site"), *sys.path])
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    found = locally(tmp_path, runtime="ai-edge-litert")
+    monkeypatch.delitem(sys.modules, "ai_edge_litert.interpreter", raising=False)
+    monkeypatch.delitem(sys.modules, "ai_edge_litert", raising=False)
+    assert found.only_failure.name == "runtime"
+    assert "ai-edge-litert 9.0 crashes here (SIGILL)" in found.only_failure.found
+    assert found.one("program").state == "skipped"
 
 
 # -- the command ----------------------------------------------------------------------------------
