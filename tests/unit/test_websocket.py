@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import socket
 import threading
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from broker.versions import VersionChoice
 from broker.websocket import Opening, WebSocket, WebSocketRefused
@@ -284,3 +287,66 @@ def test_a_version_that_was_named_is_kept(wanted: str, mqtt5: bool) -> None:
     assert not choice.unknown(mqtt5=mqtt5)
     assert not choice.silent(mqtt5=mqtt5)
     assert choice.take() is mqtt5
+
+
+# --- whatever comes ------------------------------------------------------------------------------
+
+
+class Pieces:
+    """A socket that hands out what it was given in pieces, and takes everything."""
+
+    def __init__(self, pieces: list[bytes]) -> None:
+        self._pieces = [piece for piece in pieces if piece]
+
+    def recv(self, most: int) -> bytes:
+        if not self._pieces:
+            raise BlockingIOError
+        return self._pieces.pop(0)
+
+    def send(self, data: bytes) -> int:
+        return len(data)
+
+
+def cut(data: bytes, sizes: list[int]) -> list[bytes]:
+    pieces, at = [], 0
+    for size in sizes:
+        pieces.append(data[at : at + size])
+        at += size
+    return [*pieces, data[at:]]
+
+
+def read_all(pieces: list[bytes], most: int) -> bytes:
+    client = WebSocket(Pieces(pieces), Opening("b", "/", {}))  # type: ignore[arg-type]
+    got = b""
+    while True:
+        try:
+            data = client.recv(most)
+        except BlockingIOError:
+            assert not client.pending()
+            return got
+        assert len(data) <= most
+        if not data:
+            return got
+        got += data
+
+
+_PAYLOADS = st.lists(
+    st.tuples(st.sampled_from([0x0, 0x2, 0x9, 0xA]), st.binary(max_size=125) | st.just(bytes(300))),
+    max_size=8,
+)
+
+
+@given(_PAYLOADS, st.lists(st.integers(0, 200), max_size=10), st.integers(1, 400))
+def test_payloads_are_the_same_however_they_are_cut(
+    frames: list[tuple[int, bytes]], sizes: list[int], most: int
+) -> None:
+    frames = [(opcode, body[:125] if opcode > 7 else body) for opcode, body in frames]
+    stream = b"".join(frame(opcode, body) for opcode, body in frames)
+    expected = b"".join(body for opcode, body in frames if opcode < 8)
+    assert read_all(cut(stream, sizes), most) == expected
+
+
+@given(st.binary(max_size=300), st.lists(st.integers(1, 50), max_size=5))
+def test_rubbish_ends_in_a_connection_error_or_waits(data: bytes, sizes: list[int]) -> None:
+    with contextlib.suppress(ConnectionError):
+        assert len(read_all(cut(data, sizes), 64)) <= len(data)
