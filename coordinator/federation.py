@@ -47,7 +47,6 @@ from coordinator.events import (
     SaveAgent,
     SaveOpenRound,
     SaveRound,
-    Waiting,
 )
 from coordinator.intake import Intake, Taken
 from coordinator.open_round import OpenRound, Traffic
@@ -66,6 +65,7 @@ from coordinator.round import (
 )
 from coordinator.stopping import stop_reason
 from coordinator.strategies import State, check_state, make_strategy, with_tracked
+from coordinator.turnout import Turnout
 from models.errors import ConfigError, TrainingError, WireError
 from models.metrics import Sums
 from models.package import ModelPackage
@@ -74,15 +74,8 @@ from models.spec import ModelSpec
 
 log = logging.getLogger(__name__)
 
-#: After an abandoned round the next one waits 1, 2, 4 … s, at most this.
-_LONGEST_PAUSE_S = 60.0
-_GRACE_S = 1.0
 #: Between two looks at who has fallen silent.
 _LONGEST_WAIT_S = 10.0
-#: Too few agents are here: a look at who can take part costs 0.4 µs an agent, and with every birth
-#: of a large fleet it would be most of the work. So long an agent until the next look.
-_LOOK_S = 1e-5
-_SMALL_FLEET = 100
 
 
 class Coordinator:
@@ -133,14 +126,8 @@ class Coordinator:
         self._intake = Intake(config, package.spec, session, self.roster, self._traffic)
         self._open: OpenRound | None = None
         self._next_round_id = self.progress.last_round + 1
-        self._abandoned_in_a_row = 0
-        self._pause_until_s = 0.0
-        self._started_s: float | None = None
+        self._turnout = Turnout(config, restarted=progress is not None)
         self._connected = False
-        self._look_again_s = -math.inf
-        self._waiting_told: tuple[int, int] | None = None
-        #: After a restart retained births need a moment to arrive.
-        self._grace_s = _GRACE_S if progress is not None else 0.0
         if progress is not None and progress.open is not None:
             self._restore(progress.open)
 
@@ -167,10 +154,12 @@ class Coordinator:
         moments = [now_s + _LONGEST_WAIT_S]
         if self._open is not None:
             waits_for_grace = self._open.round.closed is not None
-            moments.append(self._pause_until_s if waits_for_grace else self._open.deadline_s)
+            moments.append(
+                self._turnout.pause_until_s if waits_for_grace else self._open.deadline_s
+            )
             moments += [due for due in (self._intake.next_s(),) if due is not None]
         elif self.finished is None:
-            due_s = max(self._pause_until_s, self._look_again_s)
+            due_s = self._turnout.due_s()
             moments.append(due_s if due_s > now_s else now_s + 1.0)
         return max(0.0, min(moments) - now_s)
 
@@ -187,12 +176,9 @@ class Coordinator:
     def _connect(self, max_payload_bytes: int, now_s: float) -> list[Action]:
         # Everything retained is published again: the broker may have lost it.
         self._publisher.limit(max_payload_bytes)
-        if self._started_s is None:
-            self._started_s = now_s
-            self._pause_until_s = now_s + self._grace_s
-            if self._open is not None:
-                self._open.started_s = now_s
-                self._open.deadline_s = now_s + self._open.plan.deadline_s
+        if self._turnout.connected(now_s) and self._open is not None:
+            self._open.started_s = now_s
+            self._open.deadline_s = now_s + self._open.plan.deadline_s
         self._connected = True
         actions: list[Action] = [
             self._publisher.status(self.progress.version),
@@ -234,11 +220,14 @@ class Coordinator:
 
     def _end_when_due(self, now_s: float) -> list[Action]:
         restored = self._open
-        if restored is not None and restored.round.closed and now_s >= self._pause_until_s:
+        if restored is not None and restored.round.closed and self._is_settled(now_s):
             return self._close(restored, now_s)  # its last update was stored, its end was not
         if self._open is not None and now_s >= self._open.deadline_s:
             return self._advance(DeadlineReached(), now_s)
         return []
+
+    def _is_settled(self, now_s: float) -> bool:
+        return now_s >= self._turnout.pause_until_s
 
     def _message(self, name: str, payload: bytes, now_s: float) -> list[Action]:
         try:
@@ -298,41 +287,19 @@ class Coordinator:
             return []
         if reason := stop_reason(self.config, self.progress.records):
             return self._finish(reason)
-        if now_s < max(self._pause_until_s, self._look_again_s):
+        if now_s < self._turnout.due_s():
             return []
-        able = self.roster.able("train", self.config.codec.name)
-        wanted = self._wanted(now_s)
-        if len(able) < wanted:
-            self._look_again_s = now_s + _LOOK_S * max(0, len(self.roster) - _SMALL_FLEET)
-            return self._tell_waiting(len(able), wanted)
-        self._waiting_told = None
+        able = self._turnout.able(self.roster, now_s, first=not self.progress.records)
+        if not isinstance(able, list):
+            return [] if able is None else [able]
         rng = np.random.default_rng([self.config.seed, self._next_round_id])
         draw = draw_cohort(able, self.config.cohort, rng, self.config.round.minimum)
         if not draw.asked:
-            self._pause_until_s = now_s + 1.0
+            self._turnout.nobody_drawn(now_s)
             self._next_round_id += 1
             return []  # the rule drew nobody
         record = self._new_record(len(draw.asked))
         return self._announce("train", draw, record, self.config.round.deadline_s, now_s)
-
-    def _wanted(self, now_s: float) -> int:
-        start = self.config.start
-        first = not self.progress.records
-        began = self._started_s if self._started_s is not None else now_s
-        if first and now_s - began < start.timeout_s:
-            return max(self._least, start.agents)
-        return self._least
-
-    @property
-    def _least(self) -> int:
-        """Agents without which a round is not worth announcing."""
-        return max(self.config.cohort.at_least, self.config.round.minimum)
-
-    def _tell_waiting(self, able: int, wanted: int) -> list[Action]:
-        if self._waiting_told == (able, wanted):
-            return []
-        self._waiting_told = (able, wanted)
-        return [Waiting(able, wanted, self.roster.resting)]
 
     def _new_record(self, asked: int) -> RoundRecord:
         round_id, self._next_round_id = self._next_round_id, self._next_round_id + 1
@@ -399,7 +366,7 @@ class Coordinator:
         actions = self._open.round.handle(event)
         if not any(isinstance(action, Closed) for action in actions):
             return []
-        if now_s < self._pause_until_s:
+        if not self._is_settled(now_s):
             return []  # restarted: an update that was queued came before the births
         return self._close(self._open, now_s)
 
@@ -425,7 +392,7 @@ class Coordinator:
         except TrainingError as error:
             log.error("round %d: %s", record.round_id, error)
             return self._abandon(record, now_s)
-        self._abandoned_in_a_row = 0
+        self._turnout.committed()
         self.progress.version += 1
         record = msgspec.structs.replace(
             with_training(record, opened.trained, self._spec.metrics),
@@ -446,15 +413,13 @@ class Coordinator:
         return with_tracked(self._spec.layout, progress.theta, delta, theta), state
 
     def _abandon(self, record: RoundRecord, now_s: float) -> list[Action]:
-        self._abandoned_in_a_row += 1
-        pause = min(_LONGEST_PAUSE_S, 2.0 ** (self._abandoned_in_a_row - 1))
-        self._pause_until_s = now_s + pause
+        pause_s = self._turnout.abandoned(now_s)
         log.warning(
             "round %d abandoned: %d updates, minimum %d; the next one in %g s",
             record.round_id,
             record.reported,
             self.config.round.minimum,
-            pause,
+            pause_s,
         )
         self.progress.records.append(record)
         return self._end_round(record, now_s)

@@ -1,0 +1,98 @@
+"""When the next round may begin: enough agents are here, and nothing asks for a pause."""
+
+from __future__ import annotations
+
+import math
+
+from coordinator.config import CoordinatorConfig
+from coordinator.events import Waiting
+from coordinator.roster import Roster
+
+#: After an abandoned round the next one waits 1, 2, 4 … s, at most this.
+_LONGEST_PAUSE_S = 60.0
+_GRACE_S = 1.0
+_NOBODY_DRAWN_S = 1.0
+#: Too few agents are here: a look at who can take part costs 0.4 µs an agent, and with every birth
+#: of a large fleet it would be most of the work. So long an agent until the next look.
+_LOOK_S = 1e-5
+_SMALL_FLEET = 100
+
+
+class Turnout:
+    """Waits for agents, and between rounds that fail.
+
+    Args:
+        config: of the federation.
+        restarted: retained births need a moment to arrive.
+
+    Attributes:
+        pause_until_s: no round begins, and none that a restart found complete ends, before it.
+        started_s: when the first connection stood; None: not yet.
+    """
+
+    def __init__(self, config: CoordinatorConfig, *, restarted: bool) -> None:
+        self.pause_until_s = 0.0
+        self.started_s: float | None = None
+        self._config = config
+        self._grace_s = _GRACE_S if restarted else 0.0
+        self._abandoned_in_a_row = 0
+        self._look_again_s = -math.inf
+        self._told: tuple[int, int] | None = None
+
+    def connected(self, now_s: float) -> bool:
+        """A connection stands; whether it is the first."""
+        if self.started_s is not None:
+            return False
+        self.started_s = now_s
+        self.pause_until_s = now_s + self._grace_s
+        return True
+
+    def due_s(self) -> float:
+        """Before then nobody need look for agents."""
+        return max(self.pause_until_s, self._look_again_s)
+
+    def able(self, roster: Roster, now_s: float, *, first: bool) -> list[str] | Waiting | None:
+        """The agents of a round that may begin now.
+
+        Args:
+            roster: who is here.
+            now_s: the time.
+            first: no round has ended yet.
+
+        Returns:
+            Their ids; or that too few are here, or None when that was told before.
+        """
+        able = roster.able("train", self._config.codec.name)
+        wanted = self._wanted(now_s, first)
+        if len(able) >= wanted:
+            self._told = None
+            return able
+        self._look_again_s = now_s + _LOOK_S * max(0, len(roster) - _SMALL_FLEET)
+        if self._told == (len(able), wanted):
+            return None
+        self._told = (len(able), wanted)
+        return Waiting(len(able), wanted, roster.resting)
+
+    def _wanted(self, now_s: float, first: bool) -> int:
+        # Agents without which a round is not worth announcing.
+        least = max(self._config.cohort.at_least, self._config.round.minimum)
+        start = self._config.start
+        began = self.started_s if self.started_s is not None else now_s
+        if first and now_s - began < start.timeout_s:
+            return max(least, start.agents)
+        return least
+
+    def nobody_drawn(self, now_s: float) -> None:
+        """The rule drew nobody: the next one may."""
+        self.pause_until_s = now_s + _NOBODY_DRAWN_S
+
+    def committed(self) -> None:
+        """A round went well."""
+        self._abandoned_in_a_row = 0
+
+    def abandoned(self, now_s: float) -> float:
+        """A round failed; seconds until the next."""
+        self._abandoned_in_a_row += 1
+        pause_s = min(_LONGEST_PAUSE_S, 2.0 ** (self._abandoned_in_a_row - 1))
+        self.pause_until_s = now_s + pause_s
+        return pause_s

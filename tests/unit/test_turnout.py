@@ -1,0 +1,61 @@
+"""When the next round may begin."""
+
+from __future__ import annotations
+
+import msgspec
+
+from broker.messages import AgentStatus
+from coordinator.config import CohortConfig, CoordinatorConfig, StartConfig
+from coordinator.events import Waiting
+from coordinator.roster import Roster
+from coordinator.turnout import Turnout
+
+
+def config(**changes: object) -> CoordinatorConfig:
+    start = StartConfig(agents=3, timeout_s=60.0)
+    whole = CoordinatorConfig(federation="f", model="house_price", start=start)
+    return msgspec.structs.replace(whole, cohort=CohortConfig(at_least=2), **changes)
+
+
+def roster(count: int) -> Roster:
+    made = Roster()
+    for number in range(count):
+        status = AgentStatus(
+            state="online", boot="b", train_examples=10, codecs=("int8",), tasks=("train",)
+        )
+        made.update(f"pi-{number}", status, 0.0)
+    return made
+
+
+def test_the_first_round_waits_for_more_until_its_patience_ends() -> None:
+    turnout = Turnout(config(), restarted=False)
+    assert turnout.connected(0.0)
+    assert turnout.able(roster(2), 1.0, first=True) == Waiting(2, 3, 0)
+    assert turnout.able(roster(2), 2.0, first=True) is None  # told before
+    assert turnout.able(roster(3), 3.0, first=True) == ["pi-0", "pi-1", "pi-2"]
+    assert turnout.able(roster(2), 3.0, first=False) == ["pi-0", "pi-1"]
+    assert turnout.able(roster(2), 61.0, first=True) == ["pi-0", "pi-1"]
+    assert turnout.able(roster(1), 61.0, first=True) == Waiting(1, 2, 0)
+
+
+def test_rounds_that_fail_are_further_and_further_apart_until_one_succeeds() -> None:
+    turnout = Turnout(config(), restarted=False)
+    assert [turnout.abandoned(100.0) for _ in range(8)] == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert turnout.due_s() == 160.0
+    turnout.committed()
+    assert turnout.abandoned(200.0) == 1.0
+
+
+def test_after_a_restart_births_have_a_moment_to_arrive() -> None:
+    turnout = Turnout(config(), restarted=True)
+    assert turnout.connected(10.0)
+    assert turnout.pause_until_s == 11.0
+    assert not turnout.connected(20.0)  # a reconnection is no start
+    assert turnout.pause_until_s == 11.0
+
+
+def test_a_large_fleet_that_is_too_small_is_not_counted_at_every_birth() -> None:
+    turnout = Turnout(config(start=StartConfig(agents=10_000)), restarted=False)
+    turnout.connected(0.0)
+    assert turnout.able(roster(1100), 1.0, first=True) == Waiting(1100, 10_000, 0)
+    assert 1.009 < turnout.due_s() < 1.011
