@@ -209,8 +209,10 @@ def _binary(shape: tuple[int, ...], options: Mapping[str, Any]) -> OutputLoss:
             p = tf.clip_by_value(output, _EPSILON, 1 - _EPSILON)
             entropy = -wanted * tf.math.log(p) - (1 - wanted) * tf.math.log(1 - p)
         else:
-            # max(z, 0) - z·y + log(1 + exp(-|z|)): never overflows.
-            entropy = tf.nn.relu(logits) - logits * wanted + _log1p_exp(-tf.abs(logits))
+            # max(z, 0) - z·y + log(1 + exp(-|z|)): never overflows. The slope of max(z, 0) at 0
+            # must be ½: weights of a logistic regression may all start at zero.
+            size = tf.abs(logits)
+            entropy = 0.5 * (logits + size) - logits * wanted + _log1p_exp(-size)
         return row_mean(entropy)
 
     row = _row_shape(shape)

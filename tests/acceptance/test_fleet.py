@@ -285,6 +285,30 @@ def test_ctrl_c_ends_everything_and_says_so(tmp_path: Path) -> None:
     assert [pid for pid in children if Path(f"/proc/{pid}").exists()] == []
 
 
+@pytest.mark.parametrize(
+    ("name", "learners"), [("audio_visual_digit", 4), ("anomaly_autoencoder", 2)]
+)
+def test_agents_without_a_sense_and_agents_without_labels_learn(
+    tmp_path: Path, name: str, learners: int
+) -> None:
+    """NaN in an input, and no target at all, go through each agent's own file."""
+    document = yaml.safe_load((ROOT / "examples" / f"{name}.yaml").read_text())
+    document["data"]["path"] = str(ROOT / "examples" / document["data"]["path"])
+    document["baselines"] = {}
+    path, out = tmp_path / "scenario.yaml", tmp_path / "out"
+    path.write_text(yaml.safe_dump(document))
+    options = ("--agents", "8", "--rounds", "2", "--hosts", "1", "--out", out)
+    with process("fleet", "run", path, *options) as child:
+        assert ended(child) == 0
+    report = json.loads((out / "report.json").read_text())
+    found = [(r["status"], r["reported"], r["declined"]) for r in report["rounds"]]
+    assert found == [("committed", learners, {})] * 2
+    measured = report["rounds"][-1]["agents"]
+    assert len(measured) == 8
+    assert all(np.isfinite(agent["loss"]) for agent in measured.values())
+    assert report["rounds"][0]["loss"] != report["rounds"][1]["loss"]
+
+
 def test_nobodys_rows_appear_on_the_wire(
     tmp_path: Path, broker: LocalBroker, listener: Listener
 ) -> None:

@@ -62,6 +62,23 @@ def test_regression_losses(loss: Any, outputs: int) -> None:
     assert_as_keras(model, program, package)
 
 
+def test_a_logistic_regression_may_start_at_zero() -> None:
+    model = keras.Sequential(
+        [
+            keras.Input((4,), name="sensors"),
+            keras.layers.Dense(1, activation="sigmoid", kernel_initializer="zeros"),
+        ]
+    )
+    model.compile(loss="binary_crossentropy")
+    package, program = export(model)
+    x = np.arange(ROWS * 4, dtype=np.float32).reshape(ROWS, 4) / 10
+    target = np.arange(ROWS, dtype=np.int32) % 2
+    got = program.gradient(package.initial, {"sensors": x, "target": target})
+    off = 0.5 - target  # every probability is one half
+    expected = [*(off @ x / ROWS), off.mean()]
+    assert got.vector == pytest.approx(np.array(expected), abs=1e-6)
+
+
 def test_one_output_is_compared_row_by_row() -> None:
     """(rows, 1) minus (rows,) would be (rows, rows)."""
     package, program = export(build(1, None, "mse", ["mae", "mse"]))

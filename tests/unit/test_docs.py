@@ -280,6 +280,13 @@ def test_the_files_in_deploy_load() -> None:
     load_config(ROOT / "deploy/coordinator.yaml", middle.CoordinatorConfig)
 
 
+def test_every_example_and_its_model_are_described() -> None:
+    readme, zoo = (ROOT / "README.md").read_text(), (ROOT / "docs/zoo.md").read_text()
+    for path in (ROOT / "examples").glob("*.yaml"):
+        assert f"](examples/{path.name}) |" in readme
+        assert f"| `{load_scenario(path).federation['model']}` |" in zoo
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_example_loads(path: Path) -> None:
     assert load_scenario(path).name == path.stem
