@@ -257,9 +257,15 @@ def rotate(
         valid = timedelta(hours=valid_h)
         options = {"replaces": True, "keep_old": keep_old}
         _print_tokens(fleet, [agent_id], valid, days, as_json=False, **options)
+        _warn_of_websockets(fleet)
         return  # nothing has changed for the broker yet
     path = fleet.rotate(agent_id, utc_now(), out, days, keep_old=keep_old)
     click.echo(f"new bundle of {agent_id}: {path}")
+    _warn_of_websockets(fleet)
+    _tell_broker(fleet, no_reload)
+
+
+def _warn_of_websockets(fleet: Fleet) -> None:
     if fleet.register.websockets:
         click.echo(
             f"the old key still opens port {fleet.register.websockets}: Mosquitto 2.0 has no list "
@@ -267,7 +273,6 @@ def rotate(
             "and enrol it under another name",
             err=True,
         )
-    _tell_broker(fleet, no_reload)
 
 
 @click.command()

@@ -14,7 +14,7 @@ from broker.security_files import make_private_folder, write_whole
 from broker.token import SCHEME, Token
 from edge_agent.config import AgentConfig
 from edge_agent.join import ask_for_certificate
-from edge_agent.private_key import certificate_request, own_key
+from edge_agent.private_key import certificate_request, forget_used_key, own_key
 from models.errors import ConfigError
 
 CONFIG_FILE = "agent.yaml"
@@ -86,6 +86,7 @@ def enrol_with_token(
     _check_before(token, folder, data, target)
     make_private_folder(folder)
     key_path = folder / KEY_FILE
+    forget_used_key(key_path, folder / IDENTITY_FILE)
     key = own_key(key_path)
     granted = ask_for_certificate(token, certificate_request(key_path, token.agent_id), timeout_s)
     bundle = msgspec.structs.replace(granted, key=key)

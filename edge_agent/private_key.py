@@ -35,6 +35,21 @@ def own_key(path: Path) -> str:
     return key
 
 
+def forget_used_key(path: Path, identity: Path) -> None:
+    """Removes the key in `path` when it is that of `identity`: a rotation makes a new one.
+
+    The power was cut after the identity was written, and before the key's own file was removed.
+
+    Raises:
+        ConfigError: a file cannot be read or removed.
+    """
+    try:
+        if path.exists() and identity.exists() and path.read_bytes() in identity.read_bytes():
+            path.unlink()
+    except OSError as error:
+        raise ConfigError(f"{error.filename} cannot be read: {error.strerror}") from error
+
+
 def certificate_request(path: Path, agent_id: str) -> str:
     """A request (PKCS #10, PEM) for a certificate of the key in `path`.
 
@@ -42,7 +57,10 @@ def certificate_request(path: Path, agent_id: str) -> str:
         ConfigError: there is no openssl, or the key is damaged.
     """
     command = ["openssl", "req", "-new", "-sha256", "-key", str(path), "-subj", f"/CN={agent_id}"]
-    return _openssl(command)
+    try:
+        return _openssl(command)
+    except ConfigError as error:
+        raise ConfigError(f"{error}: if {path} is damaged delete it, and try again") from error
 
 
 def _openssl(command: list[str]) -> str:

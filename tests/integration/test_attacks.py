@@ -32,6 +32,7 @@ from tests.integration.fleet_folder import (
     link_with,
     make_fleet,
     running,
+    until,
 )
 
 pytestmark = pytest.mark.mosquitto
@@ -219,6 +220,24 @@ def test_a_flood_of_connections_ends_at_the_limit_and_disturbs_nobody(
         stack.callback(late.abort)
         late.open()
         wait_up(late)
+
+
+def test_a_flood_of_messages_is_the_sender_s_own_and_drowns_nobody(connect: Connect) -> None:
+    coordinator, alice, mallory = connect("coordinator"), connect("alice"), connect("mallory")
+    coordinator.subscribe(*Topics(FEDERATION).from_agents)
+    for number in range(3000):
+        mallory.paho.publish(f"{ROOT}agents/mallory/updates/{number}/0", bytes(1000), 1)
+    honest = (f"{ROOT}agents/alice/updates/1/0", b"honest")
+    assert alice.publish(*honest) == 0
+    heard: list[tuple[str, bytes]] = []
+
+    def listen() -> bool:
+        heard.extend(coordinator.heard(0.05))
+        return honest in heard
+
+    assert until(listen, 20)
+    assert {topic.split("/")[4] for topic, _ in heard} == {"mallory", "alice"}
+    assert alice.ended.empty()
 
 
 # --- and the honest -------------------------------------------------------------------------------

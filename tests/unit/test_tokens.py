@@ -22,7 +22,7 @@ from broker.security import Fleet, FleetSettings, create_fleet, utc_now
 from broker.security_files import Account
 from broker.token import Token, fingerprint
 from edge_agent.enrol import token_in
-from edge_agent.private_key import certificate_request, own_key
+from edge_agent.private_key import certificate_request, forget_used_key, own_key
 from fedge import cli
 from models.errors import ConfigError
 
@@ -331,11 +331,24 @@ def test_a_key_is_made_once_and_asks_for_itself(fleet: Fleet, tmp_path: Path) ->
     assert certificate.public_key() == loaded.public_key()
 
 
+def test_a_key_that_is_in_use_is_not_used_again(tmp_path: Path) -> None:
+    """The power was cut between the writing of the identity and the removal of the key."""
+    path, identity = tmp_path / "agent.key", tmp_path / "agent.pem"
+    key = own_key(path)
+    forget_used_key(path, identity)
+    identity.write_text("-----BEGIN CERTIFICATE-----\nof another key\n")
+    forget_used_key(path, identity)
+    assert own_key(path) == key, "the key of an attempt that was cut short is kept"
+    identity.write_text(f"-----BEGIN CERTIFICATE-----\n{key}")
+    forget_used_key(path, identity)
+    assert own_key(path) != key
+
+
 def test_a_key_that_cannot_be_made_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "half.key").write_text("-----BEGIN PRIVATE KEY-----\nMIG")
-    with pytest.raises(ConfigError, match="openssl req failed"):
+    with pytest.raises(ConfigError, match=r"openssl req failed: .*half.key is damaged delete it"):
         certificate_request(tmp_path / "half.key", "pi-1")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match="apt install openssl"):
