@@ -28,8 +28,9 @@ from broker.topics import (
 from coordinator.config import CoordinatorConfig
 from coordinator.evaluation import central_measure
 from coordinator.service import find_package
-from coordinator.store import STORE_FILE, Store
+from coordinator.store import Store
 from models.errors import ConfigError, FederationError, WireError
+from models.history import STORE_FILE
 
 #: No agent is called so; what is forbidden is tried on its topics.
 _NOBODY = "fedge-doctor"

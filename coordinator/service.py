@@ -274,7 +274,7 @@ def _log_resumption(progress: Progress) -> None:
 
 
 def _write_result(folder: Path, package: ModelPackage, progress: Progress) -> None:
-    ModelPackage(package.spec, package.program, np.array(progress.theta)).save(folder)
+    replace(package, initial=np.array(progress.theta)).save(folder)
     log.info("version %d written to %s", progress.version, folder)
 
 

@@ -6,7 +6,6 @@ readers (`fedge coordinator status`) never wait for the writer.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import sqlite3
 import time
@@ -24,6 +23,7 @@ from coordinator.progress import Progress, StoredRound
 from coordinator.records import RoundRecord
 from coordinator.strategies import State, state_from_bytes, state_to_bytes
 from models.errors import ConfigError, StoreError, WireError
+from models.history import STORE_FILE, VERSIONS_TABLE, checksum
 from models.package import ModelPackage
 from models.parameters import F32
 
@@ -31,16 +31,12 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-STORE_FILE = "federation.sqlite"
 _FORMAT = "1"
 #: Of a damaged file sqlite's own message may quote bytes that are no text.
 _SQL_ERRORS = (sqlite3.Error, UnicodeDecodeError)
-_SCHEMA = """
+_SCHEMA = f"""
+{VERSIONS_TABLE}
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE versions (
-    version INTEGER PRIMARY KEY, theta BLOB NOT NULL, strategy_state BLOB NOT NULL,
-    created_at REAL NOT NULL, digest BLOB NOT NULL
-);
 CREATE TABLE rounds (round_id INTEGER PRIMARY KEY, record TEXT NOT NULL, ended_at REAL NOT NULL);
 CREATE TABLE open_round (id INTEGER PRIMARY KEY CHECK (id = 1), round TEXT NOT NULL);
 CREATE TABLE updates (
@@ -172,7 +168,7 @@ class Store:
             round_id,
             agent_id,
             frame,
-            _digest(frame),
+            checksum(frame),
         )
 
     def _add(self, statement: str, *values: object) -> None:
@@ -244,7 +240,7 @@ class Store:
         if not rows:
             return None
         version, blob, state, digest = rows[0]
-        if _digest(blob, state) != digest:
+        if checksum(blob, state) != digest:
             raise self._damaged(f"version {version}", "its checksum is wrong")
         if len(blob) != 4 * size:
             found = f"{len(blob) / 4:g} parameters, not {size}"
@@ -269,7 +265,7 @@ class Store:
             "SELECT agent_id, frame, digest FROM updates WHERE round_id = ? ORDER BY arrival",
             stored.plan.round_id,
         )
-        frames = tuple((name, frame) for name, frame, digest in rows if _digest(frame) == digest)
+        frames = tuple((name, frame) for name, frame, digest in rows if checksum(frame) == digest)
         for name in sorted({name for name, _, _ in rows} - {name for name, _ in frames}):
             log.warning("%s: the update of %s is damaged and left out", self.path, name)
         return StoredRound(stored.plan, stored.asked, stored.goal, frames)
@@ -348,7 +344,7 @@ class Store:
     @staticmethod
     def _insert_version(db: sqlite3.Connection, version: int, theta: F32, state: State) -> None:
         parts = (theta.astype("<f4").tobytes(), state_to_bytes(state))
-        values = (version, *parts, time.time(), _digest(*parts))
+        values = (version, *parts, time.time(), checksum(*parts))
         db.execute("INSERT INTO versions VALUES (?, ?, ?, ?, ?)", values)
 
     @staticmethod
@@ -356,16 +352,3 @@ class Store:
         text = msgspec.json.encode(record).decode()
         values = (record.round_id, text, time.time())
         db.execute("INSERT OR REPLACE INTO rounds VALUES (?, ?, ?)", values)
-
-
-def _digest(*parts: object) -> bytes:
-    """Of what a flipped bit would change unnoticed: SQLite itself has no checksums.
-
-    Empty, which no digest is, when a part is no bytes: that too is what a flipped bit does.
-    """
-    digest = hashlib.sha256()
-    for part in parts:
-        if not isinstance(part, bytes):
-            return b""
-        digest.update(part)
-    return digest.digest()

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import click
+import msgspec
 
 from broker.options import config_option, give_up_option
 from models.cli_runtimes import runtime_option
@@ -103,6 +104,71 @@ def doctor(config_path: Path, model_name: str | None, offline: bool, as_json: bo
     click.get_current_context().call_on_close(log_less(logging.ERROR, "edge_agent"))
     checks = diagnose(config, config_path.parent, model, offline=offline)
     sys.exit(report(checks, as_json=as_json))
+
+
+@cli.command()
+@click.option(
+    "--model",
+    "model_path",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="A released model: a .tflite with its .json beside it (fedge model release).",
+)
+@click.option("--data", type=click.Path(path_type=Path), help=".npz or .csv with the inputs.")
+@click.option(
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path),
+    help="agent.yaml, for its data section (columns, normalisation), its runtime and threads.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help=".npz, .csv or .jsonl; default: CSV on stdout.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a row on stdout.")
+@runtime_option
+@command_errors
+def predict(
+    model_path: Path,
+    data: Path | None,
+    config_path: Path | None,
+    out: Path | None,
+    as_json: bool,
+    runtime: str | None,
+) -> None:
+    """Predict with a released model.
+
+    Rows come from --data, or from the data section of agent.yaml. A row's outputs are written as
+    CSV, with the name of the class where the model has classes. Nothing is sent anywhere; what it
+    writes is --out.
+    """
+    from broker.config import load_config, located
+    from edge_agent.config import AgentConfig
+    from edge_agent.data.dataset import DataConfig
+    from edge_agent.predict import predict as run_model
+    from edge_agent.predict import write
+
+    if data is None and config_path is None:
+        raise click.UsageError("give --data FILE, or --config agent.yaml")
+    base, state_dir, threads = Path(), None, 1
+    if config_path is not None:
+        config = load_config(config_path, AgentConfig)
+        base, threads = config_path.parent, config.threads
+        state_dir = located(config.state_dir, base)
+        source, runtime = config.data, runtime or config.runtime
+        if data is not None:
+            source = msgspec.structs.replace(source, path=str(data.resolve()))
+    else:
+        assert data is not None, "one of the two"
+        try:
+            source = DataConfig(path=str(data))
+        except ValueError as error:
+            raise click.UsageError(f"--data: {error}") from error
+    found = run_model(
+        model_path, source, base, runtime=runtime, threads=threads, state_dir=state_dir
+    )
+    write(found, out, as_json=as_json)
 
 
 @cli.command()

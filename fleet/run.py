@@ -9,7 +9,7 @@ import queue
 import secrets
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -242,7 +242,7 @@ class _Run:
         baselines: Baselines = measure_baselines(
             self.cast, config, self.package, theta, self.watcher.baseline
         )
-        ModelPackage(self.package.spec, self.package.program, theta).save(self.out / "model")
+        replace(self.package, initial=theta).save(self.out / "model")
         facts = {
             "agents": len(self.cast.rows),
             "codec": config.codec.name,

@@ -15,6 +15,7 @@ from typing import Any
 import click
 import msgspec
 
+from models.cli_release import release
 from models.cli_runtimes import runtime_option, runtimes
 from models.console import command_errors
 from models.errors import ConfigError, ExportError, FederationError, ModelError
@@ -187,6 +188,18 @@ def inspect(model: str, as_json: bool, runtime: str | None) -> None:
         click.echo(json.dumps(report, indent=1, ensure_ascii=False))
     else:
         click.echo("\n".join(_lines(report)))
+
+
+cli.add_command(release)
+
+
+def find_function(reference: str) -> Callable[[], Any]:
+    """The function that `FILE.py:FUNCTION` or `MODULE:FUNCTION` names.
+
+    Raises:
+        ConfigError: there is none, or its file failed.
+    """
+    return _function(*_parse(reference))
 
 
 def _parse(reference: str) -> tuple[str | Path, str]:

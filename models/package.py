@@ -1,9 +1,11 @@
 """A model package: program + spec + initial θ, named by its content.
 
 On disk it is a folder with `program.tflite`, `spec.json` and `initial.npy`; `personal.npy` and
-`frozen.int8` where the model has such parts. On the wire it is one frame with the spec in the
-header and program, personal and frozen part as body: θ travels as version 0, not twice; the header
-holds θ's digest, so the package's digest covers everything.
+`frozen.int8` where the model has such parts; and `architecture.json`, Keras's own description of
+the model, from which a workstation makes inference models (`fedge model release`). On the wire it
+is one frame with the spec in the header and program, personal and frozen part as body: θ travels as
+version 0, not twice; the header holds θ's digest, so the package's digest covers everything that a
+device uses.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ SPEC_FILE = "spec.json"
 INITIAL_FILE = "initial.npy"
 PERSONAL_FILE = "personal.npy"
 FROZEN_FILE = "frozen.int8"
+ARCHITECTURE_FILE = "architecture.json"
 #: Programs carry no weights; anything larger than this is not one.
 MAX_PROGRAM_BYTES = 64 << 20
 _FLATBUFFER_ID = b"TFL3"
@@ -78,6 +81,7 @@ class ModelPackage:
         initial: θ of version 0; float32, shape (P,).
         personal: initial personal part; float32, shape (spec.personal.size,), or empty.
         frozen_bytes: encoded numbers of frozen layers (`encode_frozen`).
+        architecture: JSON of the Keras model, for workstations; devices never see it.
     """
 
     spec: ModelSpec
@@ -85,6 +89,7 @@ class ModelPackage:
     initial: F32
     personal: F32 = field(default_factory=lambda: np.zeros(0, np.float32))
     frozen_bytes: bytes = b""
+    architecture: bytes = b""
 
     def __post_init__(self) -> None:
         check_program_bytes(self.program, PROGRAM_FILE)
@@ -136,6 +141,8 @@ class ModelPackage:
             np.save(folder / PERSONAL_FILE, self.personal, allow_pickle=False)
         if self.frozen_bytes:
             (folder / FROZEN_FILE).write_bytes(self.frozen_bytes)
+        if self.architecture:
+            (folder / ARCHITECTURE_FILE).write_bytes(self.architecture)
 
 
 def encode_frozen(numbers: F32) -> bytes:
@@ -184,10 +191,25 @@ def load_package(folder: Path) -> ModelPackage:
     none = np.zeros(0, np.float32)
     personal = _read_array(folder / PERSONAL_FILE) if spec.personal else none
     frozen = _read(folder / FROZEN_FILE) if spec.frozen else b""
+    path = folder / ARCHITECTURE_FILE
+    architecture = _read(path) if path.exists() else b""
     try:
-        return ModelPackage(spec, program, initial, personal, frozen)
+        return ModelPackage(spec, program, initial, personal, frozen, architecture)
     except ModelError as error:
         raise ModelError(f"{folder}: {error}") from error
+
+
+def read_initial(path: Path) -> F32:
+    """θ from an `initial.npy`: float32, shape (P,), finite.
+
+    Raises:
+        ModelError: no such file, or it holds something else.
+    """
+    theta = _read_array(path)
+    if theta.dtype != np.float32 or theta.ndim != 1 or not np.isfinite(theta).all():
+        raise ModelError(f"{path}: {theta.dtype} of shape {theta.shape}, expected finite float32")
+    found: F32 = theta
+    return found
 
 
 def unpack_wire(data: bytes) -> Unpacked:

@@ -182,7 +182,7 @@ def _conclude(
     theta = simulation.coordinator.coordinator.progress.theta
     package, config = setting.package, setting.config
     baselines = measure_baselines(cast, config, package, theta, watcher.baseline)
-    ModelPackage(package.spec, package.program, theta.copy()).save(options.out / "model")
+    replace(package, initial=theta.copy()).save(options.out / "model")
     facts = {
         "agents": len(cast.rows),
         "codec": config.codec.name,

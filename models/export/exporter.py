@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from models.errors import ExportError
+from models.export.architecture import describe
 from models.export.backend import keras
 from models.export.layers import check_layers, leaves
 from models.export.losses import Contrastive, Triplet
@@ -99,6 +100,7 @@ def export_model(
         variables.values(variables.shared),
         variables.values(variables.personal),
         encode_frozen(variables.frozen_values()),
+        describe(model, wishes, variables),
     )
     verify(model, package, objective, variables)
     return package

@@ -226,6 +226,8 @@ def _log1p_exp(z: Tensor) -> Tensor:
 def _logits(output: Tensor, activation: str) -> Tensor | None:
     """What went into the last activation, which gives a stabler loss (Keras does the same)."""
     # A target without axes was compared with a reshaped output: look through the reshape.
+    if tf.executing_eagerly():
+        return None  # a number is all there is
     op = output.op
     if op.type == "Reshape" and op.inputs[0].op.type == activation:
         return tf.reshape(op.inputs[0].op.inputs[0], output.shape)

@@ -60,6 +60,16 @@ class Objective:
     _parts: tuple[_Part, ...] = ()
     _pair: Triplet | Contrastive | None = None
 
+    @property
+    def classifies(self) -> bool:
+        """Whether the first output picks a class."""
+        return bool(self._parts) and self._parts[0].loss.classes > 0
+
+    @property
+    def threshold(self) -> float:
+        """Of a first output of one number: above it the class is 1."""
+        return 0.0 if self._parts and self._parts[0].loss.from_logits else 0.5
+
     def loss(self, columns: Tensors, outputs: Tensors) -> Tensor:
         """float32, shape (rows,).
 

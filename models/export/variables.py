@@ -107,9 +107,15 @@ def read_variables(model: Any, personal: Sequence[str] = ()) -> Variables:
             f"model {model.name!r} has no trainable weights"
             + (" outside its personal layers: nothing would be averaged" if kept else "")
         )
-    known = {id(v) for v in tracked}
-    frozen = [v for v in model.non_trainable_variables if id(v) not in known and not is_seed(v)]
+    learned = {id(variable) for _, variable in (*shared, *kept)}
+    frozen = [v for v in model.variables if id(v) not in learned and not is_seed(v)]
     return Variables(shared, kept, frozen)
+
+
+def named_variables(model: Any) -> dict[str, Any]:
+    """Every variable by the name that layouts give it."""
+    names = dict(_names(model))
+    return {names[id(v)]: v for v in model.variables if id(v) in names}
 
 
 def freeze_all_but(model: Any, patterns: Sequence[str]) -> None:

@@ -28,10 +28,15 @@ def export_record(record: ZooModel) -> ModelPackage:
 
 def reference(record: ZooModel, model: Any, package: ModelPackage) -> Reference:
     """`model`, built from `record`, as Keras's side of a comparison with a program."""
-    wishes = Wishes(
+    wishes = wishes_of(record)
+    return Reference(model, package, read_objective(model, package.spec.inputs, wishes))
+
+
+def wishes_of(record: ZooModel) -> Wishes:
+    """What the exporter is told beside the model."""
+    return Wishes(
         reconstruct=record.reconstruct,
         class_weight=record.class_weight,
         metrics=record.metrics,
         classes=record.classes,
     )
-    return Reference(model, package, read_objective(model, package.spec.inputs, wishes))

@@ -15,7 +15,7 @@ from broker import blobs
 from broker.config import load_config
 from coordinator.config import CoordinatorConfig
 from coordinator.records import RoundRecord
-from coordinator.store import STORE_FILE, Store
+from coordinator.store import Store
 from edge_agent.chunks import FOLDER, ChunkStore
 from edge_agent.config import AgentConfig
 from edge_agent.data.config import DataConfig, InputSource, TargetSource
@@ -24,6 +24,7 @@ from edge_agent.data.normalise import STATE_FILE
 from edge_agent.spool import PENDING_FILE, Spool, SpooledUpdate
 from fleet.scenario import load_scenario
 from models.errors import ConfigError, DataError, ModelError
+from models.history import STORE_FILE
 from models.package import load_package
 from models.spec import ModelSpec
 from models.zoo import load_zoo

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from models.export.architecture import fill, rebuild
+from models.export.variables import read_variables
 from models.export.verify import random_batch, relative_error
-from models.export.zoo import export_record, reference
+from models.export.zoo import export_record, reference, wishes_of
 from models.package import ModelPackage
 from models.program import Program
 from models.zoo import load_zoo, zoo_names, zoo_record
@@ -35,3 +37,11 @@ def test_the_committed_program_computes_keras_gradient(committed: ModelPackage) 
     loss, gradient, _ = reference(zoo_record(spec.name), model, committed).gradient(theta, rows)
     assert got.sums.loss / spec.batch_size == pytest.approx(loss, rel=1e-5)
     assert relative_error(got.vector, gradient) <= 1e-5
+
+
+def test_the_committed_architecture_is_that_model(committed: ModelPackage) -> None:
+    model, wishes = rebuild(committed)
+    fill(model, committed, committed.initial)
+    record = zoo_record(committed.spec.name)
+    assert wishes == wishes_of(record)
+    assert read_variables(model).layout == committed.spec.layout

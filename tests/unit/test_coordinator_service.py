@@ -20,8 +20,9 @@ from broker.topics import AgentStatusTopic, InboxTopic, RoundTopic, Topics, Upda
 from coordinator.config import StartConfig
 from coordinator.federation import Coordinator
 from coordinator.service import CoordinatorService
-from coordinator.store import STORE_FILE, Store
+from coordinator.store import Store
 from models.codecs import make_codec
+from models.history import STORE_FILE
 from tests.unit.test_coordinator import PACKAGE, SESSION, config
 
 TOPICS = Topics("f")

@@ -15,8 +15,9 @@ import pytest
 from broker.messages import AgentStatus
 from coordinator.config import CoordinatorConfig
 from coordinator.report import status_document, status_text
-from coordinator.store import STORE_FILE, Store
+from coordinator.store import Store
 from models.errors import ConfigError, StoreError
+from models.history import STORE_FILE
 from models.package import ModelPackage
 from models.parameters import F32
 from models.zoo import load_zoo

@@ -1,0 +1,175 @@
+"""Predicting with a released model on this device's data."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import msgspec
+import numpy as np
+
+from edge_agent.data.dataset import DataConfig, InputSource, build_dataset, read_table
+from models.errors import ConfigError, DataError
+from models.inference import InferenceModel, Release, load_release
+from models.parameters import Layout, ParameterSpec
+from models.program import Array
+from models.spec import ModelSpec
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What a model says of each row of a file.
+
+    Attributes:
+        release: of the model.
+        rows: numbers of the rows in the file, from 0; rows with NaN may be missing.
+        outputs: by name, shape (n, *shape), float32.
+        runtime: that computed them.
+    """
+
+    release: Release
+    rows: Array
+    outputs: dict[str, Array]
+    runtime: str
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """One flat mapping a row: `row`, the numbers of each output, a class where there is one."""
+        for index, row in enumerate(self.rows.tolist()):
+            record: dict[str, Any] = {"row": row}
+            for number, (name, values) in enumerate(self.outputs.items()):
+                record |= _numbers(name, values[index])
+                if number == 0:
+                    record |= self._class(values[index])
+            yield record
+
+    def _class(self, values: Array) -> dict[str, Any]:
+        classes = self.release.classes
+        if not classes:
+            return {}
+        if values.ndim == 0:  # the probability, or the logit, of class 1
+            chosen = classes[int(values > self.release.threshold)] if len(classes) == 2 else ""
+            return {"class": chosen} if chosen else {}
+        return {"class": classes[int(values.argmax())]} if len(values) == len(classes) else {}
+
+
+def predict(
+    model: Path,
+    data: DataConfig,
+    base: Path,
+    *,
+    runtime: str | None = None,
+    threads: int = 1,
+    state_dir: Path | None = None,
+) -> Predictions:
+    """The model's outputs for all rows of a data file.
+
+    Args:
+        model: a released `.tflite` with its `.json` beside it.
+        data: where the rows are; its target, groups and test fraction do not matter here.
+        base: folder that `data.path` is relative to.
+        runtime: see `models.runtimes`.
+        threads: of the interpreter.
+        state_dir: where the agent keeps a measured normalisation; None applies the model's own.
+
+    Raises:
+        ModelError: the model is damaged, or no interpreter takes it.
+        DataError: the file does not hold what the model needs.
+    """
+    tflite, release = load_release(model)
+    spec = _spec(release)
+    config = msgspec.structs.replace(
+        data, target=None, targets={}, weight=None, group=None, test_fraction=0.0
+    )
+    config = _inputs(config, spec, base)
+    dataset = build_dataset(read_table(config, spec, base), config, spec, state_dir)
+    runner = InferenceModel(
+        tflite,
+        release.inputs,
+        release.outputs,
+        release.batch_size,
+        runtime=runtime,
+        threads=threads,
+    )
+    outputs = runner.predict(dataset.part("train"))
+    return Predictions(release, dataset.rows, outputs, runner.runtime)
+
+
+def write(predictions: Predictions, out: Path | None, *, as_json: bool = False) -> None:
+    """To `out` (.npz: `row` and an array per output; .csv; .jsonl), or to stdout as CSV or JSON.
+
+    Raises:
+        ConfigError: the file cannot be written, or its name says another format.
+    """
+    if out is None:
+        (_write_json if as_json else _write_csv)(predictions, sys.stdout)
+        return
+    if out.suffix not in (".npz", ".csv", ".jsonl"):
+        raise ConfigError(f"--out {out}: the name must end in .npz, .csv or .jsonl")
+    try:
+        if out.suffix == ".npz":
+            np.savez(out, row=predictions.rows, **predictions.outputs)
+            return
+        with out.open("w") as file:
+            (_write_csv if out.suffix == ".csv" else _write_json)(predictions, file)
+    except OSError as error:
+        raise ConfigError(f"--out {out}: {error.strerror}") from error
+
+
+def _write_csv(predictions: Predictions, file: TextIO) -> None:
+    writer = None
+    for record in predictions.records():
+        if writer is None:
+            writer = csv.DictWriter(file, list(record), lineterminator="\n")
+            writer.writeheader()
+        writer.writerow({key: _short(value) for key, value in record.items()})
+
+
+def _write_json(predictions: Predictions, file: TextIO) -> None:
+    for record in predictions.records():
+        file.write(json.dumps(record) + "\n")
+
+
+def _spec(release: Release) -> ModelSpec:
+    """What the data readers need to know of a model."""
+    return ModelSpec(
+        name=release.name,
+        inputs=release.inputs,
+        targets=(),
+        outputs=release.outputs,
+        loss=release.loss,
+        metrics=(),
+        batch_size=release.batch_size,
+        layout=Layout((ParameterSpec("released", (1,)),)),
+    )
+
+
+def _inputs(config: DataConfig, spec: ModelSpec, base: Path) -> DataConfig:
+    """`x` of an .npz file serves a model of one input, as the examples have it."""
+    only = spec.inputs[0].name if len(spec.inputs) == 1 else None
+    if config.format != "npz" or only is None or only in config.inputs:
+        return config
+    try:
+        with np.load(base / Path(config.path).expanduser(), allow_pickle=False) as file:
+            names = set(file.files)
+    except (OSError, ValueError, EOFError) as error:
+        what = getattr(error, "strerror", None) or error
+        raise DataError(f"{config.path}: {what}") from error
+    if only in names or "x" not in names:
+        return config
+    return msgspec.structs.replace(config, inputs={only: InputSource(array="x")})
+
+
+def _numbers(name: str, values: Array) -> dict[str, float]:
+    if values.ndim == 0:
+        return {name: float(values)}
+    flat = values.reshape(-1)
+    return {f"{name}_{index}": float(value) for index, value in enumerate(flat)}
+
+
+def _short(value: Any) -> Any:
+    return f"{value:.6g}" if isinstance(value, float) else value

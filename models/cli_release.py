@@ -1,0 +1,190 @@
+"""`fedge model release`: an inference model from a version of θ."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+import numpy as np
+
+from models.card import model_card
+from models.console import command_errors
+from models.errors import ConfigError, ModelError
+from models.history import STORE_FILE, read_version
+from models.package import ModelPackage, load_package, read_initial
+from models.rows import read_rows
+from models.zoo import load_zoo, zoo_names
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("package", metavar="FOLDER|NAME")
+@click.option(
+    "--weights",
+    metavar="VERSION|FILE|FOLDER",
+    help="Which θ: a version that the coordinator keeps (then FOLDER is its state folder, or "
+    "--state names it), an initial.npy, or another package folder. Default: the latest, or the "
+    "package's own.",
+)
+@click.option("--state", type=_PATH, help="The coordinator's state_dir, for --weights VERSION.")
+@click.option(
+    "--int8", "numbers", flag_value="int8", help="All of it integer, a quarter of the size."
+)
+@click.option("--float16", "numbers", flag_value="float16", help="Weights of half the size.")
+@click.option(
+    "--float32", "numbers", flag_value="float32", default=True, help="As trained (default)."
+)
+@click.option(
+    "--calibration",
+    type=_PATH,
+    help="Representative rows for --int8: .npz with one array per input, in the inputs' units.",
+)
+@click.option(
+    "--data",
+    type=_PATH,
+    help="Rows to measure both models on: .npz with inputs and targets. Default: the calibration "
+    "rows, where they have targets.",
+)
+@click.option("--out", type=_PATH, help="The .tflite; its .json and .md are written beside it.")
+@click.option("--licence", default="", help="Licence of the training data, for the model card.")
+@click.option(
+    "--model",
+    "function",
+    metavar="FILE.py:FUNCTION",
+    help="Build the Keras model anew, where its own layers cannot be rebuilt from the package.",
+)
+@click.option("--batch-size", type=click.IntRange(1, 65_536), default=1, help="Rows of one call.")
+@click.option("--json", "as_json", is_flag=True, help="Print the description as JSON.")
+@command_errors
+def release(
+    package: str,
+    weights: str | None,
+    state: Path | None,
+    numbers: str,
+    calibration: Path | None,
+    data: Path | None,
+    out: Path | None,
+    licence: str,
+    function: str | None,
+    batch_size: int,
+    as_json: bool,
+) -> None:
+    """Bake weights into one .tflite for predicting, and measure it.
+
+    Writes NAME.tflite, NAME.json (what it takes and gives, for `fedge agent predict`) and NAME.md
+    (a model card: origin, figures of the float model and of this one, size, speed here). Needs
+    TensorFlow: install fedge with its extra, fedge[export].
+    """
+    if numbers == "int8" and calibration is None:
+        raise ConfigError("--int8 needs representative rows: --calibration DATA.npz")
+    content, theta, federation, version = _find(package, weights, state)
+    rows = read_rows(calibration, content.spec.inputs) if calibration else None
+    if data is None and calibration is not None and _has_targets(calibration, content):
+        data = calibration
+    measured = read_rows(data, content.spec.columns) if data else None
+    click.echo("loading TensorFlow, which takes some seconds ...", err=True)
+    from models.export.release import Origin, release_model
+
+    made = release_model(
+        content,
+        theta,
+        numbers,  # type: ignore[arg-type]
+        calibration=rows,
+        data=measured,
+        origin=Origin(
+            federation,
+            version,
+            licence,
+            datetime.now(UTC).isoformat(timespec="seconds"),
+            f"{platform.machine()} {platform.system()}",
+        ),
+        build=_builder(function),
+        batch_size=batch_size,
+    )
+    path = out or Path(f"{content.spec.name}_{numbers}.tflite")
+    if path.suffix != ".tflite":
+        raise ConfigError(f"--out {path}: the name must end in .tflite")
+    description = msgspec.json.format(msgspec.json.encode(made.release), indent=1)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(made.tflite)
+        path.with_suffix(".json").write_bytes(description + b"\n")
+        path.with_suffix(".md").write_text(model_card(made.release))
+    except OSError as error:
+        raise ConfigError(f"--out {path}: {error.strerror}") from error
+    if as_json:
+        click.echo(description.decode())
+    else:
+        click.echo("\n".join(_lines(path, msgspec.to_builtins(made.release))))
+
+
+def _find(
+    reference: str, weights: str | None, state: Path | None
+) -> tuple[ModelPackage, Any, str, int | None]:
+    """Package, θ, federation and version."""
+    folder = Path(reference)
+    if reference not in zoo_names() and (folder / STORE_FILE).is_file():
+        state = state or folder
+        folder = folder / "model"
+    elif reference not in zoo_names() and (folder.parent / STORE_FILE).is_file():
+        state = state or folder.parent
+    content = load_zoo(reference) if reference in zoo_names() else load_package(folder)
+    if weights is None or weights.isdigit():
+        if state is None:
+            if weights is None:
+                return content, np.array(content.initial), "", None
+            raise ConfigError(
+                f"--weights {weights}: of which federation? --state names the coordinator's folder"
+            )
+        found = read_version(
+            state, None if weights is None else int(weights), content.spec.fingerprint
+        )
+        return content, found.theta, found.federation, found.version
+    path = Path(weights)
+    theta = load_package(path).initial if path.is_dir() else read_initial(path)
+    try:
+        content.spec.layout.check(theta)
+    except ModelError as error:
+        raise ModelError(f"--weights {weights}: {error}") from error
+    return content, np.array(theta), "", None
+
+
+def _has_targets(path: Path, package: ModelPackage) -> bool:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return all(target.name in file for target in package.spec.targets)
+    except (OSError, ValueError, EOFError):
+        return False
+
+
+def _builder(function: str | None) -> Callable[[], Any] | None:
+    if function is None:
+        return None
+    from models.cli import find_function
+
+    return find_function(function)
+
+
+def _lines(path: Path, release: dict[str, Any]) -> list[str]:
+    lines = [f"{path}: {release['name']}, {release['numbers']}, {release['bytes']:,} bytes"]
+    figures = release.get("metrics", {})
+    if figures:
+        lines.append(f"measured on {release['rows']:,} rows  float32   this file")
+        for name, value in figures.items():
+            other = release["released_metrics"].get(name)
+            text = "-" if other is None else f"{other:9.4f}"
+            lines.append(f"  {name:<24} {value:9.4f} {text}")
+        if release.get("agreement") is not None:
+            is_class = bool(release.get("classes")) or "accuracy" in figures
+            kind = "same class" if is_class else "relative difference"
+            lines.append(f"  {kind:<24} {release['agreement']:19.4f}")
+    if release.get("seconds"):
+        lines.append(f"{1e6 * release['seconds']:.0f} µs a row here")
+    lines.append(f"model card: {path.with_suffix('.md')}")
+    return lines

@@ -1,0 +1,285 @@
+"""Releasing a model: θ baked into one `.tflite` for predicting, measured against the float program.
+
+Full-integer quantization is TensorFlow Lite's own (Jacob et al. 2018, arXiv 1712.05877): int8
+weights per channel, int8 activations whose ranges come from representative rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from models.errors import ExportError
+from models.export.architecture import fill, rebuild
+from models.export.backend import Tensor, hushed, tf
+from models.export.layers import leaves
+from models.export.objective import Objective, Wishes, read_objective
+from models.export.substitutes import exportable
+from models.export.verify import random_batch
+from models.inference import InferenceModel, Release
+from models.metrics import MetricSpec, Sums, metric_values
+from models.package import ModelPackage
+from models.parameters import F32
+from models.program import Array, Program, Rows, row_count
+
+Numbers = Literal["float32", "float16", "int8"]
+
+#: Float32 sums in another order differ by less.
+_SAME = 1e-3
+#: More representative rows change no range and cost time.
+_MOST_CALIBRATION_ROWS = 500
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """A released model: the file and its description."""
+
+    tflite: bytes
+    release: Release
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where θ comes from, for the description."""
+
+    federation: str = ""
+    version: int | None = None
+    licence: str = ""
+    made_at: str = ""
+    machine: str = ""
+
+
+def release_model(
+    package: ModelPackage,
+    theta: F32,
+    numbers: Numbers,
+    *,
+    calibration: Rows | None = None,
+    data: Rows | None = None,
+    origin: Origin | None = None,
+    build: Callable[[], Any] | None = None,
+    batch_size: int = 1,
+    runtime: str | None = None,
+) -> Made:
+    """The released form of a model.
+
+    Args:
+        package: of the model, with its architecture unless `build` is given.
+        theta: float32, shape (P,), the version to release.
+        numbers: `float32`; `float16` halves the file (weights only); `int8` makes all of it
+            integer, a quarter of the size.
+        calibration: representative rows, scaled; needed for `int8`.
+        data: rows with targets to measure both models on, scaled; None compares nothing.
+        origin: where θ comes from.
+        build: makes the Keras model again, for layers that Keras cannot rebuild from JSON.
+        batch_size: rows of one call.
+        runtime: that measures; see `models.runtimes`.
+
+    Raises:
+        ExportError: the model cannot be rebuilt or converted; says what to do.
+        ModelError: the interpreter refuses the file.
+    """
+    if numbers == "int8" and calibration is None:
+        raise ExportError("int8 needs representative rows: --calibration DATA.npz")
+    model, wishes = (build(), Wishes()) if build is not None else rebuild(package)
+    fill(model, package, theta)
+    _check_same(model, package, theta)
+    objective = read_objective(model, package.spec.inputs, wishes)
+    tflite = _convert(model, package, objective, numbers, calibration, batch_size)
+    with hushed():  # the interpreters announce their delegates
+        released = InferenceModel(
+            tflite, package.spec.inputs, objective.outputs, batch_size, runtime=runtime
+        )
+        program = Program(package.program, package.spec, frozen=package.frozen, runtime=runtime)
+    origin = origin or Origin()
+    spec = package.spec
+    facts: dict[str, Any] = {
+        "name": spec.name,
+        "numbers": numbers,
+        "inputs": spec.inputs,
+        "outputs": objective.outputs,
+        "batch_size": batch_size,
+        "loss": spec.loss,
+        "classes": spec.targets[0].classes if spec.targets else (),
+        "threshold": objective.threshold,
+        "sha256": hashlib.sha256(tflite).hexdigest(),
+        "federation": origin.federation,
+        "version": origin.version,
+        "source": spec.source,
+        "licence": origin.licence,
+        "made_at": origin.made_at,
+        "machine": origin.machine,
+        "bytes": len(tflite),
+    }
+    rows = data if data is not None else calibration
+    if rows is not None:
+        facts["program_seconds"] = _program_seconds(program, package.whole(theta), rows)
+        facts["seconds"] = released.seconds(rows)
+    if data is not None:
+        facts |= _compared(program, package.whole(theta), released, objective, data)
+    return Made(tflite, Release(**facts))
+
+
+def _check_same(model: Any, package: ModelPackage, theta: F32) -> None:
+    """Raises ExportError unless model and program predict alike."""
+    spec = package.spec
+    rows = random_batch(spec, np.random.default_rng(0))
+    with hushed():
+        program = Program(package.program, spec, frozen=package.frozen)
+    expected = program.predict(package.whole(theta), rows)
+    ordered = [rows[tensor.name] for tensor in spec.inputs]
+    output = model(ordered[0] if len(ordered) == 1 else ordered, training=False)
+    for tensor, found in zip(spec.outputs, tf.nest.flatten(output), strict=True):
+        values = np.asarray(found).reshape(expected[tensor.name].shape)
+        difference = float(np.abs(values - expected[tensor.name]).max())
+        if not difference <= _SAME * max(1.0, float(np.abs(values).max())):
+            raise ExportError(
+                f"the model predicts otherwise than the package's program (by {difference:.1e} at "
+                f"{tensor.name!r}): was it built by another function, or other code?"
+            )
+
+
+def _convert(
+    model: Any,
+    package: ModelPackage,
+    objective: Objective,
+    numbers: Numbers,
+    calibration: Rows | None,
+    batch_size: int,
+) -> bytes:
+    function = _function(model, package, objective, batch_size)
+    with tempfile.TemporaryDirectory() as folder, hushed():
+        tf.saved_model.save(tf.Module(), folder, signatures={"predict": function})
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder, ["predict"])
+        return _converted(converter, package, numbers, calibration, batch_size)
+
+
+def _converted(
+    converter: Any,
+    package: ModelPackage,
+    numbers: Numbers,
+    calibration: Rows | None,
+    batch_size: int,
+) -> bytes:
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+    if numbers != "float32":
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if numbers == "float16":
+        converter.target_spec.supported_types = [tf.float16]
+    if numbers == "int8":
+        assert calibration is not None, "checked by the caller"
+        names = [tensor.name for tensor in package.spec.inputs]
+        converter.representative_dataset = lambda: _batches(names, calibration, batch_size)
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        converter.inference_input_type = converter.inference_output_type = tf.int8
+    try:
+        return bytes(converter.convert())
+    # ConverterError is no public class, and some failures are RuntimeError or ValueError.
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        what = lines[0][:300] if lines else repr(error)
+        advice = "; --float16 asks for less" if numbers == "int8" else ""
+        raise ExportError(
+            f"TensorFlow's converter cannot make {package.spec.name} {numbers}: {what}{advice}"
+        ) from error
+
+
+def _function(model: Any, package: ModelPackage, objective: Objective, batch_size: int) -> Any:
+    """`predict` of the model as one concrete function with named inputs and outputs."""
+    inputs = package.spec.inputs
+    # As constants: there is nothing left to train.
+    trained = [tf.constant(np.asarray(v)) for v in model.trainable_variables]
+    others = [tf.constant(np.asarray(v)) for v in model.non_trainable_variables]
+
+    def predict(**columns: Tensor) -> dict[str, Tensor]:
+        ordered = [columns[tensor.name] for tensor in inputs]
+        with exportable(leaves(model)):
+            output, _ = model.stateless_call(
+                trained, others, ordered[0] if len(ordered) == 1 else ordered, training=False
+            )
+        return {
+            spec.name: tf.reshape(found, (batch_size, *spec.shape))
+            for spec, found in zip(objective.outputs, tf.nest.flatten(output), strict=True)
+        }
+
+    arguments = {
+        tensor.name: tf.TensorSpec((batch_size, *tensor.shape), tensor.dtype, name=tensor.name)
+        for tensor in inputs
+    }
+    with hushed():
+        return tf.function(predict, autograph=False).get_concrete_function(**arguments)
+
+
+def _batches(
+    names: list[str], rows: Rows, batch_size: int
+) -> Iterator[tuple[str, dict[str, Array]]]:
+    count = min(row_count(rows), _MOST_CALIBRATION_ROWS)
+    # Evenly over the file: its beginning may be one person or one class.
+    index = np.unique(np.linspace(0, row_count(rows) - 1, count).astype(np.int64))
+    for start in range(0, len(index) - batch_size + 1, batch_size):
+        taken = index[start : start + batch_size]
+        yield "predict", {name: np.ascontiguousarray(rows[name][taken]) for name in names}
+
+
+def _program_seconds(program: Program, whole: F32, rows: Rows) -> float:
+    """Median time of one row in the program that devices train with."""
+    size = program.spec.batch_size
+    index = np.arange(size) % row_count(rows)
+    batch = {t.name: rows[t.name][index] for t in program.spec.inputs}
+    times = []
+    for _ in range(23):
+        began_s = time.perf_counter()
+        program.predict(whole, batch)
+        times.append(time.perf_counter() - began_s)
+    return float(np.median(times[3:])) / size
+
+
+def _compared(
+    program: Program, whole: F32, released: InferenceModel, objective: Objective, data: Rows
+) -> dict[str, Any]:
+    """Metrics of both models over the same rows, and how far they agree."""
+    float_outputs = program.predict(whole, data)
+    outputs = released.predict(data)
+    specs = objective.metrics
+    first = objective.outputs[0].name
+    return {
+        "metrics": metric_values(_sums(objective, data, float_outputs), specs),
+        "released_metrics": metric_values(_sums(objective, data, outputs), specs),
+        "rows": row_count(data),
+        "agreement": _agreement(objective, float_outputs[first], outputs[first]),
+    }
+
+
+def _sums(objective: Objective, data: Rows, outputs: dict[str, Array]) -> Sums:
+    columns = {name: tf.constant(array) for name, array in data.items()}
+    found = {spec.name: tf.constant(outputs[spec.name]) for spec in objective.outputs}
+    weight = tf.constant(data.get("weight", np.ones(row_count(data), np.float32)))
+    loss = float(tf.reduce_sum(objective.loss(columns, found) * weight))
+    sums = objective.sums(columns, found, weight)
+    return Sums(loss, float(tf.reduce_sum(weight)), _totals(objective.metrics, sums))
+
+
+def _totals(specs: tuple[MetricSpec, ...], sums: dict[str, Tensor]) -> dict[str, Any]:
+    return {
+        spec.name: tuple(np.asarray(sums[spec.name]).reshape(-1).tolist())
+        if spec.shape
+        else float(sums[spec.name])
+        for spec in specs
+    }
+
+
+def _agreement(objective: Objective, left: Array, right: Array) -> float:
+    """Share of rows with one best class; of a regression, the relative distance."""
+    if objective.classifies:
+        if left.ndim > 1:
+            return float(np.mean(left.argmax(-1) == right.argmax(-1)))
+        cut = objective.threshold
+        return float(np.mean((left > cut) == (right > cut)))
+    scale = float(np.sqrt(np.mean(np.square(left, dtype=np.float64)))) or 1.0
+    return float(np.sqrt(np.mean(np.square(left - right, dtype=np.float64)))) / scale

@@ -1,0 +1,59 @@
+"""Rows of a .npz file for programs in the middle or on a workstation, scaled by the spec.
+
+Devices read their own data with `edge_agent.data`, which knows columns, groups and much more.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from models.errors import DataError
+from models.program import Array, Rows
+from models.spec import TensorSpec
+
+
+def read_rows(path: Path, columns: Sequence[TensorSpec]) -> Rows:
+    """One array per column, in the spec's types, with mean, std and missing values applied.
+
+    Args:
+        path: .npz with one array of shape (n, *shape) per column, in the units of the spec.
+        columns: what is wanted of it.
+
+    Raises:
+        DataError: no such file, or an array is missing, misshapen, not finite or empty.
+    """
+    arrays = {tensor.name: _read(path, tensor) for tensor in columns}
+    counts = {name: len(array) for name, array in arrays.items()}
+    if len(set(counts.values())) != 1 or 0 in counts.values():
+        raise DataError(f"{path}: arrays of {counts} rows; all need the same number, at least 1")
+    return arrays
+
+
+def _read(path: Path, tensor: TensorSpec) -> Array:
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+            if tensor.name not in file:
+                raise DataError(f"{path}: no array {tensor.name!r}; it has: {', '.join(file)}")
+            raw = file[tensor.name]
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}") from error
+    except (ValueError, EOFError) as error:
+        raise DataError(f"{path}: no .npz file: {error}") from error
+    if raw.shape[1:] != tensor.shape or raw.dtype.kind not in "fiu":
+        raise DataError(
+            f"{path}: array {tensor.name!r} is {raw.dtype} of {raw.shape}, "
+            f"expected numbers of shape (rows, {', '.join(map(str, tensor.shape))})"
+        )
+    values = raw.astype(np.float64)
+    if tensor.mean:
+        values = (values - np.array(tensor.mean)) / np.array(tensor.std)
+    if tensor.missing is not None:
+        values[np.isnan(values)] = tensor.missing
+    if not np.isfinite(values).all():
+        raise DataError(f"{path}: array {tensor.name!r} has NaN or infinity")
+    array: Array = values.astype(tensor.dtype)
+    return array

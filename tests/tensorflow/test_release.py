@@ -1,0 +1,261 @@
+"""Released models: θ baked in, measured beside the program, run on a device without TensorFlow."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from coordinator.records import new_record
+from coordinator.store import Store
+from edge_agent.cli import cli as agent_cli
+from models.cli import cli
+from models.errors import ExportError, ModelError
+from models.export.architecture import rebuild
+from models.export.backend import keras
+from models.export.exporter import export_model
+from models.export.losses import Triplet
+from models.export.release import release_model
+from models.inference import InferenceModel, load_release
+from models.package import ModelPackage, load_package
+from models.program import Program
+from models.spec import TensorSpec
+
+layers = keras.layers
+ROOT = Path(__file__).parents[2]
+CLASSES = ("slow", "fast", "odd")
+
+
+def build() -> Any:
+    keras.utils.set_random_seed(3)
+    return keras.Sequential(
+        [
+            keras.Input((12, 2), name="window"),
+            layers.Conv1D(6, 3, padding="same"),
+            layers.BatchNormalization(),
+            layers.ReLU(),
+            layers.GlobalAveragePooling1D(),
+            layers.Dense(3, activation="softmax"),
+        ]
+    )
+
+
+def classifier() -> ModelPackage:
+    model = build()
+    model.compile(loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+    tensor = TensorSpec("window", (12, 2), features=("a", "b"), mean=(1.0, -2.0), std=(2.0, 3.0))
+    return export_model(model, name="waves", inputs=[tensor], classes=CLASSES, metrics=["f1"])
+
+
+def raw_rows(count: int = 64) -> dict[str, Any]:
+    rng = np.random.default_rng(5)
+    window = rng.normal((1.0, -2.0), (2.0, 3.0), (count, 12, 2)).astype(np.float32)
+    return {"window": window, "target": rng.integers(0, 3, count)}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A coordinator's state folder with versions 0 to 2, and rows beside it."""
+    folder = tmp_path_factory.mktemp("federation")
+    package = classifier()
+    rng = np.random.default_rng(1)
+    store = Store(folder / "state", keep_versions=2)
+    store.adopt("waves-fed", package)
+    store.begin(package.initial, {})
+    theta = package.initial
+    for version in (1, 2):
+        theta = theta + 0.1 * rng.standard_normal(theta.shape).astype(np.float32)
+        record = new_record(version, version, 3)
+        store.commit(version, theta, {}, record)
+    store.close()
+    package.save(folder / "state" / "model")
+    np.save(folder / "version2.npy", theta)
+    np.savez(folder / "rows.npz", **raw_rows())
+    return folder
+
+
+def release(trained: Path, *options: str) -> Result:
+    return CliRunner().invoke(cli, ["release", str(trained / "state"), *options])
+
+
+@pytest.mark.parametrize(
+    ("numbers", "agreement"), [("float32", 1.0), ("float16", 0.98), ("int8", 0.85)]
+)
+def test_a_version_of_a_federation_becomes_a_file_that_predicts_like_it(
+    trained: Path, tmp_path: Path, numbers: str, agreement: float
+) -> None:
+    out = tmp_path / "made" / "waves.tflite"
+    options = ["--calibration", str(trained / "rows.npz"), "--out", str(out)]
+    made = release(trained, f"--{numbers}", "--weights", "2", "--licence", "CC0", *options)
+    assert made.exit_code == 0, made.stderr
+    assert "same class" in made.stdout
+    data, description = load_release(out)
+    assert (description.federation, description.version) == ("waves-fed", 2)
+    assert (description.licence, description.classes) == ("CC0", CLASSES)
+    assert description.agreement is not None
+    assert description.agreement >= agreement
+    assert (
+        set(description.metrics) == {"loss", "accuracy", "f1"} == set(description.released_metrics)
+    )
+    # The figures are the program's own, with θ of that version.
+    package = load_package(trained / "state" / "model")
+    theta, rows = np.load(trained / "version2.npy"), raw_rows()
+    scaled = (rows["window"] - (1.0, -2.0)) / np.array((2.0, 3.0))
+    given = {"window": scaled.astype(np.float32), "target": rows["target"].astype(np.int32)}
+    expected = Program(package.program, package.spec).evaluate(theta, given)
+    assert description.metrics["loss"] == pytest.approx(expected.loss / 64, rel=1e-5)
+    runner = InferenceModel(data, description.inputs, description.outputs, 1)
+    got = runner.predict(given)["prediction"]
+    float_outputs = Program(package.program, package.spec).predict(theta, given)["prediction"]
+    limit = {"float32": 1e-5, "float16": 5e-3, "int8": 0.1}[numbers]
+    assert np.abs(got - float_outputs).max() <= limit
+    card = out.with_suffix(".md").read_text()
+    for text in ("waves-fed", "version 2", "CC0", "| accuracy |", "64 rows", description.sha256):
+        assert text in card
+
+
+def test_int8_is_integer_throughout_and_small(trained: Path, tmp_path: Path) -> None:
+    package = load_package(trained / "state" / "model")
+    rows = {"window": raw_rows()["window"]}
+    sizes = {}
+    for numbers in ("float32", "int8"):
+        made = release_model(package, package.initial, numbers, calibration=rows)
+        sizes[numbers] = made.tflite
+    runner = InferenceModel(sizes["int8"], package.spec.inputs, package.spec.outputs, 1)
+    details = runner._interpreter.get_tensor_details()
+    assert {np.dtype(d["dtype"]).name for d in details} <= {"int8", "int32"}
+    assert len(made.release.metrics) == 0  # nothing to compare with: no targets
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("tflite_runtime") is None, reason="tflite-runtime is not installed"
+)
+@pytest.mark.parametrize("numbers", ["float32", "int8"])
+def test_a_device_without_tensorflow_predicts(trained: Path, tmp_path: Path, numbers: str) -> None:
+    out = tmp_path / "waves.tflite"
+    rows = str(trained / "rows.npz")
+    made = release(trained, f"--{numbers}", "--calibration", rows, "--out", str(out))
+    assert made.exit_code == 0, made.stderr
+    code = (
+        "import sys; sys.modules['tensorflow'] = None; from edge_agent.cli import cli;"
+        "cli(['predict', *sys.argv[1:]])"
+    )
+    options = ["--model", str(out), "--data", rows, "--runtime", "tflite-runtime", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *options],
+        check=True, capture_output=True, text=True, cwd=ROOT, timeout=60,
+    )  # fmt: skip
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [record["row"] for record in records] == list(range(64))
+    best = [CLASSES[int(np.argmax([r[f"prediction_{i}"] for i in range(3)]))] for r in records]
+    assert [record["class"] for record in records] == best
+    described = load_release(out)[1]
+    hits = np.mean([CLASSES[t] == c for t, c in zip(raw_rows()["target"], best, strict=True)])
+    assert hits == pytest.approx(described.released_metrics["accuracy"], abs=0.02)
+
+
+def test_predictions_go_to_a_file_of_the_wanted_kind(trained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "waves.tflite"
+    assert release(trained, "--out", str(out)).exit_code == 0
+    options = ["predict", "--model", str(out), "--data", str(trained / "rows.npz"), "--out"]
+    for name in ("found.npz", "found.csv", "found.jsonl"):
+        done = CliRunner().invoke(agent_cli, [*options, str(tmp_path / name)])
+        assert done.exit_code == 0, done.stderr
+    with np.load(tmp_path / "found.npz") as file:
+        probabilities = file["prediction"]
+    lines = (tmp_path / "found.csv").read_text().splitlines()
+    assert lines[0] == "row,prediction_0,prediction_1,prediction_2,class"
+    assert float(lines[1].split(",")[1]) == pytest.approx(probabilities[0, 0], rel=1e-5)
+    assert len((tmp_path / "found.jsonl").read_text().splitlines()) == 64
+    refused = CliRunner().invoke(agent_cli, [*options, str(tmp_path / "found.txt")])
+    assert refused.exit_code == 2
+    assert "must end in .npz, .csv or .jsonl" in refused.stderr
+
+
+def test_a_damaged_or_exchanged_file_never_reaches_an_interpreter(
+    trained: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "waves.tflite"
+    assert release(trained, "--out", str(out)).exit_code == 0
+    out.write_bytes(out.read_bytes()[:-100] + bytes(100))
+    with pytest.raises(ModelError, match=r"damaged, or not the file that waves.json describes"):
+        load_release(out)
+    out.with_suffix(".json").unlink()
+    with pytest.raises(ModelError, match=r"a released model is a \.tflite with its \.json"):
+        load_release(out)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--weights", "9"], "no version 9; versions kept: 1 to 2"),
+        (["--int8"], "--int8 needs representative rows: --calibration DATA.npz"),
+        (["--calibration", "none.npz"], "none.npz: No such file"),
+        (["--out", "model.bin"], "must end in .tflite"),
+        (["--weights", "missing.npy"], "missing.npy: No such file"),
+    ],
+)
+def test_what_is_missing_is_said(trained: Path, options: list[str], says: str) -> None:
+    done = release(trained, *options)
+    assert done.exit_code == 2
+    assert says in done.stderr
+
+
+class Own(keras.layers.Layer):  # type: ignore[misc]
+    """A layer of a user's own."""
+
+    def call(self, x: Any) -> Any:
+        return 2.0 * x
+
+
+def test_layers_of_a_user_s_own_need_their_code_again(tmp_path: Path) -> None:
+    def made() -> Any:
+        keras.utils.set_random_seed(1)
+        model = keras.Sequential([keras.Input((4,), name="x"), Own(), layers.Dense(1)])
+        model.compile(loss="mse", metrics=["mae"])
+        return model
+
+    package = export_model(made(), name="own")
+    with pytest.raises(ExportError, match=r"name the function .*--model FILE.py:FUNCTION"):
+        release_model(package, package.initial, "float32")
+    got = release_model(package, package.initial, "float32", build=made)
+    runner = InferenceModel(got.tflite, package.spec.inputs, package.spec.outputs, 1)
+    x = {"x": np.ones((3, 4), np.float32)}
+    expected = Program(package.program, package.spec).predict(package.initial, x)["prediction"]
+    assert runner.predict(x)["prediction"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_frozen_and_personal_parts_and_pairs_are_released_too() -> None:
+    keras.utils.set_random_seed(6)
+    encoder = keras.Sequential(
+        [keras.Input((5,)), layers.Dense(4, name="back"), layers.Dense(3, name="top")], name="enc"
+    )
+    inputs = [keras.Input((5,), name=name) for name in ("anchor", "positive", "negative")]
+    model = keras.Model(inputs, [encoder(x) for x in inputs])
+    package = export_model(model, name="triplet", loss=Triplet(0.3))
+    again, wishes = rebuild(package)
+    assert wishes.loss == Triplet(0.3)
+    assert len(again.outputs) == 3
+    rows = {
+        t.name: np.random.default_rng(1).normal(size=(20, 5)).astype(np.float32)
+        for t in package.spec.inputs
+    }
+    made = release_model(package, package.initial, "float32", data=rows)
+    assert made.release.metrics == pytest.approx(made.release.released_metrics, rel=1e-4)
+    assert made.release.agreement == pytest.approx(0, abs=1e-5)
+
+    plain = build()
+    plain.compile(loss="sparse_categorical_crossentropy")
+    parts = export_model(plain, name="parts", train=["dense"], personal=[])
+    made = release_model(parts, parts.initial, "float32")
+    given = {"window": raw_rows(8)["window"]}
+    expected = Program(parts.program, parts.spec, frozen=parts.frozen).predict(parts.initial, given)
+    runner = InferenceModel(made.tflite, parts.spec.inputs, parts.spec.outputs, 1)
+    assert runner.predict(given)["prediction"] == pytest.approx(expected["prediction"], abs=1e-5)
