@@ -109,11 +109,14 @@ def _control_groups(root: Path) -> Iterator[int]:
     top = root / "sys/fs/cgroup"
     folder = top / own.lstrip("/")
     while folder.is_relative_to(top) and ".." not in folder.parts:
-        limit, used = (_text(folder / f"memory.{name}").strip() for name in ("max", "current"))
-        if limit.isdecimal() and used.isdecimal():
+        # Above "high" the kernel holds a process up, above "max" it ends it.
+        limits = [_text(folder / f"memory.{name}").strip() for name in ("high", "max")]
+        limit = min((int(text) for text in limits if text.isdecimal()), default=None)
+        used = _text(folder / "memory.current").strip()
+        if limit is not None and used.isdecimal():
             # The kernel counts cached files too, and takes their memory back when it is needed.
             cached = dict(line.split() for line in _text(folder / "memory.stat").splitlines())
-            yield max(0, int(limit) - int(used) + int(cached.get("inactive_file", 0)))
+            yield max(0, limit - int(used) + int(cached.get("inactive_file", 0)))
         folder = folder.parent
 
 

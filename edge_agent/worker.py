@@ -172,6 +172,7 @@ class Worker:
         self._lock = threading.Lock()
         self._jobs: deque[_Job] = deque()  # the first is running or about to
         self._model: tuple[_Model, LocalDataset, PersonalPart] | None = None
+        self._nice = config.limits.nice
         self._paused = False  # written by the owner's thread only
 
     def submit(self, work: LoadPackage | StartJob) -> None:
@@ -197,7 +198,8 @@ class Worker:
 
     def work(self, programs: _Programs) -> None:
         """Do the first job; called on a thread of the pool, never on two at a time."""
-        _be_nice(self._config.limits.nice)
+        if not _be_nice(self._nice):
+            self._nice = 0  # told once
         job = self._jobs[0]
         try:
             event = self._do(job, programs)
@@ -299,11 +301,24 @@ def _measure(program: Program, theta: F32, rows: Rows, pace: Pace) -> Sums:
     return add_sums(batches())
 
 
-def _be_nice(nice: int) -> None:
-    """Of this thread alone: on Linux each has its own, and the network must not wait (nice(2))."""
+def _be_nice(nice: int) -> bool:
+    """Of this thread alone: on Linux each has its own, and the network must not wait (nice(2)).
+
+    Returns:
+        Whether it may; if not, that was logged.
+    """
     me = threading.get_native_id()
-    if nice and nice > os.getpriority(os.PRIO_PROCESS, me):  # back down takes root
+    if not nice or nice <= os.getpriority(os.PRIO_PROCESS, me):  # back down takes root
+        return True
+    try:
         os.setpriority(os.PRIO_PROCESS, me, nice)
+    except OSError as error:  # a sandbox may forbid it (systemd's SystemCallFilter)
+        log.warning(
+            "limits.nice %d: %s; set Nice=%d in the unit instead", nice, error.strerror, nice,
+            extra={"event": "not_nice"},
+        )  # fmt: skip
+        return False
+    return True
 
 
 def _failure(job: LoadPackage | StartJob, detail: str) -> Event:

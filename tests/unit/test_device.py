@@ -102,6 +102,8 @@ def test_a_control_group_may_leave_less(tmp_path: Path, put: Put) -> None:
     assert available_bytes(tmp_path) == 10_000_000
     put(f"{group}/memory.stat", "anon 50000000\ninactive_file 5000000")
     assert available_bytes(tmp_path) == 15_000_000
+    put(f"{group}/memory.high", "98000000")
+    assert available_bytes(tmp_path) == 13_000_000
     put("sys/fs/cgroup/system.slice/memory.max", "60000000")
     put("sys/fs/cgroup/system.slice/memory.current", "58000000")
     assert available_bytes(tmp_path) == 2_000_000

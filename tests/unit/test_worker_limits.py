@@ -149,6 +149,23 @@ def test_only_the_threads_that_train_give_way(pool: WorkerPool, tmp_path: Path) 
     assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == own
 
 
+def test_where_a_sandbox_forbids_it_training_goes_on_all_the_same(
+    pool: WorkerPool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def forbidden(*_: int) -> None:  # as under `SystemCallFilter=~@resources`
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "setpriority", forbidden)
+    device = Device(pool, tmp_path, LimitsConfig(nice=19))
+    assert isinstance(device.load(), PackageLoaded)
+    device.start()
+    assert isinstance(device.next(), Trained)
+    assert caplog.text.count("set Nice=19 in the unit") == 1
+
+
 def test_a_model_above_the_ceiling_is_refused_and_never_loaded(
     pool: WorkerPool, tmp_path: Path
 ) -> None:
