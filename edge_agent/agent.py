@@ -62,10 +62,17 @@ from edge_agent.fetcher import Fetcher, Progressed
 from edge_agent.limits import Limits, Readings, Rest
 from edge_agent.outbox import Outbox
 from edge_agent.spool import AgentMemory
-from edge_agent.statements import AgentFacts, agent_status, finished_update, not_finite
+from edge_agent.statements import (
+    AgentFacts,
+    agent_status,
+    finished_update,
+    missing_report,
+    not_finite,
+    plan_report,
+    refusal,
+)
 from edge_agent.trainer import TrainingResult
 from edge_agent.trust import Trust
-from models.codecs import CODECS
 from models.errors import CodecError, ConfigError, UntrustedError, WireError
 from models.parameters import F32
 
@@ -334,19 +341,9 @@ class Agent:
         coordinator, plan = self._coordinator, self._plan
         if coordinator is None or coordinator.state != "online":
             return []
-        round_id = 0 if plan is None else plan.round_id
-        report = Report(
-            session=coordinator.session,
-            boot=self.facts.boot,
-            round_id=round_id,
-            kind="missing",
-            task="evaluate" if plan is None else plan.task,
-            version=coordinator.version,
-            received_bytes=self._received_bytes,
-            sha256=sha256,
-            chunks=chunks[: messages.MAX_MISSING],
-        )
-        topic = ReportTopic(self.facts.agent_id, round_id)
+        report = missing_report(self.facts, coordinator, plan, sha256, chunks)
+        report = msgspec.structs.replace(report, received_bytes=self._received_bytes)
+        topic = ReportTopic(self.facts.agent_id, report.round_id)
         return [Publish(self.topics.name(topic), messages.encode(report))]
 
     def _fetch_failed(self, sha256: str, why: str, now_s: float) -> list[Action]:
@@ -472,35 +469,14 @@ class Agent:
             or not plan.cohort.includes(self.facts.agent_id)
         ):
             return []
-        if refusal := self._refusal(plan):
-            return self._decline(*refusal)
+        rest = self._limits.rest
+        if why := refusal(self.facts, plan, self._loaded, self._failed, rest):
+            return self._decline(*why)
         if self._loaded is None or self._loaded.package != plan.package:
             return []  # the manifest or the package is on its way
         if self._theta is None or self._theta[0] != plan.weights.sha256:
             return self._fetch(plan.weights, now_s, plan.fetch_jitter_s)
         return self._start_job(plan, self._loaded, self._theta[1])
-
-    def _refusal(self, plan: RoundPlan) -> tuple[str, str] | None:
-        if self.facts.unable:
-            return "no_runtime", self.facts.unable
-        if self._failed is not None and self._failed.package == plan.package:
-            return self._failed.reason, self._failed.detail
-        if rest := self._limits.rest:
-            return rest.reason, rest.detail
-        if plan.task == "train" and plan.codec.name not in CODECS:
-            return "codec", f"codec {plan.codec.name!r} is unknown; known: {', '.join(CODECS)}"
-        loaded = self._loaded
-        if loaded is None or loaded.package != plan.package:
-            return None
-        if loaded.fingerprint != plan.fingerprint:
-            detail = (
-                f"the plan is for layout {plan.fingerprint}, the model has {loaded.fingerprint}"
-            )
-            return "fingerprint", detail
-        rows = loaded.train_examples if plan.task == "train" else loaded.test_examples
-        if rows == 0:
-            return "no_data", f"no rows to {plan.task} on"
-        return None
 
     def _start_job(self, plan: RoundPlan, loaded: PackageLoaded, theta: F32) -> list[Action]:
         self._job = _key(plan)
@@ -567,17 +543,8 @@ class Agent:
         reason: str = "",
         detail: str = "",
     ) -> Report:
-        return Report(
-            session=plan.session,
-            boot=self.facts.boot,
-            round_id=plan.round_id,
-            kind=kind,
-            task=plan.task,
-            version=plan.version,
-            reason=reason,
-            detail=detail[:500],
-            received_bytes=self._received_bytes,
-        )
+        report = plan_report(self.facts, plan, kind, reason, detail)
+        return msgspec.structs.replace(report, received_bytes=self._received_bytes)
 
     def _status(self, *, online: bool = True) -> Publish:
         status = agent_status(

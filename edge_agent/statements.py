@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 from zlib import crc32
 
 import numpy as np
 
 from broker import messages
-from broker.messages import AgentStatus, RoundPlan, Task, UpdateHeader
+from broker.messages import (
+    MAX_MISSING,
+    AgentStatus,
+    CoordinatorStatus,
+    Report,
+    RoundPlan,
+    Task,
+    UpdateHeader,
+)
 from edge_agent.events import PackageFailed, PackageLoaded
 from edge_agent.fetcher import STALL_S
 from edge_agent.limits import LimitsConfig, Rest
@@ -133,3 +142,68 @@ def not_finite(sums: Sums) -> str:
     )
     bad = [f"{name} is {value:g}" for name, value in values if not abs(value) <= 1e100]
     return f"{bad[0]} (sum over {sums.weight:g} rows): training diverged" if bad else ""
+
+
+def plan_report(
+    facts: AgentFacts,
+    plan: RoundPlan,
+    kind: Literal["declined", "evaluation"],
+    reason: str = "",
+    detail: str = "",
+) -> Report:
+    """The answer to a plan that is no update; bytes received are the caller's to add."""
+    return Report(
+        session=plan.session,
+        boot=facts.boot,
+        round_id=plan.round_id,
+        kind=kind,
+        task=plan.task,
+        version=plan.version,
+        reason=reason,
+        detail=detail[:500],
+    )
+
+
+def missing_report(
+    facts: AgentFacts,
+    coordinator: CoordinatorStatus,
+    plan: RoundPlan | None,
+    sha256: str,
+    chunks: tuple[int, ...],
+) -> Report:
+    """That chunks of a blob do not come; bytes received are the caller's to add."""
+    return Report(
+        session=coordinator.session,
+        boot=facts.boot,
+        round_id=0 if plan is None else plan.round_id,
+        kind="missing",
+        task="evaluate" if plan is None else plan.task,
+        version=coordinator.version,
+        sha256=sha256,
+        chunks=chunks[:MAX_MISSING],
+    )
+
+
+def refusal(
+    facts: AgentFacts,
+    plan: RoundPlan,
+    loaded: PackageLoaded | None,
+    failed: PackageFailed | None,
+    rest: Rest | None,
+) -> tuple[str, str] | None:
+    """Why this device does not do what the plan asks, as (reason, detail); None: it does."""
+    if facts.unable:
+        return "no_runtime", facts.unable
+    if failed is not None and failed.package == plan.package:
+        return failed.reason, failed.detail
+    if rest is not None:
+        return rest.reason, rest.detail
+    if plan.task == "train" and plan.codec.name not in CODECS:
+        return "codec", f"codec {plan.codec.name!r} is unknown; known: {', '.join(CODECS)}"
+    if loaded is None or loaded.package != plan.package:
+        return None  # on its way
+    if loaded.fingerprint != plan.fingerprint:
+        detail = f"the plan is for layout {plan.fingerprint}, the model has {loaded.fingerprint}"
+        return "fingerprint", detail
+    rows = loaded.train_examples if plan.task == "train" else loaded.test_examples
+    return ("no_data", f"no rows to {plan.task} on") if rows == 0 else None
