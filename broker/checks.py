@@ -22,6 +22,7 @@ from broker import reasons
 from broker.certificate import Certificate, parse_certificate, read_certificate
 from broker.diagnosis import Check, failed, ok, skipped, warning
 from broker.probe import Granted, Probe, packet_limit
+from broker.rights import Rights, access_checks
 from broker.settings import PLAIN_PORT, TLS_PORT, BrokerSettings
 from models.errors import ConfigError, LinkError
 
@@ -33,34 +34,8 @@ _SOON = timedelta(days=30)
 _TIME_ERROR = 5
 _SLOW_S = 0.5
 _ROUND_TRIPS = 5
-#: A message that we may read comes back within so many round trips to the broker, ...
-_ECHO_TRIPS = 20
-#: ... and not before this, nor after that.
-_ECHO_S = (0.25, 5.0)
 #: With smaller packets a blob has so many chunks that each costs more than its content.
 _SMALL_PACKET = 8192
-
-
-@dataclass(frozen=True)
-class Rights:
-    """What a client must be able to do at the broker, and what it must not.
-
-    What is published is not retained, and empty or without meaning: nobody acts on it.
-
-    Attributes:
-        publishes: (topic, payload) that must be allowed.
-        subscribes: filters that must be allowed.
-        forbidden: (topic, what it would mean) that must not be allowed to be published on.
-        echo: (filter, topic, payload): published on the topic, which is allowed, it must not come
-            back; what it would mean is `overhears`.
-        overhears: see `echo`.
-    """
-
-    publishes: tuple[tuple[str, bytes], ...]
-    subscribes: tuple[str, ...]
-    forbidden: tuple[tuple[str, str], ...]
-    echo: tuple[str, str, bytes] | None = None
-    overhears: str = ""
 
 
 @dataclass(frozen=True)
@@ -345,7 +320,7 @@ def _at_the_broker(
             yield _login(settings, granted)
             yield _packets(granted)
             rest.remove("packets")
-            yield from _access(probe, rights)
+            yield from access_checks(probe, rights)
             rest.remove("access")
             yield _round_trip(probe, rights)
             rest.remove("round trip")
@@ -405,70 +380,6 @@ def _packets(granted: Granted) -> Check:
     return ok("packets", found, "network", **facts)
 
 
-def _access(probe: Probe, rights: Rights) -> Iterator[Check]:
-    """Tries what must be possible, then what must not be."""
-    granted = probe.subscribe(rights.subscribes)
-    refused = [f"read {n}" for n, c in zip(rights.subscribes, granted, strict=True) if c >= 0x80]
-    refused += [
-        f"write {t}" for t, payload in rights.publishes if probe.publish(t, payload) >= 0x80
-    ]
-    count = len(rights.publishes) + len(rights.subscribes)
-    if refused:
-        yield failed(
-            "access",
-            f"the broker does not let us {', '.join(refused)}",
-            "correct its access rules (docs/security.md); "
-            "with fedge's own: is this device enrolled, in this federation?",
-            "network",
-            refused=refused,
-        )
-    else:
-        unsure = "" if probe.mqtt5 else "; with MQTT 3.1.1 nobody says whether it may publish"
-        yield ok("access", f"it may do all {count} things that it must{unsure}", "network")
-    tried = [pair for pair in rights.forbidden if probe.mqtt5 or pair[0] in rights.subscribes]
-    allowed = [what for topic, what in tried if _goes_through(probe, topic, rights)]
-    if rights.echo is not None and _overhears(probe, rights.echo):
-        allowed.append(rights.overhears)
-    if not probe.is_shared:
-        probe.unsubscribe(rights.subscribes)
-    if allowed:
-        yield warning(
-            "access",
-            f"this client could also {'; '.join(allowed)}",
-            "anybody with this login could: give the broker access rules "
-            "(fedge broker init makes a broker with them)",
-            "network",
-            allowed=allowed,
-        )
-    else:
-        count = len(tried) + (rights.echo is not None)
-        yield ok("access", f"it may do none of the {count} things that it must not", "network")
-
-
-def _goes_through(probe: Probe, topic: str, rights: Rights) -> bool:
-    """Whether a message reached others; brokers may say yes and drop it."""
-    if probe.publish(topic) >= 0x80:
-        return False
-    if topic not in rights.subscribes:
-        return True  # nobody can tell
-    return probe.listen(lambda: (topic, b"", False) in probe.heard, _patience_s(probe))
-
-
-def _overhears(probe: Probe, echo: tuple[str, str, bytes]) -> bool:
-    topic_filter, topic, payload = echo
-    if probe.subscribe([topic_filter])[0] >= 0x80:
-        return False
-    probe.publish(topic, payload)
-    found = probe.listen(lambda: (topic, payload, False) in probe.heard, _patience_s(probe))
-    probe.unsubscribe([topic_filter])
-    return found
-
-
-def _patience_s(probe: Probe) -> float:
-    low, high = _ECHO_S
-    return min(high, max(low, _ECHO_TRIPS * probe.answer_s))
-
-
 def _round_trip(probe: Probe, rights: Rights) -> Check:
     topic, payload = rights.publishes[0]
     seconds = []
@@ -488,7 +399,7 @@ def _round_trip(probe: Probe, rights: Rights) -> Check:
 def _presence(probe: Probe, others: Others) -> Check:
     del probe.heard[:]
     probe.subscribe(others.filters)
-    probe.listen(lambda: False, _patience_s(probe))
+    probe.listen(lambda: False, probe.patience_s)
     if not probe.is_shared:
         probe.unsubscribe(others.filters)
     return others.tell({t: payload for t, payload, retained in probe.heard if retained and payload})

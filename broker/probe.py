@@ -31,6 +31,10 @@ _SESSION_S = 120
 #: The broker answers within so long, or not at all.
 _ANSWER_S = 5.0
 _GOODBYE_S = 1.0
+#: A message that we may read comes back within so many round trips to the broker, ...
+_ECHO_TRIPS = 20
+#: ... and not before this, nor after that.
+_ECHO_S = (0.25, 5.0)
 _RECEIVE_MAXIMUM = 100
 
 
@@ -74,7 +78,7 @@ class Probe:
         self.heard: list[tuple[str, bytes, bool]] = []
         tls = settings.tls.context() if settings.tls is not None else None
         self._secrets = settings.secrets()
-        self._patience_s = 2 * settings.connect_timeout_s + 1
+        self._connect_s = 2 * settings.connect_timeout_s + 1
         session = Session(client_id, None, _SESSION_S, _RECEIVE_MAXIMUM)
         self._network = NetworkLoop("fedge-doctor")
         self._driver = Driver(settings, session, self._network, self, tls)
@@ -104,7 +108,7 @@ class Probe:
             mqtt5 = choice.take()
             self._down, self._is_open, self._is_up = None, False, False
             self._network.call(self._begin, mqtt5)
-            code, properties = self._wait_for("up", self._patience_s) or (None, None)
+            code, properties = self._wait_for("up", self._connect_s) or (None, None)
             if code is not None and not code.is_failure:
                 break
             if code is not None:
@@ -132,6 +136,12 @@ class Probe:
     def mqtt5(self) -> bool:
         """Whether the broker says what became of a message (MQTT 3.1.1 knows only yes)."""
         return self._driver.mqtt5
+
+    @property
+    def patience_s(self) -> float:
+        """How long to wait for a message that may never come."""
+        low, high = _ECHO_S
+        return min(high, max(low, _ECHO_TRIPS * self.answer_s))
 
     def publish(self, topic: str, payload: bytes = b"") -> int:
         """Publish, not retained; returns the broker's reason code, below 0x80 for a yes.

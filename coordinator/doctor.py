@@ -9,11 +9,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from broker import messages
-from broker.checks import Others, Rights, clock_check, network_checks
+from broker.checks import Others, clock_check, network_checks
 from broker.config import located
 from broker.diagnosis import Check, failed, ok, warning
 from broker.messages import AgentStatus
 from broker.owners import owner_check
+from broker.rights import Rights
 from broker.seal import key_id
 from broker.topics import (
     AgentStatusTopic,

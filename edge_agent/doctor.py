@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from broker import blobs, messages
-from broker.checks import Others, Rights, clock_check, network_checks
+from broker.checks import Others, clock_check, network_checks
 from broker.config import located
 from broker.diagnosis import Check, failed, ok, skipped, warning
 from broker.messages import CoordinatorStatus, ProgramManifest, Report
 from broker.owners import owner_check
 from broker.probe import Probe
+from broker.rights import Rights
 from broker.topics import (
     AgentStatusTopic,
     ChunkTopic,
