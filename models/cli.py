@@ -15,6 +15,8 @@ from typing import Any
 import click
 import msgspec
 
+from models.analysis import DEVICES, THIS
+from models.cli_costs import cost_lines, cost_report
 from models.cli_release import release
 from models.cli_runtimes import runtime_option, runtimes
 from models.console import command_errors
@@ -174,20 +176,36 @@ def list_models(as_json: bool) -> None:
 @cli.command()
 @click.argument("model", metavar="FOLDER|NAME")
 @click.option("--json", "as_json", is_flag=True, help="For scripts.")
+@click.option(
+    "--device",
+    type=click.Choice([*DEVICES, THIS]),
+    default="pi-4",
+    show_default=True,
+    help="Estimate the time of an epoch there; `this` runs the program here.",
+)
+@click.option(
+    "--rows",
+    type=click.IntRange(1, 100_000_000),
+    default=1000,
+    show_default=True,
+    help="Rows of a device's data, for the estimates.",
+)
 @runtime_option
 @command_errors
-def inspect(model: str, as_json: bool, runtime: str | None) -> None:
+def inspect(model: str, as_json: bool, device: str, rows: int, runtime: str | None) -> None:
     """Show what is in a package: a folder, or the name of a model in the zoo.
 
     Loads the program into every TFLite interpreter installed here, or only into --runtime, and says
-    which take it. TensorFlow, which takes seconds to load, is tried when named or alone.
+    which take it. TensorFlow, which takes seconds to load, is tried when named or alone. Estimates
+    memory and time of training on a device.
     """
     package = open_model(model)
-    report = _report(package, runtime)
+    costs = cost_report(package, device, rows, runtime)  # a damaged program may crash runtimes
+    report = _report(package, runtime) | costs
     if as_json:
         click.echo(json.dumps(report, indent=1, ensure_ascii=False))
     else:
-        click.echo("\n".join(_lines(report)))
+        click.echo("\n".join([*_lines(report), *cost_lines(report)]))
 
 
 cli.add_command(release)
@@ -332,7 +350,9 @@ def _runtimes(package: ModelPackage, only: str | None) -> dict[str, str]:
         find_runtime(only)  # asked for and not there: an error, and no line among others
     for runtime in [only] if only else light or installed:
         try:
-            version = Program(package.program, package.spec, runtime=runtime).runtime
+            version = Program(
+                package.program, package.spec, frozen=package.frozen, runtime=runtime
+            ).runtime
         except ModelError as error:
             found[runtime] = str(error)
         else:

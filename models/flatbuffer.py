@@ -1,0 +1,161 @@
+"""Reads TFLite programs without a library: FlatBuffers' tables, bounds checked.
+
+The format: flatbuffers.dev, "FlatBuffer internals"; the field numbers: TensorFlow's public schema
+`tensorflow/lite/schema/schema.fbs`, version 3. Only what is asked for is read.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from models.errors import ModelError
+
+#: More tables than a sane program has; a damaged file must not keep us busy.
+_MAX_ITEMS = 200_000
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor of a subgraph: shape, `TensorType` of the schema, its constant's bytes if any."""
+
+    shape: tuple[int, ...]
+    type: int
+    constant: bytes
+
+
+@dataclass(frozen=True)
+class Operator:
+    """An operator: `BuiltinOperator` of the schema, tensor numbers (-1: none given), options."""
+
+    kind: int
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    options: Table | None = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Subgraph:
+    """Operators in the order they run."""
+
+    tensors: tuple[Tensor, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    operators: tuple[Operator, ...]
+
+
+@dataclass(frozen=True)
+class File:
+    """A program: subgraphs, and the number of the one behind each signature."""
+
+    subgraphs: tuple[Subgraph, ...]
+    signatures: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A FlatBuffers table at `place` in `data`; fields by number, defaults where absent."""
+
+    data: bytes
+    place: int
+
+    def number(self, index: int, form: str, default: int = 0) -> int:
+        """A scalar; `form` is that of `struct`."""
+        place = self._field(index)
+        return default if place is None else _unpack(self.data, place, form)
+
+    def table(self, index: int) -> Table | None:
+        """A table in a table."""
+        place = self._field(index)
+        return None if place is None else Table(self.data, _follow(self.data, place))
+
+    def bytes(self, index: int) -> bytes:
+        """A vector of bytes, or a string."""
+        start, count = self._vector(index)
+        return self.data[start : start + count]
+
+    def numbers(self, index: int) -> tuple[int, ...]:
+        """A vector of int32."""
+        start, count = self._vector(index, 4)
+        return struct.unpack_from(f"<{count}i", self.data, start)
+
+    def tables(self, index: int) -> Iterator[Table]:
+        """A vector of tables."""
+        start, count = self._vector(index, 4)
+        for item in range(count):
+            yield Table(self.data, _follow(self.data, start + 4 * item))
+
+    def _field(self, index: int) -> int | None:
+        """Where a field lies; None when it is absent."""
+        layout = self.place - _unpack(self.data, self.place, "<i")
+        entry = 4 + 2 * index
+        if entry + 2 > _unpack(self.data, layout, "<H"):
+            return None
+        offset = _unpack(self.data, layout + entry, "<H")
+        return self.place + offset if offset else None
+
+    def _vector(self, index: int, size: int = 1) -> tuple[int, int]:
+        """First byte and number of items."""
+        place = self._field(index)
+        if place is None:
+            return 0, 0
+        start = _follow(self.data, place)
+        count = _unpack(self.data, start, "<I")
+        if start + 4 + count * size > len(self.data) or (size > 1 and count > _MAX_ITEMS):
+            raise ValueError(f"a vector of {count} items at byte {start}")
+        return start + 4, count
+
+
+def read(program: bytes) -> File:
+    """The program's subgraphs and signatures.
+
+    Raises:
+        ModelError: damaged, or none.
+    """
+    try:
+        model = Table(program, _follow(program, 0))
+        buffers = [buffer.bytes(0) for buffer in model.tables(4)]
+        codes = [max(code.number(3, "<i"), code.number(0, "<b")) for code in model.tables(1)]
+        graphs = tuple(_subgraph(table, buffers, codes) for table in model.tables(2))
+        signatures = {table.bytes(2).decode(): table.number(4, "<I") for table in model.tables(7)}
+        if not all(0 <= index < len(graphs) for index in signatures.values()):
+            raise ValueError("a signature without a subgraph")
+    except (ValueError, IndexError, struct.error, UnicodeDecodeError) as error:
+        raise ModelError(f"the program is damaged, or not one of TFLite: {error}") from error
+    return File(graphs, signatures)
+
+
+def _subgraph(table: Table, buffers: list[bytes], codes: list[int]) -> Subgraph:
+    tensors = tuple(
+        Tensor(entry.numbers(0), entry.number(1, "<b"), buffers[entry.number(2, "<I")])
+        for entry in table.tables(0)
+    )
+    operators = []
+    for entry in table.tables(3):
+        operator = Operator(
+            codes[entry.number(0, "<I")], entry.numbers(1), entry.numbers(2), entry.table(4)
+        )
+        if not all(-1 <= number < len(tensors) for number in (*operator.inputs, *operator.outputs)):
+            raise ValueError("an operator on a tensor that is not there")
+        operators.append(operator)
+    inputs, outputs = table.numbers(1), table.numbers(2)
+    if not all(0 <= number < len(tensors) for number in (*inputs, *outputs)):
+        raise ValueError("a subgraph returns a tensor that is not there")
+    if any(side < 0 for tensor in tensors for side in tensor.shape):
+        raise ValueError("a tensor of unknown size")
+    return Subgraph(tensors, inputs, outputs, tuple(operators))
+
+
+def _follow(data: bytes, place: int) -> int:
+    """Where the offset at `place` points."""
+    target = place + _unpack(data, place, "<I")
+    if target >= len(data):
+        raise ValueError(f"an offset at byte {place} points beyond the end")
+    return target
+
+
+def _unpack(data: bytes, place: int, form: str) -> int:
+    if place < 0:
+        raise ValueError("an offset points before the beginning")
+    return int(struct.unpack_from(form, data, place)[0])
