@@ -7,7 +7,9 @@ Speech Commands (arXiv 1804.03209), with its twelve classes; MLPerf Tiny (Banbur
 
 The paper's network has batch normalization and an activation after each half of a block, and pools
 averages. Without normalization, federated learning with activations between the halves was right
-about .17 of the words after ten rounds, without them about .62; averages were slower too.
+about .17 of the words after ten rounds, without them about .62; averages were slower too. Batch
+normalization was tried on top: .65 instead of .62 of a new speaker's words after twenty rounds, for
+a program of 1.7 times the size.
 """
 
 from __future__ import annotations

@@ -1,0 +1,89 @@
+"""What a federated model is compared with: the same rows, the same measure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from fleet.baselines import Baselines, measure_baselines
+from fleet.cast import make_cast
+from fleet.report import federated_figure, verdicts
+from fleet.scenario import coordinator_config, load_scenario
+from models.errors import ConfigError
+from models.zoo import load_zoo
+
+PACKAGE = load_zoo("house_price")
+
+
+def measured(folder: Path, unseen: list[str] | None = None, **wanted: Any) -> Baselines:
+    """Prices that rise by another slope at each of three sites, with 10, 20 and 30 rows."""
+    rng = np.random.default_rng(0)
+    client = np.repeat([0, 1, 2], [10, 20, 30])
+    x = rng.normal([3.7, 5.3], [1.5, 2], (60, 2)).astype(np.float32)
+    np.savez(folder / "data.npz", features=x, y=x[:, 0] * (client + 1), client=client)
+    document = {
+        "name": "s",
+        "description": "d",
+        "licence": "made up",
+        "data": {"path": "data.npz", "test_fraction": 0.5},
+        "partition": {"kind": "client", "prefix": "site"},
+        "unseen": unseen or [],
+        "federation": {"model": "house_price", "rounds": 5},
+        "baselines": {"metric": "mae", **wanted},
+    }
+    path = folder / "s.yaml"
+    path.write_text(yaml.safe_dump(document))
+    scenario = load_scenario(path)
+    config = coordinator_config(scenario, path)
+    cast = make_cast(scenario, path, PACKAGE.spec, None)
+    return measure_baselines(cast, config, PACKAGE, np.zeros(3, np.float32), lambda *_: None)
+
+
+def test_training_alone_is_measured_on_everybodys_rows_each_by_its_own_model(
+    tmp_path: Path,
+) -> None:
+    found = measured(tmp_path, own=True, pooled=True)
+    each = found.details["own_on_own"]
+    assert isinstance(each, dict)
+    assert list(each) == ["site-0", "site-1", "site-2"]
+    by_rows = (5 * each["site-0"] + 10 * each["site-1"] + 15 * each["site-2"]) / 30
+    assert found.figures["own_on_own"] == pytest.approx(by_rows, rel=1e-6)
+    assert found.figures["own_on_own"] < found.figures["pooled_on_own"]  # the slopes differ
+    assert set(found.models) == {"own", "pooled"}
+
+
+def test_on_new_agents_the_lone_models_are_averaged(tmp_path: Path) -> None:
+    found = measured(tmp_path, ["site-0"], own=True, pooled=True)
+    each = found.details["own_on_unseen"]
+    assert isinstance(each, dict)
+    assert list(each) == ["site-1", "site-2"]
+    mean = (each["site-1"] + each["site-2"]) / 2
+    assert found.figures["own_on_unseen"] == pytest.approx(mean)
+    assert set(found.figures) == {
+        *("own_on_own", "own_on_unseen"),
+        *("pooled_on_own", "pooled_on_unseen"),
+    }
+
+
+def test_an_unknown_metric_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"baselines.metric: 'r2' is unknown; known: loss, mae"):
+        measured(tmp_path, metric="r2")
+
+
+def test_promises_are_kept_or_not_on_new_agents_where_there_are_any(tmp_path: Path) -> None:
+    measured(tmp_path, ["site-0"], own=True, pooled=True, within=0.1, above_own=0.5)
+    scenario = load_scenario(tmp_path / "s.yaml")
+    report = {
+        "baselines": {"own_on_unseen": 3.0, "pooled_on_unseen": 2.0, "own_on_own": 0.0},
+        "final": {"loss": 9.0, "metrics": {"mae": 7.0, "unseen_mae": 2.2}},
+    }
+    assert federated_figure(scenario, report, "own") == 7.0
+    assert federated_figure(scenario, report, "unseen") == 2.2
+    assert verdicts(scenario, report) == [  # an error falls when it gets better
+        (False, "-0.200 against pooled, at least -0.1 wanted"),
+        (True, "+0.800 against own, at least +0.5 wanted"),
+    ]
