@@ -48,12 +48,10 @@ def read_certificate(path: Path) -> Certificate:
         ValueError: the file cannot be read or holds none.
     """
     try:
-        with path.open(encoding="ascii") as file:
+        with path.open(encoding="ascii", errors="replace") as file:  # bundles have comments
             text = file.read(_MAX_FILE_BYTES)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no PEM file") from error
     start, end = text.find(_BEGIN), text.find(_END)
     if not 0 <= start < end:
         raise ValueError(f"{path} holds no certificate")

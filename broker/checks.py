@@ -136,8 +136,8 @@ def _files(settings: BrokerSettings, name: str) -> Iterator[Check]:
 def _certificate_file(key: str, path: Path, name: str) -> Check:
     try:
         certificate = read_certificate(path)
-    except ValueError as error:
-        return failed("files", f"tls.{key}: {error}", "take a PEM file")
+    except ValueError as error:  # OpenSSL has taken it: it can read more than we can
+        return warning("files", f"tls.{key}: {error}", "look at its dates with openssl x509")
     own = key == "cert_file"
     what = f"our certificate {certificate.name!r}" if own else f"authority {certificate.name!r}"
     renew = "enrol this device again (fedge broker rotate)" if own else "take the present authority"
@@ -239,7 +239,8 @@ def _unreachable(settings: BrokerSettings, stop: _Stop, error: OSError) -> Check
     advice = f"is the {stop.key} running? "
     if isinstance(error, TimeoutError):
         advice = "does a firewall drop it, is the network up, is it the right address? "
-    for port in (TLS_PORT, PLAIN_PORT) if stop.key == "broker" else ():
+    tried = stop.key == "broker" and not isinstance(error, TimeoutError)
+    for port in (TLS_PORT, PLAIN_PORT) if tried else ():
         if port == settings.port:
             continue
         with contextlib.suppress(OSError):
@@ -399,7 +400,7 @@ def _round_trip(probe: Probe, rights: Rights) -> Check:
 def _presence(probe: Probe, others: Others) -> Check:
     del probe.heard[:]
     probe.subscribe(others.filters)
-    probe.listen(lambda: False, probe.patience_s)
+    probe.take_all()
     if not probe.is_shared:
         probe.unsubscribe(others.filters)
     return others.tell({t: payload for t, payload, retained in probe.heard if retained and payload})

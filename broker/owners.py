@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 
+import fedge
 from broker.diagnosis import Check, failed, ok
 
 #: What the wheel installs.
@@ -19,7 +20,7 @@ def owner_check() -> Check:
     }
     foreign = {name: found for name, found in others.items() if found}
     if not foreign:
-        version = importlib.metadata.version(_OURS)
+        version = fedge.__version__
         return ok("packages", f"fedge {version}, and nobody else has its names", version=version)
     told = "; ".join(f"{name} also of {', '.join(found)}" for name, found in foreign.items())
     advice = "install fedge into an environment of its own: python3 -m venv"

@@ -2,7 +2,7 @@
 
 It goes the way of all other clients (`broker.driver`), under a client id of its own. A broker that
 names sessions after certificates gives it the session of the agent or coordinator all the same: so
-it acknowledges nothing, and leaves the session and what is queued in it for its owner.
+it acknowledges copies of retained messages only, and leaves what is queued for the session's owner.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ _SESSION_S = 120
 #: The broker answers within so long, or not at all.
 _ANSWER_S = 5.0
 _GOODBYE_S = 1.0
+#: A fleet's statuses are all here by then, or are too many to wait for.
+_LONGEST_S = 20.0
 #: A message that we may read comes back within so many round trips to the broker, ...
 _ECHO_TRIPS = 20
 #: ... and not before this, nor after that.
@@ -171,6 +173,12 @@ class Probe:
             self._wait_for("message", left_s)
         return found()
 
+    def take_all(self) -> None:
+        """Take messages into `heard` until no more come."""
+        end_s = time.monotonic() + _LONGEST_S
+        while self._wait_for("message", self.patience_s) and time.monotonic() < end_s:
+            continue
+
     def _ask(self, answer: str, question: Callable[[paho.Client], Any]) -> Any:
         began_s = time.monotonic()
         found = None
@@ -243,7 +251,9 @@ class Probe:
         self._answers.put(("published", code))
 
     def received(self, message: paho.MQTTMessage) -> None:
-        """PUBLISH; not acknowledged, see the module."""
+        """PUBLISH; acknowledged only when it is retained, see the module."""
+        if message.retain:  # a copy: it stays where it is, and many would not come otherwise
+            self._driver.client.ack(message.mid, QOS)
         self._answers.put(("message", (message.topic, bytes(message.payload), message.retain)))
 
     def broken(self) -> None:

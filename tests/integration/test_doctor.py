@@ -22,14 +22,21 @@ from broker.authority import Authority
 from broker.config import load_config
 from broker.diagnosis import Check, exit_code
 from broker.local import LocalBroker, free_port
-from broker.messages import CoordinatorStatus, ProgramManifest
+from broker.messages import AgentStatus, CoordinatorStatus, ProgramManifest
 from broker.mqtt import MqttLink
 from broker.seal import read_public_keys
 from broker.security import FleetSettings, create_fleet, utc_now
 from broker.security_files import Account
 from broker.settings import BrokerSettings, TlsSettings
 from broker.signing import Signer, SigningKeys
-from broker.topics import ChunkTopic, CoordinatorStatusTopic, InboxTopic, ProgramTopic, Topics
+from broker.topics import (
+    AgentStatusTopic,
+    ChunkTopic,
+    CoordinatorStatusTopic,
+    InboxTopic,
+    ProgramTopic,
+    Topics,
+)
 from broker.transports import ProxySettings
 from coordinator.config import CoordinatorConfig
 from coordinator.doctor import diagnose as diagnose_coordinator
@@ -141,6 +148,26 @@ def test_looking_changes_nothing_at_the_broker(mosquitto: LocalBroker, tmp_path:
     again = look(tmp_path, settings, federation="untouched")
     assert "no word" in again.one("coordinator").found
     assert not (tmp_path / "state").exists()
+
+
+def test_the_coordinator_counts_a_fleet_that_is_larger_than_a_window(
+    mosquitto: LocalBroker, tmp_path: Path
+) -> None:
+    settings = BrokerSettings(port=mosquitto.port)
+    link = MqttLink(settings, "many")
+    link.open()
+    wait_up(link)
+    names = [Topics("large").name(AgentStatusTopic(f"pi-{n}")) for n in range(250)]
+    for n, name in enumerate(names):
+        paused = "too_hot: 80 °C, limit 75" if n < 10 else ""
+        status = AgentStatus(state="online", boot="b", paused=paused)
+        link.publish(name, messages.encode(status), retain=True)
+    config = CoordinatorConfig(federation="large", model="house_price", broker=settings)
+    found = Found(diagnose_coordinator(config, tmp_path))
+    for name in names:
+        link.publish(name, b"", retain=True)
+    link.close()
+    assert found.one("agents").facts == {"known": 250, "online": 250, "able": 240}
 
 
 def test_a_closed_port_is_told_from_a_wrong_one(mosquitto: LocalBroker, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_the_first_certificate_of_a_file_counts_wherever_the_key_stands(tmp_path
     ("content", "words"),
     [
         (b"", "holds no certificate"),
-        (b"\xff\xfe", "is no PEM file"),
+        (b"\xff\xfe", "holds no certificate"),
         (b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "not a certificate"),
         (b"-----BEGIN CERTIFICATE-----\n%%%\n-----END CERTIFICATE-----\n", "file.pem"),
     ],
