@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -190,6 +188,9 @@ def _default_links(root: Path) -> list[str]:
 
 def _network_manager() -> str:
     """What NetworkManager's property Metered is; empty when nobody answers."""
+    import shutil  # only devices that ask need the memory for these two
+    import subprocess
+
     busctl = shutil.which("busctl")
     if busctl is None:
         return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from random import Random
 from typing import Any
 
 import msgspec
@@ -241,3 +242,48 @@ def test_it_tries_again_when_there_is_room() -> None:
     assert not device.agent.is_watchful
     device.plan()
     assert only(device.blob(THETA.tobytes()), StartJob)
+
+
+# -- in any order -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_whatever_comes_in_whatever_order_it_never_works_while_it_rests(seed: int) -> None:
+    rng = Random(seed)
+    device = ready(limits=LIMITS)
+    round_id, running, paused = 0, None, False
+    for _ in range(80):
+        device.now_s += rng.uniform(0, 6)
+        match rng.randrange(6):
+            case 0 | 1:
+                trouble = rng.choice([{}, {}, *TROUBLES.values()])
+                actions = feel(device, **trouble)
+            case 2:
+                round_id += 1
+                actions = device.plan(round_id=round_id, deadline_s=20.0)
+            case 3:
+                actions = device.blob(THETA.tobytes())
+            case 4:
+                actions = device.feed(Tick())
+            case _:
+                actions = []
+                if running is not None and not paused:
+                    done, running = running, None
+                    actions = device.feed(trained([1, 0, 0, 0], round_id=done, deadline_s=20.0))
+        if running is not None and only(actions, CancelJob):
+            over, running = running, None
+            actions += device.feed(JobFailed(plan(round_id=over, deadline_s=20.0), "cancelled"))
+        for action in actions:
+            match action:
+                case PauseJobs() | ResumeJobs():
+                    assert paused != isinstance(action, PauseJobs), "said twice"
+                    paused = isinstance(action, PauseJobs)
+                case StartJob(job):
+                    assert not paused
+                    assert running is None, "one at a time"
+                    running = job.round_id
+        device.feed(Tick())
+        assert device.agent.wait_s(device.now_s) > 0, "it would spin"
+    # What it said last is how it is.
+    status = status_in(device.feed(Connected(MAX_PAYLOAD)))
+    assert bool(status.paused) == paused
