@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -12,8 +9,8 @@ from broker import messages
 from broker.checks import Others, clock_check, network_checks
 from broker.config import located
 from broker.diagnosis import Check, failed, ok, warning
+from broker.local_checks import disk_check, memory_check, owner_check, temperature_check
 from broker.messages import AgentStatus
-from broker.owners import owner_check
 from broker.rights import Rights
 from broker.seal import key_id
 from broker.topics import (
@@ -36,7 +33,10 @@ from models.history import STORE_FILE
 #: No agent is called so; what is forbidden is tried on its topics.
 _NOBODY = "fedge-doctor"
 #: θ, the strategy's state and the versions that are kept, and room for what else grows.
-_SPARE_DISK = 100_000_000
+_LITTLE_DISK = 100_000_000
+#: θ, the mean in float64, an update while it is decoded, the strategy's state, a copy for the
+#: store: bytes a parameter, counted; and of the process without a model.
+_PER_PARAMETER, _PROCESS_BYTES = 48, 60_000_000
 
 
 def diagnose(config: CoordinatorConfig, base: Path, *, offline: bool = False) -> Iterator[Check]:
@@ -64,7 +64,10 @@ def diagnose(config: CoordinatorConfig, base: Path, *, offline: bool = False) ->
     yield from _configuration(config)
     yield from _signing_key(config, base)
     yield from _model(config, base)
-    yield from _disk(config, located(config.state_dir, base))
+    state_dir = located(config.state_dir, base)
+    yield disk_check(state_dir, _LITTLE_DISK)
+    yield _store(config, state_dir)
+    yield temperature_check()
 
 
 def coordinator_rights(topics: Topics) -> Rights:
@@ -146,6 +149,7 @@ def _model(config: CoordinatorConfig, base: Path) -> Iterator[Check]:
     spec = package.spec
     found = f"{spec.name}, {spec.size:,} parameters, program {len(package.program):,} bytes"
     yield ok("model", found, parameters=spec.size, fingerprint=spec.fingerprint)
+    yield memory_check(_PROCESS_BYTES + _PER_PARAMETER * spec.size)
     if config.evaluation.data is None:
         return
     path = located(config.evaluation.data, base)
@@ -155,28 +159,6 @@ def _model(config: CoordinatorConfig, base: Path) -> Iterator[Check]:
         yield failed("evaluation", str(error), "see docs/configuration.md, `evaluation`")
         return
     yield ok("evaluation", f"{path}: {sums.weight:,.0f} rows", rows=sums.weight)
-
-
-def _disk(config: CoordinatorConfig, state_dir: Path) -> Iterator[Check]:
-    folder = state_dir
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(b"fedge")
-            file.flush()
-            os.fsync(file.fileno())
-        free = shutil.disk_usage(folder).free
-    except OSError as error:
-        advice = "give this user a folder on a disk that can be written (state_dir)"
-        yield failed("disk", f"{state_dir} cannot be written: {error.strerror}", advice)
-        return
-    found = f"{state_dir}: {free / 1e6:,.0f} MB free"
-    if free < _SPARE_DISK:
-        yield warning("disk", found, "make room: a full disk ends the coordinator", free_bytes=free)
-    else:
-        yield ok("disk", found, free_bytes=free)
-    yield _store(config, state_dir)
 
 
 def _store(config: CoordinatorConfig, state_dir: Path) -> Check:

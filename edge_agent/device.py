@@ -7,12 +7,12 @@ and knows nothing of metered networks.
 from __future__ import annotations
 
 import logging
-import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from broker.system import available_bytes, read_text, temperature_c
 from edge_agent.limits import LimitsConfig, Readings
 
 log = logging.getLogger(__name__)
@@ -24,8 +24,6 @@ _ASK_S = 2.0
 _METERED = {"u 1": True, "u 2": False, "u 3": True, "u 4": False}
 #: A link to a telephone network, as the kernel and pppd name it.
 _MOBILE = ("wwan", "ppp", "rmnet")
-#: A sensor outside of these is broken or means something else.
-_COLDEST_C, _HOTTEST_C = -40.0, 150.0
 
 
 class Device(Protocol):
@@ -76,66 +74,6 @@ class LinuxDevice:
         return self._metered
 
 
-def memory_bytes() -> int:
-    """Physical memory of this device; 0 where the system does not say."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):
-        return 0
-
-
-def available_bytes(root: Path = Path("/")) -> int | None:
-    """Memory that this process can still take without swapping, or being killed for it.
-
-    What the system has left (proc(5): MemAvailable), or less where a control group says so
-    (systemd's MemoryMax, a container).
-    """
-    rooms = [*_control_groups(root)]
-    for line in _text(root / "proc/meminfo").splitlines():
-        name, _, rest = line.partition(":")
-        if name == "MemAvailable" and (words := rest.split()) and words[0].isdecimal():
-            rooms.append(int(words[0]) * 1024)
-    return min(rooms, default=None)
-
-
-def _control_groups(root: Path) -> Iterator[int]:
-    """Bytes left in each control group that limits this process (cgroup v2: memory.max)."""
-    lines = _text(root / "proc/self/cgroup").splitlines()
-    own = next((line[3:] for line in lines if line.startswith("0::/")), None)
-    if own is None:
-        return
-    top = root / "sys/fs/cgroup"
-    folder = top / own.lstrip("/")
-    while folder.is_relative_to(top) and ".." not in folder.parts:
-        # Above "high" the kernel holds a process up, above "max" it ends it.
-        limits = [_text(folder / f"memory.{name}").strip() for name in ("high", "max")]
-        limit = min((int(text) for text in limits if text.isdecimal()), default=None)
-        used = _text(folder / "memory.current").strip()
-        if limit is not None and used.isdecimal():
-            # The kernel counts cached files too, and takes their memory back when it is needed.
-            cached = dict(line.split() for line in _text(folder / "memory.stat").splitlines())
-            yield max(0, limit - int(used) + int(cached.get("inactive_file", 0)))
-        folder = folder.parent
-
-
-def resident_bytes(root: Path = Path("/")) -> int | None:
-    """Memory that this process holds (proc(5): the second number of /proc/self/statm)."""
-    words = _text(root / "proc/self/statm").split()
-    if len(words) < 2 or not words[1].isdecimal():
-        return None
-    return int(words[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def temperature_c(root: Path = Path("/")) -> float | None:
-    """Of the hottest thermal zone; None when the kernel shows none."""
-    found = []
-    for path in sorted((root / "sys/class/thermal").glob("thermal_zone*/temp")):
-        text = _text(path).strip()
-        if text.lstrip("-").isdecimal():
-            found.append(int(text) / 1000.0)  # sysfs-class-thermal: millidegree Celsius
-    return max((c for c in found if _COLDEST_C <= c <= _HOTTEST_C), default=None)
-
-
 def battery_percent(root: Path = Path("/")) -> float | None:
     """Of the emptiest battery that is being discharged; None without one.
 
@@ -144,7 +82,7 @@ def battery_percent(root: Path = Path("/")) -> float | None:
     found = []
     for folder in sorted((root / "sys/class/power_supply").glob("*")):
         kind, scope, status, capacity = (
-            _text(folder / name).strip() for name in ("type", "scope", "status", "capacity")
+            read_text(folder / name).strip() for name in ("type", "scope", "status", "capacity")
         )
         own = kind == "Battery" and scope != "Device"
         if own and status == "Discharging" and capacity.isdecimal():
@@ -166,7 +104,7 @@ def is_metered(root: Path = Path("/")) -> bool | None:
         return None
     return any(
         link.startswith(_MOBILE)
-        or "DEVTYPE=wwan" in _text(root / "sys/class/net" / link / "uevent").split()
+        or "DEVTYPE=wwan" in read_text(root / "sys/class/net" / link / "uevent").split()
         for link in links
     )
 
@@ -174,11 +112,11 @@ def is_metered(root: Path = Path("/")) -> bool | None:
 def _default_links(root: Path) -> list[str]:
     """Network interfaces with a default route (IPv4 and IPv6), the best first."""
     found: list[tuple[int, str]] = []
-    for line in _text(root / "proc/net/route").splitlines()[1:]:
+    for line in read_text(root / "proc/net/route").splitlines()[1:]:
         words = line.split()  # Iface Destination Gateway Flags RefCnt Use Metric Mask ...
         if len(words) >= 8 and words[1] == words[7] == "00000000" and words[6].isdecimal():
             found.append((int(words[6]), words[0]))
-    for line in _text(root / "proc/net/ipv6_route").splitlines():
+    for line in read_text(root / "proc/net/ipv6_route").splitlines():
         words = line.split()  # destination, its prefix length, source, ..., metric at 5, name last
         if len(words) == 10 and words[0] == "0" * 32 and words[1] == "00" and words[9] != "lo":
             found.append((int(words[5], 16), words[9]))
@@ -202,11 +140,3 @@ def _network_manager() -> str:
         log.debug("busctl: %s", error)
         return ""
     return done.stdout.strip()
-
-
-def _text(path: Path) -> str:
-    """A small file of the kernel's; empty when it cannot be read (sensors come and go)."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import statistics
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,10 +14,11 @@ from broker import blobs, messages
 from broker.checks import Others, clock_check, network_checks
 from broker.config import located
 from broker.diagnosis import Check, failed, ok, skipped, warning
+from broker.local_checks import disk_check, memory_check, owner_check, temperature_check
 from broker.messages import CoordinatorStatus, ProgramManifest, Report
-from broker.owners import owner_check
 from broker.probe import Probe
 from broker.rights import Rights
+from broker.system import available_bytes
 from broker.topics import (
     AgentStatusTopic,
     ChunkTopic,
@@ -34,7 +32,7 @@ from broker.topics import (
 )
 from edge_agent.config import AgentConfig
 from edge_agent.data.dataset import LocalDataset, build_dataset, read_table
-from edge_agent.device import LinuxDevice, available_bytes, memory_bytes, temperature_c
+from edge_agent.device import LinuxDevice
 from edge_agent.limits import Limits
 from edge_agent.memory import estimate, megabytes, shortage
 from edge_agent.profile import data_checks
@@ -60,8 +58,7 @@ _FETCH_S = 20.0
 _SMALLEST = "house_price"
 _STEPS = 20
 _WARM_UP = 3
-#: A Raspberry Pi slows down from here on, and most boards do not much later.
-_HOT_C = 80.0
+#: An update is written before it is sent.
 _LITTLE_DISK = 50_000_000
 
 
@@ -101,8 +98,10 @@ def diagnose(
                 model = _fetch(config, base, found.manifest)
             except FederationError as error:
                 yield failed("model", str(error), "is the coordinator running?", "network")
-    yield from _disk(located(config.state_dir, base))
-    yield from _feelings(config)
+    yield disk_check(located(config.state_dir, base), _LITTLE_DISK)
+    yield memory_check()
+    yield temperature_check()
+    yield from _rest(config)
     yield from _at_work(config, base, model)
 
 
@@ -239,47 +238,11 @@ def _fetch(config: AgentConfig, base: Path, manifest: ProgramManifest) -> Unpack
 # --- here -----------------------------------------------------------------------------------------
 
 
-def _disk(state_dir: Path) -> Iterator[Check]:
-    folder = state_dir
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    advice = "give this user a folder on a disk that can be written (state_dir)"
-    try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(b"fedge")
-            file.flush()
-            os.fsync(file.fileno())
-        free = shutil.disk_usage(folder).free
-    except OSError as error:
-        yield failed("disk", f"{state_dir} cannot be written: {error.strerror}", advice)
-        return
-    found = f"{state_dir}: {megabytes(free)} free"
-    if free < _LITTLE_DISK:
-        yield warning(
-            "disk", found, "an update is written before it is sent: make room", free_bytes=free
-        )
-    else:
-        yield ok("disk", found, free_bytes=free)
-
-
-def _feelings(config: AgentConfig) -> Iterator[Check]:
-    total, left = memory_bytes(), available_bytes()
-    room = "unknown" if left is None else megabytes(left)
-    yield ok(
-        "memory", f"{room} available of {megabytes(total)}", total_bytes=total, available_bytes=left
-    )
-    found = temperature_c()
-    if found is None:
-        yield skipped("temperature", "the kernel shows no thermal zone")
-    elif found >= _HOT_C:
-        yield warning("temperature", f"{found:.0f} °C", "give it air; set limits.max_temperature_c")
-    else:
-        yield ok("temperature", f"{found:.0f} °C", celsius=found)
+def _rest(config: AgentConfig) -> Iterator[Check]:
     rest = Limits(config.limits).judge(LinuxDevice().read(config.limits))
     if rest is not None:
-        yield warning(
-            "limits", f"the device would rest now ({rest})", "no training until that is over"
-        )
+        found = f"the device would rest now ({rest})"
+        yield warning("limits", found, "no training until that is over")
     elif config.limits.watched:
         yield ok("limits", "nothing makes the device rest now")
 

@@ -19,10 +19,11 @@ from broker.machine import Tick
 from broker.mqtt import MqttLink
 from broker.network import NetworkLoop
 from broker.service import Service
+from broker.system import memory_bytes
 from edge_agent.agent import Agent
 from edge_agent.chunks import ChunkStore
 from edge_agent.config import AgentConfig
-from edge_agent.device import Device, LinuxDevice, memory_bytes
+from edge_agent.device import Device, LinuxDevice
 from edge_agent.events import (
     Action,
     BlobRecalled,

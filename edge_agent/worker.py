@@ -22,9 +22,9 @@ from zlib import crc32
 import numpy as np
 
 from broker.config import located
+from broker.system import available_bytes, resident_bytes
 from edge_agent.config import AgentConfig
 from edge_agent.data.dataset import LocalDataset, load_dataset
-from edge_agent.device import available_bytes, resident_bytes
 from edge_agent.events import (
     Evaluated,
     Event,

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from broker.system import available_bytes, memory_bytes, resident_bytes, temperature_c
 from edge_agent import device
-from edge_agent.device import LinuxDevice, available_bytes, battery_percent, temperature_c
+from edge_agent.device import LinuxDevice, battery_percent
 from edge_agent.limits import LimitsConfig, Readings
 
 Put = Callable[[str, str], None]
@@ -49,10 +50,10 @@ def test_this_machine_can_be_read() -> None:
     found = LinuxDevice().read(ALL)
     assert 0 <= found.minute < 1440
     assert found.available_bytes is not None
-    assert 1 << 20 < found.available_bytes <= device.memory_bytes()
-    own = device.resident_bytes()
+    assert 1 << 20 < found.available_bytes <= memory_bytes()
+    own = resident_bytes()
     assert own is not None
-    assert 1 << 20 < own < device.memory_bytes()
+    assert 1 << 20 < own < memory_bytes()
 
 
 def test_a_machine_without_sensors_says_nothing(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from broker import checks
 from broker.access import access_rules
 from broker.checks import clock_check
 from broker.diagnosis import Check, exit_code, failed, ok, report, skipped, warning
-from broker.owners import owner_check
+from broker.local_checks import disk_check, memory_check, owner_check
 from broker.topics import Topics
 from coordinator.doctor import coordinator_rights
 from edge_agent.data.dataset import LocalDataset
@@ -97,6 +97,20 @@ def test_another_project_with_our_names_is_told(
     assert check.state == "failed"
     assert "edge_agent also of edge-agent" in check.found
     assert "environment of its own" in check.advice
+
+
+def test_a_state_folder_need_not_be_there_yet_but_writable(tmp_path: Path) -> None:
+    assert disk_check(tmp_path / "a" / "b", 1).state == "ok"
+    assert not (tmp_path / "a").exists()
+    assert disk_check(tmp_path, 1 << 60).state == "warning"
+    (tmp_path / "file").touch()
+    check = disk_check(tmp_path / "file" / "state", 1)
+    assert (check.state, "cannot be written" in check.found) == ("failed", True)
+
+
+def test_memory_that_will_not_do_is_told_before_it_is_taken() -> None:
+    assert memory_check().state == "ok"
+    assert "will be needed" in memory_check(1 << 50).advice
 
 
 # -- access rights --------------------------------------------------------------------------------
