@@ -111,12 +111,14 @@ remote_script() {
 
 mkdir -p "$logs"
 rm -f "$logs"/*.log "$logs/failed"
+# What ssh or the installer said last; tar only says then that nobody listens.
+last_line() { grep -Ev '^(tar|gzip): ' "$1" | tail -n 1; }
 one_and_tell() {
   local log=$logs/$2.log
   if install_one "$@" >"$log" 2>&1; then
-    echo "$2: $(tail -n 1 "$log")"
+    echo "$2: $(last_line "$log")"
   else
-    echo "$2: FAILED: $(tail -n 1 "$log")"
+    echo "$2: FAILED: $(last_line "$log")"
     echo "$1 $2 $3" >>"$logs/failed"
   fi
 }
