@@ -302,6 +302,7 @@ def _frame(opcode: int, payload: bytes | bytearray) -> bytes:
     else:
         size = bytes([_MASKED | 127]) + length.to_bytes(8)
     mask = os.urandom(4)
-    stream = np.resize(np.frombuffer(mask, np.uint8), length)
-    masked = np.bitwise_xor(np.frombuffer(payload, np.uint8), stream) if length else stream[:0]
-    return bytes([_FINAL | opcode]) + size + mask + masked.tobytes()
+    masked = np.zeros(-(-length // 4), np.uint32)  # four bytes at a time; the last ones are padding
+    masked.view(np.uint8)[:length] = np.frombuffer(payload, np.uint8)
+    masked ^= np.frombuffer(mask, np.uint32)[0]
+    return bytes([_FINAL | opcode]) + size + mask + masked.tobytes()[:length]

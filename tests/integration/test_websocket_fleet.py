@@ -18,13 +18,12 @@ from broker.security_files import Account
 from edge_agent.config import AgentConfig
 from edge_agent.enrol import enrol
 from models.errors import ConfigError
-from tests.conftest import need, nothing_comes, wait_down, wait_up
+from tests.conftest import nothing_comes, wait_down, wait_up
 from tests.integration.fleet_folder import FEDERATION, ROOT, RunningFleet, running, until
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningFleet]:
-    need("mosquitto")
+def fleet(program: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningFleet]:
     folder = tmp_path_factory.mktemp("websockets")
     settings = FleetSettings(
         FEDERATION,
@@ -35,7 +34,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningFleet]:
         free_port(),
         free_port(),
     )
-    with running(create_fleet(folder / "fleet", settings, utc_now()), folder) as made:
+    with running(create_fleet(folder / "fleet", settings, utc_now()), folder, program) as made:
         yield made
 
 
