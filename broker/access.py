@@ -184,8 +184,9 @@ max_qos 1
 """
 
 _WEBSOCKETS = """
-# The same in WebSockets. Mosquitto 2.0 does not look at the list of revoked certificates here: who
-# is revoked gets in and may do nothing; an old key of a device that has a new one still works.
+# The same in WebSockets. Here Mosquitto 2.0 does not look at the list of revoked certificates until
+# its second reload: who is revoked gets in and may do nothing; an old key of a device that has a
+# new one still works.
 """
 
 _CONFIG = """\

@@ -268,9 +268,9 @@ def rotate(
 def _warn_of_websockets(fleet: Fleet) -> None:
     if fleet.register.websockets:
         click.echo(
-            f"the old key still opens port {fleet.register.websockets}: Mosquitto 2.0 has no list "
-            "of revoked certificates for WebSockets. If somebody else has it, revoke the device "
-            "and enrol it under another name",
+            f"Mosquitto 2.0 may still take the old key on port {fleet.register.websockets} "
+            "(WebSockets): if somebody else has it, revoke the device and enrol it under another "
+            "name",
             err=True,
         )
 

@@ -81,6 +81,8 @@ def unreachable(
     where = f"broker {settings.address}"
     if isinstance(error, ssl.SSLCertVerificationError):
         return _not_trusted(settings, error)
+    if isinstance(error, ssl.SSLEOFError) and settings.websocket:
+        return no_answer(settings)
     if isinstance(error, ssl.SSLError):
         return _certificate_refused(settings, error) or LinkDown(
             f"TLS with {where} failed: {error.reason or error}: is it a TLS port?"

@@ -97,6 +97,10 @@ class WebSocket:
             if isinstance(self._sock, ssl.SSLSocket):
                 self._sock.do_handshake()
             self._upgrade()
+        except ssl.SSLEOFError as error:
+            self.close()
+            # In TLS 1.3 a client learns only now that its certificate was refused.
+            raise getattr(self._sock, "complaint", None) or error from error
         except BaseException:
             self.close()
             raise

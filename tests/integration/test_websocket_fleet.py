@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,11 +36,13 @@ def fleet(program: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[R
         free_port(),
     )
     with running(create_fleet(folder / "fleet", settings, utc_now()), folder, program) as made:
+        assert until(lambda: " running" in made.said(), 20)  # before, SIGHUP would end it
         yield made
 
 
-def device(fleet: RunningFleet, agent_id: str) -> AgentConfig:
-    """Enrolled, with a configuration that goes through WebSockets."""
+def device(fleet: RunningFleet) -> AgentConfig:
+    """Newly enrolled, with a configuration that goes through WebSockets."""
+    agent_id = f"pi-{len(fleet.fleet.register.devices)}"
     bundle = fleet.fleet.enrol(agent_id, utc_now(), None, 30)
     folder = fleet.devices / agent_id
     enrol(bundle, folder, None, "", websockets=True)
@@ -53,8 +56,9 @@ def reload(fleet: RunningFleet) -> None:
     from broker.reload import reload_mosquitto
 
     before = fleet.said().count("Reloading config")
-    reload_mosquitto(fleet.fleet.broker_folder / PID_FILE)
-    assert until(lambda: fleet.said().count("Reloading config") > before)
+    pid_file = fleet.fleet.broker_folder / PID_FILE
+    assert until(lambda: "has been told" in reload_mosquitto(pid_file), 20)
+    assert until(lambda: fleet.said().count("Reloading config") > before, 20)
 
 
 @pytest.fixture
@@ -68,58 +72,71 @@ def links() -> Iterator[list[MqttLink]]:
 def test_a_device_goes_through_websockets_in_its_own_name(
     fleet: RunningFleet, links: list[MqttLink]
 ) -> None:
-    one, two = device(fleet, "pi-1"), device(fleet, "pi-2")
+    one, two = device(fleet), device(fleet)
     reload(fleet)
     assert one.broker.port == fleet.fleet.register.websockets
-    link = MqttLink(one.broker, "pi-1")
-    witness = MqttLink(two.broker, "pi-2")
+    link, witness = (MqttLink(config.broker, config.agent_id) for config in (one, two))
     links += [link, witness]
     for client in links:
         client.subscribe(ROOT + "#")
         client.open()
         wait_up(client)
-    link.publish(ROOT + "agents/pi-2/status", b"forged")
+    link.publish(f"{ROOT}agents/{two.agent_id}/status", b"forged")
     link.publish(ROOT + "program", b"forged")
-    link.publish(ROOT + "agents/pi-1/status", b"true")
+    link.publish(f"{ROOT}agents/{one.agent_id}/status", b"true")
     assert nothing_comes(witness, 0.5)
 
 
 def test_a_name_that_is_not_the_certificates_counts_for_nothing(
     fleet: RunningFleet, links: list[MqttLink]
 ) -> None:
-    config = device(fleet, "pi-3")
+    config = device(fleet)
     reload(fleet)
     posing = msgspec.structs.replace(config.broker, username="coordinator")
     links.append(MqttLink(posing, "fedge-coordinator"))
     links[0].open()
-    assert isinstance(links[0].poll(5), LinkUp)
-    assert until(lambda: re.search(r"as pi-3 \(.*u'pi-3'\)", fleet.said()))
+    assert isinstance(links[0].poll(10), LinkUp)
+    own = config.agent_id
+    assert until(lambda: re.search(rf"as {own} \(.*u'{own}'\)", fleet.said()))
 
 
 def test_without_a_certificate_nobody_gets_in(fleet: RunningFleet, links: list[MqttLink]) -> None:
-    config = device(fleet, "pi-4")
+    config = device(fleet)
     assert config.broker.tls is not None
     bare = msgspec.structs.replace(config.broker.tls, cert_file="", key_file="")
-    links.append(MqttLink(msgspec.structs.replace(config.broker, tls=bare), "pi-4"))
+    links.append(MqttLink(msgspec.structs.replace(config.broker, tls=bare), config.agent_id))
     links[0].open()
     down = wait_down(links[0])
-    assert down.refused
-    assert "refused our certificate (it wants one" in down.reason
+    assert "our certificate" in down.reason
 
 
 def test_who_is_revoked_may_do_nothing(fleet: RunningFleet, links: list[MqttLink]) -> None:
-    """Mosquitto 2.0 lets it in: for WebSockets it does not look at the list. Rules still hold."""
-    config, other = device(fleet, "pi-5"), device(fleet, "pi-6")
-    fleet.fleet.revoke("pi-5", utc_now())
+    """Mosquitto 2.0 may let it in: rules hold all the same."""
+    config, other = device(fleet), device(fleet)
+    fleet.fleet.revoke(config.agent_id, utc_now())
     reload(fleet)
-    revoked, witness = MqttLink(config.broker, "pi-5"), MqttLink(other.broker, "pi-6")
+    revoked, witness = MqttLink(config.broker, "revoked"), MqttLink(other.broker, "witness")
     links += [revoked, witness]
     for client in links:
         client.subscribe(ROOT + "#")
         client.open()
         client.poll(5)
-    revoked.publish(ROOT + "agents/pi-5/status", b"I am still here", retain=True)
+    revoked.publish(f"{ROOT}agents/{config.agent_id}/status", b"I am still here", retain=True)
     assert nothing_comes(revoked, 0.5)
+
+
+def test_an_old_key_does_not_open_the_port_of_mosquitto_2_1(
+    fleet: RunningFleet, program: Path, links: list[MqttLink]
+) -> None:
+    version = subprocess.run([program, "-h"], capture_output=True, text=True).stdout
+    if "version 2.0." in version:
+        pytest.skip("2.0 looks at the list from its second reload on only (docs/security.md)")
+    config = device(fleet)
+    fleet.fleet.rotate(config.agent_id, utc_now(), None, 30)
+    reload(fleet)
+    links.append(MqttLink(config.broker, config.agent_id))
+    links[0].open()
+    assert not isinstance(links[0].poll(10), LinkUp)
 
 
 def test_the_listener_stays_on_the_address_it_was_given(fleet: RunningFleet) -> None:
@@ -143,7 +160,7 @@ def test_a_listener_that_cannot_be_is_refused(bind: str, websockets: int, messag
 
 
 def test_a_fleet_without_the_listener_says_so(fleet: RunningFleet, tmp_path: Path) -> None:
-    bundle = fleet.fleet.enrol("pi-7", utc_now(), tmp_path / "b", 30)
+    bundle = fleet.fleet.enrol(tmp_path.name[-20:], utc_now(), tmp_path / "b", 30)
     text = bundle.read_text()
     bundle.write_text(re.sub(r'"websockets": \d+', '"websockets": 0', text))
     with pytest.raises(ConfigError, match="does not listen for WebSockets"):
