@@ -55,6 +55,7 @@ class LiveWatcher:
         """See `fleet.run.Watcher`."""
         spec, print_ = cast.spec, self._console.print
         print_(f"[bold]{cast.scenario.name}[/bold]: {cast.scenario.description}")
+        print_(f"[dim]licence: {cast.scenario.licence}[/dim]", highlight=False)
         learners = f"{len(cast.learners)} agents learn"
         if cast.unseen:
             learners += f", {len(cast.unseen)} only measure ({', '.join(cast.unseen)})"
