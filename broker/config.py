@@ -30,7 +30,7 @@ T = TypeVar("T")
 _Key = str | int
 _Path = tuple[_Key, ...]
 
-_SECRET = re.compile(r"password|secret|token", re.IGNORECASE)
+_SECRET = re.compile(r"password|secret|token|headers", re.IGNORECASE)
 
 
 def load_config(path: Path, config_type: type[T]) -> T:
@@ -347,7 +347,7 @@ def _choices(hint: Any) -> str:
 
 
 def _shown(failure: _Failure) -> str:
-    if failure.path and _SECRET.search(str(failure.path[-1])):
+    if any(_SECRET.search(str(key)) for key in failure.path):
         return f"a {type(failure.value).__name__}"  # a password must not end in a log
     if failure.value is None:
         return "nothing (null)"

@@ -74,6 +74,12 @@ def test_a_damaged_line_of_secret_headers_is_named_by_number_only(tmp_path: Path
     assert "topsecret" not in str(caught.value)
 
 
+def test_a_header_of_a_wrong_type_is_not_shown() -> None:
+    with pytest.raises(ConfigError, match=r"headers\.X-Key: .* got a int") as caught:
+        parse(websocket={"headers": {"X-Key": 4711}})
+    assert "4711" not in str(caught.value)
+
+
 def test_the_proxys_password_is_read_late_and_shown_never(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
