@@ -204,6 +204,7 @@ def test_a_fleet_of_three_writes_a_report_with_all_the_names_of_its_contract(
     assert final["seconds"] > 0
     assert report["baselines"]["pooled_on_own"] == pytest.approx(final["metrics"]["mae"], abs=0.01)
     assert sorted(p.name for p in (out / "model").iterdir()) == [
+        "architecture.json",
         "initial.npy",
         "program.tflite",
         "spec.json",
