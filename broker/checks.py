@@ -24,6 +24,7 @@ from broker.diagnosis import Check, failed, ok, skipped, warning
 from broker.probe import Granted, Probe, packet_limit
 from broker.rights import Rights, access_checks
 from broker.settings import PLAIN_PORT, TLS_PORT, BrokerSettings
+from broker.transports import proxy_arguments
 from models.errors import ConfigError, LinkError
 
 #: fedge did not exist before, and no certificate of ours lives so long.
@@ -111,13 +112,15 @@ def _is_unsynchronised() -> bool:
 def _files(settings: BrokerSettings, name: str) -> Iterator[Check]:
     """Password and certificates that the settings name."""
     try:
-        settings.secrets()
+        proxy = settings.secrets().proxy
+        if proxy is not None:
+            proxy_arguments(proxy)  # needs a package
         if settings.tls is None:
             yield ok("files", "no certificates needed: no TLS")
             return
         settings.tls.context()
     except ConfigError as error:
-        yield failed("files", str(error), "make the file readable, or correct the configuration")
+        yield failed("files", str(error), "do so, or correct the configuration")
         return
     for key, secret in (("key_file", settings.tls.key_file), ("", settings.password_file)):
         if secret and Path(secret).stat().st_mode & stat.S_IROTH:

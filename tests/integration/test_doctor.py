@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import itertools
 import json
 import shutil
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import timedelta
@@ -21,7 +24,7 @@ from broker import blobs, messages
 from broker.authority import Authority
 from broker.config import load_config
 from broker.diagnosis import Check, exit_code
-from broker.local import LocalBroker, free_port
+from broker.local import LocalBroker, find_mosquitto, free_port
 from broker.messages import AgentStatus, CoordinatorStatus, ProgramManifest
 from broker.mqtt import MqttLink
 from broker.seal import read_public_keys
@@ -37,7 +40,7 @@ from broker.topics import (
     ProgramTopic,
     Topics,
 )
-from broker.transports import ProxySettings
+from broker.transports import ProxyKind, ProxySettings
 from coordinator.config import CoordinatorConfig
 from coordinator.doctor import diagnose as diagnose_coordinator
 from edge_agent.config import AgentConfig
@@ -47,13 +50,16 @@ from edge_agent.trust_file import TrustFile
 from fedge import cli
 from models.zoo import load_zoo
 from tests.conftest import need, take, wait_up
+from tests.gateway import Gateway
 from tests.integration.fleet_folder import (
     RunningFleet,
     link_with,
+    listens,
     make_fleet,
     reload,
     running,
     signed,
+    until,
 )
 from tests.transports import Transports
 
@@ -480,6 +486,49 @@ def test_every_way_to_a_broker_is_looked_at(
     able, unwanted = found.named("access")
     assert "publish plans" in unwanted.facts["allowed"]  # we hear it ourselves
     assert ("nobody says" in able.found) == (way == "3.1.1")
+
+
+@pytest.mark.parametrize("kind", ["http", "socks5"])
+def test_through_a_proxy_tls_is_seen_at_the_login(
+    transports: Transports, tmp_path: Path, kind: ProxyKind
+) -> None:
+    with Gateway() as gateway:
+        proxy = ProxySettings(kind=kind, host="127.0.0.1", port=gateway.port)
+        settings = msgspec.structs.replace(transports.settings("tls"), proxy=proxy)
+        found = look(tmp_path, settings)
+    assert found.failed == []
+    assert "the proxy 127.0.0.1" in found.one("tcp").found
+    assert found.one("tls").state == "skipped"
+    assert f"through the {kind} proxy" in found.one("login").found
+
+
+def test_a_wrong_password_is_told_from_none_and_from_the_right_one(tmp_path: Path) -> None:
+    need("mosquitto")
+    salt = bytes(12)
+    digest = hashlib.pbkdf2_hmac("sha512", b"right", salt, 101)  # as mosquitto_passwd writes it
+    encoded = [base64.b64encode(part).decode() for part in (salt, digest)]
+    accounts, config = tmp_path / "accounts", tmp_path / "mosquitto.conf"
+    accounts.write_text(f"pi:$7$101${encoded[0]}${encoded[1]}\n")
+    port = free_port()
+    lines = [f"listener {port} 127.0.0.1", "user root", "allow_anonymous false"]
+    config.write_text("\n".join([*lines, f"password_file {accounts}", ""]))
+    process = subprocess.Popen(
+        [find_mosquitto() or "", "-c", str(config)], stderr=subprocess.DEVNULL
+    )
+    try:
+        assert until(lambda: listens(port))
+        secret = tmp_path / "secret"
+        settings = BrokerSettings(port=port, username="pi", password_file=str(secret))
+        secret.write_text("wrong\n")
+        secret.chmod(0o600)
+        wrong = look(tmp_path, settings).only_failure
+        assert (wrong.name, f"the password in {secret}" in wrong.found) == ("login", True)
+        assert "wants a username" in look(tmp_path, BrokerSettings(port=port)).only_failure.found
+        secret.write_text("right\n")
+        assert "let in as pi" in look(tmp_path, settings).one("login").found
+    finally:
+        process.terminate()
+        process.wait(10)
 
 
 def test_a_proxy_that_is_not_there_is_told_from_the_broker(tmp_path: Path) -> None:
