@@ -387,6 +387,7 @@ if [ $action = uninstall ]; then
   exit 0
 fi
 [ $action = install ] || is_installed || fail "nothing is installed in $home"
+[ ! -e "$home/pyvenv.cfg" ] || fail "$home is an environment made by hand: remove it first, or move it"
 make_account_and_folders
 was_configured=no
 [ ! -e "$etc/$role.yaml" ] || was_configured=yes

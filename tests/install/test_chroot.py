@@ -153,6 +153,10 @@ def test_both_roles_live_on_one_machine_and_leave_one_by_one(installed: Machine)
         ),
         ("rm wheels/fedge-*; sh deploy/install-agent.sh --wheels wheels", "no fedge-*.whl"),
         (
+            "python3 -m venv --without-pip /opt/fedge; sh deploy/install-agent.sh --wheels wheels",
+            "/opt/fedge is an environment made by hand",
+        ),
+        (
             "rm -r /usr/lib/python3.11/ensurepip; sh deploy/install-agent.sh --wheels wheels",
             "python3-venv is missing: apt-get install python3-venv",
         ),
