@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check
 OUT ?= runs/wearable_activity
-ARCH ?= arm64 armhf
+ARM ?= arm64 arm64-trixie armhf
 
 .PHONY: demo test test-arm test-install check coverage bench brokers wheel clean
 
@@ -20,7 +20,7 @@ test-install: .venv/.dev wheel
 
 # Debian for Arm, emulated: takes root, debootstrap and qemu-user-static (docs/runtimes.md).
 test-arm: .venv/.dev wheel
-	.venv/bin/python -m tests.arm.root dist/*.whl $(ARCH)
+	.venv/bin/python -m tests.arm.root dist/*.whl $(ARM)
 	.venv/bin/pytest tests/arm --timeout=1800
 
 check: .venv/.dev

@@ -16,7 +16,7 @@ from models.wheels import WHEELS, advice, obstacle
 runtime_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
     "--runtime",
     type=click.Choice(list(WHEELS)),
-    help="TFLite interpreter (default: the first of these that is installed).",
+    help="TFLite interpreter (default: the one that is configured, else the first installed).",
 )
 
 

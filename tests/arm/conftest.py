@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from tests.arm.root import ARCHITECTURES, ROOTS, NotHere, Root, existing
+from tests.arm.root import ROOTS, SYSTEMS, NotHere, Root, existing
 
 Figure = dict[str, Any]
 _figures: list[Figure] = []
 
 
-@pytest.fixture(scope="session", params=list(ARCHITECTURES))
+@pytest.fixture(scope="session", params=list(SYSTEMS))
 def root(request: pytest.FixtureRequest) -> Root:
     if not (ROOTS / request.param).exists():
-        pytest.skip(f"not made: make test-arm ARCH={request.param}")
+        pytest.skip(f"not made: make test-arm ARM={request.param}")
     try:
         return existing(request.param)
     except NotHere as error:

@@ -1,6 +1,6 @@
 """A Debian for Arm in a folder, and commands run inside it.
 
-`python -m tests.arm.root WHEEL [arm64 armhf]` makes what is missing and installs the wheel.
+`python -m tests.arm.root WHEEL [SYSTEM ...]` makes what is missing and installs the wheel.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOTS = Path(__file__).parents[2] / "runs" / "arm"
-SUITE = "bookworm"
 FEDGE = "/opt/fedge/bin/fedge"
 PYTHON = "/opt/fedge/bin/python"
 _ENVIRONMENT = "/opt/fedge"
@@ -27,47 +26,56 @@ _LONGEST_S = 3600.0
 
 
 @dataclass(frozen=True)
-class Architecture:
-    """One of Debian's.
+class Machine:
+    """What is emulated.
 
     Attributes:
-        name: as Debian calls it.
-        machine: as `uname -m` says.
+        name: as `uname -m` says.
         emulator: name of its entry for the kernel.
-        cpu: that is emulated; it decides which kernels the interpreters choose.
-        packages: of Debian, that the installation needs.
-        venv: options of `python3 -m venv`.
-        runtimes: that have a wheel for it.
+        cpu: decides which kernels the interpreters choose.
     """
 
     name: str
-    machine: str
     emulator: str
     cpu: str
-    packages: tuple[str, ...]
-    venv: tuple[str, ...]
+
+
+_ARM64 = Machine("aarch64", "qemu-aarch64", "cortex-a72")  # Raspberry Pi 4
+_ARMHF = Machine("armv7l", "qemu-arm", "cortex-a7")  # Raspberry Pi 2
+
+
+@dataclass(frozen=True)
+class System:
+    """A Debian.
+
+    Attributes:
+        architecture: as Debian calls it.
+        suite: its release.
+        machine: that it is for.
+        runtimes: that have a wheel for it; the first is installed with fedge.
+        packages: of Debian, that the installation needs.
+        venv: options of `python3 -m venv`.
+    """
+
+    architecture: str
+    suite: str
+    machine: Machine
     runtimes: tuple[str, ...]
+    packages: tuple[str, ...] = ("python3", "python3-venv")
+    venv: tuple[str, ...] = ()
 
 
-ARCHITECTURES = {
-    "arm64": Architecture(
-        "arm64",
-        "aarch64",
-        "qemu-aarch64",
-        "cortex-a72",  # Raspberry Pi 4
-        ("python3", "python3-venv"),
-        (),
-        ("tflite-runtime", "ai-edge-litert"),
-    ),
+SYSTEMS = {
+    "arm64": System("arm64", "bookworm", _ARM64, ("tflite-runtime", "ai-edge-litert")),
+    "arm64-trixie": System("arm64", "trixie", _ARM64, ("ai-edge-litert",)),
     # NumPy, PyYAML and msgspec have no wheel: two from apt, one compiled (docs/runtimes.md).
-    "armhf": Architecture(
+    "armhf": System(
         "armhf",
-        "armv7l",
-        "qemu-arm",
-        "cortex-a7",  # Raspberry Pi 2
+        "bookworm",
+        _ARMHF,
+        ("tflite-runtime",),
         ("python3-venv", "python3-numpy", "python3-yaml", "python3-dev", "gcc"),
         ("--system-site-packages",),
-        ("tflite-runtime",),
     ),
 }
 
@@ -89,10 +97,23 @@ class NotHere(Exception):
 
 @dataclass(frozen=True)
 class Root:
-    """A root file system."""
+    """A root file system.
 
-    architecture: Architecture
-    folder: Path
+    Attributes:
+        name: of its system, in `SYSTEMS`.
+    """
+
+    name: str
+
+    @property
+    def system(self) -> System:
+        """What is in it."""
+        return SYSTEMS[self.name]
+
+    @property
+    def folder(self) -> Path:
+        """Where it is."""
+        return ROOTS / self.name
 
     def inside(self, *command: str, shared: Path | None = None) -> list[str]:
         """What runs a command inside; the process is the emulator itself, signals reach it.
@@ -101,7 +122,7 @@ class Root:
             command: program and arguments.
             shared: a folder that is there under the same path inside.
         """
-        words = [str(self.folder), self.architecture.cpu, str(shared or ""), *command]
+        words = [str(self.folder), self.system.machine.cpu, str(shared or ""), *command]
         unshare = shutil.which("unshare") or "unshare"
         return [unshare, "--mount", "sh", "-euc", _ENTER, "sh", *words]
 
@@ -127,11 +148,23 @@ class Root:
         unfinished = self.folder.with_suffix(".unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.parent.mkdir(parents=True, exist_ok=True)
-        include = ",".join(("ca-certificates", *self.architecture.packages))
-        options = [f"--arch={self.architecture.name}", "--variant=minbase", f"--include={include}"]
+        include = ",".join(("ca-certificates", *self.system.packages))
+        options = [
+            f"--arch={self.system.architecture}",
+            "--variant=minbase",
+            f"--include={include}",
+        ]
         mirror = [os.environ["FEDGE_ARM_MIRROR"]] if "FEDGE_ARM_MIRROR" in os.environ else []
         # In a namespace of its own: what it mounts must not outlive an interrupted run.
-        command = ["unshare", "--mount", "debootstrap", *options, SUITE, str(unfinished), *mirror]
+        command = [
+            "unshare",
+            "--mount",
+            "debootstrap",
+            *options,
+            self.system.suite,
+            str(unfinished),
+            *mirror,
+        ]
         log = unfinished.with_suffix(".log")
         with log.open("wb") as file:
             done = subprocess.run(command, stdout=file, stderr=file, timeout=_LONGEST_S)
@@ -145,11 +178,11 @@ class Root:
         shutil.copy(wheel, self.folder / "root" / wheel.name)
         settings = [f"{key}={value}" for key, value in self._pip_settings().items()]
         self.run("rm", "-rf", _ENVIRONMENT)
-        self.run("python3", "-m", "venv", *self.architecture.venv, _ENVIRONMENT)
+        self.run("python3", "-m", "venv", *self.system.venv, _ENVIRONMENT)
         pip = ["env", *settings, PYTHON, "-m", "pip", "install", "--quiet", "--no-cache-dir"]
         self.run(*pip, f"/root/{wheel.name}")
-        print(f"{self.architecture.name}: {self._installed_bytes() / 1e6:.0f} MB", flush=True)
-        for runtime in self.architecture.runtimes[1:]:
+        print(f"{self.name}: {self._installed_bytes() / 1e6:.0f} MB", flush=True)
+        for runtime in self.system.runtimes[1:]:
             self.run(*pip, runtime, "numpy<2")  # tflite-runtime beside it stands no other
 
     def _installed_bytes(self) -> int:
@@ -184,8 +217,8 @@ class Root:
         return settings
 
 
-def prepare(architecture: Architecture) -> None:
-    """Sees to it that this machine runs programs of that architecture.
+def prepare(machine: Machine) -> None:
+    """Sees to it that this machine runs programs of that kind.
 
     Raises:
         NotHere: it cannot; says what to do.
@@ -195,24 +228,21 @@ def prepare(architecture: Architecture) -> None:
     missing = [name for name in ("debootstrap", "unshare", "chroot") if shutil.which(name) is None]
     if missing:
         raise NotHere(f"{missing[0]} is missing: apt install debootstrap qemu-user-static")
-    if platform.machine() == architecture.machine or _registered(architecture):
+    if platform.machine() == machine.name or _registered(machine):
         return
-    if (
-        shutil.which("update-binfmts") is None
-        or shutil.which(f"{architecture.emulator}-static") is None
-    ):
+    if shutil.which("update-binfmts") is None or shutil.which(f"{machine.emulator}-static") is None:
         raise NotHere("no emulator: apt install qemu-user-static binfmt-support")
     if not (_BINFMT / "register").exists():
         mount = ["mount", "-t", "binfmt_misc", "binfmt_misc", str(_BINFMT)]
         subprocess.run(mount, check=False, timeout=60)
-    enable = ["update-binfmts", "--enable", architecture.emulator]
+    enable = ["update-binfmts", "--enable", machine.emulator]
     subprocess.run(enable, check=False, timeout=60)
-    if not _registered(architecture):
-        raise NotHere(f"the kernel does not take {architecture.emulator} into binfmt_misc")
+    if not _registered(machine):
+        raise NotHere(f"the kernel does not take {machine.emulator} into binfmt_misc")
 
 
-def _registered(architecture: Architecture) -> bool:
-    return (_BINFMT / architecture.emulator).exists()
+def _registered(machine: Machine) -> bool:
+    return (_BINFMT / machine.emulator).exists()
 
 
 def existing(name: str) -> Root:
@@ -221,18 +251,20 @@ def existing(name: str) -> Root:
     Raises:
         NotHere: it was not.
     """
-    root = Root(ARCHITECTURES[name], ROOTS / name)
+    root = Root(name)
     if not (root.folder / FEDGE.lstrip("/")).exists():
         raise NotHere(f"no {root.folder}: make test-arm")
-    prepare(root.architecture)  # registrations end with a restart of the machine
+    prepare(root.system.machine)  # registrations end with a restart of the machine
     return root
 
 
 def main(wheel: Path, names: Sequence[str]) -> None:
     """Makes the roots that are missing, and installs the wheel in each."""
     for name in names:
-        root = Root(ARCHITECTURES[name], ROOTS / name)
-        prepare(root.architecture)
+        if name not in SYSTEMS:
+            raise NotHere(f"no system {name!r}; there are: {', '.join(SYSTEMS)}")
+        root = Root(name)
+        prepare(root.system.machine)
         step(name, "debootstrap", root.build)
         step(name, "install", functools.partial(root.install, wheel))
 
@@ -247,6 +279,6 @@ def step(name: str, what: str, action: Callable[[], None]) -> None:
 
 if __name__ == "__main__":
     try:
-        main(Path(sys.argv[1]), sys.argv[2:] or list(ARCHITECTURES))
+        main(Path(sys.argv[1]), sys.argv[2:] or list(SYSTEMS))
     except NotHere as error:
         sys.exit(f"error: {error}")
