@@ -39,6 +39,7 @@ rm -rf "$folder/$suite"
 mkdir -p "$folder/$suite/lib"
 cp -a "$libraries"/lib*.so* "$libraries"/ld-linux-*.so* "$folder/$suite/lib/"
 find "$folder/$suite/lib" -xtype l -delete
+cp -L "$libraries"/mosquitto_*.so "$folder/$suite/lib/" 2>/dev/null || true
 "$(command -v ldconfig || echo /sbin/ldconfig)" -n "$folder/$suite/lib"
 cp "$work/root/usr/sbin/mosquitto" "$folder/$suite/mosquitto"
 loader=$(find "$folder/$suite/lib" -name 'ld-linux-*.so*' | head -n 1)
