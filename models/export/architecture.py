@@ -6,6 +6,7 @@ Devices never see it. Layers of a user's own need their code again (`fedge model
 from __future__ import annotations
 
 import json
+import logging
 from typing import Any
 
 import numpy as np
@@ -18,20 +19,34 @@ from models.export.variables import Variables, is_seed, named_variables
 from models.package import ARCHITECTURE_FILE, ModelPackage
 from models.parameters import F32
 
+log = logging.getLogger(__name__)
+
+_NAME_IT = "name the function that builds it, --model FILE.py:FUNCTION"
 _PAIRS: dict[str, type[Triplet | Contrastive]] = {"triplet": Triplet, "contrastive": Contrastive}
 
 
-def describe(model: Any, wishes: Wishes, variables: Variables) -> bytes:
-    """The model and what `export_model` was told beside it, as JSON."""
-    document = json.loads(model.to_json())
-    if (compiled := document.get("compile_config")) is not None:
+def describe(model: Any, told: Wishes, variables: Variables) -> bytes:
+    """The model and what `export_model` was told beside it, as JSON.
+
+    A layer that cannot describe itself leaves the model out: a release then needs its function.
+    """
+    try:
+        document = json.loads(model.to_json())
+    # Layers of a user's own, and Keras's words for them, raise what they like.
+    except Exception as error:
+        log.warning(
+            "model %s cannot be described as JSON (%s): `fedge model release` will need --model",
+            model.name, _first_line(error), extra={"event": "no_architecture"},
+        )  # fmt: skip
+        document = None
+    if document is not None and (compiled := document.get("compile_config")) is not None:
         compiled["optimizer"] = "sgd"  # devices choose their own
     options = {
-        "loss": None if wishes.loss is None else [wishes.loss.name, wishes.loss.margin],
-        "reconstruct": wishes.reconstruct,
-        "class_weight": {str(key): value for key, value in wishes.class_weight.items()},
-        "metrics": list(wishes.metrics),
-        "classes": list(wishes.classes),
+        "loss": None if told.loss is None else [told.loss.name, told.loss.margin],
+        "reconstruct": told.reconstruct,
+        "class_weight": {str(key): value for key, value in told.class_weight.items()},
+        "metrics": list(told.metrics),
+        "classes": list(told.classes),
     }
     # By position: the paths that Keras gives to variables of nested models do not survive JSON.
     known = {id(variable): spec.name for spec, variable in variables.learned}
@@ -39,37 +54,69 @@ def describe(model: Any, wishes: Wishes, variables: Variables) -> bytes:
     return json.dumps({"keras": document, "options": options, "variables": names}).encode() + b"\n"
 
 
-def rebuild(package: ModelPackage) -> tuple[Any, Wishes]:
+def rebuild(package: ModelPackage) -> Any:
     """The Keras model that the package was exported from, with its initial weights unset.
 
     Raises:
         ExportError: the package has no architecture, or Keras cannot rebuild it.
     """
-    if not package.architecture:
+    document = _document(package).get("keras")
+    if document is None:
         raise ExportError(
-            f"package {package.spec.name!r} has no {ARCHITECTURE_FILE}: name the function that "
-            "builds the model, --model FILE.py:FUNCTION"
+            f"package {package.spec.name!r} does not say how its model is built: {_NAME_IT}"
         )
     try:
-        document = json.loads(package.architecture)
-        options = document["options"]
         with hushed():
-            model = keras.models.model_from_json(json.dumps(document["keras"]))
+            return keras.models.model_from_json(json.dumps(document))
+    # Layers of a user's own raise what they like.
+    except Exception as error:
+        raise ExportError(
+            f"{ARCHITECTURE_FILE} of {package.spec.name!r} cannot be rebuilt by this Keras "
+            f"{keras.__version__}: {_first_line(error)}; {_NAME_IT}"
+        ) from error
+
+
+def wishes(package: ModelPackage) -> Wishes:
+    """What `export_model` was told beside the model; nothing when the package does not say.
+
+    Raises:
+        ExportError: the description is damaged.
+    """
+    options = _document(package).get("options")
+    if options is None:
+        return Wishes()
+    try:
         pair = options["loss"]
-        wishes = Wishes(
+        return Wishes(
             loss=None if pair is None else _PAIRS[pair[0]](pair[1]),
             reconstruct=options["reconstruct"],
             class_weight={int(key): value for key, value in options["class_weight"].items()},
             metrics=tuple(options["metrics"]),
             classes=tuple(options["classes"]),
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise ExportError(
-            f"{ARCHITECTURE_FILE} of {package.spec.name!r} cannot be rebuilt by this Keras "
-            f"{keras.__version__}: {str(error).strip().splitlines()[0][:200]}; name the function "
-            "that builds the model, --model FILE.py:FUNCTION"
+            f"{ARCHITECTURE_FILE} of {package.spec.name!r}: damaged options: {error!r}"
         ) from error
-    return model, wishes
+
+
+def _document(package: ModelPackage) -> dict[str, Any]:
+    if not package.architecture:
+        return {}
+    try:
+        document = json.loads(package.architecture)
+    except ValueError as error:
+        document = error
+    if not isinstance(document, dict):
+        raise ExportError(
+            f"{ARCHITECTURE_FILE} of {package.spec.name!r} is damaged: export the model again"
+        )
+    return document
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:200] if lines else type(error).__name__
 
 
 def fill(model: Any, package: ModelPackage, theta: F32) -> None:
@@ -98,10 +145,9 @@ def fill(model: Any, package: ModelPackage, theta: F32) -> None:
 
 def _variable_names(model: Any, package: ModelPackage) -> list[str]:
     """The layout's name of each variable of the model; "" for those that no layout has."""
-    if package.architecture:
-        names = [name or "" for name in json.loads(package.architecture)["variables"]]
-        if len(names) == len(model.variables):
-            return names
+    names = [name or "" for name in _document(package).get("variables", ())]
+    if len(names) == len(model.variables):
+        return names
     known = {id(variable): name for name, variable in named_variables(model).items()}
     return [known.get(id(variable), "") for variable in model.variables]
 

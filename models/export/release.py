@@ -16,10 +16,10 @@ from typing import Any, Literal
 import numpy as np
 
 from models.errors import ExportError
-from models.export.architecture import fill, rebuild
-from models.export.backend import Tensor, hushed, tf
+from models.export.architecture import fill, rebuild, wishes
+from models.export.backend import Tensor, hushed, keras, tf
 from models.export.layers import leaves
-from models.export.objective import Objective, Wishes, read_objective
+from models.export.objective import Objective, read_objective
 from models.export.substitutes import exportable
 from models.export.verify import random_batch
 from models.inference import InferenceModel, Release
@@ -87,10 +87,10 @@ def release_model(
     """
     if numbers == "int8" and calibration is None:
         raise ExportError("int8 needs representative rows: --calibration DATA.npz")
-    model, wishes = (build(), Wishes()) if build is not None else rebuild(package)
+    model = rebuild(package) if build is None else _built(build)
     fill(model, package, theta)
     _check_same(model, package, theta)
-    objective = read_objective(model, package.spec.inputs, wishes)
+    objective = read_objective(model, package.spec.inputs, wishes(package))
     tflite = _convert(model, package, objective, numbers, calibration, batch_size)
     with hushed():  # the interpreters announce their delegates
         released = InferenceModel(
@@ -124,6 +124,14 @@ def release_model(
     if data is not None:
         facts |= _compared(program, package.whole(theta), released, objective, data)
     return Made(tflite, Release(**facts))
+
+
+def _built(build: Callable[[], Any]) -> Any:
+    model = build()
+    if not isinstance(model, keras.Model) or not model.built:
+        what = type(model).__name__
+        raise ExportError(f"--model must name a function that returns a keras.Model, not {what}")
+    return model
 
 
 def _check_same(model: Any, package: ModelPackage, theta: F32) -> None:
@@ -220,9 +228,11 @@ def _batches(
     names: list[str], rows: Rows, batch_size: int
 ) -> Iterator[tuple[str, dict[str, Array]]]:
     count = min(row_count(rows), _MOST_CALIBRATION_ROWS)
-    # Evenly over the file: its beginning may be one person or one class.
-    index = np.unique(np.linspace(0, row_count(rows) - 1, count).astype(np.int64))
-    for start in range(0, len(index) - batch_size + 1, batch_size):
+    # Evenly over the file: its beginning may be one person or one class. Whole batches: the last
+    # one begins again at the first row.
+    whole = -(-count // batch_size) * batch_size
+    index = np.linspace(0, row_count(rows) - 1, count).astype(np.int64)[np.arange(whole) % count]
+    for start in range(0, whole, batch_size):
         taken = index[start : start + batch_size]
         yield "predict", {name: np.ascontiguousarray(rows[name][taken]) for name in names}
 

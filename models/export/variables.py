@@ -6,7 +6,7 @@ The rest are seeds of Keras's random numbers, which programs do not use.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -18,6 +18,8 @@ from models.export.backend import keras
 from models.parameters import F32, Layout, ParameterSpec
 
 _NUMBERED = re.compile(r"_\d+$")
+#: What Bidirectional puts before the names of its two layers.
+_DIRECTION = re.compile(r"^(forward|backward)_")
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,17 +137,27 @@ def layer_names(model: Any) -> Iterator[tuple[Any, str]]:
     Keras numbers unnamed layers through the life of the process (`dense_7`): such a number would
     make the layout, and its fingerprint, differ from one export to the next.
     """
+    yield from _named(model.layers)
+
+
+def _named(layers: Iterable[Any]) -> Iterator[tuple[Any, str]]:
     taken: set[str] = set()
-    for layer in model.layers:
+    for layer in layers:
         kind = _NUMBERED.sub("", layer.name)
-        automatic = kind.replace("_", "") == type(layer).__name__.lower()
-        base = kind if automatic else layer.name
-        name, number = base, 0
-        while name in taken:
-            number += 1
-            name = f"{base}_{number}"
+        plain = _DIRECTION.sub("", kind).replace("_", "")
+        base = kind if plain == type(layer).__name__.lower() else layer.name
+        name = _free(base, taken)
         taken.add(name)
         yield layer, name
+
+
+def _free(base: str, taken: Set[str]) -> str:
+    """`base`, numbered where it is taken."""
+    name, number = base, 0
+    while name in taken:
+        number += 1
+        name = f"{base}_{number}"
+    return name
 
 
 def plain_name(model: Any, name: str, default: str) -> str:
@@ -158,14 +170,30 @@ def plain_name(model: Any, name: str, default: str) -> str:
 def _names(model: Any) -> Iterator[tuple[int, str]]:
     """(id of a variable, its name in the layout), the first one for shared variables."""
     seen: set[int] = set()
+    taken: set[str] = set()
     for layer, layer_name in layer_names(model):
+        inside = _inner_names(layer)
         for variable in layer.variables:
             if id(variable) in seen:
                 continue
             seen.add(id(variable))
-            inner = variable.path.split("/")
-            inner = inner[inner.index(layer.name) + 1 :] if layer.name in inner else inner[-1:]
-            yield id(variable), "/".join([layer_name, *inner])
+            *path, last = variable.path.split("/")
+            if layer.name in path:
+                path = path[path.index(layer.name) + 1 :]
+            else:  # built before it was put into this one
+                path = [part for part in path if part in inside]
+            base = "/".join([layer_name, *(inside.get(part, part) for part in path), last])
+            name = _free(base, taken)
+            taken.add(name)
+            yield id(variable), name
+
+
+def _inner_names(layer: Any) -> dict[str, str]:
+    """Names of the layers inside a model or wrapper, which Keras numbers too -> plain names."""
+    parts = {part.name: part for part in layer._flatten_layers()[1:]}
+    # In the order of their weights: Keras's list of layers has no order to rely on.
+    named = dict.fromkeys(p for v in layer.variables for p in v.path.split("/") if p in parts)
+    return {part.name: name for part, name in _named(parts[name] for name in named)}
 
 
 def _is_tracked(variable: Any, model: Any) -> bool:

@@ -65,6 +65,26 @@ def test_a_second_export_in_the_same_process_is_the_same() -> None:
     assert first.digest == second.digest
 
 
+def test_layers_inside_models_and_wrappers_have_the_same_names_in_every_export() -> None:
+    def once() -> list[str]:
+        inner = keras.Sequential([keras.Input((4,)), layers.Dense(3), layers.Dense(3)], name="in")
+        both = layers.Bidirectional(layers.GRU(2))
+        each = layers.TimeDistributed(inner)
+        model = keras.Sequential([keras.Input((2, 4)), each, both, layers.Dense(1)])
+        model.compile(loss="mse")
+        return [p.name for p in export_model(model, name="m").spec.layout.parameters]
+
+    first = once()
+    assert first == once()
+    assert first[:4] == [
+        "time_distributed/in/dense/kernel",
+        "time_distributed/in/dense/bias",
+        "time_distributed/in/dense_1/kernel",
+        "time_distributed/in/dense_1/bias",
+    ]
+    assert "bidirectional/backward_gru/gru_cell/kernel" in first
+
+
 def test_the_digest_survives_the_disk(tmp_path: Path) -> None:
     package = export_model(build(), name="m")
     package.save(tmp_path)

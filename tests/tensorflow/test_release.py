@@ -18,7 +18,7 @@ from coordinator.store import Store
 from edge_agent.cli import cli as agent_cli
 from models.cli import cli
 from models.errors import ExportError, ModelError
-from models.export.architecture import rebuild
+from models.export.architecture import rebuild, wishes
 from models.export.backend import keras
 from models.export.exporter import export_model
 from models.export.losses import Triplet
@@ -232,6 +232,50 @@ def test_layers_of_a_user_s_own_need_their_code_again(tmp_path: Path) -> None:
     assert runner.predict(x)["prediction"] == pytest.approx(expected, abs=1e-5)
 
 
+class Opaque(layers.Layer):  # type: ignore[misc]  # its base is Any
+    """Says nothing of its argument, so that Keras cannot write it down."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__()
+        self._inner = inner
+
+    def call(self, x: Any) -> Any:
+        return self._inner(x)
+
+
+def test_a_layer_that_cannot_be_written_down_is_exported_and_released_by_its_function() -> None:
+    """What was told beside the model is known without it."""
+
+    def made() -> Any:
+        keras.utils.set_random_seed(1)
+        x = keras.Input((4,), name="sensors")
+        model = keras.Model(x, layers.Dense(4)(Opaque(layers.Activation("relu"))(x)))
+        model.compile(loss="mse", metrics=["mae"])
+        return model
+
+    package = export_model(made(), name="opaque", reconstruct="sensors")
+    with pytest.raises(ExportError, match="does not say how its model is built: name the function"):
+        release_model(package, package.initial, "float32")
+    rows = {"sensors": np.ones((3, 4), np.float32)}
+    got = release_model(package, package.initial, "float32", data=rows, build=made)
+    assert got.release.released_metrics == pytest.approx(got.release.metrics, rel=1e-4)
+    with pytest.raises(ExportError, match=r"must name a function .* not ModelPackage"):
+        release_model(package, package.initial, "float32", build=lambda: package)
+
+
+def test_fewer_calibration_rows_than_a_batch_are_enough() -> None:
+    package, few = classifier(), {"window": raw_rows(5)["window"]}
+    whole, single = (
+        release_model(package, package.initial, "int8", calibration=few, batch_size=size)
+        for size in (8, 1)
+    )
+    batched, alone = (
+        InferenceModel(made.tflite, package.spec.inputs, package.spec.outputs, size).predict(few)
+        for made, size in ((whole, 8), (single, 1))
+    )
+    assert np.abs(batched["prediction"] - alone["prediction"]).max() < 0.05
+
+
 def test_frozen_and_personal_parts_and_pairs_are_released_too() -> None:
     keras.utils.set_random_seed(6)
     encoder = keras.Sequential(
@@ -240,9 +284,8 @@ def test_frozen_and_personal_parts_and_pairs_are_released_too() -> None:
     inputs = [keras.Input((5,), name=name) for name in ("anchor", "positive", "negative")]
     model = keras.Model(inputs, [encoder(x) for x in inputs])
     package = export_model(model, name="triplet", loss=Triplet(0.3))
-    again, wishes = rebuild(package)
-    assert wishes.loss == Triplet(0.3)
-    assert len(again.outputs) == 3
+    assert wishes(package).loss == Triplet(0.3)
+    assert len(rebuild(package).outputs) == 3
     rows = {
         t.name: np.random.default_rng(1).normal(size=(20, 5)).astype(np.float32)
         for t in package.spec.inputs
