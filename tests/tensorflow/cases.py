@@ -100,6 +100,11 @@ def _convolutions() -> Iterator[Case]:
         yield make("Conv2D", f"{padding}, groups", "image", grouped)
         transposed = layers.Conv2DTranspose(4, (3, 4), strides=2, padding=padding)
         yield make("Conv2DTranspose", padding, "image", transposed)
+        yield make("Conv1D", f"{padding}, dilated", "series", layers.Conv1D(3, 3, **dilated))
+        dilated_apart = layers.SeparableConv1D(3, 3, **dilated)
+        yield make("SeparableConv1D", f"{padding}, dilated", "series", dilated_apart)
+        grouped = layers.Conv1D(6, 3, groups=2, padding=padding)
+        yield make("Conv1D", f"{padding}, groups", "series", grouped)
     causal = layers.Conv1D(5, 3, padding="causal", dilation_rate=2)
     yield make("Conv1D", "causal, dilated", "series", causal)
     grouped = layers.Conv1D(6, 3, groups=2, padding="causal", dilation_rate=2)
@@ -131,7 +136,11 @@ def _normalizing() -> Iterator[Case]:
     yield make("LayerNormalization", "of a vector", "vector", layers.LayerNormalization())
     yield make("RMSNormalization", "", "series", layers.RMSNormalization())
     yield make("UnitNormalization", "", "series", layers.UnitNormalization())
+    over_steps = layers.LayerNormalization(axis=[1, 2])
+    yield make("LayerNormalization", "over two axes", "series", over_steps)
     yield make("GroupNormalization", "", "image", layers.GroupNormalization(2))
+    yield make("GroupNormalization", "one group", "series", layers.GroupNormalization(1))
+    yield make("GroupNormalization", "a group per channel", "image", layers.GroupNormalization(-1))
     yield make("BatchNormalization", "", "image", layers.BatchNormalization())
     yield make("BatchNormalization", "of a vector", "vector", layers.BatchNormalization())
     plain = layers.BatchNormalization(momentum=0.8, scale=False, center=False)
@@ -146,6 +155,15 @@ def _recurrent() -> Iterator[Case]:
     backwards = layers.LSTM(3, return_sequences=True, go_backwards=True)
     yield make("LSTM", "sequences, backwards", "steps", backwards)
     yield make("Bidirectional", "", "steps", layers.Bidirectional(layers.GRU(3)))
+    for mode in ("sum", "mul", "ave"):
+        both = layers.Bidirectional(layers.LSTM(3, return_sequences=True), merge_mode=mode)
+        yield make("Bidirectional", mode, "steps", both)
+
+    def masked(x: Any) -> Any:
+        # Some steps of a row are skipped: ReLU makes them zero.
+        return layers.GRU(3)(layers.Masking(0.0)(layers.Dense(1, activation="relu")(x)))
+
+    yield make("Masking", "GRU", "steps", masked)
     cells = [layers.LSTMCell(3), layers.SimpleRNNCell(2)]
     yield make("RNN", "stacked cells", "steps", layers.RNN(cells))
 
@@ -180,8 +198,23 @@ def _attention() -> Iterator[Case]:
     def attend(x: Any, dropout: float = 0.0) -> Any:
         return layers.MultiHeadAttention(2, 3, dropout=dropout)(x, x)
 
+    def across(x: Any) -> Any:
+        heads = layers.MultiHeadAttention(2, 3, value_dim=2, output_shape=5)
+        return heads(layers.Dense(4)(x[:, :6]), x)
+
+    def causally(x: Any) -> Any:
+        return layers.MultiHeadAttention(2, 3)(x, x, use_causal_mask=True)
+
     yield Case("attention", "MultiHeadAttention", "", "series", attend)
+    yield Case("attention", "MultiHeadAttention", "of two inputs", "series", across)
+    yield Case("attention", "MultiHeadAttention", "causal", "series", causally)
+    for kind in ("Attention", "AdditiveAttention"):
+        yield Case("attention", kind, "", "series", partial(_attend_simply, kind))
     yield Case("random", "MultiHeadAttention", "dropout", "series", partial(attend, dropout=0.3))
+
+
+def _attend_simply(kind: str, x: Any) -> Any:
+    return getattr(layers, kind)()([layers.Dense(4)(x), x])
 
 
 def _shapes() -> Iterator[Case]:
@@ -197,6 +230,10 @@ def _shapes() -> Iterator[Case]:
     yield make("Cropping1D", "", "series", layers.Cropping1D((0, 1)))
     yield make("Cropping2D", "", "image", layers.Cropping2D(((1, 2), (0, 1))))
     yield make("TimeDistributed", "", "series", layers.TimeDistributed(layers.Dense(3)))
+    normal = layers.TimeDistributed(layers.BatchNormalization())
+    yield make("TimeDistributed", "BatchNormalization", "series", normal)
+    pictures = layers.TimeDistributed(layers.Conv1D(2, 2))
+    yield make("TimeDistributed", "Conv1D", "image", pictures)
 
 
 def _joining() -> Iterator[Case]:
