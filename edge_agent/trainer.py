@@ -124,7 +124,7 @@ def train(
     if count == 0:
         raise TrainingError("no rows to learn from")
     optimizer = make_optimizer(plan)
-    tracked = program.spec.tracked
+    tracked, sent = program.spec.tracked, program.spec.size
     local = theta.copy()
     mu = np.float32(plan.proximal_mu)
     epoch_sums = _RunningSums()
@@ -134,6 +134,8 @@ def train(
             if cancelled():
                 raise TrainingError("cancelled")
             batch = rows if index is None else {name: rows[name][index] for name in rows}
+            if index is not None and "weight" in batch and not batch["weight"].any():
+                continue  # nothing to learn from in this batch
             # Drawn for stochastic models only: the order of rows stays what it is for all others.
             seed = int(rng.integers(2**32)) if program.spec.stochastic else 0
             result = program.gradient(local, batch, seed=seed)
@@ -144,11 +146,15 @@ def train(
                 )
             gradient = result.vector
             if mu:
-                gradient = gradient + mu * (local - theta)
+                # Towards the weights that were sent: personal ones, behind them, were not.
+                gradient = gradient.copy()
+                gradient[:sent] += mu * (local[:sent] - theta[:sent])
             _step(optimizer, local, gradient, result.vector, tracked)
             epoch_sums.add(epoch, result.sums)
             steps += 1
         delta = local - theta
+    if not steps:
+        raise TrainingError("no rows to learn from: all of weight 0")
     if not np.isfinite(delta).all():
         raise TrainingError(f"θ is not finite after {steps} steps: training diverged")
     return TrainingResult(delta, count, epoch_sums.sums(), steps, time.perf_counter() - started)

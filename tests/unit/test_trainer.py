@@ -291,6 +291,7 @@ class Tracking:
 
     class spec:  # noqa: N801
         tracked = (slice(1, 2),)
+        size = 2
         stochastic = False
 
     def gradient(self, theta: F32, rows: Rows, *, seed: int = 0) -> Gradient:
@@ -308,3 +309,37 @@ def test_a_tracked_part_takes_its_value_and_no_optimizer_moves_it(optimizer: Any
     result = train(Tracking(), start, rows, plan, rng())  # type: ignore[arg-type]
     assert result.delta[1] == pytest.approx(1.0)  # four times 0.25
     assert result.delta[0] != 0
+
+
+class Personal:
+    """Stands for a program whose second number is personal; both pull equally."""
+
+    class spec:  # noqa: N801
+        tracked = ()
+        size = 1
+        stochastic = False
+
+    def gradient(self, theta: F32, rows: Rows, *, seed: int = 0) -> Gradient:
+        return Gradient(theta - np.float32(8), Sums(1.0, 1.0, {}))
+
+
+def test_the_proximal_term_leaves_personal_layers_alone() -> None:
+    plan = TrainingPlan(epochs=200, batch_size=0, learning_rate=0.1, momentum=0, proximal_mu=3.0)
+    start, rows = np.zeros(2, np.float32), {"x": np.zeros(1, np.float32)}
+    result = train(Personal(), start, rows, plan, rng())  # type: ignore[arg-type]
+    # The minimum of ½(z - 8)² + 3/2·z² is 2; alone that of the first term is 8.
+    assert result.delta == pytest.approx([2.0, 8.0], rel=1e-4)
+
+
+def test_a_batch_of_rows_of_weight_0_is_no_step_and_loses_nothing(program: Program) -> None:
+    x, y = some_rows(12)
+    weight = np.zeros(12, np.float32)
+    weight[:4] = 2.0
+    plan = TrainingPlan(batch_size=2, learning_rate=0.01, epochs=2)
+    result = train(program, START, {**part(x, y), "weight": weight}, plan, rng())
+    assert 2 * 2 <= result.steps < 2 * 6
+    assert result.sums.weight == 8.0
+    assert result.num_examples == 12
+    assert result.delta.any()
+    with pytest.raises(TrainingError, match="all of weight 0"):
+        train(program, START, {**part(x, y), "weight": np.zeros(12, np.float32)}, plan, rng())
