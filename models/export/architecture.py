@@ -21,6 +21,8 @@ from models.parameters import F32
 
 log = logging.getLogger(__name__)
 
+#: What Keras raises for layers that have no `get_config`, or one that JSON cannot hold.
+_NO_JSON = (NotImplementedError, TypeError, ValueError, AttributeError, KeyError, RuntimeError)
 _NAME_IT = "name the function that builds it, --model FILE.py:FUNCTION"
 _PAIRS: dict[str, type[Triplet | Contrastive]] = {"triplet": Triplet, "contrastive": Contrastive}
 
@@ -32,8 +34,7 @@ def describe(model: Any, told: Wishes, variables: Variables) -> bytes:
     """
     try:
         document = json.loads(model.to_json())
-    # Layers of a user's own, and Keras's words for them, raise what they like.
-    except Exception as error:
+    except _NO_JSON as error:
         log.warning(
             "model %s cannot be described as JSON (%s): `fedge model release` will need --model",
             model.name, _first_line(error), extra={"event": "no_architecture"},
