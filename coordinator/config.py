@@ -84,7 +84,8 @@ class StopConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
     Attributes:
         metric: a metric of the evaluation, or "loss".
-        target: end when the metric is this good ("loss", "mae" and "mse" fall, others rise).
+        target: end when the metric is this good ("loss", "mae", "mse" and "rmse"
+            fall, also with an output's name before them; others rise).
         patience: end when so many evaluations in a row brought no better value; 0 never does.
     """
 

@@ -6,10 +6,14 @@ from typing import Literal
 
 import msgspec
 
-#: Metrics that get better by falling; all others get better by rising.
-FALLING = frozenset({"loss", "mae", "mse", "rmse"})
+_FALLING = frozenset({"loss", "mae", "mse", "rmse"})
 
 RoundStatus = Literal["committed", "abandoned"]
+
+
+def falls(metric: str) -> bool:
+    """Whether a metric gets better by falling, whatever stands before its name (`unseen_mae`)."""
+    return metric.rpartition("_")[2] in _FALLING
 
 
 class AgentResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -19,7 +23,8 @@ class AgentResult(msgspec.Struct, frozen=True, kw_only=True):
         task: "train" for one that learned, "evaluate" for one that only measured.
         loss: on its held-out rows with the round's new θ, when evaluated; else while training.
         metrics: likewise.
-        num_examples: rows learned from, or measured on when it only measures.
+        num_examples: rows learned from, or measured on when it only measures; where rows have
+            weights, the sum of these.
     """
 
     task: Literal["train", "evaluate"]

@@ -13,6 +13,9 @@ from coordinator.config import CoordinatorConfig
 from coordinator.records import RoundRecord
 from coordinator.store import KnownAgent, Store
 
+#: More classes than this are no table that a terminal shows.
+_SHOWN_CLASSES = 12
+
 
 def round_line(record: RoundRecord, rounds: int) -> str:
     """One round in one line."""
@@ -46,6 +49,31 @@ def bytes_text(count: float) -> str:
     raise AssertionError("the loop returns")
 
 
+def matrix_lines(
+    name: str, matrix: Sequence[Sequence[float]], classes: Sequence[str] = ()
+) -> list[str]:
+    """A confusion matrix as text; rows are true classes. Larger ones are said to be in the JSON.
+
+    Args:
+        name: as in a record's `matrices`.
+        matrix: weight of rows by true and predicted class.
+        classes: names; without them (or with others) classes are numbers.
+    """
+    if len(matrix) > _SHOWN_CLASSES:
+        return [f"{name}: {len(matrix)} classes, see `matrices` in the JSON"]
+    known = len(classes) == len(matrix)
+    names = [str(each)[:16] for each in (classes if known else range(len(matrix)))]
+    cells = [[f"{value:.10g}" for value in row] for row in matrix]
+    width = max(len(text) for text in (*names, *(cell for row in cells for cell in row))) + 2
+    label = max(max(map(len, names)), 4)
+    head = "".join(f"{each:>{width}s}" for each in names)
+    lines = [f"{name}: true class by row, predicted by column", f"  {'':{label}s}{head}"]
+    return lines + [
+        f"  {each:>{label}s}" + "".join(f"{cell:>{width}s}" for cell in row)
+        for each, row in zip(names, cells, strict=True)
+    ]
+
+
 def status_document(store: Store) -> dict[str, Any]:
     """All that the store knows, without θ itself."""
     return {
@@ -75,6 +103,8 @@ def status_text(store: Store, config: CoordinatorConfig) -> str:
     if len(rounds) > 10:
         lines.append(f"… {len(rounds) - 10} earlier rounds: --json shows them")
     lines += [round_line(record, config.rounds) for record in rounds[-10:]]
+    for name, matrix in (rounds[-1].matrices if rounds else {}).items():
+        lines += matrix_lines(name, matrix)
     here = [agent.status for agent in agents if agent.status.state == "online"]
     resting = sum(bool(status.paused) for status in here)
     rest = f", {resting} of them rest" if resting else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from coordinator.config import CoordinatorConfig, StopConfig
-from coordinator.records import FALLING, RoundRecord
+from coordinator.records import RoundRecord, falls
 
 
 def stop_reason(config: CoordinatorConfig, records: Sequence[RoundRecord]) -> str | None:
@@ -29,19 +29,15 @@ def stop_reason(config: CoordinatorConfig, records: Sequence[RoundRecord]) -> st
     return None
 
 
-def _falls(metric: str) -> bool:
-    return metric.rpartition("_")[2] in FALLING
-
-
 def _reached(stop: StopConfig, value: float) -> bool:
     if stop.target is None:
         return False
-    return value <= stop.target if _falls(stop.metric) else value >= stop.target
+    return value <= stop.target if falls(stop.metric) else value >= stop.target
 
 
 def _rounds_without_gain(stop: StopConfig, values: Sequence[float]) -> int:
     if not values:
         return 0
-    sign = 1.0 if _falls(stop.metric) else -1.0
+    sign = 1.0 if falls(stop.metric) else -1.0
     costs = [sign * value for value in values]
     return len(costs) - 1 - costs.index(min(costs))

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from coordinator.config import CoordinatorConfig
 from coordinator.records import RoundRecord
-from coordinator.report import bytes_text
+from coordinator.report import bytes_text, matrix_lines
 from fleet.cast import Cast
 from fleet.report import federated_figure, verdicts
 from fleet.scenario import Scenario
@@ -144,6 +144,9 @@ def print_result(
         f"{report['runtime']} · {report['broker']} broker\n",
         highlight=False,
     )
+    for name, matrix in final["matrices"].items():
+        lines = matrix_lines(name, matrix, report["classes"])
+        console.print("\n".join([*lines, ""]), highlight=False, markup=False)
     if report["baselines"]:
         console.print(_comparison_table(scenario, report))
     if "detection" in report:

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from coordinator.records import FALLING, RoundRecord
+from coordinator.records import RoundRecord, falls
 from fleet.baselines import Baselines
 from fleet.scenario import Scenario
 from models.package import ModelPackage
@@ -40,6 +40,7 @@ def build_report(
         "licence": scenario.licence,
         "model": package.spec.name,
         "parameters": package.spec.size,
+        "classes": list(package.spec.targets[0].classes) if package.spec.targets else [],
         "agents": facts["agents"],
         "unseen": list(scenario.unseen),
         "codec": facts["codec"],
@@ -50,6 +51,7 @@ def build_report(
         "final": {
             "loss": last.loss if last else None,
             "metrics": dict(last.metrics) if last else {},
+            "matrices": dict(last.matrices) if last else {},
             "version": last.version if last else 0,
             "bytes_up": sum(record.bytes_up for record in records),
             "bytes_down": sum(record.bytes_down for record in records),
@@ -75,8 +77,7 @@ def verdicts(scenario: Scenario, report: dict[str, Any]) -> list[tuple[bool, str
     wanted = scenario.baselines
     where = "unseen" if scenario.unseen else "own"
     figures, federated = report["baselines"], federated_figure(scenario, report, where)
-    falls = wanted.metric in FALLING
-    sign = -1.0 if falls else 1.0
+    sign = -1.0 if falls(wanted.metric) else 1.0
     found = []
     pooled, own = figures.get(f"pooled_on_{where}"), figures.get(f"own_on_{where}")
     if wanted.within is not None and pooled is not None and federated is not None:

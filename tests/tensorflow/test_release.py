@@ -232,7 +232,7 @@ def test_layers_of_a_user_s_own_need_their_code_again(tmp_path: Path) -> None:
     assert runner.predict(x)["prediction"] == pytest.approx(expected, abs=1e-5)
 
 
-class Opaque(layers.Layer):  # type: ignore[misc]  # its base is Any
+class Opaque(keras.layers.Layer):  # type: ignore[misc]
     """Says nothing of its argument, so that Keras cannot write it down."""
 
     def __init__(self, inner: Any) -> None:

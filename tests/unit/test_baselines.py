@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import yaml
@@ -87,3 +88,8 @@ def test_promises_are_kept_or_not_on_new_agents_where_there_are_any(tmp_path: Pa
         (False, "-0.200 against pooled, at least -0.1 wanted"),
         (True, "+0.800 against own, at least +0.5 wanted"),
     ]
+    # Likewise that of one of several outputs.
+    baselines = msgspec.structs.replace(scenario.baselines, metric="wear_mae")
+    several = msgspec.structs.replace(scenario, baselines=baselines)
+    report["final"]["metrics"]["unseen_wear_mae"] = 2.2
+    assert verdicts(several, report) == verdicts(scenario, report)

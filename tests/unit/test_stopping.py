@@ -69,6 +69,7 @@ def test_abandoned_rounds_do_not_count() -> None:
         ("mae", [3.0, 0.9], 1.0, True),
         ("unseen_mae", [3.0, 0.9], 1.0, True),
         ("central_loss", [3.0, 0.9], 1.0, True),
+        ("wear_rmse", [3.0, 0.9], 1.0, True),  # of one of several outputs
         ("accuracy", [0.5, 0.9], 0.9, True),
         ("accuracy", [0.9, 0.5], 0.8, False),
         ("unseen_accuracy", [0.1, 0.2], 0.8, False),

@@ -14,7 +14,7 @@ import pytest
 
 from broker.messages import AgentStatus
 from coordinator.config import CoordinatorConfig
-from coordinator.report import status_document, status_text
+from coordinator.report import matrix_lines, status_document, status_text
 from coordinator.store import Store
 from models.errors import ConfigError, StoreError
 from models.history import STORE_FILE
@@ -314,6 +314,31 @@ def test_the_status_text_shows_rounds_and_agents(store: Store) -> None:
     assert "loss 0.5000" in lines[0]
     assert lines[10] == "agents: 1 known, 1 online when last heard of"
     assert "cannot take part: no_data: no such file" in lines[11]
+
+
+def test_the_status_shows_the_latest_confusion_matrix(store: Store) -> None:
+    store.adopt("f", PACKAGE)
+    store.begin(theta(0, 0, 0), {})
+    matrices = {"confusion": [[150.0, 2.0], [0.5, 31.0]], "large": [[0.0] * 13] * 13}
+    store.commit(1, theta(1, 1, 1), {}, record(0.5, round_id=1, version=1, matrices=matrices))
+    config = CoordinatorConfig(federation="f", model="house_price", rounds=1)
+    assert status_text(store, config).splitlines()[2:6] == [
+        "confusion: true class by row, predicted by column",
+        "          0    1",
+        "     0  150    2",
+        "     1  0.5   31",
+    ]
+    assert "large: 13 classes, see `matrices` in the JSON" in status_text(store, config)
+    assert status_document(store)["rounds"][0]["matrices"] == matrices
+
+
+def test_classes_of_a_matrix_have_their_names_where_there_are_as_many() -> None:
+    assert matrix_lines("confusion", [[1.0, 0.0], [2.0, 3.0]], ("ok", "worn"))[1:] == [
+        "          ok  worn",
+        "    ok     1     0",
+        "  worn     2     3",
+    ]
+    assert matrix_lines("confusion", [[1.0, 0.0], [2.0, 3.0]], ("ok",))[1] == "        0  1"
 
 
 def test_the_status_says_who_does_not_know_the_new_signing_key(store: Store) -> None:
