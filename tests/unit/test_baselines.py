@@ -78,7 +78,7 @@ def test_an_unknown_metric_is_refused(tmp_path: Path) -> None:
 def test_promises_are_kept_or_not_on_new_agents_where_there_are_any(tmp_path: Path) -> None:
     measured(tmp_path, ["site-0"], own=True, pooled=True, within=0.1, above_own=0.5)
     scenario = load_scenario(tmp_path / "s.yaml")
-    report = {
+    report: dict[str, Any] = {
         "baselines": {"own_on_unseen": 3.0, "pooled_on_unseen": 2.0, "own_on_own": 0.0},
         "final": {"loss": 9.0, "metrics": {"mae": 7.0, "unseen_mae": 2.2}},
     }
