@@ -257,7 +257,7 @@ def _at_work(config: AgentConfig, base: Path, model: Unpacked | None) -> Iterato
     if model is None:
         yield from _without_model(config, base)
         return
-    need = estimate(model.spec, len(model.program), located(config.data.path, base))
+    need = estimate(model.spec, model.program, located(config.data.path, base))
     why = shortage(
         need, resident=None, available=available_bytes(), ceiling=None
     ) or _above_ceiling(need.total, config.limits.max_memory_bytes)

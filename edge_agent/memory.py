@@ -1,27 +1,27 @@
 """Will a program fit? Estimated before it is loaded: a device that swaps or is killed helps nobody.
 
-Measured with both interpreters on x86-64, peak of the process above what it was before: 7 MB for a
-linear model, 10 to 20 MB for the zoo's networks, 12 times θ for dense networks of 1 and 4 million
-parameters (Adam, int8). The residual and the fetched blob come on top.
+Foretold is 1.1 to 1.9 times of what training takes (benchmarks/limits.py, every model of the zoo).
+An interpreter lets tensors share memory, and how much is known only once it has planned it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from models.spec import ModelSpec
+from models.tensors import tensor_bytes
 
-#: The interpreter, and what its operators hold for a small model's batch.
-_RUNTIME_BYTES = 16 << 20
-#: θ as fetched, as trained, its gradient, the optimizer's two, delta, residual, the frame; and in
-#: the interpreter, for each signature: the input, its slices, what gradients are put together from.
-_VECTORS = 14
-#: Frozen numbers: decoded, and in the interpreter for each signature.
-_FROZEN = 4
-#: The program's file, the interpreter's tables of it.
-_PROGRAMS = 4
+#: The interpreter.
+_RUNTIME_BYTES = 10 << 20
+#: θ as fetched, as trained, its gradient, the optimizer's two, delta, residual, the frame.
+_VECTORS = 8
+#: Frozen numbers: stored, and decoded.
+_FROZEN = 2
+#: The program's file, and for each signature the interpreter's tables of its nodes and tensors.
+_PROGRAMS = 16
 #: An array as it is stored, and as the program takes it.
 _ARRAYS = 2
 #: Text of a file, and the numbers in it.
@@ -45,10 +45,12 @@ class Need:
         return f"about {megabytes(self.total)} (model {model}, data {data})"
 
 
-def estimate(spec: ModelSpec, program_bytes: int, data_path: Path) -> Need:
+def estimate(spec: ModelSpec, program: bytes, data_path: Path) -> Need:
     """What training this model on this data file takes; nothing is loaded for it."""
     numbers = _VECTORS * spec.whole_size + _FROZEN * spec.frozen
-    model = _RUNTIME_BYTES + 4 * numbers + _PROGRAMS * program_bytes
+    model = _RUNTIME_BYTES + 4 * numbers + _PROGRAMS * len(program)
+    with contextlib.suppress(ValueError):  # damaged: the interpreter will say so
+        model += tensor_bytes(program)
     return Need(model, _data_bytes(data_path))
 
 

@@ -246,7 +246,7 @@ class Worker:
         """Before anything is loaded: will it fit?"""
         limits = self._config.limits
         data = located(self._config.data.path, self._base)
-        need = estimate(model.content.spec, len(model.content.program), data)
+        need = estimate(model.content.spec, model.content.program, data)
         resident, ceiling = resident_bytes(), limits.max_memory_bytes
         if why := shortage(need, resident=resident, available=None, ceiling=ceiling):
             return PackageFailed(model.package, "memory", why)
