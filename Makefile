@@ -21,7 +21,7 @@ test-install: .venv/.dev wheel
 # Debian for Arm, emulated: takes root, debootstrap and qemu-user-static (docs/runtimes.md).
 test-arm: .venv/.dev wheel
 	.venv/bin/python -m tests.arm.root dist/*.whl $(ARM)
-	.venv/bin/pytest tests/arm --timeout=1800
+	FEDGE_ARM='$(ARM)' .venv/bin/pytest tests/arm --timeout=1800
 
 check: .venv/.dev
 	.venv/bin/ruff check .
