@@ -21,7 +21,7 @@ from coordinator.aggregation import make_aggregator
 from coordinator.config import CoordinatorConfig
 from coordinator.events import Commit, RoundEnded, SaveOpenRound, SaveRound, StoreUpdate
 from coordinator.records import RoundRecord
-from coordinator.strategies import State, make_strategy
+from coordinator.strategies import State, make_strategy, with_tracked
 from coordinator.uploads import peek_header
 from edge_agent.events import CancelJob, Evaluated, JobFailed, SpoolUpdate, StartJob, Trained
 from fleet.virtual.faults import COORDINATOR
@@ -90,6 +90,7 @@ class Invariants:
     def __init__(self, config: CoordinatorConfig, package: ModelPackage, seed: int = 0) -> None:
         self._config = config
         self._topics = Topics(config.federation)
+        self._layout = package.spec.layout
         self._size = package.spec.size
         self._codec = make_codec(config.codec)
         self._strategy = make_strategy(config.strategy)
@@ -264,7 +265,9 @@ class Invariants:
             rows = float(header.num_examples)
             weight = rows if self._config.weighting == "examples" else 1.0
             aggregator.add(self._codec.decode(body, self._size), weight)
-        return self._strategy.apply(self._book.theta, aggregator.mean(), self._book.state)
+        before, delta = self._book.theta, aggregator.mean()
+        theta, state = self._strategy.apply(before, delta, self._book.state)
+        return with_tracked(self._layout, before, delta, theta), state
 
     def _round_ended(self, record: RoundRecord) -> None:
         count = self._bytes[COORDINATOR]

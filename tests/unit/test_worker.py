@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -25,6 +26,7 @@ from edge_agent.events import (
 )
 from edge_agent.worker import Worker, WorkerPool
 from models.package import ModelPackage
+from models.parameters import Layout
 from models.zoo import load_zoo
 
 LONG = 1_000_000  # steps: minutes
@@ -51,6 +53,7 @@ class Agent:
         (folder / name).mkdir()
         np.savez(folder / name / "data.npz", features=x, y=x.sum(1))
         config = AgentConfig(federation="f", agent_id=name, data=DataConfig(path="data.npz"))
+        self.config = config
         self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self.worker: Worker = pool.worker(config, folder / name, self.events.put)
 
@@ -179,3 +182,32 @@ def test_a_pool_stops_in_the_middle_of_training(package: ModelPackage, tmp_path:
     pool.stop()
     assert time.monotonic() - started < 4
     assert threading.active_count() == before - 2
+
+
+def test_a_personal_layer_never_leaves_the_device_and_survives_a_restart(
+    pool: WorkerPool, package: ModelPackage, tmp_path: Path
+) -> None:
+    """The line's slopes are shared, its offset is personal."""
+    slopes, offset = package.spec.layout.parameters
+    spec = msgspec.structs.replace(
+        package.spec, layout=Layout((slopes,)), personal=Layout((offset,))
+    )
+    zeros = np.zeros(2, np.float32)
+    own = ModelPackage(spec, package.program, zeros, np.full(1, 7.0, np.float32))
+    agent = Agent(pool, tmp_path, "a")
+    agent.load(own)
+    agent.next()
+    agent.train(own)
+    trained = agent.next()
+    assert isinstance(trained, Trained)
+    assert trained.result.delta.shape == (2,)
+    (kept,) = (tmp_path / "a" / "state").glob("personal-*.npy")
+    moved = float(np.load(kept)[0])
+    assert moved != 7.0
+    again = pool.worker(agent.config, tmp_path / "a", agent.events.put)
+    again.submit(LoadPackage(own.digest, own.wire))
+    agent.next()
+    agent.worker = again
+    agent.train(own, 2)
+    assert isinstance(agent.next(), Trained)
+    assert float(np.load(kept)[0]) - 7.0 == pytest.approx(2 * (moved - 7.0), rel=1e-3)
