@@ -22,9 +22,16 @@ def model_card(release: Release) -> str:
         ("licence of the data", release.licence or "not stated"),
     ]
     if release.seconds:
-        times = f"{1e6 * release.seconds:,.0f} µs a row here"
+        times = f"{1e6 * release.seconds:,.3g} µs a row here, {release.batch_size} in a call"
+        program = f"{1e6 * release.program_seconds:,.3g} µs in its own batches"
+        facts.append(("speed", f"{times} (the program that trains: {program})"))
+    if release.personal:
         facts.append(
-            ("speed", f"{times} (the program that trains: {1e6 * release.program_seconds:,.0f} µs)")
+            (
+                "personal layers",
+                f"{release.personal:,} numbers, as every device starts with them: not what a "
+                "device has learned for itself",
+            )
         )
     lines += ["| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in facts if text), ""]
     lines += _figures(release)
@@ -70,7 +77,22 @@ def _figures(release: Release) -> list[str]:
             else f"Root mean square of the difference: {release.agreement:.2%} of the output's."
         )
         lines += ["", text]
+    for name, matrix in release.released_matrices.items():
+        lines += ["", *_matrix(name, matrix, release.classes)]
     return [*lines, ""]
+
+
+def _matrix(name: str, matrix: list[list[float]], classes: tuple[str, ...]) -> list[str]:
+    names = classes if len(classes) == len(matrix) else tuple(map(str, range(len(matrix))))
+    lines = [
+        f"{name} of this file, rows of a class by what is predicted:",
+        "",
+        f"| | {' | '.join(names)} |",
+        "|---" * (len(names) + 1) + "|",
+    ]
+    for each, row in zip(names, matrix, strict=True):
+        lines.append(f"| {each} | {' | '.join(f'{value:.10g}' for value in row)} |")
+    return lines
 
 
 def _what(tensor: TensorSpec) -> str:

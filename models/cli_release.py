@@ -83,7 +83,10 @@ def release(
     """
     if numbers == "int8" and calibration is None:
         raise ConfigError("--int8 needs representative rows: --calibration DATA.npz")
+    if out is not None and out.suffix != ".tflite":
+        raise ConfigError(f"--out {out}: the name must end in .tflite")
     content, theta, federation, version = _find(package, weights, state)
+    path = out or Path(f"{content.spec.name}_{numbers}.tflite")
     rows = read_rows(calibration, content.spec.inputs) if calibration else None
     if data is None and calibration is not None and _has_targets(calibration, content):
         data = calibration
@@ -107,9 +110,6 @@ def release(
         build=_builder(function),
         batch_size=batch_size,
     )
-    path = out or Path(f"{content.spec.name}_{numbers}.tflite")
-    if path.suffix != ".tflite":
-        raise ConfigError(f"--out {path}: the name must end in .tflite")
     description = msgspec.json.format(msgspec.json.encode(made.release), indent=1)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -185,6 +185,10 @@ def _lines(path: Path, release: dict[str, Any]) -> list[str]:
             kind = "same class" if is_class else "relative difference"
             lines.append(f"  {kind:<24} {release['agreement']:19.4f}")
     if release.get("seconds"):
-        lines.append(f"{1e6 * release['seconds']:.0f} µs a row here")
+        lines.append(f"{1e6 * release['seconds']:.3g} µs a row here")
+    if release.get("personal"):
+        lines.append(
+            f"personal layers ({release['personal']:,} numbers): as devices start with them"
+        )
     lines.append(f"model card: {path.with_suffix('.md')}")
     return lines

@@ -38,17 +38,19 @@ class Release(msgspec.Struct, frozen=True, omit_defaults=True):
         sha256: of the `.tflite` file.
         federation: where it was trained; empty when it was not.
         version: of θ.
+        personal: numbers of personal layers, of which the file has the package's initial ones.
         source: of architecture or task.
         licence: of the data, as given.
         made_at: ISO 8601, UTC.
         metrics: of the float model, on the data it was compared on.
         released_metrics: of this file, on the same rows.
+        released_matrices: confusion matrices of this file, on the same rows; rows are true classes.
         rows: how many there were.
         agreement: share of rows with the same best class; or, of a regression, the root mean
             square of the difference over that of the float model's output.
         bytes: of the file.
         program_seconds, seconds: median time of a row, of the program's `predict` and of this file,
-            where the release was made.
+            where the release was made, each in calls of its own batch size.
         machine: that was.
     """
 
@@ -63,11 +65,13 @@ class Release(msgspec.Struct, frozen=True, omit_defaults=True):
     threshold: float = 0.5
     federation: str = ""
     version: int | None = None
+    personal: int = 0
     source: str = ""
     licence: str = ""
     made_at: str = ""
     metrics: dict[str, float] = {}
     released_metrics: dict[str, float] = {}
+    released_matrices: dict[str, list[list[float]]] = {}
     rows: int = 0
     agreement: float | None = None
     bytes: int = 0

@@ -15,6 +15,8 @@ from models.errors import DataError
 from models.program import Array, Rows
 from models.spec import TensorSpec
 
+_ZIP = b"PK"
+
 
 def read_rows(path: Path, columns: Sequence[TensorSpec]) -> Rows:
     """One array per column, in the spec's types, with mean, std and missing values applied.
@@ -35,7 +37,10 @@ def read_rows(path: Path, columns: Sequence[TensorSpec]) -> Rows:
 
 def _read(path: Path, tensor: TensorSpec) -> Array:
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+        data = path.read_bytes()
+        if not data.startswith(_ZIP):
+            raise DataError(f"{path}: not an .npz file: save the arrays with numpy.savez")
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
             if tensor.name not in file:
                 raise DataError(f"{path}: no array {tensor.name!r}; it has: {', '.join(file)}")
             raw = file[tensor.name]

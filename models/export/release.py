@@ -23,7 +23,7 @@ from models.export.objective import Objective, read_objective
 from models.export.substitutes import exportable
 from models.export.verify import random_batch
 from models.inference import InferenceModel, Release
-from models.metrics import MetricSpec, Sums, metric_values
+from models.metrics import MetricSpec, Sums, metric_matrices, metric_values
 from models.package import ModelPackage
 from models.parameters import F32
 from models.program import Array, Program, Rows, row_count
@@ -111,6 +111,7 @@ def release_model(
         "sha256": hashlib.sha256(tflite).hexdigest(),
         "federation": origin.federation,
         "version": origin.version,
+        "personal": spec.whole_size - spec.size,
         "source": spec.source,
         "licence": origin.licence,
         "made_at": origin.made_at,
@@ -257,10 +258,12 @@ def _compared(
     float_outputs = program.predict(whole, data)
     outputs = released.predict(data)
     specs = objective.metrics
+    sums = _sums(objective, data, outputs)
     first = objective.outputs[0].name
     return {
         "metrics": metric_values(_sums(objective, data, float_outputs), specs),
-        "released_metrics": metric_values(_sums(objective, data, outputs), specs),
+        "released_metrics": metric_values(sums, specs),
+        "released_matrices": metric_matrices(sums, specs),
         "rows": row_count(data),
         "agreement": _agreement(objective, float_outputs[first], outputs[first]),
     }

@@ -72,7 +72,8 @@ def write(folder: Path, rounds: int, targets: dict[str, Any], **federation: Any)
         },
     }
     (folder / "sites.yaml").write_text(yaml.safe_dump(document))
-    return x.reshape(SITES, ROWS, 2)
+    dealt: NDArray[Any] = x.reshape(SITES, ROWS, 2)
+    return dealt
 
 
 def export(folder: Path, function: str, *options: str) -> str:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
@@ -16,6 +17,7 @@ from click.testing import CliRunner, Result
 from coordinator.records import new_record
 from coordinator.store import Store
 from edge_agent.cli import cli as agent_cli
+from models.card import model_card
 from models.cli import cli
 from models.errors import ExportError, ModelError
 from models.export.architecture import rebuild, wishes
@@ -31,6 +33,7 @@ from models.spec import TensorSpec
 layers = keras.layers
 ROOT = Path(__file__).parents[2]
 CLASSES = ("slow", "fast", "odd")
+METRICS = ("f1", "confusion")
 
 
 def build() -> Any:
@@ -51,7 +54,7 @@ def classifier() -> ModelPackage:
     model = build()
     model.compile(loss="sparse_categorical_crossentropy", metrics=["accuracy"])
     tensor = TensorSpec("window", (12, 2), features=("a", "b"), mean=(1.0, -2.0), std=(2.0, 3.0))
-    return export_model(model, name="waves", inputs=[tensor], classes=CLASSES, metrics=["f1"])
+    return export_model(model, name="waves", inputs=[tensor], classes=CLASSES, metrics=METRICS)
 
 
 def raw_rows(count: int = 64) -> dict[str, Any]:
@@ -116,7 +119,11 @@ def test_a_version_of_a_federation_becomes_a_file_that_predicts_like_it(
     float_outputs = Program(package.program, package.spec).predict(theta, given)["prediction"]
     limit = {"float32": 1e-5, "float16": 5e-3, "int8": 0.1}[numbers]
     assert np.abs(got - float_outputs).max() <= limit
+    matrix = np.array(description.released_matrices["confusion"])
+    assert matrix.sum(1).tolist() == np.bincount(rows["target"], minlength=3).tolist()
+    assert np.trace(matrix) == (got.argmax(1) == rows["target"]).sum()
     card = out.with_suffix(".md").read_text()
+    assert f"| slow | {' | '.join(f'{value:g}' for value in matrix[0])} |" in card
     for text in ("waves-fed", "version 2", "CC0", "| accuracy |", "64 rows", description.sha256):
         assert text in card
 
@@ -199,6 +206,7 @@ def test_a_damaged_or_exchanged_file_never_reaches_an_interpreter(
         (["--int8"], "--int8 needs representative rows: --calibration DATA.npz"),
         (["--calibration", "none.npz"], "none.npz: No such file"),
         (["--out", "model.bin"], "must end in .tflite"),
+        (["--calibration", __file__], "not an .npz file: save the arrays with numpy.savez"),
         (["--weights", "missing.npy"], "missing.npy: No such file"),
     ],
 )
@@ -261,6 +269,16 @@ def test_a_layer_that_cannot_be_written_down_is_exported_and_released_by_its_fun
     assert got.release.released_metrics == pytest.approx(got.release.metrics, rel=1e-4)
     with pytest.raises(ExportError, match=r"must name a function .* not ModelPackage"):
         release_model(package, package.initial, "float32", build=lambda: package)
+
+
+def test_a_release_says_whose_personal_layers_it_has() -> None:
+    model = build()
+    model.compile(loss="sparse_categorical_crossentropy")
+    package = export_model(model, name="mine", personal=["dense"])
+    made = release_model(package, package.initial, "float32")
+    assert made.release.personal == package.personal.size == 6 * 3 + 3
+    assert "21 numbers, as every device starts with them" in model_card(made.release)
+    assert "personal layers" not in model_card(msgspec.structs.replace(made.release, personal=0))
 
 
 def test_fewer_calibration_rows_than_a_batch_are_enough() -> None:
