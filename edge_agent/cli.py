@@ -56,13 +56,15 @@ def check(config_path: Path, model_name: str, runtime: str | None) -> None:
     from edge_agent.data.dataset import load_dataset
     from models.metrics import metric_values
     from models.program import Program
+    from models.quiet import quiet_stderr
     from models.zoo import open_model
 
     config = load_config(config_path, AgentConfig)
     package = open_model(model_name)
-    program = Program(
-        package.program, package.spec, frozen=package.frozen, runtime=runtime or config.runtime
-    )
+    with quiet_stderr():  # what the interpreter announces
+        program = Program(
+            package.program, package.spec, frozen=package.frozen, runtime=runtime or config.runtime
+        )
     base = config_path.parent
     data = load_dataset(config.data, package.spec, base, located(config.state_dir, base))
     click.echo(f"model    {package.spec.name}, {package.spec.size:,} parameters, {program.runtime}")

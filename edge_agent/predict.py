@@ -18,6 +18,7 @@ from models.errors import ConfigError, DataError
 from models.inference import InferenceModel, Release, load_release
 from models.parameters import Layout, ParameterSpec
 from models.program import Array
+from models.quiet import quiet_stderr
 from models.spec import ModelSpec
 
 
@@ -87,14 +88,15 @@ def predict(
     )
     config = _inputs(config, spec, base)
     dataset = build_dataset(read_table(config, spec, base), config, spec, state_dir)
-    runner = InferenceModel(
-        tflite,
-        release.inputs,
-        release.outputs,
-        release.batch_size,
-        runtime=runtime,
-        threads=threads,
-    )
+    with quiet_stderr():  # what the interpreter announces
+        runner = InferenceModel(
+            tflite,
+            release.inputs,
+            release.outputs,
+            release.batch_size,
+            runtime=runtime,
+            threads=threads,
+        )
     outputs = runner.predict(dataset.part("train"))
     return Predictions(release, dataset.rows, outputs, runner.runtime)
 

@@ -19,6 +19,7 @@ from models.metrics import Sums, add_sums, metric_values
 from models.package import ModelPackage
 from models.parameters import F32, F64
 from models.program import Program, Rows
+from models.quiet import quiet_stderr
 
 
 @dataclass
@@ -81,7 +82,8 @@ class _Trial:
 
     def __init__(self, cast: Cast, config: CoordinatorConfig, package: ModelPackage) -> None:
         self.metric = cast.scenario.baselines.metric
-        self.program = Program(package.program, package.spec, frozen=package.frozen)
+        with quiet_stderr():  # between our own lines, what the interpreter announces is noise
+            self.program = Program(package.program, package.spec, frozen=package.frozen)
         self.initial = package.whole(package.initial)
         self.learners = {name: cast.dataset(name) for name in cast.learners}
         self.unseen = [cast.dataset(name).part("test") for name in cast.unseen]

@@ -17,6 +17,7 @@ from models.errors import ConfigError
 from models.package import ModelPackage
 from models.parameters import F32, F64
 from models.program import Program, Rows
+from models.quiet import quiet_stderr
 
 Array = NDArray[Any]
 
@@ -39,7 +40,8 @@ def measure_detection(
     """
     config = cast.scenario.detection
     assert config is not None
-    program = Program(package.program, package.spec, frozen=package.frozen)
+    with quiet_stderr():
+        program = Program(package.program, package.spec, frozen=package.frozen)
     judged = [cast.dataset(name) for name in cast.unseen or cast.learners]
     held_out = [(data.part("test"), data.rows[data.test]) for data in judged if data.num_test]
     label = _labels(cast, np.concatenate([rows for _, rows in held_out] or [np.zeros(0, int)]))

@@ -1,4 +1,4 @@
-"""TensorFlow without what it says about itself."""
+"""TensorFlow and the interpreters without what they say about themselves."""
 
 from __future__ import annotations
 
