@@ -7,6 +7,7 @@ which the Debian is kept for the next time.
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,36 +20,43 @@ collect_ignore_glob = [] if WANTED else ["test_*.py"]
 
 
 @pytest.fixture(scope="session")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """For what all tests share: a gigabyte, which pytest would keep for three runs."""
+    path = tmp_path_factory.mktemp("shared")
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture(scope="session")
+def base(folder: Path) -> Path:
     """A Debian root."""
     if lack := missing():
         pytest.fail(lack)
     kept = os.environ.get("FEDGE_DEBIAN_ROOT")
-    return make_base(Path(kept) if kept else tmp_path_factory.mktemp("debian") / "base")
+    return make_base(Path(kept) if kept else folder / "base")
 
 
 @pytest.fixture(scope="session")
-def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def wheels(folder: Path) -> Path:
     """A folder with our wheel and all that it needs."""
-    wheel = next((ROOT / "dist").glob("fedge-*.whl"))
-    return fetch_wheels(wheel, tmp_path_factory.mktemp("wheels"))
+    return fetch_wheels(next((ROOT / "dist").glob("fedge-*.whl")), folder / "wheels")
 
 
 Layers = tuple[Path, ...]
 
 
 @pytest.fixture(scope="session")
-def plain(base: Path, wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Layers:
+def plain(base: Path, wheels: Path, folder: Path) -> Layers:
     """A Debian with the kit in it, nothing installed."""
-    machine = Machine(base, folder=tmp_path_factory.mktemp("plain"))
+    machine = Machine(base, folder=folder / "plain")
     machine.copy_kit(wheels)
     return machine.freeze(), base
 
 
 @pytest.fixture(scope="session")
-def with_both(plain: Layers, tmp_path_factory: pytest.TempPathFactory) -> Layers:
+def with_both(plain: Layers, folder: Path) -> Layers:
     """The same with agent and coordinator installed."""
-    machine = Machine(*plain, folder=tmp_path_factory.mktemp("with-both"))
+    machine = Machine(*plain, folder=folder / "with-both")
     machine.mount_proc()
     for role in ("agent", "coordinator"):
         machine.run(f"sh deploy/install-{role}.sh --wheels wheels")
