@@ -24,6 +24,7 @@ from models.errors import ConfigError, ExportError, FederationError, ModelError
 from models.package import ModelPackage
 from models.program import Program, expected_signatures
 from models.runtimes import available_runtimes, find_runtime
+from models.spec import ModelSpec
 from models.wheels import LIGHT
 from models.zoo import load_zoo, open_model, zoo_names, zoo_record
 
@@ -317,10 +318,7 @@ def _report(package: ModelPackage, runtime: str | None) -> dict[str, Any]:
         "program_bytes": len(package.program),
         "digest": package.digest,
         "fingerprint": spec.fingerprint,
-        "layout": [
-            {"name": parameter.name, "shape": list(parameter.shape), "offset": place.start}
-            for parameter, place in spec.layout.slices()
-        ],
+        "layout": list(_layout(spec)),
         "inputs": [msgspec.structs.asdict(tensor) for tensor in spec.inputs],
         "targets": [msgspec.structs.asdict(tensor) for tensor in spec.targets],
         "frozen": spec.frozen,
@@ -332,6 +330,19 @@ def _report(package: ModelPackage, runtime: str | None) -> dict[str, Any]:
         },
         "runtimes": _runtimes(package, runtime),
     }
+
+
+def _layout(spec: ModelSpec) -> Iterator[dict[str, Any]]:
+    """The tensors of the vector that the program takes: θ's, then the personal ones."""
+    for layout, start in ((spec.layout, 0), (spec.personal, spec.size)):
+        for parameter, place in layout.slices() if layout is not None else ():
+            yield {
+                "name": parameter.name,
+                "shape": list(parameter.shape),
+                "offset": start + place.start,
+                "tracked": parameter.tracked,
+                "personal": layout is not spec.layout,
+            }
 
 
 def _names(tensors: dict[str, tuple[tuple[int, ...], str]]) -> dict[str, str]:
@@ -384,7 +395,9 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
     yield "layout"
     for entry in report["layout"]:
         shape = " x ".join(map(str, entry["shape"])) or "()"
-        yield f"  {entry['offset']:>9,}  {entry['name']:<32} {shape}"
+        notes = [", follows the data, never stepped"] if entry["tracked"] else []
+        notes += [", stays on the device"] if entry["personal"] else []
+        yield f"  {entry['offset']:>9,}  {entry['name']:<32} {shape}{''.join(notes)}"
     yield "signatures"
     for name, signature in report["signatures"].items():
         inputs, outputs = (

@@ -7,10 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
 import fedge
+from models.package import ModelPackage
+from models.parameters import Layout
 from models.zoo import load_zoo, zoo_names
 
 
@@ -56,7 +60,13 @@ def test_inspect_a_folder_for_scripts(tmp_path: Path) -> None:
     package.save(tmp_path)
     report = json.loads(run("inspect", str(tmp_path), "--json").stdout)
     assert report["digest"] == package.digest
-    assert report["layout"][1] == {"name": "price/bias", "shape": [1], "offset": 2}
+    assert report["layout"][1] == {
+        "name": "price/bias",
+        "shape": [1],
+        "offset": 2,
+        "tracked": False,
+        "personal": False,
+    }
     assert report["inputs"][0]["units"] == ["10,000 USD", "rooms"]
     assert report["inputs"][0]["dtype"] == "float32"
     assert report["signatures"]["predict"]["outputs"] == {"prediction": "float32[256]"}
@@ -110,3 +120,20 @@ def test_export_without_tensorflow_says_what_to_install() -> None:
 def test_list_and_inspect_work_without_tensorflow() -> None:
     assert fedge_without_tensorflow("model", "list").returncode == 0
     assert fedge_without_tensorflow("model", "inspect", "house_price").returncode == 0
+
+
+def test_inspecting_shows_what_stays_on_the_device_and_what_is_never_stepped(
+    tmp_path: Path,
+) -> None:
+    package = load_zoo("house_price")
+    slopes, offset = package.spec.layout.parameters
+    tracked = msgspec.structs.replace(offset, tracked=True)
+    spec = msgspec.structs.replace(
+        package.spec, layout=Layout((slopes,)), personal=Layout((tracked,))
+    )
+    zeros = np.zeros(3, np.float32)
+    ModelPackage(spec, package.program, zeros[:2], zeros[2:]).save(tmp_path)
+    done = run("inspect", str(tmp_path))
+    (line,) = [line for line in done.stdout.splitlines() if "price/bias" in line]
+    said = "price/bias 1, follows the data, never stepped, stays on the device"
+    assert " ".join(line.split()[1:]) == said
