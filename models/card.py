@@ -9,7 +9,7 @@ from models.spec import TensorSpec
 def model_card(release: Release) -> str:
     """The description as a page of Markdown for people."""
     lines = [f"# {release.name}", ""]
-    where = f"federation `{release.federation}`" if release.federation else "not from a federation"
+    where = f"federation `{release.federation}`" if release.federation else "not stated"
     version = "" if release.version is None else f", version {release.version} of its weights"
     facts = [
         ("what", release.source or release.name),
