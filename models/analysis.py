@@ -13,7 +13,8 @@ from math import prod
 
 import numpy as np
 
-from models.flatbuffer import Operator, Subgraph, read
+from models.errors import ModelError
+from models.flatbuffer import File, Operator, Subgraph, read
 from models.operators import MOVES, NAMES, Kind
 from models.package import ModelPackage
 from models.program import Program, Rows
@@ -31,6 +32,8 @@ _COPIES = 2
 _MOVE_FLOPS = 10
 #: Operators in the time of everything else about a call, in Python and numpy.
 _CALL_OPERATORS = 50
+#: Loops inside loops.
+_MAX_DEPTH = 8
 _ALIGNMENT = 64
 #: `TensorType` of the schema -> bytes; all others have 4.
 _BYTES = {1: 2, 3: 1, 4: 8, 6: 1, 7: 2, 9: 1, 10: 8, 12: 8}
@@ -70,7 +73,8 @@ class Cost:
     """Of one call of a signature.
 
     Attributes:
-        operators: how many of each kind.
+        operators: how many of each kind there are, those inside loops too.
+        executed: operators that run, those inside loops once a turn.
         flops: multiplications and additions; each function of a number, such as exp, counts as one.
         numbers: that operators write.
         arena_bytes: that are in use at once, constants not among them. What the interpreter takes
@@ -78,6 +82,7 @@ class Cost:
     """
 
     operators: dict[str, int]
+    executed: int
     flops: int
     numbers: int
     arena_bytes: int
@@ -85,7 +90,7 @@ class Cost:
     def seconds(self, device: Device) -> float:
         """Of one call."""
         work = self.flops + _MOVE_FLOPS * self.numbers
-        operators = sum(self.operators.values()) + _CALL_OPERATORS
+        operators = self.executed + _CALL_OPERATORS
         return work / device.flops + operators * device.operator_s
 
 
@@ -96,7 +101,7 @@ def analyse(program: bytes) -> dict[str, Cost]:
         ModelError: the file is damaged.
     """
     file = read(program)
-    return {name: _cost(file.subgraphs[index]) for name, index in file.signatures.items()}
+    return {name: _cost(file, index) for name, index in file.signatures.items()}
 
 
 def memory_bytes(spec: ModelSpec, costs: dict[str, Cost], rows: int) -> int:
@@ -139,14 +144,48 @@ def matrix_flops() -> float:
     return best
 
 
-def _cost(graph: Subgraph) -> Cost:
+def _cost(file: File, index: int, depth: int = 0) -> Cost:
+    """Of a subgraph, with the loops in it."""
+    graph = file.subgraphs[index]
     kinds = Counter(NAMES.get(operator.kind, str(operator.kind)) for operator in graph.operators)
-    return Cost(
+    cost = Cost(
         operators=dict(sorted(kinds.items(), key=lambda item: (-item[1], item[0]))),
+        executed=len(graph.operators),
         flops=sum(_flops(graph, operator) for operator in graph.operators),
         numbers=sum(prod(graph.tensors[i].shape) for op in graph.operators for i in op.outputs),
         arena_bytes=_arena_bytes(graph),
     )
+    for operator in graph.operators:
+        if operator.kind == Kind.WHILE:
+            cost = _with_loop(cost, file, operator, depth)
+    return cost
+
+
+def _with_loop(cost: Cost, file: File, operator: Operator, depth: int) -> Cost:
+    """`cost` and that of a loop's turns."""
+    if operator.options is None or depth > _MAX_DEPTH:
+        raise ModelError("the program is damaged, or not one of TFLite: a loop without a body")
+    condition, body = (operator.options.number(field, "<i") for field in (0, 1))
+    if not all(0 <= index < len(file.subgraphs) for index in (condition, body)):
+        raise ModelError("the program is damaged, or not one of TFLite: a loop without a body")
+    turns, inner = _turns(file.subgraphs[condition]), _cost(file, body, depth + 1)
+    return Cost(
+        operators=dict(Counter(cost.operators) + Counter(inner.operators)),
+        executed=cost.executed + turns * inner.executed,
+        flops=cost.flops + turns * inner.flops,
+        numbers=cost.numbers + turns * inner.numbers,
+        arena_bytes=cost.arena_bytes + inner.arena_bytes,
+    )
+
+
+def _turns(condition: Subgraph) -> int:
+    """Of a loop that counts from 0 up to a constant, as those of the exporter do; else 1."""
+    for operator in condition.operators:
+        if operator.kind == Kind.LESS and len(operator.inputs) == 2 and operator.inputs[1] >= 0:
+            limit = condition.tensors[operator.inputs[1]].constant
+            if len(limit) == 4:
+                return max(0, int.from_bytes(limit, "little", signed=True))
+    return 1
 
 
 def _flops(graph: Subgraph, operator: Operator) -> int:

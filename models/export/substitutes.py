@@ -10,7 +10,9 @@ from typing import Any
 
 from models.export import activations
 from models.export.backend import Tensor, keras, tf
+from models.export.gradients import OVERRIDES
 from models.export.randomness import Noise, random_function
+from models.export.recurrent import recurrent_call
 from models.export.unfolded import convolution
 
 _Attributes = Iterator[tuple[str, Any]]
@@ -77,8 +79,9 @@ def _substitutes(layer: Any, noise: Noise | None, weight: Tensor | None) -> _Att
         if replacement is not None:
             yield name, replacement
     if isinstance(layer, keras.layers.RNN):
-        # A loop over tensor lists has no gradient made of built-ins; all lengths are known.
+        # Keras's loop over tensor lists has no gradient made of built-ins; all lengths are known.
         yield "unroll", True
+        yield "call", recurrent_call(layer, OVERRIDES)
     if isinstance(layer, keras.layers.Conv1D | keras.layers.Conv2D):
         yield "call", _convolution_call(layer)
     random = random_function(layer) if noise is not None else None

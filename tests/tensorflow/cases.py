@@ -24,6 +24,7 @@ Piece = Callable[[Any], Any]
 FRAMES: dict[str, tuple[tuple[int, ...], str, Piece | None]] = {
     "vector": ((6,), "float32", lambda x: layers.Dense(8)(x)),
     "steps": ((3, 3), "float32", lambda x: layers.Dense(4)(x)),
+    "long": ((37, 3), "float32", lambda x: layers.Dense(4)(x)),
     "series": ((13, 3), "float32", lambda x: layers.Conv1D(4, 3)(x)),
     "image": ((10, 9, 2), "float32", lambda x: layers.Conv2D(4, 3)(x)),
     "words": ((5,), "int32", None),
@@ -166,6 +167,17 @@ def _recurrent() -> Iterator[Case]:
     yield make("Masking", "GRU", "steps", masked)
     cells = [layers.LSTMCell(3), layers.SimpleRNNCell(2)]
     yield make("RNN", "stacked cells", "steps", layers.RNN(cells))
+    # More steps than are unrolled: loops, some with steps left over.
+    make = partial(Case, "recurrent, long")
+    for kind, piece in _each(["SimpleRNN", "GRU", "LSTM"], 3):
+        yield make(kind, "", "long", piece)
+    backwards = layers.LSTM(3, return_sequences=True, go_backwards=True)
+    yield make("LSTM", "sequences, backwards", "long", backwards)
+    both = layers.Bidirectional(layers.GRU(2, return_sequences=True, reset_after=False))
+    yield make("Bidirectional", "sequences, reset before", "long", both)
+    cells = [layers.LSTMCell(2), layers.SimpleRNNCell(3)]
+    yield make("RNN", "stacked cells", "long", layers.RNN(cells))
+    yield make("GRU", "sequences", "long", layers.GRU(3, return_sequences=True))
 
 
 def _random() -> Iterator[Case]:
