@@ -33,6 +33,17 @@ _SHORT = {
     "confusion_matrix": "confusion",
 }
 
+#: Options of Keras's metrics that programs do not know -> their values that change nothing.
+_DEFAULTS: dict[str, tuple[Any, ...]] = {
+    "class_id": (None,),
+    "top_k": (None,),
+    "beta": (1.0,),
+    "summation_method": ("interpolation",),
+    "multi_label": (False,),
+    "label_weights": (None,),
+    "num_regressors": (0,),
+}
+
 
 def output_metric(name: str, options: Mapping[str, Any], loss: OutputLoss) -> Metric:
     """The metric that Keras calls `name`, for an output with this loss.
@@ -46,6 +57,7 @@ def output_metric(name: str, options: Mapping[str, Any], loss: OutputLoss) -> Me
         name = _ACCURACY.get(loss.name, name)
         # Keras would compare a logit with 0.5 here; what is meant is a probability of one half.
         options = {}
+    _check_options(name, options)
     makers = _regression() if loss.name not in _ACCURACY else _classification()
     if name not in makers or not _fits(name, loss):
         known = ", ".join(sorted(_friendly(key) for key in makers if _fits(key, loss)))
@@ -55,6 +67,14 @@ def output_metric(name: str, options: Mapping[str, Any], loss: OutputLoss) -> Me
             f"{loss.target_shape}{why}: use one of: {known}"
         )
     return makers[name](loss, options)
+
+
+def _check_options(name: str, options: Mapping[str, Any]) -> None:
+    for key, allowed in _DEFAULTS.items():
+        if key in options and options[key] not in allowed:
+            raise ExportError(
+                f"metric {name!r} with {key}={options[key]!r} cannot be exported: leave it out"
+            )
 
 
 def _friendly(name: str) -> str:
@@ -153,6 +173,8 @@ def _auc(loss: OutputLoss, options: Mapping[str, Any]) -> Metric:
     bins = int(options.get("num_thresholds", 200)) - 1
     if options.get("curve", "ROC") not in ("ROC", "roc"):
         raise ExportError(f"metric 'auc' with curve {options['curve']!r}: use 'ROC'")
+    if options.get("thresholds") is not None:
+        raise ExportError("metric 'auc' with thresholds of your own: give num_thresholds")
 
     def counts(y: Tensor, p: Tensor) -> Tensor:
         share = _positive_share(loss, p)
@@ -204,6 +226,9 @@ def _picks(
     if loss.name == BINARY:
         cut = _threshold(loss, options)
         return lambda y, p: (_number(y)[:, None], tf.cast(p > cut, tf.float32)[:, None])
+
+    if options.get("threshold", options.get("thresholds")) is not None:
+        raise ExportError("a threshold for several classes cannot be exported: the best one is it")
 
     def picks(y: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
         true = y if loss.name == SPARSE else _best(y)

@@ -218,6 +218,45 @@ def test_metrics_of_several_classes_are_means_over_classes() -> None:
     assert values["precision"] == pytest.approx((table.diagonal() / predicted).mean(), rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("metric", "says"),
+    [
+        (keras.metrics.Precision(class_id=1), "'precision' with class_id=1"),
+        (keras.metrics.Recall(top_k=2), "'recall' with top_k=2"),
+        (keras.metrics.FBetaScore(beta=2.0), "'f1' with beta=2.0"),
+        (keras.metrics.F1Score(threshold=0.3), "a threshold for several classes"),
+        (keras.metrics.Precision(thresholds=0.7), "a threshold for several classes"),
+        (keras.metrics.F1Score("micro"), "with average='micro': use 'macro'"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(metric: Any, says: str) -> None:
+    with pytest.raises(ExportError, match=says):
+        export_model(classifier(3, "sparse_categorical_crossentropy", [metric]), name="m")
+
+
+@pytest.mark.parametrize(
+    ("metric", "says"),
+    [
+        (keras.metrics.AUC(thresholds=[0.2, 0.5]), "thresholds of your own: give num_thresholds"),
+        (keras.metrics.AUC(curve="PR"), "curve 'PR': use 'ROC'"),
+        (keras.metrics.AUC(summation_method="majoring"), "summation_method='majoring'"),
+    ],
+)
+def test_areas_that_are_computed_otherwise_are_refused(metric: Any, says: str) -> None:
+    with pytest.raises(ExportError, match=says):
+        export_model(classifier(1, "binary_crossentropy", [metric], "sigmoid"), name="m")
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_top_k_is_keras_own(k: int) -> None:
+    metric = keras.metrics.SparseTopKCategoricalAccuracy(k)
+    found, y, p = measured(classifier(4, "sparse_categorical_crossentropy", [metric]))
+    metric.reset_state()
+    metric.update_state(y, p)
+    values = metric_values(*found)
+    assert values[f"top_{k}_accuracy"] == pytest.approx(float(metric.result()), rel=1e-6)
+
+
 @pytest.mark.parametrize(("activation", "from_logits"), [("softmax", False), (None, True)])
 def test_auc_of_a_softmax_of_two(activation: str | None, from_logits: bool) -> None:
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits)
