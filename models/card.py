@@ -11,6 +11,10 @@ def model_card(release: Release) -> str:
     lines = [f"# {release.name}", ""]
     where = f"federation `{release.federation}`" if release.federation else "not stated"
     version = "" if release.version is None else f", version {release.version} of its weights"
+    if release.trained_at:
+        version += f", made {release.trained_at}" + (
+            f" of the updates of {release.agents:,} agents" if release.agents else ""
+        )
     facts = [
         ("what", release.source or release.name),
         ("trained in", where + version),
@@ -34,6 +38,10 @@ def model_card(release: Release) -> str:
             )
         )
     lines += ["| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in facts if text), ""]
+    if release.federation_metrics:
+        lines += ["## Measured by the agents, on rows that they held out", "", "| | |", "|---|---|"]
+        lines += [f"| {name} | {value:.4f} |" for name, value in release.federation_metrics.items()]
+        lines.append("")
     lines += _figures(release)
     lines += [
         "## Inputs and outputs",

@@ -15,8 +15,9 @@ import numpy as np
 from models.card import model_card
 from models.console import command_errors
 from models.errors import ConfigError, ModelError
-from models.history import STORE_FILE, read_version
+from models.history import STORE_FILE, StoredVersion, read_version
 from models.package import ModelPackage, load_package, read_initial
+from models.parameters import F32
 from models.rows import read_rows
 from models.zoo import load_zoo, zoo_names
 
@@ -85,7 +86,7 @@ def release(
         raise ConfigError("--int8 needs representative rows: --calibration DATA.npz")
     if out is not None and out.suffix != ".tflite":
         raise ConfigError(f"--out {out}: the name must end in .tflite")
-    content, theta, federation, version = _find(package, weights, state)
+    content, theta, found = _find(package, weights, state)
     path = out or Path(f"{content.spec.name}_{numbers}.tflite")
     rows = read_rows(calibration, content.spec.inputs) if calibration else None
     if data is None and calibration is not None and _has_targets(calibration, content):
@@ -101,11 +102,14 @@ def release(
         calibration=rows,
         data=measured,
         origin=Origin(
-            federation,
-            version,
-            licence,
-            datetime.now(UTC).isoformat(timespec="seconds"),
-            f"{platform.machine()} {platform.system()}",
+            federation=found.federation if found else "",
+            version=found.version if found else None,
+            trained_at=_moment(datetime.fromtimestamp(found.created_at, UTC)) if found else "",
+            agents=found.agents if found else 0,
+            figures=found.figures if found else {},
+            licence=licence,
+            made_at=_moment(datetime.now(UTC)),
+            machine=f"{platform.machine()} {platform.system()}",
         ),
         build=_builder(function),
         batch_size=batch_size,
@@ -124,10 +128,14 @@ def release(
         click.echo("\n".join(_lines(path, msgspec.to_builtins(made.release))))
 
 
+def _moment(when: datetime) -> str:
+    return when.isoformat(timespec="seconds")
+
+
 def _find(
     reference: str, weights: str | None, state: Path | None
-) -> tuple[ModelPackage, Any, str, int | None]:
-    """Package, θ, federation and version."""
+) -> tuple[ModelPackage, F32, StoredVersion | None]:
+    """Package, θ, and where it comes from, if that is a federation."""
     folder = Path(reference)
     if reference not in zoo_names() and (folder / STORE_FILE).is_file():
         state = state or folder
@@ -138,21 +146,21 @@ def _find(
     if weights is None or weights.isdigit():
         if state is None:
             if weights is None:
-                return content, np.array(content.initial), "", None
+                return content, np.array(content.initial), None
             raise ConfigError(
                 f"--weights {weights}: of which federation? --state names the coordinator's folder"
             )
         found = read_version(
             state, None if weights is None else int(weights), content.spec.fingerprint
         )
-        return content, found.theta, found.federation, found.version
+        return content, found.theta, found
     path = Path(weights)
     theta = load_package(path).initial if path.is_dir() else read_initial(path)
     try:
         content.spec.layout.check(theta)
     except ModelError as error:
         raise ModelError(f"--weights {weights}: {error}") from error
-    return content, np.array(theta), "", None
+    return content, np.array(theta), None
 
 
 def _has_targets(path: Path, package: ModelPackage) -> bool:

@@ -35,14 +35,16 @@ class StoredVersion:
         version: of θ.
         theta: float32, shape (P,).
         created_at: seconds since 1970.
-        record: of the round that made it, as JSON has it; empty for version 0.
+        agents: whose updates made it; 0 for version 0.
+        figures: loss and metrics on the agents' held-out rows; empty where nothing was evaluated.
     """
 
     federation: str
     version: int
     theta: F32
     created_at: float
-    record: dict[str, Any]
+    agents: int
+    figures: dict[str, float]
 
 
 def checksum(*parts: object) -> bytes:
@@ -103,8 +105,15 @@ def _read(
     if checksum(theta, state) != digest:
         raise ConfigError(f"{path}: version {wanted} is damaged: its checksum is wrong")
     vector = np.frombuffer(theta, "<f4").astype(np.float32)
-    records = (json.loads(text) for (text,) in db.execute("SELECT record FROM rounds"))
-    record: dict[str, Any] = next(
-        (r for r in records if r["version"] == wanted and r["status"] == "committed"), {}
-    )
-    return StoredVersion(meta.get("federation", ""), wanted, vector, created_at, record)
+    agents, figures = _made_by(db, wanted)
+    return StoredVersion(meta.get("federation", ""), wanted, vector, created_at, agents, figures)
+
+
+def _made_by(db: sqlite3.Connection, version: int) -> tuple[int, dict[str, float]]:
+    """How many agents made a version, and what they measured of it."""
+    for (text,) in db.execute("SELECT record FROM rounds"):
+        record: dict[str, Any] = json.loads(text)
+        if record["version"] == version and record["status"] == "committed":
+            figures = {"loss": record["loss"], **record["metrics"]} if record["evaluated"] else {}
+            return record["reported"], figures
+    return 0, {}

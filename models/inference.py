@@ -38,6 +38,10 @@ class Release(msgspec.Struct, frozen=True, omit_defaults=True):
         sha256: of the `.tflite` file.
         federation: where it was trained; empty when it was not.
         version: of θ.
+        trained_at: when that version was made, ISO 8601, UTC.
+        agents: whose updates made it.
+        federation_metrics: loss and metrics of that version on the agents' held-out rows, as the
+            coordinator added them up.
         personal: numbers of personal layers, of which the file has the package's initial ones.
         source: of architecture or task.
         licence: of the data, as given.
@@ -65,6 +69,9 @@ class Release(msgspec.Struct, frozen=True, omit_defaults=True):
     threshold: float = 0.5
     federation: str = ""
     version: int | None = None
+    trained_at: str = ""
+    agents: int = 0
+    federation_metrics: dict[str, float] = {}
     personal: int = 0
     source: str = ""
     licence: str = ""

@@ -12,10 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from models.errors import DataError
+from models.parameters import F64
 from models.program import Array, Rows
 from models.spec import TensorSpec
 
 _ZIP = b"PK"
+_INT32 = np.iinfo(np.int32)
 
 
 def read_rows(path: Path, columns: Sequence[TensorSpec]) -> Rows:
@@ -26,7 +28,8 @@ def read_rows(path: Path, columns: Sequence[TensorSpec]) -> Rows:
         columns: what is wanted of it.
 
     Raises:
-        DataError: no such file, or an array is missing, misshapen, not finite or empty.
+        DataError: no such file, or an array is missing, misshapen, not finite, empty or
+            of classes that do not exist.
     """
     arrays = {tensor.name: _read(path, tensor) for tensor in columns}
     counts = {name: len(array) for name, array in arrays.items()}
@@ -60,5 +63,21 @@ def _read(path: Path, tensor: TensorSpec) -> Array:
         values[np.isnan(values)] = tensor.missing
     if not np.isfinite(values).all():
         raise DataError(f"{path}: array {tensor.name!r} has NaN or infinity")
+    if tensor.dtype == "int32":
+        _check_whole(path, tensor, values)
     array: Array = values.astype(tensor.dtype)
     return array
+
+
+def _check_whole(path: Path, tensor: TensorSpec, values: F64) -> None:
+    """Refuses classes that do not exist, which would count as rightly predicted without a loss."""
+    top = len(tensor.classes) - 1 if tensor.classes else _INT32.max
+    low = 0 if tensor.classes else _INT32.min
+    bad = (values != np.rint(values)) | (values < low) | (values > top)
+    if bad.any():
+        row = int(np.argwhere(bad)[0][0])
+        what = f"one of {len(tensor.classes)} classes" if tensor.classes else "a whole number"
+        raise DataError(
+            f"{path}: row {row} of {tensor.name!r} holds {values[bad][0]:g}, "
+            f"not {what}, {low} to {top}"
+        )

@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -50,6 +50,9 @@ class Origin:
 
     federation: str = ""
     version: int | None = None
+    trained_at: str = ""
+    agents: int = 0
+    figures: Mapping[str, float] = field(default_factory=dict)
     licence: str = ""
     made_at: str = ""
     machine: str = ""
@@ -111,6 +114,9 @@ def release_model(
         "sha256": hashlib.sha256(tflite).hexdigest(),
         "federation": origin.federation,
         "version": origin.version,
+        "trained_at": origin.trained_at,
+        "agents": origin.agents,
+        "federation_metrics": dict(origin.figures),
         "personal": spec.whole_size - spec.size,
         "source": spec.source,
         "licence": origin.licence,

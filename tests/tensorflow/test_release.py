@@ -76,6 +76,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for version in (1, 2):
         theta = theta + 0.1 * rng.standard_normal(theta.shape).astype(np.float32)
         record = new_record(version, version, 3)
+        measured = {"loss": 0.5 / version, "metrics": {"accuracy": 0.7}, "evaluated": True}
+        record = msgspec.structs.replace(record, status="committed", reported=3, **measured)
         store.commit(version, theta, {}, record)
     store.close()
     package.save(folder / "state" / "model")
@@ -101,6 +103,8 @@ def test_a_version_of_a_federation_becomes_a_file_that_predicts_like_it(
     assert "same class" in made.stdout
     data, description = load_release(out)
     assert (description.federation, description.version) == ("waves-fed", 2)
+    assert (description.agents, description.trained_at[:2]) == (3, "20")
+    assert description.federation_metrics == {"loss": 0.25, "accuracy": 0.7}
     assert (description.licence, description.classes) == ("CC0", CLASSES)
     assert description.agreement is not None
     assert description.agreement >= agreement
@@ -124,7 +128,15 @@ def test_a_version_of_a_federation_becomes_a_file_that_predicts_like_it(
     assert np.trace(matrix) == (got.argmax(1) == rows["target"]).sum()
     card = out.with_suffix(".md").read_text()
     assert f"| slow | {' | '.join(f'{value:g}' for value in matrix[0])} |" in card
-    for text in ("waves-fed", "version 2", "CC0", "| accuracy |", "64 rows", description.sha256):
+    for text in (
+        "waves-fed",
+        "version 2",
+        "CC0",
+        "| accuracy |",
+        "64 rows",
+        "of 3 agents",
+        description.sha256,
+    ):
         assert text in card
 
 
