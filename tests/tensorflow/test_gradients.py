@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from models.analysis import analyse
 from models.errors import TrainingError
+from models.export import unfolded
 from models.export.backend import keras
 from models.export.exporter import export_model
 from models.export.verify import Reference, random_batch, relative_error
@@ -129,6 +131,57 @@ def test_models_of_other_forms(build: Callable[[], Any]) -> None:
     loss, gradient, _ = Reference(model, package).gradient(package.initial, rows, SEED)
     assert relative_error(got.vector, gradient) <= LIMIT
     assert got.sums.loss / ROWS == pytest.approx(loss, rel=1e-5)
+
+
+def convolutions() -> Any:
+    x = start = keras.Input((12, 11, 2))
+    for layer in (
+        layers.Conv2D(4, 3),
+        layers.Conv2D(4, (3, 2), strides=2, padding="same", groups=2),
+        layers.Conv2D(3, 2, dilation_rate=2, padding="same"),
+    ):
+        x = layer(x)
+    return keras.Model(start, layers.Dense(3, activation="softmax")(layers.Flatten()(x)))
+
+
+@pytest.mark.parametrize(("largest", "kernels"), [(0, 3), (1 << 20, 0)])
+def test_convolutions_whose_windows_are_too_many_stay_convolutions(
+    largest: int, kernels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unfolded, "MAX_NUMBERS", largest)
+    model = convolutions()
+    model.compile(loss="sparse_categorical_crossentropy")
+    package = export_model(model, name="convolutions", batch_size=ROWS)
+    operators = analyse(package.program)["predict"].operators
+    assert operators.get("CONV_2D", 0) >= kernels
+    assert ("CONV_2D" in operators) is bool(kernels)
+    rows = random_batch(package.spec, np.random.default_rng(4))
+    got = Program(package.program, package.spec).gradient(package.initial, rows)
+    loss, gradient, _ = Reference(model, package).gradient(package.initial, rows)
+    assert relative_error(got.vector, gradient) <= LIMIT
+    assert got.sums.loss / ROWS == pytest.approx(loss, rel=1e-5)
+
+
+def test_large_products_transpose_by_an_operator_of_their_own() -> None:
+    """XNNPACK takes no product that transposes."""
+    model = keras.Sequential(
+        [keras.Input((64,)), *[layers.Dense(128, activation="relu") for _ in range(2)]]
+    )
+    model.compile(loss="mean_squared_error")
+    operators = analyse(export_model(model, name="wide").program)["gradient"].operators
+    assert operators["BATCH_MATMUL"] == 5
+    assert operators["TRANSPOSE"] == 3
+    assert "FULLY_CONNECTED" not in operators
+
+
+def test_a_program_does_not_grow_with_the_steps_of_a_long_layer() -> None:
+    sizes = []
+    for steps in (40, 400):
+        model = keras.Sequential([keras.Input((steps, 2)), layers.SimpleRNN(3), layers.Dense(1)])
+        model.compile(loss="mean_squared_error")
+        sizes.append(len(export_model(model, name="long", batch_size=ROWS).program))
+    assert abs(sizes[1] - sizes[0]) < 1_000
+    assert sizes[1] < 40_000
 
 
 @pytest.mark.parametrize("stride", [1, 2])
