@@ -114,6 +114,6 @@ def _made_by(db: sqlite3.Connection, version: int) -> tuple[int, dict[str, float
     for (text,) in db.execute("SELECT record FROM rounds"):
         record: dict[str, Any] = json.loads(text)
         if record["version"] == version and record["status"] == "committed":
-            figures = {"loss": record["loss"], **record["metrics"]} if record["evaluated"] else {}
-            return record["reported"], figures
+            found = {"loss": record["loss"], **record["metrics"]} if record["evaluated"] else {}
+            return record["reported"], {k: v for k, v in found.items() if v is not None}
     return 0, {}
