@@ -133,7 +133,11 @@ def _inputs(model: Any, given: Sequence[TensorSpec]) -> Iterator[TensorSpec]:
         if dtype not in ("float32", "int32"):
             raise ExportError(f"input {tensor.name!r} is {dtype}: use float32 or int32")
         if not given:
-            yield TensorSpec(_input_name(tensor.name, index, len(model.inputs)), shape, dtype)
+            name = _input_name(tensor.name, index, len(model.inputs))
+            try:
+                yield TensorSpec(name, shape, dtype)
+            except ValueError as error:
+                raise ExportError(f"input {index}: {error}: keras.Input(name=...)") from error
         elif (given[index].shape, given[index].dtype) == (shape, dtype):
             yield given[index]
         else:

@@ -147,7 +147,7 @@ def _regression(name: str, shape: tuple[int, ...], options: Mapping[str, Any]) -
         "log_cosh": lambda error: tf.abs(error) + _log1p_exp(-2.0 * tf.abs(error)) - math.log(2.0),
     }
     apart = per_element[name]
-    row = _row_shape(shape)
+    row = row_shape(shape)
     return OutputLoss(name, row, "float32", row, lambda y, p: row_mean(apart(p - y)))
 
 
@@ -215,7 +215,7 @@ def _binary(shape: tuple[int, ...], options: Mapping[str, Any]) -> OutputLoss:
             entropy = 0.5 * (logits + size) - logits * wanted + _log1p_exp(-size)
         return row_mean(entropy)
 
-    row = _row_shape(shape)
+    row = row_shape(shape)
     return OutputLoss(BINARY, row, "int32", row, loss, from_logits)
 
 
@@ -234,7 +234,8 @@ def _logits(output: Tensor, activation: str) -> Tensor | None:
     return op.inputs[0] if op.type == activation else None
 
 
-def _row_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+def row_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Without a last axis of 1."""
     # Dense(1) gives (rows, 1) and its target is one number per row: compared as they are, they
     # would broadcast to (rows, rows).
     return shape[:-1] if shape and shape[-1] == 1 else shape

@@ -141,7 +141,7 @@ def _accuracy(per_row: PerRow) -> Metric:
 
 def _binary_accuracy(loss: OutputLoss, options: Mapping[str, Any]) -> Metric:
     cut = _threshold(loss, options)
-    return _accuracy(lambda y, p: _equal(tf.cast(p > cut, tf.int32), y))
+    return _accuracy(lambda y, p: _equal(tf.cast(p > cut, y.dtype), y))
 
 
 def _threshold(loss: OutputLoss, options: Mapping[str, Any]) -> float:

@@ -9,7 +9,15 @@ from typing import Any
 from models.errors import ExportError
 from models.export.backend import Tensor, tf
 from models.export.identify import identify
-from models.export.losses import BINARY, SPARSE, Contrastive, OutputLoss, Triplet, output_loss
+from models.export.losses import (
+    BINARY,
+    SPARSE,
+    Contrastive,
+    OutputLoss,
+    Triplet,
+    output_loss,
+    row_shape,
+)
 from models.export.metrics import Metric, output_metric, total
 from models.export.variables import plain_name
 from models.metrics import MetricSpec
@@ -31,6 +39,12 @@ class _Part:
     weight: float = 1.0
     class_weight: tuple[float, ...] = ()
     metrics: tuple[Metric, ...] = ()
+
+    def label(self, columns: Tensors) -> Tensor:
+        """What the output is compared with, in its shape: an input may have a last axis of 1."""
+        y = columns[self.source]
+        shape = (y.shape[0], *self.loss.target_shape)
+        return y if tuple(y.shape) == shape else tf.reshape(y, shape)
 
     def per_row(self, y: Tensor, p: Tensor) -> Tensor:
         values = self.loss.per_row(y, p)
@@ -79,7 +93,7 @@ class Objective:
         """
         if self._pair is not None:
             return self._pair.loss(list(outputs.values()), columns.get("target"))
-        losses = [part.per_row(columns[part.source], outputs[part.output]) for part in self._parts]
+        losses = [part.per_row(part.label(columns), outputs[part.output]) for part in self._parts]
         return tf.add_n(losses) if len(losses) > 1 else losses[0]
 
     def sums(self, columns: Tensors, outputs: Tensors, weight: Tensor) -> dict[str, Tensor]:
@@ -88,7 +102,7 @@ class Objective:
             right = self._pair.right(list(outputs.values()), columns.get("target"))
             return {"accuracy": total(self.metrics[0], right, weight)}
         return {
-            spec.name: total(spec, per_row(columns[part.source], outputs[part.output]), weight)
+            spec.name: total(spec, per_row(part.label(columns), outputs[part.output]), weight)
             for part in self._parts
             for spec, per_row in part.metrics
         }
@@ -233,7 +247,10 @@ def _source(
             f"reconstruct={wishes.reconstruct!r}: needs a model of one output and the name of an "
             f"input ({known})"
         )
-    if (tensor.shape, tensor.dtype) != (loss.target_shape, loss.target_dtype):
+    shape = tensor.shape if tensor.shape == loss.target_shape else row_shape(tensor.shape)
+    # Yes-or-no questions are ints in data files; shares from 0 to 1 can be compared too.
+    shares = loss.name == BINARY and tensor.dtype == "float32"
+    if shape != loss.target_shape or not (shares or tensor.dtype == loss.target_dtype):
         raise ExportError(
             f"input {tensor.name!r} is {tensor.dtype} {tensor.shape}, what the model makes of it "
             f"{loss.target_dtype} {loss.target_shape}: they must be alike to be compared"

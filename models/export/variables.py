@@ -110,6 +110,12 @@ def read_variables(model: Any, personal: Sequence[str] = ()) -> Variables:
             + (" outside its personal layers: nothing would be averaged" if kept else "")
         )
     learned = {id(variable) for _, variable in (*shared, *kept)}
+    for pattern in personal:
+        if not _chosen(model, [pattern]) & learned:
+            raise ExportError(
+                f"personal {pattern!r}: these layers are frozen or have no weights, there is "
+                "nothing for a device to learn"
+            )
     frozen = [v for v in model.variables if id(v) not in learned and not is_seed(v)]
     return Variables(shared, kept, frozen)
 

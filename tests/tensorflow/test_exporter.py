@@ -207,6 +207,14 @@ def test_models_without_what_a_program_needs() -> None:
         export_model(two, name="m")
 
 
+def test_an_input_whose_name_is_no_identifier_is_named() -> None:
+    x = keras.Input((3,), name="my sensor")
+    model = keras.Model(x, layers.Dense(1)(x))
+    model.compile(loss="mse")
+    with pytest.raises(ExportError, match="input 0: tensor name 'my sensor' must be a plain ident"):
+        export_model(model, name="m")
+
+
 def test_input_specs_must_fit_the_model() -> None:
     with pytest.raises(ExportError, match=r"input spec 'window' is float32 \(6,\), the model's"):
         export_model(build(), name="m", inputs=[TensorSpec("window", (6,))])

@@ -93,6 +93,27 @@ def test_an_autoencoder_needs_no_target() -> None:
     assert sums.loss == pytest.approx(float(np.square(rebuilt - x).mean(1).sum()), rel=1e-5)
 
 
+@pytest.mark.parametrize("loss", ["mse", "binary_crossentropy"])
+def test_a_grey_image_is_reconstructed(loss: str) -> None:
+    """Its last axis of 1, which outputs are left without, and shares from 0 to 1."""
+    keras.utils.set_random_seed(3)
+    x = keras.Input((4, 4, 1), name="image")
+    small = layers.Conv2D(2, 3, strides=2, padding="same")(x)
+    end = layers.Conv2D(1, 3, padding="same", activation="sigmoid")(layers.UpSampling2D(2)(small))
+    model = keras.Model(x, end)
+    model.compile(loss=loss, metrics=["mae"])
+    package = export_model(model, name="grey", batch_size=ROWS, reconstruct="image")
+    assert package.spec.outputs[0].shape == (4, 4)
+    wishes = Wishes(reconstruct="image")
+    assert_gradient(model, package, wishes)
+    image = np.random.default_rng(1).random((ROWS, 4, 4, 1), dtype=np.float32)
+    sums = Program(package.program, package.spec).evaluate(package.initial, {"image": image})
+    made = np.asarray(model(image))
+    assert sums.metrics["mae"] == pytest.approx(float(np.abs(made - image).mean() * ROWS), rel=1e-4)
+    expected = float(model.compute_loss(y=image, y_pred=made))
+    assert sums.loss / ROWS == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("reconstruct", "says"),
     [("motor", r"the name of an input \(sensors\)"), ("sensors", "they must be alike")],

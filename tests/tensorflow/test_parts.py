@@ -99,6 +99,7 @@ def test_personal_layers_come_after_theta_and_are_none_of_it() -> None:
         ({"train": ["tail"]}, "no layer is called 'tail'; layers with weights: backbone, norm"),
         ({"personal": ["tail*"]}, r"no layer is called 'tail\*'"),
         ({"personal": ["*"]}, "nothing would be averaged"),
+        ({"train": ["neck"], "personal": ["head"]}, "personal 'head': these layers are frozen"),
     ],
 )
 def test_parts_that_do_not_exist_are_refused(options: dict[str, Any], says: str) -> None:
