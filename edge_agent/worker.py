@@ -288,7 +288,7 @@ def _measure(program: Program, theta: F32, rows: Rows, pace: Pace) -> Sums:
     Raises:
         TrainingError: it is over.
     """
-    size = program.spec.batch_size
+    size = max(program.spec.batch_sizes)
     count = len(next(iter(rows.values())))
 
     def batches() -> Iterator[Sums]:

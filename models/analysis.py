@@ -107,7 +107,7 @@ def analyse(program: bytes) -> dict[str, Cost]:
 def memory_bytes(spec: ModelSpec, costs: dict[str, Cost], rows: int) -> int:
     """Of the whole agent while it trains on so many rows."""
     numbers = _VECTORS * spec.whole_size + 2 * spec.frozen
-    arenas = sum(cost.arena_bytes for name, cost in costs.items() if name != "predict")
+    arenas = sum(cost.arena_bytes for name, cost in costs.items() if not name.startswith("predict"))
     row = sum(4 * prod(tensor.shape) for tensor in spec.columns)
     return AGENT_BYTES + 4 * numbers + arenas + _COPIES * rows * row
 

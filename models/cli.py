@@ -49,7 +49,8 @@ cli.add_command(runtimes)
 @click.option(
     "--batch-size",
     type=click.IntRange(1, 65_536),
-    help="Rows of one program call; default: 32.",
+    multiple=True,
+    help="Rows of one program call; default: 32. Give more of them for further sizes, up to four.",
 )
 @click.option(
     "--train",
@@ -82,7 +83,7 @@ def export(
     function: str,
     out: Path,
     name: str | None,
-    batch_size: int | None,
+    batch_size: tuple[int, ...],
     train: tuple[str, ...],
     personal: tuple[str, ...],
     reconstruct: str,
@@ -105,11 +106,7 @@ def export(
     with _user_code(f"{function}()"):
         built = build()
     if isinstance(built, ModelPackage):
-        if (
-            name is not None
-            or batch_size is not None
-            or any((train, personal, reconstruct, metrics))
-        ):
+        if name is not None or any((batch_size, train, personal, reconstruct, metrics)):
             raise ConfigError(
                 f"{function} returns a finished package: give its options to its export_model, "
                 "not to this command"
@@ -315,6 +312,7 @@ def _report(package: ModelPackage, runtime: str | None) -> dict[str, Any]:
         "loss": spec.loss,
         "metrics": [metric.name for metric in spec.metrics],
         "batch_size": spec.batch_size,
+        "batch_sizes": list(spec.batch_sizes),
         "program_bytes": len(package.program),
         "digest": package.digest,
         "fingerprint": spec.fingerprint,
@@ -381,6 +379,8 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
             if isinstance(text, int)
             else f"{key:<12} {text}"
         )
+    if len(report["batch_sizes"]) > 1:
+        yield f"{'batch sizes':<12} {', '.join(map(str, report['batch_sizes']))}"
     yield f"{'program':<12} {report['program_bytes']:,} bytes"
     yield f"{'digest':<12} {report['digest']}"
     yield f"{'fingerprint':<12} {report['fingerprint']}"

@@ -1,8 +1,8 @@
 """Run a program on whichever TFLite interpreter the device has.
 
 A program's signatures are pure functions of θ (`gradient`, `evaluate`, `predict`) for a fixed batch
-size; `Program` takes any number of rows: it cuts them into batches and masks the padding of the
-last one with weight 0.
+size, or for each of several; `Program` takes any number of rows: it cuts them into batches and
+masks padding with weight 0.
 """
 
 from __future__ import annotations
@@ -86,14 +86,14 @@ class Program:
             # signatures alone runs without them. 1.2 to 1.5 times the speed for the same numbers.
             self._interpreter.allocate_tensors()
             self._runners = {
-                name: self._interpreter.get_signature_runner(name) for name in _SIGNATURES
+                name: self._interpreter.get_signature_runner(name)
+                for name in expected_signatures(spec)
             }
             self._check_tensors()
         except (ValueError, RuntimeError, TypeError) as error:
             first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             raise ModelError(f"{self.runtime} cannot load the program: {first_line}") from error
-        self._paddings = {t.name: _padding(t, spec.batch_size) for t in spec.columns}
-        self._weights = np.ones(spec.batch_size, np.float32)
+        self._ones = {size: np.ones(size, np.float32) for size in spec.batch_sizes}
         self._constants: dict[str, Array] = {} if frozen is None else {"frozen": frozen}
         log.debug("program of %s runs on %s", spec.name, self.runtime)
 
@@ -112,16 +112,16 @@ class Program:
             TrainingError: no rows, the weights sum to 0, or the interpreter failed.
         """
         count = self._check(theta, rows, self.spec.columns)
-        if count == self.spec.batch_size and "weight" not in rows:
-            return self._whole_batch(theta, rows, seed)
+        if count in self._ones and "weight" not in rows:
+            return self._whole_batch(theta, rows, count, seed)
         vector = np.zeros(self.spec.whole_size, np.float64)
         parts = []
         weight_sum = 0.0
-        for number, batch in enumerate(self._batches(rows, count)):
+        for number, (size, batch) in enumerate(self._batches(rows, count)):
             weight = float(batch["weight"].sum())
             if weight == 0:
                 continue  # the program divides by the sum of its weights
-            out = self._run("gradient", theta, {**batch, **self._seed(seed + number)})
+            out = self._run("gradient", size, theta, {**batch, **self._seed(seed + number)})
             vector += weight * out["gradient"].astype(np.float64)
             weight_sum += weight
             parts.append(Sums(weight * float(out["loss"]), weight, self._totals(out)))
@@ -132,7 +132,8 @@ class Program:
     def evaluate(self, theta: F32, rows: Rows) -> Sums:
         """Sums of loss and metrics over all rows; arguments as for `gradient`."""
         count = self._check(theta, rows, self.spec.columns)
-        outs = (self._run("evaluate", theta, batch) for batch in self._batches(rows, count))
+        batches = self._batches(rows, count)
+        outs = (self._run("evaluate", size, theta, batch) for size, batch in batches)
         return add_sums(
             Sums(float(out["loss_sum"]), float(out["weight_sum"]), self._totals(out))
             for out in outs
@@ -141,12 +142,10 @@ class Program:
     def predict(self, theta: F32, rows: Rows) -> dict[str, Array]:
         """One array of shape (n, *shape) per output of the spec; needs the inputs only."""
         count = self._check(theta, rows, self.spec.inputs)
-        size = self.spec.batch_size
         parts: dict[str, list[Array]] = {output.name: [] for output in self.spec.outputs}
-        for start in range(0, count, size):
-            taken = min(size, count - start)
-            batch = {t.name: self._cut(rows[t.name], t, start, taken) for t in self.spec.inputs}
-            out = self._run("predict", theta, batch)
+        for start, taken, size in calls(count, self.spec.batch_sizes):
+            batch = {t.name: _cut(rows[t.name], t, start, taken, size) for t in self.spec.inputs}
+            out = self._run("predict", size, theta, batch)
             for name, part in parts.items():
                 part.append(out[name][:taken])
         return {
@@ -189,11 +188,12 @@ class Program:
             return {}
         return {"seed": np.array(seed % 2**32, np.uint32).view(np.int32)}
 
-    def _whole_batch(self, theta: F32, rows: Rows, seed: int) -> Gradient:
-        # The common case of training with the program's own batch size: no padding, no adding up.
-        weight = float(self.spec.batch_size)
+    def _whole_batch(self, theta: F32, rows: Rows, size: int, seed: int) -> Gradient:
+        # The common case of training with one of the program's batch sizes: no padding, no sums.
+        weight = float(size)
         batch = {t.name: np.ascontiguousarray(rows[t.name], t.dtype) for t in self.spec.columns}
-        out = self._run("gradient", theta, {**batch, "weight": self._weights, **self._seed(seed)})
+        batch["weight"] = self._ones[size]
+        out = self._run("gradient", size, theta, {**batch, **self._seed(seed)})
         return Gradient(
             out["gradient"], Sums(float(out["loss"]) * weight, weight, self._totals(out))
         )
@@ -206,26 +206,17 @@ class Program:
             for metric in self.spec.metrics
         }
 
-    def _batches(self, rows: Rows, count: int) -> Iterator[dict[str, Array]]:
-        size = self.spec.batch_size
-        for start in range(0, count, size):
-            taken = min(size, count - start)
-            batch = {t.name: self._cut(rows[t.name], t, start, taken) for t in self.spec.columns}
+    def _batches(self, rows: Rows, count: int) -> Iterator[tuple[int, dict[str, Array]]]:
+        for start, taken, size in calls(count, self.spec.batch_sizes):
+            batch = {t.name: _cut(rows[t.name], t, start, taken, size) for t in self.spec.columns}
             weights = np.zeros(size, np.float32)
             given = rows.get("weight")
             weights[:taken] = 1.0 if given is None else given[start : start + taken]
             batch["weight"] = weights
-            yield batch
+            yield size, batch
 
-    def _cut(self, array: Array, tensor: TensorSpec, start: int, count: int) -> Array:
-        part = array[start : start + count]
-        if count == self.spec.batch_size:
-            return np.ascontiguousarray(part, tensor.dtype)
-        padded = self._paddings[tensor.name].copy()
-        padded[:count] = part
-        return padded
-
-    def _run(self, signature: str, theta: F32, batch: dict[str, Array]) -> dict[str, Array]:
+    def _run(self, kind: str, size: int, theta: F32, batch: dict[str, Array]) -> dict[str, Array]:
+        signature = signature_name(kind, size, self.spec)
         try:
             out: dict[str, Array] = self._runners[signature](
                 theta=theta, **self._constants, **batch
@@ -235,7 +226,7 @@ class Program:
         return out
 
     def _check_names(self, signatures: dict[str, Any]) -> None:
-        missing = [name for name in _SIGNATURES if name not in signatures]
+        missing = [name for name in expected_signatures(self.spec) if name not in signatures]
         if missing:
             raise ModelError(
                 f"the program lacks the signature {missing[0]!r}; it has: {', '.join(signatures)}"
@@ -249,13 +240,40 @@ class Program:
             _compare(f"{name} output", outputs, runner.get_output_details())
 
 
-_SIGNATURES = ("gradient", "evaluate", "predict")
+def calls(rows: int, sizes: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """How many rows are cut into calls: (first row, rows, size of the call).
+
+    The largest size that the rows fill; for what is left the smallest that covers it, unless most
+    of that would be padding and a smaller one is there.
+    """
+    start = 0
+    while start < rows:
+        left = rows - start
+        covers = min((size for size in sizes if size >= left), default=0)
+        fits = max((size for size in sizes if size <= left), default=0)
+        size = covers if covers and (covers < 2 * left or not fits) else fits
+        yield start, min(size, left), size
+        start += size
+
+
+def signature_name(kind: str, size: int, spec: ModelSpec) -> str:
+    """Of the `kind` (gradient, evaluate, predict) for calls of so many rows."""
+    return kind if size == spec.batch_size else f"{kind}_{size}"
+
+
 _Expected = dict[str, tuple[tuple[int, ...], str]]
 
 
 def expected_signatures(spec: ModelSpec) -> dict[str, tuple[_Expected, _Expected]]:
     """Inputs and outputs of each signature as {name: (shape, dtype)}, batch axis included."""
-    rows = spec.batch_size
+    return {
+        signature_name(kind, size, spec): tensors
+        for size in spec.batch_sizes
+        for kind, tensors in _signatures_of(spec, size).items()
+    }
+
+
+def _signatures_of(spec: ModelSpec, rows: int) -> dict[str, tuple[_Expected, _Expected]]:
     theta: _Expected = {"theta": ((spec.whole_size,), "float32")}
     if spec.frozen:
         theta["frozen"] = ((spec.frozen,), "float32")
@@ -290,5 +308,11 @@ def _compare(where: str, expected: _Expected, found: dict[str, dict[str, Any]]) 
             )
 
 
-def _padding(tensor: TensorSpec, rows: int) -> Array:
-    return np.zeros((rows, *tensor.shape), tensor.dtype)
+def _cut(array: Array, tensor: TensorSpec, start: int, count: int, size: int) -> Array:
+    """`count` rows from `start` on, with zeros behind them up to `size`."""
+    part = array[start : start + count]
+    if count == size:
+        return np.ascontiguousarray(part, tensor.dtype)
+    padded = np.zeros((size, *tensor.shape), tensor.dtype)
+    padded[:count] = part
+    return padded

@@ -22,6 +22,8 @@ RESERVED_NAMES = frozenset(
     {"theta", "frozen", "target", "weight", "loss", "gradient", "loss_sum", "weight_sum"}
 )
 
+#: Signatures for more sizes only make the file larger.
+MAX_BATCH_SIZES = 4
 _MAX_SPEC_BYTES = 1 << 20
 
 
@@ -90,6 +92,8 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tr
             it after θ in the same vector.
         frozen: numbers of frozen layers, which the program takes as `frozen`; the package holds
             them.
+        more_batch_sizes: rows of calls for which the program has signatures of their own, named
+            `gradient_<rows>` and so on. Absent from the JSON of most specs.
     """
 
     name: str
@@ -105,6 +109,7 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tr
     stochastic: bool = False
     personal: Layout | None = None
     frozen: int = 0
+    more_batch_sizes: tuple[int, ...] | msgspec.UnsetType = msgspec.UNSET
 
     def __post_init__(self) -> None:
         if not self.inputs or not self.outputs:
@@ -112,8 +117,13 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tr
         self._check_names()
         if any(target.mean or target.missing is not None for target in self.targets):
             raise ValueError("targets have no mean, std or missing: scale them in the data section")
-        if not 1 <= self.batch_size <= 65_536:
-            raise ValueError(f"batch_size {self.batch_size} is outside 1 to 65,536")
+        for size in self.batch_sizes:
+            if not 1 <= size <= 65_536:
+                raise ValueError(f"batch_size {size} is outside 1 to 65,536")
+        if len(self.batch_sizes) > MAX_BATCH_SIZES:
+            raise ValueError(f"{len(self.batch_sizes)} batch sizes, limit {MAX_BATCH_SIZES}")
+        if len(set(self.batch_sizes)) != len(self.batch_sizes):
+            raise ValueError(f"batch sizes must differ: {list(self.batch_sizes)}")
         if not 0 <= self.frozen <= MAX_PARAMETERS:
             raise ValueError(f"frozen is {self.frozen}, limit 0 to {MAX_PARAMETERS}")
 
@@ -138,6 +148,12 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tr
     def columns(self) -> tuple[TensorSpec, ...]:
         """Inputs and targets: everything that comes out of a data file."""
         return (*self.inputs, *self.targets)
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Rows of one program call, each that it has signatures for; the main one first."""
+        more = self.more_batch_sizes
+        return (self.batch_size, *(() if isinstance(more, msgspec.UnsetType) else more))
 
     @cached_property
     def size(self) -> int:

@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from models.errors import ExportError
 from models.export.architecture import describe
 from models.export.backend import keras
@@ -30,7 +32,7 @@ def export_model(
     *,
     name: str,
     source: str = "",
-    batch_size: int = 32,
+    batch_size: int | Sequence[int] = 32,
     inputs: Sequence[TensorSpec] = (),
     classes: Sequence[str] = (),
     metrics: Sequence[str] = (),
@@ -52,7 +54,8 @@ def export_model(
         name: of the model, in the spec and in reports.
         source: where architecture or task come from, for people.
         batch_size: rows of one program call. Larger is faster per row; padding of the last batch
-            costs as much as real rows.
+            costs as much as real rows. Several make the program larger by signatures for each; the
+            first is the one that training uses.
         inputs: one `TensorSpec` per input, in the model's order, to add what Keras does not know:
             features, units, mean, std and what stands for a missing value. Shapes and dtypes must
             agree with the model. Without them, names are those of `keras.Input(name=...)`.
@@ -77,6 +80,7 @@ def export_model(
     tensors = tuple(_inputs(model, inputs))
     wishes = Wishes(loss, reconstruct, class_weight or {}, metrics, classes)
     objective = read_objective(model, tensors, wishes)
+    main, *more = [batch_size] if isinstance(batch_size, int) else batch_size
     try:
         spec = ModelSpec(
             name=name,
@@ -86,11 +90,12 @@ def export_model(
             outputs=objective.outputs,
             loss=objective.name,
             metrics=objective.metrics,
-            batch_size=batch_size,
+            batch_size=main,
             layout=variables.layout,
             stochastic=any(map(random_function, leaves(model))),
             personal=variables.personal_layout,
             frozen=variables.frozen_values().size,
+            more_batch_sizes=tuple(more) or msgspec.UNSET,
         )
     except ValueError as error:
         raise ExportError(f"model {name!r}: {error}") from error

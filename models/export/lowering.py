@@ -127,7 +127,7 @@ class _Signatures:
         found = tf.nest.flatten(output)
         outputs = {}
         for tensor, spec in zip(found, self._spec.outputs, strict=True):
-            shape = (self._spec.batch_size, *spec.shape)
+            shape = (ordered[0].shape[0], *spec.shape)
             same = tuple(tensor.shape) == shape
             outputs[spec.name] = tensor if same else tf.reshape(tensor, shape)
         pairs = zip(model.non_trainable_variables, after, strict=True)
@@ -150,7 +150,8 @@ def _trace(
             argument: tf.TensorSpec(shape, dtype, name=argument)
             for argument, (shape, dtype) in inputs.items()
         }
-        functions[name] = _traced(getattr(signatures, name), arguments, name)
+        kind = name.partition("_")[0]
+        functions[name] = _traced(getattr(signatures, kind), arguments, name)
     return functions
 
 

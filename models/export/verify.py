@@ -142,6 +142,8 @@ def verify(model: Any, package: ModelPackage, objective: Objective, variables: V
     except (ModelError, TrainingError) as error:
         raise ExportError(f"the converted program does not run: {error}") from error
     reference = Reference(model, package, objective, variables)
+    for size in spec.batch_sizes[1:]:
+        _compare(program, reference, whole, size)
     loss, gradient, _ = reference.gradient(whole, rows)
     # Random layers do nothing in evaluation, and BatchNormalization uses its averages; any other
     # difference is no model's business.
@@ -165,9 +167,28 @@ def verify(model: Any, package: ModelPackage, objective: Objective, variables: V
             )
 
 
-def random_batch(spec: ModelSpec, rng: np.random.Generator) -> dict[str, NDArray[Any]]:
-    """One batch of rows that fit the spec: numbers around 0, classes at random."""
-    count = spec.batch_size
+def _compare(program: Program, reference: Reference, theta: F32, size: int) -> None:
+    """Raises ExportError unless calls of so many rows give Keras's gradient."""
+    rows = random_batch(program.spec, np.random.default_rng(size), size)
+    try:
+        got = program.gradient(theta, rows)
+        program.evaluate(theta, rows)
+        program.predict(theta, rows)
+    except TrainingError as error:
+        raise ExportError(f"the converted program does not run: {error}") from error
+    difference = relative_error(got.vector, reference.gradient(theta, rows)[1])
+    if not difference <= TOLERANCE:
+        raise ExportError(
+            f"with {size} rows the program's gradient differs from Keras's by {difference:.1e} "
+            f"(limit {TOLERANCE})"
+        )
+
+
+def random_batch(
+    spec: ModelSpec, rng: np.random.Generator, size: int | None = None
+) -> dict[str, NDArray[Any]]:
+    """Rows that fit the spec, one batch unless told: numbers around 0, classes at random."""
+    count = size or spec.batch_size
     rows = {tensor.name: _random(tensor, count, 2, rng) for tensor in spec.inputs}
     several = len(spec.targets) > 1
     for number, target in enumerate(spec.targets):

@@ -43,10 +43,16 @@ def run(*arguments: str) -> Result:
 
 
 def test_a_file_becomes_a_package(folder: Path) -> None:
-    result = run("pump.py:build", "--out", "out/pump_wear", "--batch-size", "8")
+    result = run(
+        "pump.py:build", "--out", "out/pump_wear", "--batch-size", "8", "--batch-size", "2"
+    )
     assert result.exit_code == 0, result.output
     package = load_package(folder / "out" / "pump_wear")
-    assert (package.spec.name, package.spec.batch_size, package.spec.size) == ("pump_wear", 8, 15)
+    assert (package.spec.name, package.spec.batch_sizes, package.spec.size) == (
+        "pump_wear",
+        (8, 2),
+        15,
+    )
     assert result.stdout.startswith("out/pump_wear: pump_wear, 15 parameters, program ")
     assert package.digest[:12] in result.stdout
     assert "loading TensorFlow" in result.stderr

@@ -85,6 +85,41 @@ def test_layers_inside_models_and_wrappers_have_the_same_names_in_every_export()
     assert "bidirectional/backward_gru/gru_cell/kernel" in first
 
 
+@pytest.mark.parametrize("rows", [3, 5, 8, 11, 29])
+def test_several_batch_sizes_compute_what_one_does(
+    rows: int, both_sizes: tuple[Program, Program, Any]
+) -> None:
+    one, two, theta = both_sizes
+    batch = random_batch(one.spec, np.random.default_rng(rows), rows)
+    assert two.gradient(theta, batch).vector == pytest.approx(
+        one.gradient(theta, batch).vector, abs=1e-5
+    )
+    assert two.evaluate(theta, batch).loss == pytest.approx(one.evaluate(theta, batch).loss)
+    assert two.predict(theta, batch)["prediction"] == pytest.approx(
+        one.predict(theta, batch)["prediction"], abs=1e-5
+    )
+
+
+@pytest.fixture(scope="module")
+def both_sizes() -> tuple[Program, Program, Any]:
+    keras.utils.set_random_seed(5)
+    model = build(layers.Conv1D(4, 3, activation="relu"))
+    one, two = (export_model(model, name="m", batch_size=size) for size in (8, (8, 3)))
+    assert one.spec.batch_sizes == (8,)
+    assert b"more_batch_sizes" not in one.spec.to_json()
+    assert two.spec.batch_sizes == (8, 3)
+    assert len(one.program) < len(two.program) < 2 * len(one.program)
+    runtime = "ai-edge-litert"
+    programs = (Program(it.program, it.spec, runtime=runtime) for it in (one, two))
+    return next(programs), next(programs), one.initial
+
+
+def test_batch_sizes_differ_and_are_few() -> None:
+    for sizes in ((8, 8), (1, 2, 3, 4, 5), (0,)):
+        with pytest.raises(ExportError, match="batch"):
+            export_model(build(), name="m", batch_size=sizes)
+
+
 def test_the_digest_survives_the_disk(tmp_path: Path) -> None:
     package = export_model(build(), name="m")
     package.save(tmp_path)

@@ -13,7 +13,7 @@ from models.errors import ModelError, TrainingError
 from models.metrics import MetricSpec
 from models.package import ModelPackage
 from models.parameters import F32, Layout, ParameterSpec
-from models.program import Program, expected_signatures
+from models.program import Program, calls, expected_signatures
 from models.runtimes import available_runtimes
 from models.spec import ModelSpec, TensorSpec
 from models.wheels import LIGHT
@@ -261,3 +261,36 @@ def test_programs_load_from_the_folder_they_ship_in(tmp_path: Path, runtime: str
     package.save(tmp_path)
     data = (tmp_path / "program.tflite").read_bytes()
     assert Program(data, package.spec, runtime=runtime).spec == package.spec
+
+
+@pytest.mark.parametrize(
+    ("rows", "sizes", "expected"),
+    [
+        (0, (32,), []),
+        (5, (32,), [(0, 5, 32)]),
+        (70, (32,), [(0, 32, 32), (32, 32, 32), (64, 6, 32)]),
+        (40, (32, 8), [(0, 32, 32), (32, 8, 8)]),
+        (43, (32, 8), [(0, 32, 32), (32, 8, 8), (40, 3, 8)]),
+        (30, (32, 1), [(0, 30, 32)]),  # two rows of padding, not thirty calls
+        (2, (32, 1), [(0, 1, 1), (1, 1, 1)]),
+        (
+            600,
+            (32, 256),
+            [(0, 256, 256), (256, 256, 256), (512, 32, 32), (544, 32, 32), (576, 24, 32)],
+        ),
+    ],
+)
+def test_rows_are_cut_into_calls_with_little_padding(
+    rows: int, sizes: tuple[int, ...], expected: list[tuple[int, int, int]]
+) -> None:
+    assert list(calls(rows, sizes)) == expected
+
+
+def test_the_main_batch_size_has_the_plain_names() -> None:
+    spec = msgspec.structs.replace(load_zoo("house_price").spec, more_batch_sizes=(8,))
+    names = expected_signatures(spec)
+    assert list(names) == [
+        *("gradient", "evaluate", "predict"),
+        *("gradient_8", "evaluate_8", "predict_8"),
+    ]
+    assert names["evaluate_8"][0]["weight"] == ((8,), "float32")
