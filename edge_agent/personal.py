@@ -7,18 +7,16 @@ personal ones start from the package's and stay where they were trained.
 from __future__ import annotations
 
 import io
-import logging
-import os
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from broker.security_files import write_whole
 from edge_agent.trainer import TrainingResult
-from models.errors import DataError
+from models.errors import ConfigError, DataError, ModelError
+from models.package import read_vector
 from models.parameters import F32
-
-log = logging.getLogger(__name__)
 
 
 class PersonalPart:
@@ -50,37 +48,34 @@ class PersonalPart:
         if not self.vector.size:
             return result
         size = len(result.delta) - self.vector.size
-        self.vector = self.vector + result.delta[size:]
+        moved = self.vector + result.delta[size:]
         if self._path is not None:
-            _store(self._path, self.vector)
+            _store(self._path, moved)
+        self.vector = moved
         return replace(result, delta=result.delta[:size])
 
 
 def _load(path: Path, initial: F32) -> F32:
-    try:
-        vector = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
-    except FileNotFoundError:
+    if not path.exists():
         return initial
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path}: {error}; delete the file to learn it anew") from error
-    if vector.dtype != np.float32 or vector.shape != initial.shape or not np.isfinite(vector).all():
+    try:
+        vector = read_vector(path)
+    except ModelError as error:
+        raise DataError(f"{error}; delete the file to learn it anew") from error
+    if vector.shape != initial.shape:
         raise DataError(
-            f"{path}: {vector.dtype} of shape {vector.shape}, expected {initial.size} finite "
-            "float32 numbers; delete the file to learn it anew"
+            f"{path}: {vector.size} numbers, expected {initial.size}; delete the file to learn it "
+            "anew"
         )
-    found: F32 = vector
-    return found
+    return vector
 
 
 def _store(path: Path, vector: F32) -> None:
-    """Writes beside, flushes, renames: a power cut leaves the whole file or the one before."""
-    beside = path.with_suffix(".new")
+    """Whole or not at all, and for nobody else: it was learned from this device's data."""
+    file = io.BytesIO()
+    np.save(file, vector, allow_pickle=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("wb") as file:
-            np.save(file, vector, allow_pickle=False)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror}") from error
+        write_whole(path, file.getvalue())
+    except (OSError, ConfigError) as error:
+        raise DataError(f"{path}: the personal layers cannot be kept: {error}") from error

@@ -16,7 +16,7 @@ from models.card import model_card
 from models.console import command_errors
 from models.errors import ConfigError, ModelError
 from models.history import STORE_FILE, StoredVersion, read_version
-from models.package import ModelPackage, load_package, read_initial
+from models.package import ModelPackage, load_package, read_vector
 from models.parameters import F32
 from models.rows import read_rows
 from models.zoo import load_zoo, zoo_names
@@ -155,7 +155,7 @@ def _find(
         )
         return content, found.theta, found
     path = Path(weights)
-    theta = load_package(path).initial if path.is_dir() else read_initial(path)
+    theta = load_package(path).initial if path.is_dir() else read_vector(path)
     try:
         content.spec.layout.check(theta)
     except ModelError as error:

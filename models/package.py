@@ -199,8 +199,8 @@ def load_package(folder: Path) -> ModelPackage:
         raise ModelError(f"{folder}: {error}") from error
 
 
-def read_initial(path: Path) -> F32:
-    """θ from an `initial.npy`: float32, shape (P,), finite.
+def read_vector(path: Path) -> F32:
+    """A vector as packages keep them (`initial.npy`): float32, one axis, finite.
 
     Raises:
         ModelError: no such file, or it holds something else.

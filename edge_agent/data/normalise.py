@@ -16,9 +16,10 @@ from typing import Literal
 import msgspec
 import numpy as np
 
+from broker.security_files import write_whole
 from edge_agent.data.config import DataConfig
 from edge_agent.data.table import Array, Index, Table, chunks
-from models.errors import DataError
+from models.errors import ConfigError, DataError
 from models.parameters import F64
 from models.spec import ModelSpec, TensorSpec
 
@@ -143,16 +144,10 @@ def _check_stored(
 
 
 def _store(path: Path, measured: dict[str, Scale]) -> None:
-    """Writes beside, flushes, renames: a power cut leaves the whole file or none."""
     text = msgspec.json.format(msgspec.json.encode(_State(measured)), indent=1)
-    beside = path.with_suffix(".new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("wb") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror}") from error
+        write_whole(path, text)
+    except (OSError, ConfigError) as error:
+        raise DataError(f"{path}: the scale cannot be kept: {error}") from error
     log.info("scale of the inputs measured and kept in %s", path, extra={"event": "scale_stored"})

@@ -40,6 +40,18 @@ def test_it_survives_a_restart(tmp_path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
+def test_nobody_else_may_read_it_and_a_full_disk_leaves_it_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "personal-ab.npy"
+    part = PersonalPart(INITIAL, path)
+    part.keep(result(0, 1, 1))
+    assert path.stat().st_mode & 0o777 == 0o600
+    path.unlink()
+    path.mkdir()  # in the way, as a full disk would be
+    with pytest.raises(DataError, match="the personal layers cannot be kept"):
+        part.keep(result(0, 5, 5))
+    assert part.vector.tolist() == [2, 3]
+
+
 def test_a_model_without_one_writes_nothing(tmp_path: Path) -> None:
     part = PersonalPart(np.zeros(0, np.float32), tmp_path / "personal-ab.npy")
     given, before = result(1, 2), theta(4, 5)
@@ -48,7 +60,7 @@ def test_a_model_without_one_writes_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("damage", [b"", b"garbage", b"\x93NUMPY\x01\x00"])
+@pytest.mark.parametrize("damage", [b"", b"garbage", b"\x93NUMPY\x01\x00", b"PK\x03\x04"])
 def test_a_damaged_file_is_named_with_what_to_do(tmp_path: Path, damage: bytes) -> None:
     path = tmp_path / "personal-ab.npy"
     path.write_bytes(damage)
@@ -59,5 +71,5 @@ def test_a_damaged_file_is_named_with_what_to_do(tmp_path: Path, damage: bytes) 
 def test_a_file_of_another_size_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "personal-ab.npy"
     np.save(path, np.zeros(3, np.float32))
-    with pytest.raises(DataError, match="expected 2 finite float32 numbers"):
+    with pytest.raises(DataError, match="3 numbers, expected 2; delete the file"):
         PersonalPart(INITIAL, path)
