@@ -11,8 +11,9 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from models.analysis import tensor_bytes
+from models.errors import ModelError
 from models.spec import ModelSpec
-from models.tensors import tensor_bytes
 
 #: The interpreter.
 _RUNTIME_BYTES = 10 << 20
@@ -49,7 +50,7 @@ def estimate(spec: ModelSpec, program: bytes, data_path: Path) -> Need:
     """What training this model on this data file takes; nothing is loaded for it."""
     numbers = _VECTORS * spec.whole_size + _FROZEN * spec.frozen
     model = _RUNTIME_BYTES + 4 * numbers + _PROGRAMS * len(program)
-    with contextlib.suppress(ValueError):  # damaged: the interpreter will say so
+    with contextlib.suppress(ModelError):  # damaged: the interpreter will say so
         model += tensor_bytes(program)
     return Need(model, _data_bytes(data_path))
 

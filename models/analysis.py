@@ -14,7 +14,7 @@ from math import prod
 import numpy as np
 
 from models.errors import ModelError
-from models.flatbuffer import File, Operator, Subgraph, read
+from models.flatbuffer import File, Operator, Subgraph, Tensor, read
 from models.operators import MOVES, NAMES, Kind
 from models.package import ModelPackage
 from models.program import Program, Rows
@@ -32,8 +32,6 @@ _COPIES = 2
 _MOVE_FLOPS = 10
 #: Operators in the time of everything else about a call, in Python and numpy.
 _CALL_OPERATORS = 50
-#: Loops inside loops.
-_MAX_DEPTH = 8
 _ALIGNMENT = 64
 #: `TensorType` of the schema -> bytes; all others have 4.
 _BYTES = {1: 2, 3: 1, 4: 8, 6: 1, 7: 2, 9: 1, 10: 8, 12: 8}
@@ -101,7 +99,20 @@ def analyse(program: bytes) -> dict[str, Cost]:
         ModelError: the file is damaged.
     """
     file = read(program)
-    return {name: _cost(file, index) for name, index in file.signatures.items()}
+    known: dict[int, Cost | None] = {}
+    return {name: _cost(file, index, known) for name, index in file.signatures.items()}
+
+
+def tensor_bytes(program: bytes) -> int:
+    """Bytes of all tensors of the subgraph that has most of them, were none to share memory.
+
+    Interpreters let tensors share memory where one is not needed any more: they take less.
+
+    Raises:
+        ModelError: the file is damaged.
+    """
+    graphs = read(program).subgraphs
+    return max((sum(map(_size, graph.tensors)) for graph in graphs), default=0)
 
 
 def memory_bytes(spec: ModelSpec, costs: dict[str, Cost], rows: int) -> int:
@@ -144,8 +155,14 @@ def matrix_flops() -> float:
     return best
 
 
-def _cost(file: File, index: int, depth: int = 0) -> Cost:
-    """Of a subgraph, with the loops in it."""
+def _cost(file: File, index: int, known: dict[int, Cost | None]) -> Cost:
+    """Of a subgraph, with the loops in it; `known` holds None for those under way."""
+    if index in known:
+        cost = known[index]
+        if cost is None:
+            raise _DamagedLoopError
+        return cost
+    known[index] = None
     graph = file.subgraphs[index]
     kinds = Counter(NAMES.get(operator.kind, str(operator.kind)) for operator in graph.operators)
     cost = Cost(
@@ -157,18 +174,26 @@ def _cost(file: File, index: int, depth: int = 0) -> Cost:
     )
     for operator in graph.operators:
         if operator.kind == Kind.WHILE:
-            cost = _with_loop(cost, file, operator, depth)
+            cost = _with_loop(cost, file, operator, known)
+    known[index] = cost
     return cost
 
 
-def _with_loop(cost: Cost, file: File, operator: Operator, depth: int) -> Cost:
+class _DamagedLoopError(ModelError):
+    """A loop without a body, or inside itself."""
+
+    def __init__(self) -> None:
+        super().__init__("the program is damaged, or not one of TFLite: a loop without a body")
+
+
+def _with_loop(cost: Cost, file: File, operator: Operator, known: dict[int, Cost | None]) -> Cost:
     """`cost` and that of a loop's turns."""
-    if operator.options is None or depth > _MAX_DEPTH:
-        raise ModelError("the program is damaged, or not one of TFLite: a loop without a body")
+    if operator.options is None:
+        raise _DamagedLoopError
     condition, body = (operator.options.number(field, "<i") for field in (0, 1))
     if not all(0 <= index < len(file.subgraphs) for index in (condition, body)):
-        raise ModelError("the program is damaged, or not one of TFLite: a loop without a body")
-    turns, inner = _turns(file.subgraphs[condition]), _cost(file, body, depth + 1)
+        raise _DamagedLoopError
+    turns, inner = _turns(file.subgraphs[condition]), _cost(file, body, known)
     return Cost(
         operators=dict(Counter(cost.operators) + Counter(inner.operators)),
         executed=cost.executed + turns * inner.executed,
@@ -230,15 +255,14 @@ def _arena_bytes(graph: Subgraph) -> int:
         last[index] = len(graph.operators)
     change = [0] * (len(graph.operators) + 2)
     for index, step in born.items():
-        size = _size(graph, index)
+        tensor = graph.tensors[index]
+        size = 0 if tensor.constant else _size(tensor)
         change[step] += size
         change[max(last[index], step) + 1] -= size
     return max(int(total) for total in np.cumsum(change))
 
 
-def _size(graph: Subgraph, index: int) -> int:
-    tensor = graph.tensors[index]
-    if tensor.constant:
-        return 0
+def _size(tensor: Tensor) -> int:
+    """Bytes, with those up to the next tensor."""
     size = prod(tensor.shape) * _BYTES.get(tensor.type, 4)
     return -(-size // _ALIGNMENT) * _ALIGNMENT

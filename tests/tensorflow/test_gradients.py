@@ -175,13 +175,16 @@ def test_large_products_transpose_by_an_operator_of_their_own() -> None:
 
 
 def test_a_program_does_not_grow_with_the_steps_of_a_long_layer() -> None:
-    sizes = []
+    sizes, flops = [], []
     for steps in (40, 400):
         model = keras.Sequential([keras.Input((steps, 2)), layers.SimpleRNN(3), layers.Dense(1)])
         model.compile(loss="mean_squared_error")
-        sizes.append(len(export_model(model, name="long", batch_size=ROWS).program))
+        program = export_model(model, name="long", batch_size=ROWS).program
+        sizes.append(len(program))
+        flops.append(analyse(program)["gradient"].flops)
     assert abs(sizes[1] - sizes[0]) < 1_000
     assert sizes[1] < 40_000
+    assert 9 < flops[1] / flops[0] < 11  # each turn of its loops counts
 
 
 @pytest.mark.parametrize("stride", [1, 2])
