@@ -78,10 +78,9 @@ def _figures(release: Release) -> list[str]:
             f"| {name} | {value:.4f} | {release.released_metrics.get(name, float('nan')):.4f} |"
         )
     if release.agreement is not None:
-        is_class = bool(release.classes) or "accuracy" in release.metrics
         text = (
             f"Both choose the same class for {release.agreement:.1%} of the rows."
-            if is_class
+            if release.classifies
             else f"Root mean square of the difference: {release.agreement:.2%} of the output's."
         )
         lines += ["", text]

@@ -189,8 +189,7 @@ def _lines(path: Path, release: dict[str, Any]) -> list[str]:
             text = "-" if other is None else f"{other:9.4f}"
             lines.append(f"  {name:<24} {value:9.4f} {text}")
         if release.get("agreement") is not None:
-            is_class = bool(release.get("classes")) or "accuracy" in figures
-            kind = "same class" if is_class else "relative difference"
+            kind = "same class" if release.get("classifies") else "relative difference"
             lines.append(f"  {kind:<24} {release['agreement']:19.4f}")
     if release.get("seconds"):
         lines.append(f"{1e6 * release['seconds']:.3g} µs a row here")

@@ -52,6 +52,7 @@ class Release(msgspec.Struct, frozen=True, omit_defaults=True):
         rows: how many there were.
         agreement: share of rows with the same best class; or, of a regression, the root mean
             square of the difference over that of the float model's output.
+        classifies: whether the first output picks a class, and `agreement` is such a share.
         bytes: of the file.
         program_seconds, seconds: median time of a row, of the program's `predict` and of this file,
             where the release was made, each in calls of its own batch size.
@@ -81,6 +82,7 @@ class Release(msgspec.Struct, frozen=True, omit_defaults=True):
     released_matrices: dict[str, list[list[float]]] = {}
     rows: int = 0
     agreement: float | None = None
+    classifies: bool = False
     bytes: int = 0
     program_seconds: float = 0.0
     seconds: float = 0.0

@@ -111,6 +111,7 @@ def release_model(
         "loss": spec.loss,
         "classes": spec.targets[0].classes if spec.targets else (),
         "threshold": objective.threshold,
+        "classifies": objective.classifies,
         "sha256": hashlib.sha256(tflite).hexdigest(),
         "federation": origin.federation,
         "version": origin.version,
