@@ -50,8 +50,13 @@ class MetricSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     def __post_init__(self) -> None:
         if not (self.name.isidentifier() and self.name.isascii() and len(self.name) <= 64):
             raise ValueError(f"metric name {self.name!r} must be a plain identifier")
-        if not _KINDS[self.kind].fits(self.shape) or prod(self.shape) > MAX_METRIC_NUMBERS:
+        if not _KINDS[self.kind].fits(self.shape):
             raise ValueError(f"metric {self.name!r} of kind {self.kind} has shape {self.shape}")
+        if prod(self.shape) > MAX_METRIC_NUMBERS:
+            raise ValueError(
+                f"metric {self.name!r} has {prod(self.shape):,} numbers {self.shape}, limit "
+                f"{MAX_METRIC_NUMBERS:,}"
+            )
 
     @property
     def size(self) -> int:

@@ -268,6 +268,12 @@ def test_areas_that_are_computed_otherwise_are_refused(metric: Any, says: str) -
         export_model(classifier(1, "binary_crossentropy", [metric], "sigmoid"), name="m")
 
 
+def test_a_metric_of_too_many_numbers_is_refused() -> None:
+    model = classifier(101, "sparse_categorical_crossentropy")
+    with pytest.raises(ExportError, match=r"'confusion' has 10,201 numbers \(101, 101\), limit"):
+        export_model(model, name="m", metrics=["confusion"])
+
+
 @pytest.mark.parametrize("k", [1, 2])
 def test_top_k_is_keras_own(k: int) -> None:
     metric = keras.metrics.SparseTopKCategoricalAccuracy(k)
