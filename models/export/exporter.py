@@ -79,9 +79,9 @@ def export_model(
     variables = read_variables(model, personal)
     tensors = tuple(_inputs(model, inputs))
     wishes = Wishes(loss, reconstruct, class_weight or {}, metrics, classes)
-    objective = read_objective(model, tensors, wishes)
     main, *more = [batch_size] if isinstance(batch_size, int) else batch_size
     try:
+        objective = read_objective(model, tensors, wishes)
         spec = ModelSpec(
             name=name,
             source=source,

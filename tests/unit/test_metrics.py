@@ -122,12 +122,17 @@ def test_sums_of_other_metrics_do_not_fit(totals: Any) -> None:
         ("auc", (3, 9)),
         ("f1", (2, 3)),
         ("confusion", (2, 3)),
-        ("confusion", (200, 200)),
     ],
 )
 def test_impossible_metrics_are_refused(kind: Any, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=f"metric 'm' of kind {kind} has shape"):
         MetricSpec("m", kind, shape)
+
+
+def test_a_metric_may_have_ten_thousand_numbers() -> None:
+    MetricSpec("m", "confusion", (100, 100))
+    with pytest.raises(ValueError, match=r"'m' has 10,201 numbers \(101, 101\), limit 10,000"):
+        MetricSpec("m", "confusion", (101, 101))
 
 
 def test_names_are_plain_identifiers() -> None:
