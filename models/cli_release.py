@@ -19,6 +19,7 @@ from models.history import STORE_FILE, StoredVersion, read_version
 from models.package import ModelPackage, load_package, read_vector
 from models.parameters import F32
 from models.rows import read_rows
+from models.user_code import find_function, parse_reference, running
 from models.zoo import load_zoo, zoo_names
 
 _PATH = click.Path(path_type=Path)
@@ -86,6 +87,8 @@ def release(
         raise ConfigError("--int8 needs representative rows: --calibration DATA.npz")
     if out is not None and out.suffix != ".tflite":
         raise ConfigError(f"--out {out}: the name must end in .tflite")
+    if function is not None:
+        parse_reference(function)  # before TensorFlow is loaded
     content, theta, found = _find(package, weights, state)
     path = out or Path(f"{content.spec.name}_{numbers}.tflite")
     rows = read_rows(calibration, content.spec.inputs) if calibration else None
@@ -171,12 +174,16 @@ def _has_targets(path: Path, package: ModelPackage) -> bool:
         return False
 
 
-def _builder(function: str | None) -> Callable[[], Any] | None:
-    if function is None:
+def _builder(reference: str | None) -> Callable[[], Any] | None:
+    if reference is None:
         return None
-    from models.cli import find_function
+    function = find_function(reference)
 
-    return find_function(function)
+    def build() -> Any:
+        with running(f"{reference}()"):
+            return function()
+
+    return build
 
 
 def _lines(path: Path, release: dict[str, Any]) -> list[str]:

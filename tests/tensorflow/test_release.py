@@ -220,6 +220,7 @@ def test_a_damaged_or_exchanged_file_never_reaches_an_interpreter(
         (["--out", "model.bin"], "must end in .tflite"),
         (["--calibration", __file__], "not an .npz file: save the arrays with numpy.savez"),
         (["--weights", "missing.npy"], "missing.npy: No such file"),
+        (["--model", "none.py:build"], "none.py: no such file"),
     ],
 )
 def test_what_is_missing_is_said(trained: Path, options: list[str], says: str) -> None:
@@ -250,6 +251,14 @@ def test_layers_of_a_user_s_own_need_their_code_again(tmp_path: Path) -> None:
     x = {"x": np.ones((3, 4), np.float32)}
     expected = Program(package.program, package.spec).predict(package.initial, x)["prediction"]
     assert runner.predict(x)["prediction"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_function_that_fails_is_named_with_its_line(trained: Path, tmp_path: Path) -> None:
+    path = tmp_path / "made.py"
+    path.write_text("def build():\n    return 1 / 0\n")
+    done = release(trained, "--model", f"{path}:build")
+    assert done.exit_code == 2
+    assert "made.py:build() failed: ZeroDivisionError: division by zero (line 2" in done.stderr
 
 
 class Opaque(keras.layers.Layer):  # type: ignore[misc]
