@@ -602,8 +602,8 @@ def test_an_interpreter_that_crashes_does_not_take_the_doctor_with_it(
     monkeypatch.setattr(sys, "path", [str(tmp_path / "site"), *sys.path])
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
     found = locally(tmp_path, runtime="ai-edge-litert")
-    monkeypatch.delitem(sys.modules, "ai_edge_litert.interpreter", raising=False)
-    monkeypatch.delitem(sys.modules, "ai_edge_litert", raising=False)
+    for name in ("ai_edge_litert.interpreter", "ai_edge_litert"):
+        sys.modules.pop(name, None)  # for good: monkeypatch would put the impostor back
     assert found.only_failure.name == "runtime"
     assert "ai-edge-litert 9.0 crashes here (SIGILL)" in found.only_failure.found
     assert found.one("program").state == "skipped"
