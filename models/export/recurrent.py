@@ -16,6 +16,7 @@ from typing import Any
 
 from models.export.backend import Tensor, hushed, keras, tf
 
+# TensorFlow has no public name for the operator that becomes DYNAMIC_UPDATE_SLICE.
 with hushed():
     from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 
