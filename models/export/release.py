@@ -169,7 +169,8 @@ def _convert(
     calibration: Rows | None,
     batch_size: int,
 ) -> bytes:
-    function = _function(model, package, objective, batch_size)
+    # TensorFlow 2.21 crashes when it measures the ranges inside a loop.
+    function = _function(model, package, objective, batch_size, loops=numbers == "float32")
     with tempfile.TemporaryDirectory() as folder, hushed():
         tf.saved_model.save(tf.Module(), folder, signatures={"predict": function})
         converter = tf.lite.TFLiteConverter.from_saved_model(folder, ["predict"])
@@ -206,7 +207,9 @@ def _converted(
         ) from error
 
 
-def _function(model: Any, package: ModelPackage, objective: Objective, batch_size: int) -> Any:
+def _function(
+    model: Any, package: ModelPackage, objective: Objective, batch_size: int, *, loops: bool
+) -> Any:
     """`predict` of the model as one concrete function with named inputs and outputs."""
     inputs = package.spec.inputs
     # As constants: there is nothing left to train.
@@ -215,7 +218,7 @@ def _function(model: Any, package: ModelPackage, objective: Objective, batch_siz
 
     def predict(**columns: Tensor) -> dict[str, Tensor]:
         ordered = [columns[tensor.name] for tensor in inputs]
-        with exportable(leaves(model)):
+        with exportable(leaves(model), loops=loops):
             output, _ = model.stateless_call(
                 trained, others, ordered[0] if len(ordered) == 1 else ordered, training=False
             )

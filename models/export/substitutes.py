@@ -32,18 +32,21 @@ class Training:
 
 
 @contextlib.contextmanager
-def exportable(layers: Iterable[Any], training: Training | None = None) -> Iterator[None]:
+def exportable(
+    layers: Iterable[Any], training: Training | None = None, *, loops: bool = True
+) -> Iterator[None]:
     """Layers use substitutes while it lasts, and are as they were afterwards.
 
     Args:
         layers: of the model, those inside wrappers too.
         training: None when the model only predicts.
+        loops: whether long recurrent layers may become loops; else all are unrolled.
     """
     noise = None if training is None or training.seed is None else Noise(training.seed)
     weight = None if training is None else training.weight
     saved = []
     for layer in layers:
-        for name, substitute in _substitutes(layer, noise, weight):
+        for name, substitute in _substitutes(layer, noise, weight, loops):
             saved.append((layer, name, name in vars(layer), getattr(layer, name)))
             setattr(layer, name, substitute)
     try:
@@ -69,7 +72,9 @@ def seeded(layers: Iterable[Any], seed: Tensor) -> Iterator[None]:
         yield
 
 
-def _substitutes(layer: Any, noise: Noise | None, weight: Tensor | None) -> _Attributes:
+def _substitutes(
+    layer: Any, noise: Noise | None, weight: Tensor | None, loops: bool
+) -> _Attributes:
     if isinstance(layer, keras.layers.BatchNormalization):
         yield "call", _batch_normalization_call(layer, weight)
     for name in ("activation", "recurrent_activation"):
@@ -81,7 +86,8 @@ def _substitutes(layer: Any, noise: Noise | None, weight: Tensor | None) -> _Att
     if isinstance(layer, keras.layers.RNN):
         # Keras's loop over tensor lists has no gradient made of built-ins; all lengths are known.
         yield "unroll", True
-        yield "call", recurrent_call(layer, OVERRIDES)
+        if loops:
+            yield "call", recurrent_call(layer, OVERRIDES)
     if isinstance(layer, keras.layers.Conv1D | keras.layers.Conv2D):
         yield "call", _convolution_call(layer)
     separable = keras.layers.SeparableConv1D | keras.layers.SeparableConv2D

@@ -292,6 +292,26 @@ def test_a_layer_that_cannot_be_written_down_is_exported_and_released_by_its_fun
         release_model(package, package.initial, "float32", build=lambda: package)
 
 
+def test_a_recurrent_layer_of_many_steps_is_released_in_all_numbers() -> None:
+    """What is a loop in the program: TensorFlow crashes when it calibrates one."""
+    keras.utils.set_random_seed(2)
+    model = keras.Sequential(
+        [keras.Input((33, 2), name="series"), layers.SimpleRNN(3), layers.Dense(1)]
+    )
+    model.compile(loss="mse")
+    package = export_model(model, name="long", batch_size=8)
+    series = np.random.default_rng(1).normal(size=(8, 33, 2)).astype(np.float32)
+    rows = {"series": series, "target": np.ones(8, np.float32)}
+    far = []
+    for numbers in ("float32", "float16", "int8"):
+        made = release_model(package, package.initial, numbers, calibration=rows, data=rows)
+        assert made.release.agreement is not None
+        far.append(made.release.agreement)
+    assert far[0] < 1e-5
+    assert far[1] < 0.01
+    assert far[2] < 0.3
+
+
 def test_a_release_says_whose_personal_layers_it_has() -> None:
     model = build()
     model.compile(loss="sparse_categorical_crossentropy")
