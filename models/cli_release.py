@@ -18,7 +18,7 @@ from models.errors import ConfigError, ModelError
 from models.history import STORE_FILE, StoredVersion, read_version
 from models.package import ModelPackage, load_package, read_vector
 from models.parameters import F32
-from models.rows import read_rows
+from models.rows import array_name, read_rows
 from models.user_code import find_function, parse_reference, running
 from models.zoo import load_zoo, zoo_names
 
@@ -169,7 +169,7 @@ def _find(
 def _has_targets(path: Path, package: ModelPackage) -> bool:
     try:
         with np.load(path, allow_pickle=False) as file:
-            return all(target.name in file for target in package.spec.targets)
+            return all(array_name(target, list(file)) in file for target in package.spec.targets)
     except (OSError, ValueError, EOFError):
         return False
 

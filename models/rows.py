@@ -24,7 +24,8 @@ def read_rows(path: Path, columns: Sequence[TensorSpec]) -> Rows:
     """One array per column, in the spec's types, with mean, std and missing values applied.
 
     Args:
-        path: .npz with one array of shape (n, *shape) per column, in the units of the spec.
+        path: .npz with one array of shape (n, *shape) per column, in the units of the spec;
+            `y` serves as `target` too, as on devices.
         columns: what is wanted of it.
 
     Raises:
@@ -38,15 +39,23 @@ def read_rows(path: Path, columns: Sequence[TensorSpec]) -> Rows:
     return arrays
 
 
+def array_name(tensor: TensorSpec, names: Sequence[str]) -> str:
+    """Which of the arrays of a file holds a column."""
+    return (
+        "y" if tensor.name == "target" and "target" not in names and "y" in names else tensor.name
+    )
+
+
 def _read(path: Path, tensor: TensorSpec) -> Array:
     try:
         data = path.read_bytes()
         if not data.startswith(_ZIP):
             raise DataError(f"{path}: not an .npz file: save the arrays with numpy.savez")
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            if tensor.name not in file:
-                raise DataError(f"{path}: no array {tensor.name!r}; it has: {', '.join(file)}")
-            raw = file[tensor.name]
+            name = array_name(tensor, list(file))
+            if name not in file:
+                raise DataError(f"{path}: no array {name!r}; it has: {', '.join(file)}")
+            raw = file[name]
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}") from error
     except (ValueError, EOFError) as error:

@@ -31,6 +31,12 @@ def test_rows_come_scaled_in_the_types_of_the_spec(tmp_path: Path) -> None:
     assert rows["target"].dtype == np.int32
 
 
+def test_y_is_the_target_unless_there_is_one_of_that_name(tmp_path: Path) -> None:
+    """As agents read it."""
+    assert read_rows(file(tmp_path, y=[2]), [KIND])["target"].tolist() == [2]
+    assert read_rows(file(tmp_path, y=[2], target=[1]), [KIND])["target"].tolist() == [1]
+
+
 @pytest.mark.parametrize(
     ("arrays", "says"),
     [
