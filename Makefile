@@ -2,6 +2,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check
 OUT ?= runs/wearable_activity
+# Most of the tests wait for brokers and processes: two at a time take half the time.
+WORKERS ?= 2
 ARM ?= arm64 arm64-trixie armhf
 
 .PHONY: demo test test-arm test-install check coverage bench brokers wheel clean
@@ -11,8 +13,8 @@ demo: .venv/.fleet
 
 # TensorFlow and tflite-runtime do not share a process: two calls of pytest.
 test: .venv/.dev
-	.venv/bin/pytest tests --ignore=tests/tensorflow
-	.venv/bin/pytest tests/tensorflow
+	.venv/bin/pytest tests --ignore=tests/tensorflow -n $(WORKERS) --dist loadfile
+	.venv/bin/pytest tests/tensorflow -n $(WORKERS) --dist loadfile
 
 # Installs in a Debian of its own: root, a network, debootstrap and systemd-container; minutes.
 test-install: .venv/.dev wheel

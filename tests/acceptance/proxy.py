@@ -103,7 +103,8 @@ class Proxy:
 
     def _relay(self, source: socket.socket, sink: socket.socket, to_client: bool) -> None:
         packets = _Packets()
-        with contextlib.suppress(OSError):
+        # ValueError: the relay of the other direction has closed both ends.
+        with contextlib.suppress(OSError, ValueError):
             while self._waits_for(source):
                 data = source.recv(_BLOCK)
                 if not data:

@@ -605,7 +605,9 @@ def test_an_interpreter_that_crashes_does_not_take_the_doctor_with_it(
     for name in ("ai_edge_litert.interpreter", "ai_edge_litert"):
         sys.modules.pop(name, None)  # for good: monkeypatch would put the impostor back
     assert found.only_failure.name == "runtime"
-    assert "ai-edge-litert 9.0 crashes here (SIGILL)" in found.only_failure.found
+    # Its version was perhaps read before, of the real one.
+    assert found.only_failure.found.startswith("ai-edge-litert ")
+    assert "crashes here (SIGILL)" in found.only_failure.found
     assert found.one("program").state == "skipped"
 
 
