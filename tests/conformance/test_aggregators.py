@@ -160,7 +160,7 @@ def peak_bytes(name: str, size: int, count: int) -> int:
 @every_aggregator
 def test_memory_does_not_grow_with_the_cohort(name: str) -> None:
     few, many = peak_bytes(name, 100_000, 10), peak_bytes(name, 100_000, 1000)
-    assert many <= few + 4096  # a tenth of a percent: interpreter noise
+    assert many <= few + 65_536  # what else the process does meanwhile; one update is 400,000
 
 
 def test_an_unknown_aggregator_is_named_with_those_that_exist() -> None:
