@@ -29,6 +29,11 @@ REGRESSIONS = [
 ]
 
 
+def shown(value: Any) -> str:
+    """For a test's id, which must be the same in every process."""
+    return str(getattr(value, "name", value))
+
+
 def build(outputs: int, activation: str | None, loss: Any, metrics: Any = None) -> Any:
     keras.utils.set_random_seed(5)
     model = keras.Sequential(
@@ -53,7 +58,7 @@ def assert_as_keras(model: Any, program: Program, package: ModelPackage) -> None
 
 
 @pytest.mark.parametrize("outputs", [1, 3])
-@pytest.mark.parametrize("loss", REGRESSIONS, ids=str)
+@pytest.mark.parametrize("loss", REGRESSIONS, ids=shown)
 def test_regression_losses(loss: Any, outputs: int) -> None:
     model = build(outputs, None, loss, ["mae", keras.metrics.MeanSquaredError()])
     package, program = export(model)
@@ -111,7 +116,7 @@ def test_sparse_categorical_crossentropy(from_logits: bool, activation: str | No
         ("softmax", losses.CategoricalCrossentropy(label_smoothing=0.2)),
         (None, losses.CategoricalCrossentropy(from_logits=True)),
     ],
-    ids=str,
+    ids=shown,
 )
 def test_categorical_crossentropy(activation: str | None, loss: Any) -> None:
     model = build(4, activation, loss, ["accuracy"])
@@ -141,7 +146,7 @@ def test_probabilities_that_no_softmax_made(loss: str) -> None:
         ("sigmoid", losses.BinaryCrossentropy(label_smoothing=0.1)),
         (None, losses.BinaryCrossentropy(from_logits=True)),
     ],
-    ids=str,
+    ids=shown,
 )
 def test_binary_crossentropy(activation: str | None, loss: Any, outputs: int) -> None:
     model = build(outputs, activation, loss, ["accuracy"])
@@ -166,7 +171,7 @@ def test_binary_crossentropy(activation: str | None, loss: Any, outputs: int) ->
         (1, "mse", "mean_absolute_error"),
         (2, "mse", keras.metrics.MeanSquaredError()),
     ],
-    ids=str,
+    ids=shown,
 )
 def test_metrics_are_sums_of_keras_means(outputs: int, loss: str, metric: Any) -> None:
     activation = {7: "softmax", 3: "softmax", 1: "sigmoid"}.get(outputs)
