@@ -16,23 +16,19 @@ import importlib.metadata
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import yaml
 from measure import Report, budget, finish, option_parser, run_worker, shown, spread
+from small_federation import run_rounds
 
 from broker import seal
 from broker.local import LocalBroker
 
 ROOT = Path(__file__).resolve().parent.parent
-DATA = ROOT / "examples" / "data" / "housing_california.npz"
 TOPIC = "fedge/v1/f/round"
 #: As long as a plan.
 MESSAGE = b'{"session":"8c1f","round_id":7,"state":"open"' + b" " * 650 + b"}"
@@ -142,62 +138,20 @@ def installed_mib() -> float:
 
 def federation(folder: Path, port: int, agents: int, rounds: int, *, signed: bool) -> Report:
     """Seconds and bytes of the rounds of a new federation."""
-    broker = {"host": "127.0.0.1", "port": port}
-    coordinator: dict[str, Any] = {
-        "federation": folder.name,
-        "model": "house_price",
-        "broker": broker,
-        "rounds": rounds,
-        "start": {"agents": agents, "timeout_s": PATIENCE_S},
-        "round": {"minimum": agents},
-        "training": {"batch_size": 0, "learning_rate": 0.45},
-    }
-    trust: dict[str, Any] = {}
+    coordinator, trust = {}, {}
     if signed:
         keys = new_keys()
         (folder / "signing.key").write_bytes(keys.encode())
         (folder / "coordinator.pub").write_bytes(seal.encode_public_keys(keys.public))
         coordinator["signing_key"] = "signing.key"
         trust["trusted_keys"] = "../coordinator.pub"
-    (folder / "coordinator.yaml").write_text(yaml.safe_dump(coordinator))
-    with np.load(DATA) as file, ExitStack() as stack:
-        for number in range(agents):
-            own = folder / f"site-{number}"
-            own.mkdir()
-            rows = slice(number, None, 50)
-            np.savez(own / "data.npz", features=file["x"][rows], y=file["y"][rows] * 1e-5)
-            config = {
-                "federation": folder.name,
-                "agent_id": own.name,
-                "broker": broker,
-                "data": {"path": "data.npz", "target": {"array": "y"}},
-                **trust,
-            }
-            (own / "agent.yaml").write_text(yaml.safe_dump(config))
-            process = subprocess.Popen(
-                fedge("agent", own / "agent.yaml"), stderr=subprocess.DEVNULL, cwd=folder
-            )
-            stack.callback(process.wait, 10)
-            stack.callback(process.terminate)
-        done = subprocess.run(
-            [*fedge("coordinator", folder / "coordinator.yaml"), "--json"],
-            capture_output=True,
-            text=True,
-            timeout=2 * PATIENCE_S,
-            check=True,
-            cwd=folder,
-        )
-    events = [json.loads(line) for line in done.stdout.splitlines()]
-    records = [event["record"] for event in events if event["event"] == "round"][1:]
+    broker = {"host": "127.0.0.1", "port": port}
+    records, _ = run_rounds(folder, broker, agents, rounds, coordinator=coordinator, agent=trust)
     return {
         "ms": statistics.median(record["seconds"] for record in records) * 1e3,
         "down": statistics.median(record["bytes_down"] for record in records) / agents,
         "up": statistics.median(record["bytes_up"] for record in records) / agents,
     }
-
-
-def fedge(part: str, config: Path) -> list[str]:
-    return [sys.executable, "-P", "-m", "fedge", part, "run", "--config", str(config)]
 
 
 def measure(repeats: int, rounds: int, agents: int) -> Report:

@@ -12,23 +12,19 @@ Connecting is from `open` to subscribed, one client after the other and all at o
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
-import yaml
 from measure import Report, finish, option_parser, shown, spread
+from small_federation import run_rounds
 
 from broker import layers
 from broker.authority import Authority
@@ -39,7 +35,6 @@ from broker.network import NetworkLoop
 from broker.settings import BrokerSettings
 
 ROOT = Path(__file__).resolve().parent.parent
-DATA = ROOT / "examples" / "data" / "housing_california.npz"
 AGENTS = 3
 PATIENCE_S = 60.0
 UPDATE_BYTES, CHUNK_BYTES = 10_500, 120 << 10
@@ -87,64 +82,13 @@ def make_broker(folder: Path) -> tuple[LocalBroker, dict[str, dict[str, Any]]]:
 # --- a round --------------------------------------------------------------------------------------
 
 
-def resident_mib(pid: int) -> float:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError("no VmRSS")
-
-
 def federation(folder: Path, broker: dict[str, Any], rounds: int) -> Report:
     """A round's milliseconds, and the memory of an agent."""
-    coordinator = {
-        "federation": folder.name,
-        "model": "house_price",
-        "broker": broker,
-        "rounds": rounds,
-        "start": {"agents": AGENTS, "timeout_s": PATIENCE_S},
-        "round": {"minimum": AGENTS},
-        "training": {"batch_size": 0, "learning_rate": 0.45},
-    }
-    (folder / "coordinator.yaml").write_text(yaml.safe_dump(coordinator))
-    agents = []
-    with np.load(DATA) as file, ExitStack() as stack:
-        for number in range(AGENTS):
-            own = folder / f"site-{number}"
-            own.mkdir()
-            rows = slice(number, None, 50)
-            np.savez(own / "data.npz", features=file["x"][rows], y=file["y"][rows] * 1e-5)
-            config = {
-                "federation": folder.name,
-                "agent_id": own.name,
-                "broker": broker,
-                "data": {"path": "data.npz", "target": {"array": "y"}},
-            }
-            (own / "agent.yaml").write_text(yaml.safe_dump(config))
-            process = subprocess.Popen(
-                fedge("agent", own / "agent.yaml"), stderr=subprocess.DEVNULL, cwd=folder
-            )
-            agents.append(process)
-            stack.callback(process.wait, 10)
-            stack.callback(process.terminate)
-        done = subprocess.run(
-            [*fedge("coordinator", folder / "coordinator.yaml"), "--json"],
-            capture_output=True,
-            text=True,
-            timeout=2 * PATIENCE_S,
-            check=True,
-            cwd=folder,
-        )
-        memory = [resident_mib(process.pid) for process in agents]
-    events = [json.loads(line) for line in done.stdout.splitlines()]
-    records = [event["record"] for event in events if event["event"] == "round"][1:]
+    records, memory = run_rounds(folder, broker, AGENTS, rounds)
     return {
         "round_ms": statistics.median(record["seconds"] for record in records) * 1e3,
         "agent_mib": statistics.median(memory),
     }
-
-
-def fedge(part: str, config: Path) -> list[str]:
-    return [sys.executable, "-P", "-m", "fedge", part, "run", "--config", str(config)]
 
 
 # --- messages and connections ---------------------------------------------------------------------

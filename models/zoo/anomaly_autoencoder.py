@@ -16,14 +16,13 @@ from typing import Any
 
 from models.package import ModelPackage
 from models.spec import TensorSpec
+from models.zoo.machine_wear import SENSORS, WINDOW_SHAPE
 from models.zoo.record import ZooModel
 
-#: Sensors of the simulator that change at all, by its numbers.
-_SENSORS = (2, 3, 4, 7, 8, 9, 11, 12, 13, 14, 15, 17, 20, 21)
 _WINDOW = TensorSpec(
     "window",
-    (30, 14),  # cycles; sensors
-    features=tuple(f"sensor_{number}" for number in _SENSORS),
+    WINDOW_SHAPE,
+    features=SENSORS,
     # Over the first 40 % of the life of engines 1 to 18 of examples/data/engine_wear.npz.
     mean=(
         *(642.334, 1586.5, 1401.79, 554.064, 2388.05, 9057.68, 47.3234),

@@ -15,11 +15,13 @@ from models.spec import TensorSpec
 from models.zoo.record import ZooModel
 
 #: Sensors of the simulator that change at all, by its numbers.
-_SENSORS = (2, 3, 4, 7, 8, 9, 11, 12, 13, 14, 15, 17, 20, 21)
+SENSORS = tuple(f"sensor_{n}" for n in (2, 3, 4, 7, 8, 9, 11, 12, 13, 14, 15, 17, 20, 21))
+#: Cycles, and sensors of each.
+WINDOW_SHAPE = (30, len(SENSORS))
 _WINDOW = TensorSpec(
     "window",
-    (30, 14),  # cycles; sensors
-    features=tuple(f"sensor_{number}" for number in _SENSORS),
+    WINDOW_SHAPE,
+    features=SENSORS,
     # Over the engines 1 to 18 of examples/data/engine_wear.npz; 19 to 24 stay unseen.
     mean=(
         *(642.574, 1589.28, 1406.6, 553.617, 2388.07, 9066.98, 47.4707),

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from broker.access import PID_FILE
+from broker.mqtt import MqttLink
+from broker.network import NetworkLoop
 from broker.reload import reload_mosquitto
 from tests.conftest import need
 from tests.integration.fleet_folder import (
@@ -21,6 +23,25 @@ from tests.integration.fleet_folder import (
 )
 
 Connect = Callable[..., Client]
+
+
+@pytest.fixture
+def network() -> Iterator[NetworkLoop]:
+    """A network thread in which nothing went wrong."""
+    with NetworkLoop() as loop:
+        yield loop
+    assert loop.errors == 0
+
+
+@pytest.fixture
+def links(request: pytest.FixtureRequest) -> Iterator[list[MqttLink]]:
+    """Links that the test made: closed at its end, before the loop they may share."""
+    if "network" in request.fixturenames:
+        request.getfixturevalue("network")
+    made: list[MqttLink] = []
+    yield made
+    for link in made:
+        link.abort()
 
 
 @pytest.fixture(scope="module", params=brokers() or [Path("none")], ids=lambda p: p.parent.name)

@@ -35,22 +35,6 @@ def quick(port: int, **values: object) -> BrokerSettings:
 
 
 @pytest.fixture
-def network() -> Iterator[NetworkLoop]:
-    with NetworkLoop() as loop:
-        yield loop
-    assert loop.errors == 0
-
-
-@pytest.fixture
-def links(network: NetworkLoop) -> Iterator[list[MqttLink]]:
-    """Links that the test made: closed at its end."""
-    made: list[MqttLink] = []
-    yield made
-    for link in made:
-        link.abort()
-
-
-@pytest.fixture
 def own_mosquitto() -> Iterator[LocalBroker]:
     """One that a test may kill."""
     need("mosquitto")

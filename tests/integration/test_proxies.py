@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +22,6 @@ from tests.gateway import Gateway
 from tests.transports import Transports
 
 _LOGIN = ("pi", "s3cret:word")
-
-
-@pytest.fixture
-def network() -> Iterator[NetworkLoop]:
-    with NetworkLoop() as loop:
-        yield loop
-    assert loop.errors == 0
-
-
-@pytest.fixture
-def links() -> Iterator[list[MqttLink]]:
-    made: list[MqttLink] = []
-    yield made
-    for link in made:
-        link.abort()
 
 
 @pytest.fixture(autouse=True)

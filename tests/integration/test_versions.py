@@ -70,21 +70,6 @@ class Gate(threading.Thread):
         self.join(5)
 
 
-@pytest.fixture
-def network() -> Iterator[NetworkLoop]:
-    with NetworkLoop() as loop:
-        yield loop
-    assert loop.errors == 0
-
-
-@pytest.fixture
-def links() -> Iterator[list[MqttLink]]:
-    made: list[MqttLink] = []
-    yield made
-    for link in made:
-        link.abort()
-
-
 @pytest.fixture(params=[b"\x20\x02\x00\x01", b""], ids=["says no", "hangs up"])
 def gate(request: pytest.FixtureRequest, mosquitto: LocalBroker) -> Iterator[Gate]:
     made = Gate(mosquitto.port, request.param)

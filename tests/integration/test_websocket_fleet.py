@@ -61,14 +61,6 @@ def reload(fleet: RunningFleet) -> None:
     assert until(lambda: fleet.said().count("Reloading config") > before, 20)
 
 
-@pytest.fixture
-def links() -> Iterator[list[MqttLink]]:
-    made: list[MqttLink] = []
-    yield made
-    for link in made:
-        link.abort()
-
-
 def test_a_device_goes_through_websockets_in_its_own_name(
     fleet: RunningFleet, links: list[MqttLink]
 ) -> None:
