@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Protocol
 
 import numpy as np
@@ -15,9 +16,9 @@ from numpy.typing import NDArray
 
 from broker.messages import TrainingPlan
 from models.errors import TrainingError
-from models.metrics import Sums, Total, add_totals
-from models.parameters import F32
-from models.program import Program, Rows, row_count
+from models.metrics import Sums, add_arrays, as_totals
+from models.parameters import F32, F64
+from models.program import Gradient, Program, Rows, row_count
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,15 +134,16 @@ def train(
         for epoch, index in _batches(count, plan, rng):
             if cancelled():
                 raise TrainingError("cancelled")
-            batch = rows if index is None else {name: rows[name][index] for name in rows}
+            # Indexing takes eight times as long as `take` for rows of two numbers.
+            batch = rows if index is None else {n: a.take(index, 0) for n, a in rows.items()}
             if index is not None and "weight" in batch and not batch["weight"].any():
                 continue  # nothing to learn from in this batch
             # Drawn for stochastic models only: the order of rows stays what it is for all others.
             seed = int(rng.integers(2**32)) if program.spec.stochastic else 0
             result = program.gradient(local, batch, seed=seed)
-            if not np.isfinite(result.sums.loss):
+            if not isfinite(result.loss):
                 raise TrainingError(
-                    f"the loss is {result.sums.loss} at step {steps + 1}: "
+                    f"the loss is {result.loss} at step {steps + 1}: "
                     f"training diverged, learning_rate {plan.learning_rate} may be too large"
                 )
             gradient = result.vector
@@ -150,7 +152,7 @@ def train(
                 gradient = gradient.copy()
                 gradient[:sent] += mu * (local[:sent] - theta[:sent])
             _step(optimizer, local, gradient, result.vector, tracked)
-            epoch_sums.add(epoch, result.sums)
+            epoch_sums.add(epoch, result)
             steps += 1
         delta = local - theta
     if not steps:
@@ -192,18 +194,18 @@ class _RunningSums:
     epoch: int = -1
     loss: float = 0.0
     weight: float = 0.0
-    metrics: dict[str, Total] = field(default_factory=dict)
+    totals: dict[str, F64] = field(default_factory=dict)
 
-    def add(self, epoch: int, sums: Sums) -> None:
+    def add(self, epoch: int, step: Gradient) -> None:
         if epoch != self.epoch:
             self.epoch, self.loss, self.weight = epoch, 0.0, 0.0
-            self.metrics = {}
-        self.loss += sums.loss
-        self.weight += sums.weight
-        add_totals(self.metrics, sums.metrics)
+            self.totals = {}
+        self.loss += step.loss
+        self.weight += step.weight
+        add_arrays(self.totals, step.totals)
 
     def sums(self) -> Sums:
-        return Sums(self.loss, self.weight, self.metrics)
+        return Sums(self.loss, self.weight, as_totals(self.totals))
 
 
 def _batches(

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod, sqrt
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from models.parameters import F64
 
@@ -102,6 +103,23 @@ def add_totals(into: dict[str, Total], more: Mapping[str, Total]) -> None:
             into[name] = before + value
         else:
             raise TypeError(f"{name}: sums of different shapes")
+
+
+def add_arrays(into: dict[str, F64], more: Mapping[str, NDArray[Any]]) -> None:
+    """Adds `more`, sums as a program returns them, to `into`, in float64."""
+    for name, values in more.items():
+        if name in into:
+            into[name] += values
+        else:
+            into[name] = np.array(values, np.float64)
+
+
+def as_totals(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Total]:
+    """Sums as arrays in the form that is sent: a number, or numbers in row-major order."""
+    return {
+        name: tuple(values.reshape(-1).tolist()) if values.ndim else float(values)
+        for name, values in arrays.items()
+    }
 
 
 def metric_values(sums: Sums, metrics: Sequence[MetricSpec]) -> dict[str, float]:

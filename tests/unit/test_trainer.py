@@ -15,7 +15,7 @@ from coordinator.aggregation import make_aggregator
 from coordinator.strategies import StrategyConfig, make_strategy
 from edge_agent.trainer import Adam, LocalOptimizer, Sgd, make_optimizer, train
 from models.errors import TrainingError
-from models.metrics import Sums, metric_values
+from models.metrics import metric_values
 from models.parameters import F32, F64
 from models.program import Gradient, Program, Rows
 from models.zoo import load_zoo
@@ -295,7 +295,7 @@ class Tracking:
         stochastic = False
 
     def gradient(self, theta: F32, rows: Rows, *, seed: int = 0) -> Gradient:
-        return Gradient(np.array([1.0, -0.25], np.float32), Sums(1.0, 1.0, {}))
+        return Gradient(np.array([1.0, -0.25], np.float32), 1.0, 1.0, {})
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
@@ -320,7 +320,7 @@ class Personal:
         stochastic = False
 
     def gradient(self, theta: F32, rows: Rows, *, seed: int = 0) -> Gradient:
-        return Gradient(theta - np.float32(8), Sums(1.0, 1.0, {}))
+        return Gradient(theta - np.float32(8), 1.0, 1.0, {})
 
 
 def test_the_proximal_term_leaves_personal_layers_alone() -> None:
