@@ -133,7 +133,7 @@ def measured_epoch_seconds(package: ModelPackage, rows: int, runtime: str | None
     spec = package.spec
     program = Program(package.program, spec, frozen=package.frozen, runtime=runtime)
     batch: Rows = {t.name: np.zeros((spec.batch_size, *t.shape), t.dtype) for t in spec.columns}
-    theta = np.concatenate([package.initial, package.personal])
+    theta = package.whole(package.initial)
     program.gradient(theta, batch)
     started = time.perf_counter()
     steps = 0

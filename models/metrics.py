@@ -87,11 +87,11 @@ def add_sums(parts: Iterable[Sums]) -> Sums:
     for part in parts:
         loss += part.loss
         weight += part.weight
-        add_totals(metrics, part.metrics)
+        _add_totals(metrics, part.metrics)
     return Sums(loss, weight, metrics)
 
 
-def add_totals(into: dict[str, Total], more: Mapping[str, Total]) -> None:
+def _add_totals(into: dict[str, Total], more: Mapping[str, Total]) -> None:
     """Adds `more` to `into`, metric by metric."""
     for name, value in more.items():
         before = into.get(name)

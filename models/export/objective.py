@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from models.errors import ExportError
@@ -63,7 +63,7 @@ class Objective:
         targets: that come from the data.
         outputs: that `predict` returns.
         metrics: in the order of the program's outputs.
-        is_keras: whether Keras computes the same loss (`keras_loss`).
+        is_keras: whether Keras computes the same loss (`keras_targets`).
     """
 
     name: str
@@ -207,7 +207,7 @@ def _of_parts(parts: list[_Part], wishes: Wishes) -> Objective:
 
 def _without_doubles(part: _Part, chosen: Mapping[str, Metric]) -> _Part:
     kept = tuple(metric for metric in part.metrics if chosen[metric[0].name] is metric)
-    return _Part(part.output, part.source, part.loss, part.weight, part.class_weight, kept)
+    return replace(part, metrics=kept)
 
 
 def _of_pairs(model: Any, loss: Triplet | Contrastive) -> Objective:

@@ -23,7 +23,7 @@ from models.export.objective import Objective, read_objective
 from models.export.substitutes import exportable
 from models.export.verify import random_batch
 from models.inference import InferenceModel, Release
-from models.metrics import MetricSpec, Sums, metric_matrices, metric_values
+from models.metrics import Sums, as_totals, metric_matrices, metric_values
 from models.package import ModelPackage
 from models.parameters import F32
 from models.program import Array, Program, Rows, row_count
@@ -92,14 +92,16 @@ def release_model(
         raise ExportError("int8 needs representative rows: --calibration DATA.npz")
     model = rebuild(package) if build is None else _built(build)
     fill(model, package, theta)
-    _check_same(model, package, theta)
+    with hushed():  # the interpreters announce their delegates
+        program = Program(package.program, package.spec, frozen=package.frozen, runtime=runtime)
+    whole = package.whole(theta)
+    _check_same(model, program, whole)
     objective = read_objective(model, package.spec.inputs, wishes(package))
     tflite = _convert(model, package, objective, numbers, calibration, batch_size)
-    with hushed():  # the interpreters announce their delegates
+    with hushed():
         released = InferenceModel(
             tflite, package.spec.inputs, objective.outputs, batch_size, runtime=runtime
         )
-        program = Program(package.program, package.spec, frozen=package.frozen, runtime=runtime)
     origin = origin or Origin()
     spec = package.spec
     facts: dict[str, Any] = {
@@ -127,10 +129,10 @@ def release_model(
     }
     rows = data if data is not None else calibration
     if rows is not None:
-        facts["program_seconds"] = _program_seconds(program, package.whole(theta), rows)
+        facts["program_seconds"] = _program_seconds(program, whole, rows)
         facts["seconds"] = released.seconds(rows)
     if data is not None:
-        facts |= _compared(program, package.whole(theta), released, objective, data)
+        facts |= _compared(program, whole, released, objective, data)
     return Made(tflite, Release(**facts))
 
 
@@ -142,13 +144,11 @@ def _built(build: Callable[[], Any]) -> Any:
     return model
 
 
-def _check_same(model: Any, package: ModelPackage, theta: F32) -> None:
+def _check_same(model: Any, program: Program, whole: F32) -> None:
     """Raises ExportError unless model and program predict alike."""
-    spec = package.spec
+    spec = program.spec
     rows = random_batch(spec, np.random.default_rng(0))
-    with hushed():
-        program = Program(package.program, spec, frozen=package.frozen)
-    expected = program.predict(package.whole(theta), rows)
+    expected = program.predict(whole, rows)
     ordered = [rows[tensor.name] for tensor in spec.inputs]
     output = model(ordered[0] if len(ordered) == 1 else ordered, training=False)
     for tensor, found in zip(spec.outputs, tf.nest.flatten(output), strict=True):
@@ -285,16 +285,8 @@ def _sums(objective: Objective, data: Rows, outputs: dict[str, Array]) -> Sums:
     weight = tf.constant(data.get("weight", np.ones(row_count(data), np.float32)))
     loss = float(tf.reduce_sum(objective.loss(columns, found) * weight))
     sums = objective.sums(columns, found, weight)
-    return Sums(loss, float(tf.reduce_sum(weight)), _totals(objective.metrics, sums))
-
-
-def _totals(specs: tuple[MetricSpec, ...], sums: dict[str, Tensor]) -> dict[str, Any]:
-    return {
-        spec.name: tuple(np.asarray(sums[spec.name]).reshape(-1).tolist())
-        if spec.shape
-        else float(sums[spec.name])
-        for spec in specs
-    }
+    totals = {spec.name: np.reshape(sums[spec.name], spec.shape) for spec in objective.metrics}
+    return Sums(loss, float(tf.reduce_sum(weight)), as_totals(totals))
 
 
 def _agreement(objective: Objective, left: Array, right: Array) -> float:
