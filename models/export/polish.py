@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from tensorflow.lite.python import schema_py_generated as schema
 
+from models.program import MAIN_SIGNATURE
+
 Operators = schema.BuiltinOperator
 #: Multiplications below which a transposed operand is left to the operator: one more operator
 #: takes about a microsecond.
@@ -22,6 +24,7 @@ _SMALL_PRODUCT = 1 << 16
 
 def polish(model: Any) -> None:
     """Rewrites a `ModelT` in place; it computes the same, up to the order of sums."""
+    _training_first(model)
     for subgraph in model.subgraphs:
         graph = _Graph(model, subgraph)
         graph.find_transposed()
@@ -29,6 +32,25 @@ def polish(model: Any) -> None:
         graph.rewrite(_pairwise_sum)
         _drop_copies(graph)
     _share_buffers(model)
+
+
+def _training_first(model: Any) -> None:
+    """The step of training becomes the main subgraph, which interpreters run with least ado."""
+    key = MAIN_SIGNATURE.encode()
+    main = next(s.subgraphIndex for s in model.signatureDefs if s.signatureKey == key)
+    others = [index for index in range(len(model.subgraphs)) if index != main]
+    order = [main, *others]
+    places = {old: new for new, old in enumerate(order)}
+    model.subgraphs = [model.subgraphs[index] for index in order]
+    for signature in model.signatureDefs:
+        signature.subgraphIndex = places[signature.subgraphIndex]
+    for subgraph in model.subgraphs:
+        for operator in subgraph.operators:
+            # WHILE, IF and the like name the subgraphs they run.
+            options = vars(operator.builtinOptions) if operator.builtinOptions else {}
+            for name, index in options.items():
+                if name.endswith("SubgraphIndex"):
+                    setattr(operator.builtinOptions, name, places[index])
 
 
 @dataclass

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tensorflow.lite.tools import flatbuffer_utils
 
 from models.errors import ExportError, ModelError
 from models.export.backend import keras
@@ -124,6 +125,17 @@ def test_the_digest_survives_the_disk(tmp_path: Path) -> None:
     package = export_model(build(), name="m")
     package.save(tmp_path)
     assert load_package(tmp_path).digest == package.digest
+
+
+def test_a_program_whose_main_subgraph_does_not_train_is_refused() -> None:
+    package = export_model(build(), name="m")
+    model = flatbuffer_utils.convert_bytearray_to_object(bytearray(package.program))
+    model.subgraphs.append(model.subgraphs.pop(0))
+    for signature in model.signatureDefs:
+        signature.subgraphIndex = (signature.subgraphIndex - 1) % len(model.subgraphs)
+    turned = bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+    with pytest.raises(ModelError, match="main subgraph is not that of 'gradient'"):
+        Program(turned, package.spec)
 
 
 def test_programs_are_small_and_carry_no_weights() -> None:
