@@ -1,7 +1,7 @@
 """A model package: program + spec + initial θ, named by its content.
 
 On disk it is a folder with `program.tflite`, `spec.json` and `initial.npy`; `personal.npy` and
-`frozen.int8` where the model has such parts; and `architecture.json`, Keras's own description of
+`frozen.bin` where the model has such parts; and `architecture.json`, Keras's own description of
 the model, from which a workstation makes inference models (`fedge model release`). On the wire it
 is one frame with the spec in the header and program, personal and frozen part as body: θ travels as
 version 0, not twice; the header holds θ's digest, so the package's digest covers everything that a
@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import struct
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -32,7 +34,7 @@ PROGRAM_FILE = "program.tflite"
 SPEC_FILE = "spec.json"
 INITIAL_FILE = "initial.npy"
 PERSONAL_FILE = "personal.npy"
-FROZEN_FILE = "frozen.int8"
+FROZEN_FILE = "frozen.bin"
 ARCHITECTURE_FILE = "architecture.json"
 #: Programs carry no weights; anything larger than this is not one.
 MAX_PROGRAM_BYTES = 64 << 20
@@ -42,9 +44,10 @@ _NPY: Any = np.lib.format  # numpy leaves it without types
 _NO_ARRAY = (ValueError, OSError, EOFError, SyntaxError, TokenError, TypeError, OverflowError)
 
 
-#: How frozen numbers are kept: a byte each and a scale for 256 of them, so that a layer of small
-#: weights does not suffer from a neighbour with large ones.
-_FROZEN_CODEC = CodecConfig(name="int8", block_size=256)
+#: Of the tensors that are kept at a byte a number: a scale for every 256 of them.
+_ROUNDED = make_codec(CodecConfig(name="int8", block_size=256))
+#: Before each run of frozen numbers: whether they are rounded, and how many they are.
+_RUN = struct.Struct("<?I")
 
 
 class _WireHeader(msgspec.Struct, frozen=True):
@@ -137,6 +140,8 @@ class ModelPackage:
         (folder / PROGRAM_FILE).write_bytes(self.program)
         (folder / SPEC_FILE).write_bytes(self.spec.to_json())
         np.save(folder / INITIAL_FILE, self.initial, allow_pickle=False)
+        for name in (PERSONAL_FILE, FROZEN_FILE, ARCHITECTURE_FILE):
+            (folder / name).unlink(missing_ok=True)  # of the package that was here before
         if self.personal.size:
             np.save(folder / PERSONAL_FILE, self.personal, allow_pickle=False)
         if self.frozen_bytes:
@@ -145,11 +150,23 @@ class ModelPackage:
             (folder / ARCHITECTURE_FILE).write_bytes(self.architecture)
 
 
-def encode_frozen(numbers: F32) -> bytes:
-    """Frozen numbers, shape (n,), at a byte each: half a level of 127 off at most."""
-    if not numbers.size:
-        return b""
-    return make_codec(_FROZEN_CODEC).encode(numbers, _Nearest())  # type: ignore[arg-type]
+def encode_frozen(tensors: Iterable[F32], *, rounded: bool = True) -> bytes:
+    """Frozen tensors one behind the other, each with its own header and scales.
+
+    Matrices and kernels are rounded to a byte a number, half a level of 127 off at most. Vectors
+    (biases, the statistics of a normalization) are few and may span orders of magnitude: they stay
+    float32, as does everything without `rounded`.
+    """
+    parts = []
+    for tensor in tensors:
+        is_rounded = rounded and tensor.ndim > 1
+        numbers = np.ascontiguousarray(tensor, np.float32).reshape(-1)
+        parts.append(_RUN.pack(is_rounded, numbers.size))
+        if is_rounded:
+            parts.append(_ROUNDED.encode(numbers, _Nearest()))  # type: ignore[arg-type]
+        else:
+            parts.append(numbers.astype("<f4").tobytes())
+    return b"".join(parts)
 
 
 class _Nearest:
@@ -164,10 +181,27 @@ def _decode_frozen(spec: ModelSpec, data: bytes | memoryview) -> F32 | None:
         if len(data):
             raise ModelError(f"{FROZEN_FILE}: {len(data)} bytes for a model without frozen layers")
         return None
+    vector = np.empty(spec.frozen, np.float32)
+    done = place = 0
     try:
-        return make_codec(_FROZEN_CODEC).decode(data, spec.frozen)
-    except CodecError as error:
-        raise ModelError(f"{FROZEN_FILE}: {error}") from error
+        while place < len(data):
+            is_rounded, count = _RUN.unpack_from(data, place)
+            place += _RUN.size
+            if count > spec.frozen - done:
+                raise ModelError(f"{FROZEN_FILE}: more than the {spec.frozen} numbers of the spec")
+            size = _ROUNDED.encoded_size(count) if is_rounded else 4 * count
+            part = data[place : place + size]
+            vector[done : done + count] = (
+                _ROUNDED.decode(part, count) if is_rounded else np.frombuffer(part, "<f4")
+            )
+            done, place = done + count, place + size
+    except (CodecError, struct.error, ValueError) as error:
+        raise ModelError(f"{FROZEN_FILE}: damaged: {error}") from error
+    if done != spec.frozen or not np.isfinite(vector).all():
+        raise ModelError(
+            f"{FROZEN_FILE}: {done} of {spec.frozen} numbers, or one that is not finite"
+        )
+    return vector
 
 
 def _check_personal(spec: ModelSpec, personal: F32) -> None:

@@ -67,7 +67,10 @@ class Layout(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True)
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits that differ when any name, shape or the order differs (SHA-256, cut)."""
+        """16 hex digits that differ when a name, a shape, what is tracked or the order differs.
+
+        SHA-256 of the parameters' JSON, cut.
+        """
         text = msgspec.json.encode(self.parameters)
         return hashlib.sha256(text).hexdigest()[:16]
 

@@ -356,10 +356,15 @@ def _compare(where: str, expected: _Expected, found: dict[str, dict[str, Any]]) 
 
 
 def _cut(array: Array, tensor: TensorSpec, start: int, count: int, size: int) -> Array:
-    """`count` rows from `start` on, with zeros behind them up to `size`."""
+    """`count` rows from `start` on, with copies of the first behind them up to `size`.
+
+    Copies and no zeros: padding weighs 0, but 0 times what a layer makes of a row of zeros (a norm,
+    the mean of what a mask leaves) may be NaN.
+    """
     part = array[start : start + count]
     if count == size:
         return np.ascontiguousarray(part, tensor.dtype)
-    padded = np.zeros((size, *tensor.shape), tensor.dtype)
+    padded = np.empty((size, *tensor.shape), tensor.dtype)
     padded[:count] = part
+    padded[count:] = padded[0]
     return padded

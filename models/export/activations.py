@@ -72,4 +72,5 @@ _REPLACED: dict[str, Callable[[Tensor], Tensor]] = {
 
 def replacement(activation: Any) -> Callable[[Tensor], Tensor] | None:
     """What to use in place of Keras's function; None when its operator is a built-in."""
-    return _REPLACED.get(getattr(activation, "__name__", ""))
+    is_kerass = getattr(activation, "__module__", "").startswith("keras.")
+    return _REPLACED.get(activation.__name__) if is_kerass else None

@@ -7,11 +7,14 @@ export_model(model, name="pump_wear").save(Path("pump_wear"))
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from models.errors import ExportError
 from models.export.architecture import describe
@@ -19,12 +22,17 @@ from models.export.backend import keras
 from models.export.layers import check_layers, leaves
 from models.export.losses import Contrastive, Triplet
 from models.export.lowering import lower
-from models.export.objective import Wishes, read_objective
+from models.export.objective import Objective, Wishes, read_objective
 from models.export.randomness import random_function
-from models.export.variables import freeze_all_but, read_variables
-from models.export.verify import verify
+from models.export.variables import Variables, freeze_all_but, read_variables
+from models.export.verify import Reference, outputs_differ_by, verify
 from models.package import ModelPackage, encode_frozen
 from models.spec import ModelSpec, TensorSpec
+
+log = logging.getLogger(__name__)
+
+#: Change of the outputs, norm over norm, above which frozen layers are not rounded.
+MOST_ROUNDING = 0.1
 
 
 def export_model(
@@ -45,8 +53,8 @@ def export_model(
     """The package of `model`: program, spec, and the model's present weights as initial θ.
 
     The program was run and its gradient compared with Keras's own before it is returned. Layers
-    with `trainable = False` are frozen: the package holds their weights once, at a byte each, and
-    they never travel again.
+    with `trainable = False` are frozen: the package holds their weights once, matrices at a byte a
+    number unless that changes the outputs by more than a tenth, and they never travel again.
 
     Args:
         model: a built and compiled `keras.Model`; `compile()`'s losses, loss weights and metrics
@@ -79,7 +87,10 @@ def export_model(
     variables = read_variables(model, personal)
     tensors = tuple(_inputs(model, inputs))
     wishes = Wishes(loss, reconstruct, class_weight or {}, metrics, classes)
-    main, *more = [batch_size] if isinstance(batch_size, int) else batch_size
+    sizes = [batch_size] if isinstance(batch_size, int | np.integer) else list(batch_size)
+    if not sizes:
+        raise ExportError("batch_size is empty: give a number of rows, or several")
+    main, *more = (int(size) for size in sizes)
     try:
         objective = read_objective(model, tensors, wishes)
         spec = ModelSpec(
@@ -94,7 +105,7 @@ def export_model(
             layout=variables.layout,
             stochastic=any(map(random_function, leaves(model))),
             personal=variables.personal_layout,
-            frozen=variables.frozen_values().size,
+            frozen=sum(tensor.size for tensor in variables.frozen_tensors),
             more_batch_sizes=tuple(more) or msgspec.UNSET,
         )
     except ValueError as error:
@@ -104,11 +115,31 @@ def export_model(
         lower(model, objective, variables, spec),
         variables.values(variables.shared),
         variables.values(variables.personal),
-        encode_frozen(variables.frozen_values()),
+        encode_frozen(variables.frozen_tensors),
         describe(model, wishes, variables),
     )
+    package = _without_harm(model, package, objective, variables)
     verify(model, package, objective, variables)
     return package
+
+
+def _without_harm(
+    model: Any, package: ModelPackage, objective: Objective, variables: Variables
+) -> ModelPackage:
+    """The package; with exact frozen layers where rounded ones would change the outputs much."""
+    if not variables.frozen:
+        return package
+    exact = replace(package, frozen_bytes=encode_frozen(variables.frozen_tensors, rounded=False))
+    pair = (Reference(model, made, objective, variables) for made in (package, exact))
+    change = outputs_differ_by(model, package.spec, *pair)
+    if change <= MOST_ROUNDING:
+        return package
+    log.warning(
+        "model %s: frozen layers are stored at four bytes a number: at one byte each its outputs "
+        "would change by %.0f %% (limit %.0f %%)",
+        package.spec.name, 100 * change, 100 * MOST_ROUNDING, extra={"event": "frozen_exact"},
+    )  # fmt: skip
+    return exact
 
 
 def _check_model(model: Any) -> None:

@@ -11,19 +11,30 @@ from models.export.backend import keras
 def identify(identifier: Any, what: str) -> tuple[str, dict[str, Any]]:
     """Keras's snake-case name and the options of a loss or metric, however it was written."""
     if isinstance(identifier, keras.losses.Loss):
+        _check_owner(type(identifier).__module__, type(identifier).__name__, what)
         _check_reduction(identifier)
         # Huber's delta is missing from its configuration (Keras 3.15); the wrapper has it.
         hidden = getattr(identifier, "_fn_kwargs", {})
         return _snake(type(identifier).__name__), {**identifier.get_config(), **hidden}
     if isinstance(identifier, dict):  # as serialised by Keras
         config = identifier.get("config")
-        if isinstance(config, str):  # a function: its name
-            return _ALIASES.get(config, config), {}
+        if isinstance(config, str):  # a function: only its name is left, whoever wrote it
+            raise ExportError(
+                f"{what} {config!r} is given as a function: give the name of one of Keras's own as "
+                "text"
+            )
+        _check_owner(str(identifier.get("module")), str(identifier.get("class_name")), what)
         return _snake(str(identifier.get("class_name"))), dict(config or {})
-    name = identifier if isinstance(identifier, str) else getattr(identifier, "__name__", None)
-    if name is None:
-        raise ExportError(f"{what} {identifier!r} cannot be exported: name one of Keras's own")
+    if isinstance(identifier, str):
+        return _snake(identifier), {}
+    name = getattr(identifier, "__name__", None) or repr(identifier)
+    _check_owner(getattr(identifier, "__module__", ""), name, what)
     return _snake(name), {}
+
+
+def _check_owner(module: str, name: str, what: str) -> None:
+    if not module.startswith("keras"):
+        raise ExportError(f"{what} {name!r} cannot be exported: name one of Keras's own")
 
 
 def _check_reduction(loss: Any) -> None:

@@ -24,8 +24,11 @@ _REFUSED: dict[str, str] = {
 }
 
 
-#: More kinds of weights that layers regularize.
-_INNER = ("recurrent", "depthwise", "pointwise", "embeddings", "alpha")
+#: What layers regularize or constrain.
+_KINDS = (
+    *("kernel", "bias", "activity", "gamma", "beta"),
+    *("recurrent", "depthwise", "pointwise", "embeddings", "alpha"),
+)
 
 
 def check_layers(model: Any) -> None:
@@ -96,9 +99,17 @@ def _up_sampling(layer: Any) -> str | None:
 
 def _regularizer(layer: Any) -> str | None:
     # A penalty is added to the loss by Keras's training loop, not by the model.
-    for name in ("kernel", "bias", "activity", "gamma", "beta", *_INNER):
+    for name in _KINDS:
         if getattr(layer, f"{name}_regularizer", None) is not None:
             return f"{name}_regularizer would be ignored: remove it (weight decay is the trainer's)"
+    return None
+
+
+def _constraint(layer: Any) -> str | None:
+    # Keras's optimizer projects weights after its step; devices step θ as a whole.
+    for name in _KINDS:
+        if layer.trainable and getattr(layer, f"{name}_constraint", None) is not None:
+            return f"{name}_constraint would be ignored: remove it, or compute it in the layer"
     return None
 
 
@@ -121,6 +132,7 @@ _CHECKS: tuple[Callable[[Any], str | None], ...] = (
     _refused_class,
     _dtype,
     _regularizer,
+    _constraint,
     _hidden_state,
     _batch_normalization,
     _channels_first,

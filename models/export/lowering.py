@@ -14,6 +14,7 @@ from typing import Any
 
 from models.errors import ExportError
 from models.export.backend import Tensor, hushed, tf
+from models.export.calling import call_model
 from models.export.gradients import OVERRIDES
 from models.export.layers import leaves
 from models.export.objective import Objective
@@ -112,26 +113,14 @@ class _Signatures:
     ) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
         """Outputs by name, and by id what the model's other variables are afterwards."""
         ordered = [columns[tensor.name] for tensor in self._spec.inputs]
-        model = self._model
-        # Seeds of Keras's random numbers are zeros, which nothing reads (`layers.check_layers`).
-        others = [
-            parts.get(id(v), tf.zeros(v.shape, v.dtype)) for v in model.non_trainable_variables
-        ]
-        with exportable(leaves(model), training):
-            output, after = model.stateless_call(
-                [parts[id(v)] for v in model.trainable_variables],
-                others,
-                ordered[0] if len(ordered) == 1 else ordered,
-                training=training is not None,
-            )
-        found = tf.nest.flatten(output)
+        with exportable(leaves(self._model), training):
+            found, after = call_model(self._model, parts, ordered, training=training is not None)
         outputs = {}
         for tensor, spec in zip(found, self._spec.outputs, strict=True):
             shape = (ordered[0].shape[0], *spec.shape)
             same = tuple(tensor.shape) == shape
             outputs[spec.name] = tensor if same else tf.reshape(tensor, shape)
-        pairs = zip(model.non_trainable_variables, after, strict=True)
-        return outputs, {id(variable): value for variable, value in pairs}
+        return outputs, after
 
 
 def _split(vector: Tensor, shapes: list[tuple[int, ...]]) -> list[Tensor]:

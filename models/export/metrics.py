@@ -88,7 +88,7 @@ def _fits(name: str, loss: OutputLoss) -> bool:
     if name in _TOP.values():
         return name == _TOP.get(loss.name)
     if name == "auc":
-        return loss.classes == 2 and not loss.target_shape[1:] and loss.name != CATEGORICAL
+        return loss.classes == 2 and not loss.target_shape and loss.name != CATEGORICAL
     if name in ("mean_absolute_error", "mean_squared_error"):
         return loss.name not in (SPARSE, CATEGORICAL)
     if name in ("precision", "recall", "f1", "confusion"):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from models.errors import ExportError
 from models.export.backend import Tensor, tf
+from models.export.calling import output_keys
 from models.export.identify import identify
 from models.export.losses import (
     BINARY,
@@ -117,10 +118,16 @@ class Objective:
             for y, p in zip(labels, outputs, strict=True)
         ]
 
-    def keras_weight(self, columns: Tensors) -> Tensor | None:
-        """Keras's sample weights for the class weights; None where there are none."""
-        part = self._parts[0]
-        return tf.gather(part.class_weight, columns[part.source]) if part.class_weight else None
+    def keras_weights(self, columns: Tensors) -> list[Tensor] | None:
+        """Keras's sample weights of each output for the class weights; None: there are none."""
+        if not any(part.class_weight for part in self._parts):
+            return None
+        return [
+            tf.gather(part.class_weight, columns[part.source])
+            if part.class_weight
+            else tf.ones(columns[part.source].shape[0])
+            for part in self._parts
+        ]
 
 
 @dataclass(frozen=True)
@@ -150,6 +157,7 @@ def read_objective(model: Any, inputs: Sequence[TensorSpec], wishes: Wishes) -> 
             what to use instead.
     """
     if wishes.loss is not None:
+        _check_no_others(wishes, wishes.loss)
         return _of_pairs(model, wishes.loss)
     if not getattr(model, "compiled", False) or model.loss is None:
         raise ExportError(
@@ -167,6 +175,7 @@ def read_objective(model: Any, inputs: Sequence[TensorSpec], wishes: Wishes) -> 
         shape = tuple(int(side) for side in output.shape[1:])
         loss = output_loss(*identify(losses[index], "loss"), shape)
         wanted = [*metrics[index], *(wishes.metrics if index == 0 else ())]
+        prefix = f"{name}_" if len(names) > 1 else ""
         parts.append(
             _Part(
                 name if len(names) > 1 else OUTPUT,
@@ -174,7 +183,7 @@ def read_objective(model: Any, inputs: Sequence[TensorSpec], wishes: Wishes) -> 
                 loss,
                 1.0 if weights[index] is None else float(weights[index]),
                 _class_weight(loss, wishes.class_weight) if index == 0 else (),
-                tuple(_metric(item, loss, f"{name}_" if len(names) > 1 else "") for item in wanted),
+                _metrics(wanted, loss, prefix),
             )
         )
     return _of_parts(parts, wishes)
@@ -193,21 +202,30 @@ def _of_parts(parts: list[_Part], wishes: Wishes) -> Objective:
         for part in parts
         if not wishes.reconstruct
     )
-    specs = {metric[0].name: metric for part in parts for metric in part.metrics}
-    parts = [_without_doubles(part, specs) for part in parts]
+    if wishes.reconstruct and wishes.classes:
+        raise ExportError("classes given for a reconstruction, which has no target of its own")
     return Objective(
         name=labels if several else parts[0].loss.name,
         targets=targets,
         outputs=tuple(TensorSpec(part.output, part.loss.output_shape) for part in parts),
-        metrics=tuple(spec for spec, _ in specs.values()),
+        metrics=tuple(spec for part in parts for spec, _ in part.metrics),
         is_keras=True,
         _parts=tuple(parts),
     )
 
 
-def _without_doubles(part: _Part, chosen: Mapping[str, Metric]) -> _Part:
-    kept = tuple(metric for metric in part.metrics if chosen[metric[0].name] is metric)
-    return replace(part, metrics=kept)
+def _check_no_others(wishes: Wishes, loss: Triplet | Contrastive) -> None:
+    others = {
+        "metrics": wishes.metrics,
+        "class_weight": wishes.class_weight,
+        "classes": wishes.classes,
+        "reconstruct": wishes.reconstruct,
+    }
+    given = [name for name, value in others.items() if value]
+    if given:
+        raise ExportError(
+            f"{given[0]} goes with a compiled loss, not with loss={loss.name!r}: leave it out"
+        )
 
 
 def _of_pairs(model: Any, loss: Triplet | Contrastive) -> Objective:
@@ -263,7 +281,7 @@ def _output_names(model: Any) -> list[str]:
     if len(model.outputs) == 1:
         return [OUTPUT]
     names: list[str] = []
-    for index, name in enumerate(model.output_names):
+    for index, name in enumerate(output_keys(model) or model.output_names):
         base = plain_name(model, name, f"output_{index}")
         names.append(base if base not in names else f"{base}_{index}")
     return names
@@ -280,7 +298,7 @@ def _per_output(value: Any, names: Sequence[str], what: str) -> list[Any]:
         return [value.get(name) for name in names]
     if isinstance(value, list | tuple):
         if len(value) != len(names):
-            raise ExportError(f"{len(value)} {what}es for {len(names)} outputs")
+            raise ExportError(f"{what}: {len(value)} given for {len(names)} outputs")
         return list(value)
     return [value] * len(names)
 
@@ -310,9 +328,21 @@ def _flat(value: Any) -> list[Any]:
     return [value]
 
 
-def _metric(identifier: Any, loss: OutputLoss, prefix: str) -> Metric:
-    spec, per_row = output_metric(*identify(identifier, "metric"), loss)
-    return MetricSpec(f"{prefix}{spec.name}", spec.kind, spec.shape), per_row
+def _metrics(wanted: Sequence[Any], loss: OutputLoss, prefix: str) -> tuple[Metric, ...]:
+    """Each once; two of one name that differ are refused, since a sum has one name."""
+    found: dict[str, Metric] = {}
+    options: dict[str, dict[str, Any]] = {}
+    for item in wanted:
+        name, given = identify(item, "metric")
+        spec, per_row = output_metric(name, given, loss)
+        given = {key: value for key, value in given.items() if key not in ("name", "dtype")}
+        if options.setdefault(spec.name, given) != given:
+            raise ExportError(
+                f"two metrics are called {spec.name!r} here, of different options: keep one"
+            )
+        renamed = MetricSpec(f"{prefix}{spec.name}", spec.kind, spec.shape)
+        found.setdefault(spec.name, (renamed, per_row))
+    return tuple(found.values())
 
 
 def _class_weight(loss: OutputLoss, given: Mapping[int, float]) -> tuple[float, ...]:
@@ -332,7 +362,7 @@ def _class_weight(loss: OutputLoss, given: Mapping[int, float]) -> tuple[float, 
 
 def _classes(loss: OutputLoss, classes: Sequence[str]) -> tuple[str, ...]:
     if classes and loss.target_dtype != "int32":
-        raise ExportError(f"classes given for a regression ({loss.name})")
-    if classes and loss.name == SPARSE and len(classes) != loss.classes:
+        raise ExportError(f"classes given, but a target of {loss.name} is no class: leave them out")
+    if classes and loss.classes and len(classes) != loss.classes:
         raise ExportError(f"{len(classes)} class names for an output of {loss.classes} classes")
     return tuple(classes)

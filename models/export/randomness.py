@@ -133,5 +133,10 @@ def random_function(layer: Any) -> _Random | None:
     """
     if not (getattr(layer, "rate", 0) or getattr(layer, "stddev", 0)):
         return None
+    return _RANDOM.get(call_owner(layer))
+
+
+def call_owner(layer: Any) -> str:
+    """The class of Keras whose `call` the layer uses; "" for a `call` that a user wrote."""
     owner = next(base for base in type(layer).__mro__ if "call" in vars(base))
-    return _RANDOM.get(owner.__name__) if owner.__module__.startswith("keras.") else None
+    return owner.__name__ if owner.__module__.startswith("keras.") else ""

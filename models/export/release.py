@@ -18,6 +18,7 @@ import numpy as np
 from models.errors import ExportError
 from models.export.architecture import fill, rebuild, wishes
 from models.export.backend import Tensor, hushed, keras, tf
+from models.export.calling import arranged_inputs, call_model
 from models.export.layers import leaves
 from models.export.objective import Objective, read_objective
 from models.export.substitutes import exportable
@@ -149,8 +150,7 @@ def _check_same(model: Any, program: Program, whole: F32) -> None:
     spec = program.spec
     rows = random_batch(spec, np.random.default_rng(0))
     expected = program.predict(whole, rows)
-    ordered = [rows[tensor.name] for tensor in spec.inputs]
-    output = model(ordered[0] if len(ordered) == 1 else ordered, training=False)
+    output = model(arranged_inputs(model, [rows[t.name] for t in spec.inputs]), training=False)
     for tensor, found in zip(spec.outputs, tf.nest.flatten(output), strict=True):
         values = np.asarray(found).reshape(expected[tensor.name].shape)
         difference = float(np.abs(values - expected[tensor.name]).max())
@@ -213,18 +213,15 @@ def _function(
     """`predict` of the model as one concrete function with named inputs and outputs."""
     inputs = package.spec.inputs
     # As constants: there is nothing left to train.
-    trained = [tf.constant(np.asarray(v)) for v in model.trainable_variables]
-    others = [tf.constant(np.asarray(v)) for v in model.non_trainable_variables]
+    values = {id(v): tf.constant(np.asarray(v)) for v in model.variables}
 
     def predict(**columns: Tensor) -> dict[str, Tensor]:
         ordered = [columns[tensor.name] for tensor in inputs]
         with exportable(leaves(model), loops=loops):
-            output, _ = model.stateless_call(
-                trained, others, ordered[0] if len(ordered) == 1 else ordered, training=False
-            )
+            outputs, _ = call_model(model, values, ordered, training=False)
         return {
             spec.name: tf.reshape(found, (batch_size, *spec.shape))
-            for spec, found in zip(objective.outputs, tf.nest.flatten(output), strict=True)
+            for spec, found in zip(objective.outputs, outputs, strict=True)
         }
 
     arguments = {

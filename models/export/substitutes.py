@@ -11,7 +11,7 @@ from typing import Any
 from models.export import activations
 from models.export.backend import Tensor, keras, tf
 from models.export.gradients import OVERRIDES
-from models.export.randomness import Noise, random_function
+from models.export.randomness import Noise, call_owner, random_function
 from models.export.recurrent import recurrent_call
 from models.export.unfolded import convolution
 
@@ -75,7 +75,7 @@ def seeded(layers: Iterable[Any], seed: Tensor) -> Iterator[None]:
 def _substitutes(
     layer: Any, noise: Noise | None, weight: Tensor | None, loops: bool
 ) -> _Attributes:
-    if isinstance(layer, keras.layers.BatchNormalization):
+    if call_owner(layer) == "BatchNormalization":
         yield "call", _batch_normalization_call(layer, weight)
     for name in ("activation", "recurrent_activation"):
         if isinstance(getattr(type(layer), name, None), property):
@@ -88,10 +88,9 @@ def _substitutes(
         yield "unroll", True
         if loops:
             yield "call", recurrent_call(layer, OVERRIDES)
-    if isinstance(layer, keras.layers.Conv1D | keras.layers.Conv2D):
+    if call_owner(layer) in ("BaseConv", "Conv1D"):
         yield "call", _convolution_call(layer)
-    separable = keras.layers.SeparableConv1D | keras.layers.SeparableConv2D
-    if isinstance(layer, separable) and layer.padding != "causal":
+    if call_owner(layer) == "BaseSeparableConv" and layer.padding != "causal":
         yield "call", _separable_call(layer)
     random = random_function(layer) if noise is not None else None
     if random is not None:
@@ -132,13 +131,13 @@ def _separable_call(layer: Any) -> Callable[[Tensor], Tensor]:
 
 def _batch_normalization_call(layer: Any, weight: Tensor | None) -> Callable[..., Tensor]:
     # Ioffe and Szegedy 2015, arXiv 1502.03167, Algorithm 1, with the moments of Keras (no Bessel
-    # correction), over the rows that count: padding of the last batch is no data.
-    def call(inputs: Tensor, training: bool = False, mask: Any = None) -> Tensor:
-        del mask
+    # correction), over the rows that count: padding of the last batch is no data, nor are steps
+    # that a mask leaves out.
+    def call(inputs: Tensor, training: bool = False, mask: Tensor | None = None) -> Tensor:
         # Averages of quantized updates may come out a hair below 0.
         mean, variance = layer.moving_mean, tf.maximum(layer.moving_variance, 0.0)
         if training and layer.trainable:
-            mean, variance = _moments(inputs, layer.axis, weight)
+            mean, variance = _moments(inputs, layer.axis, weight, mask)
             old, new = layer.momentum, 1 - layer.momentum
             layer.moving_mean.assign(layer.moving_mean * old + mean * new)
             layer.moving_variance.assign(layer.moving_variance * old + variance * new)
@@ -153,15 +152,28 @@ def _batch_normalization_call(layer: Any, weight: Tensor | None) -> Callable[...
     return call
 
 
-def _moments(inputs: Tensor, axis: int, weight: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Mean and variance over all axes but one, over rows of a weight above 0."""
+def _moments(
+    inputs: Tensor, axis: int, weight: Tensor | None, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Mean and variance over all axes but one, over rows of a weight above 0 and what is masked in.
+
+    Args:
+        inputs: float32, shape (rows, ...).
+        axis: of the channels.
+        weight: shape (rows,); None, or of another length where the layer is called on something
+            but rows: all count.
+        mask: bool, the shape of `inputs` without its last axis; None: everything counts.
+    """
     rank = len(inputs.shape)
     axes = [a for a in range(rank) if a != axis % rank]
-    if weight is None or weight.shape[0] != inputs.shape[0]:  # called on something but rows
+    if weight is None or weight.shape[0] != inputs.shape[0]:
         counts = tf.ones([inputs.shape[0], *[1] * (rank - 1)])
     else:
         counts = tf.reshape(tf.cast(weight > 0, tf.float32), [-1, *[1] * (rank - 1)])
-    positions = prod(inputs.shape[a] for a in axes if a)
+    if mask is not None:
+        counts *= tf.cast(mask, tf.float32)[..., None]
+    # Axes over which nothing was counted one by one.
+    positions = prod(inputs.shape[a] for a in axes if counts.shape[a] == 1)
     total = tf.reduce_sum(counts) * float(positions)
     mean = tf.reduce_sum(inputs * counts, axes, keepdims=True) / total
     variance = tf.reduce_sum(tf.square(inputs - mean) * counts, axes) / total

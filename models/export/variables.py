@@ -56,10 +56,10 @@ class Variables:
         arrays = [np.asarray(variable, np.float32).reshape(-1) for _, variable in part]
         return np.concatenate(arrays) if arrays else np.zeros(0, np.float32)
 
-    def frozen_values(self) -> F32:
-        """Present values of the frozen ones as one vector."""
-        arrays = [np.asarray(variable, np.float32).reshape(-1) for variable in self.frozen]
-        return np.concatenate(arrays) if arrays else np.zeros(0, np.float32)
+    @property
+    def frozen_tensors(self) -> list[F32]:
+        """Present values of the frozen ones."""
+        return [np.asarray(variable, np.float32) for variable in self.frozen]
 
     def by_id(self, whole: Any, frozen: Any, split: Any) -> dict[int, Any]:
         """Tensors for the variables, by `id(variable)`, cut from two vectors.

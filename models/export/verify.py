@@ -8,14 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import ExportError, ModelError, TrainingError
-from models.export.backend import Tensor, hushed, tf
+from models.export.backend import Tensor, hushed, keras, tf
+from models.export.calling import arranged_outputs, call_model
 from models.export.layers import leaves
 from models.export.objective import Objective, Wishes, read_objective
 from models.export.substitutes import seeded
 from models.export.variables import Variables, read_variables
 from models.package import ModelPackage
 from models.parameters import F32
-from models.program import Array, Program
+from models.program import Array, Program, row_count
 from models.spec import ModelSpec, TensorSpec
 
 #: Norm of the difference over norm of Keras's gradient. Float32 sums in another order differ by
@@ -27,6 +28,9 @@ class Reference:
     """A Keras model as the program sees it: a function of θ, the personal and the frozen part.
 
     Keras's own layers, except that random ones take the program's random numbers.
+
+    Attributes:
+        initial: θ of version 0.
 
     Args:
         model: that was exported.
@@ -47,6 +51,7 @@ class Reference:
         self._spec = package.spec
         self._objective = objective or read_objective(model, package.spec.inputs, Wishes())
         self._variables = variables or read_variables(model)
+        self.initial = package.initial
 
     def gradient(
         self, theta: F32, rows: dict[str, Array], seed: int = 0
@@ -90,19 +95,8 @@ class Reference:
     def _call(
         self, parts: dict[int, Tensor], rows: dict[str, Array], training: bool
     ) -> tuple[list[Tensor], dict[int, Tensor]]:
-        model = self._model
         ordered = [tf.constant(rows[tensor.name]) for tensor in self._spec.inputs]
-        others = [
-            parts.get(id(v), tf.zeros(v.shape, v.dtype)) for v in model.non_trainable_variables
-        ]
-        output, after = model.stateless_call(
-            [parts[id(v)] for v in model.trainable_variables],
-            others,
-            ordered[0] if len(ordered) == 1 else ordered,
-            training=training,
-        )
-        pairs = zip(model.non_trainable_variables, after, strict=True)
-        return tf.nest.flatten(output), {id(v): value for v, value in pairs}
+        return call_model(self._model, parts, ordered, training=training)
 
     def _loss(self, rows: dict[str, Array], outputs: list[Tensor]) -> Tensor:
         columns = {name: tf.constant(array) for name, array in rows.items()}
@@ -113,10 +107,11 @@ class Reference:
             }
             return tf.reduce_mean(objective.loss(columns, named))
         labels = objective.keras_targets(columns, outputs)
+        weights = objective.keras_weights(columns)
         return self._model.compute_loss(
-            y=labels[0] if len(labels) == 1 else labels,
-            y_pred=outputs[0] if len(outputs) == 1 else outputs,
-            sample_weight=objective.keras_weight(columns),
+            y=arranged_outputs(self._model, labels),
+            y_pred=arranged_outputs(self._model, outputs),
+            sample_weight=weights and arranged_outputs(self._model, weights),
         )
 
 
@@ -126,70 +121,99 @@ def _split(vector: F32, shapes: list[tuple[int, ...]]) -> list[Array]:
 
 
 def verify(model: Any, package: ModelPackage, objective: Objective, variables: Variables) -> None:
-    """Runs all three signatures once on random rows and compares loss and gradient with Keras's.
+    """Runs all signatures on random rows and compares what they return with Keras.
 
     Raises:
         ExportError: the program does not load, or computes something else than Keras.
     """
-    spec, whole = package.spec, package.whole(package.initial)
-    rows = random_batch(spec, np.random.default_rng(0))
+    reference = Reference(model, package, objective, variables)
+    sizes = package.spec.batch_sizes
+    # The last one is half a batch, so that padding is computed too.
+    counts = [*sizes, *([sizes[0] // 2] if sizes[0] > 1 else [])]
     try:
         with hushed():  # the interpreter announces its delegates, TensorFlow's its retirement
-            program = Program(package.program, spec, frozen=package.frozen)
-            got = program.gradient(whole, rows)
-            sums = program.evaluate(whole, rows)
-            program.predict(whole, rows)
+            program = Program(package.program, package.spec, frozen=package.frozen)
+            for number, count in enumerate(counts):
+                rows = _telling_rows(model, package.spec, np.random.default_rng(number), count)
+                _compare(program, reference, variables, package.whole(package.initial), rows)
     except (ModelError, TrainingError) as error:
         raise ExportError(f"the converted program does not run: {error}") from error
-    reference = Reference(model, package, objective, variables)
-    for size in spec.batch_sizes[1:]:
-        _compare(program, reference, whole, size)
+
+
+def _compare(
+    program: Program, reference: Reference, variables: Variables, whole: F32, rows: dict[str, Array]
+) -> None:
+    spec, count = program.spec, row_count(rows)
+    got, sums = program.gradient(whole, rows), program.evaluate(whole, rows)
     loss, gradient, _ = reference.gradient(whole, rows)
     # Random layers do nothing in evaluation, and BatchNormalization uses its averages; any other
     # difference is no model's business.
     quiet = reference.loss(whole, rows) if spec.stochastic or spec.tracked else loss
+    if not (np.isfinite(loss) and np.isfinite(gradient).all()):
+        raise ExportError(
+            f"Keras itself finds a loss of {loss} for {count} random rows, or a gradient that is "
+            "not finite: does a layer divide by what may be 0?"
+        )
     difference = relative_error(got.vector, gradient)
     if not difference <= TOLERANCE:
         raise ExportError(
-            f"the program's gradient differs from Keras's by {difference:.1e} (limit {TOLERANCE}): "
-            f"{_worst(variables, got.vector, gradient)}. "
+            f"for {count} rows the program's gradient differs from Keras's by {difference:.1e} "
+            f"(limit {TOLERANCE}): {_worst(variables, got.vector, gradient)}. "
             "Does a layer behave differently in training?"
         )
-    for where, total, expected in (
-        ("gradient", got.sums.loss, loss),
-        ("evaluate", sums.loss, quiet),
-    ):
-        mean = total / spec.batch_size
-        if not abs(mean - expected) <= TOLERANCE * max(1.0, abs(expected)):
+    for where, total, expected in (("gradient", got.loss, loss), ("evaluate", sums.loss, quiet)):
+        if not abs(total / count - expected) <= TOLERANCE * max(1.0, abs(expected)):
             raise ExportError(
-                f"{where} returns a mean loss of {mean:.6g}, Keras {expected:.6g}: "
-                "does the model add losses of its own?"
+                f"for {count} rows {where} returns a mean loss of {total / count:.6g}, "
+                f"Keras {expected:.6g}"
+            )
+    predicted = program.predict(whole, rows)
+    for output, wanted in zip(spec.outputs, reference.outputs(whole, rows), strict=True):
+        off = relative_error(predicted[output.name], wanted)
+        if not off <= TOLERANCE:
+            raise ExportError(
+                f"for {count} rows {output.name!r} differs from Keras's by {off:.1e} "
+                f"(limit {TOLERANCE})"
             )
 
 
-def _compare(program: Program, reference: Reference, theta: F32, size: int) -> None:
-    """Raises ExportError unless calls of so many rows give Keras's gradient."""
-    rows = random_batch(program.spec, np.random.default_rng(size), size)
-    try:
-        got = program.gradient(theta, rows)
-        program.evaluate(theta, rows)
-        program.predict(theta, rows)
-    except TrainingError as error:
-        raise ExportError(f"the converted program does not run: {error}") from error
-    difference = relative_error(got.vector, reference.gradient(theta, rows)[1])
-    if not difference <= TOLERANCE:
-        raise ExportError(
-            f"with {size} rows the program's gradient differs from Keras's by {difference:.1e} "
-            f"(limit {TOLERANCE})"
-        )
+def _telling_rows(
+    model: Any, spec: ModelSpec, rng: np.random.Generator, count: int
+) -> dict[str, Array]:
+    """Random rows in which what a model's layers look for does occur: ids of a table, masks."""
+    layers = list(leaves(model))
+    tables = [layer.input_dim for layer in layers if isinstance(layer, keras.layers.Embedding)]
+    rows = random_batch(spec, rng, count, ids=min(tables, default=2))
+    for masking in layers:
+        if isinstance(masking, keras.layers.Masking):
+            for tensor in spec.inputs:
+                if tensor.dtype == "float32" and len(tensor.shape) > 1:
+                    # Every other sequence is one third shorter than it could be.
+                    steps = tensor.shape[0]
+                    rows[tensor.name][1::2, steps - steps // 3 :] = masking.mask_value
+    return rows
+
+
+def outputs_differ_by(model: Any, spec: ModelSpec, one: Reference, other: Reference) -> float:
+    """How much the predictions of two references differ: norm over norm, of the worst output."""
+    rows = _telling_rows(model, spec, np.random.default_rng(0), 64)
+    found = [reference.outputs(reference.initial, rows) for reference in (one, other)]
+    return max(relative_error(*pair) for pair in zip(*found, strict=True))
 
 
 def random_batch(
-    spec: ModelSpec, rng: np.random.Generator, size: int | None = None
+    spec: ModelSpec, rng: np.random.Generator, size: int | None = None, ids: int = 2
 ) -> dict[str, NDArray[Any]]:
-    """Rows that fit the spec, one batch unless told: numbers around 0, classes at random."""
+    """Rows that fit the spec, one batch unless told: numbers around 0, classes at random.
+
+    Whole numbers of an input are below `ids`; those along an axis begin with one above 0, which
+    many a model takes for "nothing here".
+    """
     count = size or spec.batch_size
-    rows = {tensor.name: _random(tensor, count, 2, rng) for tensor in spec.inputs}
+    rows = {tensor.name: _random(tensor, count, ids, rng) for tensor in spec.inputs}
+    for tensor in spec.inputs:
+        if tensor.dtype == "int32" and tensor.shape:
+            rows[tensor.name][..., 0] = np.maximum(rows[tensor.name][..., 0], 1)
     several = len(spec.targets) > 1
     for number, target in enumerate(spec.targets):
         # A target with all the output's axes is 0 or 1; with one axis less it picks a class.
@@ -205,7 +229,7 @@ def random_batch(
     return rows
 
 
-def relative_error(got: F32, expected: F32) -> float:
+def relative_error(got: Array, expected: Array) -> float:
     """|got - expected| / |expected| (norms; of |got| alone where nothing is expected)."""
     scale = float(np.linalg.norm(expected.astype(np.float64)))
     return float(np.linalg.norm(got.astype(np.float64) - expected)) / (scale or 1.0)

@@ -16,6 +16,7 @@ from models.package import (
     PROGRAM_FILE,
     SPEC_FILE,
     ModelPackage,
+    encode_frozen,
     load_package,
     unpack_wire,
 )
@@ -39,6 +40,11 @@ def package() -> ModelPackage:
     return ModelPackage(SPEC, PROGRAM, np.array([1, 2, 3], np.float32))
 
 
+def with_frozen(count: int, data: bytes) -> ModelPackage:
+    spec = msgspec.structs.replace(SPEC, frozen=count)
+    return ModelPackage(spec, PROGRAM, package().initial, frozen_bytes=data, architecture=b"{}")
+
+
 def test_a_folder_holds_all_of_a_package(tmp_path: Path) -> None:
     folder = tmp_path / "a" / "b"
     package().save(folder)
@@ -46,6 +52,47 @@ def test_a_folder_holds_all_of_a_package(tmp_path: Path) -> None:
     again = load_package(folder)
     assert (again.spec, again.program, again.digest) == (SPEC, PROGRAM, package().digest)
     assert np.array_equal(again.initial, [1, 2, 3])
+
+
+def test_frozen_tensors_are_kept_each_for_itself() -> None:
+    small, large = (np.full((3, 90), size, np.float32) for size in (1e-4, 1e4))
+    vector = np.array([1e-6, 1.0, 1e6], np.float32)
+    data = encode_frozen([small, large, vector])
+    assert len(data) == 2 * (5 + 2 * 4 + 270) + 5 + 12
+    numbers = with_frozen(543, data).frozen
+    assert numbers is not None
+    assert numbers[:270] == pytest.approx(1e-4)
+    assert numbers[270:540] == pytest.approx(1e4)
+    assert np.array_equal(numbers[540:], vector)
+    exact = with_frozen(543, encode_frozen([small, large, vector], rounded=False)).frozen
+    assert exact is not None
+    assert np.array_equal(exact[:270], small.reshape(-1))
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"", "0 of 2 numbers"),
+        (b"\0\2\0\0", "damaged"),
+        (b"\0\2\0\0\0" + bytes(7), "damaged"),
+        (b"\1\2\0\0\0" + bytes(5), "damaged"),
+        (b"\0\3\0\0\0" + bytes(12), "more than the 2 numbers"),
+        (b"\0\xff\xff\xff\xff" + bytes(12), "more than the 2 numbers"),
+        (b"\0\1\0\0\0" + bytes(4), "1 of 2 numbers"),
+        (b"\0\2\0\0\0" + np.array([1, np.inf], "<f4").tobytes(), "not finite"),
+        (b"\0\0\0\0\0" * 9, "0 of 2 numbers"),
+    ],
+)
+def test_damaged_frozen_tensors_are_refused(data: bytes, says: str) -> None:
+    with pytest.raises(ModelError, match=f"frozen.bin: .*{says}"):
+        with_frozen(2, data)
+
+
+def test_a_package_saved_over_another_leaves_nothing_of_it(tmp_path: Path) -> None:
+    with_frozen(1, encode_frozen([np.ones(1, np.float32)])).save(tmp_path)
+    package().save(tmp_path)
+    loaded = load_package(tmp_path)
+    assert (loaded.frozen, loaded.architecture) == (None, b"")
 
 
 def test_the_wire_form_carries_spec_and_program_but_not_theta() -> None:

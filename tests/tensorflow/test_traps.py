@@ -1,0 +1,322 @@
+"""What a batch of plain random rows does not show: short batches, masks, tables, penalties."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models.errors import ExportError
+from models.export.backend import keras
+from models.export.exporter import export_model
+from models.export.losses import Triplet
+from models.export.verify import Reference, relative_error
+from models.package import ModelPackage
+from models.program import Array, Program
+
+layers = keras.layers
+ROWS = 8
+
+
+def compiled(model: Any, loss: Any = "mse", **options: Any) -> Any:
+    model.compile(loss=loss, **options)
+    return model
+
+
+def chain(*parts: Any, shape: tuple[int, ...] = (6, 2), dtype: str = "float32") -> Any:
+    keras.utils.set_random_seed(5)
+    return compiled(keras.Sequential([keras.Input(shape, dtype=dtype, name="x"), *parts]))
+
+
+def export(model: Any, **options: Any) -> tuple[ModelPackage, Program]:
+    package = export_model(model, name="trap", batch_size=ROWS, **options)
+    return package, Program(package.program, package.spec, frozen=package.frozen)
+
+
+def assert_keras_own(
+    model: Any, made: tuple[ModelPackage, Program], rows: dict[str, Array]
+) -> None:
+    package, program = made
+    got = program.gradient(package.initial, rows)
+    loss, gradient, _ = Reference(model, package).gradient(package.initial, rows)
+    assert got.loss / got.weight == pytest.approx(loss, rel=1e-5)
+    assert relative_error(got.vector, gradient) <= 1e-5
+
+
+def words() -> Any:
+    table = layers.Embedding(9, 4, mask_zero=True)
+    return chain(table, layers.GlobalAveragePooling1D(), layers.Dense(1), shape=(5,), dtype="int32")
+
+
+def masked(*parts: Any) -> Any:
+    return chain(layers.Masking(-1.0), *parts, layers.GlobalAveragePooling1D(), layers.Dense(1))
+
+
+def cosine() -> Any:
+    a, b = keras.Input((4,), name="a"), keras.Input((4,), name="b")
+    angle = layers.Dot(-1, normalize=True)([layers.Dense(3)(a), layers.Dense(3)(b)])
+    return compiled(keras.Model([a, b], layers.Dense(1)(angle)))
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        words,
+        masked,
+        lambda: chain(layers.UnitNormalization(), layers.Flatten(), layers.Dense(1)),
+        cosine,
+    ],
+    ids=["table", "mask", "norm", "angle"],
+)
+def test_fewer_rows_than_a_batch_are_as_good_as_keras_s(build: Callable[[], Any]) -> None:
+    model = build()
+    made = export(model)
+    rng = np.random.default_rng(1)
+    rows: dict[str, Array] = {
+        t.name: rng.integers(1, 9, (3, *t.shape), dtype=np.int32)
+        if t.dtype == "int32"
+        else rng.standard_normal((3, *t.shape)).astype(np.float32)
+        for t in made[0].spec.columns
+    }
+    assert_keras_own(model, made, rows)
+    assert np.isfinite(made[1].evaluate(made[0].initial, rows).loss)
+
+
+def test_batch_normalization_behind_a_mask_takes_the_moments_of_what_is_there() -> None:
+    model = masked(layers.Dense(3), layers.BatchNormalization())
+    made = export(model)
+    rng = np.random.default_rng(2)
+    x = rng.standard_normal((ROWS, 6, 2)).astype(np.float32)
+    x[::2, 3:] = -1.0
+    target = rng.standard_normal(ROWS).astype(np.float32)
+    assert_keras_own(model, made, {"x": x, "target": target})
+
+
+def test_short_sequences_of_ids_are_drawn_so_that_keras_itself_has_a_number() -> None:
+    table = layers.Embedding(3, 4, mask_zero=True)
+    parts = (table, layers.GlobalAveragePooling1D(), layers.Dense(1))
+    export(chain(*parts, shape=(2,), dtype="int32"))
+
+
+class Spread(keras.layers.Layer):  # type: ignore[misc]
+    """Divides by nothing."""
+
+    def call(self, x: Any) -> Any:
+        return x / (x - x)
+
+
+class Penalty(keras.layers.Layer):  # type: ignore[misc]
+    """Adds a loss of its own."""
+
+    def call(self, x: Any) -> Any:
+        self.add_loss(0.5 * keras.ops.mean(x * x))
+        return x
+
+
+@pytest.mark.parametrize(
+    ("build", "says"),
+    [
+        (
+            lambda: chain(Spread(), layers.Flatten(), layers.Dense(1)),
+            "Keras itself finds a loss of",
+        ),
+        (lambda: chain(Penalty(), layers.Flatten(), layers.Dense(1)), r"adds 1 losses of its own"),
+        (
+            lambda: chain(layers.Flatten(), layers.Dense(1, kernel_constraint="non_neg")),
+            "kernel_constraint would be ignored",
+        ),
+    ],
+    ids=["not finite", "add_loss", "constraint"],
+)
+def test_what_devices_would_not_compute_is_refused(build: Callable[[], Any], says: str) -> None:
+    with pytest.raises(ExportError, match=says):
+        export(build())
+
+
+def test_a_constraint_of_a_frozen_layer_is_nobody_s_business() -> None:
+    frozen = layers.Dense(3, kernel_constraint="non_neg", trainable=False)
+    export(chain(layers.Flatten(), frozen, layers.Dense(1)))
+
+
+# --- frozen layers --------------------------------------------------------------------------------
+
+
+def test_small_variances_of_a_frozen_normalization_survive_beside_large_ones() -> None:
+    model = chain(layers.BatchNormalization(name="norm"), layers.Dense(1), shape=(40,))
+    norm = model.get_layer("norm")
+    norm.moving_variance.assign(np.geomspace(1e-4, 1e4, 40).astype(np.float32))
+    package, _ = export(model, train=["dense"])
+    assert package.frozen is not None
+    assert np.array_equal(package.frozen[-40:], np.asarray(norm.moving_variance))
+
+
+def test_each_frozen_matrix_has_scales_of_its_own() -> None:
+    model = chain(layers.Dense(8, name="small"), layers.Dense(8, name="large"), layers.Dense(1))
+    kernels = [model.get_layer(name).kernel for name in ("small", "large")]
+    for kernel, size in zip(kernels, (1e-3, 1e3), strict=True):
+        kernel.assign(np.asarray(kernel) * size)
+    package, _ = export(model, train=["dense"])
+    assert package.frozen is not None
+    small = np.asarray(kernels[0]).reshape(-1)
+    assert np.abs(package.frozen[: small.size] - small).max() <= np.abs(small).max() / 127
+
+
+def test_frozen_layers_that_a_byte_would_spoil_are_stored_whole(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = chain(layers.Dense(64, name="wide"), layers.Dense(1, name="head"), shape=(300,))
+    kernel = np.asarray(model.get_layer("wide").kernel) * 1e-3
+    kernel[::4] = 50.0  # for inputs that are never used: one in every block of 256 numbers
+    model.get_layer("wide").kernel.assign(kernel)
+    used = (np.arange(300) % 4 != 0).astype(np.float32)
+    zero = chain(layers.Lambda(lambda x: x * used), shape=(300,))
+    model = compiled(
+        keras.Sequential([keras.Input((300,), name="x"), zero.layers[0], *model.layers])
+    )
+    with caplog.at_level(logging.WARNING):
+        package, _ = export(model, train=["head"])
+    assert "stored at four bytes a number" in caplog.text
+    assert package.frozen is not None
+    assert np.array_equal(package.frozen[: kernel.size], kernel.reshape(-1))
+
+
+# --- objectives -----------------------------------------------------------------------------------
+
+
+def both() -> Any:
+    keras.utils.set_random_seed(6)
+    x = keras.Input((5,), name="sensors")
+    hidden = layers.Dense(6, activation="tanh")(x)
+    kind = layers.Dense(3, activation="softmax", name="kind")(hidden)
+    return keras.Model(x, [kind, layers.Dense(1, name="age")(hidden)])
+
+
+def test_class_weights_count_for_the_first_of_several_outputs() -> None:
+    model = compiled(both(), ["sparse_categorical_crossentropy", "mse"])
+    package, program = export(model, class_weight={0: 3.0, 2: 0.5})
+    plain, _ = export(model)
+    rng = np.random.default_rng(3)
+    rows: dict[str, Array] = {
+        "sensors": rng.standard_normal((ROWS, 5)).astype(np.float32),
+        "target_kind": np.zeros(ROWS, np.int32),
+        "target_age": np.zeros(ROWS, np.float32),
+    }
+    outputs = program.predict(package.initial, rows)
+    kind, age = -np.log(outputs["kind"][:, 0]), outputs["age"] ** 2
+    assert program.evaluate(package.initial, rows).loss == pytest.approx(
+        float((3 * kind + age).sum()), rel=1e-5
+    )
+    assert plain.program != package.program
+
+
+def mae(y: Any, p: Any) -> Any:
+    return 100 * keras.ops.mean(abs(y - p))
+
+
+class MeanSquaredError(keras.losses.Loss):  # type: ignore[misc]
+    """Not Keras's."""
+
+    def call(self, y: Any, p: Any) -> Any:
+        return keras.ops.mean(abs(y - p))
+
+
+@pytest.mark.parametrize("loss", [mae, MeanSquaredError()])
+def test_a_loss_of_a_user_s_own_that_has_keras_s_name_is_refused(loss: Any) -> None:
+    model = compiled(chain(layers.Flatten(), layers.Dense(1)), loss)
+    with pytest.raises(ExportError, match="cannot be exported: name one of Keras's own"):
+        export(model)
+
+
+def test_metrics_are_not_taken_for_others() -> None:
+    model = chain(layers.Flatten(), layers.Dense(1, activation="sigmoid"))
+    with pytest.raises(ExportError, match="metric 'mae' is given as a function: give the name"):
+        export(compiled(model, metrics=[mae]))
+    cuts = [keras.metrics.Precision(thresholds=cut, name=f"p{cut}") for cut in (0.3, 0.7)]
+    with pytest.raises(ExportError, match="two metrics are called 'precision' here"):
+        export(compiled(model, "binary_crossentropy", metrics=cuts))
+    same = [keras.metrics.MeanAbsoluteError(), "mae", keras.metrics.MeanAbsoluteError(name="other")]
+    package, _ = export(compiled(model, metrics=same))
+    assert [metric.name for metric in package.spec.metrics] == ["mae"]
+
+
+def test_an_auc_of_sequences_is_refused_in_words() -> None:
+    model = chain(layers.Dense(2, activation="softmax"))
+    with pytest.raises(ExportError, match="metric 'auc' cannot be exported"):
+        export(compiled(model, "sparse_categorical_crossentropy"), metrics=["auc"])
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"metrics": ["f1"]},
+        {"class_weight": {1: 2.0}},
+        {"classes": ("a", "b")},
+        {"reconstruct": "x"},
+    ],
+    ids=lambda given: next(iter(given)),
+)
+def test_what_does_not_go_with_triplets_is_refused(given: dict[str, Any]) -> None:
+    inputs = [keras.Input((4,), name=name) for name in ("anchor", "like", "unlike")]
+    shared = layers.Dense(2)
+    model = keras.Model(inputs, [shared(x) for x in inputs])
+    with pytest.raises(ExportError, match=f"{next(iter(given))} goes with a compiled loss"):
+        export(model, loss=Triplet(), **given)
+
+
+def test_a_reconstruction_has_no_classes() -> None:
+    model = chain(layers.Dense(4), shape=(4,))
+    with pytest.raises(ExportError, match="classes given for a reconstruction"):
+        export(model, reconstruct="x", classes=("a", "b"))
+
+
+# --- shapes of models -----------------------------------------------------------------------------
+
+
+def test_dicts_of_inputs_and_outputs_go_by_their_keys() -> None:
+    keras.utils.set_random_seed(7)
+    inputs = {"late": keras.Input((3,), name="late"), "early": keras.Input((2,), name="early")}
+    hidden = layers.Dense(5)(layers.Concatenate()(list(inputs.values())))
+    outputs = {"wear": layers.Dense(1, name="d1")(hidden), "kind": layers.Dense(3)(hidden)}
+    crossentropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model = compiled(keras.Model(inputs, outputs), {"wear": "mse", "kind": crossentropy})
+    package, _ = export(model)
+    assert {t.name: t.shape for t in package.spec.inputs} == {"late": (3,), "early": (2,)}
+    assert [t.name for t in package.spec.targets] == ["target_kind", "target_wear"]
+
+
+@pytest.mark.parametrize("size", [np.int64(4), [np.int64(4)]])
+def test_a_batch_size_may_be_numpy_s(size: Any) -> None:
+    model = chain(layers.Flatten(), layers.Dense(1))
+    assert export_model(model, name="m", batch_size=size).spec.batch_size == 4
+
+
+def test_no_batch_size_at_all_is_refused() -> None:
+    with pytest.raises(ExportError, match="batch_size is empty"):
+        export_model(chain(layers.Flatten(), layers.Dense(1)), name="m", batch_size=[])
+
+
+def gelu(x: Any) -> Any:
+    """Another one than Keras's."""
+    return x * keras.ops.sigmoid(1.702 * x)
+
+
+class Standardized(keras.layers.Conv1D):  # type: ignore[misc]
+    """A convolution whose kernel has mean 0 (Qiao et al. 2019, arXiv 1903.10520)."""
+
+    def call(self, x: Any) -> Any:
+        kernel = self.kernel - keras.ops.mean(self.kernel, axis=(0, 1), keepdims=True)
+        return keras.ops.conv(x, kernel, padding="valid")
+
+
+def test_a_user_s_own_layer_and_activation_stay_what_they_are() -> None:
+    export(
+        chain(
+            Standardized(4, 3, use_bias=False),
+            layers.Flatten(),
+            layers.Dense(3, activation=gelu),
+            layers.Dense(1),
+        )
+    )
