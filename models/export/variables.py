@@ -132,9 +132,11 @@ def freeze_all_but(model: Any, patterns: Sequence[str]) -> None:
     Raises:
         ExportError: a pattern fits no layer.
     """
-    chosen = {id(layer) for layer in _matching(model, patterns)}
-    for layer, _ in layer_names(model):
-        layer.trainable = id(layer) in chosen
+    chosen = {id(part) for layer in _matching(model, patterns) for part in layer._flatten_layers()}
+    parts = model._flatten_layers(include_self=False)
+    # A model first: setting it sets everything inside.
+    for part in sorted(parts, key=lambda part: not isinstance(part, keras.Model)):
+        part.trainable = isinstance(part, keras.Model) or id(part) in chosen
 
 
 def layer_names(model: Any) -> Iterator[tuple[Any, str]]:
@@ -217,8 +219,16 @@ def _chosen(model: Any, patterns: Sequence[str]) -> set[int]:
     return {id(variable) for layer in _matching(model, patterns) for variable in layer.variables}
 
 
+def _all_named(model: Any, above: str = "") -> Iterator[tuple[Any, str]]:
+    """Layers with their names; those of a model inside go by `name of the model/name`."""
+    for layer, name in layer_names(model):
+        yield layer, above + name
+        if isinstance(layer, keras.Model):
+            yield from _all_named(layer, f"{above}{name}/")
+
+
 def _matching(model: Any, patterns: Sequence[str]) -> list[Any]:
-    named = list(layer_names(model))
+    named = list(_all_named(model))
     found = []
     for pattern in patterns:
         hits = [layer for layer, name in named if fnmatchcase(name, pattern)]

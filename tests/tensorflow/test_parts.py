@@ -94,6 +94,22 @@ def test_personal_layers_come_after_theta_and_are_none_of_it() -> None:
     assert relative_error(got.vector, gradient) <= 1e-5
 
 
+def test_layers_of_a_model_inside_are_named_behind_it() -> None:
+    keras.utils.set_random_seed(8)
+    x = keras.Input((6,), name="sensors")
+    lower, upper = layers.Dense(5, name="lower"), layers.Dense(4, name="upper")
+    backbone = keras.Model(x, upper(lower(x)), name="backbone")
+    model = keras.Sequential([x, backbone, layers.Dense(1, name="head")])
+    model.compile(loss="mse")
+    package, _ = export(model, train=["backbone/up*", "head"], personal=["head"])
+    assert names(package) == ["backbone/upper/kernel", "backbone/upper/bias"]
+    assert package.spec.personal is not None
+    assert [p.name for p in package.spec.personal.parameters] == ["head/kernel", "head/bias"]
+    assert package.spec.frozen == 6 * 5 + 5
+    whole, _ = export(model, train=["backbone", "head"])
+    assert len(names(whole)) == 6
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
