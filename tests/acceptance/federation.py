@@ -177,7 +177,7 @@ class Federation:
         """Sends a signal."""
         self._running[name].send_signal(number)
 
-    def ended(self, name: str, timeout_s: float = 40.0) -> int:
+    def ended(self, name: str, timeout_s: float = 80.0) -> int:
         """The exit code of a process that ends by itself."""
         try:
             code = self._running[name].wait(timeout_s)

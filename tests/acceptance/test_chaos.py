@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -148,10 +149,24 @@ def test_a_broker_with_a_short_queue_drops_chunks_and_loses_nothing(tmp_path: Pa
     # keeps one for each client.
     limits = "max_packet_size 10000\nmax_queued_messages 1\n"
     federation = large_federation(tmp_path, stall_s=0.2, rounds=1)
+
+    def has_an_update(name: str) -> bool:
+        waits = (federation.state(name) / "pending.bin").exists()
+        return waits or "update counted" in federation.said(name)
+
     with LocalBroker("mosquitto", extra_config=limits) as broker:
         federation.port = broker.port
         with running(federation.write(digits(2))):
             federation.start_all()
+            # A coordinator that takes nothing for a while: their queue is the broker's to cut.
+            eventually(
+                "both train",
+                lambda: all("training on" in federation.said(name) for name in federation.names),
+            )
+            federation.signal("coordinator", signal.SIGSTOP)
+            eventually("both have an update", lambda: all(map(has_an_update, federation.names)))
+            time.sleep(1)  # in which they publish it
+            federation.signal("coordinator", signal.SIGCONT)
             assert federation.ended("coordinator") == 0
             federation.check_nothing_lost(1)
             said = federation.said("pi-0") + federation.said("pi-1")

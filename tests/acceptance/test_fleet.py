@@ -8,8 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from broker.messages import AgentStatus, RoundPlan
 from broker.mqtt import MqttLink
 from broker.topics import AgentStatusTopic, ReportTopic, RoundTopic, Topics, UpdateTopic
 from models.errors import WireError
+from tests.acceptance.federation import eventually
 from tests.conftest import wait_up
 
 ROOT = Path(__file__).parents[2]
@@ -60,7 +60,7 @@ def process(*arguments: str | Path) -> Iterator[subprocess.Popen[bytes]]:
         child.communicate()
 
 
-def ended(child: subprocess.Popen[bytes], timeout_s: float = 40.0) -> int:
+def ended(child: subprocess.Popen[bytes], timeout_s: float = 80.0) -> int:
     """Its exit code; what it said is shown when it takes too long."""
     try:
         child.communicate(timeout=timeout_s)
@@ -69,16 +69,6 @@ def ended(child: subprocess.Popen[bytes], timeout_s: float = 40.0) -> int:
         out, err = child.communicate()
         pytest.fail(f"still running after {timeout_s} s: {(out + err)[-2000:].decode()}")
     return child.returncode
-
-
-def eventually(what: str, found: Callable[[], Any], timeout_s: float = 30.0) -> Any:
-    """The first true answer."""
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if answer := found():
-            return answer
-        time.sleep(0.05)
-    pytest.fail(f"not within {timeout_s} s: {what}")
 
 
 def processes_of(folder: Path) -> dict[int, str]:
