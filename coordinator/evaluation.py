@@ -25,5 +25,5 @@ def central_measure(path: Path, package: ModelPackage) -> Callable[[F32], Sums]:
         ModelError: no interpreter here.
     """
     program = Program(package.program, package.spec, frozen=package.frozen)
-    rows = read_rows(path, package.spec.columns)
+    rows = read_rows(path, package.spec)
     return lambda theta: program.evaluate(package.whole(theta), rows)

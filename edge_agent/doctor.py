@@ -275,10 +275,13 @@ def _without_model(config: AgentConfig, base: Path) -> Iterator[Check]:
         Program(package.program, package.spec, runtime=config.runtime, threads=config.threads), None
     )
     path = located(config.data.path, base)
-    if path.is_file():
-        yield skipped("data", "for which model? Give --model, or start the coordinator")
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        why = f"{path}: cannot be read: {error.strerror}"
+        yield failed("data", why, "see docs/configuration.md, `data`")
     else:
-        yield failed("data", f"{path}: no such file", "see docs/configuration.md, `data`")
+        yield skipped("data", "for which model? Give --model, or start the coordinator")
 
 
 def _above_ceiling(needed: int, ceiling: int | None) -> str:

@@ -14,8 +14,9 @@ import msgspec
 import numpy as np
 
 from edge_agent.data.dataset import DataConfig, InputSource, build_dataset, read_table
-from models.errors import ConfigError, DataError
+from models.errors import ConfigError
 from models.inference import InferenceModel, Release, load_release
+from models.npz import open_npz
 from models.parameters import Layout, ParameterSpec
 from models.program import Array
 from models.quiet import quiet_stderr
@@ -155,14 +156,9 @@ def _inputs(config: DataConfig, spec: ModelSpec, base: Path) -> DataConfig:
     only = spec.inputs[0].name if len(spec.inputs) == 1 else None
     if config.format != "npz" or only is None or only in config.inputs:
         return config
-    try:
-        with np.load(base / Path(config.path).expanduser(), allow_pickle=False) as file:
-            names = set(file.files)
-    except (OSError, ValueError, EOFError) as error:
-        what = getattr(error, "strerror", None) or error
-        raise DataError(f"{config.path}: {what}") from error
-    if only in names or "x" not in names:
-        return config
+    with open_npz(base / Path(config.path).expanduser()) as file:
+        if only in file.names or "x" not in file.names:
+            return config
     return msgspec.structs.replace(config, inputs={only: InputSource(array="x")})
 
 

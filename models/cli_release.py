@@ -18,7 +18,7 @@ from models.errors import ConfigError, ModelError
 from models.history import STORE_FILE, StoredVersion, read_version
 from models.package import ModelPackage, load_package, read_vector
 from models.parameters import F32
-from models.rows import array_name, read_rows
+from models.rows import has_targets, read_rows
 from models.user_code import find_function, parse_reference, running
 from models.zoo import load_zoo, zoo_names
 
@@ -91,10 +91,10 @@ def release(
         parse_reference(function)  # before TensorFlow is loaded
     content, theta, found = _find(package, weights, state)
     path = out or Path(f"{content.spec.name}_{numbers}.tflite")
-    rows = read_rows(calibration, content.spec.inputs) if calibration else None
-    if data is None and calibration is not None and _has_targets(calibration, content):
+    rows = read_rows(calibration, content.spec, targets=False) if calibration else None
+    if data is None and calibration is not None and has_targets(calibration, content.spec):
         data = calibration
-    measured = read_rows(data, content.spec.columns) if data else None
+    measured = read_rows(data, content.spec) if data else None
     click.echo("loading TensorFlow, which takes some seconds ...", err=True)
     from models.export.release import Origin, release_model
 
@@ -164,14 +164,6 @@ def _find(
     except ModelError as error:
         raise ModelError(f"--weights {weights}: {error}") from error
     return content, np.array(theta), None
-
-
-def _has_targets(path: Path, package: ModelPackage) -> bool:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return all(array_name(target, list(file)) in file for target in package.spec.targets)
-    except (OSError, ValueError, EOFError):
-        return False
 
 
 def _builder(reference: str | None) -> Callable[[], Any] | None:

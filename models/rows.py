@@ -5,88 +5,101 @@ Devices read their own data with `edge_agent.data`, which knows columns, groups 
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 
 import numpy as np
 
 from models.errors import DataError
-from models.parameters import F64
+from models.npz import Npz, open_npz
 from models.program import Array, Rows
-from models.spec import TensorSpec
+from models.spec import ModelSpec, TensorSpec
 
-_ZIP = b"PK"
 _INT32 = np.iinfo(np.int32)
+_LARGEST = np.finfo(np.float32).max
 
 
-def read_rows(path: Path, columns: Sequence[TensorSpec]) -> Rows:
-    """One array per column, in the spec's types, with mean, std and missing values applied.
+def read_rows(path: Path, spec: ModelSpec, *, targets: bool = True) -> Rows:
+    """One array per column of the spec, in its types, with mean, std and missing values applied.
 
     Args:
         path: .npz with one array of shape (n, *shape) per column, in the units of the spec;
             `y` serves as `target` too, as on devices.
-        columns: what is wanted of it.
+        spec: of the model.
+        targets: whether the targets are wanted too.
 
     Raises:
-        DataError: no such file, or an array is missing, misshapen, not finite, empty or
-            of classes that do not exist.
+        DataError: no such file, it is damaged, or an array is missing, misshapen, not finite,
+            empty or of classes that do not exist.
     """
-    arrays = {tensor.name: _read(path, tensor) for tensor in columns}
+    columns = spec.columns if targets else spec.inputs
+    with open_npz(path) as file:
+        arrays = {tensor.name: _read(file, spec, tensor) for tensor in columns}
     counts = {name: len(array) for name, array in arrays.items()}
     if len(set(counts.values())) != 1 or 0 in counts.values():
         raise DataError(f"{path}: arrays of {counts} rows; all need the same number, at least 1")
     return arrays
 
 
-def array_name(tensor: TensorSpec, names: Sequence[str]) -> str:
+def has_targets(path: Path, spec: ModelSpec) -> bool:
+    """Whether the file has an array for each target.
+
+    Raises:
+        DataError: it is no .npz file.
+    """
+    with open_npz(path) as file:
+        return all(_array_name(target, file.names) in file.names for target in spec.targets)
+
+
+def first_wrong(values: Array, classes: int) -> tuple[int, int, str] | None:
+    """The first number that an int32 column cannot hold: its row, its place there, what is wrong.
+
+    A class that does not exist would not fail: it has no loss and no gradient, or an absurd one.
+
+    Args:
+        values: of any type of numbers, shape (n, ...).
+        classes: what `ModelSpec.class_count` says of the column.
+    """
+    low, high = (0, classes - 1) if classes else (int(_INT32.min), int(_INT32.max))
+    flat = values.reshape(len(values), prod(values.shape[1:]))
+    bad = (flat < low) | (flat > high)
+    if flat.dtype.kind == "f":
+        bad |= flat != np.rint(flat)
+    if not bad.any():
+        return None
+    row, place = map(int, np.argwhere(bad)[0])
+    what = f"one of {classes} classes" if classes else "a whole number"
+    return row, place, f"{float(flat[row, place]):.15g} is not {what}, {low} to {high}"
+
+
+def _array_name(tensor: TensorSpec, names: Sequence[str]) -> str:
     """Which of the arrays of a file holds a column."""
     return (
         "y" if tensor.name == "target" and "target" not in names and "y" in names else tensor.name
     )
 
 
-def _read(path: Path, tensor: TensorSpec) -> Array:
-    try:
-        data = path.read_bytes()
-        if not data.startswith(_ZIP):
-            raise DataError(f"{path}: not an .npz file: save the arrays with numpy.savez")
-        with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            name = array_name(tensor, list(file))
-            if name not in file:
-                raise DataError(f"{path}: no array {name!r}; it has: {', '.join(file)}")
-            raw = file[name]
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror or error}") from error
-    except (ValueError, EOFError) as error:
-        raise DataError(f"{path}: no .npz file: {error}") from error
-    if raw.shape[1:] != tensor.shape or raw.dtype.kind not in "fiu":
+def _read(file: Npz, spec: ModelSpec, tensor: TensorSpec) -> Array:
+    name = _array_name(tensor, file.names)
+    if name not in file.names:
+        raise DataError(f"{file.path}: no array {name!r}; it has: {', '.join(file.names)}")
+    shape, dtype = file.header(name)
+    if shape[1:] != tensor.shape or dtype.kind not in "fiu":
         raise DataError(
-            f"{path}: array {tensor.name!r} is {raw.dtype} of {raw.shape}, "
-            f"expected numbers of shape (rows, {', '.join(map(str, tensor.shape))})"
+            f"{file.path}: array {name!r} is {dtype} of {shape}, "
+            f"expected numbers of shape ({', '.join(('rows', *map(str, tensor.shape)))})"
         )
-    values = raw.astype(np.float64)
+    values = file.read(name).astype(np.float64)
     if tensor.mean:
         values = (values - np.array(tensor.mean)) / np.array(tensor.std)
     if tensor.missing is not None:
         values[np.isnan(values)] = tensor.missing
-    if not np.isfinite(values).all():
-        raise DataError(f"{path}: array {tensor.name!r} has NaN or infinity")
+    if not (np.abs(values) <= _LARGEST).all():
+        raise DataError(f"{file.path}: array {name!r} has NaN or infinity")
     if tensor.dtype == "int32":
-        _check_whole(path, tensor, values)
+        wrong = first_wrong(values, spec.class_count(tensor))
+        if wrong is not None:
+            raise DataError(f"{file.path}: array {name!r}, row {wrong[0]}: {wrong[2]}")
     array: Array = values.astype(tensor.dtype)
     return array
-
-
-def _check_whole(path: Path, tensor: TensorSpec, values: F64) -> None:
-    """Refuses classes that do not exist, which would count as rightly predicted without a loss."""
-    top = len(tensor.classes) - 1 if tensor.classes else _INT32.max
-    low = 0 if tensor.classes else _INT32.min
-    bad = (values != np.rint(values)) | (values < low) | (values > top)
-    if bad.any():
-        row = int(np.argwhere(bad)[0][0])
-        what = f"one of {len(tensor.classes)} classes" if tensor.classes else "a whole number"
-        raise DataError(
-            f"{path}: row {row} of {tensor.name!r} holds {values[bad][0]:g}, "
-            f"not {what}, {low} to {top}"
-        )

@@ -5,6 +5,7 @@ Stored as `spec.json` in a model package. Decoding validates: a spec that exists
 
 from __future__ import annotations
 
+import re
 from functools import cached_property
 from math import isfinite, prod
 from typing import Literal
@@ -22,6 +23,8 @@ RESERVED_NAMES = frozenset(
     {"theta", "frozen", "target", "weight", "loss", "gradient", "loss_sum", "weight_sum"}
 )
 
+_MODEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+
 #: Signatures for more sizes only make the file larger.
 MAX_BATCH_SIZES = 4
 _MAX_SPEC_BYTES = 1 << 20
@@ -34,7 +37,8 @@ class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
         name: as in the program's signatures.
         shape: of one row; () is a number per row.
         dtype: float32 or int32.
-        features: what the last axis (or the only number) holds, in order.
+        features: what the last axis (or the only number) holds, in order: a name for each; or a
+            name for every number of a row, in row-major order, as columns of a .csv file have.
         units: the unit of each feature, or one for all.
         mean: subtracted from each feature of the raw data, when given.
         std: divides each feature after the mean was subtracted, when given.
@@ -60,22 +64,35 @@ class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
             raise ValueError(f"tensor {self.name!r} has shape {self.shape}")
         if len(self.mean) != len(self.std):
             raise ValueError(f"tensor {self.name!r}: mean and std must be given together")
-        last = self.shape[-1] if self.shape else 1
-        if self.mean and len(self.mean) not in (1, last):
-            raise ValueError(f"tensor {self.name!r}: {len(self.mean)} means for {last} features")
-        if any(not isfinite(m) for m in self.mean) or any(not s > 0 for s in self.std):
-            raise ValueError(f"tensor {self.name!r}: means must be finite, stds positive")
+        self._check_lengths()
+        if not all(map(isfinite, (*self.mean, *self.std))) or any(s <= 0 for s in self.std):
+            raise ValueError(f"tensor {self.name!r}: means must be finite, stds finite and above 0")
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError(f"tensor {self.name!r}: class names must differ: {self.classes}")
         if self.missing is not None and not (self.dtype == "float32" and isfinite(self.missing)):
             raise ValueError(
                 f"tensor {self.name!r}: missing must be a finite number and the dtype float32"
             )
+
+    def _check_lengths(self) -> None:
+        last = self.shape[-1] if self.shape else 1
+        for what, given, allowed in (
+            ("names of features", self.features, {last, prod(self.shape)}),
+            ("units", self.units, {1, last}),
+            ("means", self.mean, {1, last}),
+        ):
+            if given and len(given) not in allowed:
+                raise ValueError(
+                    f"tensor {self.name!r}: {len(given)} {what} for {last} features, expected "
+                    f"{' or '.join(map(str, sorted(allowed)))}"
+                )
 
 
 class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
     """What a program expects and returns.
 
     Attributes:
-        name: of the model, as in the zoo.
+        name: of the model, as in the zoo; files are named after it.
         source: where architecture or task come from (paper, section).
         inputs: in the order of the signatures.
         targets: what is learned; float32 for regression, int32 class indices for classification.
@@ -112,9 +129,15 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tr
     more_batch_sizes: tuple[int, ...] | msgspec.UnsetType = msgspec.UNSET
 
     def __post_init__(self) -> None:
+        if not _MODEL_NAME.fullmatch(self.name):
+            raise ValueError(
+                f"model name {self.name[:80]!r} must be 1 to 64 of the characters A-Z a-z 0-9 _ . -"
+                ", the first a letter, a digit or _"
+            )
         if not self.inputs or not self.outputs:
             raise ValueError("a spec needs at least one input and one output")
         self._check_names()
+        self._check_classes()
         if any(target.mean or target.missing is not None for target in self.targets):
             raise ValueError("targets have no mean, std or missing: scale them in the data section")
         for size in self.batch_sizes:
@@ -143,6 +166,33 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tr
             )
         if self.stochastic and "seed" in names:
             raise ValueError("'seed' is the name of the random numbers' seed in a stochastic model")
+
+    def _check_classes(self) -> None:
+        for target in self.targets:
+            count = self.class_count(target)
+            if target.classes and target.dtype == "int32" and len(target.classes) != count:
+                raise ValueError(
+                    f"{len(target.classes)} class names for the {count} classes of {target.name!r}"
+                )
+
+    def class_count(self, tensor: TensorSpec) -> int:
+        """How many classes an int32 column can hold, 0 to n - 1; 0 where it holds no classes.
+
+        A target has as many as its output has numbers for each of its elements, and two where
+        there is one number for each (binary cross-entropy), or a pair that is alike or not.
+        """
+        if tensor.dtype != "int32":
+            return 0
+        if tensor not in self.targets:
+            return len(tensor.classes)
+        shape = self._output_shape(tensor)
+        return max(2, shape[-1]) if len(shape) == len(tensor.shape) + 1 else 2
+
+    def _output_shape(self, target: TensorSpec) -> tuple[int, ...]:
+        """Of what a target is compared with; () where that is several embeddings."""
+        if len(self.targets) > 1:
+            return self.outputs[self.targets.index(target)].shape
+        return self.outputs[0].shape if len(self.outputs) == 1 else ()
 
     @property
     def columns(self) -> tuple[TensorSpec, ...]:

@@ -17,6 +17,7 @@ from edge_agent.data.npz import read_npz
 from edge_agent.data.table import Array, EmptyDataError, Index, Table, chunks, tensors
 from models.errors import DataError
 from models.program import Rows
+from models.rows import first_wrong
 from models.spec import ModelSpec, TensorSpec
 
 __all__ = [
@@ -37,7 +38,6 @@ log = logging.getLogger(__name__)
 Part = Literal["train", "test"]
 
 _READERS = {"npz": read_npz, "csv": read_csv}
-_INT32 = np.iinfo(np.int32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,8 +118,6 @@ def read_table(config: DataConfig, spec: ModelSpec, base: Path) -> Table:
         scale = _target_scale(config, target)
         if scale != 1 and target.dtype != "float32":
             raise DataError(f"{path}: {target.name} scale {scale}: class targets cannot be scaled")
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
     return _READERS[config.format](path, config, spec)
 
 
@@ -149,7 +147,7 @@ def build_dataset(
         dropped = f" ({len(taken)} dropped for NaN)" if len(taken) else ""
         raise EmptyDataError(f"{table.path}: no rows{dropped}")
     for tensor in tensors(config, spec):
-        _check_whole(table, tensor, usable)
+        _check_whole(table, spec, tensor, usable)
     if "weight" in table.arrays:
         _check_weight(table, usable)
     group = table.group[usable] if table.group is not None else np.zeros(len(usable), np.int64)
@@ -243,23 +241,16 @@ def _is_finite(block: Array) -> Array:
     return finite
 
 
-def _check_whole(table: Table, tensor: TensorSpec, rows: Index) -> None:
+def _check_whole(table: Table, spec: ModelSpec, tensor: TensorSpec, rows: Index) -> None:
     """Refuses numbers that an int32 tensor cannot hold, and classes that do not exist."""
     if tensor.dtype != "int32":
         return
-    low, high = (0, len(tensor.classes) - 1) if tensor.classes else (_INT32.min, _INT32.max)
     for part, block in chunks(table.arrays[tensor.name], rows):
-        flat = block.reshape(len(block), -1)
-        bad = (flat < low) | (flat > high)
-        if flat.dtype.kind == "f":
-            bad |= flat != np.rint(flat)
-        if bad.any():
-            row, column = np.argwhere(bad)[0]
-            what = f"one of {len(tensor.classes)} classes" if tensor.classes else "a whole number"
-            raise DataError(
-                f"{table.place(rows[part][row])}, column {table.columns[tensor.name][column]!r}: "
-                f"{flat[row, column]} is not {what}, {low} to {high}"
-            )
+        wrong = first_wrong(block, spec.class_count(tensor))
+        if wrong is not None:
+            row, place, why = wrong
+            column = table.columns[tensor.name][place]
+            raise DataError(f"{table.place(rows[part][row])}, column {column!r}: {why}")
 
 
 def _finished(

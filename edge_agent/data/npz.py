@@ -1,31 +1,17 @@
-"""Reading .npz files (arrays stored by `np.savez` or `np.savez_compressed`).
-
-Type and shape of every array are checked from its header before its data is read, so a file that
-does not fit costs no memory. Pickled objects are never loaded.
-"""
+"""Which arrays of an .npz file become a model's inputs and targets, and whether they fit."""
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from math import prod
 from pathlib import Path
-from tokenize import TokenError
-from typing import IO, Any
 
 import numpy as np
 
 from edge_agent.data.config import DataConfig
 from edge_agent.data.table import Array, Table, feature_names, tensors, too_many_rows, unknown_name
 from models.errors import DataError
+from models.npz import Npz, open_npz
 from models.spec import ModelSpec, TensorSpec
-
-_NPY: Any = np.lib.format  # numpy leaves it without types
-#: What a damaged archive raises, depending on where the damage is.
-_DAMAGE = (
-    zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError,
-    NotImplementedError, SyntaxError, TokenError, TypeError, OverflowError,
-)  # fmt: skip
 
 
 def read_npz(path: Path, config: DataConfig, spec: ModelSpec) -> Table:
@@ -34,12 +20,8 @@ def read_npz(path: Path, config: DataConfig, spec: ModelSpec) -> Table:
     Raises:
         DataError: not such a file, an array is missing, or its type, shape or length is wrong.
     """
-    try:
-        archive = zipfile.ZipFile(path)
-    except _DAMAGE as error:
-        raise DataError(f"{path}: not an .npz file: {error}") from error
-    with archive:
-        reader = _Reader(path, archive, config.max_rows)
+    with open_npz(path) as file:
+        reader = _Reader(file, config.max_rows)
         names = {tensor.name: _source(tensor, config, spec) for tensor in tensors(config, spec)}
         # Targets first: their name is the one that a person is most likely to have wrong.
         order = sorted(tensors(config, spec), key=lambda tensor: tensor in spec.inputs)
@@ -64,9 +46,9 @@ def _source(tensor: TensorSpec, config: DataConfig, spec: ModelSpec) -> str:
 class _Reader:
     """Reads arrays of one archive; all must have the same number of rows as the first."""
 
-    def __init__(self, path: Path, archive: zipfile.ZipFile, max_rows: int) -> None:
-        self._path = path
-        self._archive = archive
+    def __init__(self, file: Npz, max_rows: int) -> None:
+        self._file = file
+        self._path = file.path
         self._max_rows = max_rows
         self._first: tuple[str, int] | None = None
 
@@ -83,7 +65,7 @@ class _Reader:
                 f"{self._path}: array {name!r} has shape {shape}; "
                 f"{tensor.name} needs ({', '.join(('rows', *map(str, tensor.shape)))})"
             )
-        return self._data(name).reshape(shape[0], *tensor.shape)
+        return self._file.read(name).reshape(shape[0], *tensor.shape)
 
     def read_group(self, name: str) -> Array:
         """Whole numbers or text, shape (n,)."""
@@ -93,22 +75,12 @@ class _Reader:
                 f"{self._path}: array {name!r} ({dtype}, shape {shape}) cannot be the group: "
                 "expected one whole number or text per row"
             )
-        return self._data(name).reshape(shape[0])
+        return self._file.read(name).reshape(shape[0])
 
     def _header(self, name: str) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
-        members = self._archive.namelist()
-        known = [member[:-4] for member in members if member.endswith(".npy")]
-        if name not in known:
-            raise unknown_name(self._path, "array", name, known)
-        try:
-            with self._archive.open(f"{name}.npy") as file:
-                shape, dtype = _read_header(file)
-        except _DAMAGE as error:
-            raise self._damaged(name, error) from error
-        if dtype.hasobject:
-            raise DataError(f"{self._path}: array {name!r} holds Python objects, expected numbers")
-        if not shape:
-            raise DataError(f"{self._path}: array {name!r} is one number, expected one per row")
+        if name not in self._file.names:
+            raise unknown_name(self._path, "array", name, self._file.names)
+        shape, dtype = self._file.header(name)
         self._check_rows(name, shape[0])
         return shape, dtype
 
@@ -120,25 +92,3 @@ class _Reader:
             raise DataError(
                 f"{self._path}: array {name!r} has {rows} rows, array {first!r} has {first_rows}"
             )
-
-    def _data(self, name: str) -> Array:
-        try:
-            with self._archive.open(f"{name}.npy") as file:
-                array: Array = _NPY.read_array(file, allow_pickle=False)
-        except _DAMAGE as error:
-            raise self._damaged(name, error) from error
-        return array
-
-    def _damaged(self, name: str, error: Exception) -> DataError:
-        return DataError(f"{self._path}: array {name!r} cannot be read: {error}")
-
-
-def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
-    version = _NPY.read_magic(file)
-    if version == (1, 0):
-        shape, _, dtype = _NPY.read_array_header_1_0(file)
-    elif version == (2, 0):
-        shape, _, dtype = _NPY.read_array_header_2_0(file)
-    else:
-        raise ValueError(f"unsupported .npy version {version}")
-    return shape, dtype

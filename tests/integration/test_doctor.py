@@ -552,9 +552,19 @@ def test_data_that_is_missing(tmp_path: Path) -> None:
     for model in (MODEL, None):
         config = agent_config(tmp_path, BrokerSettings(), data=data)
         found = Found(diagnose(config, tmp_path, model, offline=True))
-        assert "gone.csv: no such file" in found.only_failure.found
+        assert "gone.csv: cannot be read: No such file or directory" in found.only_failure.found
         assert found.exit_code == 2
         assert found.one("program").state == "ok"
+
+
+def test_data_that_the_system_refuses_to_open(tmp_path: Path) -> None:
+    """As in a folder of another user; here by a name that is too long."""
+    data = {"path": "x" * 300 + ".csv", "target": {"column": "price"}}
+    for model in (MODEL, None):
+        config = agent_config(tmp_path, BrokerSettings(), data=data)
+        found = Found(diagnose(config, tmp_path, model, offline=True))
+        assert found.only_failure.name == "data"
+        assert "cannot be read: File name too long" in found.only_failure.found
 
 
 def test_a_column_that_is_not_there(tmp_path: Path) -> None:

@@ -27,16 +27,18 @@ from edge_agent.data.normalise import STATE_FILE
 from models.errors import ConfigError, DataError
 from models.parameters import Layout, ParameterSpec
 from models.spec import ModelSpec, TensorSpec
+from tests.users import as_nobody
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "data"
 
 
 def make_spec(*inputs: TensorSpec, target: TensorSpec | None = None) -> ModelSpec:
+    target = target or TensorSpec("target")
     return ModelSpec(
         name="tiny",
         inputs=inputs or (TensorSpec("x", (2,)),),
-        targets=(target or TensorSpec("target"),),
-        outputs=(TensorSpec("prediction", (1,)),),
+        targets=(target,),
+        outputs=(TensorSpec("prediction", (len(target.classes),) if target.classes else ()),),
         loss="mse",
         metrics=(),
         batch_size=4,
@@ -368,10 +370,31 @@ def test_a_class_that_does_not_exist_is_refused(
     assert refusal(tmp_path, config(), make_spec(target=CLASSES)) == f"data.npz: {expected}"
 
 
+@pytest.mark.parametrize(
+    ("output", "values", "expected"),
+    [
+        ((3,), [0, 2, 3], "row 2, column 'y': 3 is not one of 3 classes, 0 to 2"),
+        ((3,), [0, 99, 0], "row 1, column 'y': 99 is not one of 3 classes, 0 to 2"),
+        ((3,), [-1, 0, 0], "row 0, column 'y': -1 is not one of 3 classes, 0 to 2"),
+        ((), [0, 1, 2], "row 2, column 'y': 2 is not one of 2 classes, 0 to 1"),
+    ],
+)
+def test_a_class_without_a_name_has_to_exist_too(
+    tmp_path: Path, output: tuple[int, ...], values: list[int], expected: str
+) -> None:
+    """The program would find no loss and no gradient for it, or absurd ones."""
+    spec = msgspec.structs.replace(
+        make_spec(target=TensorSpec("target", (), "int32")),
+        outputs=(TensorSpec("prediction", output),),
+    )
+    npz(tmp_path, x=np.ones((3, 2)), y=np.array(values))
+    assert refusal(tmp_path, config(), spec) == f"data.npz: {expected}"
+
+
 def test_a_wrong_class_in_a_csv_names_the_line(tmp_path: Path) -> None:
     csv(tmp_path, "a,b,price\n1,2,2\n1,2,7\n")
     line = refusal(tmp_path, csv_config(), make_spec(target=CLASSES))
-    assert line == "data.csv: line 3, column 'price': 7.0 is not one of 3 classes, 0 to 2"
+    assert line == "data.csv: line 3, column 'price': 7 is not one of 3 classes, 0 to 2"
     csv(tmp_path, "a,b,price\n1,2,jog\n")
     line = refusal(tmp_path, csv_config(), make_spec(target=CLASSES))
     assert line == "data.csv: line 2, column 'price': 'jog' is no number"
@@ -472,9 +495,26 @@ def test_a_csv_that_does_not_fit_says_where_and_why(
     assert refusal(tmp_path, csv_config(**keys)).startswith(expected)
 
 
-def test_a_missing_file_says_so(tmp_path: Path) -> None:
-    assert refusal(tmp_path, config()) == "data.npz: no such file"
-    assert refusal(tmp_path, csv_config()) == "data.csv: no such file"
+def test_a_file_that_cannot_be_opened_says_why(tmp_path: Path) -> None:
+    for suffix, cfg in (("npz", config()), ("csv", csv_config())):
+        begin = f"data.{suffix}: cannot be read:"
+        assert refusal(tmp_path, cfg) == f"{begin} No such file or directory"
+        (tmp_path / f"data.{suffix}").mkdir()
+        assert refusal(tmp_path, cfg) == f"{begin} Is a directory"
+
+
+def test_data_in_a_folder_of_another_user_says_so(tmp_path: Path) -> None:
+    """As an agent finds it that runs as a user of its own."""
+    npz(tmp_path, x=np.ones((3, 2)), y=np.ones(3))
+    csv(tmp_path, "a,b,price\n1,2,3\n")
+    tmp_path.chmod(0)
+    with as_nobody():
+        messages = [refusal(tmp_path, cfg) for cfg in (config(), csv_config())]
+    tmp_path.chmod(0o700)
+    assert messages == [
+        "data.npz: cannot be read: Permission denied",
+        "data.csv: cannot be read: Permission denied",
+    ]
 
 
 def test_a_damaged_npz_is_refused_wherever_the_damage_is(tmp_path: Path) -> None:

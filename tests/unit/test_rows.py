@@ -5,26 +5,48 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from models.errors import DataError
-from models.rows import read_rows
-from models.spec import TensorSpec
+from models.parameters import Layout, ParameterSpec
+from models.rows import has_targets, read_rows
+from models.spec import ModelSpec, TensorSpec
 
 SENSORS = TensorSpec("sensors", (2,), mean=(1.0,), std=(2.0,), missing=-9.0)
 KIND = TensorSpec("target", (), "int32", classes=("ok", "worn", "broken"))
 STEPS = TensorSpec("steps", (), "int32")
+SPEC = ModelSpec(
+    name="pump",
+    inputs=(SENSORS, STEPS),
+    targets=(KIND,),
+    outputs=(TensorSpec("prediction", (3,)),),
+    loss="sparse_categorical_crossentropy",
+    metrics=(),
+    batch_size=4,
+    layout=Layout((ParameterSpec("kernel", (1,)),)),
+)
 
 
 def file(folder: Path, **arrays: Any) -> Path:
-    np.savez(folder / "rows.npz", **arrays)
+    """A good file of two rows, with other arrays; None leaves one out."""
+    whole = {"sensors": [[1.0, 3.0], [np.nan, 5.0]], "steps": [1, 2], "target": [0, 2], **arrays}
+    given: dict[str, Any] = {name: array for name, array in whole.items() if array is not None}
+    np.savez(folder / "rows.npz", **given)
     return folder / "rows.npz"
 
 
+def refusal(path: Path) -> str:
+    with pytest.raises(DataError) as caught:
+        read_rows(path, SPEC)
+    line = str(caught.value)
+    assert "\n" not in line
+    return line.replace(f"{path.parent}/", "")
+
+
 def test_rows_come_scaled_in_the_types_of_the_spec(tmp_path: Path) -> None:
-    path = file(tmp_path, sensors=[[1.0, 3.0], [np.nan, 5.0]], target=[0.0, 2.0])
-    rows = read_rows(path, [SENSORS, KIND])
+    rows = read_rows(file(tmp_path, target=[0.0, 2.0]), SPEC)
     assert rows["sensors"].tolist() == [[0.0, 1.0], [-9.0, 2.0]]
     assert rows["sensors"].dtype == np.float32
     assert rows["target"].tolist() == [0, 2]
@@ -33,39 +55,68 @@ def test_rows_come_scaled_in_the_types_of_the_spec(tmp_path: Path) -> None:
 
 def test_y_is_the_target_unless_there_is_one_of_that_name(tmp_path: Path) -> None:
     """As agents read it."""
-    assert read_rows(file(tmp_path, y=[2]), [KIND])["target"].tolist() == [2]
-    assert read_rows(file(tmp_path, y=[2], target=[1]), [KIND])["target"].tolist() == [1]
+    path = file(tmp_path, y=[2, 2], target=None)
+    assert has_targets(path, SPEC)
+    assert read_rows(path, SPEC)["target"].tolist() == [2, 2]
+    assert read_rows(file(tmp_path, y=[2, 2]), SPEC)["target"].tolist() == [0, 2]
+
+
+def test_inputs_do_without_targets_when_only_they_are_wanted(tmp_path: Path) -> None:
+    path = file(tmp_path, target=None)
+    assert not has_targets(path, SPEC)
+    assert list(read_rows(path, SPEC, targets=False)) == ["sensors", "steps"]
 
 
 @pytest.mark.parametrize(
     ("arrays", "says"),
     [
-        ({"sensors": None}, "no array 'sensors'; it has: target"),
-        ({"sensors": [[1.0, 2.0, 3.0]]}, r"float64 of \(1, 3\), expected numbers of shape"),
-        ({"sensors": [["a", "b"]]}, "expected numbers"),
-        ({"sensors": [[1.0, np.inf]]}, "has NaN or infinity"),
+        ({"sensors": None}, "no array 'sensors'; it has: steps, target"),
+        ({"sensors": np.ones((2, 3))}, "array 'sensors' is float64 of (2, 3), expected numbers of"),
+        ({"sensors": [["a", "b"]] * 2}, "array 'sensors' is <U1 of (2, 2), expected numbers"),
+        ({"sensors": [[1.0, np.inf]] * 2}, "array 'sensors' has NaN or infinity"),
+        ({"sensors": [[1.0, 1e39]] * 2}, "array 'sensors' has NaN or infinity"),
         ({"sensors": np.zeros((0, 2))}, "arrays of {'sensors': 0"),
-        ({"sensors": [[1.0, 2.0]], "target": [0, 1]}, "all need the same number"),
-        ({"target": [3]}, "row 0 of 'target' holds 3, not one of 3 classes, 0 to 2"),
-        ({"target": [-1]}, "holds -1, not one of 3 classes"),
-        ({"target": [0.5]}, "holds 0.5, not one of 3 classes"),
-        ({"steps": [0.5]}, "holds 0.5, not a whole number"),
-        ({"steps": [2.0**31]}, "not a whole number, -2147483648 to 2147483647"),
+        ({"target": [0]}, "arrays of {'sensors': 2, 'steps': 2, 'target': 1} rows; all need"),
+        ({"target": 0}, "array 'target' is one number, expected one per row"),
+        ({"target": np.array([{}, {}])}, "array 'target' holds Python objects"),
+        ({"target": [0, 3]}, "array 'target', row 1: 3 is not one of 3 classes, 0 to 2"),
+        ({"target": [-1, 0]}, "array 'target', row 0: -1 is not one of 3 classes, 0 to 2"),
+        ({"target": [0.5, 0]}, "array 'target', row 0: 0.5 is not one of 3 classes, 0 to 2"),
+        ({"steps": [0.5, 0]}, "array 'steps', row 0: 0.5 is not a whole number, -2147483648 to"),
+        ({"steps": [2.0**31, 0]}, "row 0: 2147483648 is not a whole number, -2147483648 to"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(
     tmp_path: Path, arrays: dict[str, Any], says: str
 ) -> None:
-    whole = {"sensors": [[1.0, 2.0]], "target": [0], "steps": [1], **arrays}
-    given = {name: array for name, array in whole.items() if array is not None}
-    with pytest.raises(DataError, match=says) as caught:
-        read_rows(file(tmp_path, **given), [SENSORS, KIND, STEPS])
-    assert "\n" not in str(caught.value)
+    assert says in refusal(file(tmp_path, **arrays))
+
+
+def test_a_class_without_a_name_has_to_exist_too(tmp_path: Path) -> None:
+    target = TensorSpec("target", (), "int32")
+    three = msgspec.structs.replace(SPEC, targets=(target,))
+    two = msgspec.structs.replace(three, outputs=(TensorSpec("prediction"),))
+    for spec, wrong in ((three, 3), (three, -1), (two, 2)):
+        with pytest.raises(DataError, match=rf"row 1: {wrong} is not one of . classes, 0 to"):
+            read_rows(file(tmp_path, target=[0, wrong]), spec)
 
 
 def test_another_file_than_an_npz_is_named(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(DataError, match=r"not an \.npz file: save the arrays with numpy"):
-        read_rows(tmp_path / "rows.csv", [SENSORS])
-    with pytest.raises(DataError, match="No such file"):
-        read_rows(tmp_path / "none.npz", [SENSORS])
+    assert "not an .npz file (save the arrays with numpy.savez)" in refusal(tmp_path / "rows.csv")
+    assert "cannot be read: No such file" in refusal(tmp_path / "none.npz")
+
+
+def test_a_damaged_file_is_refused_wherever_the_damage_is(tmp_path: Path) -> None:
+    path = tmp_path / "rows.npz"
+    sensors = np.random.default_rng(0).normal(size=(500, 2))
+    np.savez_compressed(path, sensors=sensors, steps=np.ones(500), target=np.ones(500))
+    whole = path.read_bytes()
+    for size in (0, 10, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        assert refusal(path).startswith("rows.npz: not an .npz file")
+        with pytest.raises(DataError, match=r"not an \.npz file"):
+            has_targets(path, SPEC)
+    middle = len(whole) // 3
+    path.write_bytes(whole[:middle] + b"\xff" * 64 + whole[middle + 64 :])
+    assert refusal(path).startswith("rows.npz: array 'sensors' cannot be read")

@@ -55,12 +55,25 @@ def test_a_spec_survives_json_byte_for_byte() -> None:
         ({"name": "x", "shape": (3,), "mean": (0.0,)}, "must be given together"),
         ({"name": "x", "shape": (3,), "mean": (0.0,) * 2, "std": (1.0,) * 2}, "2 means for 3"),
         ({"name": "x", "mean": (float("nan"),), "std": (1.0,)}, "means must be finite"),
-        ({"name": "x", "mean": (0.0,), "std": (0.0,)}, "stds positive"),
+        *(
+            ({"name": "x", "mean": (0.0,), "std": (std,)}, "stds finite and above 0")
+            for std in (0.0, -1.0, float("nan"), float("inf"))
+        ),
+        ({"name": "x", "shape": (9, 3), "features": ("a", "b")}, "2 names of .* expected 3 or 27"),
+        ({"name": "x", "features": ("a", "b")}, "2 names of features for 1 features, expected 1"),
+        ({"name": "x", "shape": (3,), "units": ("g", "m")}, "2 units .* expected 1 or 3"),
+        ({"name": "x", "dtype": "int32", "classes": ("a", "b", "a")}, "class names must differ"),
     ],
 )
 def test_impossible_tensors_are_refused(tensor: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         TensorSpec(**tensor)
+
+
+def test_each_number_of_a_row_may_have_a_name_and_one_unit_serves_all() -> None:
+    names = tuple("abcdef")
+    assert TensorSpec("x", (2, 3), features=names).features == names
+    assert TensorSpec("x", (2, 3), features=names[:3], units=("g",)).units == ("g",)
 
 
 @pytest.mark.parametrize(
@@ -74,6 +87,12 @@ def test_impossible_tensors_are_refused(tensor: dict[str, Any], says: str) -> No
         ({"metrics": (MetricSpec("loss"),)}, "must differ"),
         ({"targets": (TensorSpec("label"),)}, r"must be named \['target'\], not \['label'\]"),
         ({"targets": (TensorSpec("target", mean=(0.0,), std=(1.0,)),)}, "targets have no mean"),
+        ({"name": "../../evil"}, "model name '../../evil' must be 1 to 64 of the characters"),
+        *(({"name": name}, "model name") for name in ("", "na me", "a\n", "..", "-x", "x" * 65)),
+        (
+            {"targets": (TensorSpec("target", (), "int32", classes=("a", "b", "c")),)},
+            "3 class names for the 2 classes of 'target'",
+        ),
         ({"batch_size": 0}, "batch_size 0 is outside"),
         ({"batch_size": 65_537}, "batch_size 65537 is outside"),
     ],
@@ -138,6 +157,34 @@ def test_tracked_parts_of_theta_and_of_the_personal_part_are_found_in_the_whole(
 def test_a_fingerprint_says_whether_a_part_is_tracked() -> None:
     one, two = (Layout((ParameterSpec("w", (3,), tracked),)) for tracked in (False, True))
     assert one.fingerprint != two.fingerprint
+
+
+def test_a_target_has_as_many_classes_as_its_output_tells_apart() -> None:
+    kind, text = TensorSpec("target", (), "int32"), TensorSpec("target", (5,), "int32")
+    cases: list[tuple[TensorSpec, list[tuple[int, ...]], int]] = [
+        (kind, [(4,)], 4),
+        (text, [(5, 7)], 7),
+        (kind, [()], 2),  # one number: yes or no
+        (text, [(5,)], 2),  # several questions at once
+        (kind, [(8,), (8,)], 2),  # embeddings of a pair, alike or not
+        (TensorSpec("target"), [()], 0),
+    ]
+    for target, shapes, count in cases:
+        outputs = tuple(TensorSpec(f"out_{n}", shape) for n, shape in enumerate(shapes))
+        assert make_spec(targets=(target,), outputs=outputs).class_count(target) == count
+    several = tuple(TensorSpec(f"target_{name}", (), "int32") for name in ("kind", "worn"))
+    outputs = (TensorSpec("kind", (4,)), TensorSpec("worn"))
+    spec = make_spec(targets=several, outputs=outputs)
+    assert [spec.class_count(target) for target in several] == [4, 2]
+
+
+def test_an_input_has_the_classes_that_are_named() -> None:
+    word, steps = (
+        TensorSpec("word", (), "int32", classes=("a", "b", "c")),
+        TensorSpec("x", (), "int32"),
+    )
+    spec = make_spec(inputs=(word, steps))
+    assert [spec.class_count(tensor) for tensor in spec.inputs] == [3, 0]
 
 
 def test_several_targets_are_named_after_the_outputs() -> None:

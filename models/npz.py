@@ -1,0 +1,115 @@
+"""Reading .npz files (arrays stored by `np.savez` or `np.savez_compressed`), an array at a time.
+
+Type and shape of an array come from its header before its data is read, so a file that does not
+fit costs no memory. Pickled objects are never loaded.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from tokenize import TokenError
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.errors import DataError
+
+_NPY: Any = np.lib.format  # numpy leaves it without types
+_SUFFIX = ".npy"
+#: What a damaged archive raises, depending on where the damage is.
+_DAMAGE = (
+    zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError,
+    NotImplementedError, SyntaxError, TokenError, TypeError, OverflowError,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Npz:
+    """An open .npz file.
+
+    Attributes:
+        path: of the file, for messages.
+        archive: it.
+    """
+
+    path: Path
+    archive: zipfile.ZipFile
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Of its arrays."""
+        members = self.archive.namelist()
+        return [name.removesuffix(_SUFFIX) for name in members if name.endswith(_SUFFIX)]
+
+    def header(self, name: str) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
+        """Shape and type of an array; nothing else of it is read.
+
+        Raises:
+            DataError: the array is damaged, holds Python objects, or is one number without rows.
+        """
+        try:
+            with self.archive.open(name + _SUFFIX) as file:
+                shape, dtype = _header(file)
+        except _DAMAGE as error:
+            raise self._damaged(name, error) from error
+        if dtype.hasobject:
+            raise DataError(f"{self.path}: array {name!r} holds Python objects, expected numbers")
+        if not shape:
+            raise DataError(f"{self.path}: array {name!r} is one number, expected one per row")
+        return shape, dtype
+
+    def read(self, name: str) -> NDArray[Any]:
+        """An array, as it is stored.
+
+        Raises:
+            DataError: it is damaged.
+        """
+        try:
+            with self.archive.open(name + _SUFFIX) as file:
+                array: NDArray[Any] = _NPY.read_array(file, allow_pickle=False)
+        except _DAMAGE as error:
+            raise self._damaged(name, error) from error
+        return array
+
+    def _damaged(self, name: str, error: Exception) -> DataError:
+        return DataError(f"{self.path}: array {name!r} cannot be read: {error}")
+
+
+@contextmanager
+def open_npz(path: Path) -> Iterator[Npz]:
+    """The file, until the block ends.
+
+    Raises:
+        DataError: it cannot be read, or is another kind of file.
+    """
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    with file:
+        try:
+            archive = zipfile.ZipFile(file)
+        except _DAMAGE as error:
+            raise DataError(
+                f"{path}: not an .npz file (save the arrays with numpy.savez): {error}"
+            ) from error
+        with archive:
+            yield Npz(path, archive)
+
+
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
+    version = _NPY.read_magic(file)
+    if version == (1, 0):
+        shape, _, dtype = _NPY.read_array_header_1_0(file)
+    elif version == (2, 0):
+        shape, _, dtype = _NPY.read_array_header_2_0(file)
+    else:
+        raise ValueError(f"unsupported .npy version {version}")
+    return shape, dtype
