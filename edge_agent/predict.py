@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from edge_agent.data.dataset import DataConfig, InputSource, build_dataset, read_table
-from models.errors import ConfigError
+from models.errors import ConfigError, ModelError
 from models.inference import InferenceModel, Release, load_release
 from models.npz import open_npz
 from models.parameters import Layout, ParameterSpec
@@ -83,12 +83,7 @@ def predict(
         DataError: the file does not hold what the model needs.
     """
     tflite, release = load_release(model)
-    spec = _spec(release)
-    config = msgspec.structs.replace(
-        data, target=None, targets={}, weight=None, group=None, test_fraction=0.0
-    )
-    config = _inputs(config, spec, base)
-    dataset = build_dataset(read_table(config, spec, base), config, spec, state_dir)
+    spec = _spec(release, model)
     with quiet_stderr():  # what the interpreter announces
         runner = InferenceModel(
             tflite,
@@ -98,6 +93,11 @@ def predict(
             runtime=runtime,
             threads=threads,
         )
+    config = msgspec.structs.replace(
+        data, target=None, targets={}, weight=None, group=None, test_fraction=0.0
+    )
+    config = _inputs(config, spec, base)
+    dataset = build_dataset(read_table(config, spec, base), config, spec, state_dir)
     outputs = runner.predict(dataset.part("train"))
     return Predictions(release, dataset.rows, outputs, runner.runtime)
 
@@ -137,18 +137,21 @@ def _write_json(predictions: Predictions, file: TextIO) -> None:
         file.write(json.dumps(record) + "\n")
 
 
-def _spec(release: Release) -> ModelSpec:
+def _spec(release: Release, model: Path) -> ModelSpec:
     """What the data readers need to know of a model."""
-    return ModelSpec(
-        name=release.name,
-        inputs=release.inputs,
-        targets=(),
-        outputs=release.outputs,
-        loss=release.loss,
-        metrics=(),
-        batch_size=release.batch_size,
-        layout=Layout((ParameterSpec("released", (1,)),)),
-    )
+    try:
+        return ModelSpec(
+            name=release.name,
+            inputs=release.inputs,
+            targets=(),
+            outputs=release.outputs,
+            loss=release.loss,
+            metrics=(),
+            batch_size=release.batch_size,
+            layout=Layout((ParameterSpec("released", (1,)),)),
+        )
+    except ValueError as error:
+        raise ModelError(f"{model.with_suffix('.json')}: {error}") from error
 
 
 def _inputs(config: DataConfig, spec: ModelSpec, base: Path) -> DataConfig:

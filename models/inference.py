@@ -127,7 +127,7 @@ class InferenceModel:
         threads: of the interpreter.
 
     Raises:
-        ModelError: no interpreter, or it refuses the file.
+        ModelError: no interpreter, it refuses the file, or the file takes or gives something else.
     """
 
     def __init__(
@@ -152,6 +152,8 @@ class InferenceModel:
         self._interpreter = interpreter  # the runner does not keep it alive
         self._input_details = self._runner.get_input_details()
         self._output_details = self._runner.get_output_details()
+        _check_fit("input", inputs, batch_size, self._input_details)
+        _check_fit("output", outputs, batch_size, self._output_details)
 
     def predict(self, rows: Rows) -> dict[str, Array]:
         """One float32 array of shape (n, *shape) per output.
@@ -222,7 +224,28 @@ class InferenceModel:
         if dtype == np.int8:
             scale, zero = detail["quantization"]
             padded = np.clip(np.rint(padded / scale) + zero, -128, 127)
-        return np.ascontiguousarray(padded.reshape(detail["shape"]), dtype)
+        return np.ascontiguousarray(padded, dtype)
+
+
+def _check_fit(
+    what: str, tensors: tuple[TensorSpec, ...], batch_size: int, details: dict[str, dict[str, Any]]
+) -> None:
+    """Raises ModelError unless the file's inputs or outputs are those of its description."""
+    names = [tensor.name for tensor in tensors]
+    if sorted(names) != sorted(details):
+        raise ModelError(
+            f"the model does not fit its description: its {what}s are {sorted(details)}, "
+            f"described are {sorted(names)}"
+        )
+    for tensor in tensors:
+        found = tuple(map(int, details[tensor.name]["shape"]))
+        dtype = np.dtype(details[tensor.name]["dtype"]).name
+        shape = (batch_size, *tensor.shape)
+        if found != shape or dtype not in (tensor.dtype, "int8"):
+            raise ModelError(
+                f"the model does not fit its description: {what} {tensor.name!r} is {dtype} "
+                f"{found}, described is {tensor.dtype} {shape}"
+            )
 
 
 def _to_float(values: Array, detail: dict[str, Any]) -> Array:

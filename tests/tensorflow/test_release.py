@@ -211,14 +211,53 @@ def test_a_damaged_or_exchanged_file_never_reaches_an_interpreter(
         load_release(out)
 
 
+@pytest.fixture(scope="module")
+def released(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A released model; its description lies beside it."""
+    out = tmp_path_factory.mktemp("released") / "waves.tflite"
+    assert release(trained, "--out", str(out)).exit_code == 0
+    return out
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"inputs": [{"name": "sound", "shape": [12, 2]}]}, "inputs are ['window'], described are"),
+        (
+            {"inputs": [{"name": "window", "shape": [12, 3]}]},
+            "input 'window' is float32 (1, 12, 2)",
+        ),
+        ({"inputs": [{"name": "window", "shape": [12, 2], "dtype": "int32"}]}, "is int32 (1, 12"),
+        ({"outputs": [{"name": "kind", "shape": [3]}]}, "outputs are ['prediction'], described"),
+        ({"outputs": [{"name": "prediction", "shape": [4]}]}, "output 'prediction' is float32 (1"),
+        ({"outputs": [{"name": "prediction", "shape": [3]}] * 2}, "['prediction', 'prediction']"),
+        ({"batch_size": 2}, "described is float32 (2, 12, 2)"),
+        ({"batch_size": 0}, "waves.json: batch_size 0 is outside"),
+        ({"inputs": []}, "waves.json: a spec needs at least one input"),
+    ],
+)
+def test_a_description_of_another_model_is_refused_before_data_are_read(
+    released: Path, tmp_path: Path, changes: dict[str, Any], says: str
+) -> None:
+    out = tmp_path / "waves.tflite"
+    out.write_bytes(released.read_bytes())
+    description = json.loads(released.with_suffix(".json").read_text()) | changes
+    out.with_suffix(".json").write_text(json.dumps(description))
+    options = ["predict", "--model", str(out), "--data", "none.npz"]
+    done = CliRunner().invoke(agent_cli, options)
+    assert done.exit_code == 2
+    (line,) = done.stderr.splitlines()
+    assert says in line
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
         (["--weights", "9"], "no version 9; versions kept: 1 to 2"),
         (["--int8"], "--int8 needs representative rows: --calibration DATA.npz"),
-        (["--calibration", "none.npz"], "none.npz: No such file"),
+        (["--calibration", "none.npz"], "none.npz: cannot be read: No such file"),
         (["--out", "model.bin"], "must end in .tflite"),
-        (["--calibration", __file__], "not an .npz file: save the arrays with numpy.savez"),
+        (["--calibration", __file__], "not an .npz file (save the arrays with numpy.savez)"),
         (["--weights", "missing.npy"], "missing.npy: No such file"),
         (["--model", "none.py:build"], "none.py: no such file"),
     ],
