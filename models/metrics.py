@@ -97,7 +97,7 @@ def _add_totals(into: dict[str, Total], more: Mapping[str, Total]) -> None:
         before = into.get(name)
         if before is None:
             into[name] = value
-        elif isinstance(before, tuple) and isinstance(value, tuple):
+        elif isinstance(before, tuple) and isinstance(value, tuple) and len(before) == len(value):
             into[name] = tuple(map(float.__add__, before, value))
         elif isinstance(before, float) and isinstance(value, int | float):
             into[name] = before + value

@@ -94,9 +94,10 @@ def test_nothing_adds_up_to_nothing() -> None:
     assert add_sums([]) == Sums(0.0, 0.0, {})
 
 
-def test_sums_of_different_shapes_do_not_add() -> None:
+@pytest.mark.parametrize(("one", "other"), [(1.0, (1.0,)), ((1.0,), 1.0), ((1.0,) * 2, (1.0,) * 3)])
+def test_sums_of_different_shapes_do_not_add(one: Any, other: Any) -> None:
     with pytest.raises(TypeError, match="mae: sums of different shapes"):
-        add_sums([Sums(0.0, 1.0, {"mae": 1.0}), Sums(0.0, 1.0, {"mae": (1.0,)})])
+        add_sums([Sums(0.0, 1.0, {"mae": one}), Sums(0.0, 1.0, {"mae": other})])
 
 
 @pytest.mark.parametrize(
