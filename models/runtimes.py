@@ -28,6 +28,8 @@ RUNTIMES: dict[str, str] = {
     "ai-edge-litert": "ai_edge_litert.interpreter",
     "tensorflow": "tensorflow.lite.python.interpreter",
 }
+#: Names under which a runtime is installed, where there is not just its own.
+_DISTRIBUTIONS = {"tensorflow": ("tensorflow", "tensorflow-cpu")}
 #: Environment variable that names the runtime where no file and no option does.
 ENVIRONMENT = "FEDGE_RUNTIME"
 
@@ -78,16 +80,14 @@ def find_runtime(name: str | None) -> tuple[Callable[..., Any], str]:
 @functools.cache  # reads the distribution's files: a host of many agents asks for each of them
 def runtime_version(name: str) -> str:
     """Version of an installed runtime, without importing it."""
-    if name != "tensorflow":
-        return metadata.version(name)
-    if loaded := sys.modules.get(name):
+    if name == "tensorflow" and (loaded := sys.modules.get(name)):
         return str(loaded.__version__)
-    for distribution in ("tensorflow", "tensorflow-cpu"):  # installed under several names
+    for distribution in _DISTRIBUTIONS.get(name, (name,)):
         try:
             return metadata.version(distribution)
         except metadata.PackageNotFoundError:
             continue
-    return "of an unknown version"
+    return "of an unknown version"  # built here, or of a distribution that is called otherwise
 
 
 def this_platform() -> Platform:

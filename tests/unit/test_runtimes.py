@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -174,6 +175,24 @@ def test_the_environment_chooses_where_nothing_else_does(monkeypatch: pytest.Mon
     with pytest.raises(ModelError, match=r"^FEDGE_RUNTIME: runtime 'onnx' is unknown"):
         find_runtime(None)
     assert find_runtime(last)[1].startswith(f"{last} ")
+
+
+def test_one_that_pip_knows_by_another_name_runs_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Built for a board, or of a vendor's own wheel."""
+
+    def unknown(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", unknown)
+    runtimes.runtime_version.cache_clear()
+    try:
+        for name in (name for name in available_runtimes() if name in LIGHT):
+            assert find_runtime(name)[1] == f"{name} of an unknown version"
+        assert run("model", "runtimes").exit_code == 0
+    finally:
+        runtimes.runtime_version.cache_clear()
 
 
 # The commands.
