@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
@@ -71,7 +71,7 @@ class Cost:
     """Of one call of a signature.
 
     Attributes:
-        operators: how many of each kind there are, those inside loops too.
+        operators: how many of each kind there are, those inside loops too; most first.
         executed: operators that run, those inside loops once a turn.
         flops: multiplications and additions; each function of a number, such as exp, counts as one.
         numbers: that operators write.
@@ -100,7 +100,12 @@ def analyse(program: bytes) -> dict[str, Cost]:
     """
     file = read(program)
     known: dict[int, Cost | None] = {}
-    return {name: _cost(file, index, known) for name, index in file.signatures.items()}
+    costs = {name: _cost(file, index, known) for name, index in file.signatures.items()}
+    return {name: replace(cost, operators=_sorted(cost.operators)) for name, cost in costs.items()}
+
+
+def _sorted(operators: dict[str, int]) -> dict[str, int]:
+    return dict(sorted(operators.items(), key=lambda item: (-item[1], item[0])))
 
 
 def tensor_bytes(program: bytes) -> int:
@@ -166,7 +171,7 @@ def _cost(file: File, index: int, known: dict[int, Cost | None]) -> Cost:
     graph = file.subgraphs[index]
     kinds = Counter(NAMES.get(operator.kind, str(operator.kind)) for operator in graph.operators)
     cost = Cost(
-        operators=dict(sorted(kinds.items(), key=lambda item: (-item[1], item[0]))),
+        operators=kinds,
         executed=len(graph.operators),
         flops=sum(_flops(graph, operator) for operator in graph.operators),
         numbers=sum(prod(graph.tensors[i].shape) for op in graph.operators for i in op.outputs),
@@ -195,7 +200,7 @@ def _with_loop(cost: Cost, file: File, operator: Operator, known: dict[int, Cost
         raise _DamagedLoopError
     turns, inner = _turns(file.subgraphs[condition]), _cost(file, body, known)
     return Cost(
-        operators=dict(Counter(cost.operators) + Counter(inner.operators)),
+        operators=Counter(cost.operators) + Counter(inner.operators),
         executed=cost.executed + turns * inner.executed,
         flops=cost.flops + turns * inner.flops,
         numbers=cost.numbers + turns * inner.numbers,

@@ -181,7 +181,10 @@ def test_a_program_does_not_grow_with_the_steps_of_a_long_layer() -> None:
         model.compile(loss="mean_squared_error")
         program = export_model(model, name="long", batch_size=ROWS).program
         sizes.append(len(program))
-        flops.append(analyse(program)["gradient"].flops)
+        cost = analyse(program)["gradient"]
+        flops.append(cost.flops)
+        counts = list(cost.operators.values())
+        assert counts == sorted(counts, reverse=True)  # those inside loops among them
     assert abs(sizes[1] - sizes[0]) < 1_000
     assert sizes[1] < 40_000
     assert 9 < flops[1] / flops[0] < 11  # each turn of its loops counts
