@@ -9,8 +9,9 @@ import csv
 import re
 from array import array
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from math import nan, prod
+from math import isnan, nan, prod
 from pathlib import Path
 from typing import TextIO
 
@@ -130,8 +131,10 @@ class _Column:
             try:
                 self.numbers.append(self.parse(row[position]))
             except ValueError as error:
+                count = len(self.tensor.classes)
+                what = f"none of the {count} classes" if count else "no number"
                 raise DataError(
-                    f"{path}: line {line}, column {name!r}: {row[position][:40]!r} is no number"
+                    f"{path}: line {line}, column {name!r}: {row[position][:40]!r} is {what}"
                 ) from error
 
     def values_array(self) -> Array:
@@ -175,19 +178,37 @@ def _find(path: Path, name: str, header: Sequence[str]) -> int:
 
 
 def _parser(tensor: TensorSpec) -> Callable[[str], float]:
+    """What makes a number of a cell, or a class index: NaN for no reading, ValueError for others.
+
+    Classes may be called like numbers ("1", "2", "3"): then a number is a name, and no index.
+    """
+    if not tensor.classes:
+        return _number
     classes = {name: float(index) for index, name in enumerate(tensor.classes)}
+    numbers = {}
+    for name, index in classes.items():
+        with suppress(ValueError):
+            if not isnan(value := _number(name)):
+                numbers[value] = index
 
     def parse(cell: str) -> float:
         text = cell.strip()
-        if text.lower() in _ABSENT and text not in classes:
-            return nan
-        try:
-            if "_" in text:  # Python reads 1_000 as a number, no device writes it
-                raise ValueError(text)
-            return float(text)
-        except ValueError:
-            if text in classes:
-                return classes[text]
-            raise
+        if text in classes:
+            return classes[text]
+        value = _number(text)
+        if not numbers or isnan(value):
+            return value
+        if value not in numbers:
+            raise ValueError(text)
+        return numbers[value]
 
     return parse
+
+
+def _number(cell: str) -> float:
+    text = cell.strip()
+    if text.lower() in _ABSENT:
+        return nan
+    if "_" in text:  # Python reads 1_000 as a number, no device writes it
+        raise ValueError(text)
+    return float(text)

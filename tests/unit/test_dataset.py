@@ -141,6 +141,24 @@ def test_class_names_in_a_csv_become_indexes(tmp_path: Path) -> None:
     assert data.arrays["target"].dtype == np.int32
 
 
+def test_a_number_in_a_csv_is_the_class_of_that_name_where_names_are_numbers(
+    tmp_path: Path,
+) -> None:
+    csv(tmp_path, "a,b,price\n1,2,1\n1,2,3\n1,2,2.0\n")
+    spec = make_spec(target=TensorSpec("target", (), "int32", classes=("1", "2", "3")))
+    assert load_dataset(csv_config(), spec, tmp_path).arrays["target"].tolist() == [0, 2, 1]
+    csv(tmp_path, "a,b,price\n1,2,0\n")  # would be the index of "1"
+    line = refusal(tmp_path, csv_config(), spec)
+    assert line == "data.csv: line 2, column 'price': '0' is none of the 3 classes"
+
+
+def test_a_class_may_be_called_like_no_reading(tmp_path: Path) -> None:
+    csv(tmp_path, "a,b,price\n1,2,none\n1,2,low\n1,2,0\n1,2,NA\n")
+    spec = make_spec(target=TensorSpec("target", (), "int32", classes=("low", "none")))
+    data = load_dataset(csv_config(nan="drop", test_fraction=0), spec, tmp_path)
+    assert data.arrays["target"].tolist() == [1, 0, 0]
+
+
 def test_nothing_can_be_written_to(tmp_path: Path) -> None:
     data = load_dataset(config(), make_spec(), npz(tmp_path, x=np.ones((9, 2)), y=np.ones(9)))
     taken = data.part("train")["target"]
@@ -397,7 +415,7 @@ def test_a_wrong_class_in_a_csv_names_the_line(tmp_path: Path) -> None:
     assert line == "data.csv: line 3, column 'price': 7 is not one of 3 classes, 0 to 2"
     csv(tmp_path, "a,b,price\n1,2,jog\n")
     line = refusal(tmp_path, csv_config(), make_spec(target=CLASSES))
-    assert line == "data.csv: line 2, column 'price': 'jog' is no number"
+    assert line == "data.csv: line 2, column 'price': 'jog' is none of the 3 classes"
 
 
 def test_a_whole_number_input_refuses_fractions_and_what_int32_cannot_hold(tmp_path: Path) -> None:
