@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import click
-import msgspec
 
 from broker.options import config_option, give_up_option
 from models.cli_runtimes import runtime_option
@@ -72,6 +71,9 @@ def check(config_path: Path, model_name: str, runtime: str | None) -> None:
     click.echo(f"measure  {data.num_test:,} rows")
     rows = data.part("test" if data.num_test else "train")
     sums = program.evaluate(package.whole(package.initial), rows)
+    if not sums.weight:
+        click.echo("nothing to measure: every row held out has weight 0")
+        return
     for name, value in metric_values(sums, package.spec.metrics).items():
         click.echo(f"{name:8s} {value:.4f} (untrained)")
 
@@ -148,25 +150,22 @@ def predict(
     from broker.config import load_config, located
     from edge_agent.config import AgentConfig
     from edge_agent.data.dataset import DataConfig
+    from edge_agent.predict import inputs_only, write
     from edge_agent.predict import predict as run_model
-    from edge_agent.predict import write
 
-    if data is None and config_path is None:
-        raise click.UsageError("give --data FILE, or --config agent.yaml")
     base, state_dir, threads = Path(), None, 1
-    if config_path is not None:
-        config = load_config(config_path, AgentConfig)
-        base, threads = config_path.parent, config.threads
-        state_dir = located(config.state_dir, base)
-        source, runtime = config.data, runtime or config.runtime
-        if data is not None:
-            source = msgspec.structs.replace(source, path=str(data.resolve()))
-    else:
-        assert data is not None, "one of the two"
-        try:
+    try:
+        if config_path is not None:
+            config = load_config(config_path, AgentConfig)
+            base, threads = config_path.parent, config.threads
+            state_dir = located(config.state_dir, base)
+            source, runtime = inputs_only(config.data, data), runtime or config.runtime
+        elif data is not None:
             source = DataConfig(path=str(data))
-        except ValueError as error:
-            raise click.UsageError(f"--data: {error}") from error
+        else:
+            raise click.UsageError("give --data FILE, or --config agent.yaml")
+    except ValueError as error:
+        raise click.UsageError(f"--data {data}: {error}") from error
     found = run_model(
         model_path, source, base, runtime=runtime, threads=threads, state_dir=state_dir
     )

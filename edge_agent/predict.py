@@ -93,13 +93,27 @@ def predict(
             runtime=runtime,
             threads=threads,
         )
-    config = msgspec.structs.replace(
-        data, target=None, targets={}, weight=None, group=None, test_fraction=0.0
-    )
-    config = _inputs(config, spec, base)
+    config = _inputs(inputs_only(data), spec, base)
     dataset = build_dataset(read_table(config, spec, base), config, spec, state_dir)
     outputs = runner.predict(dataset.part("train"))
     return Predictions(release, dataset.rows, outputs, runner.runtime)
+
+
+def inputs_only(data: DataConfig, path: Path | None = None) -> DataConfig:
+    """`data` without what only learning needs; of the rows in `path`, where one is given.
+
+    Raises:
+        ValueError: the file is of another format than the inputs are configured for.
+    """
+    return msgspec.structs.replace(
+        data,
+        path=data.path if path is None else str(path.resolve()),
+        target=None,
+        targets={},
+        weight=None,
+        group=None,
+        test_fraction=0.0,
+    )
 
 
 def write(predictions: Predictions, out: Path | None, *, as_json: bool = False) -> None:

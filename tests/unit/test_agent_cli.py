@@ -1,0 +1,63 @@
+"""`fedge agent check` and `predict`: what they say of data that give them nothing to work with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+import fedge
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(fedge.cli, ("agent", *arguments))
+
+
+def configured(folder: Path, data: str) -> str:
+    path = folder / "agent.yaml"
+    path.write_text(f"federation: houses\nagent_id: site-1\ndata: {data}\n")
+    return str(path)
+
+
+def test_rows_held_out_that_all_weigh_nothing_are_not_measured(tmp_path: Path) -> None:
+    weight = np.array([1.0] * 8 + [0.0] * 2)
+    np.savez(tmp_path / "rows.npz", features=np.ones((10, 2)), y=np.ones(10), weight=weight)
+    config = configured(tmp_path, "{path: rows.npz, weight: {array: weight}}")
+    done = run("check", "--config", config, "--model", "house_price")
+    assert (done.exit_code, done.exception) == (0, None)
+    assert done.stdout.endswith("nothing to measure: every row held out has weight 0\n")
+
+
+def test_a_data_file_in_a_folder_of_another_user_is_one_line(tmp_path: Path) -> None:
+    """Here by a name that is too long, which the system refuses likewise."""
+    config = configured(tmp_path, f"{{path: {'x' * 300}.npz}}")
+    done = run("check", "--config", config, "--model", "house_price")
+    assert done.exit_code == 2
+    assert done.stderr.endswith("x.npz: cannot be read: File name too long\n")
+
+
+@pytest.mark.parametrize(
+    ("data", "file", "says"),
+    [
+        ("{path: a.csv, inputs: {x: {columns: [a]}}}", "rows.npz", "inputs.x: a .npz file needs"),
+        ("{path: a.npz, inputs: {x: {array: a}}}", "rows.csv", "inputs.x: a .csv file needs"),
+        ("{path: a.csv}", "rows.txt", "path must end in .npz or .csv"),
+    ],
+)
+def test_rows_of_another_format_than_is_configured_are_one_line(
+    tmp_path: Path, data: str, file: str, says: str
+) -> None:
+    config = configured(tmp_path, data)
+    done = run("predict", "--model", "m.tflite", "--config", config, "--data", file)
+    assert done.exit_code == 2
+    assert f"--data {file}: {says}" in done.stderr.replace("\n", " ")
+
+
+def test_what_only_learning_needs_does_not_matter_for_rows_of_another_format(
+    tmp_path: Path,
+) -> None:
+    config = configured(tmp_path, "{path: a.csv, target: {column: price}, weight: {column: w}}")
+    done = run("predict", "--model", "m.tflite", "--config", config, "--data", "rows.npz")
+    assert "m.json: No such file" in done.stderr or "m.tflite: No such file" in done.stderr
