@@ -1,4 +1,7 @@
-"""`fedge model`: export a Keras model, list the zoo, look into a package."""
+"""`fedge model`: export a Keras model, list the zoo, look into a package, release a version of θ.
+
+And which TFLite interpreters this machine has.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ from models.zoo import load_zoo, open_model, zoo_names, zoo_record
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def cli() -> None:
-    """Export, list and inspect models."""
+    """Export, list, inspect and release models."""
 
 
 cli.add_command(runtimes)

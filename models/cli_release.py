@@ -20,7 +20,7 @@ from models.package import ModelPackage, load_package, read_vector
 from models.parameters import F32
 from models.rows import has_targets, read_rows
 from models.user_code import find_function, parse_reference, running
-from models.zoo import load_zoo, zoo_names
+from models.zoo import load_zoo, open_model, zoo_names
 
 _PATH = click.Path(path_type=Path)
 
@@ -139,13 +139,8 @@ def _find(
     reference: str, weights: str | None, state: Path | None
 ) -> tuple[ModelPackage, F32, StoredVersion | None]:
     """Package, θ, and where it comes from, if that is a federation."""
-    folder = Path(reference)
-    if reference not in zoo_names() and (folder / STORE_FILE).is_file():
-        state = state or folder
-        folder = folder / "model"
-    elif reference not in zoo_names() and (folder.parent / STORE_FILE).is_file():
-        state = state or folder.parent
-    content = load_zoo(reference) if reference in zoo_names() else load_package(folder)
+    content, home = _package(reference)
+    state = state or home
     if weights is None or weights.isdigit():
         if state is None:
             if weights is None:
@@ -164,6 +159,23 @@ def _find(
     except ModelError as error:
         raise ModelError(f"--weights {weights}: {error}") from error
     return content, np.array(theta), None
+
+
+def _package(reference: str) -> tuple[ModelPackage, Path | None]:
+    """The package, and the coordinator's state folder where it lies in one."""
+    if reference in zoo_names():
+        return load_zoo(reference), None
+    folder = Path(reference)
+    if _is_state(folder):
+        return load_package(folder / "model"), folder
+    return open_model(reference), folder.parent if _is_state(folder.parent) else None
+
+
+def _is_state(folder: Path) -> bool:
+    try:
+        return (folder / STORE_FILE).is_file()
+    except OSError:  # may not be looked into: who opens the package says so
+        return False
 
 
 def _builder(reference: str | None) -> Callable[[], Any] | None:

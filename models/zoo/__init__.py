@@ -1,8 +1,8 @@
-"""Small models, one a file, named by task; their packages are made and committed.
+"""Small models, one task a file, named by it; their packages are made and committed.
 
 `load_zoo` reads a committed package and needs neither TensorFlow nor an interpreter. To make one
 anew after changing its builder: `fedge model export models.zoo.NAME:package --out
-models/zoo/packages/NAME`.
+models/zoo/packages/NAME`, of the two in `handwritten_digit` with `package_dense` and `package_cnn`.
 """
 
 from __future__ import annotations
@@ -57,12 +57,17 @@ def open_model(reference: str) -> ModelPackage:
     A name of the zoo wins; write `./name` for a folder that is called like one.
 
     Raises:
-        ModelError: neither; names the zoo's models and what a folder must hold.
+        ModelError: neither, or the folder may not be looked into; names the zoo's models and what
+            a folder must hold.
     """
     if reference in _RECORDS:
         return load_zoo(reference)
     folder = Path(reference)
-    if not folder.is_dir():
+    try:
+        is_folder = folder.is_dir()
+    except OSError as error:
+        raise ModelError(f"{reference}: {error.strerror}") from error
+    if not is_folder:
         raise ModelError(
             f"{reference!r} is neither a package folder nor in the zoo, which has: "
             f"{', '.join(zoo_names())}"
