@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from tokenize import TokenError
 from typing import IO, Any
@@ -73,6 +74,12 @@ class Npz:
         """
         try:
             with self.archive.open(name + _SUFFIX) as file:
+                shape, dtype = _header(file)
+                # numpy takes the memory that a header promises before it looks for the data.
+                size = self.archive.getinfo(name + _SUFFIX).file_size
+                if prod(shape) * dtype.itemsize > size:
+                    raise ValueError(f"{size} bytes for {dtype} of shape {shape}")
+                file.seek(0)
                 array: NDArray[Any] = _NPY.read_array(file, allow_pickle=False)
         except _DAMAGE as error:
             raise self._damaged(name, error) from error

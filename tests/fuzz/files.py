@@ -26,6 +26,7 @@ from fleet.scenario import load_scenario
 from models.errors import ConfigError, DataError, ModelError
 from models.history import STORE_FILE
 from models.package import load_package
+from models.rows import read_rows
 from models.spec import ModelSpec
 from models.zoo import load_zoo
 from tests.fuzz.decoder import MIB, Decoder, of_file
@@ -177,6 +178,18 @@ def _data_files(folder: Path) -> Iterator[Decoder]:
 
     seeds = (array.getvalue(),)
     yield Decoder("rows.npz, array", read_array, (DataError,), seeds, share=0.05)
+
+    def read_central(data: bytes) -> object:
+        with zipfile.ZipFile(folder / "central.npz", "w") as archive:
+            archive.writestr("y.npy", target.getvalue())
+            archive.writestr("features.npy", data)
+        return read_rows(folder / "central.npz", spec)
+
+    yield Decoder("central.npz, array", read_central, (DataError,), seeds, share=0.05)
+    read = of_file(folder / "central.npz", lambda: read_rows(folder / "central.npz", spec))
+    read_central(seeds[0])
+    whole = (folder / "central.npz").read_bytes()
+    yield Decoder("central.npz", read, (DataError,), (whole,), share=0.05)
 
     measured = msgspec.structs.replace(npz, path="scaled.npz", normalise="device")
     (folder / "scaled.npz").write_bytes(_npz(False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,15 @@ def test_a_class_without_a_name_has_to_exist_too(tmp_path: Path) -> None:
     for spec, wrong in ((three, 3), (three, -1), (two, 2)):
         with pytest.raises(DataError, match=rf"row 1: {wrong} is not one of . classes, 0 to"):
             read_rows(file(tmp_path, target=[0, wrong]), spec)
+
+
+def test_a_header_that_promises_more_than_there_is_takes_no_memory_for_it(tmp_path: Path) -> None:
+    path = file(tmp_path, steps=None)
+    with zipfile.ZipFile(path, "a") as archive, archive.open("steps.npy", "w") as member:
+        np.lib.format.write_array_header_1_0(  # type: ignore[no-untyped-call]
+            member, {"descr": "<f8", "fortran_order": False, "shape": (10**12,)}
+        )
+    assert "array 'steps' cannot be read: 128 bytes for float64" in refusal(path)
 
 
 def test_another_file_than_an_npz_is_named(tmp_path: Path) -> None:
