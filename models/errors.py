@@ -6,7 +6,10 @@ shell. Codes are part of the command-line contract (README, "Exit codes").
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
+
+_COLOUR = re.compile(r"\x1b\[[\d;]*m")
 
 
 class FederationError(Exception):
@@ -88,3 +91,12 @@ class UpdateRejected(FederationError):
         self.agent_id = agent_id
         self.reason = reason
         self.detail = detail
+
+
+def one_line(error: BaseException, lines: int = 1) -> str:
+    """What an exception says first, as one line of 300 characters; its class if it is silent.
+
+    Libraries write pages, some of them in colour.
+    """
+    said = [line.strip() for line in _COLOUR.sub("", str(error)).splitlines() if line.strip()]
+    return " ".join(said[:lines])[:300] or type(error).__name__

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from models.errors import ModelError, TrainingError
+from models.errors import ModelError, TrainingError, one_line
 from models.program import Array, Rows, row_count
 from models.runtimes import find_runtime
 from models.spec import TensorSpec
@@ -147,8 +147,7 @@ class InferenceModel:
             interpreter.allocate_tensors()
             self._runner = interpreter.get_signature_runner("predict")
         except (ValueError, RuntimeError, TypeError) as error:
-            first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-            raise ModelError(f"{self.runtime} cannot load the model: {first_line}") from error
+            raise ModelError(f"{self.runtime} cannot load the model: {one_line(error)}") from error
         self._interpreter = interpreter  # the runner does not keep it alive
         self._input_details = self._runner.get_input_details()
         self._output_details = self._runner.get_output_details()

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.errors import ModelError, TrainingError
+from models.errors import ModelError, TrainingError, one_line
 from models.metrics import Sums, add_arrays, as_totals
 from models.parameters import F32, F64
 from models.runtimes import find_runtime
@@ -103,8 +103,9 @@ class Program:
             self._check_tensors()
             self._train = _MainSubgraph(self._interpreter)
         except (ValueError, RuntimeError, TypeError) as error:
-            first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-            raise ModelError(f"{self.runtime} cannot load the program: {first_line}") from error
+            raise ModelError(
+                f"{self.runtime} cannot load the program: {one_line(error)}"
+            ) from error
         self._ones = {size: np.ones(size, np.float32) for size in spec.batch_sizes}
         self._constants: dict[str, Array] = {} if frozen is None else {"frozen": frozen}
         log.debug("program of %s runs on %s", spec.name, self.runtime)

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from models.errors import ConfigError, FederationError
+from models.errors import ConfigError, FederationError, one_line
 
 
 def find_function(reference: str) -> Callable[[], Any]:
@@ -103,6 +103,6 @@ def running(what: str) -> Iterator[None]:
         while trace is not None and trace.tb_next is not None:
             trace = trace.tb_next
         line = f" (line {trace.tb_lineno} of {trace.tb_frame.f_code.co_filename})" if trace else ""
-        text = str(error).strip().splitlines()
-        detail = f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+        said = f": {one_line(error)}" if str(error).strip() else ""
+        detail = f"{type(error).__name__}{said}"
         raise ConfigError(f"{what} failed: {detail}{line}; -v shows the traceback") from error

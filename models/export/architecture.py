@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from models.errors import ExportError
+from models.errors import ExportError, one_line
 from models.export.backend import hushed, keras
 from models.export.losses import Contrastive, Triplet
 from models.export.objective import Wishes
@@ -37,7 +37,7 @@ def describe(model: Any, told: Wishes, variables: Variables) -> bytes:
     except _NO_JSON as error:
         log.warning(
             "model %s cannot be described as JSON (%s): `fedge model release` will need --model",
-            model.name, _first_line(error), extra={"event": "no_architecture"},
+            model.name, one_line(error), extra={"event": "no_architecture"},
         )  # fmt: skip
         document = None
     if document is not None and (compiled := document.get("compile_config")) is not None:
@@ -73,7 +73,7 @@ def rebuild(package: ModelPackage) -> Any:
     except Exception as error:
         raise ExportError(
             f"{ARCHITECTURE_FILE} of {package.spec.name!r} cannot be rebuilt by this Keras "
-            f"{keras.__version__}: {_first_line(error)}; {_NAME_IT}"
+            f"{keras.__version__}: {one_line(error)}; {_NAME_IT}"
         ) from error
 
 
@@ -113,11 +113,6 @@ def _document(package: ModelPackage) -> dict[str, Any]:
             f"{ARCHITECTURE_FILE} of {package.spec.name!r} is damaged: export the model again"
         )
     return document
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:200] if lines else type(error).__name__
 
 
 def fill(model: Any, package: ModelPackage, theta: F32) -> None:

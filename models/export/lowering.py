@@ -12,7 +12,7 @@ from collections.abc import Callable
 from math import prod
 from typing import Any
 
-from models.errors import ExportError
+from models.errors import ExportError, one_line
 from models.export.backend import Tensor, hushed, tf
 from models.export.calling import call_model
 from models.export.gradients import OVERRIDES
@@ -150,6 +150,11 @@ def _traced(function: Callable[..., Any], arguments: dict[str, Any], name: str) 
     except (NotImplementedError, LookupError) as error:
         # LookupError: TensorFlow itself has no gradient for an operator.
         raise ExportError(f"{name}: no gradient made of TFLite built-ins: {error}") from error
+    except ExportError:
+        raise
+    except Exception as error:  # layers of a user's own raise what they like
+        what = f"{type(error).__name__}: {one_line(error, 2)}"  # Keras's first says in which layer
+        raise ExportError(f"{name} cannot be traced: {what}") from error
     if concrete.captured_inputs:
         raise ExportError(
             f"{name} reads state outside θ ({len(concrete.captured_inputs)} tensors captured while "
@@ -167,8 +172,7 @@ def _explain(error: Exception, model: Any, functions: dict[str, Any]) -> ExportE
     matches = [text for pair in _FLEX.findall(str(error)) for text in pair]
     found = sorted({operator for text in matches for operator in re.findall(r"\w+", text)})
     if not found:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        return ExportError(f"TensorFlow's converter failed: {lines[0] if lines else error!r}")
+        return ExportError(f"TensorFlow's converter failed: {one_line(error)}")
     layers = {layer.name: layer for layer in leaves(model)}
     parts = []
     for operator in found:

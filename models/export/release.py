@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from models.errors import ExportError
+from models.errors import ExportError, one_line
 from models.export.architecture import fill, rebuild, wishes
 from models.export.backend import Tensor, hushed, keras, tf
 from models.export.calling import arranged_inputs, call_model
@@ -215,11 +215,10 @@ def _converted(
         return bytes(converter.convert())
     # ConverterError is no public class, and some failures are RuntimeError or ValueError.
     except Exception as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        what = lines[0][:300] if lines else repr(error)
         advice = "; --float16 asks for less" if numbers == "int8" else ""
         raise ExportError(
-            f"TensorFlow's converter cannot make {package.spec.name} {numbers}: {what}{advice}"
+            f"TensorFlow's converter cannot make {package.spec.name} {numbers}: "
+            f"{one_line(error)}{advice}"
         ) from error
 
 

@@ -320,3 +320,21 @@ def test_a_user_s_own_layer_and_activation_stay_what_they_are() -> None:
             layers.Dense(1),
         )
     )
+
+
+class Broken(keras.layers.Layer):  # type: ignore[misc]
+    """Fails when it is traced for a fixed batch, not when the model is built."""
+
+    def call(self, x: Any) -> Any:
+        if x.shape[0] is not None:
+            raise TypeError("no fixed batches\nplease")
+        return x
+
+
+def test_a_layer_that_raises_ends_the_export_in_one_line() -> None:
+    model = chain(Broken(), layers.Flatten(), layers.Dense(1))
+    with pytest.raises(
+        ExportError, match=r"cannot be traced: TypeError: .*no fixed batches"
+    ) as told:
+        export(model)
+    assert "\n" not in str(told.value)
