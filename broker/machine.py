@@ -24,6 +24,11 @@ class Connected:
 
 
 @dataclass(frozen=True)
+class Disconnected:
+    """The link is down, or not up yet; it tries again by itself. May come several times."""
+
+
+@dataclass(frozen=True)
 class MessageArrived:
     """A message, not looked at yet."""
 
@@ -41,7 +46,7 @@ class Stopping:
     """The process is about to end."""
 
 
-LinkedEvent = Started | Connected | MessageArrived | Tick | Stopping
+LinkedEvent = Started | Connected | Disconnected | MessageArrived | Tick | Stopping
 
 
 @dataclass(frozen=True)

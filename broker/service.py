@@ -13,6 +13,7 @@ from typing import Any
 from broker.link import Link, LinkDown, LinkEvent, LinkUp, Posted, Received
 from broker.machine import (
     Connected,
+    Disconnected,
     LinkAction,
     MessageArrived,
     Publish,
@@ -167,6 +168,7 @@ class Service(ABC):
                 self.dispatch(Connected(max_payload_bytes, session_present))
             case LinkDown(reason, refused):
                 self._went_down(reason, refused)
+                self.dispatch(Disconnected())
             case Posted(StopRequested()):
                 log.info("stopping")
                 self.stop()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from broker.machine import (
     Connected,
+    Disconnected,
     LinkAction,
     MessageArrived,
     Started,
@@ -17,7 +18,7 @@ from coordinator.records import RoundRecord
 from coordinator.strategies import State
 from models.parameters import F32
 
-Event = Started | Connected | MessageArrived | Stopping | Tick
+Event = Started | Connected | Disconnected | MessageArrived | Stopping | Tick
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from broker import messages
 from broker.link import publish_packet_bytes
 from broker.machine import (
     Connected,
+    Disconnected,
     MessageArrived,
     Publish,
     Started,
@@ -76,6 +77,8 @@ log = logging.getLogger(__name__)
 
 #: Between two looks at who has fallen silent.
 _LONGEST_WAIT_S = 10.0
+#: More than this between two looks: this process stood still, and heard nobody.
+_STOOD_STILL_S = 2 * _LONGEST_WAIT_S
 
 
 class Coordinator:
@@ -128,6 +131,7 @@ class Coordinator:
         self._next_round_id = self.progress.last_round + 1
         self._turnout = Turnout(config, restarted=progress is not None)
         self._connected = False
+        self._looked_s = math.inf
         if progress is not None and progress.open is not None:
             self._restore(progress.open)
 
@@ -141,6 +145,8 @@ class Coordinator:
                 return [Subscribe(name) for name in self.topics.from_agents]
             case Connected(max_payload_bytes):
                 actions = self._connect(max_payload_bytes, now_s)
+            case Disconnected():
+                self._connected = False
             case MessageArrived(topic, payload):
                 actions = self._message(topic, payload, now_s)
             case Tick():
@@ -180,6 +186,7 @@ class Coordinator:
             self._open.started_s = now_s
             self._open.deadline_s = now_s + self._open.plan.deadline_s
         self._connected = True
+        self._excuse_silence(now_s)
         actions: list[Action] = [
             self._publisher.status(self.progress.version),
             *self._publisher.package(),
@@ -213,10 +220,21 @@ class Coordinator:
 
     def _tick(self, now_s: float) -> list[Action]:
         actions: list[Action] = [*self._intake.tick(self._open, now_s)]
-        for agent_id in self.roster.expire(now_s):
+        for agent_id in self._silent(now_s):
             log.warning("%s has not been heard of, it counts as lost", agent_id)
             actions += self._advance(Lost(agent_id), now_s)
         return actions + self._end_when_due(now_s)
+
+    def _silent(self, now_s: float) -> list[str]:
+        """Agents that have been silent too long, while we could hear."""
+        if now_s - self._looked_s > _STOOD_STILL_S:
+            self._excuse_silence(now_s)  # their heartbeats wait to be read
+        self._looked_s = now_s
+        return self.roster.expire(now_s) if self._connected else []
+
+    def _excuse_silence(self, now_s: float) -> None:
+        self._looked_s = now_s
+        self.roster.hear_everybody(now_s)
 
     def _end_when_due(self, now_s: float) -> list[Action]:
         restored = self._open

@@ -68,6 +68,11 @@ class Roster:
         if (entry := self._entries.get(agent_id)) is not None:
             entry.heard_s = now_s
 
+    def hear_everybody(self, now_s: float) -> None:
+        """Nobody could be heard for a while: whoever is here is given time to speak."""
+        for entry in self._entries.values():
+            entry.heard_s = now_s
+
     def update(self, agent_id: str, status: AgentStatus, now_s: float) -> Change:
         """Take a birth, a heartbeat or a will, and say what changed.
 

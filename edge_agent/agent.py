@@ -14,6 +14,7 @@ from broker import blobs, messages
 from broker.link import publish_packet_bytes
 from broker.machine import (
     Connected,
+    Disconnected,
     MessageArrived,
     Publish,
     Started,
@@ -41,6 +42,7 @@ from broker.topics import (
     Topic,
     Topics,
 )
+from edge_agent.current_package import CurrentPackage
 from edge_agent.events import (
     Action,
     BlobRecalled,
@@ -102,13 +104,10 @@ class Agent:
         #: Why the coordinator that is there is not believed; empty when it is.
         self._distrust = ""
         self._coordinator: CoordinatorStatus | None = None
-        self._manifest: ProgramManifest | None = None
         self._plan: RoundPlan | None = None
-        self._loading: str | None = None
-        self._loaded: PackageLoaded | None = None
-        self._failed: PackageFailed | None = None
         self._theta: tuple[str, F32] | None = None
         rng = rng or Random()  # noqa: S311  jitter
+        self._package = CurrentPackage(rng)
         self._fetcher = Fetcher(self.topics, facts.max_blob_bytes, rng, facts.stall_s)
         self._outbox = Outbox(self.topics, facts.agent_id, memory, rng)
         self._job: _JobKey | None = None
@@ -119,9 +118,7 @@ class Agent:
         self._limits = Limits(facts.limits)
         #: When answers to the plan are late, as far as we know.
         self._late_s = math.inf
-        #: The package that is not fetched while the network is paid by the byte.
-        self._put_off: BlobRef | None = None
-        self._was_connected = False
+        self._is_connected = False
         self._attempts = 0
         self._received_bytes = 0
 
@@ -131,9 +128,9 @@ class Agent:
             case Started():
                 return self._start()
             case Connected(max_payload_bytes):
-                self._outbox.chunk_bytes = blobs.chunk_bytes_for(max_payload_bytes)
-                self._was_connected = True
-                return [self._beat(now_s)]
+                return self._connected(max_payload_bytes, now_s)
+            case Disconnected():
+                return self._disconnected()
             case MessageArrived(topic, payload):
                 return self._message(topic, payload, now_s)
             case Tick():
@@ -157,6 +154,7 @@ class Agent:
             self._heartbeat_s,
             self._fetcher.next_s(),
             self._outbox.next_s(self._plan),
+            self._package.next_s() if self._is_connected else None,
             self._late_s if self._is_paused else None,
         ]
         due = min((moment for moment in moments if moment is not None), default=math.inf)
@@ -165,7 +163,8 @@ class Agent:
     @property
     def is_watchful(self) -> bool:
         """Whether it wants to be told how the device feels."""
-        return self.facts.limits.watched or bool(self._failed and self._failed.needs_bytes)
+        failed = self._package.failed
+        return self.facts.limits.watched or bool(failed and failed.needs_bytes)
 
     @property
     def plan(self) -> RoundPlan | None:
@@ -197,12 +196,32 @@ class Agent:
         topics = [CoordinatorStatusTopic(), ProgramTopic(), own, RoundTopic()]
         return [Subscribe(self.topics.name(topic)) for topic in topics]
 
+    def _connected(self, max_payload_bytes: int, now_s: float) -> list[Action]:
+        self._is_connected = True
+        self._fetcher.connected(now_s)
+        self._outbox.connected(blobs.chunk_bytes_for(max_payload_bytes), now_s)
+        self._package.try_again()
+        return [self._beat(now_s), *self._get_package(now_s)]
+
+    def _disconnected(self) -> list[Action]:
+        """What is said now would wait in the link's queue, and a day of it fill the queue: the next
+        connection begins with a beat, and the plan that comes again has the update sent.
+        """
+        self._is_connected = False
+        self._heartbeat_s = math.inf
+        self._fetcher.disconnected()
+        self._outbox.disconnected()
+        return []
+
     # -- messages -------------------------------------------------------------------------------
 
     def _tick(self, now_s: float) -> list[Action]:
         actions: list[Action] = []
         if now_s >= self._heartbeat_s:
             actions += [self._beat(now_s), *self._ask_again()]
+        if self._is_connected and now_s >= self._package.next_s():
+            self._package.try_again()
+            actions += self._get_package(now_s)
         for progressed in self._fetcher.tick(now_s):
             actions += self._progressed(progressed, now_s)
         if self._is_paused and now_s >= self._late_s:
@@ -218,7 +237,7 @@ class Agent:
         """Retained messages that should be here: a broker drops them in silence when a queue is
         full, and gives them again to whoever subscribes again.
         """
-        coordinator, manifest, plan = self._coordinator, self._manifest, self._plan
+        coordinator, manifest, plan = self._coordinator, self._package.manifest, self._plan
         lacking: list[Topic] = []
         if coordinator is None or coordinator.state != "online":
             lacking.append(CoordinatorStatusTopic())
@@ -279,16 +298,11 @@ class Agent:
         return [*([self._status()] if has_news else []), *self._advance(now_s)]
 
     def _new_manifest(self, manifest: ProgramManifest, now_s: float) -> list[Action]:
-        old, self._manifest = self._manifest, manifest
-        sha256 = manifest.package.sha256
-        if self.facts.unable or sha256 in (self._loading, self._package):
-            return []
-        actions: list[Action] = [] if old is None else [*self._fetcher.forget(old.package)]
-        if self._package is not None:
-            actions += self._outbox.forget_model()
-        self._loaded = self._failed = None
-        self._loading = sha256
-        return actions + self._fetch_package(manifest.package, now_s)
+        old = self._package.manifest
+        self._package.announced(manifest)
+        is_other = old is not None and old.package.sha256 != manifest.package.sha256
+        forget = self._fetcher.forget(old.package) if old is not None and is_other else ()
+        return [*forget, *self._get_package(now_s)]
 
     def _new_plan(self, plan: RoundPlan, now_s: float) -> list[Action]:
         actions: list[Action] = []
@@ -314,11 +328,12 @@ class Agent:
         try:
             return self._progressed(self._fetcher.begin(ref, now_s, jitter_s), now_s)
         except WireError as error:
-            return self._fetch_failed(ref.sha256, str(error), now_s)
+            return self._fetch_failed(ref.sha256, str(error), now_s, passing=False)
 
-    def _fetch_package(self, ref: BlobRef, now_s: float) -> list[Action]:
-        if self._limits.metered:
-            self._put_off = ref
+    def _get_package(self, now_s: float) -> list[Action]:
+        """Fetch it, if it is lacking; not while the network is paid by the byte."""
+        ref = self._package.wanted
+        if ref is None or self.facts.unable or self._limits.metered:
             return []
         return self._fetch(ref, now_s)
 
@@ -327,10 +342,10 @@ class Agent:
         if progressed.missing is not None:
             actions += self._ask_for(*progressed.missing)
         if progressed.failed is not None:
-            actions += self._fetch_failed(*progressed.failed, now_s)
+            actions += self._fetch_failed(*progressed.failed, now_s, passing=True)
         if progressed.blob is not None:
             sha256, blob = progressed.blob
-            if sha256 == self._loading:
+            if self._package.arrived(sha256):
                 actions.append(LoadPackage(sha256, blob))
             elif self._plan is not None and sha256 == self._plan.weights.sha256:
                 actions += self._weights_arrived(sha256, blob, now_s)
@@ -346,13 +361,12 @@ class Agent:
         topic = ReportTopic(self.facts.agent_id, report.round_id)
         return [Publish(self.topics.name(topic), messages.encode(report))]
 
-    def _fetch_failed(self, sha256: str, why: str, now_s: float) -> list[Action]:
+    def _fetch_failed(self, sha256: str, why: str, now_s: float, *, passing: bool) -> list[Action]:
         self.unreadable += 1
-        if sha256 == self._loading:
-            return self._package_failed(PackageFailed(sha256, "no_program", why), now_s)
         if self._plan is not None and sha256 == self._plan.weights.sha256:
             return self._decline("weights", why)
-        return []
+        failed = PackageFailed(sha256, "no_program", why, passing=passing)
+        return self._package_failed(failed, now_s)
 
     def _weights_arrived(self, sha256: str, blob: bytes, now_s: float) -> list[Action]:
         theta = np.frombuffer(blob, "<f4").astype(np.float32) if len(blob) % 4 == 0 else None
@@ -364,33 +378,25 @@ class Agent:
 
     # -- program and data -----------------------------------------------------------------------
 
-    @property
-    def _package(self) -> str | None:
-        ready = self._loaded or self._failed
-        return None if ready is None else ready.package
-
     def _package_loaded(self, event: PackageLoaded, now_s: float) -> list[Action]:
-        if event.package != self._loading:
+        if not self._package.has_loaded(event):
             return []
-        self._loaded, self._loading = event, None
         actions = self._outbox.model_is(event.fingerprint)
         if self.facts.fingerprint not in (None, event.fingerprint):
             detail = f"layout {event.fingerprint}, this device trains {self.facts.fingerprint} only"
-            self._failed = PackageFailed(event.package, "fingerprint", detail)
+            self._package.failed = PackageFailed(event.package, "fingerprint", detail)
         log.info(
             "model ready on %s: %d rows to learn from, %d held out",
             event.runtime,
             event.train_examples,
             event.test_examples,
         )
-        return [*actions, self._status(), *self._advance(now_s)]
+        return [*actions, *self._tell_status(), *self._advance(now_s)]
 
     def _package_failed(self, event: PackageFailed, now_s: float) -> list[Action]:
-        if event.package != self._loading:
+        if not self._package.cannot_be_used(event, now_s):
             return []
-        self._failed, self._loading = event, None
-        log.error("cannot take part (%s): %s", event.reason, event.detail)
-        return [self._status(), *self._advance(now_s)]
+        return [*self._tell_status(), *self._advance(now_s)]
 
     # -- rest -----------------------------------------------------------------------------------
 
@@ -399,13 +405,14 @@ class Agent:
         rest = self._limits.judge(readings)
         actions: list[Action] = []
         if self._limits.metered != was_metered:
-            actions += self._go_on_fetching(now_s) if was_metered else self._stop_fetching()
-        actions += self._load_again(readings, now_s)
+            actions += [] if was_metered else self._stop_fetching()
+        self._package.try_in(readings.available_bytes)
+        actions += self._get_package(now_s)
         return actions if rest == before else [*actions, *self._rest_changed(before, rest, now_s)]
 
     def _rest_changed(self, before: Rest | None, rest: Rest | None, now_s: float) -> list[Action]:
         log.info("the device rests: %s", rest) if rest else log.info("the device rests no more")
-        actions: list[Action] = [self._status()] if self._was_connected else []
+        actions = self._tell_status()
         if (rest is None) != (before is None):
             actions.append(PauseJobs() if rest else ResumeJobs())
         return [*actions, *self._advance(now_s)]
@@ -425,32 +432,8 @@ class Agent:
 
     def _stop_fetching(self) -> list[Action]:
         """The network is paid by the byte now."""
-        actions: list[Action] = []
-        if self._plan is not None:
-            actions += self._fetcher.put_off(self._plan.weights.sha256)
-        if self._manifest is not None and self._manifest.package.sha256 in self._fetcher:
-            self._put_off = self._manifest.package
-            actions += self._fetcher.put_off(self._put_off.sha256)
-        return actions
-
-    def _go_on_fetching(self, now_s: float) -> list[Action]:
-        ref, self._put_off = self._put_off, None
-        if ref is None or ref.sha256 != self._loading:
-            return []
-        return self._fetch(ref, now_s)
-
-    def _load_again(self, readings: Readings, now_s: float) -> list[Action]:
-        """A package that did not fit into memory may fit now."""
-        failed, manifest = self._failed, self._manifest
-        if (
-            failed is None
-            or manifest is None
-            or failed.package != manifest.package.sha256
-            or not 0 < failed.needs_bytes <= (readings.available_bytes or 0)
-        ):
-            return []
-        self._failed, self._loading = None, failed.package
-        return self._fetch_package(manifest.package, now_s)
+        refs = [self._package.wanted, self._plan and self._plan.weights]
+        return [action for ref in refs if ref for action in self._fetcher.put_off(ref.sha256)]
 
     # -- a round --------------------------------------------------------------------------------
 
@@ -470,13 +453,14 @@ class Agent:
         ):
             return []
         rest = self._limits.rest
-        if why := refusal(self.facts, plan, self._loaded, self._failed, rest):
+        loaded = self._package.loaded
+        if why := refusal(self.facts, plan, loaded, self._package.failed, rest):
             return self._decline(*why)
-        if self._loaded is None or self._loaded.package != plan.package:
+        if loaded is None or loaded.package != plan.package:
             return []  # the manifest or the package is on its way
         if self._theta is None or self._theta[0] != plan.weights.sha256:
             return self._fetch(plan.weights, now_s, plan.fetch_jitter_s)
-        return self._start_job(plan, self._loaded, self._theta[1])
+        return self._start_job(plan, loaded, self._theta[1])
 
     def _start_job(self, plan: RoundPlan, loaded: PackageLoaded, theta: F32) -> list[Action]:
         self._job = _key(plan)
@@ -546,9 +530,14 @@ class Agent:
         report = plan_report(self.facts, plan, kind, reason, detail)
         return msgspec.structs.replace(report, received_bytes=self._received_bytes)
 
+    def _tell_status(self) -> list[Action]:
+        """Of no use while the link is down: the next connection begins with it."""
+        return [self._status()] if self._is_connected else []
+
     def _status(self, *, online: bool = True) -> Publish:
+        package = self._package
         status = agent_status(
-            self.facts, self._loaded, self._failed, self._limits.rest, online=online
+            self.facts, package.loaded, package.failed, self._limits.rest, online=online
         )
         unable = f"coordinator not trusted: {self._distrust}" if self._distrust else status.unable
         status = msgspec.structs.replace(status, unable=unable, keys=self._trust.key_ids)

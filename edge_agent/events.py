@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from broker.machine import Connected, LinkAction, MessageArrived, Started, Stopping, Tick
+from broker.machine import (
+    Connected,
+    Disconnected,
+    LinkAction,
+    MessageArrived,
+    Started,
+    Stopping,
+    Tick,
+)
 from broker.messages import RoundPlan
 from edge_agent.limits import Readings
 from edge_agent.spool import SpooledUpdate
@@ -32,12 +40,14 @@ class PackageFailed:
     Attributes:
         reason: machine name: no_program, no_data, memory.
         needs_bytes: with this much memory available it would work; 0: nothing to wait for.
+        passing: it may work some time later, as it is; it is tried again.
     """
 
     package: str
     reason: str
     detail: str
     needs_bytes: int = 0
+    passing: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,6 +92,7 @@ class Felt:
 Event = (
     Started
     | Connected
+    | Disconnected
     | MessageArrived
     | Tick
     | BlobRecalled
@@ -146,6 +157,11 @@ class SettleUpdate:
     accepted: bool
 
 
+@dataclass(frozen=True)
+class ForgetResidual:
+    """What the last update that counted has left is of no more use."""
+
+
 @dataclass(frozen=True, eq=False)
 class StartJob:
     """Do what the plan asks with θ; answered by Trained, Evaluated or JobFailed."""
@@ -177,6 +193,7 @@ Action = (
     | KeepTrust
     | SpoolUpdate
     | SettleUpdate
+    | ForgetResidual
     | LoadPackage
     | StartJob
     | CancelJob

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
 from broker import blobs
@@ -84,6 +84,7 @@ class Fetcher:
         self._stall_base_s = stall_s
         self._fetches: dict[str, _Fetch] = {}
         self._begun = False
+        self._is_connected = True
 
     def __len__(self) -> int:
         return len(self._fetches)
@@ -94,19 +95,24 @@ class Fetcher:
     def begin(self, ref: BlobRef, now_s: float, jitter_s: float = 0.0) -> Progressed:
         """Fetch a blob, after a random part of `jitter_s`; nothing when it is being fetched.
 
+        One that is cut otherwise by now is fetched anew.
+
         Raises:
             WireError: larger than allowed.
         """
-        if ref.sha256 in self._fetches:
+        before = self._fetches.get(ref.sha256)
+        if before is not None and before.receiver.ref == ref:
             return Progressed()
-        large = ref.chunks > 1
-        self._begun = self._begun or large
-        due_s = now_s + self._rng.uniform(0, jitter_s) if jitter_s else now_s
-        fetch = _Fetch(blobs.BlobReceiver(ref, self._max_bytes), due_s, recalled=not large)
+        fetch = _Fetch(blobs.BlobReceiver(ref, self._max_bytes), now_s, recalled=ref.chunks == 1)
+        old = () if before is None else self.forget(before.receiver.ref)
         self._fetches[ref.sha256] = fetch
-        if large:
-            return Progressed((RecallBlob(ref.sha256),))
-        return self._subscribe(fetch, now_s) if due_s <= now_s else Progressed()
+        if jitter_s:
+            fetch.due_s += self._rng.uniform(0, jitter_s)
+        if not fetch.recalled:
+            self._begun = True
+            return Progressed((*old, RecallBlob(ref.sha256)))
+        step = self._subscribe(fetch, now_s) if fetch.due_s <= now_s else Progressed()
+        return replace(step, actions=(*old, *step.actions))
 
     def recalled(self, sha256: str, payloads: Sequence[bytes], now_s: float) -> Progressed:
         """Chunks of the blob that the disk still holds."""
@@ -132,6 +138,8 @@ class Fetcher:
             return Progressed(() if self._begun else _early(sha256, payload))
         try:
             chunk = blobs.parse_chunk(payload)
+            if _is_cut_otherwise(chunk.ref, fetch.receiver.ref):
+                return Progressed()  # retained since an earlier connection of the coordinator
             new = not fetch.receiver.holds(chunk.index)
             blob = fetch.receiver.add(chunk)
         except WireError as error:
@@ -160,19 +168,31 @@ class Fetcher:
         """Nobody wants the blob any more: stop fetching, free the disk."""
         return (*self._stop(ref.sha256), *_free(ref))
 
+    def disconnected(self) -> None:
+        """The link is down: that nothing comes says nothing."""
+        self._is_connected = False
+
+    def connected(self, now_s: float) -> None:
+        """The link is up, and has subscribed anew: what is retained is on its way."""
+        self._is_connected = True
+        for fetch in self._fetches.values():
+            fetch.stalls = 0
+            if fetch.filters:
+                fetch.due_s = now_s + self._stall_s(fetch)
+
     def tick(self, now_s: float) -> list[Progressed]:
         """Begin what is due, and look after what has stalled."""
-        return [
-            self._look_after(f, now_s) for f in list(self._fetches.values()) if self._due(f, now_s)
-        ]
+        minding = [fetch for fetch in self._fetches.values() if self._minds(fetch)]
+        return [self._look_after(fetch, now_s) for fetch in minding if now_s >= fetch.due_s]
 
     def next_s(self) -> float | None:
         """When `tick` has something to do; None when never."""
-        moments = [fetch.due_s for fetch in self._fetches.values() if fetch.recalled]
+        moments = [fetch.due_s for fetch in self._fetches.values() if self._minds(fetch)]
         return min(moments, default=None)
 
-    def _due(self, fetch: _Fetch, now_s: float) -> bool:
-        return fetch.recalled and now_s >= fetch.due_s
+    def _minds(self, fetch: _Fetch) -> bool:
+        """Whether time matters to it."""
+        return fetch.recalled and self._is_connected
 
     def _look_after(self, fetch: _Fetch, now_s: float) -> Progressed:
         if not fetch.filters:
@@ -220,6 +240,11 @@ class Fetcher:
     def _stop(self, sha256: str) -> tuple[FetchAction, ...]:
         fetch = self._fetches.pop(sha256, None)
         return () if fetch is None else tuple(Unsubscribe(name) for name in fetch.filters)
+
+
+def _is_cut_otherwise(one: BlobRef, other: BlobRef) -> bool:
+    """Whether they are the same bytes in other chunks."""
+    return one.sha256 == other.sha256 and one != other
 
 
 def _free(ref: BlobRef) -> tuple[FetchAction, ...]:

@@ -12,7 +12,7 @@ from broker import blobs
 from broker.machine import Publish
 from broker.messages import Receipt, Resend, RoundPlan
 from broker.topics import Topics, UpdateTopic
-from edge_agent.events import Action, SettleUpdate, SpoolUpdate
+from edge_agent.events import Action, ForgetResidual, SettleUpdate, SpoolUpdate
 from edge_agent.spool import AgentMemory, SpooledUpdate
 from models.parameters import F32
 
@@ -35,7 +35,6 @@ class Outbox:
     Attributes:
         residual: what the next update must make up for: lost by rounding in the last one that
             counted; float32, shape (P,).
-        chunk_bytes: that a message of this connection may carry.
     """
 
     def __init__(self, topics: Topics, agent_id: str, memory: AgentMemory, rng: Random) -> None:
@@ -45,9 +44,26 @@ class Outbox:
         self._pending = memory.pending
         self.residual: F32 | None = memory.residual
         self._residual_of = memory.fingerprint
-        self.chunk_bytes = blobs.CHUNK_BYTES
+        self._chunk_bytes = blobs.CHUNK_BYTES
+        self._is_connected = True
         self._resends = 0
         self._due_s = -math.inf
+
+    def connected(self, chunk_bytes: int, now_s: float) -> None:
+        """The link is up: the plan will come again, and have the update sent.
+
+        Args:
+            chunk_bytes: that a message of this connection may carry.
+            now_s: the time.
+        """
+        self._chunk_bytes = chunk_bytes
+        self._is_connected = True
+        self._resends = 0
+        self._due_s = now_s + self._pause_s()
+
+    def disconnected(self) -> None:
+        """The link is down: what is sent now would only wait in its queue, time and again."""
+        self._is_connected = False
 
     def answers(self, plan: RoundPlan | None) -> bool:
         """Whether the update is of this plan's round."""
@@ -61,10 +77,10 @@ class Outbox:
 
     def next_s(self, plan: RoundPlan | None) -> float | None:
         """When `send_when_due` has something to do; None when never."""
-        return self._due_s if self.answers(plan) else None
+        return self._due_s if self._is_connected and self.answers(plan) else None
 
     def put(self, update: SpooledUpdate, now_s: float) -> list[Action]:
-        """Keep and send a new update."""
+        """Keep a new update, and send it: now, or with the plan that comes on connecting."""
         self._pending = update
         self._resends = 0
         return [SpoolUpdate(update), *self._send(update, now_s)]
@@ -74,7 +90,7 @@ class Outbox:
         pending = self._pending
         # The evaluation of the same round may overtake the receipt; a later round may not.
         if pending is not None and plan.session != pending.session:
-            return self.forget_model()  # of another run
+            return [*self._forget_residual(), *self._drop(pending, "the run is another")]
         if pending is not None and plan.round_id > pending.round_id:
             # It may have counted. Its residual is right if it did, and a rounding error if not;
             # the one before would be made up for twice.
@@ -112,28 +128,31 @@ class Outbox:
 
     def model_is(self, fingerprint: str) -> list[Action]:
         """The model that is trained from now on: what another left behind is dropped."""
-        pending = self._pending
-        kept_of = self._residual_of if pending is None else pending.fingerprint
-        actions = self.forget_model() if kept_of != fingerprint else []
-        self._residual_of = fingerprint
+        actions: list[Action] = []
+        if self._residual_of != fingerprint:
+            actions += self._forget_residual()
+        if self._pending is not None and self._pending.fingerprint != fingerprint:
+            actions += self._drop(self._pending, "the model is another")
         return actions
 
-    def forget_model(self) -> list[Action]:
-        """What earlier rounds left belongs to a model that is no longer trained."""
-        self.residual = None
-        pending = self._pending
-        if pending is None:
+    def _forget_residual(self) -> list[Action]:
+        if self.residual is None:
             return []
-        log.info("update of round %d dropped: the model or the run is another", pending.round_id)
+        self.residual = None
+        return [ForgetResidual()]
+
+    def _drop(self, pending: SpooledUpdate, why: str) -> list[Action]:
+        log.info("update of round %d dropped: %s", pending.round_id, why)
         return self._settle(pending, accepted=False)
 
     def _send(
         self, pending: SpooledUpdate, now_s: float, only: Collection[int] = ()
     ) -> list[Action]:
-        pause = min(_LONGEST_RESEND_S, _RESEND_S * 2.0**self._resends)
+        if not self._is_connected:
+            return []
+        self._due_s = now_s + self._pause_s()
         self._resends += 1
-        self._due_s = now_s + pause * self._rng.uniform(1.0, 1.5)
-        _, payloads = blobs.split(pending.frame, self.chunk_bytes)
+        _, payloads = blobs.split(pending.frame, self._chunk_bytes)
         # Asked for by a number there is none of (another connection cut otherwise): all of them.
         wanted = [n for n in range(len(payloads)) if n in only] or range(len(payloads))
         return [
@@ -144,6 +163,10 @@ class Outbox:
             )
             for n in wanted
         ]
+
+    def _pause_s(self) -> float:
+        pause = min(_LONGEST_RESEND_S, _RESEND_S * 2.0**self._resends)
+        return pause * self._rng.uniform(1.0, 1.5)
 
     def _receipt(self, receipt: Receipt, pending: SpooledUpdate) -> list[Action]:
         if (receipt.boot, receipt.attempt) != (pending.boot, pending.attempt):

@@ -31,6 +31,7 @@ from edge_agent.events import (
     Event,
     Felt,
     ForgetBlob,
+    ForgetResidual,
     KeepChunk,
     KeepTrust,
     LoadPackage,
@@ -174,6 +175,8 @@ class AgentService(Service):
                 self._write(update)
             case SettleUpdate(accepted):
                 self._spool.settle(accepted=accepted)
+            case ForgetResidual():
+                self._spool.forget_residual()
             case RecallBlob(sha256):
                 self._link.post(BlobRecalled(sha256, tuple(self._chunks.recall(sha256))))
             case KeepChunk(sha256, payload):

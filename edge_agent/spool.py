@@ -137,6 +137,14 @@ class Spool:
         except OSError as error:
             raise StoreError(f"{pending}: {error.strerror}") from error
 
+    def forget_residual(self) -> None:
+        """The settled update is of no more use."""
+        path = self._folder / SETTLED_FILE
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise StoreError(f"{path}: {error.strerror}") from error
+
     def _write_whole(self, name: str, data: bytes) -> None:
         path, partial = self._folder / name, self._folder / (name + ".partial")
         try:

@@ -323,5 +323,5 @@ def _be_nice(nice: int) -> bool:
 
 def _failure(job: LoadPackage | StartJob, detail: str) -> Event:
     if isinstance(job, LoadPackage):
-        return PackageFailed(job.package, "no_program", detail)
+        return PackageFailed(job.package, "no_program", detail, passing=True)
     return JobFailed(job.plan, detail)

@@ -16,6 +16,7 @@ from edge_agent.events import (
     BlobRecalled,
     CancelJob,
     ForgetBlob,
+    ForgetResidual,
     JobFailed,
     KeepChunk,
     KeepTrust,
@@ -153,6 +154,8 @@ class AgentShell(Shell):
                 self.disk.pending = update
             case SettleUpdate(accepted):
                 self.disk.settle(accepted=accepted)
+            case ForgetResidual():
+                self.disk.settled = None
             case RecallBlob(sha256):
                 self.link.post(BlobRecalled(sha256, tuple(self.disk.chunks.get(sha256, ()))))
             case KeepChunk(sha256, payload):

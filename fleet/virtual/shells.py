@@ -15,9 +15,10 @@ from math import inf
 from random import Random
 from typing import Any
 
-from broker.link import LinkUp, Posted, Received, Will
+from broker.link import LinkDown, LinkUp, Posted, Received, Will
 from broker.machine import (
     Connected,
+    Disconnected,
     LinkAction,
     MessageArrived,
     Publish,
@@ -190,6 +191,8 @@ class Shell(ABC):
                 self.finish(event)
         elif isinstance(event, LinkUp):
             self.feed(Connected(event.max_payload_bytes, event.session_present))
+        elif isinstance(event, LinkDown):
+            self.feed(Disconnected())
         elif isinstance(event, Posted):
             self.feed(event.value)
 

@@ -10,9 +10,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from broker.link import LinkUp, Posted, Received, Will
+from broker.link import LinkDown, LinkUp, Posted, Received, Will
 from broker.machine import (
     Connected,
+    Disconnected,
     MessageArrived,
     Publish,
     Started,
@@ -100,6 +101,8 @@ class Node:
         match event:
             case LinkUp(session_present, max_payload_bytes):
                 self.feed(Connected(max_payload_bytes, session_present), now_s)
+            case LinkDown():
+                self.feed(Disconnected(), now_s)
             case Received(topic, payload) as received:
                 self.feed(MessageArrived(topic, payload), now_s)
                 self.link.acknowledge(received)

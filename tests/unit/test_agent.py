@@ -54,6 +54,7 @@ from edge_agent.events import (
     CancelJob,
     Evaluated,
     Event,
+    ForgetResidual,
     JobFailed,
     LoadPackage,
     PackageFailed,
@@ -632,12 +633,13 @@ def test_another_model_begins_without_the_residual_of_the_one_before() -> None:
     int8_round(device, 1, DELTA)
     device.receipt(accepted=True)
     device.manifest(OTHER_PACKAGE)
-    assert device.agent.residual is None
     device.blob(OTHER_PACKAGE)
-    device.loaded(OTHER_PACKAGE)
+    assert ForgetResidual() in device.loaded(OTHER_PACKAGE, fingerprint="f" * 16)
+    assert device.agent.residual is None
     theta = np.zeros(6, np.float32)
     changes: dict[str, Any] = {
         "package": digest(OTHER_PACKAGE),
+        "fingerprint": "f" * 16,
         "weights": ref(theta.tobytes()),
         "round_id": 2,
     }
@@ -645,6 +647,16 @@ def test_another_model_begins_without_the_residual_of_the_one_before() -> None:
     device.blob(theta.tobytes())
     header, *_ = update_in(device.feed(trained(range(6), **changes)))
     assert header.size == 6
+
+
+def test_another_package_of_the_same_layout_goes_on_with_what_the_last_rounds_left() -> None:
+    device = training(codec=CodecConfig("int8"))
+    int8_round(device, 1, DELTA)
+    device.receipt(accepted=True)
+    device.manifest(OTHER_PACKAGE)
+    device.blob(OTHER_PACKAGE)
+    device.loaded(OTHER_PACKAGE)
+    assert device.agent.residual is not None
 
 
 # -- declining --------------------------------------------------------------------------------

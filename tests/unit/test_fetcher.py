@@ -192,6 +192,49 @@ def test_damaged_chunks_begin_the_fetch_anew_and_too_many_end_it() -> None:
     assert found.chunk(ref.sha256, b"rubbish", 1.0) == Progressed()
 
 
+def test_chunks_of_another_cut_that_are_left_at_the_broker_are_passed_over() -> None:
+    found, ref, payloads = begun()
+    _, larger = blobs.split(BLOB, 2048)
+    for payload in 5 * larger:
+        assert found.chunk(ref.sha256, payload, 1.0) == Progressed()
+    for payload in payloads[:-1]:
+        found.chunk(ref.sha256, payload, 2.0)
+    assert found.chunk(ref.sha256, payloads[-1], 2.0).blob == (ref.sha256, BLOB)
+
+
+def test_a_fetch_begins_anew_when_the_blob_is_cut_otherwise() -> None:
+    found, ref, payloads = begun()
+    found.chunk(ref.sha256, payloads[0], 1.0)
+    other, (one, two) = blobs.split(BLOB, 2048)
+    assert found.begin(other, 2.0).actions == (
+        Unsubscribe(TOPICS.chunks_of(ref.sha256)),
+        ForgetBlob(ref.sha256),
+        RecallBlob(ref.sha256),
+    )
+    found.recalled(ref.sha256, [], 2.0)
+    assert found.begin(other, 2.0) == Progressed()
+    found.chunk(ref.sha256, one, 3.0)
+    assert found.chunk(ref.sha256, two, 3.0).blob == (ref.sha256, BLOB)
+
+
+def test_that_nothing_comes_while_the_link_is_down_is_no_stall() -> None:
+    found, ref, _ = begun()
+    for _ in range(TRIES - 1):
+        now_s = found.next_s()
+        assert now_s is not None
+        found.tick(now_s)
+    found.disconnected()
+    assert found.next_s() is None
+    assert found.tick(1e6) == []
+    found.connected(1e6)
+    due_s = found.next_s()
+    assert due_s is not None
+    assert 1e6 + STALL_S <= due_s <= 1e6 + 1.5 * STALL_S, "the tries are counted anew"
+    (step,) = found.tick(due_s)
+    assert step.failed is None
+    assert step.missing == (ref.sha256, (0, 1, 2, 3))
+
+
 def test_a_blob_that_is_too_large_is_refused_before_anything_is_asked_for() -> None:
     ref = BlobRef(sha256="a" * 64, size=(1 << 20) + 1, chunks=9)
     with pytest.raises(WireError, match="limit 1048576"):

@@ -12,6 +12,7 @@ import pytest
 from broker.link import LinkDown, Will
 from broker.machine import (
     Connected,
+    Disconnected,
     MessageArrived,
     Publish,
     Started,
@@ -220,7 +221,8 @@ def test_once_connected_it_never_gives_up(broker: MemoryBroker) -> None:
     broker.at(1.0, link.interrupt)
     stop_at(broker, link, 5000.0)
     service.run()
-    assert [type(event) for event in service.events] == [Started, Connected, Connected, Stopping]
+    expected = [Started, Connected, Disconnected, Connected, Stopping]
+    assert [type(event) for event in service.events] == expected
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

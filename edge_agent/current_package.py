@@ -1,0 +1,102 @@
+"""Which model package an agent has, is getting, or cannot use."""
+
+from __future__ import annotations
+
+import logging
+import math
+from random import Random
+
+from broker.messages import BlobRef, ProgramManifest
+from edge_agent.events import PackageFailed, PackageLoaded
+
+log = logging.getLogger(__name__)
+
+#: After a failure that may pass the package is tried again, so long later; doubled each time, with
+#: jitter. What a broker lost comes back with the coordinator, memory with the end of other work.
+_AGAIN_S = 300.0
+_LONGEST_AGAIN_S = 3600.0
+
+
+class CurrentPackage:
+    """The package of the newest manifest: first wanted, then being loaded, then loaded or failed.
+
+    Args:
+        rng: for jitter.
+
+    Attributes:
+        manifest: the newest; None before the first.
+        wanted: what is to be fetched; None when it came, or cannot be used.
+        loaded: what the worker said of it, when it can be worked with.
+        failed: why it cannot be used.
+    """
+
+    def __init__(self, rng: Random) -> None:
+        self.manifest: ProgramManifest | None = None
+        self.wanted: BlobRef | None = None
+        self.loaded: PackageLoaded | None = None
+        self.failed: PackageFailed | None = None
+        self._loading: str | None = None  # the worker has its bytes
+        self._rng = rng
+        self._failures = 0
+        self._again_s = math.inf
+
+    def announced(self, manifest: ProgramManifest) -> None:
+        """Another package begins anew; the same one may be cut otherwise by now."""
+        old, self.manifest = self.manifest, manifest
+        if old is None or old.package.sha256 != manifest.package.sha256:
+            self._failures = 0
+            self._want(manifest.package)
+        elif self.wanted is not None:
+            self.wanted = manifest.package
+
+    def _want(self, ref: BlobRef) -> None:
+        self.wanted = ref
+        self.loaded = self.failed = self._loading = None
+        self._again_s = math.inf
+
+    def arrived(self, sha256: str) -> bool:
+        """A blob is whole; whether it is the one, for the worker to load."""
+        if self.wanted is None or self.wanted.sha256 != sha256:
+            return False
+        self.wanted, self._loading = None, sha256
+        return True
+
+    def has_loaded(self, event: PackageLoaded) -> bool:
+        """The worker's answer; whether it is about this package."""
+        if event.package != self._loading:
+            return False
+        self.loaded, self._loading, self._failures = event, None, 0
+        return True
+
+    def cannot_be_used(self, event: PackageFailed, now_s: float) -> bool:
+        """It was not to be had, or the worker failed; whether it is about this package."""
+        if event.package not in (self._loading, self.wanted and self.wanted.sha256):
+            return False
+        self.failed, self.wanted, self._loading = event, None, None
+        again = ""
+        if event.passing:
+            pause_s = min(_LONGEST_AGAIN_S, _AGAIN_S * 2.0**self._failures)
+            pause_s *= self._rng.uniform(1.0, 1.5)
+            self._failures += 1
+            self._again_s = now_s + pause_s
+            again = f"; trying again in {pause_s:.0f} s"
+        log.error("cannot take part (%s): %s%s", event.reason, event.detail, again)
+        return True
+
+    def next_s(self) -> float:
+        """When `try_again` is due; infinite when never."""
+        return self._again_s
+
+    def try_again(self) -> None:
+        """Want it anew if a failure that may pass kept us from it."""
+        if self.failed is not None and self.failed.passing:
+            self._want_again()
+
+    def try_in(self, available_bytes: int | None) -> None:
+        """Want it anew if it did not fit into memory and does now."""
+        if self.failed is not None and 0 < self.failed.needs_bytes <= (available_bytes or 0):
+            self._want_again()
+
+    def _want_again(self) -> None:
+        if self.manifest is not None:
+            self._want(self.manifest.package)
