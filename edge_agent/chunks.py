@@ -30,6 +30,8 @@ class ChunkStore:
     def __init__(self, state_dir: Path, max_bytes: int) -> None:
         self._folder = state_dir / FOLDER
         self._max_bytes = max_bytes
+        #: Files without a chunk that a power cut or a full disk tore: what is appended can be read.
+        self._sound: set[str] = set()
 
     def keep(self, sha256: str, payload: bytes) -> None:
         """Add a chunk (not synchronised: a lost one is fetched again).
@@ -37,28 +39,36 @@ class ChunkStore:
         Raises:
             StoreError: the disk is full or failed, or the files would be too large.
         """
+        if sha256 not in self._sound:
+            self.recall(sha256)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._make_room(sha256, len(payload))
             with (self._folder / sha256).open("ab") as file:
-                file.write(_LENGTH.pack(len(payload)) + payload)
+                file.write(_record(payload))
         except OSError as error:
+            self._sound.discard(sha256)
             raise StoreError(f"{self._folder}: {error.strerror}; a chunk is not kept") from error
 
     def recall(self, sha256: str) -> list[bytes]:
-        """The chunks that are whole."""
+        """The chunks that are whole; the file is left with these."""
         path = self._folder / sha256
         try:
             data = path.read_bytes() if path.stat().st_size <= self._max_bytes else b""
+            found = _whole_chunks(data, sha256, path)
+            if sum(_LENGTH.size + len(payload) for payload in found) != len(data):
+                path.write_bytes(b"".join(map(_record, found)))
         except FileNotFoundError:
-            return []
+            found = []
         except OSError as error:
-            log.warning("%s cannot be read: %s", path, error.strerror)
+            log.warning("%s cannot be read or mended: %s", path, error.strerror)
             return []
-        return _whole_chunks(data, sha256, path)
+        self._sound.add(sha256)
+        return found
 
     def forget(self, sha256: str) -> None:
         """Free the blob's file."""
+        self._sound.discard(sha256)
         try:
             (self._folder / sha256).unlink(missing_ok=True)
         except OSError as error:
@@ -76,6 +86,10 @@ class ChunkStore:
                 path.unlink()
         if used + payload_bytes > self._max_bytes:
             raise StoreError(f"{self._folder}: {used} bytes, limit {self._max_bytes}")
+
+
+def _record(payload: bytes) -> bytes:
+    return _LENGTH.pack(len(payload)) + payload
 
 
 def _whole_chunks(data: bytes, sha256: str, path: Path) -> list[bytes]:

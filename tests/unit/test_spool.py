@@ -110,6 +110,15 @@ def test_an_update_over_the_limit_and_a_folder_that_cannot_be_are_told(tmp_path:
         spool(tmp_path / "file" / "state").write(update())
 
 
+def test_a_residual_that_was_forgotten_does_not_come_back(tmp_path: Path) -> None:
+    kept = spool(tmp_path)
+    kept.forget_residual()
+    kept.write(update())
+    kept.settle(accepted=True)
+    kept.forget_residual()
+    assert spool(tmp_path).load().residual is None
+
+
 def test_settling_what_was_never_written_is_no_error(tmp_path: Path) -> None:
     spool(tmp_path).settle(accepted=True)
     spool(tmp_path).settle(accepted=False)
@@ -128,6 +137,24 @@ def test_kept_chunks_come_back_also_after_a_cut_in_the_middle_of_a_write(tmp_pat
     path = tmp_path / "blobs" / sha256
     path.write_bytes(path.read_bytes()[:-10])
     assert ChunkStore(tmp_path, 1 << 20).recall(sha256) == payloads[:2]
+
+
+@pytest.mark.parametrize("recalled", [True, False])
+def test_chunks_that_come_after_a_torn_one_are_not_lost_with_it(
+    tmp_path: Path, recalled: bool
+) -> None:
+    sha256, payloads = chunks_of(bytes(4000))
+    store = ChunkStore(tmp_path, 1 << 20)
+    store.keep(sha256, payloads[0])
+    store.keep(sha256, payloads[1])
+    path = tmp_path / "blobs" / sha256
+    path.write_bytes(path.read_bytes()[:-10])
+    again = ChunkStore(tmp_path, 1 << 20)
+    if recalled:
+        assert again.recall(sha256) == payloads[:1]
+    again.keep(sha256, payloads[2])  # it was on its way at the power cut, or is fetched now
+    again.keep(sha256, payloads[3])
+    assert ChunkStore(tmp_path, 1 << 20).recall(sha256) == [payloads[n] for n in (0, 2, 3)]
 
 
 def test_flipped_bits_cost_one_chunk_and_foreign_chunks_are_left_out(tmp_path: Path) -> None:
