@@ -293,7 +293,7 @@ def run_real(agents: int, size: int, rounds: int) -> dict[str, list[float]]:
         fleet = subprocess.Popen(command, stdin=subprocess.PIPE)
         package = make_package(size)
         config = make_config(broker.settings, agents, rounds + WARM_UP)
-        coordinator = Coordinator(config, package, "session-1")
+        coordinator = Coordinator(config, package, "session-1", "start-1")
         store = Store(Path(folder), config.keep_versions)
         try:
             store.adopt(FEDERATION, package)
@@ -330,7 +330,9 @@ def _as_link(link: Any) -> Link:
 def run_in_memory(agents: int, size: int, rounds: int) -> list[float]:
     """The machine alone: seconds of `handle` in each round; answers are made off the clock."""
     package = make_package(size)
-    machine = Coordinator(make_config(BrokerSettings(), agents, rounds), package, "session-1")
+    machine = Coordinator(
+        make_config(BrokerSettings(), agents, rounds), package, "session-1", "start-1"
+    )
     fleet = light_agents(agents, size)
     spent = 0.0
     found: list[float] = []

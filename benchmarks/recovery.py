@@ -131,6 +131,7 @@ class Middle:
 def _plan(weights: BlobRef, package: BlobRef, fingerprint: str) -> messages.RoundPlan:
     return messages.RoundPlan(
         session="s",
+        start="c",
         round_id=1,
         state="open",
         task="train",

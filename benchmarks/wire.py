@@ -88,6 +88,7 @@ def plan(ref: BlobRef, task: Any) -> RoundPlan:
     """A plan for ten agents by name."""
     return RoundPlan(
         session=SESSION,
+        start=SESSION,
         round_id=ROUND,
         state="open",
         task=task,

@@ -131,6 +131,8 @@ class RoundPlan(Message, frozen=True):
 
     Attributes:
         session: of the coordinator that announced it.
+        start: of its process, new at every start: within one, rounds only go forward. A coordinator
+            whose state folder was put back from a backup begins again at an earlier one.
         state: "open" to be worked on; "finished" when the federation has ended.
         task: learn from the training rows, or measure θ on the held-out rows.
         version: of θ.
@@ -143,6 +145,7 @@ class RoundPlan(Message, frozen=True):
     """
 
     session: Id
+    start: Id
     round_id: RoundId
     state: Literal["open", "finished"]
     task: Task

@@ -88,6 +88,7 @@ class Coordinator:
         config: of the federation.
         package: the model; θ starts as its initial one when `progress` is None.
         session: of the federation's state folder: the same after a restart.
+        start: of this process, never used before.
         progress: from the store, when it was started before.
         measure: sums of loss and metrics over the coordinator's own data for a θ; None when it
             has none. Runs inside `handle`.
@@ -103,6 +104,7 @@ class Coordinator:
         config: CoordinatorConfig,
         package: ModelPackage,
         session: str,
+        start: str,
         progress: Progress | None = None,
         measure: Callable[[F32], Sums] | None = None,
         keys: tuple[str, ...] = (),
@@ -116,6 +118,7 @@ class Coordinator:
         self.finished: str | None = None
         self._spec = package.spec
         self._session = session
+        self._start = start
         _check_metric(config.stop.metric, package.spec)
         self._strategy = make_strategy(config.strategy)
         make_aggregator(config.aggregator, 1)  # a wrong name is told now, not after a round
@@ -203,7 +206,7 @@ class Coordinator:
         self._next_round_id = stored.plan.round_id
         self._open = OpenRound(
             task="train",
-            plan=stored.plan,
+            plan=msgspec.structs.replace(stored.plan, start=self._start),
             round=Round(
                 stored.plan.round_id,
                 frozenset(stored.asked),
@@ -357,6 +360,7 @@ class Coordinator:
     ) -> RoundPlan:
         return RoundPlan(
             session=self._session,
+            start=self._start,
             round_id=round_id,
             state="open",
             task=task,

@@ -206,7 +206,8 @@ def run_coordinator(
         session = store.session(secrets.token_hex(8))
         signer = _open_signer(config, base, store)
         keys = () if signer is None else tuple(key.hex() for key in signer.public)
-        coordinator = Coordinator(config, package, session, progress, measure, keys)
+        start = secrets.token_hex(8)
+        coordinator = Coordinator(config, package, session, start, progress, measure, keys)
         if progress is None:
             store.begin(coordinator.progress.theta, coordinator.progress.strategy_state)
         else:

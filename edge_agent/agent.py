@@ -80,7 +80,10 @@ from models.parameters import F32
 
 log = logging.getLogger(__name__)
 
-_JobKey = tuple[str, int, Task]
+_JobKey = tuple[str, int, Task, str]
+
+#: Earlier starts of the session that are remembered, to tell their plans when they come late.
+_FORMER_STARTS = 4
 
 
 class Agent:
@@ -105,6 +108,7 @@ class Agent:
         self._distrust = ""
         self._coordinator: CoordinatorStatus | None = None
         self._plan: RoundPlan | None = None
+        self._former_starts: tuple[str, ...] = ()
         self._theta: tuple[str, F32] | None = None
         rng = rng or Random()  # noqa: S311  jitter
         self._package = CurrentPackage(rng)
@@ -305,12 +309,13 @@ class Agent:
         return [*forget, *self._get_package(now_s)]
 
     def _new_plan(self, plan: RoundPlan, now_s: float) -> list[Action]:
-        actions: list[Action] = []
         old = self._plan
-        if old is not None and plan.session == old.session and _stage(plan) < _stage(old):
-            return []  # a copy of an earlier one that came late
-        if old is not None and old.weights.sha256 != plan.weights.sha256:
-            actions += self._fetcher.forget(old.weights)
+        if old is not None and self._is_late(plan, old):
+            log.info(
+                "plan of round %d ignored: that of round %d is newer", plan.round_id, old.round_id
+            )
+            return []
+        actions = [] if old is None else self._replace(old, plan)
         self._plan, self._late_s = plan, now_s + plan.deadline_s
         actions += self._outbox.new_plan(plan, now_s)
         if self._outbox.answers(plan) and plan.task == "train":
@@ -321,6 +326,29 @@ class Agent:
             log.info("round %d is over, training stops", self._job[1])
             actions.append(CancelJob())
         return [*actions, *self._advance(now_s)]
+
+    def _is_late(self, plan: RoundPlan, old: RoundPlan) -> bool:
+        """A copy of an earlier one that was on its way for long."""
+        if plan.start == old.start:
+            return _stage(plan) < _stage(old)
+        return plan.session == old.session and plan.start in self._former_starts
+
+    def _replace(self, old: RoundPlan, plan: RoundPlan) -> list[Action]:
+        actions: list[Action] = []
+        if old.weights.sha256 != plan.weights.sha256:
+            actions += self._fetcher.forget(old.weights)
+        if old.session != plan.session:
+            self._former_starts = ()
+        elif old.start != plan.start:
+            self._former_starts = (*self._former_starts, old.start)[-_FORMER_STARTS:]
+        if old.session == plan.session and _stage(plan) < _stage(old):
+            log.warning(
+                "the coordinator goes back from round %d to %d: its state is an earlier one",
+                old.round_id,
+                plan.round_id,
+            )
+            actions += self._outbox.gone_back(plan)
+        return actions
 
     # -- blobs ----------------------------------------------------------------------------------
 
@@ -546,9 +574,10 @@ class Agent:
 
 
 def _stage(plan: RoundPlan) -> tuple[int, int, bool]:
-    """How far a federation is; it only grows within a session."""
+    """How far a federation is; it only grows within a start of the coordinator."""
     return plan.round_id, plan.version, plan.state == "finished"
 
 
 def _key(plan: RoundPlan) -> _JobKey:
-    return plan.session, plan.round_id, plan.task
+    # The weights: a round of this number may have been before a backup was put back.
+    return plan.session, plan.round_id, plan.task, plan.weights.sha256

@@ -103,6 +103,13 @@ class Outbox:
             self._due_s = now_s
         return self.send_when_due(plan, now_s)
 
+    def gone_back(self, plan: RoundPlan) -> list[Action]:
+        """The coordinator is at an earlier round than before: of later ones it knows nothing."""
+        pending = self._pending
+        if pending is None or pending.round_id <= plan.round_id:
+            return []
+        return self._drop(pending, "the coordinator is at an earlier one")
+
     def send_when_due(self, plan: RoundPlan | None, now_s: float) -> list[Action]:
         """Brokers acknowledge and lose; the coordinator counts once, however often it comes."""
         pending = self._pending

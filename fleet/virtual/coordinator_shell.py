@@ -89,7 +89,15 @@ class CoordinatorShell(Shell):
         if self._keys is not None:
             names = tuple(key.hex() for key in self._keys.public)
             self._signer = self._new_signer(self._keys)
-        machine = Coordinator(self.config, self._package, session, progress, self._measure, names)
+        machine = Coordinator(
+            self.config,
+            self._package,
+            session,
+            f"start-{self.boot}",
+            progress,
+            self._measure,
+            names,
+        )
         if progress is None:
             store.begin(machine.progress.theta, machine.progress.strategy_state)
         store.finish("")

@@ -54,6 +54,7 @@ def _example_messages() -> list[messages.Message]:
         messages.ProgramManifest(name="house_price", package=weights, fingerprint="0" * 16),
         messages.RoundPlan(
             session=_SESSION,
+            start="c0ffee",
             round_id=7,
             state="open",
             task="train",

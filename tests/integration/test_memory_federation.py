@@ -169,7 +169,7 @@ class Federation:
             "round": RoundConfig(deadline_s=60.0),
         }
         self.broker = MemoryBroker()
-        self.coordinator = Coordinator(CoordinatorConfig(**(facts | changes)), PACKAGE, "s1")
+        self.coordinator = Coordinator(CoordinatorConfig(**(facts | changes)), PACKAGE, "s1", "c1")
         link = MemoryLink(self.broker, "coordinator")
         self.middle = Node(link, self.coordinator.handle)
         self.agents = [

@@ -91,6 +91,7 @@ def ref(blob: bytes) -> BlobRef:
 def plan(**changes: Any) -> RoundPlan:
     facts: dict[str, Any] = {
         "session": "s1",
+        "start": "c1",
         "round_id": 1,
         "state": "open",
         "task": "train",

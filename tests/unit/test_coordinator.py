@@ -94,10 +94,11 @@ class Stage:
         settings: CoordinatorConfig,
         *,
         session: str = SESSION,
+        start: str = "c1",
         progress: Progress | None = None,
         measure: Any = None,
     ) -> None:
-        self.coordinator = Coordinator(settings, PACKAGE, session, progress, measure)
+        self.coordinator = Coordinator(settings, PACKAGE, session, start, progress, measure)
         self.topics = Topics(settings.federation)
         self.now_s = 1000.0
         self.retained: dict[str, bytes] = {}
@@ -264,7 +265,7 @@ def three(**changes: Any) -> tuple[Stage, FakeAgent, FakeAgent, FakeAgent]:
 
 
 def test_it_subscribes_to_what_agents_write_and_to_nothing_else() -> None:
-    actions = Coordinator(config(), PACKAGE, SESSION).handle(Started(), 0.0)
+    actions = Coordinator(config(), PACKAGE, SESSION, "c1").handle(Started(), 0.0)
     assert actions == [
         Subscribe("fedge/v1/f/agents/+/status"),
         Subscribe("fedge/v1/f/agents/+/updates/+/+"),
@@ -1017,8 +1018,8 @@ def test_an_agent_lost_while_the_coordinator_was_away_is_not_waited_for() -> Non
 def test_a_restart_with_another_strategy_is_told_at_once() -> None:
     progress = Progress(1, PACKAGE.initial, {"velocity": np.zeros(3, np.float32)})
     with pytest.raises(ConfigError, match="the strategy or the model was changed"):
-        Coordinator(config(), PACKAGE, SESSION, progress)
-    Coordinator(config(strategy=StrategyConfig("fedavgm")), PACKAGE, SESSION, progress)
+        Coordinator(config(), PACKAGE, SESSION, "c1", progress)
+    Coordinator(config(strategy=StrategyConfig("fedavgm")), PACKAGE, SESSION, "c1", progress)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -175,4 +176,17 @@ def test_the_session_of_a_store_never_changes(tmp_path: Path) -> None:
     store.close()
     store = Store(tmp_path)
     assert store.session("another") == SESSION
+    store.close()
+
+
+def test_a_round_that_goes_on_says_that_the_coordinator_has_started_again(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.begin(PACKAGE.initial, {})
+    stage = Stage(settings())
+    for name in DELTAS:
+        FakeAgent(stage, name)
+    keep(store, stage, 0)
+    again = Stage(settings(), start="c2", progress=progress_of(store))
+    assert stage.plan.start == "c1"
+    assert again.plan == msgspec.structs.replace(stage.plan, start="c2")
     store.close()

@@ -125,7 +125,7 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
     store = Store(tmp_path)
     store.begin(PACKAGE.initial, {})
     link = MemoryLink(broker, "coordinator", manual_ack=True)
-    machine = Coordinator(config(start=StartConfig(agents=3)), PACKAGE, SESSION)
+    machine = Coordinator(config(start=StartConfig(agents=3)), PACKAGE, SESSION, "c1")
     saved: list[str] = []
 
     def tell(event: dict[str, Any]) -> None:

@@ -71,6 +71,7 @@ MANIFEST = (
 PLAN = (
     RoundPlan(
         session="c0ffee",
+        start="5ca1e",
         round_id=3,
         state="open",
         task="train",
@@ -85,7 +86,7 @@ PLAN = (
         fetch_jitter_s=5.0,
         seed=99,
     ),
-    b'{"session":"c0ffee","round_id":3,"state":"open","task":"train","version":2,'
+    b'{"session":"c0ffee","start":"5ca1e","round_id":3,"state":"open","task":"train","version":2,'
     b'"weights":{"sha256":"' + SHA_B.encode() + b'","size":12,"chunks":1},'
     b'"package":"' + SHA_A.encode() + b'","fingerprint":"0123456789abcdef",'
     b'"cohort":{"ids":["pi-1","pi-2"],"seed":0,"fraction":1.0},'

@@ -344,7 +344,7 @@ def test_a_coordinator_with_a_new_state_folder_goes_on() -> None:
     device = ready(Pinned())
     device.plan(round_id=5)
     device.coordinator(session="s2")
-    device.plan(session="s2", round_id=1)
+    device.plan(session="s2", start="c2", round_id=1)
     assert trains(device)
 
 

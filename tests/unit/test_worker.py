@@ -63,6 +63,7 @@ class Agent:
     def train(self, package: ModelPackage, round_id: int = 1, steps: int = 1) -> None:
         plan = RoundPlan(
             session="s",
+            start="c",
             round_id=round_id,
             state="open",
             task="train",

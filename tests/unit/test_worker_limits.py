@@ -33,6 +33,7 @@ from models.zoo import load_zoo
 
 PLAN = RoundPlan(
     session="s",
+    start="c",
     round_id=1,
     state="open",
     task="train",
