@@ -7,6 +7,7 @@ personal ones start from the package's and stay where they were trained.
 from __future__ import annotations
 
 import io
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,31 @@ from edge_agent.trainer import TrainingResult
 from models.errors import ConfigError, DataError, ModelError
 from models.package import read_vector
 from models.parameters import F32
+from models.spec import ModelSpec
+
+log = logging.getLogger(__name__)
+
+
+_NAME = "personal-{}.npy"
+
+
+def personal_file(folder: Path, spec: ModelSpec) -> Path:
+    """Where the device's own part of a model of this layout is kept."""
+    layouts = [spec.layout] if spec.personal is None else [spec.layout, spec.personal]
+    fingerprints = [layout.fingerprint for layout in layouts]
+    return folder / _NAME.format("-".join(fingerprints))
+
+
+def forget_others(path: Path) -> None:
+    """Delete what was learned for other layouts beside `path`."""
+    for other in path.parent.glob(_NAME.format("*")):
+        if other == path:
+            continue
+        try:
+            other.unlink(missing_ok=True)
+            log.info("%s was of another model and is deleted", other)
+        except OSError as error:
+            log.warning("%s cannot be deleted: %s", other, error.strerror)
 
 
 class PersonalPart:
@@ -24,8 +50,8 @@ class PersonalPart:
 
     Args:
         initial: float32, shape (Q,), from the package; Q is 0 for most models.
-        path: where it is kept between starts; None keeps it in memory only. The file's name should
-            hold the package's digest: another model starts anew.
+        path: where it is kept between starts; None keeps it in memory only. See `personal_file`:
+            another package of the same layout goes on with it, another model starts anew.
 
     Raises:
         DataError: the file holds something else.

@@ -37,7 +37,7 @@ from edge_agent.events import (
 )
 from edge_agent.memory import estimate, shortage
 from edge_agent.pace import Pace
-from edge_agent.personal import PersonalPart
+from edge_agent.personal import PersonalPart, forget_others, personal_file
 from edge_agent.trainer import train
 from models.errors import FederationError, TrainingError
 from models.metrics import Sums, add_sums
@@ -229,8 +229,9 @@ class Worker:
             reason = "no_data"
             state_dir = located(self._config.state_dir, self._base)
             dataset = load_dataset(self._config.data, model.content.spec, self._base, state_dir)
-            kept = state_dir / f"personal-{job.package[:16]}.npy"
+            kept = personal_file(state_dir, model.content.spec)
             personal = PersonalPart(model.content.personal, kept)
+            forget_others(kept)
         except FederationError as error:
             return PackageFailed(job.package, reason, str(error))
         self._model = (model, dataset, personal)

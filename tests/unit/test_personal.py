@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
-from edge_agent.personal import PersonalPart
+from edge_agent.personal import PersonalPart, forget_others, personal_file
 from edge_agent.trainer import TrainingResult
 from models.errors import DataError
 from models.metrics import Sums
-from models.parameters import F32
+from models.parameters import F32, Layout, ParameterSpec
+from models.zoo import load_zoo
 
 INITIAL = np.array([1, 2], np.float32)
 
@@ -73,3 +75,24 @@ def test_a_file_of_another_size_is_refused(tmp_path: Path) -> None:
     np.save(path, np.zeros(3, np.float32))
     with pytest.raises(DataError, match="3 numbers, expected 2; delete the file"):
         PersonalPart(INITIAL, path)
+
+
+def test_another_package_of_the_layout_goes_on_with_it_and_another_layout_does_not(
+    tmp_path: Path,
+) -> None:
+    spec = load_zoo("house_price").spec
+    narrow, wide = (Layout((ParameterSpec("head/kernel", (size,)),)) for size in (2, 3))
+    own = replace(spec, personal=narrow)
+    path = personal_file(tmp_path, own)
+    assert path == personal_file(tmp_path, replace(own, source="exported again"))
+    assert path != personal_file(tmp_path, replace(own, personal=wide))
+    assert path != personal_file(tmp_path, replace(own, layout=wide))
+
+
+def test_what_was_learned_for_other_layouts_is_deleted(tmp_path: Path) -> None:
+    for name in ("personal-ab.npy", "personal-cd.npy", "other.npy"):
+        (tmp_path / name).touch()
+    (tmp_path / "personal-in-the-way.npy").mkdir()
+    forget_others(tmp_path / "personal-ab.npy")
+    left = sorted(file.name for file in tmp_path.iterdir())
+    assert left == ["other.npy", "personal-ab.npy", "personal-in-the-way.npy"]

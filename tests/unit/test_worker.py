@@ -6,6 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -206,6 +207,7 @@ def test_a_personal_layer_never_leaves_the_device_and_survives_a_restart(
     moved = float(np.load(kept)[0])
     assert moved != 7.0
     again = pool.worker(agent.config, tmp_path / "a", agent.events.put)
+    own = replace(own, spec=msgspec.structs.replace(spec, source="exported again"))
     again.submit(LoadPackage(own.digest, own.wire))
     agent.next()
     agent.worker = again
