@@ -521,8 +521,9 @@ class Agent:
                     metric_sums=dict(sums.metrics),
                 )
                 return self._answer(plan, report)
-            case JobFailed(_, detail):
-                return self._decline("training", detail)
+            case JobFailed(plan, detail):
+                reason = "training" if plan.task == "train" else "evaluation"
+                return self._decline(reason, detail)
 
     def _send_update(self, plan: RoundPlan, result: TrainingResult, now_s: float) -> list[Action]:
         update = finished_update(

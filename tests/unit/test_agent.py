@@ -736,6 +736,14 @@ def test_training_that_failed_is_declined_with_its_words() -> None:
     assert report_in(device.plan()) == report  # and it does not try again
 
 
+def test_measuring_that_failed_is_declined_as_such() -> None:
+    device = ready()
+    device.plan(task="evaluate")
+    device.blob(THETA.tobytes())
+    report = report_in(device.feed(JobFailed(plan(task="evaluate"), "Invoke failed")))
+    assert (report.reason, report.detail) == ("evaluation", "Invoke failed")
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_delta_that_is_not_finite_is_declined_and_never_sent(value: float) -> None:
     report = report_in(training().feed(trained([0, value, 0, 0])))
