@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from broker import messages
 from broker.messages import Cohort
 from coordinator.config import CohortConfig
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,11 @@ class Draw:
 
 
 def draw_cohort(
-    able: Sequence[str], config: CohortConfig, rng: np.random.Generator, minimum: int = 1
+    able: Sequence[str],
+    config: CohortConfig,
+    rng: np.random.Generator,
+    minimum: int = 1,
+    max_bytes: int = messages.MAX_MESSAGE_BYTES,
 ) -> Draw:
     """Draws without replacement (McMahan et al. 2017, Algorithm 1), with over-selection.
 
@@ -33,14 +41,25 @@ def draw_cohort(
         config: fraction, least number, over-selection.
         rng: decides; the same state draws the same cohort.
         minimum: reports without which the round would be abandoned: the goal is no less.
+        max_bytes: of the cohort in a plan; a longer list is announced as a rule.
     """
     goal = min(len(able), max(config.at_least, minimum, math.ceil(config.fraction * len(able))))
     wanted = min(len(able), math.ceil(goal * config.over_select))
-    if config.announce == "rule":
-        share = wanted / len(able) if able else 0.0
-        cohort = Cohort(seed=int(rng.integers(1 << 53)), fraction=share)
-        asked = tuple(name for name in able if cohort.includes(name))
-        return Draw(cohort, asked, min(goal, len(asked)))
-    picked = rng.permutation(len(able))[:wanted]
-    asked = tuple(sorted(able[int(index)] for index in picked))
-    return Draw(Cohort(ids=asked), asked, goal)
+    if config.announce == "ids":
+        picked = rng.permutation(len(able))[:wanted]
+        asked = tuple(sorted(able[int(index)] for index in picked))
+        cohort = Cohort(ids=asked)
+        size = len(messages.encode(cohort))
+        if size <= max_bytes:
+            return Draw(cohort, asked, goal)
+        log.warning(
+            "a list of %d agents has %d bytes, a plan has room for %d: the round is announced by "
+            "rule; set cohort.announce: rule",
+            len(asked),
+            size,
+            max_bytes,
+        )
+    share = wanted / len(able) if able else 0.0
+    cohort = Cohort(seed=int(rng.integers(1 << 53)), fraction=share)
+    asked = tuple(name for name in able if cohort.includes(name))
+    return Draw(cohort, asked, min(goal, len(asked)))

@@ -135,6 +135,7 @@ class Coordinator:
         self._turnout = Turnout(config, restarted=progress is not None)
         self._connected = False
         self._looked_s = math.inf
+        self._has_measured = False
         if progress is not None and progress.open is not None:
             self._restore(progress.open)
 
@@ -143,6 +144,7 @@ class Coordinator:
     def handle(self, event: Event, now_s: float) -> list[Action]:
         """What to do about an event at `now_s` (any steady clock, in seconds)."""
         actions: list[Action] = []
+        self._has_measured = False
         match event:
             case Started():
                 return [Subscribe(name) for name in self.topics.from_agents]
@@ -156,11 +158,13 @@ class Coordinator:
                 actions = self._tick(now_s)
             case Stopping():
                 return [self._publisher.status(self.progress.version, online=False)]
+        if self._has_measured:
+            return actions  # it took its time: the next round begins by a clock that was read since
         return actions + self._maybe_start(now_s)
 
     def wait_s(self, now_s: float) -> float:
         """Seconds until a Tick is due."""
-        moments = [now_s + _LONGEST_WAIT_S]
+        moments = [now_s if self._has_measured else now_s + _LONGEST_WAIT_S]
         if self._open is not None:
             waits_for_grace = self._open.round.closed is not None
             moments.append(
@@ -202,7 +206,15 @@ class Coordinator:
         return actions
 
     def _restore(self, stored: StoredRound) -> None:
-        """Go on with a round where the last process left it."""
+        """Go on with a round where the last process left it, unless it is of another package."""
+        self.progress.open = None
+        if stored.plan.package != self._package_digest:
+            log.warning(
+                "round %d was for another package of this model and is dropped",
+                stored.plan.round_id,
+            )
+            self._next_round_id = stored.plan.round_id + 1
+            return
         self._next_round_id = stored.plan.round_id
         self._open = OpenRound(
             task="train",
@@ -219,7 +231,6 @@ class Coordinator:
             aggregator=make_aggregator(self.config.aggregator, self._spec.size),
         )
         self._intake.restore(self._open, stored.frames)
-        self.progress.open = None
 
     def _tick(self, now_s: float) -> list[Action]:
         actions: list[Action] = [*self._intake.tick(self._open, now_s)]
@@ -314,11 +325,12 @@ class Coordinator:
         if not isinstance(able, list):
             return [] if able is None else [able]
         rng = np.random.default_rng([self.config.seed, self._next_round_id])
-        draw = draw_cohort(able, self.config.cohort, rng, self.config.round.minimum)
-        if not draw.asked:
-            self._turnout.nobody_drawn(now_s)
+        minimum, room = self.config.round.minimum, self._publisher.max_cohort_bytes
+        draw = draw_cohort(able, self.config.cohort, rng, minimum, room)
+        if len(draw.asked) < minimum:
+            self._turnout.too_few_drawn(now_s)
             self._next_round_id += 1
-            return []  # the rule drew nobody
+            return []  # by the rule: the round would be abandoned
         record = self._new_record(len(draw.asked))
         return self._announce("train", draw, record, self.config.round.deadline_s, now_s)
 
@@ -458,7 +470,7 @@ class Coordinator:
         rng = np.random.default_rng([self.config.seed, opened.plan.round_id, 2])
         # By rule where the rounds are: the ids of a large fleet would travel to every agent of it.
         asked = CohortConfig(fraction=evaluation.fraction, announce=self.config.cohort.announce)
-        draw = draw_cohort(able, asked, rng)
+        draw = draw_cohort(able, asked, rng, max_bytes=self._publisher.max_cohort_bytes)
         if not draw.asked:
             return self._end_round(opened.record, now_s)  # the rule drew nobody
         return self._announce("evaluate", draw, opened.record, evaluation.deadline_s, now_s)
@@ -480,8 +492,7 @@ class Coordinator:
         refusals = self._intake.refusals()
         up, down = self._traffic.take()
         if record.status == "committed" and self._measure is not None:
-            sums = self._measure(self.progress.theta)
-            record = with_central(record, sums, self._spec.metrics)
+            record = self._measured(record, self._measure)
         record = msgspec.structs.replace(
             record,
             refused=sum(refusals.values()),
@@ -492,6 +503,17 @@ class Coordinator:
         )
         self.progress.records[-1] = record
         return [SaveRound(record), RoundEnded(record)]
+
+    def _measured(self, record: RoundRecord, measure: Callable[[F32], Sums]) -> RoundRecord:
+        """With the figures of the coordinator's own rows, if they can be had."""
+        self._has_measured = True
+        try:
+            sums = measure(self.progress.theta)
+        except Exception:
+            # θ has moved on, and the actions that store it are not done yet.
+            log.exception("round %d: the coordinator's own rows are not measured", record.round_id)
+            return record
+        return with_central(record, sums, self._spec.metrics)
 
     def _finish(self, reason: str) -> list[Action]:
         self.finished = reason

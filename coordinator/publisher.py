@@ -19,6 +19,8 @@ from broker.topics import (
 from models.package import ModelPackage
 from models.parameters import F32
 
+#: In a plan, for all but its cohort, and for its seal.
+_PLAN_ROOM = 2048
 #: The same chunk is published again at most so often.
 _AGAIN_S = 5.0
 
@@ -27,6 +29,9 @@ class Publisher:
     """Builds publications, and remembers which blobs are out there so as to clear them.
 
     Memory: θ's bytes and the package's, cut into chunks.
+
+    Attributes:
+        max_cohort_bytes: for which a plan has room on this connection.
     """
 
     def __init__(
@@ -36,15 +41,17 @@ class Publisher:
         self._keys = keys
         self._package = package
         self._session = session
-        self._chunk_bytes = blobs.CHUNK_BYTES
+        self.limit(messages.MAX_MESSAGE_BYTES)
         self._weights: BlobRef | None = None
         #: Payloads that are out there, by blob, and when a chunk was last published again.
         self._out: dict[str, list[bytes]] = {}
         self._again_s: dict[tuple[str, int], float] = {}
 
     def limit(self, max_payload_bytes: int) -> None:
-        """Cut chunks to what this connection takes."""
+        """Cut chunks to what this connection takes, and keep plans within it."""
         self._chunk_bytes = blobs.chunk_bytes_for(max_payload_bytes)
+        most = min(messages.MAX_MESSAGE_BYTES, max_payload_bytes)
+        self.max_cohort_bytes = most - min(_PLAN_ROOM, most // 2)
 
     def status(self, version: int, *, online: bool = True) -> Publish:
         """The birth; with `online=False` the will."""

@@ -11,7 +11,7 @@ from coordinator.roster import Roster
 #: After an abandoned round the next one waits 1, 2, 4 … s, at most this.
 _LONGEST_PAUSE_S = 60.0
 _GRACE_S = 1.0
-_NOBODY_DRAWN_S = 1.0
+_TOO_FEW_DRAWN_S = 1.0
 #: Too few agents are here: a look at who can take part costs 0.4 µs an agent, and with every birth
 #: of a large fleet it would be most of the work. So long an agent until the next look.
 _LOOK_S = 1e-5
@@ -82,9 +82,9 @@ class Turnout:
             return max(least, start.agents)
         return least
 
-    def nobody_drawn(self, now_s: float) -> None:
-        """The rule drew nobody: the next one may."""
-        self.pause_until_s = now_s + _NOBODY_DRAWN_S
+    def too_few_drawn(self, now_s: float) -> None:
+        """The rule drew nobody, or too few: the next one may draw more."""
+        self.pause_until_s = now_s + _TOO_FEW_DRAWN_S
 
     def committed(self) -> None:
         """A round went well."""

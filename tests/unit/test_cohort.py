@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from broker import messages
 from coordinator.cohort import draw_cohort
 from coordinator.config import CohortConfig
 
@@ -84,3 +85,17 @@ def test_of_nobody_nobody_is_asked(announce: str) -> None:
     config = CohortConfig(announce=announce)  # type: ignore[arg-type]
     draw = draw_cohort((), config, rng())
     assert (draw.asked, draw.goal) == ((), 0)
+
+
+def test_a_list_for_which_a_plan_has_no_room_is_announced_as_a_rule(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    config = CohortConfig(fraction=0.5)
+    listed = draw_cohort(NAMES, config, rng())
+    size = len(messages.encode(listed.cohort))
+    assert draw_cohort(NAMES, config, rng(), max_bytes=size) == listed
+    assert not caplog.text
+    draw = draw_cohort(NAMES, config, rng(), max_bytes=size - 1)
+    assert draw.cohort.ids is None
+    assert draw.asked == tuple(name for name in NAMES if draw.cohort.includes(name))
+    assert f"a list of 50 agents has {size} bytes, a plan has room for {size - 1}" in caplog.text

@@ -65,6 +65,7 @@ from coordinator.strategies import StrategyConfig
 from models.codecs import CodecConfig, make_codec
 from models.errors import ConfigError
 from models.metrics import Sums
+from models.package import ModelPackage
 from models.parameters import F32
 from models.zoo import load_zoo
 
@@ -97,8 +98,9 @@ class Stage:
         start: str = "c1",
         progress: Progress | None = None,
         measure: Any = None,
+        package: ModelPackage = PACKAGE,
     ) -> None:
-        self.coordinator = Coordinator(settings, PACKAGE, session, start, progress, measure)
+        self.coordinator = Coordinator(settings, package, session, start, progress, measure)
         self.topics = Topics(settings.federation)
         self.now_s = 1000.0
         self.retained: dict[str, bytes] = {}
@@ -871,6 +873,35 @@ def test_the_coordinators_own_rows_are_measured_too() -> None:
     stage = Stage(config(start=StartConfig(agents=1)), measure=measure)
     FakeAgent(stage, "a").update([3, 0, 0])
     assert stage.record.metrics == {"mae": 0.5, "central_loss": 3.0, "central_mae": 0.5}
+
+
+def test_a_measurement_that_fails_costs_its_figures_and_not_the_commit(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def measure(theta: F32) -> Sums:
+        raise RuntimeError("Invoke failed")
+
+    stage = Stage(config(start=StartConfig(agents=1)), measure=measure)
+    actions = FakeAgent(stage, "a").update([3, 0, 0])
+    (commit,) = only(actions, Commit)
+    assert (commit.version, commit.theta.tolist()) == (1, [3, 0, 0])
+    assert (stage.record.status, stage.record.metrics) == ("committed", {"mae": 0.5})
+    assert "round 1: the coordinator's own rows are not measured" in caplog.text
+
+
+def test_the_time_that_measuring_takes_is_not_taken_from_the_next_round() -> None:
+    stage = Stage(
+        config(start=StartConfig(agents=1)), measure=lambda theta: Sums(1.0, 1.0, {"mae": 1.0})
+    )
+    FakeAgent(stage, "a").update([3, 0, 0])
+    assert stage.plan.round_id == 1
+    assert stage.coordinator.wait_s(stage.now_s) == 0
+    stage.later(30.0)  # as long as it took
+    assert stage.plan.round_id == 2
+    stage.later(59.0)
+    assert stage.record.round_id == 1
+    stage.later(1.0)
+    assert stage.record.round_id == 2
 
 
 # -- beginning and end ------------------------------------------------------------------------

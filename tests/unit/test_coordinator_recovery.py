@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -189,4 +190,24 @@ def test_a_round_that_goes_on_says_that_the_coordinator_has_started_again(tmp_pa
     again = Stage(settings(), start="c2", progress=progress_of(store))
     assert stage.plan.start == "c1"
     assert again.plan == msgspec.structs.replace(stage.plan, start="c2")
+    store.close()
+
+
+def test_an_open_round_of_another_package_is_dropped_and_the_next_one_begins(
+    tmp_path: Path,
+) -> None:
+    store = Store(tmp_path)
+    store.begin(PACKAGE.initial, {})
+    stage = Stage(settings())
+    agents = {name: FakeAgent(stage, name) for name in DELTAS}
+    agents["a"].update(DELTAS["a"])
+    keep(store, stage, 0)
+    exported_again = msgspec.structs.replace(PACKAGE.spec, source="exported again")
+    package = dataclasses.replace(PACKAGE, spec=exported_again)
+    assert package.digest != PACKAGE.digest
+    again = Stage(settings(), start="c2", progress=progress_of(store), package=package)
+    for name in DELTAS:
+        FakeAgent(again, name)
+    again.later(1.0)
+    assert (again.plan.round_id, again.plan.package) == (2, package.digest)
     store.close()
