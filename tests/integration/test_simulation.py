@@ -25,7 +25,7 @@ from fleet.virtual.faults import (
     Partition,
     RandomCrashes,
 )
-from fleet.virtual.history import BrokerKilled, Ended, Entry, Handled
+from fleet.virtual.history import BrokerKilled, Ended, Entry, Handled, Sent
 from fleet.virtual.invariants import Invariants, InvariantViolated
 from fleet.virtual.profiles import DeviceProfile
 from fleet.virtual.shells import Shell
@@ -215,6 +215,21 @@ def test_a_broker_that_forgot_is_repaired(undisturbed: Played, at_s: float, lose
     assert played.progress.version == undisturbed.progress.version == 4
     assert [r.status for r in played.progress.records] == ["committed"] * 4
     assert played.simulation.now_s < 1000
+
+
+@pytest.mark.parametrize("at_s", [0.03, 0.2, 0.8, 2.1, 5.3, 7.7])
+def test_an_outage_of_hours_costs_its_time_and_nobodys_answer(at_s: float) -> None:
+    restart = BrokerRestart(at_s=at_s, down_s=9000.0)
+    slow = Delay(kind="constant", seconds=0.01)
+    played = Played(
+        FaultPlan(delay=slow, until_s=20_000.0, broker_restarts=(restart,)),
+        start=StartConfig(agents=4, timeout_s=20_000.0),
+        round=RoundConfig(deadline_s=20_000.0),
+        evaluation=EvaluationConfig(deadline_s=20_000.0),
+    )
+    assert [r.reported for r in played.progress.records] == [4] * 4
+    sent = [entry for entry in played.history if isinstance(entry, Sent)]
+    assert not [entry for entry in sent if at_s + 5 < entry.time_s < at_s + 8990], "while offline"
 
 
 def test_who_is_cut_off_catches_up() -> None:
