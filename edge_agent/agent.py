@@ -63,6 +63,7 @@ from edge_agent.events import (
 from edge_agent.fetcher import Fetcher, Progressed
 from edge_agent.limits import Limits, Readings, Rest
 from edge_agent.outbox import Outbox
+from edge_agent.plan_order import PlanOrder
 from edge_agent.spool import AgentMemory
 from edge_agent.statements import (
     AgentFacts,
@@ -81,9 +82,6 @@ from models.parameters import F32
 log = logging.getLogger(__name__)
 
 _JobKey = tuple[str, int, Task, str]
-
-#: Earlier starts of the session that are remembered, to tell their plans when they come late.
-_FORMER_STARTS = 4
 
 
 class Agent:
@@ -108,7 +106,7 @@ class Agent:
         self._distrust = ""
         self._coordinator: CoordinatorStatus | None = None
         self._plan: RoundPlan | None = None
-        self._former_starts: tuple[str, ...] = ()
+        self._plan_order = PlanOrder()
         self._theta: tuple[str, F32] | None = None
         rng = rng or Random()  # noqa: S311  jitter
         self._package = CurrentPackage(rng)
@@ -310,7 +308,7 @@ class Agent:
 
     def _new_plan(self, plan: RoundPlan, now_s: float) -> list[Action]:
         old = self._plan
-        if old is not None and self._is_late(plan, old):
+        if old is not None and self._plan_order.is_late(plan, old):
             log.info(
                 "plan of round %d ignored: that of round %d is newer", plan.round_id, old.round_id
             )
@@ -327,21 +325,11 @@ class Agent:
             actions.append(CancelJob())
         return [*actions, *self._advance(now_s)]
 
-    def _is_late(self, plan: RoundPlan, old: RoundPlan) -> bool:
-        """A copy of an earlier one that was on its way for long."""
-        if plan.start == old.start:
-            return _stage(plan) < _stage(old)
-        return plan.session == old.session and plan.start in self._former_starts
-
     def _replace(self, old: RoundPlan, plan: RoundPlan) -> list[Action]:
         actions: list[Action] = []
         if old.weights.sha256 != plan.weights.sha256:
             actions += self._fetcher.forget(old.weights)
-        if old.session != plan.session:
-            self._former_starts = ()
-        elif old.start != plan.start:
-            self._former_starts = (*self._former_starts, old.start)[-_FORMER_STARTS:]
-        if old.session == plan.session and _stage(plan) < _stage(old):
+        if self._plan_order.follow(plan, old):
             log.warning(
                 "the coordinator goes back from round %d to %d: its state is an earlier one",
                 old.round_id,
@@ -572,11 +560,6 @@ class Agent:
         status = msgspec.structs.replace(status, unable=unable, keys=self._trust.key_ids)
         topic = AgentStatusTopic(self.facts.agent_id)
         return Publish(self.topics.name(topic), messages.encode(status), retain=True)
-
-
-def _stage(plan: RoundPlan) -> tuple[int, int, bool]:
-    """How far a federation is; it only grows within a start of the coordinator."""
-    return plan.round_id, plan.version, plan.state == "finished"
 
 
 def _key(plan: RoundPlan) -> _JobKey:

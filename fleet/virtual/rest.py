@@ -8,6 +8,7 @@ from typing import Protocol
 from broker import messages, seal
 from broker.messages import RoundPlan
 from broker.topics import RoundTopic, Topics
+from edge_agent.plan_order import stage
 from fleet.virtual.agent_shell import AgentShell
 from fleet.virtual.coordinator_shell import CoordinatorShell
 from fleet.virtual.faults import COORDINATOR
@@ -92,12 +93,8 @@ def _agent_problems(rest: Rest, name: str, shell: AgentShell, fed: int) -> Itera
     newest = messages.decode(seal.split(retained)[0], RoundPlan)
     held = shell.agent.plan
     # The broker's may be older: a copy of an earlier plan, sent again, may come to it last.
-    if held is None or _stage(held) < _stage(newest):
+    if held is None or stage(held) < stage(newest):
         yield (
             f"{name} knows round {held.round_id if held else None} ({held.state if held else '-'}),"
             f" the newest is {newest.round_id} ({newest.state})"
         )
-
-
-def _stage(plan: RoundPlan) -> tuple[int, int, bool]:
-    return plan.round_id, plan.version, plan.state == "finished"
