@@ -121,12 +121,22 @@ class ListenerSettings:
     websockets: int = 0
 
 
-def address_family(address: str) -> Literal["ipv4", "ipv6"] | None:
-    """Of an address; None: it is none."""
+def address_of(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The address that `host` is; None: a name, or nothing of the kind."""
+    if "%" in host:  # behind it Python takes anything, line breaks included, for an IPv6 scope
+        return None
     try:
-        return "ipv4" if ipaddress.ip_address(address).version == 4 else "ipv6"
+        return ipaddress.ip_address(host)
     except ValueError:
         return None
+
+
+def address_family(host: str) -> Literal["ipv4", "ipv6"] | None:
+    """Of an address; None: it is none."""
+    address = address_of(host)
+    if address is None:
+        return None
+    return "ipv4" if address.version == 4 else "ipv6"
 
 
 def mosquitto_config(folder: Path, listener: ListenerSettings) -> str:
@@ -209,7 +219,7 @@ acl_file {folder}/{acl}
 max_packet_size 1114112
 max_keepalive 3600
 max_inflight_messages 100
-# For each client that is away or slow. A blob of 64 MiB is 546 chunks, all queued at once.
+# For each client that is away or slow. A blob of 64 MiB is 547 chunks, all queued at once.
 max_queued_messages 20000
 max_queued_bytes 134217728
 queue_qos0_messages false

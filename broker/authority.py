@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal, cast
 
+from broker.access import address_of
 from models.errors import ConfigError
 
 try:
@@ -59,7 +59,7 @@ def check_host(host: str) -> str:
     Raises:
         ConfigError: neither a host name nor an address.
     """
-    if _address(host) is None and (len(host) > 253 or not _HOST_NAME.fullmatch(host)):
+    if address_of(host) is None and (len(host) > 253 or not _HOST_NAME.fullmatch(host)):
         raise ConfigError(f"host {host[:80]!r} is neither a host name nor an IP address")
     return host
 
@@ -92,13 +92,6 @@ def key_digest(key: ec.EllipticCurvePublicKey) -> str:
         serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
     )
     return hashlib.sha256(der).hexdigest()
-
-
-def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        return ipaddress.ip_address(host)
-    except ValueError:
-        return None
 
 
 class Authority:
@@ -229,7 +222,7 @@ def _name(common: str, organisation: str) -> x509.Name:
 
 
 def _general_name(host: str) -> x509.GeneralName:
-    address = _address(host)
+    address = address_of(host)
     return x509.DNSName(host) if address is None else x509.IPAddress(address)
 
 

@@ -153,6 +153,11 @@ def _say_next(fleet: Fleet) -> None:
 @_DAYS
 @_TOKEN
 @_VALID
+@click.option(
+    "--again",
+    is_flag=True,
+    help="Take names of revoked devices too; only after Mosquitto was restarted.",
+)
 @_JSON
 @_NO_RELOAD
 @command_errors
@@ -163,33 +168,39 @@ def enrol(
     days: int,
     as_token: bool,
     valid_h: float,
+    again: bool,
     as_json: bool,
     no_reload: bool,
 ) -> None:
-    """Let devices in: write the bundle that each needs, or print a token.
+    """Let devices in: write the bundle that each needs, or print a token. All of them, or none.
 
     A bundle holds the device's private key: carry it there over a safe way (scp), then delete
     it here. On the device: `fedge agent enrol BUNDLE --dir DIR`.
 
     A token (--token) is one line, good for one device, once, for some hours. The device makes its
     own key and asks for a certificate; meanwhile `fedge broker serve-enrolment DIR` must run here.
+
+    The name of a device that was revoked is refused: if that device is still connected, it would
+    get its rights back. Take another name; or restart Mosquitto, which ends every connection, and
+    then say --again.
     """
-    from broker.access import check_device_id
     from broker.security import Fleet, utc_now
 
     if out is not None and (as_token or len(agent_ids) > 1):
         raise ConfigError("--out is for one bundle")
     fleet = Fleet(folder)
-    for agent_id in agent_ids:  # all of them before the first is signed
-        check_device_id(agent_id)
     if as_token:
-        _print_tokens(fleet, agent_ids, timedelta(hours=valid_h), days, as_json=as_json)
+        valid = timedelta(hours=valid_h)
+        _print_tokens(fleet, agent_ids, valid, days, as_json=as_json, again=again)
     else:
-        paths = {name: fleet.enrol(name, utc_now(), out, days) for name in agent_ids}
+        paths = fleet.enrol_all(agent_ids, utc_now(), out, days, again=again)
+        found = list(zip(agent_ids, paths, strict=True))
         if as_json:
-            click.echo(json.dumps([{"agent_id": n, "bundle": str(p)} for n, p in paths.items()]))
+            click.echo(json.dumps([{"agent_id": n, "bundle": str(p)} for n, p in found]))
         else:
-            click.echo("\n".join(f"bundle of {name}: {path}" for name, path in paths.items()))
+            click.echo("\n".join(f"bundle of {name}: {path}" for name, path in found))
+    if again:
+        _warn_of_websockets(fleet)
     _tell_broker(fleet, no_reload, quiet=as_json)
 
 
@@ -200,23 +211,20 @@ def _print_tokens(
     days: int,
     *,
     as_json: bool,
-    replaces: bool = False,
-    keep_old: bool = False,
+    **options: bool,
 ) -> None:
-    from broker.invitation import invite
+    from broker.invitation import invite_all
     from broker.security import utc_now
 
     now = utc_now()
     until = f"{now + valid:%Y-%m-%d %H:%M} UTC"
-    tokens = []
-    for name in agent_ids:
-        token = invite(fleet, name, now, valid, days, replaces=replaces, keep_old=keep_old)
-        tokens.append({"agent_id": name, "token": str(token), "expires": until})
-        if not as_json:  # at once: should the next one fail, this one counts
-            click.echo(f"token of {name}, good once, until {until}:\n{token}")
+    tokens = invite_all(fleet, agent_ids, now, valid, days, **options)
     if as_json:
-        click.echo(json.dumps(tokens))
+        rows = [{"agent_id": t.agent_id, "token": str(t), "expires": until} for t in tokens]
+        click.echo(json.dumps(rows))
         return
+    for token in tokens:
+        click.echo(f"token of {token.agent_id}, good once, until {until}:\n{token}")
     click.echo("next:")
     click.echo(f"  here:           fedge broker serve-enrolment {fleet.folder}")
     click.echo("  on the device:  fedge agent enrol TOKEN --dir DIR")
@@ -254,9 +262,8 @@ def rotate(
     if as_token:
         if out is not None:
             raise ConfigError("--out is for a bundle")
-        valid = timedelta(hours=valid_h)
-        options = {"replaces": True, "keep_old": keep_old}
-        _print_tokens(fleet, [agent_id], valid, days, as_json=False, **options)
+        options = {"as_json": False, "replaces": True, "keep_old": keep_old}
+        _print_tokens(fleet, [agent_id], timedelta(hours=valid_h), days, **options)
         _warn_of_websockets(fleet)
         return  # nothing has changed for the broker yet
     path = fleet.rotate(agent_id, utc_now(), out, days, keep_old=keep_old)

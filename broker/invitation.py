@@ -7,6 +7,7 @@ to anybody without that key.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -87,54 +88,69 @@ class Redeemed:
 
 
 def invite(
+    fleet: Fleet, agent_id: str, now: datetime, valid: timedelta, days: int, **options: bool
+) -> Token:
+    """A token for one device; arguments and errors as of `invite_all`."""
+    (token,) = invite_all(fleet, [agent_id], now, valid, days, **options)
+    return token
+
+
+def invite_all(
     fleet: Fleet,
-    agent_id: str,
+    agent_ids: Sequence[str],
     now: datetime,
     valid: timedelta,
     days: int,
     *,
     replaces: bool = False,
     keep_old: bool = False,
-) -> Token:
-    """A token for a device; an earlier one of the same device ends.
+    again: bool = False,
+) -> list[Token]:
+    """A token for each device, or none; earlier ones of the same devices end.
 
-    A new device's access rules are made now, so that the broker need not be told when the token
-    is used: until then no certificate has that name.
+    New devices' access rules are made now, so that the broker need not be told when a token is
+    used: until then no certificate that counts has that name.
 
     Args:
         fleet: to join.
-        agent_id: the device's name.
+        agent_ids: the devices' names.
         now: the time.
-        valid: how long the token may be used.
-        days: that the certificate will be valid.
-        replaces: for a device that is enrolled: a rotation.
-        keep_old: its earlier certificates stay valid.
+        valid: how long the tokens may be used.
+        days: that the certificates will be valid.
+        replaces: for devices that are enrolled: a rotation.
+        keep_old: their earlier certificates stay valid.
+        again: names of devices that were revoked may be taken, see `Fleet.check_new`.
 
     Raises:
-        ConfigError: the name is not allowed, is enrolled already (or, with `replaces`, is not), or
-            something cannot be written.
+        ConfigError: a name is not allowed, is enrolled already (or, with `replaces`, is not), was
+            revoked, or something cannot be written; then there is no token.
     """
     with fleet.changing() as register:
         if replaces:
-            fleet.check_enrolled(agent_id)
+            for agent_id in agent_ids:
+                fleet.check_enrolled(agent_id)
         else:
-            fleet.check_new(agent_id)
-        secret = new_secret()
-        invitation = Invitation(
-            agent_id=agent_id,
-            secret_sha256=digest_of(secret),
-            made=now,
-            expires=now + valid,
-            days=days,
-            replaces=replaces,
-            keep_old=keep_old,
+            fleet.check_new(agent_ids, again=again)
+        ca = fingerprint(fleet.authority_certificate())
+        where = (register.hosts[0], register.enrolment_port, register.federation)
+        tokens = [Token(*where, agent_id, new_secret(), ca) for agent_id in agent_ids]
+        kept = tuple(i for i in register.invitations if now - i.expires < _REMEMBERED)
+        for agent_id in agent_ids:
+            kept = withdrawn(kept, agent_id)
+        made = (
+            Invitation(
+                agent_id=token.agent_id,
+                secret_sha256=digest_of(token.secret),
+                made=now,
+                expires=now + valid,
+                days=days,
+                replaces=replaces,
+                keep_old=keep_old,
+            )
+            for token in tokens
         )
-        earlier = [i for i in register.invitations if now - i.expires < _REMEMBERED]
-        kept = withdrawn(tuple(earlier), agent_id)
-        fleet.save(register.devices, now, (*kept, invitation))
-    ca = fleet.authority_certificate()
-    where = (register.hosts[0], register.enrolment_port)
-    return Token(*where, register.federation, agent_id, secret, fingerprint(ca))
+        fleet.save(now, invitations=(*kept, *made))
+    return tokens
 
 
 def withdraw(fleet: Fleet, agent_id: str, now: datetime) -> None:
@@ -147,7 +163,7 @@ def withdraw(fleet: Fleet, agent_id: str, now: datetime) -> None:
         open_ones = [i for i in register.invitations if i.state(now) == "open"]
         if not any(i.agent_id == agent_id for i in open_ones):
             raise ConfigError(f"{agent_id[:80]!r} has no open token in {fleet.folder}")
-        fleet.save(register.devices, now, withdrawn(register.invitations, agent_id))
+        fleet.save(now, invitations=withdrawn(register.invitations, agent_id))
 
 
 def withdrawn(invitations: tuple[Invitation, ...], agent_id: str) -> tuple[Invitation, ...]:
@@ -195,7 +211,8 @@ def redeem(fleet: Fleet, secret: str, request: str, now: datetime) -> Redeemed:
         if revokes:
             devices = fleet.without(invitation.agent_id, now)
         others = tuple(used if i is invitation else i for i in register.invitations)
-        fleet.save((*devices, fleet.record(invitation.agent_id, issued)), now, others)
+        devices = (*devices, fleet.record(invitation.agent_id, issued))
+        fleet.save(now, devices=devices, invitations=others)
     return Redeemed(invitation.agent_id, issued.serial, pem, is_new=True, revoked=revokes)
 
 

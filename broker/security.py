@@ -28,12 +28,14 @@ from broker import access
 from broker.access import ListenerSettings, address_family, check_device_id
 from broker.authority import Authority, Issued, check_host
 from broker.bundle import Bundle, encode_bundle, read_bundle
-from broker.invitation import Invitation, withdrawn
+from broker.invitation import withdrawn
 from broker.register import Record, Register
 from broker.security_files import (
     Account,
+    beside,
     locked,
     make_private_folder,
+    put_in_place,
     sync_folder,
     write_whole,
 )
@@ -70,17 +72,29 @@ class FleetSettings:
         check_id(self.federation, "federation")
         for host in self.hosts:
             check_host(host)
+        self._check_ports()
         if self.bind:
             check_host(self.bind)
-        if self.websockets:
-            self._check_websockets()
-
-    def _check_websockets(self) -> None:
-        if self.websockets in (self.port, self.enrolment_port or self.port + 1):
-            raise ConfigError(f"--websockets {self.websockets}: the port is taken by this fleet")
-        if self.bind and address_family(self.bind) is None:
+        if self.websockets and self.bind and address_family(self.bind) is None:
             # Mosquitto would take the name for that of a network interface, and listen nowhere.
             raise ConfigError(f"--bind {self.bind}: with --websockets it must be an address")
+
+    @property
+    def enrols_on(self) -> int:
+        """The port for devices with a token."""
+        return self.enrolment_port or self.port + 1
+
+    def _check_ports(self) -> None:
+        ports = {"--port": self.port, "--enrolment-port": self.enrols_on}
+        if self.websockets:
+            ports["--websockets"] = self.websockets
+        for option, port in ports.items():
+            if not 1 <= port <= 65_535:
+                raise ConfigError(f"{option} {port}: a port is 1 to 65535, choose another")
+            if list(ports.values()).count(port) > 1:
+                raise ConfigError(
+                    f"{option} {port}: this fleet takes the port twice, give each listener its own"
+                )
 
 
 def utc_now() -> datetime:
@@ -106,8 +120,8 @@ def create_fleet(folder: Path, settings: FleetSettings, now: datetime) -> Fleet:
         bind=settings.bind,
         user=account.name,
         list_updated=now - _LIST_BACKDATED,
-        signing_keys=tuple(key.hex() for key in signing.public),
-        enrolment_port=settings.enrolment_port or settings.port + 1,
+        signing_keys=signing.names,
+        enrolment_port=settings.enrols_on,
         websockets=settings.websockets,
     )
     try:
@@ -217,42 +231,67 @@ class Fleet:
         """Whether this is the fleet that `settings` ask for.
 
         Raises:
-            ConfigError: another federation, other hosts or another port: nothing is changed.
+            ConfigError: another federation, other hosts, another port, account or address to
+                listen on: nothing is changed.
         """
         register = self.register
         for what, here, wanted in (
             ("federation", register.federation, settings.federation),
             ("host", ",".join(register.hosts), ",".join(settings.hosts)),
-            ("port", str(register.port), str(settings.port)),
-            (
-                "WebSocket port",
-                str(register.websockets or "none"),
-                str(settings.websockets or register.websockets or "none"),
-            ),
-            (
-                "enrolment port",
-                str(register.enrolment_port),
-                str(settings.enrolment_port or register.enrolment_port),
-            ),
+            ("port", register.port, settings.port),
+            # Of these only what was asked for: what was not said is as it is.
+            ("WebSocket port", register.websockets, settings.websockets),
+            ("enrolment port", register.enrolment_port, settings.enrolment_port),
+            ("address to listen on", register.bind, settings.bind),
+            ("account", register.user, settings.user),
         ):
-            if here != wanted:
+            if wanted and here != wanted:
                 raise ConfigError(
-                    f"{self.folder} holds a fleet with {what} {here}, not {wanted}: "
+                    f"{self.folder} holds a fleet with {what} {here or 'none'}, not {wanted}: "
                     "nothing was changed; choose another folder for another fleet"
                 )
 
     # --- enrolment -------------------------------------------------------------------------------
 
-    def enrol(self, agent_id: str, now: datetime, out: Path | None, days: int) -> Path:
+    def enrol(
+        self, agent_id: str, now: datetime, out: Path | None, days: int, *, again: bool = False
+    ) -> Path:
         """Writes a new device's bundle and lets it in; returns where the bundle is.
 
         Raises:
-            ConfigError: the name is not allowed or taken, or something cannot be written; then
-                the device is not enrolled.
+            ConfigError: as `enrol_all`.
         """
-        with self.changing():
-            self.check_new(agent_id)
-            return self._issue(agent_id, now, out, days, replaces=False)
+        (path,) = self.enrol_all([agent_id], now, out, days, again=again)
+        return path
+
+    def enrol_all(
+        self,
+        agent_ids: Sequence[str],
+        now: datetime,
+        out: Path | None,
+        days: int,
+        *,
+        again: bool = False,
+    ) -> list[Path]:
+        """Writes the bundles of new devices and lets them in: all of them, or none.
+
+        Args:
+            agent_ids: their names.
+            now: the time.
+            out: where the bundle of a single one goes; None: into the fleet's folder.
+            days: that the certificates are valid.
+            again: names of devices that were revoked may be taken, see `check_new`.
+
+        Returns:
+            Where the bundles are, one for each name.
+
+        Raises:
+            ConfigError: a name is not allowed or taken, or something cannot be written; then no
+                device is enrolled, and bundles that were there before still are.
+        """
+        with self.changing() as register:
+            self.check_new(agent_ids, again=again)
+            return self._issue(agent_ids, register.devices, now, out, days)
 
     def rotate(
         self, agent_id: str, now: datetime, out: Path | None, days: int, *, keep_old: bool = False
@@ -271,7 +310,9 @@ class Fleet:
         """
         with self.changing():
             self.check_enrolled(agent_id)
-            return self._issue(agent_id, now, out, days, replaces=not keep_old)
+            devices = self.register.devices if keep_old else self.without(agent_id, now)
+            (path,) = self._issue([agent_id], devices, now, out, days)
+            return path
 
     def revoke(self, agent_id: str, now: datetime) -> None:
         """Shuts a device out, with all its certificates and its token.
@@ -286,7 +327,7 @@ class Fleet:
                 self.check_enrolled(agent_id)
             # Also when it was revoked before: whoever asks again wants to be sure.
             invitations = withdrawn(register.invitations, agent_id)
-            self.save(self.without(agent_id, now), now, invitations)
+            self.save(now, devices=self.without(agent_id, now), invitations=invitations)
 
     # --- for who changes the register ------------------------------------------------------------
 
@@ -294,8 +335,16 @@ class Fleet:
     def changing(self) -> Iterator[Register]:
         """The register as it is now; nobody else changes it meanwhile."""
         with locked(self.folder):
-            self.register = self._read()
+            self.register = self._with_signing_keys(self._read())
             yield self.register
+
+    def _with_signing_keys(self, register: Register) -> Register:
+        """The same, with the keys that the coordinator signs with: a change may have been cut."""
+        keys = register.signing_keys
+        if self.signing_file.exists():
+            with contextlib.suppress(ConfigError):  # damaged: `rotate-key` says so
+                keys = SigningKeys.read(self.signing_file).names
+        return msgspec.structs.replace(register, signing_keys=keys)
 
     @property
     def signing_file(self) -> Path:
@@ -310,21 +359,37 @@ class Fleet:
         """
         # The file first: bundles must not name a key that nobody signs with.
         write_whole(self.signing_file, keys.encode())
-        public = tuple(key.hex() for key in keys.public)
-        self.register = msgspec.structs.replace(self.register, signing_keys=public)
-        self.save(self.register.devices, now)
+        self.save(now, signing_keys=keys.names)
 
-    def check_new(self, agent_id: str) -> None:
-        """Whether a device may get this name.
+    def check_new(self, agent_ids: Sequence[str], *, again: bool = False) -> None:
+        """Whether new devices may get these names.
+
+        A revoked device that is still connected has no rights because its name has none. Given to
+        a device again, the name has them again, and with it whoever is connected under it.
+
+        Args:
+            agent_ids: the names.
+            again: whoever was connected under a revoked name is not any more.
 
         Raises:
-            ConfigError: the name is not allowed, or enrolled already.
+            ConfigError: a name is not allowed, there twice, enrolled already, or (without
+                `again`) was revoked.
         """
-        check_device_id(agent_id)
-        if self.active(agent_id):
-            raise ConfigError(
-                f"{agent_id} is enrolled already: `fedge broker rotate` makes a new bundle"
-            )
+        known = {record.agent_id for record in self.register.devices}
+        for agent_id in agent_ids:
+            check_device_id(agent_id)
+            if agent_ids.count(agent_id) > 1:
+                raise ConfigError(f"{agent_id} is named twice: once is enough")
+            if self.active(agent_id):
+                raise ConfigError(
+                    f"{agent_id} is enrolled already: `fedge broker rotate` makes a new bundle"
+                )
+            if agent_id in known and not again:
+                raise ConfigError(
+                    f"{agent_id} was revoked, and may be connected still with its old key, which "
+                    "would get its rights back: take another name, or restart Mosquitto first and "
+                    "say --again"
+                )
 
     def active(self, agent_id: str) -> list[Record]:
         """A device's certificates that were not revoked."""
@@ -352,21 +417,34 @@ class Fleet:
         )
 
     def _issue(
-        self, agent_id: str, now: datetime, out: Path | None, days: int, *, replaces: bool
-    ) -> Path:
-        issued = self.authority().issue(agent_id, "client", now, days)
-        path = out or self.folder / BUNDLE_FOLDER / f"{agent_id}.bundle"
-        _check_replaceable(path, agent_id)
-        # The bundle first: a certificate that the register does not know opens no door.
-        bundle = self.bundle(agent_id, issued.certificate.decode(), issued.key.decode())
-        write_whole(path, encode_bundle(bundle))
-        devices = self.without(agent_id, now) if replaces else self.register.devices
+        self,
+        agent_ids: Sequence[str],
+        devices: tuple[Record, ...],
+        now: datetime,
+        out: Path | None,
+        days: int,
+    ) -> list[Path]:
+        """Signs and lets in: `devices` is what stays of the register."""
+        paths = [out or self.folder / BUNDLE_FOLDER / f"{name}.bundle" for name in agent_ids]
+        for agent_id, path in zip(agent_ids, paths, strict=True):
+            _check_replaceable(path, agent_id)
+        authority = self.authority()
+        # The bundles first: a certificate that the register does not know opens no door. Beside
+        # those of before, which may be the only ones that count when this fails.
         try:
-            self.save((*devices, self.record(agent_id, issued)), now)
+            for agent_id, path in zip(agent_ids, paths, strict=True):
+                issued = authority.issue(agent_id, "client", now, days)
+                bundle = self.bundle(agent_id, issued.certificate.decode(), issued.key.decode())
+                write_whole(beside(path), encode_bundle(bundle))
+                devices = (*devices, self.record(agent_id, issued))
+            self.save(now, devices=devices)
         except ConfigError:
-            path.unlink(missing_ok=True)
+            for path in paths:
+                beside(path).unlink(missing_ok=True)
             raise
-        return path
+        for path in paths:
+            put_in_place(path)
+        return paths
 
     @staticmethod
     def record(agent_id: str, issued: Issued) -> Record:
@@ -416,24 +494,19 @@ class Fleet:
         except OSError as error:
             raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
 
-    def save(
-        self,
-        devices: tuple[Record, ...],
-        now: datetime,
-        invitations: tuple[Invitation, ...] | None = None,
-    ) -> None:
+    def save(self, now: datetime, **changes: object) -> None:
         """Puts a changed register on disk, and what follows from it; only while `changing`.
+
+        Args:
+            now: the time.
+            changes: fields of the register.
 
         Raises:
             ConfigError: something cannot be written; then the register is the one of before.
         """
         later = self.register.list_updated + timedelta(seconds=1)
-        register = msgspec.structs.replace(
-            self.register,
-            devices=devices,
-            invitations=self.register.invitations if invitations is None else invitations,
-            list_updated=max(later, now - _LIST_BACKDATED),
-        )
+        updated = max(later, now - _LIST_BACKDATED)
+        register = msgspec.structs.replace(self.register, list_updated=updated, **changes)
         # The register last: it must not call a device revoked whom the broker still lets in.
         _write_derived(self.folder, register, self.authority(), Account.named(register.user))
         data = msgspec.json.format(msgspec.json.encode(register), indent=1)

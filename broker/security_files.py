@@ -76,6 +76,26 @@ def write_whole(path: Path, data: bytes, mode: int = PRIVATE, owner: Account | N
         raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
 
 
+def beside(path: Path) -> Path:
+    """Where the successor of a file waits until it counts."""
+    return path.with_name(f"{path.name}.new")
+
+
+def put_in_place(path: Path) -> None:
+    """Gives the file that waits `beside` this path its name.
+
+    Raises:
+        ConfigError: it cannot; it waits still.
+    """
+    try:
+        beside(path).replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be replaced: {error.strerror}; take {beside(path)}"
+        ) from error
+
+
 def sync_folder(folder: Path) -> None:
     """Puts a rename inside `folder` on disk."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -88,12 +108,16 @@ def sync_folder(folder: Path) -> None:
 def make_private_folder(folder: Path) -> None:
     """Makes `folder` and those above it; only its owner may look inside.
 
+    One that is there keeps the rights that somebody gave it.
+
     Raises:
         ConfigError: it cannot be made.
     """
+    if folder.is_dir():
+        return
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=PRIVATE_FOLDER)
-        folder.chmod(PRIVATE_FOLDER)
+        folder.mkdir(parents=True, mode=PRIVATE_FOLDER)
+        folder.chmod(PRIVATE_FOLDER)  # whatever the umask says
     except OSError as error:
         raise ConfigError(f"{folder} cannot be made: {error.strerror}") from error
 

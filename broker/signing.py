@@ -42,6 +42,11 @@ class SigningKeys:
         raw = (Encoding.Raw, PublicFormat.Raw)
         self.public = tuple(key.public_key().public_bytes(*raw) for key in self._keys)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The public keys as registers and bundles have them: hexadecimal."""
+        return tuple(key.hex() for key in self.public)
+
     @classmethod
     def generate(cls) -> SigningKeys:
         """One new key."""

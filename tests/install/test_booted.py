@@ -188,7 +188,9 @@ def test_a_refused_login_is_tried_again(running: Machine) -> None:
     assert status in ("0", str(LinkError.exit_code))  # 0: the next try runs
     # A new bundle, installed as the first one was; agent.yaml, with its columns, stays.
     before = running.says("md5sum /etc/fedge/agent.yaml")
-    running.run("rm pi-1.bundle; fedge broker enrol /var/lib/fedge-fleet pi-1 --out pi-1.bundle")
+    enrol = "fedge broker enrol /var/lib/fedge-fleet pi-1 --out pi-1.bundle"
+    assert "restart Mosquitto first" in running.run(enrol, check=False).stderr
+    running.run(f"rm pi-1.bundle; systemctl restart fedge-broker; {enrol} --again")
     assert "fedge-agent runs" in running.says("sh deploy/install-agent.sh --enrol pi-1.bundle")
     assert running.says("md5sum /etc/fedge/agent.yaml") == before
     learns(running)

@@ -32,6 +32,7 @@ from tests.integration.fleet_folder import (
     link_with,
     make_fleet,
     reload,
+    running,
     signed,
     why_refused,
 )
@@ -198,6 +199,33 @@ def test_a_revoked_device_is_mute_and_deaf_at_once_and_does_not_come_back(
     assert alice.ended.empty()
     assert coordinator.ended.empty()
     assert alice.publish(f"{ROOT}agents/alice/reports/1") == 0
+
+
+def test_a_revoked_name_is_nobody_s_until_all_connections_were_ended(
+    program: Path, tmp_path: Path
+) -> None:
+    fleet, own = make_fleet(tmp_path / "fleet"), f"{ROOT}agents/gone/status"
+    with running(fleet, tmp_path, program) as place:
+        old = place.device("gone")
+        reload(place)
+        gone = Client(place.port, context_as(place, "gone"), "gone").connect()
+        assert gone.publish(own) == 0
+        fedge("broker", "revoke", fleet.folder, "gone")
+        for options in ([], ["--token"]):
+            done = command("broker", "enrol", fleet.folder, "gone", *options)
+            assert done.returncode == 2
+            assert "restart Mosquitto first" in done.stderr
+        reload(place)
+        assert gone.publish(own) == NOT_AUTHORISED
+        gone.close()
+    bundle = tmp_path / "gone.bundle"
+    fedge("broker", "enrol", fleet.folder, "gone", "--again", "--out", bundle)
+    with running(fleet, tmp_path, program) as place:
+        assert "it was revoked" in why_refused(place, old / "agent.pem", old / "ca.crt")
+        fedge("agent", "enrol", bundle, "--dir", place.devices / "gone")
+        back = Client(place.port, context_as(place, "gone"), "gone").connect()
+        assert back.publish(own) == 0
+        back.close()
 
 
 def test_an_agent_that_is_shut_out_ends_with_one_clear_line(place: RunningFleet) -> None:

@@ -97,6 +97,14 @@ def test_a_second_init_changes_nothing_and_says_what_is_there(fleet: Fleet) -> N
         (["--host", "other.example.org", "--federation", "houses"], "host broker.example.org"),
         (["--host", HOSTS, "--federation", "flats"], "federation houses, not flats"),
         (["--host", HOSTS, "--federation", "houses", "--port", "1"], "port 8883, not 1"),
+        (
+            ["--host", HOSTS, "--federation", "houses", "--bind", "10.1.2.3"],
+            "address to listen on none, not 10.1.2.3",
+        ),
+        (
+            ["--host", HOSTS, "--federation", "houses", "--user", "somebody"],
+            f"account {Account.current().name}, not somebody",
+        ),
     ],
 )
 def test_init_for_another_fleet_is_refused(fleet: Fleet, options: list[str], what: str) -> None:
@@ -129,6 +137,33 @@ def test_a_host_must_be_a_name_or_an_address(tmp_path: Path, host: str) -> None:
         check_host(host)
     assert "neither" in line_of(fedge("broker", "init", tmp_path / "f", "--host", f"ok,{host}"))
     assert content(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        (["--port", "65535"], "--enrolment-port 65536: a port is 1 to 65535"),
+        (["--enrolment-port", "8883"], "--port 8883: this fleet takes the port twice"),
+        (["--websockets", "8883"], "--port 8883: this fleet takes the port twice"),
+        (["--websockets", "8884"], "--enrolment-port 8884: this fleet takes the port twice"),
+    ],
+)
+def test_ports_that_cannot_be_are_refused_before_anything_is_made(
+    tmp_path: Path, options: list[str], what: str
+) -> None:
+    line = line_of(fedge("broker", "init", tmp_path / "f", "--host", HOSTS, *options))
+    assert what in line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("address", ["fe80::1%eth0", "fe80::1%\nallow_anonymous true"])
+def test_no_address_brings_a_line_of_its_own_into_the_configuration(
+    tmp_path: Path, address: str
+) -> None:
+    for options in (["--host", HOSTS, "--bind", address], ["--host", address]):
+        result = fedge("broker", "init", tmp_path / "f", *options, "--websockets", "443")
+        assert "neither a host name nor an IP address" in line_of(result)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_no_value_of_the_configuration_is_followed_by_a_comment() -> None:
@@ -179,6 +214,17 @@ def test_a_full_disk_during_enrolment_enrols_nobody(fleet: Fleet) -> None:
     fleet.enrol("pi-x", utc_now(), None, 30)
 
 
+def test_a_full_disk_leaves_a_bundle_that_is_not_carried_away_yet(fleet: Fleet) -> None:
+    for number in range(8):
+        fleet.enrol(f"pi-{number}", utc_now(), None, 30)
+    before = content(fleet.folder)
+    for action in ("rotate('pi-1'", "enrol_all(['pi-x', 'pi-y']"):
+        code = f"Fleet(Path({str(fleet.folder)!r})).{action}, utc_now(), None, 30)"
+        room = len(before["bundles/pi-1.bundle"]) + 64
+        assert "access.acl cannot be written" in limited(room, code)
+        assert content(fleet.folder) == before
+
+
 def test_a_file_is_replaced_as_a_whole_and_never_readable_by_others(tmp_path: Path) -> None:
     path = tmp_path / "key"
     before = os.umask(0)
@@ -220,8 +266,41 @@ def test_no_device_is_called_coordinator(fleet: Fleet) -> None:
 def test_a_name_is_enrolled_once(fleet: Fleet) -> None:
     assert fedge("broker", "enrol", fleet.folder, "pi-1").exit_code == 0
     assert "is enrolled already" in line_of(fedge("broker", "enrol", fleet.folder, "pi-1"))
+
+
+@pytest.mark.parametrize("options", [[], ["--token"]])
+def test_a_revoked_name_is_enrolled_again_by_those_only_who_say_so(
+    fleet: Fleet, options: list[str]
+) -> None:
+    fleet.enrol("pi-1", utc_now(), None, 30)
     fleet.revoke("pi-1", utc_now())
-    assert fedge("broker", "enrol", fleet.folder, "pi-1").exit_code == 0
+    before = content(fleet.folder)
+    line = line_of(fedge("broker", "enrol", fleet.folder, "pi-1", "pi-2", *options))
+    assert "pi-1 was revoked" in line
+    assert "take another name, or restart Mosquitto first and say --again" in line
+    assert content(fleet.folder) == before
+    assert fedge("broker", "enrol", fleet.folder, "pi-1", "--again", *options).exit_code == 0
+    assert "user pi-1" in (fleet.broker_folder / "access.acl").read_text()
+
+
+@pytest.mark.parametrize("options", [[], ["--token"]])
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["pi-2", "pi-1"], "pi-1 is enrolled already"),
+        (["pi-2", "a/b"], "is not allowed"),
+        (["pi-2", "pi-3", "pi-2"], "pi-2 is named twice"),
+    ],
+)
+def test_of_many_all_are_enrolled_or_none(
+    fleet: Fleet, names: list[str], words: str, options: list[str]
+) -> None:
+    fleet.enrol("pi-1", utc_now(), None, 30)
+    before = content(fleet.folder)
+    assert words in line_of(fedge("broker", "enrol", fleet.folder, *names, *options))
+    assert content(fleet.folder) == before
+    assert fedge("broker", "enrol", fleet.folder, "pi-2", "pi-3", *options).exit_code == 0
+    assert "user pi-3" in (fleet.broker_folder / "access.acl").read_text()
 
 
 def test_a_bundle_does_not_replace_another_file(fleet: Fleet, tmp_path: Path) -> None:
@@ -327,6 +406,31 @@ def test_a_signing_key_is_rotated_with_an_overlap(fleet: Fleet) -> None:
     assert stat.S_IMODE((fleet.folder / "coordinator" / "signing.key").stat().st_mode) == 0o600
 
 
+@pytest.mark.parametrize("options", [[], ["--at-once"], ["--finish"]])
+def test_a_rotation_that_was_cut_short_is_mended_by_the_next_command(
+    fleet: Fleet, options: list[str]
+) -> None:
+    if options == ["--finish"]:
+        assert fedge("broker", "rotate-key", fleet.folder).exit_code == 0
+    register = (fleet.folder / "fleet.json").read_bytes()
+    assert fedge("broker", "rotate-key", fleet.folder, *options).exit_code == 0
+    new = signing(fleet)
+    (fleet.folder / "fleet.json").write_bytes(register)  # the file is written before it
+    fleet.enrol("pi-1", utc_now(), None, 30)
+    assert read_bundle(fleet.folder / "bundles" / "pi-1.bundle").trusted_keys == new
+    assert signing(fleet) == new
+
+
+def test_a_rotation_whose_end_was_cut_short_is_ended_by_the_same_command(fleet: Fleet) -> None:
+    fedge("broker", "rotate-key", fleet.folder)
+    register = (fleet.folder / "fleet.json").read_bytes()
+    fedge("broker", "rotate-key", fleet.folder, "--finish")
+    new = signing(fleet)
+    (fleet.folder / "fleet.json").write_bytes(register)
+    assert fedge("broker", "rotate-key", fleet.folder, "--finish").exit_code == 0
+    assert signing(fleet) == new
+
+
 def test_a_signing_key_that_is_lost_vouches_for_nothing(fleet: Fleet) -> None:
     (old,) = signing(fleet)
     (fleet.folder / "coordinator" / "signing.key").unlink()
@@ -359,6 +463,15 @@ def test_an_old_pid_file_ends_nobody_else_s_process(tmp_path: Path) -> None:
 
 
 # --- on the device --------------------------------------------------------------------------------
+
+
+def test_a_folder_that_is_there_keeps_its_rights(fleet: Fleet, tmp_path: Path) -> None:
+    """A service may have to look into it; what must not be read are its files."""
+    folder = tmp_path / "etc"
+    folder.mkdir(mode=0o750)
+    assert join(fleet.enrol("pi-1", utc_now(), None, 30), folder).exit_code == 0
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o750
+    assert stat.S_IMODE((folder / "agent.pem").stat().st_mode) == 0o600
 
 
 @pytest.fixture
