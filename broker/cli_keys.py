@@ -1,4 +1,4 @@
-"""`fedge broker rotate-key`: the key that the coordinator signs with."""
+"""`fedge broker rotate-key`, `rotate-coordinator`: keys of the coordinator."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from broker.cli_security import NO_RELOAD, tell_broker
 from models.console import command_errors
 
 
@@ -45,3 +46,24 @@ def rotate_key(folder: Path, finish: bool, at_once: bool) -> None:
     elif not finish:
         click.echo("  see who trusts it:           fedge coordinator status")
         click.echo(f"  when all do:                 fedge broker rotate-key {folder} --finish")
+
+
+@click.command("rotate-coordinator")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@NO_RELOAD
+@command_errors
+def rotate_coordinator(folder: Path, no_reload: bool) -> None:
+    """Give the coordinator a new key and certificate to connect with; the old one is revoked.
+
+    Whoever is connected with the old one stays so until the coordinator connects with the new
+    one: start it again at once. Devices need nothing.
+    """
+    from broker import key_rotation
+    from broker.security import Fleet, utc_now
+
+    fleet = Fleet(folder)
+    path = key_rotation.rotate_certificate(fleet, utc_now())
+    tell_broker(fleet, no_reload)
+    click.echo("next:")
+    click.echo(f"  give it to the coordinator:  {path}")
+    click.echo("  start the coordinator again; it goes on with its round")

@@ -49,7 +49,8 @@ _VALID = click.option(
     help="That a token may be used.",
 )
 _JSON = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
-_NO_RELOAD = click.option(
+#: For commands that change who may do what.
+NO_RELOAD = click.option(
     "--no-reload",
     is_flag=True,
     help="Leave a running broker alone: the change takes effect when it is started again.",
@@ -159,7 +160,7 @@ def _say_next(fleet: Fleet) -> None:
     help="Take names of revoked devices too; only after Mosquitto was restarted.",
 )
 @_JSON
-@_NO_RELOAD
+@NO_RELOAD
 @command_errors
 def enrol(
     folder: Path,
@@ -201,7 +202,7 @@ def enrol(
             click.echo("\n".join(f"bundle of {name}: {path}" for name, path in found))
     if again:
         _warn_of_websockets(fleet)
-    _tell_broker(fleet, no_reload, quiet=as_json)
+    tell_broker(fleet, no_reload, quiet=as_json)
 
 
 def _print_tokens(
@@ -238,7 +239,7 @@ def _print_tokens(
 @click.option("--keep-old", is_flag=True, help="The old certificate stays valid until the next.")
 @_TOKEN
 @_VALID
-@_NO_RELOAD
+@NO_RELOAD
 @command_errors
 def rotate(
     folder: Path,
@@ -269,7 +270,7 @@ def rotate(
     path = fleet.rotate(agent_id, utc_now(), out, days, keep_old=keep_old)
     click.echo(f"new bundle of {agent_id}: {path}")
     _warn_of_websockets(fleet)
-    _tell_broker(fleet, no_reload)
+    tell_broker(fleet, no_reload)
 
 
 def _warn_of_websockets(fleet: Fleet) -> None:
@@ -285,7 +286,7 @@ def _warn_of_websockets(fleet: Fleet) -> None:
 @click.command()
 @_FOLDER
 @_AGENT
-@_NO_RELOAD
+@NO_RELOAD
 @command_errors
 def revoke(folder: Path, agent_id: str, no_reload: bool) -> None:
     """Shut a device out: a running broker is told, nobody else notices.
@@ -298,10 +299,11 @@ def revoke(folder: Path, agent_id: str, no_reload: bool) -> None:
     fleet = Fleet(folder)
     fleet.revoke(agent_id, utc_now())
     click.echo(f"revoked: {agent_id}")
-    _tell_broker(fleet, no_reload)
+    tell_broker(fleet, no_reload)
 
 
-def _tell_broker(fleet: Fleet, no_reload: bool, *, quiet: bool = False) -> None:
+def tell_broker(fleet: Fleet, no_reload: bool, *, quiet: bool = False) -> None:
+    """Has a running broker read its rules again, and says so (`quiet`: on stderr)."""
     from broker.access import PID_FILE
     from broker.reload import reload_mosquitto
 

@@ -1,10 +1,17 @@
-"""A new signing key for the coordinator: old and new side by side, until every device knows."""
+"""New keys for the coordinator.
+
+The one that it signs with: old and new side by side, until every device knows. The one that it
+connects with: devices know nothing of it, so it is changed at once.
+"""
 
 from __future__ import annotations
 
 from datetime import datetime
+from pathlib import Path
 
-from broker.security import Fleet
+from broker.access import COORDINATOR
+from broker.register import without
+from broker.security import COORDINATOR_FOLDER, IDENTITY_FILE, MIDDLE_DAYS, Fleet
 from broker.signing import SigningKeys
 from models.errors import ConfigError
 
@@ -48,6 +55,25 @@ def finish_rotation(fleet: Fleet, now: datetime) -> None:
         if len(keys.public) == 1 == len(known):
             raise ConfigError("no rotation of the signing key is under way")
         fleet.save_signing_keys(keys.newest(), now)
+
+
+def rotate_certificate(fleet: Fleet, now: datetime) -> Path:
+    """A new key and certificate for the coordinator; earlier ones are revoked.
+
+    Returns:
+        The file with both.
+
+    Raises:
+        ConfigError: something cannot be written; then the old ones count still.
+    """
+    path = fleet.folder / COORDINATOR_FOLDER / IDENTITY_FILE
+    with fleet.changing() as register:
+        issued = fleet.authority().issue(COORDINATOR, "client", now, MIDDLE_DAYS)
+        earlier = without(register.coordinator, COORDINATOR, now)
+        certificates = (*earlier, fleet.record(COORDINATOR, issued))
+        identity = issued.certificate + issued.key
+        fleet.save_with({path: identity}, now, coordinator=certificates)
+    return path
 
 
 def _keys_of(fleet: Fleet) -> SigningKeys:

@@ -28,10 +28,21 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         return "expired" if now > self.not_after else "active"
 
 
+def without(records: tuple[Record, ...], agent_id: str, now: datetime) -> tuple[Record, ...]:
+    """The same certificates, with those of a name revoked."""
+    return tuple(
+        msgspec.structs.replace(record, revoked=now)
+        if record.agent_id == agent_id and record.revoked is None
+        else record
+        for record in records
+    )
+
+
 class Register(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What a fleet is and who belongs to it.
 
-    `hosts[0]` is where devices find the broker; `signing_keys` are public, the newest first.
+    `hosts[0]` is where devices find the broker; `signing_keys` are public, the newest first;
+    `coordinator` has the certificates of the coordinator, as `devices` has theirs.
     """
 
     fedge_fleet: int = 1
@@ -44,5 +55,6 @@ class Register(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     list_updated: datetime
     signing_keys: tuple[PublicKey, ...]
     enrolment_port: Annotated[int, Meta(ge=1, le=65_535)]
+    coordinator: tuple[Record, ...]
     devices: tuple[Record, ...] = ()
     invitations: tuple[Invitation, ...] = ()

@@ -17,7 +17,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -29,7 +29,7 @@ from broker.access import ListenerSettings, address_family, check_device_id
 from broker.authority import Authority, Issued, check_host
 from broker.bundle import Bundle, encode_bundle, read_bundle
 from broker.invitation import withdrawn
-from broker.register import Record, Register
+from broker.register import Record, Register, without
 from broker.security_files import (
     Account,
     beside,
@@ -50,7 +50,7 @@ CA_KEY_FILE = "ca.key"
 IDENTITY_FILE = "coordinator.pem"
 SIGNING_FILE = "signing.key"
 #: Of the broker's and the coordinator's certificates: they sit on machines that are looked after.
-_MIDDLE_DAYS = 3650
+MIDDLE_DAYS = 3650
 DEVICE_DAYS = 730
 #: A list of revoked certificates from the future is no list; each must be newer than the last.
 _LIST_BACKDATED = timedelta(days=1)
@@ -112,7 +112,10 @@ def create_fleet(folder: Path, settings: FleetSettings, now: datetime) -> Fleet:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} is in use and holds no fleet: choose another folder")
     account = Account.named(settings.user) if settings.user else _usual_account()
+    root = Authority.create(settings.federation, now)
+    authority = Authority(root.certificate, root.key)
     signing = SigningKeys.generate()
+    middle = authority.issue(access.COORDINATOR, "client", now, MIDDLE_DAYS)
     register = Register(
         federation=settings.federation,
         hosts=tuple(settings.hosts),
@@ -121,6 +124,7 @@ def create_fleet(folder: Path, settings: FleetSettings, now: datetime) -> Fleet:
         user=account.name,
         list_updated=now - _LIST_BACKDATED,
         signing_keys=signing.names,
+        coordinator=(Fleet.record(access.COORDINATOR, middle),),
         enrolment_port=settings.enrols_on,
         websockets=settings.websockets,
     )
@@ -130,7 +134,9 @@ def create_fleet(folder: Path, settings: FleetSettings, now: datetime) -> Fleet:
     except OSError as error:
         raise ConfigError(f"{folder} cannot be made: {error.strerror}") from error
     try:
-        _fill(partial, folder, register, account, now)
+        _fill(partial, folder, register, root, account, now)
+        identity = middle.certificate + middle.key
+        write_whole(partial / COORDINATOR_FOLDER / IDENTITY_FILE, identity)
         write_whole(partial / COORDINATOR_FOLDER / SIGNING_FILE, signing.encode())
         partial.replace(folder)  # takes the place of an empty folder, too
         sync_folder(folder.parent)
@@ -148,16 +154,22 @@ def _usual_account() -> Account:
     raise ConfigError("there is no user mosquitto here: name Mosquitto's account with --user")
 
 
-def _fill(partial: Path, folder: Path, register: Register, account: Account, now: datetime) -> None:
+def _fill(
+    partial: Path,
+    folder: Path,
+    register: Register,
+    root: Issued,
+    account: Account,
+    now: datetime,
+) -> None:
     for name in (AUTHORITY_FOLDER, BROKER_FOLDER, COORDINATOR_FOLDER, BUNDLE_FOLDER):
         make_private_folder(partial / name)
     data = partial / BROKER_FOLDER / access.DATA_FOLDER
     make_private_folder(data)
-    root = Authority.create(register.federation, now)
     authority = Authority(root.certificate, root.key)
     write_whole(partial / AUTHORITY_FOLDER / CA_KEY_FILE, root.key)
     write_whole(partial / AUTHORITY_FOLDER / access.CA_FILE, root.certificate)
-    server = authority.issue("fedge broker", "server", now, _MIDDLE_DAYS, register.hosts)
+    server = authority.issue("fedge broker", "server", now, MIDDLE_DAYS, register.hosts)
     listener = ListenerSettings(register.port, register.bind, register.user, register.websockets)
     config = access.mosquitto_config(folder / BROKER_FOLDER, listener)
     for name, content in (
@@ -167,9 +179,7 @@ def _fill(partial: Path, folder: Path, register: Register, account: Account, now
         (access.CONFIG_FILE, config.encode()),
     ):
         write_whole(partial / BROKER_FOLDER / name, content, owner=account)
-    middle = authority.issue(access.COORDINATOR, "client", now, _MIDDLE_DAYS)
     write_whole(partial / COORDINATOR_FOLDER / access.CA_FILE, root.certificate)
-    write_whole(partial / COORDINATOR_FOLDER / IDENTITY_FILE, middle.certificate + middle.key)
     _write_derived(partial, register, authority, account)
     write_whole(partial / REGISTER_FILE, msgspec.json.encode(register))
     if account.uid != os.geteuid():
@@ -189,7 +199,8 @@ def _write_derived(
     # The invited, too: the broker need not be told when they come.
     enrolled |= {invited.agent_id for invited in register.invitations if invited.ended is None}
     rules = access.access_rules(register.federation, enrolled)
-    revoked = [(r.serial, r.revoked) for r in register.devices if r.revoked is not None]
+    issued = (*register.coordinator, *register.devices)
+    revoked = [(r.serial, r.revoked) for r in issued if r.revoked is not None]
     crl = authority.revocations(revoked, register.list_updated)
     write_whole(folder / BROKER_FOLDER / access.ACL_FILE, rules.encode(), owner=account)
     write_whole(folder / BROKER_FOLDER / access.CRL_FILE, crl, owner=account)
@@ -409,12 +420,7 @@ class Fleet:
 
     def without(self, agent_id: str, now: datetime) -> tuple[Record, ...]:
         """The register's certificates, with those of a device revoked."""
-        return tuple(
-            msgspec.structs.replace(record, revoked=now)
-            if record.agent_id == agent_id and record.revoked is None
-            else record
-            for record in self.register.devices
-        )
+        return without(self.register.devices, agent_id, now)
 
     def _issue(
         self,
@@ -428,22 +434,13 @@ class Fleet:
         paths = [out or self.folder / BUNDLE_FOLDER / f"{name}.bundle" for name in agent_ids]
         for agent_id, path in zip(agent_ids, paths, strict=True):
             _check_replaceable(path, agent_id)
-        authority = self.authority()
-        # The bundles first: a certificate that the register does not know opens no door. Beside
-        # those of before, which may be the only ones that count when this fails.
-        try:
-            for agent_id, path in zip(agent_ids, paths, strict=True):
-                issued = authority.issue(agent_id, "client", now, days)
-                bundle = self.bundle(agent_id, issued.certificate.decode(), issued.key.decode())
-                write_whole(beside(path), encode_bundle(bundle))
-                devices = (*devices, self.record(agent_id, issued))
-            self.save(now, devices=devices)
-        except ConfigError:
-            for path in paths:
-                beside(path).unlink(missing_ok=True)
-            raise
-        for path in paths:
-            put_in_place(path)
+        authority, bundles = self.authority(), {}
+        for agent_id, path in zip(agent_ids, paths, strict=True):
+            issued = authority.issue(agent_id, "client", now, days)
+            bundle = self.bundle(agent_id, issued.certificate.decode(), issued.key.decode())
+            bundles[path] = encode_bundle(bundle)
+            devices = (*devices, self.record(agent_id, issued))
+        self.save_with(bundles, now, devices=devices)
         return paths
 
     @staticmethod
@@ -493,6 +490,25 @@ class Fleet:
             return path.read_bytes()
         except OSError as error:
             raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+
+    def save_with(self, files: Mapping[Path, bytes], now: datetime, **changes: object) -> None:
+        """As `save`, with files that hold what the register then knows: certificates with keys.
+
+        Raises:
+            ConfigError: something cannot be written; then register and files are those of before.
+        """
+        # The files first: a certificate that the register does not know opens no door. Beside
+        # those of before, which are the only ones that count when this fails.
+        try:
+            for path, data in files.items():
+                write_whole(beside(path), data)
+            self.save(now, **changes)
+        except ConfigError:
+            for path in files:
+                beside(path).unlink(missing_ok=True)
+            raise
+        for path in files:
+            put_in_place(path)
 
     def save(self, now: datetime, **changes: object) -> None:
         """Puts a changed register on disk, and what follows from it; only while `changing`.

@@ -34,6 +34,7 @@ from tests.integration.fleet_folder import (
     reload,
     running,
     signed,
+    until,
     why_refused,
 )
 
@@ -236,6 +237,23 @@ def test_an_agent_that_is_shut_out_ends_with_one_clear_line(place: RunningFleet)
     assert done.returncode == 3
     (error,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert "refused our certificate (it was revoked; cert_file" in error
+
+
+def test_a_stolen_certificate_of_the_coordinator_opens_no_more_connections(
+    program: Path, tmp_path: Path
+) -> None:
+    fleet = make_fleet(tmp_path / "fleet")
+    identity, ca = (fleet.folder / "coordinator" / n for n in ("coordinator.pem", "ca.crt"))
+    with running(fleet, tmp_path, program) as place:
+        stolen = tmp_path / "stolen.pem"
+        shutil.copy(identity, stolen)
+        thief = Client(place.port, context_of(ca, stolen)).connect()
+        assert "has been told" in fedge("broker", "rotate-coordinator", fleet.folder)
+        assert until(lambda: "it was revoked" in why_refused(place, stolen, ca))
+        coordinator = Client(place.port, context_of(ca, identity)).connect()
+        assert thief.ended.get(timeout=5) != 0  # its place was taken
+        assert coordinator.publish(f"{ROOT}round") == 0
+        coordinator.close()
 
 
 def shake_hands(

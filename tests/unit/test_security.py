@@ -443,6 +443,26 @@ def test_a_signing_key_that_is_lost_vouches_for_nothing(fleet: Fleet) -> None:
     assert fedge("broker", "rotate-key", fleet.folder, "--at-once", "--finish").exit_code == 2
 
 
+def test_the_coordinator_gets_a_new_certificate_and_the_old_one_is_revoked(fleet: Fleet) -> None:
+    path = fleet.folder / "coordinator" / "coordinator.pem"
+    old = x509.load_pem_x509_certificate(path.read_bytes())
+    result = fedge("broker", "rotate-coordinator", fleet.folder)
+    assert result.exit_code == 0, result.output
+    assert f"give it to the coordinator:  {path}" in result.stdout
+    new = x509.load_pem_x509_certificate(path.read_bytes())
+    assert new.serial_number != old.serial_number
+    assert new.subject == old.subject
+    assert revoked_serials(fleet)[0] == {f"{old.serial_number:x}"}
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    before = content(fleet.folder)
+    code = (
+        "from broker.key_rotation import rotate_certificate; "
+        f"rotate_certificate(Fleet(Path({str(fleet.folder)!r})), utc_now())"
+    )
+    assert "cannot be written" in limited(500, code)
+    assert content(fleet.folder) == before
+
+
 def test_a_folder_without_a_fleet_or_with_a_damaged_one_is_named(fleet: Fleet) -> None:
     assert "holds no fleet" in line_of(fedge("broker", "list", fleet.folder / "broker"))
     (fleet.folder / "authority" / "ca.key").write_text("rubbish")
