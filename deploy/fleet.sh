@@ -15,7 +15,8 @@ DEVICES is a file with a line for each device, # begins a comment:
 The ssh user is root or may use sudo without a password, and logs in with a key.
 
 Options:
-  --fleet DIR       enrol the devices that are not in this fleet yet (fedge broker init DIR)
+  --fleet DIR       enrol the devices that never were in this fleet (fedge broker init DIR); one
+                    that was revoked, or whose certificate has expired, stops everything
   --target NAME     column (.csv) or array (.npz) that is learned, on all devices
   --wheel FILE      fedge-*.whl (default: the one beside this script or in ../dist)
   --wheels DIR      carry these wheels along: devices take nothing from the network
@@ -25,6 +26,7 @@ Options:
 END
 }
 
+fail() { echo "error: $*" >&2; exit 1; }
 misused() { echo "error: $*; --help shows all options" >&2; exit 2; }
 
 devices="" fleet="" target="" wheel="" wheels="" jobs=4 logs=fleet-logs ssh=""
@@ -53,7 +55,7 @@ fi
 # --- the list ----------------------------------------------------------------------------------
 
 destinations=() agents=() files=()
-while read -r destination agent file _; do
+while read -r destination agent file _ || [ -n "$destination" ]; do # without a last newline, too
   [ -n "$destination" ] || continue
   [[ $destination != -* ]] || misused "$devices: $destination is no ssh destination"
   [[ $agent =~ ^[A-Za-z0-9_-]{1,64}$ ]] ||
@@ -68,12 +70,20 @@ twice=$(printf '%s\n' "${agents[@]}" | sort | uniq -d | head -n 1)
 
 if [ -n "$fleet" ]; then
   enrolled=$(fedge broker list "$fleet") || exit $?
+  has() { grep -q "^$1  *$2 " <<<"$enrolled"; }
   new=()
   for agent in "${agents[@]}"; do
-    grep -q "^$agent  *active " <<<"$enrolled" || new+=("$agent")
+    if has "$agent" active; then
+      continue
+    elif has "$agent" expired; then
+      fail "the certificate of $agent has expired: fedge broker rotate $fleet $agent, then once more"
+    elif has "$agent" revoked; then
+      fail "$agent was revoked: take it off the list, or enrol it by hand"
+    fi
+    new+=("$agent")
   done
-  # All at once: the broker reads its rules once.
-  [ ${#new[@]} = 0 ] || fedge broker enrol "$fleet" "${new[@]}" >/dev/null || exit $?
+  # All at once: the broker reads its rules once. A name may begin with -.
+  [ ${#new[@]} = 0 ] || fedge broker enrol "$fleet" -- "${new[@]}" >/dev/null || exit $?
   echo "${#new[@]} of ${#agents[@]} devices newly enrolled"
 fi
 
@@ -90,8 +100,8 @@ install_one() {
     words+=(--wheels "$(basename "$(realpath "$wheels")")")
   fi
   if [ -n "$fleet" ] && [ -f "$bundle" ]; then
-    parts+=(-C "$(realpath "$fleet")/bundles" "$agent.bundle")
-    words+=(--enrol "$agent.bundle" ${file:+--data "$file"} ${target:+--target "$target"})
+    parts+=(-C "$(realpath "$fleet")/bundles" "./$agent.bundle")
+    words+=(--enrol "./$agent.bundle" ${file:+--data "$file"} ${target:+--target "$target"})
   fi
   # shellcheck disable=SC2086  # --ssh is words
   tar -cz "${parts[@]}" | ssh -o BatchMode=yes -o ConnectTimeout=15 -o ServerAliveInterval=30 $ssh \
@@ -104,7 +114,13 @@ remote_script() {
   echo 'set -e; umask 077; kit=$(mktemp -d); trap "rm -rf $kit" EXIT; cd "$kit"; tar -xzo
     if [ "$(id -u)" = 0 ]; then sudo=""; else sudo="sudo -n"; fi
     upgrade=""; [ ! -e /opt/fedge/current ] || upgrade=--upgrade
-    $sudo sh install-agent.sh $upgrade' "$(printf ' %q' "$@")"
+    $sudo sh install-agent.sh $upgrade'"$(quoted "$@")"
+}
+
+# For any shell: printf %q writes what only bash reads where a letter is not of this locale.
+quoted() {
+  local word quote="'\\''"
+  for word in "$@"; do printf " '%s'" "${word//\'/$quote}"; done
 }
 
 # --- all of them -------------------------------------------------------------------------------
