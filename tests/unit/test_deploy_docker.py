@@ -124,6 +124,18 @@ def test_a_service_s_command_is_one_of_ours(name: str) -> None:
     check_command(words)
 
 
+def test_what_every_command_of_compose_needs_is_written_down_once() -> None:
+    """Compose reads .env beside its file for all of them, not only for `up`."""
+    page = (ROOT / "docs/deploy.md").read_text().partition("## Containers")[2].partition("\n## ")[0]
+    lines = [line.strip() for line in page.splitlines() if line.startswith("    ")]
+    needed = set(re.findall(r"\$\{(\w+):\?", (DOCKER / "compose.yaml").read_text()))
+    written = re.fullmatch(r"echo (\w+)=\S+ > \.env +#.*", lines[0])
+    assert written
+    assert needed == {written[1]}
+    assert all(line.startswith("docker compose ") for line in lines[1:])
+    assert "deploy/docker/.env" in (ROOT / ".gitignore").read_text().split()
+
+
 def test_the_coordinator_s_configuration_fits_to_the_services() -> None:
     config = load_config(DOCKER / "coordinator.yaml", CoordinatorConfig)
     assert config.broker.host in SERVICES
