@@ -104,6 +104,11 @@ systemd_runs() { [ -d /run/systemd/system ]; } # sd_booted(3)
 has_systemctl() { command -v systemctl >/dev/null; }
 is_installed() { [ -x "$home/current/bin/fedge" ]; }
 version_of() { runuser -u "$name" -- "$1/bin/fedge" --version | sed 's/.* //'; }
+# Whether the service's process is the interpreter of a slot.
+runs_from() {
+  systemd_runs &&
+    grep -qs "^$1/bin/" "/proc/$(systemctl show -p MainPID --value $service)/cmdline"
+}
 is_active() { systemd_runs && systemctl is-active --quiet "$1"; }
 
 check_machine() {
@@ -144,6 +149,8 @@ install_software() {
   old=$(readlink "$home/current" 2>/dev/null || true)
   [ "$old" = a ] && new=b || new=a
   slot=$home/$new
+  # After an upgrade with --no-start.
+  ! runs_from "$slot" || fail "$service still runs an earlier version: systemctl restart $service first"
   find_wheel
   check_machine "$home"
   say "installing $(basename "$wheel") into $slot ..."
@@ -161,7 +168,7 @@ install_software() {
     fail "the new version does not run; went back to $(version_of "$home/$old")"
   fi
   rm -f "$units/.$service.before"
-  [ -z "$old" ] || rm -rf "${home:?}/$old"
+  [ -z "$old" ] || runs_from "$home/$old" || rm -rf "${home:?}/$old"
 }
 
 fill_slot() {
@@ -204,7 +211,9 @@ set_permissions() {
 
 # On a machine with both roles the coordinator's, which can do all that the agent's can.
 link_command() {
-  if [ $role = coordinator ] || [ ! -e "$command" ]; then
+  if { [ -e "$command" ] || [ -L "$command" ]; } && [[ $(readlink "$command") != /opt/fedge* ]]; then
+    say "note: $command is not ours and stays as it is; the command is $home/bin/fedge"
+  elif [ $role = coordinator ] || [ ! -e "$command" ]; then
     ln -sfn "$home/bin/fedge" "$command"
   fi
 }
@@ -227,12 +236,11 @@ configure() {
   fi
   if [ -n "$enrol" ]; then
     "$home/bin/fedge" agent enrol "$enrol" --dir "$etc" ${data:+--data "$data"} \
-      ${target:+--target "$target"} >/dev/null || exit $?
+      ${target:+--target "$target"} >/dev/null || { code=$?; set_permissions; exit $code; }
     say "enrolled: certificates and $wanted"
   fi
   [ -z "$broker" ] || make_fleet
-  # The fleet's keys as they are now: they may have been changed (fedge broker rotate-key).
-  [ $role = agent ] || [ ! -d $fleet ] || cp $fleet/coordinator/* "$etc/"
+  [ $role = agent ] || [ ! -d $fleet ] || copy_keys
   [ -z "$broker" ] || write_coordinator_config
   set_permissions
   [ -z "$data" ] || check_data
@@ -257,6 +265,17 @@ make_fleet() {
   "$home/bin/fedge" broker init "$fleet" --host "$broker" --federation "$federation" >/dev/null || exit $?
 }
 
+# The fleet's keys as they are now: they may have been changed (fedge broker rotate-key).
+copy_keys() {
+  local file
+  for file in "$fleet"/coordinator/*; do
+    if ! cmp -s "$file" "$etc/${file##*/}"; then
+      cp "$file" "$etc/"
+      has_new_keys=yes
+    fi
+  done
+}
+
 write_coordinator_config() {
   [ ! -e "$etc/coordinator.yaml" ] || [ -n "$config" ] || return 0
   "$home/current/bin/python" - "$fleet/fleet.json" "${config:-$etc/coordinator.yaml.example}" \
@@ -267,11 +286,13 @@ import json, re, sys
 fleet = json.load(open(sys.argv[1]))
 text = open(sys.argv[2]).read()
 files = "ca_file: ca.crt, cert_file: coordinator.pem, key_file: coordinator.pem"
-broker = f"broker: {{host: {fleet['hosts'][0]}, port: {fleet['port']}, tls: {{{files}}}}}\n"
-text = re.sub(r"(?m)^federation:.*\n", f"federation: {fleet['federation']}\n", text, count=1)
+# In quotes, since 2024 and ::1 would not be text without.
+host, federation = (json.dumps(name) for name in (fleet["hosts"][0], fleet["federation"]))
+broker = f"broker: {{host: {host}, port: {fleet['port']}, tls: {{{files}}}}}\n"
+text = re.sub(r"(?m)^federation:.*\n", lambda _: f"federation: {federation}\n", text, count=1)
 if not re.search("(?m)^signing_key:", text):  # devices of this fleet refuse what is not signed
     broker += "signing_key: signing.key\n"
-text, found = re.subn(r"(?m)^broker:.*\n(?:[ \t]+.*\n)*", broker, text, count=1)
+text, found = re.subn(r"(?m)^broker:.*\n(?:[ \t]+.*\n)*", lambda _: broker, text, count=1)
 print(text if found else broker + text, end="")
 END
   mv "$etc/.coordinator.yaml" "$etc/coordinator.yaml"
@@ -280,18 +301,21 @@ END
 # --- service -----------------------------------------------------------------------------------
 
 install_unit() {
-  local pauses=""
-  # Growing pauses between restarts, where systemd knows them (from 254 on).
-  if has_systemctl && [ "$(systemctl --version | sed -n '1s/[^0-9]*\([0-9]*\).*/\1/p')" -ge 254 ]; then
+  local pauses="" said
+  # Growing pauses between restarts, where systemd knows them (from 254 on). They grow for ever: it
+  # forgets none after a good run. So not for the broker, which all others need.
+  if [ "$1" != fedge-broker ] && has_systemctl && [ "$(systemctl --version | sed -n '1s/[^0-9]*\([0-9]*\).*/\1/p')" -ge 254 ]; then
     pauses='s/^RestartSec=.*/&\nRestartSteps=6\nRestartMaxDelaySec=600/'
   fi
   [ ! -e "$units/$1.service" ] || cp -p "$units/$1.service" "$units/.$1.before"
-  sed "$pauses" "$here/systemd/$1.service" "$here/systemd/sandbox.conf" >"$units/.$1.new"
+  # The unit last: it may take back what is common to all.
+  sed "$pauses" "$here/systemd/sandbox.conf" "$here/systemd/$1.service" >"$units/.$1.new"
   mv "$units/.$1.new" "$units/$1.service"
   if has_systemctl; then
     ! systemd_runs || systemctl daemon-reload
     # An upgrade leaves to the operator whether it starts at boot.
-    [ $action = upgrade ] || systemctl --quiet enable "$1" 2>/dev/null
+    [ $action = upgrade ] || said=$(systemctl --quiet enable "$1" 2>&1) ||
+      say "warning: $1 will not start at boot: $said"
   fi
 }
 
@@ -327,13 +351,15 @@ start_service() {
     say "systemd does not run here: the service starts with the next boot"
   elif [ ! -e "$etc/$role.yaml" ]; then
     say "not started: write $etc/$role.yaml (there is an example beside it), then: systemctl start $service"
+  elif [ $start = no ] && is_active $service; then
+    say "$service was not touched: systemctl restart $service, and it takes what is new"
   elif [ $start = no ] || { [ $action = upgrade ] && ! systemctl --quiet is-enabled $service; }; then
     say "not started: systemctl start $service"
   elif [ $role = coordinator ] && [ $action = install ] && [ -z "$config" ] && [ $was_configured = no ]; then
     say "not started: look through $etc/coordinator.yaml, then: systemctl start $service"
   else
     # An upgrade has started it already, unless it did not run before.
-    if [ $action = install ] || [ -n "$config$enrol" ] || ! is_active $service; then
+    if [ $action = install ] || [ -n "$config$enrol" ] || [ $has_new_keys = yes ] || ! is_active $service; then
       restart || { show_log; fail "the service does not run; the lines above say why"; }
     fi
     tell_status
@@ -389,7 +415,7 @@ fi
 [ $action = install ] || is_installed || fail "nothing is installed in $home"
 [ ! -e "$home/pyvenv.cfg" ] || fail "$home is an environment made by hand: remove it first, or move it"
 make_account_and_folders
-was_configured=no
+was_configured=no has_new_keys=no
 [ ! -e "$etc/$role.yaml" ] || was_configured=yes
 if [ $action = upgrade ] || ! is_installed; then
   install_software

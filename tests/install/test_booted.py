@@ -229,6 +229,41 @@ def test_an_upgrade_of_a_running_agent_goes_on_learning(running: Machine, wheels
     assert '"99.0"' in running.says(status)  # what the coordinator heard from the agent
 
 
+def test_an_upgrade_without_a_start_leaves_what_runs(running: Machine, wheels: Path) -> None:
+    release(next(wheels.glob("fedge-*.whl")), running.kit, "99.2")
+    upgrade = f"{UPGRADE} fedge-99.2-*.whl --no-start"
+    said = running.says(upgrade)
+    assert "fedge-agent was not touched: systemctl restart fedge-agent" in said
+    assert running.says("ls /opt/fedge").split() == ["a", "b", "bin", "current"]
+    done = running.run(upgrade, check=False)
+    assert done.stderr == (
+        "error: fedge-agent still runs an earlier version: systemctl restart fedge-agent first\n"
+    )
+    learns(running)
+    running.run("systemctl restart fedge-agent")
+    learns(running)
+
+
+def test_an_upgrade_after_a_new_signing_key_starts_the_coordinator_with_it(
+    running: Machine,
+) -> None:
+    running.run("fedge broker rotate-key /var/lib/fedge-fleet --finish")
+    running.run("sh deploy/install-coordinator.sh --upgrade --wheels wheels --wheel wheels/fedge-*")
+    key = "/etc/fedge-coordinator/signing.key"
+    running.run(f"cmp {key} /var/lib/fedge-fleet/coordinator/signing.key")
+    show = "systemctl show --timestamp=unix --value -p ActiveEnterTimestamp fedge-coordinator"
+    assert int(running.says(show).strip("@")) >= int(running.says(f"stat -c %Y {key}"))
+    learns(running)
+
+
+def test_the_broker_may_listen_below_1024(running: Machine) -> None:
+    config = "/var/lib/fedge-fleet/broker/mosquitto.conf"
+    running.run(f"cp -p {config} conf; sed -i 's/^listener 8883/listener 443/' {config}")
+    running.run("systemctl restart fedge-broker && exec 3<>/dev/tcp/127.0.0.1/443")
+    running.run(f"cp -p conf {config}; systemctl restart fedge-broker")
+    learns(running)
+
+
 def test_a_service_that_was_stopped_stays_so_after_an_upgrade(running: Machine) -> None:
     running.run("systemctl disable --now fedge-agent")
     (wheel,) = running.says("ls wheels/fedge-*.whl").split()

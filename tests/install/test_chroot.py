@@ -96,6 +96,31 @@ def test_installing_again_leaves_the_software_and_puts_rights_right(installed: M
     assert installed.modes([key]) == {key: "root:fedge 640"}
 
 
+def test_a_token_that_does_not_help_leaves_the_agent_its_rights(installed: Machine) -> None:
+    installed.run("rm -f /usr/bin/openssl")
+    token = f"fedge://localhost:8884/houses/pi-1/{'s' * 22}.{'a' * 43}"
+    done = installed.run(f"sh deploy/install-agent.sh --enrol {token}", check=False)
+    assert done.returncode == 2
+    assert "apt install openssl" in done.stderr
+    assert installed.modes(["/etc/fedge"]) == {"/etc/fedge": "root:fedge 750"}
+
+
+def test_a_command_of_somebody_else_is_left_alone(chroot: Machine) -> None:
+    chroot.run("mkdir -p /usr/local/bin && echo mine > /usr/local/bin/fedge")
+    for role in HOME:
+        said = chroot.says(f"sh deploy/install-{role}.sh --wheels wheels")
+        assert "note: /usr/local/bin/fedge is not ours and stays as it is" in said
+        chroot.run(f"sh deploy/install-{role}.sh --uninstall --purge")
+        assert chroot.says("cat /usr/local/bin/fedge") == "mine"
+
+
+def test_a_unit_that_cannot_be_enabled_is_told(chroot: Machine) -> None:
+    chroot.run("ln -s /dev/null /etc/systemd/system/multi-user.target.wants")
+    said = chroot.says("sh deploy/install-agent.sh --wheels wheels")
+    assert "warning: fedge-agent will not start at boot: " in said
+    assert "is installed in /opt/fedge" in said
+
+
 def test_an_upgrade_that_fails_changes_nothing(with_newer: Machine) -> None:
     machine = with_newer
     machine.run("rm wheels/numpy-*.whl")

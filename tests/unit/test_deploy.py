@@ -6,15 +6,19 @@ That they install and run is tested in a Debian of its own: `make test-install`.
 from __future__ import annotations
 
 import configparser
+import json
 import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import models.errors
+from broker.config import load_config
+from coordinator.config import CoordinatorConfig
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 SCRIPTS = sorted(DEPLOY.glob("*.sh"))
@@ -96,12 +100,30 @@ def test_the_pages_name_scripts_and_options_that_there_are() -> None:
     assert found == {path.name for path in SCRIPTS} - {"install.sh"}
 
 
+@pytest.mark.parametrize("example", ["deploy/coordinator.yaml", "deploy/docker/coordinator.yaml"])
+@pytest.mark.parametrize("host", ["broker.example.org", "10.1.2.3", "::1"])
+@pytest.mark.parametrize("federation", ["houses", "2024", "1e3", "yes", "_", "-"])
+def test_the_coordinator_s_configuration_loads_for_every_name(
+    tmp_path: Path, example: str, host: str, federation: str
+) -> None:
+    source = (DEPLOY / "install.sh").read_text()
+    script = source.partition(' <<\'END\'\n"""The example')[2].partition("\nEND\n")[0]
+    register = tmp_path / "fleet.json"
+    register.write_text(json.dumps({"hosts": [host], "port": 8883, "federation": federation}))
+    done = run(sys.executable, "-c", f'"""The example{script}', register, DEPLOY.parent / example)
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "coordinator.yaml").write_text(done.stdout)
+    config = load_config(tmp_path / "coordinator.yaml", CoordinatorConfig)
+    assert (config.federation, config.broker.host) == (federation, host)
+    assert config.signing_key is not None
+
+
 # -- units ------------------------------------------------------------------------------------
 
 
 def as_installed(unit: Path, folder: Path) -> Path:
     """The unit as the installer puts it together, with a program that this machine has."""
-    text = unit.read_text() + (DEPLOY / "systemd/sandbox.conf").read_text()
+    text = (DEPLOY / "systemd/sandbox.conf").read_text() + unit.read_text()
     path = folder / unit.name
     path.write_text(re.sub(r"(?m)^(Exec\w+)=\S+", r"\1=/bin/true", text))
     return path
@@ -138,6 +160,20 @@ def test_a_wrong_configuration_is_not_tried_again_and_everything_else_is() -> No
         assert service["Type"] == "notify"
         assert int(service["WatchdogSec"]) >= 30
     assert settings(DEPLOY / "systemd/fedge-broker.service")["Restart"] == "always"
+
+
+def test_pauses_that_never_shrink_are_not_for_the_broker() -> None:
+    """All agents and the coordinator wait for it."""
+    source = (DEPLOY / "install.sh").read_text()
+    condition = source.partition("RestartMaxDelaySec")[0].rpartition("if ")[2]
+    assert condition.startswith('[ "$1" != fedge-broker ] && ')
+
+
+def test_the_broker_may_open_low_ports_and_nothing_else_may(tmp_path: Path) -> None:
+    for unit in UNITS:
+        service = settings(as_installed(unit, tmp_path))
+        allowed = "CAP_NET_BIND_SERVICE" if unit.stem == "fedge-broker" else ""
+        assert service["CapabilityBoundingSet"] == service["AmbientCapabilities"] == allowed
 
 
 def test_the_broker_may_open_as_many_files_as_it_takes_connections() -> None:
