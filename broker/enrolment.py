@@ -25,6 +25,9 @@ from models.errors import WireError
 
 MAX_REQUEST_BYTES = 8 << 10
 MAX_ANSWER_BYTES = 64 << 10
+#: Requests that the service hears in one session. A device makes one, and repeats it when it hears
+#: nothing; after so many it begins another session.
+PER_SESSION = 5
 _T = TypeVar("_T", bound=msgspec.Struct)
 _SESSION = re.compile(r"[0-9a-f]{32}", re.ASCII)
 

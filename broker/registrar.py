@@ -9,17 +9,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import Final
 
 import msgspec
 
 from broker.bundle import Bundle
-from broker.enrolment import Answer, EnrolmentTopics, decode_request
+from broker.enrolment import PER_SESSION, Answer, EnrolmentTopics, decode_request
 from broker.machine import LinkAction, LinkedEvent, MessageArrived, Publish, Started, Subscribe
 from models.errors import WireError
 
-#: Requests that one session may make. A device makes one, and repeats it when it hears nothing.
-PER_SESSION: Final = 5
 #: Requests of all sessions: signing one takes 2 ms, and a fleet of a thousand comes within minutes.
 PER_SECOND, AT_ONCE = 20.0, 60.0
 #: Lines about refusals.
@@ -130,11 +127,13 @@ class Registrar:
         return [clear, Redeem(session, request.secret, request.csr)]
 
     def _may_ask(self, session: str, now_s: float) -> bool:
-        times = self._heard.pop(session, 0) + 1
-        self._heard[session] = times
+        heard = self._heard.pop(session, 0)
+        # What the crowd leaves no room for does not count against the session.
+        may = heard < PER_SESSION and self._requests.take(now_s)
+        self._heard[session] = heard + may
         if len(self._heard) > _SESSIONS:
             self._heard.popitem(last=False)
-        return times <= PER_SESSION and self._requests.take(now_s)
+        return may
 
     def _answer(self, session: str, answer: Answer) -> Publish:
         payload = msgspec.json.encode(answer)

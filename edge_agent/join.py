@@ -12,13 +12,14 @@ import msgspec
 from broker.bundle import Bundle
 from broker.enrolment import (
     MAX_ANSWER_BYTES,
+    PER_SESSION,
     Answer,
     EnrolmentTopics,
     Request,
     decode_answer,
     new_session,
 )
-from broker.link import LinkDown, LinkUp, Received
+from broker.link import Link, LinkDown, LinkUp, Received
 from broker.mqtt import MqttLink
 from broker.settings import BrokerSettings, TlsSettings
 from broker.token import Token, fingerprint
@@ -80,6 +81,14 @@ def _check_granted(bundle: Bundle, token: Token) -> None:
 
 
 def _ask(token: Token, tls: TlsSettings, request: Request, deadline_s: float) -> Answer:
+    while (answer := _ask_in_a_session(token, tls, request, deadline_s)) is None:
+        pass  # asked so often that this session is not heard any more: another one
+    return answer
+
+
+def _ask_in_a_session(
+    token: Token, tls: TlsSettings, request: Request, deadline_s: float
+) -> Answer | None:
     session, topics = new_session(), EnrolmentTopics(token.federation)
     settings = BrokerSettings(
         host=token.host, port=token.port, tls=tls, max_payload_bytes=MAX_ANSWER_BYTES
@@ -94,12 +103,16 @@ def _ask(token: Token, tls: TlsSettings, request: Request, deadline_s: float) ->
         link.close()
 
 
-def _answer(link: MqttLink, topic: str, payload: bytes, where: str, deadline_s: float) -> Answer:
+def _answer(link: Link, topic: str, payload: bytes, where: str, deadline_s: float) -> Answer | None:
+    """What the service says; None: it has heard enough of this session."""
     reason, is_up, ask_s = f"enrolment service {where} did not answer", False, 0.0
+    left = PER_SESSION
     while (now_s := time.monotonic()) < deadline_s:
         if is_up and now_s >= ask_s:
+            if not left:
+                return None
             link.publish(topic, payload)
-            ask_s = now_s + _ASK_AGAIN_S
+            left, ask_s = left - 1, now_s + _ASK_AGAIN_S
         match link.poll(min(1.0, deadline_s - now_s)):
             case LinkUp():
                 is_up, ask_s = True, 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -14,13 +15,16 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
-from broker.enrolment import Answer, EnrolmentTopics, Request, decode_answer
+from broker.enrolment import PER_SESSION, Answer, EnrolmentTopics, Request, decode_answer
 from broker.invitation import TokenRefused, invite, redeem, withdraw
+from broker.link import LinkUp, Received
 from broker.machine import MessageArrived, Publish, Started, Subscribe
-from broker.registrar import AT_ONCE, PER_SESSION, Granted, Note, Refused, Registrar
+from broker.registrar import AT_ONCE, Granted, Note, Refused, Registrar
 from broker.security import Fleet, FleetSettings, create_fleet, utc_now
 from broker.security_files import Account
+from broker.settings import TlsSettings
 from broker.token import Token, fingerprint
+from edge_agent import join
 from edge_agent.enrol import token_in
 from edge_agent.private_key import certificate_request, forget_used_key, own_key
 from fedge import cli
@@ -289,6 +293,65 @@ def test_a_session_is_heard_a_few_times() -> None:
     assert answers[:PER_SESSION] == [["Redeem"]] * PER_SESSION
     assert answers[PER_SESSION:] == [["Note"]] * 3
     assert ask(registrar, "b" * 32, 9.0) == ["Redeem"]
+
+
+def test_what_a_crowd_leaves_no_room_for_does_not_count_against_a_session() -> None:
+    registrar, session = Registrar("houses", "PEM"), "a" * 32
+    for number in range(int(AT_ONCE)):
+        assert ask(registrar, f"{number:032x}") == ["Redeem"]
+    for _ in range(2 * PER_SESSION):
+        assert "Redeem" not in ask(registrar, session)
+    later = [ask(registrar, session, now_s=9.0) for _ in range(PER_SESSION + 1)]
+    assert later == [["Redeem"]] * PER_SESSION + [["Note"]]
+
+
+def test_a_session_that_is_not_heard_any_more_takes_no_room_from_others() -> None:
+    registrar = Registrar("houses", "PEM")
+    for _ in range(10 * int(AT_ONCE)):
+        ask(registrar, "a" * 32)
+    others = [ask(registrar, f"{number:032x}") for number in range(int(AT_ONCE))]
+    assert others.count(["Redeem"]) == AT_ONCE - PER_SESSION
+
+
+class DeafService:
+    """A link to a service that hears nothing until a later session."""
+
+    def __init__(self, sessions: list[DeafService], answers_in: int) -> None:
+        sessions.append(self)
+        self.asked = 0
+        self._answers = len(sessions) == answers_in
+        self._events: list[LinkUp | Received] = [LinkUp(False, 1 << 20)]
+
+    def __getattr__(self, name: str) -> object:
+        return lambda *_: None
+
+    def publish(self, topic: str, payload: bytes) -> None:
+        self.asked += 1
+        if self._answers:
+            said = msgspec.json.encode(Answer(authority="PEM"))
+            self._events.append(Received(topic, said, False, 0))
+
+    def poll(self, timeout_s: float) -> LinkUp | Received | None:
+        return self._events.pop(0) if self._events else None
+
+
+def test_a_device_that_hears_nothing_goes_on_in_a_new_session(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sessions: list[DeafService] = []
+    ids: list[str] = []
+
+    def link(settings: object, session: str, **_: object) -> DeafService:
+        ids.append(session)
+        return DeafService(sessions, answers_in=3)
+
+    monkeypatch.setattr(join, "MqttLink", link)
+    monkeypatch.setattr(join, "_ASK_AGAIN_S", 0.0)
+    token = Token("localhost", 8884, "houses", "pi-1", "s" * 22, "a" * 43)
+    answer = join._ask(token, TlsSettings(), Request(), time.monotonic() + 60)
+    assert answer == Answer(authority="PEM")
+    assert [session.asked for session in sessions] == [PER_SESSION, PER_SESSION, 1]
+    assert len(set(ids)) == 3
 
 
 def test_guessing_is_slow_and_makes_few_lines() -> None:
