@@ -60,6 +60,11 @@ def split(blob: bytes, chunk_bytes: int = CHUNK_BYTES) -> tuple[BlobRef, list[by
     return ref, payloads
 
 
+def _check_count(ref: BlobRef) -> None:
+    if ref.chunks > ref.size // MIN_CHUNK_BYTES + 1:
+        raise WireError(f"{ref.chunks} chunks do not fit a blob of {ref.size} bytes")
+
+
 def parse_chunk(payload: bytes) -> Chunk:
     """The chunk in a payload.
 
@@ -72,25 +77,28 @@ def parse_chunk(payload: bytes) -> Chunk:
     data = payload[HEADER_BYTES:]
     if magic != MAGIC:
         raise WireError(f"chunk starts with {magic!r}, expected {MAGIC!r}")
-    if index >= count or count > size // MIN_CHUNK_BYTES + 1 or len(data) > size:
+    ref = BlobRef(sha256=digest.hex(), size=size, chunks=count)
+    _check_count(ref)
+    if index >= count or len(data) > size:
         raise WireError(f"chunk {index} of {count} does not fit a blob of {size} bytes")
     if zlib.crc32(data) != crc:
         raise WireError(f"chunk {index} of {digest.hex()[:12]} is damaged (CRC-32)")
-    return Chunk(BlobRef(sha256=digest.hex(), size=size, chunks=count), index, data)
+    return Chunk(ref, index, data)
 
 
 class BlobReceiver:
     """Collects the chunks of one blob, in any order.
 
-    Memory: at most the blob's size, which was checked against the limit before the first byte.
+    Memory: about the blob's size, which was checked against the limit before the first byte.
 
     Raises:
-        WireError: the blob is larger than `max_bytes`.
+        WireError: the blob is larger than `max_bytes`, or its chunks are too small to keep book of.
     """
 
     def __init__(self, ref: BlobRef, max_bytes: int) -> None:
         if ref.size > max_bytes:
             raise WireError(f"blob {ref.sha256[:12]} has {ref.size} bytes, limit {max_bytes}")
+        _check_count(ref)
         self.ref = ref
         self._parts: dict[int, bytes] = {}
         self._held = 0

@@ -191,5 +191,8 @@ def test_the_number_of_chunks_is_bounded_by_the_size() -> None:
     size = 1 << 20
     most = size // MIN_CHUNK_BYTES + 1
     assert parse_chunk(raw(count=most, size=size)).ref.chunks == most
-    with pytest.raises(WireError, match="does not fit"):
+    with pytest.raises(WireError, match="do not fit"):
         parse_chunk(raw(count=most + 1, size=size))
+    BlobReceiver(BlobRef(sha256="0" * 64, size=size, chunks=most), size)
+    with pytest.raises(WireError, match="do not fit a blob of 10 bytes"):
+        BlobReceiver(BlobRef(sha256="0" * 64, size=10, chunks=10_000_000), size)
