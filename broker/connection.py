@@ -194,6 +194,9 @@ class Connection:
         self._driver.connect(self._secrets, self._opened)
 
     def _opened(self, error: BaseException | None) -> None:
+        if self._state is _State.CLOSED:  # meanwhile: its time was over
+            self._driver.drop()
+            return
         self._state = _State.GREETING
         if error is not None:
             self._down(reasons.unreachable(self._settings, error, self._secrets.proxy))
@@ -342,9 +345,11 @@ class Connection:
     def _finish(self) -> None:
         if self._state is _State.CLOSED:
             return
+        connecting = self._state is _State.CONNECTING
         self._state = _State.CLOSED
         self._cancel(*self._timers)
-        self._driver.drop()
+        if not connecting:  # else a connector thread has the client: `_opened` drops it
+            self._driver.drop()
         if left := len(self.outbox):
             log.warning(
                 "closed with %d messages that broker %s has not acknowledged",

@@ -478,6 +478,31 @@ def test_close_does_not_wait_for_a_broker_that_is_not_there(network: NetworkLoop
     assert time.monotonic() - start_s < 0.5
 
 
+def test_a_link_that_was_closed_while_it_connected_stays_closed(
+    mosquitto: LocalBroker,
+    network: NetworkLoop,
+    links: list[MqttLink],
+    unique: Unique,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    topic = unique("t")
+    receiver = MqttLink(quick(mosquitto.port), unique("receiver"), network=network)
+    links.append(receiver)
+    receiver.subscribe(topic)
+    receiver.open()
+    wait_up(receiver)
+    link = MqttLink(quick(mosquitto.port), unique("late"), network=network, flush_s=0.05)
+    client, go_on = link._connection._driver.client, threading.Event()
+    connect = client.reconnect
+    monkeypatch.setattr(client, "reconnect", lambda: go_on.wait(10) and connect())
+    link.open()
+    link.publish(topic, b"too late")
+    link.close()  # the connector thread is busy still
+    go_on.set()
+    assert nothing_comes(receiver, 0.5)
+    assert client.socket() is None
+
+
 def test_close_gives_up_on_a_server_that_does_not_acknowledge() -> None:
     server = Scripted(_CONNACK)
     link = MqttLink(quick(server.port), "pi", flush_s=0.2)
