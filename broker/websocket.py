@@ -75,6 +75,7 @@ class WebSocket:
         self._opening = opening
         self._out = bytearray()  # whole frames, of which some bytes may be gone
         self._claimed = 0  # bytes of the data frame among them
+        self._pong: bytes | None = None  # to be sent when those are gone
         self._in = bytearray()  # as it came
         self._at = 0  # so much of it is taken
         self._left = 0  # bytes of the data frame's payload that are still to come
@@ -166,12 +167,14 @@ class WebSocket:
         return sent
 
     def _flush(self) -> None:
-        while self._out:
+        while self._out or self._pong is not None:
+            if not self._out and self._pong is not None:
+                self._out += _frame(_PONG, self._pong)
+                self._pong = None
             sent = self._sock.send(self._out)
             del self._out[:sent]
 
-    def _answer(self, opcode: int, payload: bytes) -> None:
-        self._out += _frame(opcode, payload)
+    def _answer(self) -> None:
         # What the socket does not take now goes before the next packet, at the latest a ping's.
         with contextlib.suppress(OSError):
             self._flush()
@@ -217,7 +220,8 @@ class WebSocket:
         except (BlockingIOError, ssl.SSLWantReadError):
             if self._left and not self._nudged:
                 self._nudged = True
-                self._answer(_PONG, b"")
+                self._pong = self._pong or b""
+                self._answer()
             raise
         self._nudged = False
         self._dry = not data
@@ -264,12 +268,15 @@ class WebSocket:
 
     def _control(self, opcode: int, payload: bytes) -> None:
         if opcode == _PING:
-            self._answer(_PONG, payload)
+            # The latest is enough (RFC 6455 §5.5.3): a server that reads nothing fills no memory.
+            self._pong = payload
+            self._answer()
         elif opcode == _CLOSE:
             words = payload[2:].decode(errors="replace")
             code = int.from_bytes(payload[:2])
             self.farewell = f"{code} {words}".strip() if code and words.isprintable() else ""
-            self._answer(_CLOSE, payload[:2])
+            self._out += _frame(_CLOSE, payload[:2])
+            self._answer()
             self._ended = True
 
     # --- what else paho and the network thread ask of a socket -----------------------------------

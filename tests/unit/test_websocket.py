@@ -205,6 +205,33 @@ def test_a_ping_is_answered_masked_and_not_inside_a_frame(
     assert unmask(server.recv(100)) == (0xA, b"are you there", b"")
 
 
+def test_a_server_that_only_pings_fills_no_memory(pair: tuple[WebSocket, socket.socket]) -> None:
+    client, server = pair
+    shake(pair)
+    for number in range(8000):  # more than the socket takes of the answers
+        server.sendall(frame(0x9, number.to_bytes(125)))
+        with pytest.raises(BlockingIOError):
+            client.recv(1)
+    with pytest.raises(BlockingIOError):
+        client.send(b"packet")
+    assert len(client._out) < 1000
+    data, sent = bytearray(), 0
+    while not sent:
+        data += server.recv(1 << 20)
+        with contextlib.suppress(BlockingIOError):
+            sent = client.send(b"packet")
+    server.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while more := server.recv(1 << 20):
+            data += more
+    frames, rest = [], bytes(data)
+    while rest:
+        opcode, payload, rest = unmask(rest)
+        frames.append((opcode, payload))
+    assert (0xA, (7999).to_bytes(125)) in frames, "the latest is answered"
+    assert (0x2, b"packet") in frames
+
+
 def test_a_close_is_the_end_and_its_reason_is_kept(pair: tuple[WebSocket, socket.socket]) -> None:
     client, server = pair
     shake(pair)
