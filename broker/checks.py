@@ -344,7 +344,10 @@ def _at_the_broker(
 def _login_advice(error: Exception) -> str:
     text = str(error)
     if "revoked" in text:
-        return "this certificate was shut out; enrol the device anew if that was not meant"
+        return (
+            "this certificate was shut out: after a rotation install the new one; a device that "
+            "was revoked comes back under another name (fedge broker enrol)"
+        )
     if "certificate" in text:
         return "compare with what the broker was told (fedge broker list)"
     if "login" in text:
