@@ -103,7 +103,8 @@ def init(
     Everything is made or nothing. On a folder that holds this fleet already it changes nothing and
     says what is there. DIR/authority/ca.key is the fleet's master key: keep a copy in a safe place.
     """
-    from broker.security import REGISTER_FILE, Fleet, FleetSettings, create_fleet, utc_now
+    from broker.fleet_files import REGISTER_FILE
+    from broker.security import Fleet, FleetSettings, create_fleet, utc_now
 
     names = [name.strip() for name in hosts.split(",")]
     settings = FleetSettings(federation, names, port, bind, user, enrolment_port, websockets)
@@ -130,7 +131,7 @@ def _say_what_is_there(fleet: Fleet) -> None:
 
 def _say_next(fleet: Fleet) -> None:
     from broker import access
-    from broker.security import COORDINATOR_FOLDER, IDENTITY_FILE, SIGNING_FILE
+    from broker.fleet_files import COORDINATOR_FOLDER, IDENTITY_FILE, SIGNING_FILE
 
     middle, config = fleet.folder / COORDINATOR_FOLDER, fleet.broker_folder / access.CONFIG_FILE
     identity = str(middle / IDENTITY_FILE)

@@ -10,8 +10,9 @@ from datetime import datetime
 from pathlib import Path
 
 from broker.access import COORDINATOR
+from broker.fleet_files import COORDINATOR_FOLDER, IDENTITY_FILE, MIDDLE_DAYS
 from broker.register import without
-from broker.security import COORDINATOR_FOLDER, IDENTITY_FILE, MIDDLE_DAYS, Fleet
+from broker.security import Fleet
 from broker.signing import SigningKeys
 from models.errors import ConfigError
 

@@ -1,10 +1,4 @@
-"""A fleet's folder: authority, broker, coordinator, and who is enrolled.
-
-    DIR/fleet.json     the register: every certificate ever signed (no keys)
-    DIR/authority/     the authority's key: whoever has it is the fleet
-    DIR/broker/        all that Mosquitto reads; nothing in it signs certificates
-    DIR/coordinator/   certificate and key of the coordinator, and the key that it signs with
-    DIR/bundles/       bundles of devices, until they are carried there
+"""A fleet: made, and changed by enrolling, rotating and revoking. `fleet_files` says what is where.
 
 Access rules and the list of revoked certificates follow from the register and are written again
 by every command, just before the register itself: a command that was cut short has changed nothing
@@ -25,16 +19,28 @@ from pathlib import Path
 import msgspec
 
 from broker import access
-from broker.access import ListenerSettings, address_family, check_device_id
+from broker.access import address_family, check_device_id
 from broker.authority import Authority, Issued, check_host
 from broker.bundle import Bundle, encode_bundle, read_bundle
+from broker.fleet_files import (
+    AUTHORITY_FOLDER,
+    BROKER_FOLDER,
+    BUNDLE_FOLDER,
+    CA_KEY_FILE,
+    COORDINATOR_FOLDER,
+    IDENTITY_FILE,
+    MIDDLE_DAYS,
+    REGISTER_FILE,
+    SIGNING_FILE,
+    fill,
+    write_derived,
+)
 from broker.invitation import withdrawn
 from broker.register import Record, Register, without
 from broker.security_files import (
     Account,
     beside,
     locked,
-    make_private_folder,
     put_in_place,
     sync_folder,
     write_whole,
@@ -43,15 +49,6 @@ from broker.signing import SigningKeys
 from broker.topics import check_id
 from models.errors import ConfigError
 
-REGISTER_FILE = "fleet.json"
-AUTHORITY_FOLDER, BROKER_FOLDER = "authority", "broker"
-COORDINATOR_FOLDER, BUNDLE_FOLDER = "coordinator", "bundles"
-CA_KEY_FILE = "ca.key"
-IDENTITY_FILE = "coordinator.pem"
-SIGNING_FILE = "signing.key"
-#: Of the broker's and the coordinator's certificates: they sit on machines that are looked after.
-MIDDLE_DAYS = 3650
-DEVICE_DAYS = 730
 #: A list of revoked certificates from the future is no list; each must be newer than the last.
 _LIST_BACKDATED = timedelta(days=1)
 
@@ -134,7 +131,7 @@ def create_fleet(folder: Path, settings: FleetSettings, now: datetime) -> Fleet:
     except OSError as error:
         raise ConfigError(f"{folder} cannot be made: {error.strerror}") from error
     try:
-        _fill(partial, folder, register, root, account, now)
+        fill(partial, folder, register, root, account, now)
         identity = middle.certificate + middle.key
         write_whole(partial / COORDINATOR_FOLDER / IDENTITY_FILE, identity)
         write_whole(partial / COORDINATOR_FOLDER / SIGNING_FILE, signing.encode())
@@ -152,58 +149,6 @@ def _usual_account() -> Account:
     with contextlib.suppress(ConfigError):
         return Account.named("mosquitto") if os.geteuid() == 0 else Account.current()
     raise ConfigError("there is no user mosquitto here: name Mosquitto's account with --user")
-
-
-def _fill(
-    partial: Path,
-    folder: Path,
-    register: Register,
-    root: Issued,
-    account: Account,
-    now: datetime,
-) -> None:
-    for name in (AUTHORITY_FOLDER, BROKER_FOLDER, COORDINATOR_FOLDER, BUNDLE_FOLDER):
-        make_private_folder(partial / name)
-    data = partial / BROKER_FOLDER / access.DATA_FOLDER
-    make_private_folder(data)
-    authority = Authority(root.certificate, root.key)
-    write_whole(partial / AUTHORITY_FOLDER / CA_KEY_FILE, root.key)
-    write_whole(partial / AUTHORITY_FOLDER / access.CA_FILE, root.certificate)
-    server = authority.issue("fedge broker", "server", now, MIDDLE_DAYS, register.hosts)
-    listener = ListenerSettings(register.port, register.bind, register.user, register.websockets)
-    config = access.mosquitto_config(folder / BROKER_FOLDER, listener)
-    for name, content in (
-        (access.CA_FILE, root.certificate),
-        (access.SERVER_CERT_FILE, server.certificate),
-        (access.SERVER_KEY_FILE, server.key),
-        (access.CONFIG_FILE, config.encode()),
-    ):
-        write_whole(partial / BROKER_FOLDER / name, content, owner=account)
-    write_whole(partial / COORDINATOR_FOLDER / access.CA_FILE, root.certificate)
-    _write_derived(partial, register, authority, account)
-    write_whole(partial / REGISTER_FILE, msgspec.json.encode(register))
-    if account.uid != os.geteuid():
-        for path in (data, partial / BROKER_FOLDER):
-            os.chown(path, account.uid, account.gid)
-        # Mosquitto's account may pass through to its own folder and see nothing else.
-        os.chown(partial, -1, account.gid)
-        partial.chmod(0o710)
-
-
-def _write_derived(
-    folder: Path, register: Register, authority: Authority, account: Account
-) -> None:
-    """Access rules and the list of revoked certificates, as the register has it."""
-    # By name, not by certificate: one that has expired is refused before anyone asks for rules.
-    enrolled = {record.agent_id for record in register.devices if record.revoked is None}
-    # The invited, too: the broker need not be told when they come.
-    enrolled |= {invited.agent_id for invited in register.invitations if invited.ended is None}
-    rules = access.access_rules(register.federation, enrolled)
-    issued = (*register.coordinator, *register.devices)
-    revoked = [(r.serial, r.revoked) for r in issued if r.revoked is not None]
-    crl = authority.revocations(revoked, register.list_updated)
-    write_whole(folder / BROKER_FOLDER / access.ACL_FILE, rules.encode(), owner=account)
-    write_whole(folder / BROKER_FOLDER / access.CRL_FILE, crl, owner=account)
 
 
 class Fleet:
@@ -524,7 +469,7 @@ class Fleet:
         updated = max(later, now - _LIST_BACKDATED)
         register = msgspec.structs.replace(self.register, list_updated=updated, **changes)
         # The register last: it must not call a device revoked whom the broker still lets in.
-        _write_derived(self.folder, register, self.authority(), Account.named(register.user))
+        write_derived(self.folder, register, self.authority(), Account.named(register.user))
         data = msgspec.json.format(msgspec.json.encode(register), indent=1)
         write_whole(self.folder / REGISTER_FILE, data)
         self.register = register

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -127,17 +127,22 @@ def test_a_device_whose_disk_is_full_keeps_what_it_has(disk: Path, tmp_path: Pat
 # --- a power cut ----------------------------------------------------------------------------------
 
 
-def cut_at_write(number: int, module: str, *arguments: str | Path) -> None:
+#: That write a fleet's files.
+FLEET = ("broker.security", "broker.fleet_files")
+
+
+def cut_at_write(number: int, modules: Sequence[str], *arguments: str | Path) -> None:
     """Runs a command whose process is gone in the middle of the file of this number."""
     code = (
-        f"import itertools, os, sys, {module} as module, broker.security_files as files\n"
+        f"import importlib, itertools, os, sys, broker.security_files as files\n"
         f"left = itertools.count({number}, -1)\n"
-        "def write_whole(path, data, *rest, **more):\n"
+        "def write_whole_or_end(path, data, *rest, **more):\n"
         "    if next(left) == 0:\n"
         "        path.with_name(f'.{path.name}.partial').write_bytes(data[:len(data) // 2])\n"
         "        os._exit(9)\n"
         "    files.write_whole(path, data, *rest, **more)\n"
-        "module.write_whole = write_whole\n"
+        f"for name in {tuple(modules)}:\n"
+        "    importlib.import_module(name).write_whole = write_whole_or_end\n"
         "import fedge; fedge.main()\n"
     )
     run = [sys.executable, "-P", "-c", code, *map(str, arguments)]
@@ -149,7 +154,7 @@ def cut_at_write(number: int, module: str, *arguments: str | Path) -> None:
 @pytest.mark.parametrize("number", [0, 9])
 def test_an_init_that_was_cut_is_made_anew(tmp_path: Path, number: int) -> None:
     arguments = ("broker", "init", tmp_path / "fleet", "--host", "localhost")
-    cut_at_write(number, "broker.security", *arguments)
+    cut_at_write(number, FLEET, *arguments)
     assert not (tmp_path / "fleet").exists()
     fedge(*arguments)
     Fleet(tmp_path / "fleet").enrol("pi-1", utc_now(), None, 30)
@@ -160,7 +165,7 @@ def test_an_enrolment_that_was_cut_can_be_repeated(tmp_path: Path, number: int) 
     """Whatever is on disk by then; the register is the last file, and what counts."""
     fleet = make(tmp_path / "fleet")
     fleet.enrol("pi-1", utc_now(), None, 30)
-    cut_at_write(number, "broker.security", "broker", "enrol", fleet.folder, "pi-2")
+    cut_at_write(number, FLEET, "broker", "enrol", fleet.folder, "pi-2")
     assert [r.agent_id for r in Fleet(fleet.folder).register.devices] == ["pi-1"]
     fedge("broker", "enrol", fleet.folder, "pi-2")
     bundle = fleet.folder / "bundles" / "pi-2.bundle"
@@ -172,7 +177,7 @@ def test_an_enrolment_that_was_cut_can_be_repeated(tmp_path: Path, number: int) 
 @pytest.mark.parametrize("number", [1, 3])
 def test_a_device_that_was_cut_off_while_joining_joins_again(tmp_path: Path, number: int) -> None:
     bundle = make(tmp_path / "fleet").enrol("pi-1", utc_now(), None, 30)
-    cut_at_write(number, "edge_agent.enrol", "agent", "enrol", bundle, "--dir", tmp_path / "pi")
+    cut_at_write(number, ["edge_agent.enrol"], "agent", "enrol", bundle, "--dir", tmp_path / "pi")
     assert not (tmp_path / "pi" / "agent.yaml").exists()
     _, is_new = enrol(bundle, tmp_path / "pi", None, "")
     assert is_new
