@@ -21,6 +21,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from broker.access import PID_FILE
 from broker.authority import Authority
+from broker.link import LinkDown, LinkUp
 from broker.local import find_mosquitto, free_port
 from broker.mqtt import MqttLink
 from broker.refusals import Refusals
@@ -29,7 +30,6 @@ from broker.security import Fleet, FleetSettings, create_fleet, utc_now
 from broker.security_files import Account
 from broker.settings import BrokerSettings, TlsSettings
 from edge_agent.enrol import enrol
-from tests.conftest import wait_down
 
 REPOSITORY = Path(__file__).parents[2]
 LEASH = REPOSITORY / "broker" / "leash.py"
@@ -214,12 +214,23 @@ def link_with(place: RunningFleet, ca: Path, identity: Path | None, port: int = 
 
 
 def why_refused(place: RunningFleet, identity: Path | None, ca: Path | None = None) -> str:
+    """What the device says; tried again for some seconds, since a broker that was told to read
+    its files anew says that it was told, and not when it has.
+    """
+    return until(lambda: _refusal(place, identity, ca)) or "it was let in"
+
+
+def _refusal(place: RunningFleet, identity: Path | None, ca: Path | None) -> str:
+    """Empty when it was let in."""
     link = link_with(place, ca or place.devices / "alice" / "ca.crt", identity)
     try:
         link.open()
-        down = wait_down(link)
-        assert down.refused
-        return down.reason
+        event = link.poll(10)
+        assert isinstance(event, LinkUp | LinkDown)
+        if isinstance(event, LinkUp):
+            return ""
+        assert event.refused
+        return event.reason
     finally:
         link.abort()
 
