@@ -273,7 +273,15 @@ class Store:
     def rounds(self) -> list[RoundRecord]:
         """All rounds, in order."""
         rows = self._read("SELECT record FROM rounds ORDER BY round_id")
-        return [self._decoded("a round's record", text, RoundRecord) for (text,) in rows]
+        return [self._record(text) for (text,) in rows]
+
+    def _record(self, text: Any) -> RoundRecord:
+        try:
+            return msgspec.json.decode(text, type=RoundRecord)
+        except (msgspec.DecodeError, UnicodeDecodeError, TypeError):
+            # A figure that was no finite number used to be written, as null.
+            known = _without_null(self._decoded("a round's record", text, dict[str, Any]))
+            return self._decoded("a round's record", msgspec.json.encode(known), RoundRecord)
 
     def agents(self) -> list[KnownAgent]:
         """All agents ever heard of, by id."""
@@ -352,3 +360,11 @@ class Store:
         text = msgspec.json.encode(record).decode()
         values = (record.round_id, text, time.time())
         db.execute("INSERT OR REPLACE INTO rounds VALUES (?, ?, ?)", values)
+
+
+def _without_null(value: Any, *, inside: bool = False) -> Any:
+    """The value of JSON without those keys of its inner mappings that hold null."""
+    if not isinstance(value, dict):
+        return value
+    kept = {key: each for key, each in value.items() if not (inside and each is None)}
+    return {key: _without_null(each, inside=True) for key, each in kept.items()}

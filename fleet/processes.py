@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import queue
 import subprocess
@@ -17,6 +18,8 @@ import msgspec
 
 from broker import leash
 from models.errors import WireError
+
+log = logging.getLogger(__name__)
 
 #: Agents get this long to say goodbye before they are killed.
 _STOP_S = 5.0
@@ -143,10 +146,18 @@ class Processes:
 
     def _read_events(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdout is not None
-        with process.stdout as lines:
-            for line in lines:
-                self.events.put(decode_event(line))
-        self.events.put(None)
+        try:
+            with process.stdout as lines:
+                for line in lines:
+                    self._take_line(line)
+        finally:
+            self.events.put(None)  # whatever happened: somebody waits for it
+
+    def _take_line(self, line: bytes) -> None:
+        try:
+            self.events.put(decode_event(line))
+        except WireError as error:
+            log.warning("%s", error)
 
 
 def decode_event(line: bytes) -> CoordinatorEvent:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod, sqrt
+from math import isfinite, prod, sqrt
 from typing import Any, Literal
 
 import msgspec
@@ -125,32 +125,34 @@ def as_totals(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Total]:
 def metric_values(sums: Sums, metrics: Sequence[MetricSpec]) -> dict[str, float]:
     """`loss` and each metric that is one number, from sums whose weight is not 0.
 
-    A metric that the rows say nothing about (AUC without a positive row, R² of equal targets) is
-    left out.
+    What the rows say nothing about (AUC without a positive row, R² of equal targets, the loss of a
+    model that diverged) is left out: all values are finite.
     """
-    values = {"loss": sums.loss / sums.weight}
-    for spec in metrics:
-        if spec.kind != "confusion" and spec.name in sums.metrics:
-            value = _KINDS[spec.kind].finish(_array(spec, sums), sums.weight)
-            if value is not None:
-                values[spec.name] = value
-    return values
+    values: dict[str, float | None] = {"loss": sums.loss / sums.weight}
+    with np.errstate(over="ignore", invalid="ignore"):
+        for spec in metrics:
+            if spec.kind != "confusion" and spec.name in sums.metrics:
+                found = _KINDS[spec.kind].finish(_array(spec, sums), sums.weight)
+                values[spec.name] = found
+    return {name: v for name, v in values.items() if v is not None and isfinite(v)}
 
 
 def metric_matrices(sums: Sums, metrics: Sequence[MetricSpec]) -> dict[str, list[list[float]]]:
-    """Each metric that is a matrix: rows are true classes, columns predicted ones."""
-    return {
-        spec.name: _array(spec, sums).tolist()
+    """Each metric that is a matrix: rows are true classes, columns predicted ones; all finite."""
+    matrices = {
+        spec.name: _array(spec, sums)
         for spec in metrics
         if spec.kind == "confusion" and spec.name in sums.metrics
     }
+    return {name: m.tolist() for name, m in matrices.items() if np.isfinite(m).all()}
 
 
 def fits(totals: Mapping[str, Total], metrics: Sequence[MetricSpec]) -> bool:
-    """Whether these are sums of exactly these metrics."""
-    return {name: _length(total) for name, total in totals.items()} == {
-        spec.name: spec.size if spec.shape else None for spec in metrics
-    }
+    """Whether these are sums of exactly these metrics, and no weight of rows is below 0."""
+    lengths = {name: _length(total) for name, total in totals.items()}
+    return lengths == {spec.name: spec.size if spec.shape else None for spec in metrics} and all(
+        np.min(totals[spec.name]) >= 0 for spec in metrics if _KINDS[spec.kind].of_rows
+    )
 
 
 def _length(total: Total) -> int | None:
@@ -165,6 +167,7 @@ def _array(spec: MetricSpec, sums: Sums) -> F64:
 class _Kind:
     fits: Callable[[tuple[int, ...]], bool]
     finish: Callable[[F64, float], float | None]
+    of_rows: bool = False  # its sums are weights of rows
 
 
 def _r2(sums: F64, weight: float) -> float | None:
@@ -209,11 +212,11 @@ _KINDS: dict[str, _Kind] = {
         lambda shape: shape == (), lambda sums, weight: sqrt(max(0.0, float(sums / weight)))
     ),
     "r2": _Kind(lambda shape: shape == (3,), _r2),
-    "auc": _Kind(lambda shape: len(shape) == 2 and shape[0] == 2 and shape[1] >= 2, _auc),
-    "precision": _Kind(_per_class, _ratio(lambda s: (s[0], s[0] + s[1]))),
-    "recall": _Kind(_per_class, _ratio(lambda s: (s[0], s[0] + s[2]))),
-    "f1": _Kind(_per_class, _ratio(lambda s: (2 * s[0], 2 * s[0] + s[1] + s[2]))),
+    "auc": _Kind(lambda shape: len(shape) == 2 and shape[0] == 2 and shape[1] >= 2, _auc, True),
+    "precision": _Kind(_per_class, _ratio(lambda s: (s[0], s[0] + s[1])), True),
+    "recall": _Kind(_per_class, _ratio(lambda s: (s[0], s[0] + s[2])), True),
+    "f1": _Kind(_per_class, _ratio(lambda s: (2 * s[0], 2 * s[0] + s[1] + s[2])), True),
     "confusion": _Kind(
-        lambda shape: len(shape) == 2 and shape[0] == shape[1] >= 2, lambda *_: None
+        lambda shape: len(shape) == 2 and shape[0] == shape[1] >= 2, lambda *_: None, True
     ),
 }

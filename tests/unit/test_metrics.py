@@ -85,6 +85,22 @@ def test_a_class_that_is_never_predicted_has_precision_0() -> None:
     assert metric_values(sums, only)["precision"] == pytest.approx(0.25)
 
 
+def test_what_is_no_finite_number_says_nothing() -> None:
+    diverged = Sums(math.inf, 4.0, {"mae": math.nan, "r2": (1e100, 0.0, 1e-300)})
+    assert metric_values(diverged, ALL) == {}
+    split = Sums(4.0, 4.0, {"auc": (1e100, -1e100, 1e-300, 0.0, 1.0, 1.0, 1.0, 1.0)})
+    assert metric_values(split, ALL) == {"loss": 1.0}
+    odd = Sums(0.0, 1.0, {"confusion": (math.nan, 0.0, 0.0, 1.0)})
+    assert metric_matrices(odd, ALL) == {}
+
+
+@pytest.mark.parametrize("name", ["auc", "f1", "precision", "recall", "confusion"])
+def test_a_weight_of_rows_below_0_does_not_fit(name: str) -> None:
+    (spec,) = (spec for spec in ALL if spec.name == name)
+    assert fits({name: (0.0,) * spec.size}, (spec,))
+    assert not fits({name: (*(0.0,) * (spec.size - 1), -1e-9)}, (spec,))
+
+
 def test_rounding_below_zero_is_no_imaginary_root() -> None:
     sums = Sums(0.0, 1.0, {"rmse": -1e-12})
     assert metric_values(sums, (MetricSpec("rmse", "root_mean"),))["rmse"] == 0.0

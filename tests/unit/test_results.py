@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from coordinator.records import AgentResult
-from coordinator.results import with_evaluation, with_training
+from coordinator.results import with_central, with_evaluation, with_training
 from models.metrics import MetricSpec, Sums
 from tests.unit.test_stopping import record
 
@@ -56,3 +56,8 @@ def test_with_unseen_agents_alone_the_loss_is_theirs() -> None:
 def test_when_nobody_answered_the_figures_of_training_stand() -> None:
     before = with_training(record(None), TRAINED, METRICS)
     assert with_evaluation(before, TRAINED, {}, set(), METRICS) == before
+
+
+def test_a_model_that_diverged_has_no_central_figures() -> None:
+    nan = float("nan")
+    assert with_central(record(0.5), Sums(nan, 4.0, {"mae": nan}), METRICS) == record(0.5)
