@@ -19,12 +19,17 @@ from broker.settings import BrokerSettings
 from coordinator.config import CoordinatorConfig
 from fleet.cast import Cast
 from fleet.host import AGENT_FILE
+from fleet.report import REPORT_FILE
 from fleet.scenario import coordinator_config
+from models.errors import ConfigError
 from models.package import ModelPackage
 
 COORDINATOR = "coordinator"
 COORDINATOR_FILE = "coordinator.yaml"
 _DATA_FILE = "data.npz"
+_MADE_HERE = ("processes", "model", REPORT_FILE)
+#: A report's first key is the scenario's name.
+_REPORT_HEAD = 64
 
 # A thousand agents are a thousand files: libyaml's emitter, where there is one, writes them in a
 # fifth of a second.
@@ -32,11 +37,41 @@ _Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 def clear(out: Path) -> None:
-    """Remove an earlier run's files, and nothing else."""
+    """Remove an earlier run's files, and nothing else.
+
+    Raises:
+        ConfigError: see `check_out`.
+    """
+    check_out(out)
     out.mkdir(parents=True, exist_ok=True)
     for name in ("processes", "model"):
         shutil.rmtree(out / name, ignore_errors=True)
-    (out / "report.json").unlink(missing_ok=True)
+    (out / REPORT_FILE).unlink(missing_ok=True)
+
+
+def check_out(out: Path) -> None:
+    """Refuses a folder in which something of somebody else's would be replaced.
+
+    Raises:
+        ConfigError: it holds what is called like a run's files, and no run made it.
+    """
+    found = [name for name in _MADE_HERE if (out / name).exists()]
+    if found and not _is_of_a_run(out):
+        raise ConfigError(
+            f"{out} holds {found[0]!r}, which is of no earlier run and would be replaced: "
+            "name another folder with --out, or move it away"
+        )
+
+
+def _is_of_a_run(out: Path) -> bool:
+    """Whether a run's marks are there: its coordinator's file, or a report of ours."""
+    if (out / "processes" / COORDINATOR / COORDINATOR_FILE).is_file():
+        return True
+    try:
+        with (out / REPORT_FILE).open("rb") as file:
+            return b'"scenario"' in file.read(_REPORT_HEAD)
+    except OSError:
+        return False
 
 
 def write_coordinator(

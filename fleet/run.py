@@ -79,7 +79,7 @@ class RunOptions:
         broker: auto, mosquitto, embedded, mqtt://host:port, or a file with the keys of `broker`.
         hosts: so many processes that host the agents; 0 gives each agent its own; None decides by
             their number.
-        out: folder for report, logs and the trained model; emptied of an earlier run's.
+        out: folder for report, logs and the trained model; an earlier run's are removed from it.
     """
 
     out: Path
