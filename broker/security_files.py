@@ -1,9 +1,11 @@
-"""Files that must be whole and must not be read by others: keys, registers, access rules."""
+"""Files that must be whole, and folders that one process at a time may change."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import logging
 import os
 import pwd
 from collections.abc import Iterator
@@ -11,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 PRIVATE = 0o600
 PRIVATE_FOLDER = 0o700
@@ -130,7 +134,7 @@ def locked(folder: Path) -> Iterator[None]:
         ConfigError: the folder cannot be written.
     """
     try:
-        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, PRIVATE)
+        descriptor = _open_lock(folder)
     except OSError as error:
         raise ConfigError(f"{folder} cannot be changed: {error.strerror}") from error
     try:
@@ -138,3 +142,56 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def claimed(folder: Path, role: str) -> Iterator[None]:
+    """One process runs on a state folder, which is made when absent; a second one is refused.
+
+    Args:
+        folder: of the state.
+        role: agent or coordinator: one of each may share a folder, their files are others.
+
+    A folder that cannot be locked (read-only, full, on a file system without locks) is used all
+    the same, with a warning: whether it can be written is for those to say who write.
+
+    Raises:
+        ConfigError: somebody else runs on it; names the process.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = _open_lock(folder, f".{role}.lock")
+    except OSError as error:
+        _warn_not_locked(folder, error)
+        yield
+        return
+    try:
+        _claim(descriptor, folder)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _claim(descriptor: int, folder: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, b"%d\n" % os.getpid())
+    except OSError as error:
+        if error.errno not in (errno.EAGAIN, errno.EACCES):
+            _warn_not_locked(folder, error)
+            return
+        number = os.pread(descriptor, 20, 0).strip()
+        who = f"process {number.decode()}" if number.isdigit() else "another process"
+        raise ConfigError(
+            f"{folder} is in use by {who}: stop it, or give this one another state_dir"
+        ) from error
+
+
+def _open_lock(folder: Path, name: str = ".lock") -> int:
+    return os.open(folder / name, os.O_RDWR | os.O_CREAT, PRIVATE)
+
+
+def _warn_not_locked(folder: Path, error: OSError) -> None:
+    reason = error.strerror
+    log.warning("%s cannot be locked against a second process: %s", folder, reason)

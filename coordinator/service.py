@@ -7,6 +7,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ from broker.link import Link, Received, Will
 from broker.machine import LinkAction, Publish, Tick
 from broker.mqtt import MqttLink
 from broker.seal import is_sealed, key_id
+from broker.security_files import claimed, write_whole
 from broker.service import Service
 from broker.topics import Topics
 from coordinator.config import CoordinatorConfig
@@ -39,7 +41,7 @@ from coordinator.federation import Coordinator
 from coordinator.progress import Progress
 from coordinator.report import round_line
 from coordinator.store import Store
-from models.errors import ModelError
+from models.errors import ConfigError, ModelError, StoreError
 from models.package import ModelPackage, load_package
 from models.zoo import load_zoo, zoo_names
 
@@ -50,8 +52,9 @@ log = logging.getLogger(__name__)
 
 #: Folder below state_dir with the trained model package.
 RESULT_FOLDER = "model"
+_READABLE = 0o644
 #: Updates written to disk together, at most.
-_FLUSH_UPDATES = 32
+FLUSH_UPDATES = 32
 
 
 class CoordinatorService(Service):
@@ -111,7 +114,7 @@ class CoordinatorService(Service):
             self._held.append(lambda: super(CoordinatorService, self).finish(received))
         else:
             super().finish(received)
-        if self._unflushed >= _FLUSH_UPDATES:
+        if self._unflushed >= FLUSH_UPDATES:
             self.idle()
 
     def idle(self) -> None:
@@ -192,15 +195,19 @@ def run_coordinator(
         The folder with the trained model package.
 
     Raises:
-        ConfigError: the model, the data or the state folder is unusable.
+        ConfigError: the model, the data or the state folder is unusable, or another process runs
+            on the folder.
         LinkError: see `Service.run`.
+        StoreError: the disk is full or failed.
     """
     package = find_package(config.model, base)
     data = config.evaluation.data
     measure = None if data is None else central_measure(located(data, base), package)
     state_dir = located(config.state_dir, base)
-    store = Store(state_dir, config.keep_versions)
-    try:
+    with (
+        claimed(state_dir, "coordinator"),
+        closing(Store(state_dir, config.keep_versions)) as store,
+    ):
         store.adopt(config.federation, package)
         progress = store.load(package.spec.size)
         session = store.session(secrets.token_hex(8))
@@ -236,8 +243,6 @@ def run_coordinator(
         if coordinator.finished is None:  # stopped on the way
             _write_result(folder, package, coordinator.progress)
         return folder
-    finally:
-        store.close()
 
 
 def _open_signer(config: CoordinatorConfig, base: Path, store: Store) -> Signer | None:
@@ -275,7 +280,14 @@ def _log_resumption(progress: Progress) -> None:
 
 
 def _write_result(folder: Path, package: ModelPackage, progress: Progress) -> None:
-    replace(package, initial=np.array(progress.theta)).save(folder)
+    trained = replace(package, initial=np.array(progress.theta))
+    try:
+        trained.save(folder, lambda path, data: write_whole(path, data, _READABLE))
+    except (OSError, ConfigError) as error:
+        raise StoreError(
+            f"the trained model is not written: {error}; its weights are safe in the store beside "
+            "it: mend the disk and start again"
+        ) from error
     log.info("version %d written to %s", progress.version, folder)
 
 

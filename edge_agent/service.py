@@ -18,6 +18,7 @@ from broker.link import Link, Will
 from broker.machine import Tick
 from broker.mqtt import MqttLink
 from broker.network import NetworkLoop
+from broker.security_files import claimed
 from broker.service import Service
 from broker.system import memory_bytes
 from edge_agent.agent import Agent
@@ -52,7 +53,7 @@ from models.runtimes import find_runtime
 log = logging.getLogger(__name__)
 
 #: Between a device's silence and the broker's word for it: a short drop of Wi-Fi is no loss.
-_WILL_DELAY_S = 5
+WILL_DELAY_S = 5
 #: Messages on their way to us. Chunks of 120 KiB: one megabyte of this device's memory, as much of
 #: the broker's for every device that is slow, and lost for nothing at a power cut. Enough for
 #: 19 MB/s over 50 ms.
@@ -272,7 +273,7 @@ def make_link(
         config.broker.located(base),
         client_id=f"fedge-{config.federation}-{config.agent_id}",
         network=network,
-        will=Will(will.topic, will.payload, _WILL_DELAY_S),
+        will=Will(will.topic, will.payload, WILL_DELAY_S),
         receive_maximum=_RECEIVE_MAXIMUM,
         notify=notify,
     )
@@ -283,12 +284,14 @@ def run_agent(config: AgentConfig, base: Path, give_up_s: float | None = None) -
 
     Raises:
         LinkError: see `Service.run`.
-        ConfigError: the broker's settings name files that cannot be read.
+        ConfigError: the broker's settings name files that cannot be read, or another process runs
+            on the state folder.
     """
-    agent = make_agent(config, base)
-    link = make_link(agent, config, base)
-    pool = WorkerPool()
-    try:
-        AgentService(agent, link, config, base, pool, give_up_s).run()
-    finally:
-        pool.stop()
+    with claimed(located(config.state_dir, base), "agent"):
+        agent = make_agent(config, base)
+        link = make_link(agent, config, base)
+        pool = WorkerPool()
+        try:
+            AgentService(agent, link, config, base, pool, give_up_s).run()
+        finally:
+            pool.stop()

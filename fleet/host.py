@@ -22,14 +22,15 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 
-from broker.config import load_config
+from broker.config import load_config, located
 from broker.limits import raise_file_limit
 from broker.mqtt import MqttLink
 from broker.network import NetworkLoop
+from broker.security_files import claimed
 from edge_agent.config import AgentConfig
 from edge_agent.service import AgentService, make_agent, make_link
 from edge_agent.worker import WorkerPool
@@ -41,7 +42,9 @@ AGENT_FILE = "agent.yaml"
 WORKERS = 2
 #: A synchronised write waits for the disk, and disks take several at once.
 _DISK_THREADS = 4
-#: Files beside one socket for each agent: libraries, data being read, spools being written.
+#: Of each agent: its socket and its lock.
+_AGENT_FILES = 2
+#: And beside these: libraries, data being read, spools being written.
 _OTHER_FILES = 200
 #: Programs a worker keeps, for hosts with agents of several federations.
 _PROGRAMS = 4
@@ -59,15 +62,15 @@ class AgentHost:
         give_up_s: an agent that has not connected by then is given up; None waits for ever.
 
     Raises:
-        ConfigError: two agents have one id, the file limit is too low, or a broker's settings name
-            files that cannot be read.
+        ConfigError: two agents have one id or one state folder, another process runs on it, the
+            file limit is too low, or a broker's settings name files that cannot be read.
     """
 
     def __init__(
         self, agents: Sequence[Placed], *, workers: int = WORKERS, give_up_s: float | None = None
     ) -> None:
         _check_ids(config for config, _ in agents)
-        raise_file_limit(len(agents) + _OTHER_FILES)
+        raise_file_limit(_AGENT_FILES * len(agents) + _OTHER_FILES)
         self.names = [config.agent_id for config, _ in agents]
         #: The agent whose event is being dealt with; for log lines.
         self.current = ""
@@ -82,6 +85,7 @@ class AgentHost:
         #: The alarm of each agent that counts; others in the heap are left over.
         self._alarm_s: dict[int, float] = {}
         self._last_error: FederationError | None = None
+        self._claims = ExitStack()
         try:
             for config, base in agents:
                 self._add(config, base, give_up_s)
@@ -91,6 +95,7 @@ class AgentHost:
 
     def _add(self, config: AgentConfig, base: Path, give_up_s: float | None) -> None:
         number = len(self._links)
+        self._claims.enter_context(claimed(located(config.state_dir, base), "agent"))
         agent = make_agent(config, base)
         link = make_link(agent, config, base, self._network, lambda: self._ready.put(number))
         self._links.append(link)
@@ -185,6 +190,7 @@ class AgentHost:
         self._pool.stop()
         self._disk.shutdown()
         self._network.close()
+        self._claims.close()
 
 
 def find_agents(folders: Iterable[Path]) -> list[Placed]:

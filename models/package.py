@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import io
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -134,20 +134,33 @@ class ModelPackage:
         """The vector that the program takes: θ, then the initial personal part."""
         return np.concatenate([theta, self.personal]) if self.personal.size else theta
 
-    def save(self, folder: Path) -> None:
-        """Write the package's files into `folder`, which is made when absent."""
+    def save(self, folder: Path, write: Callable[[Path, bytes], object] = Path.write_bytes) -> None:
+        """Write the package's files into `folder`, which is made when absent.
+
+        Args:
+            folder: the files of the package that was there before are replaced or removed.
+            write: puts one file in its place.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / PROGRAM_FILE).write_bytes(self.program)
-        (folder / SPEC_FILE).write_bytes(self.spec.to_json())
-        np.save(folder / INITIAL_FILE, self.initial, allow_pickle=False)
-        for name in (PERSONAL_FILE, FROZEN_FILE, ARCHITECTURE_FILE):
-            (folder / name).unlink(missing_ok=True)  # of the package that was here before
-        if self.personal.size:
-            np.save(folder / PERSONAL_FILE, self.personal, allow_pickle=False)
-        if self.frozen_bytes:
-            (folder / FROZEN_FILE).write_bytes(self.frozen_bytes)
-        if self.architecture:
-            (folder / ARCHITECTURE_FILE).write_bytes(self.architecture)
+        write(folder / PROGRAM_FILE, self.program)
+        write(folder / SPEC_FILE, self.spec.to_json())
+        write(folder / INITIAL_FILE, _npy(self.initial))
+        optional = {
+            PERSONAL_FILE: _npy(self.personal) if self.personal.size else b"",
+            FROZEN_FILE: self.frozen_bytes,
+            ARCHITECTURE_FILE: self.architecture,
+        }
+        for name, data in optional.items():
+            if data:
+                write(folder / name, data)
+            else:
+                (folder / name).unlink(missing_ok=True)
+
+
+def _npy(vector: F32) -> bytes:
+    file = io.BytesIO()
+    np.save(file, vector, allow_pickle=False)
+    return file.getvalue()
 
 
 def encode_frozen(tensors: Iterable[F32], *, rounded: bool = True) -> bytes:

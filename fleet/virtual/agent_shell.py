@@ -26,6 +26,7 @@ from edge_agent.events import (
     SpoolUpdate,
     StartJob,
 )
+from edge_agent.service import WILL_DELAY_S
 from edge_agent.spool import AgentMemory, SpooledUpdate
 from edge_agent.statements import AgentFacts
 from edge_agent.trust import TrustRecord
@@ -34,8 +35,6 @@ from fleet.virtual.profiles import DeviceProfile
 from fleet.virtual.shells import Shell, World
 from fleet.virtual.workbench import Workbench
 
-#: As the agent's service has it: between a device's silence and the broker's word for it.
-_WILL_DELAY_S = 5
 _NO_SKEW = ClockSkew()
 
 
@@ -128,7 +127,7 @@ class AgentShell(Shell):
         self.machine = Agent(facts, self.disk.memory, rng)
         self._package, self._busy_until_s, self._job = "", self.now_s, None
         will = self.machine.will
-        return Will(will.topic, will.payload, _WILL_DELAY_S)
+        return Will(will.topic, will.payload, WILL_DELAY_S)
 
     @property
     def agent(self) -> Agent:

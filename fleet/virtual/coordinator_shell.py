@@ -20,7 +20,7 @@ from coordinator.events import (
 )
 from coordinator.federation import Coordinator
 from coordinator.records import RoundRecord
-from coordinator.service import sealed
+from coordinator.service import FLUSH_UPDATES, sealed
 from coordinator.store import Store
 from fleet.virtual.faults import COORDINATOR
 from fleet.virtual.history import Began, Flushed
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
 #: A synchronisation of the disk; updates that come meanwhile are written together.
 _FLUSH_S = 0.004
-#: As the coordinator's service has it.
-_FLUSH_UPDATES = 32
 
 
 class CoordinatorShell(Shell):
@@ -154,7 +152,7 @@ class CoordinatorShell(Shell):
             self._held.append(lambda: self.link.acknowledge(received))
         else:
             self.link.acknowledge(received)
-        if self._unflushed >= _FLUSH_UPDATES:
+        if self._unflushed >= FLUSH_UPDATES:
             self.settle()
 
     def settle(self) -> None:

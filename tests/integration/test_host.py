@@ -307,6 +307,15 @@ def test_two_agents_of_one_id_are_refused(tmp_path: Path) -> None:
         AgentHost(find_agents([tmp_path / "a", tmp_path / "b", tmp_path / "c"]))
 
 
+def test_two_agents_of_one_state_folder_are_refused(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        write_agent(tmp_path, name, 1)
+    (tmp_path / "two" / "state").symlink_to("../one/state")
+    (tmp_path / "one" / "state").mkdir()
+    with pytest.raises(ConfigError, match=f"two/state is in use by process {os.getpid()}"):
+        AgentHost(find_agents([tmp_path]))
+
+
 def test_a_folder_is_an_agents_or_holds_agents(tmp_path: Path) -> None:
     write_agent(tmp_path / "many", "one", 1)
     write_agent(tmp_path / "many", "two", 1)

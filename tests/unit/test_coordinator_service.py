@@ -15,14 +15,19 @@ from broker import blobs, messages, seal
 from broker.link import Received
 from broker.memory import MemoryBroker, MemoryLink
 from broker.messages import AgentStatus, Receipt, RoundPlan, UpdateHeader
+from broker.security_files import claimed
 from broker.signing import Signer, SigningKeys
 from broker.topics import AgentStatusTopic, InboxTopic, RoundTopic, Topics, UpdateTopic
 from coordinator.config import StartConfig
+from coordinator.events import Finished
 from coordinator.federation import Coordinator
-from coordinator.service import CoordinatorService
+from coordinator.progress import Progress
+from coordinator.service import CoordinatorService, _write_result, run_coordinator
 from coordinator.store import Store
 from models.codecs import make_codec
+from models.errors import ConfigError, StoreError
 from models.history import STORE_FILE
+from models.package import load_package
 from tests.unit.test_coordinator import PACKAGE, SESSION, config
 
 TOPICS = Topics("f")
@@ -216,3 +221,35 @@ def test_the_round_s_end_is_told_after_its_commit(scene: Scene) -> None:
         assert db.execute("SELECT COUNT(*) FROM updates").fetchone() == (0,)
     db.close()
     assert all(scene.receipts(name)[0].accepted for name in AGENTS)
+
+
+def test_a_second_coordinator_on_one_state_folder_is_refused(tmp_path: Path) -> None:
+    with (
+        claimed(tmp_path / "state", "coordinator"),
+        pytest.raises(ConfigError, match="state is in use by proc"),
+    ):
+        run_coordinator(config(), tmp_path)
+    assert not (tmp_path / "state" / STORE_FILE).exists()
+
+
+def test_the_trained_model_is_replaced_file_by_file_as_a_whole(tmp_path: Path) -> None:
+    for value in (1, 2):
+        theta = np.full(3, value, np.float32)
+        _write_result(tmp_path / "model", PACKAGE, Progress(1, theta, {}))
+        found = load_package(tmp_path / "model")
+        assert found.initial.tolist() == theta.tolist()
+        assert found.digest != PACKAGE.digest
+        assert found.program == PACKAGE.program
+
+
+def test_a_model_that_cannot_be_written_ends_the_coordinator_and_says_so(
+    scene: Scene, tmp_path: Path
+) -> None:
+    (tmp_path / "model").write_text("")
+
+    def save() -> None:
+        _write_result(tmp_path / "model", PACKAGE, Progress(1, PACKAGE.initial, {}))
+
+    scene.service._save_result = save
+    with pytest.raises(StoreError, match=r"is not written: .*model.*mend the disk and start again"):
+        scene.service.perform(Finished("rounds"))

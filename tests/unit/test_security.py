@@ -23,7 +23,7 @@ from broker.config import load_config
 from broker.reload import reload_mosquitto
 from broker.seal import key_id, read_public_keys
 from broker.security import Fleet, FleetSettings, create_fleet, utc_now
-from broker.security_files import Account, write_whole
+from broker.security_files import Account, claimed, write_whole
 from broker.signing import SigningKeys
 from edge_agent.config import AgentConfig
 from fedge import cli
@@ -238,6 +238,25 @@ def test_a_file_is_replaced_as_a_whole_and_never_readable_by_others(tmp_path: Pa
     assert list(tmp_path.iterdir()) == [path]
     with pytest.raises(ConfigError, match="cannot be written: No such file"):
         write_whole(tmp_path / "nowhere" / "key", b"one")
+
+
+def test_one_process_at_a_time_runs_on_a_state_folder(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    second = f"in use by process {os.getpid()}: stop it, or give this one another state_dir"
+    for _ in range(2):
+        with claimed(state, "agent"):
+            with pytest.raises(ConfigError, match=second), claimed(state, "agent"):
+                pass
+            with claimed(state, "coordinator"), claimed(tmp_path / "other", "agent"):
+                pass
+
+
+def test_a_folder_that_cannot_be_locked_is_used_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "state").write_text("")
+    with claimed(tmp_path / "state", "agent"):
+        assert "cannot be locked against a second process: " in caplog.text
 
 
 # --- enrolment ------------------------------------------------------------------------------------
