@@ -169,7 +169,7 @@ def _store(config: CoordinatorConfig, state_dir: Path) -> Check:
     except FederationError as error:
         return failed("store", str(error), "restore it, or begin anew in another state_dir")
     try:
-        federation, rounds = store.meta("federation"), len(store.rounds())
+        federation, rounds = store.meta("federation"), len(store.history())
     except FederationError as error:
         return failed("store", str(error), "restore it, or begin anew in another state_dir")
     finally:

@@ -434,7 +434,7 @@ class Coordinator:
             version=self.progress.version,
         )
         self.progress.theta, self.progress.strategy_state = theta, state
-        self.progress.records.append(record)
+        self.progress.records.append(record.summary)
         commit = Commit(self.progress.version, theta, state, record)
         opened.record = record
         return [commit, *self._evaluate(opened, now_s)]
@@ -455,7 +455,7 @@ class Coordinator:
             self.config.round.minimum,
             pause_s,
         )
-        self.progress.records.append(record)
+        self.progress.records.append(record.summary)
         return self._end_round(record, now_s)
 
     def _evaluate(self, opened: OpenRound, now_s: float) -> list[Action]:
@@ -501,7 +501,7 @@ class Coordinator:
             bytes_down=down,
             seconds=now_s - started,
         )
-        self.progress.records[-1] = record
+        self.progress.records[-1] = record.summary
         return [SaveRound(record), RoundEnded(record)]
 
     def _measured(self, record: RoundRecord, measure: Callable[[F32], Sums]) -> RoundRecord:

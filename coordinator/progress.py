@@ -18,7 +18,7 @@ class Progress:
         version: of θ.
         theta: float32, shape (P,).
         strategy_state: of the server optimizer.
-        records: of all rounds so far, in order.
+        records: summaries of all rounds so far, in order: a federation may go on for years.
         open: the round that was collecting updates when the coordinator ended.
     """
 

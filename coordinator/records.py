@@ -78,6 +78,11 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
     agents: dict[str, AgentResult]
     matrices: dict[str, list[list[float]]] = {}
 
+    @property
+    def summary(self) -> RoundRecord:
+        """The record without what grows with the number of agents or classes."""
+        return msgspec.structs.replace(self, agents={}, declined={}, matrices={})
+
     def value(self, metric: str) -> float | None:
         """The loss or a metric of the record; None when it has none of that name."""
         return self.loss if metric == "loss" else self.metrics.get(metric)

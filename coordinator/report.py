@@ -15,6 +15,7 @@ from coordinator.store import KnownAgent, Store
 
 #: More classes than this are no table that a terminal shows.
 _SHOWN_CLASSES = 12
+_SHOWN_ROUNDS = 10
 
 
 def round_line(record: RoundRecord, rounds: int) -> str:
@@ -93,17 +94,18 @@ def status_document(store: Store) -> dict[str, Any]:
 
 def status_text(store: Store, config: CoordinatorConfig) -> str:
     """What an operator wants to see first: state, latest rounds, agents."""
-    rounds, agents = store.rounds(), store.agents()
+    rounds, agents = store.history(), store.agents()
+    latest = store.rounds(latest=_SHOWN_ROUNDS)
     committed = sum(record.status == "committed" for record in rounds)
     ended = store.meta("finished")
     lines = [
         f"federation {store.meta('federation')} · model {store.meta('model')} · "
         f"{committed} of {config.rounds} rounds" + (f" · finished ({ended})" if ended else "")
     ]
-    if len(rounds) > 10:
-        lines.append(f"… {len(rounds) - 10} earlier rounds: --json shows them")
-    lines += [round_line(record, config.rounds) for record in rounds[-10:]]
-    for name, matrix in (rounds[-1].matrices if rounds else {}).items():
+    if len(rounds) > len(latest):
+        lines.append(f"… {len(rounds) - len(latest)} earlier rounds: --json shows them")
+    lines += [round_line(record, config.rounds) for record in latest]
+    for name, matrix in (latest[-1].matrices if latest else {}).items():
         lines += matrix_lines(name, matrix)
     here = [agent.status for agent in agents if agent.status.state == "online"]
     resting = sum(bool(status.paused) for status in here)

@@ -249,7 +249,7 @@ class Store:
         theta.setflags(write=False)
         try:
             return Progress(
-                version, theta, state_from_bytes(state), self.rounds(), self._open_round(version)
+                version, theta, state_from_bytes(state), self.history(), self._open_round(version)
             )
         except WireError as error:
             raise self._damaged(f"version {version}", error) from error
@@ -270,10 +270,18 @@ class Store:
             log.warning("%s: the update of %s is damaged and left out", self.path, name)
         return StoredRound(stored.plan, stored.asked, stored.goal, frames)
 
-    def rounds(self) -> list[RoundRecord]:
-        """All rounds, in order."""
-        rows = self._read("SELECT record FROM rounds ORDER BY round_id")
-        return [self._record(text) for (text,) in rows]
+    def rounds(self, latest: int | None = None) -> list[RoundRecord]:
+        """All rounds, or so many of the latest, in order."""
+        rows = self._rows(
+            "SELECT record FROM rounds ORDER BY round_id DESC LIMIT ?",
+            -1 if latest is None else latest,
+        )
+        return [self._record(text) for (text,) in rows][::-1]
+
+    def history(self) -> list[RoundRecord]:
+        """Summaries of all rounds, in order."""
+        rows = self._rows("SELECT record FROM rounds ORDER BY round_id")
+        return [self._record(text).summary for (text,) in rows]
 
     def _record(self, text: Any) -> RoundRecord:
         try:
@@ -296,8 +304,12 @@ class Store:
         return [row[0] for row in self._read("SELECT version FROM versions ORDER BY version")]
 
     def _read(self, query: str, *values: object) -> list[Any]:
+        return list(self._rows(query, *values))
+
+    def _rows(self, query: str, *values: object) -> Iterator[Any]:
         try:
-            return self._db.execute(query, values).fetchall()
+            for row in self._db.execute(query, values):  # noqa: UP028  it would close the cursor
+                yield row
         except _SQL_ERRORS as error:
             raise self._damaged("it", error) from error
 

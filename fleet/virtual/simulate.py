@@ -42,7 +42,7 @@ class SimulationOptions:
         out: folder for report, trace and the trained model.
         agents: so many only.
         rounds: so many only.
-        seed: of everything random but the learning itself; also of the learning when given.
+        seed: of everything random but the learning, which has the federation's own.
         faults: file with a fault plan; None: nothing goes wrong.
         profiles: file with device profiles; None: those that ship.
         trace: write trace.jsonl.
@@ -167,7 +167,7 @@ def _observed(setting: Setting, options: SimulationOptions) -> Iterator[Setting]
             observers.append(TraceFile(file))
         if options.check:
             observers.append(Invariants(setting.config, setting.package, setting.seed))
-        yield Setting(**{**vars(setting), "observers": observers})
+        yield replace(setting, observers=observers)
 
 
 def _conclude(
@@ -178,7 +178,7 @@ def _conclude(
     options: SimulationOptions,
     watcher: Watcher,
 ) -> dict[str, Any]:
-    setting, records = simulation.setting, simulation.coordinator.coordinator.progress.records
+    setting, records = simulation.setting, simulation.coordinator.store.rounds()
     if not any(record.status == "committed" for record in records):
         raise FleetError("no round was committed")
     theta = simulation.coordinator.coordinator.progress.theta

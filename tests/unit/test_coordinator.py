@@ -995,6 +995,17 @@ def test_it_ends_for_a_reason(changes: Any, reason: str, versions: int) -> None:
     assert stage.weights().tolist() == [float(versions), 0.0, 0.0]
 
 
+def test_what_single_agents_did_in_a_round_is_told_and_not_kept_in_memory() -> None:
+    stage, a, b, c = three()
+    a.report("declined", reason="too_hot")
+    b.update([1, 0, 0])
+    c.update([1, 0, 0])
+    assert (set(stage.record.agents), stage.record.declined) == ({"b", "c"}, {"a": "too_hot"})
+    assert only(stage.actions, SaveRound)[-1].record == stage.record
+    assert stage.coordinator.progress.records == [stage.record.summary]
+    assert stage.record.summary.agents == {}
+
+
 def test_a_restart_goes_on_with_the_next_round_and_the_same_model() -> None:
     stage, *agents = three()
     for agent in agents:

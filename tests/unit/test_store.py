@@ -69,6 +69,23 @@ def test_what_was_committed_is_there_after_opening_it_again(tmp_path: Path) -> N
     again.close()
 
 
+def test_of_what_agents_did_only_the_store_keeps_all(store: Store) -> None:
+    agent = AgentResult(task="train", loss=0.5, metrics={"mae": 2.0}, num_examples=1)
+    store.begin(theta(0, 0, 0), {})
+    full = [
+        record(
+            0.5, round_id=n, agents={"a": agent}, declined={"b": "too_hot"}, matrices={"c": [[1.0]]}
+        )
+        for n in (1, 2, 3)
+    ]
+    for each in full:
+        store.save_round(each)
+    progress = store.load(3)
+    assert progress is not None
+    assert progress.records == [record(0.5, round_id=n) for n in (1, 2, 3)]
+    assert (store.rounds(), store.rounds(latest=2)) == (full, full[1:])
+
+
 def test_a_record_that_is_saved_again_replaces_the_first(store: Store) -> None:
     store.save_round(record(0.5))
     store.save_round(record(0.25))
