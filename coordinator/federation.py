@@ -236,6 +236,8 @@ class Coordinator:
         actions: list[Action] = [*self._intake.tick(self._open, now_s)]
         for agent_id in self._silent(now_s):
             log.warning("%s has not been heard of, it counts as lost", agent_id)
+            if (entry := self.roster.get(agent_id)) is not None:
+                actions.append(SaveAgent(agent_id, entry.status))
             actions += self._advance(Lost(agent_id), now_s)
         return actions + self._end_when_due(now_s)
 

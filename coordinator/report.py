@@ -77,6 +77,7 @@ def matrix_lines(
 
 def status_document(store: Store) -> dict[str, Any]:
     """All that the store knows, without θ itself."""
+    now = time.time()
     return {
         "federation": store.meta("federation"),
         "model": store.meta("model"),
@@ -86,7 +87,11 @@ def status_document(store: Store) -> dict[str, Any]:
         "versions": store.versions(),
         "rounds": [msgspec.to_builtins(record) for record in store.rounds()],
         "agents": {
-            agent.agent_id: {**msgspec.to_builtins(agent.status), "heard_at": agent.heard_at}
+            agent.agent_id: {
+                **msgspec.to_builtins(agent.status),
+                "state": agent.state(now),
+                "heard_at": agent.heard_at,
+            }
             for agent in store.agents()
         },
     }
@@ -107,22 +112,31 @@ def status_text(store: Store, config: CoordinatorConfig) -> str:
     lines += [round_line(record, config.rounds) for record in latest]
     for name, matrix in (latest[-1].matrices if latest else {}).items():
         lines += matrix_lines(name, matrix)
-    here = [agent.status for agent in agents if agent.status.state == "online"]
-    resting = sum(bool(status.paused) for status in here)
-    rest = f", {resting} of them rest" if resting else ""
-    lines.append(f"agents: {len(agents)} known, {len(here)} online when last heard of{rest}")
+    now = time.time()
+    lines.append(_turnout_line(agents, now))
     lines += _key_lines(store.meta("signing_keys") or "", agents)
-    for agent in agents:
-        status = agent.status
-        rows = f"{status.train_examples:,} to learn, {status.test_examples:,} held out"
-        age = max(0.0, time.time() - agent.heard_at)
-        trouble = f" · cannot take part: {status.unable}" if status.unable else ""
-        trouble += f" · rests: {status.paused}" if status.paused else ""
-        lines.append(
-            f"  {agent.agent_id:24s} {status.state:8s} {age:6.0f} s ago · {rows} · "
-            f"{status.runtime or 'no runtime yet'}{trouble}"
-        )
+    lines += [_agent_line(agent, now) for agent in agents]
     return "\n".join(lines)
+
+
+def _turnout_line(agents: Sequence[KnownAgent], now: float) -> str:
+    states = Counter(agent.state(now) for agent in agents)
+    resting = sum(agent.state(now) == "online" and bool(agent.status.paused) for agent in agents)
+    line = f"agents: {len(agents)} known, {states['online']} online"
+    line += f", {resting} of them rest" if resting else ""
+    return line + (f", {states['silent']} silent" if states["silent"] else "")
+
+
+def _agent_line(agent: KnownAgent, now: float) -> str:
+    status = agent.status
+    rows = f"{status.train_examples:,} to learn, {status.test_examples:,} held out"
+    trouble = f" · cannot take part: {status.unable}" if status.unable else ""
+    trouble += f" · rests: {status.paused}" if status.paused else ""
+    heard = f"heard {max(0.0, now - agent.heard_at):.0f} s ago"
+    return (
+        f"  {agent.agent_id:24s} {agent.state(now):8s} {heard:>15s} · {rows} · "
+        f"{status.runtime or 'no runtime yet'}{trouble}"
+    )
 
 
 def _key_lines(signing_keys: str, agents: Sequence[KnownAgent]) -> list[str]:

@@ -18,7 +18,7 @@ MAX_AGENTS = 100_000
 Change = Literal["none", "changed", "heartbeat", "duplicate"]
 
 #: Heartbeats that may be missed before an agent counts as lost.
-_MISSED_HEARTBEATS = 3
+MISSED_HEARTBEATS = 3
 #: A boot that was replaced and speaks again within this time is a second process, not an old will.
 _FORMER_BOOTS = 4
 
@@ -116,7 +116,7 @@ class Roster:
         """When the agent's patience is over; infinite for one that is away or sends none."""
         if status.state == "offline" or not status.heartbeat_s:
             return math.inf
-        expiry_s = heard_s + _MISSED_HEARTBEATS * status.heartbeat_s
+        expiry_s = heard_s + MISSED_HEARTBEATS * status.heartbeat_s
         self._first_expiry_s = min(self._first_expiry_s, expiry_s)
         return expiry_s
 

@@ -40,7 +40,7 @@ from coordinator.events import (
 from coordinator.federation import Coordinator
 from coordinator.progress import Progress
 from coordinator.report import round_line
-from coordinator.store import Store
+from coordinator.store import NOTED_EVERY_S, Store
 from models.errors import ConfigError, ModelError, StoreError
 from models.package import ModelPackage, load_package
 from models.zoo import load_zoo, zoo_names
@@ -87,6 +87,7 @@ class CoordinatorService(Service):
         self._save_result = save_result
         self._tell = tell
         self._unflushed = 0
+        self._noted_s = time.monotonic()
         self._is_dirty = False  # something was added to the store and not flushed
         #: Receipts and acknowledgements of updates that are not on disk yet.
         self._held: list[Callable[[], None]] = []
@@ -133,8 +134,27 @@ class CoordinatorService(Service):
         return self._coordinator.wait_s(time.monotonic())
 
     def wake(self) -> None:
-        """Let the machine look at the clock."""
+        """Let the machine look at the clock; note now and then who was heard of."""
         self.dispatch(Tick())
+        if time.monotonic() >= self._noted_s + NOTED_EVERY_S:
+            self._note_heard()
+
+    def end(self) -> None:
+        """See `Service.end`."""
+        self._note_heard()
+        super().end()
+
+    def _note_heard(self) -> None:
+        since_s, self._noted_s = self._noted_s, time.monotonic()
+        zero = time.time() - self._noted_s
+        roster = self._coordinator.roster
+        heard = {name: zero + agent.heard_s for name, agent in roster if agent.heard_s >= since_s}
+        self._store.note_heard(heard)
+        self._is_dirty = self._is_dirty or bool(heard)
+
+    def _heard_at(self, agent_id: str) -> float:
+        agent, now_s = self._coordinator.roster.get(agent_id), time.monotonic()
+        return time.time() - (0.0 if agent is None else now_s - agent.heard_s)
 
     def perform(self, action: Action) -> None:
         """Store, tell, or end."""
@@ -150,7 +170,7 @@ class CoordinatorService(Service):
             case SaveRound(record):
                 self._store.save_round(record)
             case SaveAgent(agent_id, status):
-                self._store.save_agent(agent_id, status)
+                self._store.save_agent(agent_id, status, self._heard_at(agent_id))
                 self._is_dirty = True
             case RoundEnded(record):
                 rounds = self._coordinator.config.rounds

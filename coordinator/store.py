@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ import numpy as np
 from broker.messages import AgentStatus, RoundPlan
 from coordinator.progress import Progress, StoredRound
 from coordinator.records import RoundRecord
+from coordinator.roster import MISSED_HEARTBEATS
 from coordinator.strategies import State, state_from_bytes, state_to_bytes
 from models.errors import ConfigError, StoreError, WireError
 from models.history import STORE_FILE, VERSIONS_TABLE, checksum
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+#: So often those who run a store write when agents were heard of (`note_heard`).
+NOTED_EVERY_S = 60.0
 _FORMAT = "1"
 #: Of a damaged file sqlite's own message may quote bytes that are no text.
 _SQL_ERRORS = (sqlite3.Error, UnicodeDecodeError)
@@ -55,11 +58,27 @@ class _OpenRound(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class KnownAgent:
-    """An agent as it last described itself."""
+    """An agent as it last described itself.
+
+    Attributes:
+        agent_id: its name.
+        status: its last one.
+        heard_at: when it last said anything, in seconds since 1970.
+    """
 
     agent_id: str
     status: AgentStatus
     heard_at: float
+
+    def state(self, now: float) -> str:
+        """`offline`, `online`, or `silent`: so long that nobody can say that it is online.
+
+        Of a coordinator that does not run, all agents are silent after a few minutes.
+        """
+        beat_s = self.status.heartbeat_s
+        late_s = now - self.heard_at - MISSED_HEARTBEATS * beat_s - NOTED_EVERY_S
+        is_silent = self.status.state == "online" and beat_s > 0 and late_s > 0
+        return "silent" if is_silent else self.status.state
 
 
 class Store:
@@ -214,13 +233,24 @@ class Store:
             values = (" ".join(key_ids),)
             db.execute("INSERT OR REPLACE INTO meta VALUES ('signing_keys', ?)", values)
 
-    def save_agent(self, agent_id: str, status: AgentStatus) -> None:
+    def save_agent(self, agent_id: str, status: AgentStatus, heard_at: float | None = None) -> None:
         """What an agent said of itself last; on disk only after `flush`.
 
         A fleet is born in one moment, and nothing depends on its births being on disk.
+
+        Args:
+            agent_id: its name.
+            status: what it said, or what its silence means.
+            heard_at: when it last said anything, in seconds since 1970; None: now.
         """
         text = msgspec.json.encode(status).decode()
-        self._add("INSERT OR REPLACE INTO agents VALUES (?, ?, ?)", agent_id, text, time.time())
+        heard_at = time.time() if heard_at is None else heard_at
+        self._add("INSERT OR REPLACE INTO agents VALUES (?, ?, ?)", agent_id, text, heard_at)
+
+    def note_heard(self, heard_at: Mapping[str, float]) -> None:
+        """When agents last said anything, in seconds since 1970; on disk only after `flush`."""
+        for agent_id, moment in heard_at.items():
+            self._add("UPDATE agents SET heard_at = ? WHERE agent_id = ?", moment, agent_id)
 
     def finish(self, reason: str) -> None:
         """Note that the federation has ended, and why; with "" that it goes on."""

@@ -995,6 +995,16 @@ def test_it_ends_for_a_reason(changes: Any, reason: str, versions: int) -> None:
     assert stage.weights().tolist() == [float(versions), 0.0, 0.0]
 
 
+def test_an_agent_whose_heartbeats_stop_is_stored_as_offline() -> None:
+    stage = Stage(config())
+    status = AgentStatus(state="online", boot="b1", heartbeat_s=10.0)
+    topic = stage.topics.name(AgentStatusTopic("a"))
+    stage.feed(MessageArrived(topic, messages.encode(status)))
+    assert only(stage.later(30.0), SaveAgent) == []
+    offline = msgspec.structs.replace(status, state="offline")
+    assert only(stage.later(1.0), SaveAgent) == [SaveAgent("a", offline)]
+
+
 def test_what_single_agents_did_in_a_round_is_told_and_not_kept_in_memory() -> None:
     stage, a, b, c = three()
     a.report("declined", reason="too_hot")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from broker.security_files import claimed
 from broker.signing import Signer, SigningKeys
 from broker.topics import AgentStatusTopic, InboxTopic, RoundTopic, Topics, UpdateTopic
 from coordinator.config import StartConfig
-from coordinator.events import Finished
+from coordinator.events import Finished, SaveAgent
 from coordinator.federation import Coordinator
 from coordinator.progress import Progress
 from coordinator.service import CoordinatorService, _write_result, run_coordinator
@@ -221,6 +222,27 @@ def test_the_round_s_end_is_told_after_its_commit(scene: Scene) -> None:
         assert db.execute("SELECT COUNT(*) FROM updates").fetchone() == (0,)
     db.close()
     assert all(scene.receipts(name)[0].accepted for name in AGENTS)
+
+
+def test_when_agents_were_heard_of_is_kept_also_of_those_that_fell_silent(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, machine = scene.service._store, scene.service._coordinator
+    start = {agent.agent_id: agent.heard_at for agent in store.agents()}
+    shift = 0.0
+    monotonic, wall = time.monotonic, time.time
+    monkeypatch.setattr(time, "monotonic", lambda: monotonic() + shift)
+    monkeypatch.setattr(time, "time", lambda: wall() + shift)
+    shift = 100.0
+    machine.roster.heard("a", time.monotonic())
+    shift = 1000.0
+    scene.service.wake()
+    heard = {agent.agent_id: agent.heard_at - start[agent.agent_id] for agent in store.agents()}
+    assert heard == pytest.approx({"a": 100.0, "b": 0.0, "c": 0.0}, abs=20)
+    scene.service.perform(SaveAgent("b", AgentStatus(state="offline", boot="b1")))
+    (b,) = (agent for agent in store.agents() if agent.agent_id == "b")
+    assert b.status.state == "offline"
+    assert b.heard_at == pytest.approx(start["b"], abs=20)
 
 
 def test_a_second_coordinator_on_one_state_folder_is_refused(tmp_path: Path) -> None:

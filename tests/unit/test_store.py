@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -345,8 +346,28 @@ def test_the_status_text_shows_rounds_and_agents(store: Store) -> None:
     assert earlier == "… 2 earlier rounds: --json shows them"
     assert [line.split(" · ")[0] for line in lines[:10]] == [f"round {n}" for n in range(3, 13)]
     assert "loss 0.5000" in lines[0]
-    assert lines[10] == "agents: 1 known, 1 online when last heard of"
+    assert lines[10] == "agents: 1 known, 1 online"
     assert "cannot take part: no_data: no such file" in lines[11]
+
+
+def test_an_agent_that_nobody_has_heard_of_for_long_is_silent_and_not_online(store: Store) -> None:
+    store.adopt("f", PACKAGE)
+    store.begin(theta(0, 0, 0), {})
+    now = time.time()
+    beats = AgentStatus(state="online", boot="1", heartbeat_s=60.0)
+    store.save_agent("dead", beats, now - 300)
+    store.save_agent("gone", AgentStatus(state="offline", boot="1", heartbeat_s=60.0), now - 300)
+    store.save_agent("here", beats, now - 200)  # three heartbeats, and the minute between two notes
+    store.save_agent("mute", AgentStatus(state="online", boot="1"), now - 300)
+    config = CoordinatorConfig(federation="f", model="house_price")
+    head, *lines = status_text(store, config).splitlines()[1:]
+    assert head == "agents: 4 known, 2 online, 1 silent"
+    states = {line.split()[0]: line.split()[1] for line in lines}
+    assert states == {"dead": "silent", "gone": "offline", "here": "online", "mute": "online"}
+    assert "heard 300 s ago" in lines[0]
+    assert status_document(store)["agents"]["dead"]["state"] == "silent"
+    store.note_heard({"dead": now - 10})
+    assert "4 known, 3 online\n" in status_text(store, config)
 
 
 def test_the_status_shows_the_latest_confusion_matrix(store: Store) -> None:
