@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -14,12 +16,14 @@ from edge_agent.data.dataset import LocalDataset
 from edge_agent.trainer import train
 from fleet.cast import Cast
 from fleet.detection import measure_detection
+from fleet.scenario import BaselineConfig
 from models.errors import ConfigError
 from models.metrics import Sums, add_sums, metric_values
 from models.package import ModelPackage
 from models.parameters import F32, F64
 from models.program import Program, Rows
 from models.quiet import quiet_stderr
+from models.spec import ModelSpec
 
 
 @dataclass
@@ -39,6 +43,24 @@ class Baselines:
     detection: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
+def check_baselines(wanted: BaselineConfig, spec: ModelSpec, path: Path) -> None:
+    """Looks, before a run, whether what it is compared with at its end can be measured.
+
+    Raises:
+        ConfigError: the metric is none of the model's, or least squares do not apply.
+    """
+    names = ["loss", *(m.name for m in spec.metrics if m.kind != "confusion")]
+    if wanted.metric not in names:
+        known = ", ".join(names)
+        raise ConfigError(f"{path}: baselines.metric: {wanted.metric!r} is unknown; known: {known}")
+    features = sum(prod(tensor.shape) for tensor in spec.inputs)
+    if wanted.least_squares and (spec.loss != "mean_squared_error" or spec.size != features + 1):
+        raise ConfigError(
+            f"{path}: baselines.least_squares: {spec.name} is no linear regression with squared "
+            f"error ({spec.size} parameters for {features} features, loss {spec.loss})"
+        )
+
+
 def measure_baselines(
     cast: Cast,
     config: CoordinatorConfig,
@@ -54,15 +76,8 @@ def measure_baselines(
         package: the model.
         theta: the federated result.
         progress: told (what, done, of) after every model.
-
-    Raises:
-        ConfigError: the metric is none of the model's, or least squares do not apply.
     """
     wanted = cast.scenario.baselines
-    names = ["loss", *(m.name for m in package.spec.metrics if m.kind != "confusion")]
-    if wanted.metric not in names:
-        known = ", ".join(names)
-        raise ConfigError(f"baselines.metric: {wanted.metric!r} is unknown; known: {known}")
     trial = _Trial(cast, config, package)
     found = Baselines()
     if wanted.own:
@@ -159,18 +174,12 @@ def _least_squares(cast: Cast, package: ModelPackage, theta: F32, found: Baselin
 def least_squares(package: ModelPackage, learners: Mapping[str, LocalDataset]) -> F64:
     """θ that minimises the squared error over all training rows, exactly (float64, shape (P,)).
 
-    Raises:
-        ConfigError: the model is not one dense unit with squared error.
+    The model is one dense unit (`check_baselines`).
     """
     spec = package.spec
     rows = joined([data.part("train") for data in learners.values()])
     target = rows[spec.targets[0].name] if spec.targets else np.zeros(0)
     columns = [rows[tensor.name].reshape(len(target), -1) for tensor in spec.inputs]
     x = np.concatenate([*columns, np.ones((len(target), 1))], axis=1).astype(np.float64)
-    if spec.loss != "mean_squared_error" or spec.size != x.shape[1]:
-        raise ConfigError(
-            f"baselines.least_squares: {spec.name} is no linear regression with squared error "
-            f"({spec.size} parameters for {x.shape[1] - 1} features, loss {spec.loss})"
-        )
     solution: F64 = np.linalg.lstsq(x, target.reshape(-1).astype(np.float64), rcond=None)[0]
     return solution

@@ -27,7 +27,7 @@ from coordinator.records import RoundRecord
 from coordinator.service import RESULT_FOLDER
 from coordinator.store import Store
 from fleet import folders
-from fleet.baselines import Baselines, measure_baselines
+from fleet.baselines import Baselines, check_baselines, measure_baselines
 from fleet.cast import Cast, make_cast
 from fleet.host import AGENT_FILE
 from fleet.processes import Processes
@@ -40,7 +40,8 @@ from models.parameters import F32
 
 log = logging.getLogger(__name__)
 
-#: The coordinator says nothing for so long while agents have ended: the run is stuck.
+#: The coordinator says nothing for so long while agents have ended and no round is open: the run
+#: is stuck.
 _STUCK_S = 90.0
 _GOODBYE_S = 10.0
 #: A service would go on for ever; in a run so many abandoned rounds in a row mean it cannot work.
@@ -99,6 +100,7 @@ def run_scenario(path: Path, options: RunOptions, watcher: Watcher) -> dict[str,
     """
     scenario = load_scenario(path)
     package = scenario_package(scenario, path)
+    check_baselines(scenario.baselines, package.spec, path)
     cast = make_cast(scenario, path, package.spec, options.agents)
     with _broker(options.broker) as (settings, kind):
         name = scenario.name if kind != "external" else f"{scenario.name}-{secrets.token_hex(3)}"
@@ -110,9 +112,16 @@ def run_scenario(path: Path, options: RunOptions, watcher: Watcher) -> dict[str,
             reason = run.play(config)
         finally:
             if kind == "external":
-                clear_retained(settings, name)
+                _tidy_up(settings, name, watcher)
         seconds = time.monotonic() - started
     return run.conclude(config, kind, reason, seconds)
+
+
+def _tidy_up(settings: BrokerSettings, federation: str, watcher: Watcher) -> None:
+    try:
+        clear_retained(settings, federation)
+    except LinkError as error:  # no reason to throw the result away
+        watcher.note(f"what {federation} left at the broker is still there: {error}")
 
 
 class _Run:
@@ -176,14 +185,15 @@ class _Run:
             self.processes.stop()
 
     def _watch(self, config: CoordinatorConfig) -> str:
-        heard = time.monotonic()
+        heard, waiting = time.monotonic(), False
         gone: set[str] = set()
         while True:
             try:
                 event = self.processes.events.get(timeout=0.5)
             except queue.Empty:
                 gone = self._note_the_dead(gone)
-                self._check_stuck(gone, time.monotonic() - heard)
+                silent_s = time.monotonic() - heard
+                self._check_stuck(gone, is_over=silent_s > patience_s(config, waiting=waiting))
                 continue
             heard = time.monotonic()
             if event is None:
@@ -193,7 +203,8 @@ class _Run:
             if event.event == "finished":
                 self.processes.await_coordinator(_GOODBYE_S)
                 return event.reason
-            if event.event == "waiting":
+            waiting = event.event == "waiting"
+            if waiting:
                 self.watcher.waiting(event.able, event.wanted)
             if event.event == "round":
                 record = msgspec.json.decode(event.record, type=RoundRecord)
@@ -221,9 +232,9 @@ class _Run:
             dead.update(child.agents)
         return dead
 
-    def _check_stuck(self, gone: set[str], silent_s: float) -> None:
+    def _check_stuck(self, gone: set[str], *, is_over: bool) -> None:
         left = [name for name in self.cast.learners if name not in gone]
-        if left and not (gone and silent_s > _STUCK_S):
+        if left and not (gone and is_over):
             return
         first = next(child for child in self.processes.children if not child.running)
         raise FleetError(
@@ -254,6 +265,18 @@ class _Run:
         report = build_report(self.scenario, self.package, self.records, baselines, facts)
         write_report(report, self.out)
         return report
+
+
+def patience_s(config: CoordinatorConfig, *, waiting: bool) -> float:
+    """How long the coordinator may say nothing once agents have ended.
+
+    Args:
+        config: of the federation.
+        waiting: its last word was that too few agents are here; else a round may be open.
+    """
+    evaluation = config.evaluation
+    round_s = config.round.deadline_s + (evaluation.deadline_s if evaluation.every else 0.0)
+    return _STUCK_S + (0.0 if waiting else round_s)
 
 
 def _runtime(state: Path) -> str:

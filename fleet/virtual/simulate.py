@@ -12,7 +12,7 @@ from typing import Any
 from broker.config import load_config
 from coordinator.config import CoordinatorConfig
 from coordinator.evaluation import central_measure
-from fleet.baselines import measure_baselines
+from fleet.baselines import check_baselines, measure_baselines
 from fleet.cast import Cast, make_cast
 from fleet.folders import check_out
 from fleet.report import REPORT_FILE, build_report, write_report
@@ -90,6 +90,7 @@ def make_setting(path: Path, options: SimulationOptions) -> tuple[Scenario, Cast
     """What the scenario and the options describe; raises as `simulate_scenario`."""
     scenario = load_scenario(path)
     package = scenario_package(scenario, path)
+    check_baselines(scenario.baselines, package.spec, path)
     cast = make_cast(scenario, path, package.spec, options.agents)
     if COORDINATOR in cast.rows:
         raise ConfigError(f"{path}: no agent may be called {COORDINATOR!r}")

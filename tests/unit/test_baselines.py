@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import yaml
 
-from fleet.baselines import Baselines, measure_baselines
+from fleet.baselines import Baselines, check_baselines, measure_baselines
 from fleet.cast import make_cast
 from fleet.report import federated_figure, verdicts
-from fleet.scenario import coordinator_config, load_scenario
+from fleet.scenario import BaselineConfig, coordinator_config, load_scenario
+from fleet.virtual.simulate import SimulationOptions, make_setting
 from models.errors import ConfigError
 from models.zoo import load_zoo
 
@@ -70,9 +71,19 @@ def test_on_new_agents_the_lone_models_are_averaged(tmp_path: Path) -> None:
     }
 
 
-def test_an_unknown_metric_is_refused(tmp_path: Path) -> None:
+def test_what_cannot_be_compared_is_refused_before_anything_is_run(tmp_path: Path) -> None:
+    check_baselines(BaselineConfig(metric="mae", least_squares=True), PACKAGE.spec, tmp_path)
     with pytest.raises(ConfigError, match=r"baselines.metric: 'r2' is unknown; known: loss, mae"):
-        measured(tmp_path, metric="r2")
+        check_baselines(BaselineConfig(metric="r2"), PACKAGE.spec, tmp_path)
+    deep = load_zoo("handwritten_digit").spec
+    with pytest.raises(ConfigError, match=r"least_squares: handwritten_digit is no linear regr"):
+        check_baselines(BaselineConfig(least_squares=True), deep, tmp_path)
+
+
+def test_a_simulation_refuses_a_metric_at_once(tmp_path: Path) -> None:
+    measured(tmp_path, metric="r2")
+    with pytest.raises(ConfigError, match=r"s.yaml: baselines.metric: 'r2' is unknown"):
+        make_setting(tmp_path / "s.yaml", SimulationOptions(tmp_path / "out"))
 
 
 def test_promises_are_kept_or_not_on_new_agents_where_there_are_any(tmp_path: Path) -> None:
