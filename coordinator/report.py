@@ -12,6 +12,7 @@ import msgspec
 from coordinator.config import CoordinatorConfig
 from coordinator.records import RoundRecord
 from coordinator.store import KnownAgent, Store
+from models.console import printable
 
 #: More classes than this are no table that a terminal shows.
 _SHOWN_CLASSES = 12
@@ -116,7 +117,7 @@ def status_text(store: Store, config: CoordinatorConfig) -> str:
     lines.append(_turnout_line(agents, now))
     lines += _key_lines(store.meta("signing_keys") or "", agents)
     lines += [_agent_line(agent, now) for agent in agents]
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def _turnout_line(agents: Sequence[KnownAgent], now: float) -> str:

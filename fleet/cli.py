@@ -87,7 +87,7 @@ def run(
         report = run_scenario(scenario, options, watcher)
     whole = agents is None and rounds is None
     kept = print_result(console, described, report, judge=whole)
-    console.print(f"report: {folder / 'report.json'}", highlight=False)
+    console.print(f"report: {folder / 'report.json'}", highlight=False, markup=False)
     if as_json:
         click.echo(json.dumps(report))
     if not kept:

@@ -93,7 +93,7 @@ def simulate(
     console.print(f"{virtual:,.1f} virtual seconds in {wall:.1f} s", highlight=False)
     files = f"report: {folder / 'report.json'}"
     files += f" · trace: {folder / TRACE_FILE}" if trace else ""
-    console.print(files, highlight=False)
+    console.print(files, highlight=False, markup=False)
     if as_json:
         click.echo(json.dumps(report))
 

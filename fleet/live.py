@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.progress import TimeElapsedColumn as Elapsed
 from rich.table import Table
@@ -15,6 +16,7 @@ from coordinator.report import bytes_text, matrix_lines
 from fleet.cast import Cast
 from fleet.report import federated_figure, verdicts
 from fleet.scenario import Scenario
+from models.console import printable
 
 #: Agents that the closing table shows.
 _TABLE_ROWS = 40
@@ -54,13 +56,15 @@ class LiveWatcher:
     def begin(self, cast: Cast, config: CoordinatorConfig, broker: str) -> None:
         """See `fleet.run.Watcher`."""
         spec, print_ = cast.spec, self._console.print
-        print_(f"[bold]{cast.scenario.name}[/bold]: {cast.scenario.description}")
-        print_(f"[dim]licence: {cast.scenario.licence}[/dim]", highlight=False)
+        print_(f"[bold]{cast.scenario.name}[/bold]: {_text(cast.scenario.description)}")
+        print_(f"[dim]licence: {_text(cast.scenario.licence)}[/dim]", highlight=False)
         learners = f"{len(cast.learners)} agents learn"
         if cast.unseen:
             learners += f", {len(cast.unseen)} only measure ({', '.join(cast.unseen)})"
-        print_(f"model {spec.name}, {spec.size:,} parameters · {learners}")
-        print_(f"broker {broker} · updates as {config.codec.name} · {config.rounds} rounds\n")
+        print_(f"model {_text(spec.name)}, {spec.size:,} parameters · {learners}")
+        print_(
+            f"broker {_text(broker)} · updates as {config.codec.name} · {config.rounds} rounds\n"
+        )
         metrics = [m.name for m in spec.metrics if m.kind != "confusion"]
         self._columns = ["loss", *metrics, *(f"unseen_{m}" for m in metrics if cast.unseen)]
         self._rounds = config.rounds
@@ -69,7 +73,7 @@ class LiveWatcher:
 
     def round(self, record: RoundRecord) -> None:
         """See `fleet.run.Watcher`."""
-        self._console.print(self._line(record), highlight=False)
+        self._console.print(_text(self._line(record)), highlight=False)
         if self._show == "agents":
             for name, agent in record.agents.items():
                 values = [f"loss {agent.loss:.4f}"]
@@ -86,7 +90,7 @@ class LiveWatcher:
 
     def note(self, text: str) -> None:
         """See `fleet.run.Watcher`."""
-        self._console.print(f"[dim]{text}[/dim]", highlight=False)
+        self._console.print(f"[dim]{_text(text)}[/dim]", highlight=False)
 
     def baseline(self, what: str, done: int, of: int) -> None:
         """See `fleet.run.Watcher`."""
@@ -117,6 +121,11 @@ class LiveWatcher:
         return line
 
 
+def _text(words: str) -> str:
+    """People's and programs' words, in which rich would look for markup."""
+    return escape(printable(words))
+
+
 def _title(column: str) -> str:
     return column.replace("unseen_", "unseen ")
 
@@ -141,7 +150,7 @@ def print_result(
     console.print(
         f"{len(report['rounds'])} rounds in {final['seconds']:.1f} s · "
         f"{bytes_text(final['bytes_up'])} up, {bytes_text(final['bytes_down'])} down · "
-        f"{report['runtime']} · {report['broker']} broker\n",
+        f"{_text(report['runtime'])} · {report['broker']} broker\n",
         highlight=False,
     )
     for name, matrix in final["matrices"].items():
@@ -213,7 +222,9 @@ def _comparison_table(scenario: Scenario, report: dict[str, Any]) -> Table:
 def _detection_table(scenario: Scenario, report: dict[str, Any]) -> Table:
     assert scenario.detection is not None
     where = "agents that took no part" if scenario.unseen else "everybody's held-out rows"
-    table = Table(title=f"finding {scenario.detection.label} on {where}", title_justify="left")
+    table = Table(
+        title=f"finding {_text(scenario.detection.label)} on {where}", title_justify="left"
+    )
     for name in ("trained on", "area under the curve", "found", "false alarms"):
         table.add_column(name, justify="left" if name == "trained on" else "right")
     for label, kind in ((_OWN, "own"), (_FEDERATED, "federated"), (_POOLED, "pooled")):

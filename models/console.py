@@ -34,7 +34,37 @@ def stderr_is_journal() -> bool:
     return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
 
-class JournalFormatter(logging.Formatter):
+def printable(text: str, keep: str = "") -> str:
+    """Text of others as it can be shown: what is no letter, as its escape (`\\x1b`, `\\n`).
+
+    Whoever may send a text could move a terminal's cursor with it, or write a line of a log.
+
+    Args:
+        text: to be shown.
+        keep: characters that are left as they are.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() or char in keep else char.encode("unicode_escape").decode()
+        for char in text
+    )
+
+
+class LineFormatter(logging.Formatter):
+    """A message on one line, whatever is in it."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  as it is called there
+        """See `logging.Formatter.formatMessage`."""
+        record.message = printable(record.message)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        """See `logging.Formatter.formatException`."""
+        return printable(super().formatException(ei), "\n")
+
+
+class JournalFormatter(LineFormatter):
     """Lines with their priority in front, for `journalctl -p`; the journal has the time itself."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -46,7 +76,7 @@ class JournalFormatter(logging.Formatter):
 
 def _configure_logging(verbose: bool, journal: bool) -> None:
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JournalFormatter() if journal else logging.Formatter(_FORMAT))
+    handler.setFormatter(JournalFormatter() if journal else LineFormatter(_FORMAT))
     logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler])
 
 
@@ -83,7 +113,8 @@ def command_errors(function: Callable[..., Any]) -> Callable[..., Any]:
         except FederationError as error:
             if verbose:
                 traceback.print_exc()
-            click.echo(f"{'<3>' if journal else ''}error: {error}", err=True)
+            text = printable(str(error), "\n")
+            click.echo(f"{'<3>' if journal else ''}error: {text}", err=True)
             sys.exit(error.exit_code)
         except KeyboardInterrupt:  # click would end with 1, which is a defect's code
             click.echo("interrupted", err=True)

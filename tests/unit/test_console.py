@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from models.console import JournalFormatter
+from models.console import JournalFormatter, printable
 
 #: A command that logs and then fails, as a service does.
 COMMAND = """
@@ -21,7 +21,10 @@ from models.errors import ConfigError
 @click.command()
 @command_errors
 def run():
-    logging.getLogger("x").warning("first\\nsecond")
+    try:
+        raise OSError("in \\x1b[2J")
+    except OSError:
+        logging.getLogger("x").exception("first\\nsecond")
     raise ConfigError("agent.yaml: broker: unknown key")
 
 run()
@@ -42,6 +45,12 @@ def test_the_level_becomes_a_priority(level: int, prefix: str) -> None:
     assert JournalFormatter().format(record) == f"{prefix}round 7"
 
 
+def test_what_others_wrote_is_shown_as_text() -> None:
+    assert printable("zu heiß: 81 °C") == "zu heiß: 81 °C"
+    assert printable("\x1b[2Jgone\n\u202e\ud800") == r"\x1b[2Jgone\n\u202e\ud800"
+    assert printable("one\ntwo\x07", "\n") == "one\ntwo\\x07"
+
+
 def run(path: Path, *, is_journal: bool) -> list[str]:
     with path.open("w") as stderr:
         status = os.fstat(stderr.fileno())
@@ -55,10 +64,12 @@ def run(path: Path, *, is_journal: bool) -> list[str]:
 
 def test_every_line_to_the_journal_has_its_priority_and_no_time(tmp_path: Path) -> None:
     lines = run(tmp_path / "log", is_journal=True)
-    assert lines == ["<4>first", "<4>second", "<3>error: agent.yaml: broker: unknown key"]
+    assert lines[:2] == [r"<3>first\nsecond", "<3>Traceback (most recent call last):"]
+    assert lines[-2:] == [r"<3>OSError: in \x1b[2J", "<3>error: agent.yaml: broker: unknown key"]
+    assert all(line.startswith("<3>") for line in lines)
 
 
 def test_stderr_that_is_not_the_journal_is_for_people(tmp_path: Path) -> None:
     lines = run(tmp_path / "log", is_journal=False)
-    assert lines[0].endswith("WARNING first")
+    assert lines[0].endswith(r"ERROR   first\nsecond")
     assert lines[-1] == "error: agent.yaml: broker: unknown key"

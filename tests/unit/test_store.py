@@ -350,6 +350,15 @@ def test_the_status_text_shows_rounds_and_agents(store: Store) -> None:
     assert "cannot take part: no_data: no such file" in lines[11]
 
 
+def test_what_agents_say_cannot_command_a_terminal(store: Store) -> None:
+    store.adopt("f", PACKAGE)
+    store.begin(theta(0, 0, 0), {})
+    store.save_agent("pi-1", AgentStatus(state="online", boot="1", unable="\x1b[2J\nagents: none"))
+    config = CoordinatorConfig(federation="f", model="house_price")
+    text = status_text(store, config)
+    assert text.endswith(r"cannot take part: \x1b[2J\nagents: none")
+
+
 def test_an_agent_that_nobody_has_heard_of_for_long_is_silent_and_not_online(store: Store) -> None:
     store.adopt("f", PACKAGE)
     store.begin(theta(0, 0, 0), {})
