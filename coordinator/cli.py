@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import click
@@ -53,11 +54,8 @@ def status(config_path: Path, as_json: bool) -> None:
     from coordinator.store import Store
 
     config = load_config(config_path, CoordinatorConfig)
-    store = Store.open_existing(located(config.state_dir, config_path.parent))
-    try:
+    with closing(Store.open_existing(located(config.state_dir, config_path.parent))) as store:
         click.echo(json.dumps(status_document(store)) if as_json else status_text(store, config))
-    finally:
-        store.close()
 
 
 @cli.command()
@@ -69,8 +67,9 @@ def doctor(config_path: Path, offline: bool, as_json: bool) -> None:
     """Look for what keeps this coordinator from running, and say what to do about it.
 
     Clock, certificates, name, TCP, TLS, login, access rights and speed of the broker; which agents
-    are there; model, disk and store. Changes nothing. A broker that goes by certificates may cut a
-    running coordinator off: it comes back by itself within a minute.
+    are there; model, disk and store. Changes nothing (SQLite may tidy up its own files beside the
+    store). A broker that goes by certificates may cut a running coordinator off: it comes back by
+    itself within a minute.
 
     Ends with 0 when nothing failed, 2 when something here has to be mended, 3 when it is the broker
     or the way to it.

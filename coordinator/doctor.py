@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 
 from broker import messages
@@ -109,21 +110,15 @@ def _agents_check(kept: Mapping[str, bytes], config: CoordinatorConfig) -> Check
 
 
 def _configuration(config: CoordinatorConfig) -> Iterator[Check]:
-    least, minimum = config.cohort.at_least, config.round.minimum
-    if minimum > least:
+    least = max(config.cohort.at_least, config.round.minimum)
+    if config.start.agents and config.start.agents < least:
         yield warning(
             "rounds",
-            f"round.minimum is {minimum}, cohort.at_least only {least}",
-            "a goal below the minimum closes rounds too early to be committed: raise at_least",
-        )
-    elif config.start.agents and config.start.agents < least:
-        yield warning(
-            "rounds",
-            f"start.agents is {config.start.agents}, cohort.at_least {least}",
+            f"start.agents is {config.start.agents}, a round needs {least}",
             "the first round waits for the larger of the two",
         )
     else:
-        yield ok("rounds", f"at least {least} agents, {minimum} updates; {config.rounds} rounds")
+        yield ok("rounds", f"at least {least} agents; {config.rounds} rounds")
 
 
 def _signing_key(config: CoordinatorConfig, base: Path) -> Iterator[Check]:
@@ -165,15 +160,10 @@ def _store(config: CoordinatorConfig, state_dir: Path) -> Check:
     if not (state_dir / STORE_FILE).exists():
         return ok("store", "none yet: the first start makes it")
     try:
-        store = Store.open_existing(state_dir)
+        with closing(Store.open_existing(state_dir)) as store:
+            federation, rounds = store.meta("federation"), len(store.history())
     except FederationError as error:
         return failed("store", str(error), "restore it, or begin anew in another state_dir")
-    try:
-        federation, rounds = store.meta("federation"), len(store.history())
-    except FederationError as error:
-        return failed("store", str(error), "restore it, or begin anew in another state_dir")
-    finally:
-        store.close()
     if federation != config.federation:
         advice = "take another state_dir, or the other federation's name"
         return failed("store", f"it is of the federation {federation!r}", advice)

@@ -2,7 +2,7 @@
 
 Two files in the agent's state folder. `pending.bin` is written once a round, before the update is
 published; the receipt renames it to `settled.bin`, whose residual the next update makes up for, or
-deletes it when the update does not count. One write of data a round spares SD cards.
+deletes it when the update does not count. Writing an update once spares SD cards.
 """
 
 from __future__ import annotations

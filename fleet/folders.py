@@ -15,12 +15,13 @@ from typing import Any
 import msgspec
 import yaml
 
+from broker.config import located
 from broker.settings import BrokerSettings
 from coordinator.config import CoordinatorConfig
 from fleet.cast import Cast
 from fleet.host import AGENT_FILE
 from fleet.report import REPORT_FILE
-from fleet.scenario import coordinator_config
+from fleet.scenario import coordinator_config, fleet_changes
 from models.errors import ConfigError
 from models.package import ModelPackage
 
@@ -98,28 +99,15 @@ def write_coordinator(
     (folder / COORDINATOR).mkdir(parents=True)
     package.save(folder / COORDINATOR / "package")
     given = cast.scenario.federation
-    start = {"agents": len(cast.learners), "timeout_s": 60.0} | given.get("start", {})
-    changes = {"model": "package", "start": start} | dict(changes) | _smaller_fleet(cast)
-    if rounds is not None:
-        changes["rounds"] = rounds
+    changes = {"model": "package"} | dict(changes)
+    changes |= fleet_changes(cast.scenario, len(cast.learners), rounds)
     evaluation = dict(given.get("evaluation", {}))
     if "data" in evaluation:
-        evaluation["data"] = str((path.parent / evaluation["data"]).resolve())
+        evaluation["data"] = str(located(evaluation["data"], path.parent).resolve())
         changes["evaluation"] = evaluation
     config = coordinator_config(cast.scenario, path, **changes)
     _write_yaml(folder / COORDINATOR / COORDINATOR_FILE, given | changes)
     return config
-
-
-def _smaller_fleet(cast: Cast) -> dict[str, Any]:
-    """With fewer agents than the scenario was written for, ask no more than there are."""
-    learners = len(cast.learners)
-    changes: dict[str, Any] = {}
-    for section, key in (("round", "minimum"), ("cohort", "at_least")):
-        values = dict(cast.scenario.federation.get(section, {}))
-        if values.get(key, 0) > learners:
-            changes[section] = values | {key: learners}
-    return changes
 
 
 def write_agent(
@@ -141,6 +129,7 @@ def write_agent(
             "test_fraction": 1.0 if unseen else data.test_fraction,
             "normalise": data.normalise,
             "nan": data.nan,
+            "max_rows": data.max_rows,
         },
     }
     if data.group is not None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from broker.config import load_config, parse_config
+from broker.config import load_config, located, parse_config
 from broker.messages import Id
 from coordinator.config import CoordinatorConfig
 from edge_agent.data.dataset import DataConfig
@@ -116,6 +116,25 @@ def coordinator_config(scenario: Scenario, path: Path, **changes: Any) -> Coordi
     return parse_config(mapping, CoordinatorConfig, str(path), key="federation")
 
 
+def fleet_changes(scenario: Scenario, learners: int, rounds: int | None) -> dict[str, Any]:
+    """What a fleet changes about the scenario's federation.
+
+    Args:
+        scenario: to play.
+        learners: agents that train: the first round waits for all of them; with fewer than the
+            scenario was written for, no round asks for more than there are.
+        rounds: so many instead of the scenario's.
+    """
+    given = scenario.federation
+    start = {"agents": learners, "timeout_s": 60.0} | given.get("start", {})
+    changes: dict[str, Any] = {"start": start}
+    for section, key in (("round", "minimum"), ("cohort", "at_least")):
+        values = dict(given.get(section, {}))
+        if values.get(key, 0) > learners:
+            changes[section] = values | {key: learners}
+    return changes | ({} if rounds is None else {"rounds": rounds})
+
+
 def scenario_package(scenario: Scenario, path: Path) -> ModelPackage:
     """The scenario's model: of the zoo, or a folder relative to the scenario.
 
@@ -123,6 +142,6 @@ def scenario_package(scenario: Scenario, path: Path) -> ModelPackage:
         ModelError: neither.
     """
     reference = str(scenario.federation["model"])
-    return (
-        load_zoo(reference) if reference in zoo_names() else load_package(path.parent / reference)
-    )
+    if reference in zoo_names():
+        return load_zoo(reference)
+    return load_package(located(reference, path.parent))

@@ -105,11 +105,6 @@ def load_profiles(path: Path = SHIPPED) -> Profiles:
     return load_config(path, Profiles)
 
 
-def one_profile(profile: DeviceProfile | None = None) -> Profiles:
-    """A fleet of equal devices that are always there."""
-    return Profiles(profiles={"device": profile or DeviceProfile()})
-
-
 def _within(hour: float, span: tuple[float, float]) -> bool:
     begin, end = span
     return begin <= hour < end if begin <= end else hour >= begin or hour < end

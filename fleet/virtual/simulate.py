@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from broker.config import load_config
+from broker.config import load_config, located
 from coordinator.config import CoordinatorConfig
 from coordinator.evaluation import central_measure
 from fleet.baselines import check_baselines, measure_baselines
@@ -17,7 +17,13 @@ from fleet.cast import Cast, make_cast
 from fleet.folders import check_out
 from fleet.report import REPORT_FILE, build_report, write_report
 from fleet.run import Watcher
-from fleet.scenario import Scenario, coordinator_config, load_scenario, scenario_package
+from fleet.scenario import (
+    Scenario,
+    coordinator_config,
+    fleet_changes,
+    load_scenario,
+    scenario_package,
+)
 from fleet.virtual.faults import COORDINATOR, FaultPlan
 from fleet.virtual.history import TraceFile
 from fleet.virtual.invariants import Invariants
@@ -94,32 +100,12 @@ def make_setting(path: Path, options: SimulationOptions) -> tuple[Scenario, Cast
     cast = make_cast(scenario, path, package.spec, options.agents)
     if COORDINATOR in cast.rows:
         raise ConfigError(f"{path}: no agent may be called {COORDINATOR!r}")
-    config = _config(scenario, path, cast, options)
+    changes = fleet_changes(scenario, len(cast.learners), options.rounds)
+    config = coordinator_config(scenario, path, **changes)
     profiles = load_profiles(options.profiles) if options.profiles else load_profiles()
     faults = load_config(options.faults, FaultPlan) if options.faults else FaultPlan()
     setting = _setting(path, config, package, cast, profiles, faults, options.seed)
     return scenario, cast, replace(setting, signed=options.signed)
-
-
-def smaller_fleet(scenario: Scenario, learners: int) -> dict[str, Any]:
-    """With fewer agents than the scenario was written for, ask no more than there are."""
-    changes: dict[str, Any] = {}
-    for section, key in (("round", "minimum"), ("cohort", "at_least")):
-        values = dict(scenario.federation.get(section, {}))
-        if values.get(key, 0) > learners:
-            changes[section] = values | {key: learners}
-    return changes
-
-
-def _config(
-    scenario: Scenario, path: Path, cast: Cast, options: SimulationOptions
-) -> CoordinatorConfig:
-    start = {"agents": len(cast.learners), "timeout_s": 60.0}
-    changes: dict[str, Any] = {"start": start | scenario.federation.get("start", {})}
-    changes |= smaller_fleet(scenario, len(cast.learners))
-    if options.rounds is not None:
-        changes["rounds"] = options.rounds
-    return coordinator_config(scenario, path, **changes)
 
 
 def _setting(
@@ -151,7 +137,7 @@ def _setting(
         seed=seed,
         faults=faults,
         start_hour=profiles.start_hour,
-        measure=None if data is None else central_measure(path.parent / data, package),
+        measure=None if data is None else central_measure(located(data, path.parent), package),
     )
 
 

@@ -649,9 +649,9 @@ def test_the_exit_code_says_who_must_act(tmp_path: Path) -> None:
     assert done.output.strip().splitlines()[-1].endswith("skipped")
     (tmp_path / "coordinator.yaml").write_text(
         f"federation: f\nmodel: house_price\nbroker: {{port: {free_port()}}}\n"
-        "round: {minimum: 3}\n"
+        "round: {minimum: 3}\nstart: {agents: 2}\n"
     )
     done = run("coordinator", "doctor", "--config", str(tmp_path / "coordinator.yaml"))
     assert done.exit_code == 3
     assert "failed   tcp" in done.output
-    assert "warning  rounds" in done.output
+    assert "start.agents is 2, a round needs 3" in done.output

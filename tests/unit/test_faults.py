@@ -25,7 +25,7 @@ from fleet.virtual.faults import (
     SlowLink,
     concerns,
 )
-from fleet.virtual.profiles import DeviceProfile, Profiles, load_profiles, one_profile
+from fleet.virtual.profiles import DeviceProfile, Profiles, load_profiles
 from fleet.virtual.route import FaultyRoute
 from fleet.virtual.simulation import skew_of
 from fleet.virtual.sweep import plan_text, without_one
@@ -232,7 +232,8 @@ def test_profiles_are_dealt_by_their_shares() -> None:
     assert list(dealt) == names
     assert profiles.assign(names, seed=1) == dealt
     assert profiles.assign(names, seed=2) != dealt
-    assert set(one_profile().assign(names, 0).values()) == {DeviceProfile()}
+    alike = Profiles(profiles={"device": DeviceProfile()})
+    assert set(alike.assign(names, 0).values()) == {DeviceProfile()}
 
 
 def test_training_takes_as_long_as_its_steps() -> None:

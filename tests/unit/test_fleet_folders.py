@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import yaml
 
+from broker.config import load_config
+from edge_agent.config import AgentConfig
 from fleet import folders
+from fleet.cast import Cast, make_cast
+from fleet.scenario import fleet_changes, load_scenario, scenario_package
 from models.errors import ConfigError
+from models.zoo import load_zoo
 
 
 @pytest.mark.parametrize("name", ["model", "processes", "report.json"])
@@ -36,3 +44,53 @@ def test_an_earlier_run_s_files_are_removed_and_others_are_not(tmp_path: Path, m
 def test_a_new_folder_is_made(tmp_path: Path) -> None:
     folders.clear(tmp_path / "runs" / "new")
     assert (tmp_path / "runs" / "new").is_dir()
+
+
+def cast_of(folder: Path, **federation: Any) -> Cast:
+    """Four rows for two agents, of a scenario that says more than the defaults."""
+    data: dict[str, Any] = {
+        "features": np.zeros((4, 2), np.float32),
+        "y": np.zeros(4),
+        "client": [0, 0, 1, 1],
+    }
+    np.savez(folder / "data.npz", **data)
+    document = {
+        "name": "s",
+        "description": "d",
+        "licence": "made up",
+        "data": {"path": "data.npz", "max_rows": 2_000_000},
+        "partition": {"kind": "client"},
+        "federation": {"model": "house_price", **federation},
+    }
+    (folder / "s.yaml").write_text(yaml.safe_dump(document))
+    scenario = load_scenario(folder / "s.yaml")
+    return make_cast(scenario, folder / "s.yaml", load_zoo("house_price").spec, None)
+
+
+def test_an_agent_may_have_as_many_rows_as_the_scenario_allows(tmp_path: Path) -> None:
+    cast = cast_of(tmp_path)
+    folders.write_agent(tmp_path / "a", "agent-0", cast, "s", {})
+    config = load_config(tmp_path / "a" / "agent.yaml", AgentConfig)
+    assert config.data.max_rows == 2_000_000
+
+
+def test_a_scenario_may_name_files_in_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    package = load_zoo("house_price")
+    package.save(tmp_path / "home" / "mine")
+    cast = cast_of(tmp_path, model="~/mine", evaluation={"data": "~/held.npz"})
+    path = tmp_path / "s.yaml"
+    assert scenario_package(cast.scenario, path).digest == package.digest
+    config = folders.write_coordinator(tmp_path / "out", cast, package, path, {}, None)
+    assert config.evaluation.data == tmp_path / "home" / "held.npz"
+
+
+def test_a_smaller_fleet_asks_for_no_more_agents_than_it_has(tmp_path: Path) -> None:
+    given = {"round": {"minimum": 5, "deadline_s": 9}, "cohort": {"at_least": 2}, "rounds": 7}
+    scenario = cast_of(tmp_path, **given).scenario
+    start = {"agents": 2, "timeout_s": 60.0}
+    smaller = {"start": start, "round": {"minimum": 2, "deadline_s": 9}}
+    assert fleet_changes(scenario, 2, None) == smaller
+    assert fleet_changes(scenario, 2, 1) == smaller | {"rounds": 1}
