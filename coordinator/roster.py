@@ -52,6 +52,8 @@ class Roster:
         self._entries: dict[str, Entry] = {}
         #: Before that nobody's patience can be over.
         self._first_expiry_s = math.inf
+        #: Until then silence says nothing.
+        self._deaf_until_s = -math.inf
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -70,8 +72,7 @@ class Roster:
 
     def hear_everybody(self, now_s: float) -> None:
         """Nobody could be heard for a while: whoever is here is given time to speak."""
-        for entry in self._entries.values():
-            entry.heard_s = now_s
+        self._deaf_until_s = now_s
 
     def update(self, agent_id: str, status: AgentStatus, now_s: float) -> Change:
         """Take a birth, a heartbeat or a will, and say what changed.
@@ -116,7 +117,8 @@ class Roster:
         """When the agent's patience is over; infinite for one that is away or sends none."""
         if status.state == "offline" or not status.heartbeat_s:
             return math.inf
-        expiry_s = heard_s + MISSED_HEARTBEATS * status.heartbeat_s
+        since_s = max(heard_s, self._deaf_until_s)
+        expiry_s = since_s + MISSED_HEARTBEATS * status.heartbeat_s
         self._first_expiry_s = min(self._first_expiry_s, expiry_s)
         return expiry_s
 

@@ -133,6 +133,17 @@ def test_an_agent_whose_heartbeats_stop_is_lost_once_and_comes_back_with_the_nex
     assert found.able("train") == ["a", "b"]
 
 
+def test_silence_while_nobody_could_be_heard_is_excused_and_not_called_a_word() -> None:
+    found = Roster()
+    found.update("a", status(heartbeat_s=60.0), 0.0)
+    found.hear_everybody(170.0)
+    assert found.expire(350.0) == []
+    entry = found.get("a")
+    assert entry is not None
+    assert entry.heard_s == 0.0
+    assert found.expire(350.1) == ["a"]
+
+
 def test_an_agent_that_promises_no_heartbeat_never_expires() -> None:
     found = Roster()
     found.update("a", status(heartbeat_s=0.0), 0.0)
