@@ -5,6 +5,10 @@ from __future__ import annotations
 from models.export.backend import Operation, Tensor, tf
 from models.export.windows import Axis, axes_of, fit, interleave, unfit
 
+#: Output channels of a DEPTHWISE_CONV_2D: TFLite sums into a buffer of so many floats; with more
+#: it never ends (`kAccBufferMaxSize` in optimized/depthwiseconv_float.h).
+MOST_DEPTH = 4832
+
 
 def _filter_gradient(x: Tensor, dy: Tensor, axes: list[Axis]) -> Tensor:
     """dL/dkernel of y = conv(x, kernel), as (kh, kw, ci, co).
@@ -101,8 +105,22 @@ def depthwise_conv2d(op: Operation, dy: Tensor) -> list[Tensor | None]:
 
 def _depthwise_filter_gradient(x: Tensor, dy: Tensor, axes: list[Axis]) -> Tensor:
     """As `_filter_gradient`; rows of the batch become channels, and are added up at the end."""
-    rows, cols = axes
     x = fit(x, axes)
+    n, depth = dy.shape[0], dy.shape[3]
+    at_once = max(1, MOST_DEPTH // depth)
+    parts = [
+        _depthwise_filter_gradient_of(x[start : start + at_once], dy[start : start + at_once], axes)
+        for start in range(0, n, at_once)
+    ]
+    total = tf.add_n(parts) if len(parts) > 1 else parts[0]
+    rows, cols = axes
+    channels = x.shape[3]
+    return tf.reshape(total, [rows.kernel, cols.kernel, channels, depth // channels])
+
+
+def _depthwise_filter_gradient_of(x: Tensor, dy: Tensor, axes: list[Axis]) -> Tensor:
+    """Of some rows; shape (taps, channels · multiplier)."""
+    rows, cols = axes
     n, height, width, channels = x.shape
     multiplier = dy.shape[3] // channels
     each = tf.raw_ops.DepthwiseConv2dNative(
@@ -115,8 +133,7 @@ def _depthwise_filter_gradient(x: Tensor, dy: Tensor, axes: list[Axis]) -> Tenso
         dilations=[1, rows.stride, cols.stride, 1],
     )
     taps = rows.kernel * cols.kernel
-    total = tf.reduce_sum(tf.reshape(each, [taps, n, channels * multiplier]), 1)
-    return tf.reshape(total, [rows.kernel, cols.kernel, channels, multiplier])
+    return tf.reduce_sum(tf.reshape(each, [taps, n, channels * multiplier]), 1)
 
 
 def _depthwise_input_gradient(kernel: Tensor, dy: Tensor, axes: list[Axis]) -> Tensor:

@@ -15,6 +15,7 @@ from typing import Any
 from models.errors import ExportError, one_line
 from models.export.backend import Tensor, hushed, tf
 from models.export.calling import call_model
+from models.export.convolutions import MOST_DEPTH
 from models.export.gradients import OVERRIDES
 from models.export.layers import leaves
 from models.export.objective import Objective
@@ -164,6 +165,11 @@ def _traced(function: Callable[..., Any], arguments: dict[str, Any], name: str) 
         if op.type == "ReverseV2" and op.inputs[1].shape[0] > 1:
             # tflite-runtime 2.14 reverses the first only, and says nothing.
             raise ExportError(f"{name}: {op.name} reverses several axes: reverse one at a time")
+        if op.type == "DepthwiseConv2dNative" and op.outputs[0].shape[3] > MOST_DEPTH:
+            raise ExportError(
+                f"{name}: {op.name} has {op.outputs[0].shape[3]} channels, and TFLite's depthwise "
+                f"convolution never ends with more than {MOST_DEPTH}: use fewer"
+            )
     return concrete
 
 

@@ -338,3 +338,18 @@ def test_a_layer_that_raises_ends_the_export_in_one_line() -> None:
     ) as told:
         export(model)
     assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("channels", [151, 160, 1280])
+def test_depthwise_convolutions_of_many_channels_and_rows_end(channels: int) -> None:
+    depthwise = layers.DepthwiseConv2D(3, padding="same")
+    model = chain(
+        depthwise, layers.GlobalAveragePooling2D(), layers.Dense(1), shape=(4, 4, channels)
+    )
+    export_model(model, name="m", batch_size=32)
+
+
+def test_a_depthwise_convolution_that_would_never_end_is_refused() -> None:
+    model = chain(layers.DepthwiseConv2D(1), layers.Flatten(), layers.Dense(1), shape=(1, 1, 4833))
+    with pytest.raises(ExportError, match=r"4833 channels, .* never ends with more than 4832"):
+        export(model)
