@@ -22,7 +22,8 @@ def call_model(
         training: as for `keras.Model`.
 
     Raises:
-        ExportError: the model adds losses of its own, which a program would ignore.
+        ExportError: the model adds losses of its own, which a program would ignore, or masks steps
+            of an output, which a program would count.
     """
     trained = [values[id(variable)] for variable in model.trainable_variables]
     others = [
@@ -37,8 +38,16 @@ def call_model(
             f"model {model.name!r} adds {len(losses)} losses of its own (add_loss): programs "
             "minimise the compiled loss only; make the penalty an output with a loss"
         )
+    outputs = tf.nest.flatten(output)
+    for number, tensor in enumerate(outputs):
+        if getattr(tensor, "_keras_mask", None) is not None:
+            raise ExportError(
+                f"model {model.name!r}: a mask reaches output {number}: Keras leaves masked steps "
+                "out of the loss, a program counts them; end the mask with a layer that returns "
+                "one result per row (pooling, return_sequences=False)"
+            )
     pairs = zip(model.non_trainable_variables, after, strict=True)
-    return tf.nest.flatten(output), {id(variable): value for variable, value in pairs}
+    return outputs, {id(variable): value for variable, value in pairs}
 
 
 def arranged_inputs(model: Any, inputs: Sequence[Any]) -> Any:

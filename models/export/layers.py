@@ -21,6 +21,8 @@ _REFUSED: dict[str, str] = {
     "Conv3DTranspose": "use Conv2DTranspose",
     "MaxPooling3D": "use MaxPooling2D",
     "AveragePooling3D": "use AveragePooling2D",
+    # Resizing, cropping, RandomFlip and the like.
+    "BaseImagePreprocessingLayer": "change the images before they are stored on the device",
 }
 
 
@@ -101,7 +103,10 @@ def _regularizer(layer: Any) -> str | None:
     # A penalty is added to the loss by Keras's training loop, not by the model.
     for name in _KINDS:
         if getattr(layer, f"{name}_regularizer", None) is not None:
-            return f"{name}_regularizer would be ignored: remove it (weight decay is the trainer's)"
+            return (
+                f"{name}_regularizer would be ignored: remove it (training.proximal_mu pulls to "
+                "the weights that were sent)"
+            )
     return None
 
 

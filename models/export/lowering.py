@@ -159,7 +159,7 @@ def _traced(function: Callable[..., Any], arguments: dict[str, Any], name: str) 
     if concrete.captured_inputs:
         raise ExportError(
             f"{name} reads state outside θ ({len(concrete.captured_inputs)} tensors captured while "
-            "tracing): layers may use their trainable weights only"
+            "tracing): layers may use their trainable weights, and constants as NumPy arrays"
         )
     for op in concrete.graph.get_operations():
         if op.type == "ReverseV2" and op.inputs[1].shape[0] > 1:

@@ -8,6 +8,7 @@ section 3). So memory grows with the blocks, and the program does not grow with 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -44,9 +45,15 @@ def recurrent_call(layer: Any, overrides: dict[str, str]) -> Call:
         long = sequences.shape[1] > UNROLLED
         if long and mask is None and initial_state is None and not layer.return_state:
             return _looped(layer, sequences, overrides)
-        return type(layer).call(
-            layer, sequences, initial_state=initial_state, mask=mask, training=training
-        )
+        with contextlib.ExitStack() as turned:
+            if mask is not None and layer.go_backwards:
+                # Unrolled, Keras 3.15 turns the steps and not the mask by which it zeroes outputs.
+                sequences, mask = tf.reverse(sequences, [1]), tf.reverse(mask, [1])
+                layer.go_backwards = False
+                turned.callback(setattr, layer, "go_backwards", True)
+            return type(layer).call(
+                layer, sequences, initial_state=initial_state, mask=mask, training=training
+            )
 
     return call
 

@@ -159,7 +159,7 @@ def _compare(
         raise ExportError(
             f"for {count} rows the program's gradient differs from Keras's by {difference:.1e} "
             f"(limit {TOLERANCE}): {_worst(variables, got.vector, gradient)}. "
-            "Does a layer behave differently in training?"
+            "Does a layer behave differently in training, or expect inputs far from 0 and 1?"
         )
     for where, total, expected in (("gradient", got.loss, loss), ("evaluate", sums.loss, quiet)):
         if not abs(total / count - expected) <= TOLERANCE * max(1.0, abs(expected)):
@@ -180,17 +180,21 @@ def _compare(
 def _telling_rows(
     model: Any, spec: ModelSpec, rng: np.random.Generator, count: int
 ) -> dict[str, Array]:
-    """Random rows in which what a model's layers look for does occur: ids of a table, masks."""
+    """Random rows in which what a model's layers look for does occur: ids, masks, a scale."""
     layers = list(leaves(model))
     tables = [layer.input_dim for layer in layers if isinstance(layer, keras.layers.Embedding)]
     rows = random_batch(spec, rng, count, ids=min(tables, default=2))
-    for masking in layers:
-        if isinstance(masking, keras.layers.Masking):
-            for tensor in spec.inputs:
-                if tensor.dtype == "float32" and len(tensor.shape) > 1:
-                    # Every other sequence is one third shorter than it could be.
-                    steps = tensor.shape[0]
-                    rows[tensor.name][1::2, steps - steps // 3 :] = masking.mask_value
+    numbers = [tensor for tensor in spec.inputs if tensor.dtype == "float32"]
+    for layer in layers:
+        for tensor in numbers:
+            values = rows[tensor.name]
+            if isinstance(layer, keras.layers.Rescaling) and np.ndim(layer.scale) == 0:
+                # What it makes of them is around 0, as of the readings or pixels it is for.
+                values[:] = (values - np.float32(layer.offset)) / np.float32(layer.scale)
+            if isinstance(layer, keras.layers.Masking) and len(tensor.shape) > 1:
+                # Every other sequence is one third shorter than it could be.
+                steps = tensor.shape[0]
+                values[1::2, steps - steps // 3 :] = layer.mask_value
     return rows
 
 

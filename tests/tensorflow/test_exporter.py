@@ -188,6 +188,8 @@ def in_image(layer: Callable[..., Any], *sizes: Any, **options: Any) -> Callable
         (named(layers.LSTM, 4, recurrent_regularizer="l2"), "recurrent_regularizer would be ign"),
         (in_image(layers.UpSampling2D, 2, interpolation="bilinear"), "use 'nearest', or Conv2DT"),
         (in_image(layers.Conv2DTranspose, 4, 3, dilation_rate=2), "use dilation_rate=1"),
+        (in_image(layers.Resizing, 4, 4), "change the images before they are stored"),
+        (in_image(layers.RandomFlip, "horizontal"), "change the images before they are stored"),
         (named(layers.Dense, 4, dtype="float16"), "computes in float16"),
         (named(layers.Dense, 4, dtype="mixed_float16"), "computes in mixed_float16"),
         (named(layers.Dense, 4, kernel_regularizer="l2"), "kernel_regularizer would be ignored"),

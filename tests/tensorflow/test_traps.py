@@ -353,3 +353,35 @@ def test_a_depthwise_convolution_that_would_never_end_is_refused() -> None:
     model = chain(layers.DepthwiseConv2D(1), layers.Flatten(), layers.Dense(1), shape=(1, 1, 4833))
     with pytest.raises(ExportError, match=r"4833 channels, .* never ends with more than 4832"):
         export(model)
+
+
+def test_pixels_are_drawn_as_pixels_where_a_model_rescales_them() -> None:
+    for seed in range(3):
+        keras.utils.set_random_seed(seed)
+        parts = [layers.Conv2D(4, 3), layers.BatchNormalization(), layers.ReLU()]
+        scale = layers.Rescaling(1 / 127.5, offset=-1)
+        ends = (layers.GlobalAveragePooling2D(), layers.Dense(1))
+        export(chain(scale, *parts, *ends, shape=(8, 8, 3)))
+
+
+@pytest.mark.parametrize("cell", [layers.LSTM, layers.GRU, layers.SimpleRNN])
+@pytest.mark.parametrize("masked_steps", [0, 3, 6])
+def test_layers_in_both_directions_heed_masks(cell: Any, masked_steps: int) -> None:
+    both = layers.Bidirectional(cell(3, return_sequences=True))
+    parts = (layers.Masking(-1.0), both, layers.Bidirectional(cell(3)), layers.Dense(1))
+    model = chain(*parts)
+    made = export(model)
+    rng = np.random.default_rng(4)
+    x = rng.standard_normal((ROWS, 6, 2)).astype(np.float32)
+    x[::2, 6 - masked_steps :] = -1.0
+    target = rng.standard_normal(ROWS).astype(np.float32)
+    rows: dict[str, Array] = {"x": x, "target": target}
+    assert_keras_own(model, made, rows)
+    predicted = made[1].predict(made[0].initial, rows)["prediction"]
+    assert predicted == pytest.approx(np.asarray(model(x))[:, 0], abs=1e-5)
+
+
+def test_a_mask_that_reaches_an_output_is_refused() -> None:
+    steps = layers.LSTM(3, return_sequences=True)
+    with pytest.raises(ExportError, match="a mask reaches output 0: Keras leaves masked steps out"):
+        export(chain(layers.Masking(-1.0), steps, layers.Dense(1)))
