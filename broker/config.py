@@ -7,7 +7,6 @@ Whatever is wrong comes out as a `ConfigError` of one line that begins `file: do
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args
 import msgspec
 import yaml
 
-from models.errors import ConfigError
+from models.errors import ConfigError, did_you_mean
 
 #: A configuration is written by hand; more than this is some other file.
 MAX_CONFIG_BYTES = 1 << 20
@@ -326,9 +325,7 @@ def _in_words(names: str) -> str:
 
 
 def _unknown_key(key: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(key, known, n=1)
-    meant = f"did you mean {close[0]}? " if close else ""
-    return f"unknown key; {meant}known keys: {', '.join(known) or 'none'}"
+    return f"unknown key; {did_you_mean(key, known)}known keys: {', '.join(known) or 'none'}"
 
 
 def _known_keys(hint: Any) -> list[str]:

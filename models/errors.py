@@ -6,7 +6,9 @@ shell. Codes are part of the command-line contract (README, "Exit codes").
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Sequence
 from typing import ClassVar
 
 _COLOUR = re.compile(r"\x1b\[[\d;]*m")
@@ -100,3 +102,15 @@ def one_line(error: BaseException, lines: int = 1) -> str:
     """
     said = [line.strip() for line in _COLOUR.sub("", str(error)).splitlines() if line.strip()]
     return " ".join(said[:lines])[:300] or type(error).__name__
+
+
+def did_you_mean(name: str, known: Sequence[str], folder: str = "") -> str:
+    """`did you mean NAME? ` of the known name that comes closest; empty where none is close.
+
+    Args:
+        name: that is unknown.
+        known: names there are.
+        folder: written before the name.
+    """
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {folder}{close[0]}? " if close else ""

@@ -11,8 +11,8 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from models.errors import ModelError
-from models.package import ModelPackage, load_package
+from models.errors import ModelError, did_you_mean
+from models.package import SPEC_FILE, ModelPackage, load_package
 
 if TYPE_CHECKING:
     from models.zoo.record import ZooModel
@@ -69,10 +69,18 @@ def open_model(reference: str) -> ModelPackage:
         raise ModelError(f"{reference}: {error.strerror}") from error
     if not is_folder:
         raise ModelError(
-            f"{reference!r} is neither a package folder nor in the zoo, which has: "
-            f"{', '.join(zoo_names())}"
+            f"{reference!r} is neither a package folder nor in the zoo; {_meant(folder)}"
+            f"the zoo has: {', '.join(zoo_names())}"
         )
     return load_package(folder)
+
+
+def _meant(folder: Path) -> str:
+    """The package folder beside it, or the model of the zoo, that is called nearly so."""
+    beside = [spec.parent.name for spec in folder.parent.glob(f"*/{SPEC_FILE}")]
+    if folder.parent == Path():
+        return did_you_mean(folder.name, [*beside, *zoo_names()])
+    return did_you_mean(folder.name, beside, f"{folder.parent}/")
 
 
 def zoo_record(name: str) -> ZooModel:
@@ -88,5 +96,8 @@ def zoo_record(name: str) -> ZooModel:
 
 def _check(name: str) -> str:
     if name not in _RECORDS:
-        raise ModelError(f"no model {name!r} in the zoo; it has: {', '.join(zoo_names())}")
+        known = zoo_names()
+        raise ModelError(
+            f"no model {name!r} in the zoo; {did_you_mean(name, known)}it has: {', '.join(known)}"
+        )
     return name

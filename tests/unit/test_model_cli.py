@@ -85,7 +85,7 @@ def test_inspect_says_which_runtime_refuses_a_program(tmp_path: Path) -> None:
     [
         (["inspect", "resnet"], "'resnet' is neither a package folder nor in the zoo"),
         (["export", "absent.py:build", "--out", "o"], "absent.py: no such file"),
-        (["release", "house_prise"], "neither a package folder nor in the zoo, which has: anomaly"),
+        (["release", "house_prise"], "in the zoo; did you mean house_price? the zoo has: anomaly"),
         *(([command, "x" * 300], "File name too long") for command in ("inspect", "release")),
         (["export", "model.py", "--out", "o"], "expected FILE.py:FUNCTION or MODULE:FUNCTION"),
         (["export", "model.py:", "--out", "o"], "expected FILE.py:FUNCTION or MODULE:FUNCTION"),

@@ -111,6 +111,22 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
         open_model("resnet")
 
 
+def test_a_name_nearly_right_is_answered_with_the_right_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_zoo("house_price").save(tmp_path / "p" / "custom")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match=r"in the zoo; did you mean p/custom\? the zoo has: "):
+        open_model("p/custm")
+    monkeypatch.chdir(tmp_path / "p")
+    with pytest.raises(ModelError, match=r"did you mean custom\? "):
+        open_model("custm")
+    with pytest.raises(ModelError, match=r"did you mean wearable_activity\? it has: "):
+        load_zoo("wearable_activty")
+    with pytest.raises(ModelError, match="in the zoo; the zoo has: "):
+        open_model(str(tmp_path / "q" / "wearable_activity"))
+
+
 def test_a_model_opens_by_name_or_folder(tmp_path: Path) -> None:
     package = open_model("house_price")
     package.save(tmp_path / "mine")
