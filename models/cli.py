@@ -13,6 +13,7 @@ import click
 from models.analysis import DEVICES, THIS
 from models.cli_costs import cost_lines, cost_report
 from models.cli_inspect import package_report, report_lines
+from models.cli_out import check_folder, writing
 from models.cli_release import release
 from models.cli_runtimes import runtime_option, runtimes
 from models.console import command_errors
@@ -90,6 +91,7 @@ def export(
     folder.
     """
     place, attribute = parse_reference(function)
+    check_folder(out)
     click.echo("loading TensorFlow, which takes some seconds ...", err=True)
     # Only this command needs TensorFlow. Imported before the user's file, so that a missing
     # TensorFlow is reported as such, and what it prints on import is hidden.
@@ -119,10 +121,8 @@ def export(
             )
         except ExportError as error:
             raise ExportError(f"{function}: {error}") from error
-    try:
+    with writing(out):
         package.save(out)
-    except OSError as error:
-        raise ConfigError(f"--out {out}: {error.strerror}") from error
     click.echo(
         f"{out}: {package.spec.name}, {package.spec.size:,} parameters{_parts(package)}, "
         f"program {len(package.program):,} bytes, digest {package.digest[:12]}"

@@ -13,12 +13,15 @@ import msgspec
 import numpy as np
 
 from models.card import model_card
+from models.cli_out import check_file, writing
 from models.console import command_errors
 from models.errors import ConfigError, ModelError
 from models.history import STORE_FILE, StoredVersion, read_version
+from models.inference import Release
 from models.package import ModelPackage, load_package, read_vector
 from models.parameters import F32
 from models.rows import has_targets, read_rows
+from models.spec import ModelSpec
 from models.user_code import find_function, parse_reference, running
 from models.zoo import load_zoo, open_model, zoo_names
 
@@ -36,12 +39,12 @@ _PATH = click.Path(path_type=Path)
 )
 @click.option("--state", type=_PATH, help="The coordinator's state_dir, for --weights VERSION.")
 @click.option(
-    "--int8", "numbers", flag_value="int8", help="All of it integer, a quarter of the size."
+    "--int8",
+    is_flag=True,
+    help="All of it integer: weights take a quarter. A file of few weights may grow.",
 )
-@click.option("--float16", "numbers", flag_value="float16", help="Weights of half the size.")
-@click.option(
-    "--float32", "numbers", flag_value="float32", default=True, help="As trained (default)."
-)
+@click.option("--float16", is_flag=True, help="Weights take half. A file of few weights may grow.")
+@click.option("--float32", is_flag=True, help="As trained (default).")
 @click.option(
     "--calibration",
     type=_PATH,
@@ -68,7 +71,9 @@ def release(
     package: str,
     weights: str | None,
     state: Path | None,
-    numbers: str,
+    int8: bool,
+    float16: bool,
+    float32: bool,
     calibration: Path | None,
     data: Path | None,
     out: Path | None,
@@ -83,6 +88,7 @@ def release(
     (a model card: origin, figures of the float model and of this one, size, speed here). Needs
     TensorFlow: install fedge with its extra, fedge[export].
     """
+    numbers = _only_one(int8=int8, float16=float16, float32=float32) or "float32"
     if numbers == "int8" and calibration is None:
         raise ConfigError("--int8 needs representative rows: --calibration DATA.npz")
     if out is not None and out.suffix != ".tflite":
@@ -91,6 +97,7 @@ def release(
         parse_reference(function)  # before TensorFlow is loaded
     content, theta, found = _find(package, weights, state)
     path = out or Path(f"{content.spec.name}_{numbers}.tflite")
+    check_file(path)
     rows = read_rows(calibration, content.spec, targets=False) if calibration else None
     if data is None and calibration is not None and has_targets(calibration, content.spec):
         data = calibration
@@ -118,17 +125,39 @@ def release(
         batch_size=batch_size,
     )
     description = msgspec.json.format(msgspec.json.encode(made.release), indent=1)
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(made.tflite)
         path.with_suffix(".json").write_bytes(description + b"\n")
         path.with_suffix(".md").write_text(model_card(made.release))
-    except OSError as error:
-        raise ConfigError(f"--out {path}: {error.strerror}") from error
     if as_json:
         click.echo(description.decode())
     else:
-        click.echo("\n".join(_lines(path, msgspec.to_builtins(made.release))))
+        lines = _lines(path, msgspec.to_builtins(made.release))
+        click.echo("\n".join([*lines, *_size_advice(made.release, content.spec)]))
+
+
+def _only_one(**flags: bool) -> str | None:
+    """The flag that was given.
+
+    Raises:
+        ConfigError: several were.
+    """
+    given = [name for name, is_given in flags.items() if is_given]
+    if len(given) > 1:
+        raise ConfigError(f"{' and '.join(f'--{name}' for name in given)}: give one of them")
+    return given[0] if given else None
+
+
+def _size_advice(release: Release, spec: ModelSpec) -> list[str]:
+    """Where fewer bytes a weight may have made no smaller file."""
+    weights_bytes = 4 * (spec.whole_size + spec.frozen)
+    if release.numbers == "float32" or release.bytes <= weights_bytes:
+        return []
+    return [
+        f"most of the file is not weights ({weights_bytes:,} bytes as float32): --float32 may make "
+        "a smaller one"
+    ]
 
 
 def _moment(when: datetime) -> str:

@@ -153,6 +153,13 @@ def test_int8_is_integer_throughout_and_small(trained: Path, tmp_path: Path) -> 
     assert len(made.release.metrics) == 0  # nothing to compare with: no targets
 
 
+def test_a_file_that_few_weights_cannot_make_smaller_says_so(tmp_path: Path) -> None:
+    advice = "most of the file is not weights (12 bytes as float32): --float32 may make a smaller"
+    options = ["release", "house_price", "--out", str(tmp_path / "a.tflite")]
+    assert advice in CliRunner().invoke(cli, [*options, "--float16"]).stdout
+    assert advice not in CliRunner().invoke(cli, options).stdout
+
+
 @pytest.mark.skipif(
     importlib.util.find_spec("tflite_runtime") is None, reason="tflite-runtime is not installed"
 )

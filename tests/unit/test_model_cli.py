@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import fedge
+from models.cli_out import check_file, check_folder
 from models.package import ModelPackage
 from models.parameters import Layout
 from models.zoo import load_zoo, zoo_names
@@ -87,6 +88,7 @@ def test_inspect_says_which_runtime_refuses_a_program(tmp_path: Path) -> None:
         (["export", "absent.py:build", "--out", "o"], "absent.py: no such file"),
         (["release", "house_prise"], "in the zoo; did you mean house_price? the zoo has: anomaly"),
         *(([command, "x" * 300], "File name too long") for command in ("inspect", "release")),
+        (["release", "house_price", "--int8", "--float16"], "--int8 and --float16: give one"),
         (["export", "model.py", "--out", "o"], "expected FILE.py:FUNCTION or MODULE:FUNCTION"),
         (["export", "model.py:", "--out", "o"], "expected FILE.py:FUNCTION or MODULE:FUNCTION"),
     ],
@@ -97,6 +99,36 @@ def test_errors_are_one_line(arguments: list[str], says: str) -> None:
     assert result.stderr.startswith("error: ")
     assert says in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["release", "house_price", "--out", "file/a.tflite"], "file/a.tflite: Not a directory"),
+        (["release", "house_price", "--out", "dir.tflite"], "dir.tflite: Is a directory"),
+        (["export", "model.py:build", "--out", "file/new/a"], "file/new/a: Not a directory"),
+    ],
+)
+def test_where_nothing_can_be_written_nothing_is_computed(
+    arguments: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "model.py").touch()
+    (tmp_path / "dir.tflite").mkdir()
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert result.stderr == f"error: --out {says}\n"  # nor is TensorFlow loaded
+
+
+def test_trying_where_to_write_leaves_no_trace(tmp_path: Path) -> None:
+    kept = tmp_path / "kept.tflite"
+    kept.write_bytes(b"model")
+    check_file(kept)
+    check_file(tmp_path / "new" / "a.tflite")
+    check_folder(tmp_path / "new")
+    assert list(tmp_path.iterdir()) == [kept]
+    assert kept.read_bytes() == b"model"
 
 
 def fedge_without_tensorflow(*arguments: str) -> subprocess.CompletedProcess[str]:
