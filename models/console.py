@@ -20,6 +20,8 @@ from models.errors import FederationError
 
 #: What a shell says of a command that Ctrl-C ended (128 + SIGINT).
 _INTERRUPTED = 130
+#: The same of one whose reader went away, as `head` does (128 + SIGPIPE).
+_NO_READER = 141
 _FORMAT = "%(asctime)s %(levelname)-7s %(message)s"
 #: Of syslog, from the most urgent that we have (sd-daemon(3)).
 _PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
@@ -109,7 +111,10 @@ def command_errors(function: Callable[..., Any]) -> Callable[..., Any]:
         journal = stderr_is_journal()
         _configure_logging(verbose, journal)
         try:
-            return function(*args, **kwargs)
+            result = function(*args, **kwargs)
+            if sys.stdout is not None:  # as it is where there is none
+                sys.stdout.flush()
+            return result
         except FederationError as error:
             if verbose:
                 traceback.print_exc()
@@ -119,5 +124,11 @@ def command_errors(function: Callable[..., Any]) -> Callable[..., Any]:
         except KeyboardInterrupt:  # click would end with 1, which is a defect's code
             click.echo("interrupted", err=True)
             sys.exit(_INTERRUPTED)
+        except BrokenPipeError:  # likewise
+            if verbose:
+                traceback.print_exc()
+            # What is still to be written would fail once more when Python ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(_NO_READER)
 
     return wrapped

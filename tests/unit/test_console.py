@@ -31,6 +31,21 @@ run()
 """
 
 
+#: One that says much, or little and leaves it to Python to write it.
+TALKER = """
+import sys, click
+from models.console import command_errors
+
+@click.command()
+@click.argument("times", type=int)
+@command_errors
+def talk(times):
+    sys.stdout.write("word\\n" * times)
+
+talk()
+"""
+
+
 @pytest.mark.parametrize(
     ("level", "prefix"),
     [
@@ -73,3 +88,15 @@ def test_stderr_that_is_not_the_journal_is_for_people(tmp_path: Path) -> None:
     lines = run(tmp_path / "log", is_journal=False)
     assert lines[0].endswith(r"ERROR   first\nsecond")
     assert lines[-1] == "error: agent.yaml: broker: unknown key"
+
+
+@pytest.mark.parametrize("times", [1, 100_000])
+def test_a_command_whose_reader_went_away_ends_quietly(times: int) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-c", TALKER, str(times)]
+    done = subprocess.run(
+        command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60, check=False
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
