@@ -5,13 +5,22 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import inspect
 import sys
+import sysconfig
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from models.errors import ConfigError, FederationError, one_line
+from models.errors import ConfigError, FederationError, did_you_mean, one_line
+
+#: Folders whose code no user wrote: ours, Python's and those of installed packages.
+_FOREIGN = {
+    Path(__file__).parent,
+    *(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+}
 
 
 def find_function(reference: str) -> Callable[[], Any]:
@@ -45,20 +54,44 @@ def load_function(place: str | Path, attribute: str) -> Callable[[], Any]:
     """The function, after running its file or importing its module.
 
     Raises:
-        ConfigError: there is no such module or function, or it failed.
+        ConfigError: there is no such module or function, it failed, or wants arguments.
     """
     module = _load_file(place) if isinstance(place, Path) else _load_module(place)
     function: Callable[[], Any] | None = getattr(module, attribute, None)
     if function is None or not callable(function):
-        names = [
-            name
-            for name, value in vars(module).items()
-            if callable(value) and getattr(value, "__module__", None) == module.__name__
-        ]
+        names = [name for name, value in vars(module).items() if _may_be_meant(name, value)]
         raise ConfigError(
-            f"{place} has no function {attribute!r}; it has: {', '.join(names) or 'none'}"
+            f"{place} has no function {attribute!r}; {did_you_mean(attribute, names)}"
+            f"it has: {', '.join(names) or 'none'}"
+        )
+    if problem := _missing_argument(function):
+        raise ConfigError(
+            f"{place}:{attribute} must work without arguments: {problem}{_definition(function)}"
         )
     return function
+
+
+def _may_be_meant(name: str, value: Any) -> bool:
+    """Whether it is a function, of the file's own or imported, that can be called."""
+    is_function = callable(value) and not inspect.isclass(value)
+    return is_function and not name.startswith("_") and not _missing_argument(value)
+
+
+def _missing_argument(function: Callable[..., Any]) -> str:
+    """What keeps it from being called without arguments; empty when nothing does."""
+    try:
+        # Not what is wrapped: a wrapper may add the arguments.
+        inspect.signature(function, follow_wrapped=False).bind()
+    except TypeError as error:
+        return str(error)
+    except ValueError:  # some that are built in do not tell
+        pass
+    return ""
+
+
+def _definition(function: Callable[..., Any]) -> str:
+    code = getattr(function, "__code__", None)
+    return f" (line {code.co_firstlineno} of {code.co_filename})" if code else ""
 
 
 def _load_file(path: Path) -> ModuleType:
@@ -98,11 +131,30 @@ def running(what: str) -> Iterator[None]:
         yield
     except FederationError:
         raise
-    except Exception as error:
-        trace = error.__traceback__
-        while trace is not None and trace.tb_next is not None:
-            trace = trace.tb_next
-        line = f" (line {trace.tb_lineno} of {trace.tb_frame.f_code.co_filename})" if trace else ""
-        said = f": {one_line(error)}" if str(error).strip() else ""
-        detail = f"{type(error).__name__}{said}"
-        raise ConfigError(f"{what} failed: {detail}{line}; -v shows the traceback") from error
+    except (Exception, SystemExit) as error:
+        raise ConfigError(
+            f"{what} failed: {_said(error)}{_line(error)}; -v shows the traceback"
+        ) from error
+
+
+def _said(error: BaseException) -> str:
+    if isinstance(error, SystemExit):
+        return f"it called sys.exit({'' if error.code is None else repr(error.code)})"
+    name = type(error).__name__
+    if isinstance(error, SyntaxError):  # whose text ends with the place, as our line does
+        return f"{name}: {error.msg}"
+    return f"{name}: {one_line(error)}" if str(error).strip() else name
+
+
+def _line(error: BaseException) -> str:
+    """Where in the user's own code it happened, as far as that can be told."""
+    if isinstance(error, SyntaxError) and error.filename and _is_users(error.filename):
+        return f" (line {error.lineno} of {error.filename})"
+    frames = traceback.extract_tb(error.__traceback__)
+    frame = next((each for each in reversed(frames) if _is_users(each.filename)), None)
+    frame = frame or (frames[-1] if frames else None)
+    return f" (line {frame.lineno} of {frame.filename})" if frame else ""
+
+
+def _is_users(file: str) -> bool:
+    return not file.startswith("<") and _FOREIGN.isdisjoint(Path(file).parents)

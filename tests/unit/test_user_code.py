@@ -1,0 +1,91 @@
+"""Errors of a user's own file, in one line that names its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from models.errors import ConfigError
+from models.user_code import find_function, running
+
+
+@pytest.fixture(autouse=True)
+def _clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))  # what is added to the path goes with it
+
+
+def find(folder: Path, source: str, name: str = "build") -> str:
+    """What is said of a function in a file."""
+    path = folder / "own.py"
+    path.write_text(source)
+    with pytest.raises(ConfigError) as caught:
+        find_function(f"{path}:{name}")
+    return str(caught.value).replace(str(path), "own.py")
+
+
+@pytest.mark.parametrize(("call", "shown"), [("sys.exit(3)", "3"), ("sys.exit()", "")])
+def test_a_file_that_ends_the_process_is_an_error_in_it(
+    tmp_path: Path, call: str, shown: str
+) -> None:
+    said = find(tmp_path, f"import sys\n{call}\n")
+    assert said.startswith(f"own.py failed: it called sys.exit({shown}) (line 2 of own.py)")
+
+
+def test_a_function_that_ends_the_process_is_an_error_in_it() -> None:
+    with pytest.raises(ConfigError, match="it called sys"), running("own.py:build()"):
+        raise SystemExit("no data")
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("x = 1\ndef build(:\n", "SyntaxError: invalid syntax (line 2 of own.py)"),
+        ("import json\njson.loads('{')\n", "(line 2 of own.py)"),
+        ("import ast\n\nast.literal_eval('(')\n", "was never closed (line 3 of own.py)"),
+    ],
+)
+def test_the_line_is_the_user_s_own(tmp_path: Path, source: str, says: str) -> None:
+    said = find(tmp_path, source)
+    assert said.endswith(f"{says}; -v shows the traceback")
+
+
+def test_a_function_that_wants_arguments_is_named_with_its_line(tmp_path: Path) -> None:
+    said = find(tmp_path, "\ndef build(units, rate=0.1):\n    pass\n")
+    assert said == (
+        "own.py:build must work without arguments: missing a required argument: 'units' "
+        "(line 2 of own.py)"
+    )
+
+
+def test_functions_that_could_be_meant_are_listed(tmp_path: Path) -> None:
+    (tmp_path / "shared_parts.py").write_text("def network():\n    pass\n")
+    source = (
+        "from collections import OrderedDict\n"
+        "from os.path import join\n"
+        "from shared_parts import network\n"
+        "def _hidden(): pass\n"
+        "def other(units=8): pass\n"
+        "def with_units(units): pass\n"
+    )
+    assert find(tmp_path, source) == "own.py has no function 'build'; it has: network, other"
+    said = find(tmp_path, source, "netwrk")
+    assert said.endswith("; did you mean network? it has: network, other")
+
+
+def test_a_wrapper_may_add_the_arguments(tmp_path: Path) -> None:
+    source = """
+import functools
+
+def with_units(function):
+    @functools.wraps(function)
+    def wrapped():
+        return function(8)
+    return wrapped
+
+@with_units
+def build(units):
+    return units
+"""
+    (tmp_path / "own.py").write_text(source)
+    assert find_function(f"{tmp_path / 'own.py'}:build")() == 8
