@@ -19,6 +19,7 @@ from models.cli_runtimes import runtime_option, runtimes
 from models.console import command_errors
 from models.errors import ConfigError, ExportError
 from models.package import ModelPackage
+from models.quiet import quiet_stderr
 from models.user_code import load_function, parse_reference, running
 from models.zoo import load_zoo, open_model, zoo_names, zoo_record
 
@@ -191,8 +192,10 @@ def inspect(model: str, as_json: bool, device: str, rows: int, runtime: str | No
     memory and time of training on a device.
     """
     package = open_model(model)
-    costs = cost_report(package, device, rows, runtime)  # a damaged program may crash runtimes
-    report = package_report(package, runtime) | costs
+    # What interpreters announce, not what they refuse: that comes as an error.
+    with quiet_stderr():
+        costs = cost_report(package, device, rows, runtime)  # a damaged program may crash runtimes
+        report = package_report(package, runtime) | costs
     if as_json:
         click.echo(json.dumps(report, indent=1, ensure_ascii=False))
     else:

@@ -151,9 +151,14 @@ def test_export_without_tensorflow_says_what_to_install() -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_list_and_inspect_work_without_tensorflow() -> None:
-    assert fedge_without_tensorflow("model", "list").returncode == 0
-    assert fedge_without_tensorflow("model", "inspect", "house_price").returncode == 0
+@pytest.mark.parametrize(
+    "arguments", [["list"], ["inspect", "house_price"], ["inspect", "house_price", "--device=this"]]
+)
+def test_list_and_inspect_work_without_tensorflow_and_say_nothing_else(
+    arguments: list[str],
+) -> None:
+    done = fedge_without_tensorflow("model", *arguments)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_inspecting_shows_what_stays_on_the_device_and_what_is_never_stepped(
