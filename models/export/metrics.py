@@ -7,7 +7,7 @@ from functools import partial
 from math import prod
 from typing import Any
 
-from models.errors import ExportError
+from models.errors import ExportError, did_you_mean
 from models.export.backend import Tensor, tf
 from models.export.losses import BINARY, CATEGORICAL, SPARSE, OutputLoss, PerRow, row_mean
 from models.metrics import MetricKind, MetricSpec
@@ -60,11 +60,11 @@ def output_metric(name: str, options: Mapping[str, Any], loss: OutputLoss) -> Me
     _check_options(name, options)
     makers = _regression() if loss.name not in _ACCURACY else _classification()
     if name not in makers or not _fits(name, loss):
-        known = ", ".join(sorted(_friendly(key) for key in makers if _fits(key, loss)))
+        known = sorted(_friendly(key) for key in makers if _fits(key, loss))
         why = _NEEDS.get(name, "")
         raise ExportError(
             f"metric {name!r} cannot be exported with the loss {loss.name} and a target of shape "
-            f"{loss.target_shape}{why}: use one of: {known}"
+            f"{loss.target_shape}{why}: {did_you_mean(name, known)}use one of: {', '.join(known)}"
         )
     return makers[name](loss, options)
 
