@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from models.errors import ExportError
+from models.export import verify
 from models.export.backend import keras
 from models.export.exporter import export_model
 from models.export.losses import Triplet
@@ -385,3 +386,27 @@ def test_a_mask_that_reaches_an_output_is_refused() -> None:
     steps = layers.LSTM(3, return_sequences=True)
     with pytest.raises(ExportError, match="a mask reaches output 0: Keras leaves masked steps out"):
         export(chain(layers.Masking(-1.0), steps, layers.Dense(1)))
+
+
+@pytest.mark.parametrize("bad_draws", [2, 3])
+def test_one_draw_of_rows_that_agrees_is_enough(
+    monkeypatch: pytest.MonkeyPatch, bad_draws: int
+) -> None:
+    """Rounding decides where activations are all but 0; a wrong formula is wrong everywhere."""
+    draws: list[int] = []
+    compare = verify._compare
+
+    def sometimes(*arguments: Any) -> None:
+        draws.append(len(draws))
+        if len(draws) <= bad_draws:
+            raise ExportError("differs")
+        compare(*arguments)
+
+    monkeypatch.setattr(verify, "_compare", sometimes)
+    model = chain(layers.Flatten(), layers.Dense(1))
+    if bad_draws == 3:
+        with pytest.raises(ExportError, match=r"^differs$"):
+            export(model)
+    else:
+        export(model)
+        assert len(draws) == bad_draws + 2  # a full batch and half of one
