@@ -35,6 +35,7 @@ T = TypeVar("T")
 #: So often those who run a store write when agents were heard of (`note_heard`).
 NOTED_EVERY_S = 60.0
 _FORMAT = "1"
+_RECORD = "a round's record"
 #: Of a damaged file sqlite's own message may quote bytes that are no text.
 _SQL_ERRORS = (sqlite3.Error, UnicodeDecodeError)
 _SCHEMA = f"""
@@ -306,20 +307,12 @@ class Store:
             "SELECT record FROM rounds ORDER BY round_id DESC LIMIT ?",
             -1 if latest is None else latest,
         )
-        return [self._record(text) for (text,) in rows][::-1]
+        return [self._decoded(_RECORD, text, RoundRecord) for (text,) in rows][::-1]
 
     def history(self) -> list[RoundRecord]:
         """Summaries of all rounds, in order."""
         rows = self._rows("SELECT record FROM rounds ORDER BY round_id")
-        return [self._record(text).summary for (text,) in rows]
-
-    def _record(self, text: Any) -> RoundRecord:
-        try:
-            return msgspec.json.decode(text, type=RoundRecord)
-        except (msgspec.DecodeError, UnicodeDecodeError, TypeError):
-            # A figure that was no finite number used to be written, as null.
-            known = _without_null(self._decoded("a round's record", text, dict[str, Any]))
-            return self._decoded("a round's record", msgspec.json.encode(known), RoundRecord)
+        return [self._decoded(_RECORD, text, RoundRecord).summary for (text,) in rows]
 
     def agents(self) -> list[KnownAgent]:
         """All agents ever heard of, by id."""
@@ -402,11 +395,3 @@ class Store:
         text = msgspec.json.encode(record).decode()
         values = (record.round_id, text, time.time())
         db.execute("INSERT OR REPLACE INTO rounds VALUES (?, ?, ?)", values)
-
-
-def _without_null(value: Any, *, inside: bool = False) -> Any:
-    """The value of JSON without those keys of its inner mappings that hold null."""
-    if not isinstance(value, dict):
-        return value
-    kept = {key: each for key, each in value.items() if not (inside and each is None)}
-    return {key: _without_null(each, inside=True) for key, each in kept.items()}

@@ -252,21 +252,6 @@ def test_damage_inside_is_told_in_one_line_when_it_is_read(tmp_path: Path, sql: 
     store.close()
 
 
-def test_a_record_with_figures_that_were_no_numbers_is_read_without_them(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    store.begin(theta(0, 0, 0), {})
-    nan = float("nan")
-    agent = AgentResult(task="train", loss=0.5, metrics={"auc": nan, "mae": 2.0}, num_examples=1)
-    figures = {"central_loss": nan, "mae": 1.0}
-    written = record(None, metrics=figures, train_metrics={"r2": nan}, agents={"a": agent})
-    store.commit(1, theta(1, 1, 1), {}, written)
-    assert store.load(3) is not None
-    (got,) = store.rounds()
-    assert (got.loss, got.metrics, got.train_metrics) == (None, {"mae": 1.0}, {})
-    assert got.agents["a"].metrics == {"mae": 2.0}
-    store.close()
-
-
 def test_damaged_pages_are_told_in_one_line(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.adopt("f", PACKAGE)
