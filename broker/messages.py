@@ -170,6 +170,7 @@ class AgentStatus(Message, frozen=True):
         train_examples: rows it learns from.
         test_examples: rows it measures on.
         unable: why it cannot take part at all; empty when it can.
+        passing: whether that may pass: it tries again by itself.
         paused: why it does not take part for now (too_hot, low_battery, metered, quiet_hours, and
             words); empty when it does.
         runtime: the interpreter.
@@ -189,6 +190,7 @@ class AgentStatus(Message, frozen=True):
     train_examples: Count = 0
     test_examples: Count = 0
     unable: Text = ""
+    passing: bool = False
     paused: Text = ""
     runtime: Text = ""
     memory_bytes: Count = 0

@@ -87,6 +87,21 @@ class Waiting:
 
 
 @dataclass(frozen=True)
+class Unable:
+    """Tell people: an agent is here and cannot take part.
+
+    Attributes:
+        agent_id: whose word it is.
+        why: in words.
+        passing: it tries again by itself.
+    """
+
+    agent_id: str
+    why: str
+    passing: bool
+
+
+@dataclass(frozen=True)
 class Finished:
     """The federation has ended.
 
@@ -106,5 +121,6 @@ Action = (
     | SaveAgent
     | RoundEnded
     | Waiting
+    | Unable
     | Finished
 )

@@ -48,6 +48,7 @@ from coordinator.events import (
     SaveAgent,
     SaveOpenRound,
     SaveRound,
+    Unable,
 )
 from coordinator.intake import Intake, Taken
 from coordinator.open_round import OpenRound, Traffic
@@ -307,12 +308,13 @@ class Coordinator:
         if change in ("none", "heartbeat"):
             return []
         log.debug("%s is %s", agent_id, status.state)
+        told = []
         if status.unable and status.state == "online":
-            log.warning("%s cannot take part: %s", agent_id, status.unable)
+            told.append(Unable(agent_id, status.unable, status.passing))
         # One that rests may go on within the round: like one that is away, it is not waited for.
         gone = status.state == "offline" or bool(status.paused)
         event = Lost(agent_id) if gone else Returned(agent_id)
-        return [SaveAgent(agent_id, status), *self._advance(event, now_s)]
+        return [SaveAgent(agent_id, status), *told, *self._advance(event, now_s)]
 
     # -- starting a round -----------------------------------------------------------------------
 

@@ -35,6 +35,7 @@ from coordinator.events import (
     SaveOpenRound,
     SaveRound,
     StoreUpdate,
+    Unable,
     Waiting,
 )
 from coordinator.federation import Coordinator
@@ -179,6 +180,12 @@ class CoordinatorService(Service):
                 line = f"waiting for agents: {able} of {wanted} can take part"
                 line += f", {resting} rest" if resting else ""
                 self._say("waiting", line, able=able, wanted=wanted, resting=resting)
+            case Unable(agent_id, why, passing):
+                log.warning("%s cannot take part: %s", agent_id, why)
+                if self._tell is not None:
+                    self._tell(
+                        {"event": "unable", "agent_id": agent_id, "reason": why, "passing": passing}
+                    )
             case Finished(reason):
                 self._store.finish(reason)
                 self._save_result()

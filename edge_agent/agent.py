@@ -556,8 +556,10 @@ class Agent:
         status = agent_status(
             self.facts, package.loaded, package.failed, self._limits.rest, online=online
         )
-        unable = f"coordinator not trusted: {self._distrust}" if self._distrust else status.unable
-        status = msgspec.structs.replace(status, unable=unable, keys=self._trust.key_ids)
+        if self._distrust:
+            why = f"coordinator not trusted: {self._distrust}"
+            status = msgspec.structs.replace(status, unable=why, passing=True)
+        status = msgspec.structs.replace(status, keys=self._trust.key_ids)
         topic = AgentStatusTopic(self.facts.agent_id)
         return Publish(self.topics.name(topic), messages.encode(status), retain=True)
 

@@ -49,6 +49,11 @@ class PackageFailed:
     needs_bytes: int = 0
     passing: bool = False
 
+    @property
+    def may_pass(self) -> bool:
+        """Whether it may yet be used, as it is."""
+        return self.passing or self.needs_bytes > 0
+
 
 @dataclass(frozen=True)
 class Trained:

@@ -76,6 +76,7 @@ def agent_status(
         train_examples=loaded.train_examples if loaded and not unable else 0,
         test_examples=loaded.test_examples if loaded and not unable else 0,
         unable=unable[:500],
+        passing=failed is not None and failed.may_pass and not facts.unable,
         paused=str(rest or ""),
         runtime=loaded.runtime if loaded else "",
         memory_bytes=facts.memory_bytes,

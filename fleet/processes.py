@@ -35,6 +35,8 @@ class CoordinatorEvent(msgspec.Struct, frozen=True):
     reason: str = ""
     able: int = 0
     wanted: int = 0
+    agent_id: str = ""
+    passing: bool = False
 
 
 @dataclass

@@ -27,6 +27,7 @@ from coordinator.records import RoundRecord
 from coordinator.service import RESULT_FOLDER
 from coordinator.store import Store
 from fleet import folders
+from fleet.attendance import Attendance
 from fleet.baselines import Baselines, check_baselines, measure_baselines
 from fleet.cast import Cast, make_cast
 from fleet.host import AGENT_FILE
@@ -94,7 +95,7 @@ def run_scenario(path: Path, options: RunOptions, watcher: Watcher) -> dict[str,
     """Runs it and writes the report.
 
     Raises:
-        ConfigError: scenario, data, model or options are unusable.
+        ConfigError: scenario, data, model or options are unusable, or too few agents can take part.
         LinkError: the broker named by its address cannot be reached.
         FleetError: the run ended without a committed round.
     """
@@ -186,12 +187,15 @@ class _Run:
 
     def _watch(self, config: CoordinatorConfig) -> str:
         heard, waiting = time.monotonic(), False
+        least = max(config.cohort.at_least, config.round.minimum)
+        attendance = Attendance(self.cast.learners, least)
         gone: set[str] = set()
         while True:
             try:
                 event = self.processes.events.get(timeout=0.5)
             except queue.Empty:
                 gone = self._note_the_dead(gone)
+                attendance.check(gone)
                 silent_s = time.monotonic() - heard
                 self._check_stuck(gone, is_over=silent_s > patience_s(config, waiting=waiting))
                 continue
@@ -203,10 +207,15 @@ class _Run:
             if event.event == "finished":
                 self.processes.await_coordinator(_GOODBYE_S)
                 return event.reason
-            waiting = event.event == "waiting"
-            if waiting:
+            if event.event == "waiting":
+                waiting = True
                 self.watcher.waiting(event.able, event.wanted)
+            if event.event == "unable":
+                why, passing = event.reason, event.passing
+                if note := attendance.cannot(event.agent_id, why, passing=passing):
+                    self.watcher.note(note)
             if event.event == "round":
+                waiting = False
                 record = msgspec.json.decode(event.record, type=RoundRecord)
                 self.records.append(record)
                 self.watcher.round(record)

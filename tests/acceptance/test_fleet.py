@@ -300,6 +300,22 @@ def test_agents_without_a_sense_and_agents_without_labels_learn(
     assert report["rounds"][0]["loss"] != report["rounds"][1]["loss"]
 
 
+def test_a_run_ends_when_no_agent_can_take_part_and_says_why(tmp_path: Path) -> None:
+    document = yaml.safe_load((ROOT / "examples" / "handwritten_digit.yaml").read_text())
+    data = {"x": np.zeros((60, 28, 28), np.float32), "y": np.full(60, 1.5)}
+    np.savez(tmp_path / "halves.npz", **data)
+    document["data"]["path"] = "halves.npz"
+    document |= {"partition": {"kind": "iid", "clients": 3}, "unseen": [], "baselines": {}}
+    path = tmp_path / "scenario.yaml"
+    path.write_text(yaml.safe_dump(document))
+    with process("fleet", "run", path, "--out", tmp_path / "out") as child:
+        out, err = child.communicate(timeout=_LONGEST_S)
+    assert child.returncode == 2
+    assert b"3 of 3 agents cannot take part, a round needs 3" in err
+    assert b"1.5 is not one of 10 classes" in err
+    assert out.count(b"cannot take part (no_data: ") == 3
+
+
 def test_nobodys_rows_appear_on_the_wire(
     tmp_path: Path, broker: LocalBroker, listener: Listener
 ) -> None:

@@ -291,7 +291,8 @@ def test_a_package_that_does_not_load_makes_the_device_unable() -> None:
     device.manifest()
     device.blob(PACKAGE)
     failed = PackageFailed(digest(PACKAGE), "no_data", "no such file")
-    assert status_in(device.feed(failed)).unable == "no_data: no such file"
+    status = status_in(device.feed(failed))
+    assert (status.unable, status.passing) == ("no_data: no such file", False)
     report = report_in(device.plan())
     assert (report.reason, report.detail) == ("no_data", "no such file")
 

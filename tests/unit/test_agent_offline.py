@@ -95,6 +95,7 @@ def given_up() -> Device:
         actions = only(actions, Publish)
     status = status_in(actions)
     assert status.unable.startswith("no_program: 1 of 1 chunks did not come")
+    assert status.passing
     assert device.filters[4:] == []
     return device
 

@@ -55,8 +55,9 @@ AGENT_STATUS = (
         heartbeat_s=60.0,
     ),
     b'{"state":"online","boot":"b007","tasks":["train","evaluate"],"train_examples":800,'
-    b'"test_examples":200,"unable":"","paused":"","runtime":"tflite-runtime 2.14.0",'
-    b'"memory_bytes":1000000000,"codecs":["float32","int8"],"tags":["kitchen"],'
+    b'"test_examples":200,"unable":"","passing":false,"paused":"",'
+    b'"runtime":"tflite-runtime 2.14.0","memory_bytes":1000000000,'
+    b'"codecs":["float32","int8"],"tags":["kitchen"],'
     b'"software":"0.1.0","heartbeat_s":60.0,"keys":[]}',
 )
 MANIFEST = (
