@@ -421,6 +421,7 @@ class Coordinator:
             opened.record,
             reported=len(ended.counted),
             declined=ended.declined,
+            details=ended.details,
             closed=str(ended.closed),
         )
         if len(ended.counted) < self.config.round.minimum:
@@ -485,8 +486,11 @@ class Coordinator:
             for name in opened.evaluations
             if (entry := self.roster.get(name)) is not None and "train" not in entry.status.tasks
         }
-        record = with_evaluation(
-            opened.record, opened.trained, opened.evaluations, unseen, self._spec.metrics
+        before, ended = opened.record, opened.round
+        record = msgspec.structs.replace(
+            with_evaluation(before, opened.trained, opened.evaluations, unseen, self._spec.metrics),
+            declined=before.declined | ended.declined,
+            details=before.details | ended.details,
         )
         return self._end_round(record, now_s)
 

@@ -149,7 +149,7 @@ class Intake:
             return Taken()
         if report.kind == "declined":
             log.info("%s declined (%s): %s", agent_id, report.reason, report.detail)
-            return Taken(event=Declined(agent_id, report.reason))
+            return Taken(event=Declined(agent_id, report.reason, report.detail))
         try:
             self._check_evaluation(agent_id, report)
         except UpdateRejected as error:

@@ -42,7 +42,8 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
         version: of θ after the round.
         asked, reported, refused: agents asked to learn, updates that count, answers refused.
         refusals: number by reason.
-        declined: reason by agent.
+        declined: reason by agent, of agents that said that they do not learn, or did not measure.
+        details: by reason, the name and the words of the first agent that declined for it.
         loss: mean over the held-out rows of all that learn (weighed by rows), with the new θ; the
             mean training loss when nothing was evaluated; None when nothing is known.
         metrics: likewise; `unseen_…` are of agents that only evaluate, `central_…` of the
@@ -77,11 +78,12 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
     evaluated: bool = False
     agents: dict[str, AgentResult]
     matrices: dict[str, list[list[float]]] = {}
+    details: dict[str, str] = {}
 
     @property
     def summary(self) -> RoundRecord:
         """The record without what grows with the number of agents or classes."""
-        return msgspec.structs.replace(self, agents={}, declined={}, matrices={})
+        return msgspec.structs.replace(self, agents={}, declined={}, details={}, matrices={})
 
     def value(self, metric: str) -> float | None:
         """The loss or a metric of the record; None when it has none of that name."""

@@ -42,6 +42,15 @@ def round_line(record: RoundRecord, rounds: int) -> str:
     return " · ".join(parts)
 
 
+def decline_lines(record: RoundRecord) -> list[str]:
+    """Who did not do what the round asked, a line for each reason with one agent's words."""
+    counts = Counter(record.declined.values())
+    return [
+        f"{counts[reason]} declined ({reason}): {record.details.get(reason, 'no words')}"
+        for reason in sorted(counts)
+    ]
+
+
 def bytes_text(count: float) -> str:
     """A number of bytes with a unit (powers of 1,000)."""
     for unit in ("B", "kB", "MB", "GB"):

@@ -40,10 +40,11 @@ class Refused:
 
 @dataclass(frozen=True)
 class Declined:
-    """The agent cannot take part this time."""
+    """The agent cannot take part this time; `detail` is for people."""
 
     agent_id: str
     reason: str
+    detail: str = ""
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,7 @@ class Round:
             outage must not end a long round.
         counted: answer id by agent whose answer is in.
         declined: reason by agent.
+        details: by reason, name and words of the first agent that declined for it.
         refused: reason by agent, of answers that were looked at and refused.
         refusals: number by reason, of everything refused, agents outside the cohort included.
         lost: agents that are offline now.
@@ -125,6 +127,7 @@ class Round:
     minimum: int = 0
     counted: dict[str, str] = field(default_factory=dict)
     declined: dict[str, str] = field(default_factory=dict)
+    details: dict[str, str] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     refusals: Counter[str] = field(default_factory=Counter)
     lost: set[str] = field(default_factory=set)
@@ -141,9 +144,10 @@ class Round:
                 self.refusals[reason] += 1
                 if agent_id in self.asked and agent_id not in self.counted:
                     self.refused[agent_id] = reason
-            case Declined(agent_id, reason):
+            case Declined(agent_id, reason, detail):
                 if agent_id in self.asked and agent_id not in self.counted:
                     self.declined[agent_id] = reason
+                    self.details.setdefault(reason, f"{agent_id}: {detail}")
             case Lost(agent_id):
                 self.lost.add(agent_id)
             case Returned(agent_id):

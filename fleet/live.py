@@ -12,7 +12,7 @@ from rich.table import Table
 
 from coordinator.config import CoordinatorConfig
 from coordinator.records import RoundRecord
-from coordinator.report import bytes_text, matrix_lines
+from coordinator.report import bytes_text, decline_lines, matrix_lines
 from fleet.cast import Cast
 from fleet.report import federated_figure, verdicts
 from fleet.scenario import Scenario
@@ -73,7 +73,8 @@ class LiveWatcher:
 
     def round(self, record: RoundRecord) -> None:
         """See `fleet.run.Watcher`."""
-        self._console.print(_text(self._line(record)), highlight=False)
+        for line in (self._line(record), *(f"       {why}" for why in decline_lines(record))):
+            self._console.print(_text(line), highlight=False)
         if self._show == "agents":
             for name, agent in record.agents.items():
                 values = [f"loss {agent.loss:.4f}"]

@@ -24,6 +24,7 @@ from broker.mqtt import MqttLink
 from broker.settings import BrokerSettings
 from coordinator.config import CoordinatorConfig
 from coordinator.records import RoundRecord
+from coordinator.report import decline_lines
 from coordinator.service import RESULT_FOLDER
 from coordinator.store import Store
 from fleet import folders
@@ -224,9 +225,9 @@ class _Run:
     def _check_abandoned(self) -> None:
         last = self.records[-_ABANDONED:]
         if len(last) == _ABANDONED and all(record.status == "abandoned" for record in last):
-            why = {**last[-1].declined, **last[-1].refusals} or "too few answered in time"
             raise FleetError(
-                f"{_ABANDONED} rounds in a row were abandoned: {why}; logs: {self.processes.folder}"
+                f"{_ABANDONED} rounds in a row were abandoned: {why_abandoned(last[-1])} "
+                f"(all logs: {self.processes.folder})"
             )
 
     def _note_the_dead(self, known: set[str]) -> set[str]:
@@ -274,6 +275,12 @@ class _Run:
         report = build_report(self.scenario, self.package, self.records, baselines, facts)
         write_report(report, self.out)
         return report
+
+
+def why_abandoned(record: RoundRecord) -> str:
+    """What kept updates from counting, in words."""
+    refused = [f"{n} refused ({reason})" for reason, n in sorted(record.refusals.items())]
+    return "; ".join([*decline_lines(record), *refused]) or "too few answered in time"
 
 
 def patience_s(config: CoordinatorConfig, *, waiting: bool) -> float:

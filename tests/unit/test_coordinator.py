@@ -544,6 +544,7 @@ def test_those_who_decline_are_not_waited_for_and_shown_with_the_reason() -> Non
     b.report("declined", reason="training", detail="the loss is nan")
     c.report("declined", reason="no_data")
     assert stage.record.declined == {"b": "training", "c": "no_data"}
+    assert stage.record.details == {"training": "b: the loss is nan", "no_data": "c: "}
     assert (stage.record.closed, stage.record.reported) == ("everyone", 1)
 
 
@@ -753,6 +754,17 @@ def test_an_update_for_a_round_long_over_is_late() -> None:
 
 
 # -- evaluation -------------------------------------------------------------------------------
+
+
+def test_who_does_not_measure_is_shown_with_the_reason() -> None:
+    stage = Stage(config(start=StartConfig(agents=2), evaluation=EvaluationConfig(every=1)))
+    a, b = FakeAgent(stage, "a", test_rows=1), FakeAgent(stage, "b", test_rows=3)
+    for agent in (a, b):
+        agent.update([1, 0, 0])
+    a.evaluation(1.0, 1.0)
+    b.report("declined", reason="evaluation", detail="index out of bounds")
+    assert (stage.record.status, stage.record.declined) == ("committed", {"b": "evaluation"})
+    assert stage.record.details == {"evaluation": "b: index out of bounds"}
 
 
 def test_the_loss_of_a_round_is_the_mean_over_all_held_out_rows_with_the_new_weights() -> None:

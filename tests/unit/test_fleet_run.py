@@ -10,6 +10,7 @@ from broker.settings import BrokerSettings
 from coordinator.config import CoordinatorConfig, EvaluationConfig, RoundConfig
 from fleet import run
 from models.errors import LinkError
+from tests.unit.test_stopping import record
 
 
 class Notes:
@@ -43,3 +44,17 @@ def test_an_open_round_may_take_its_deadlines_when_agents_have_ended() -> None:
     )
     assert run.patience_s(config, waiting=True) == 90.0
     assert run.patience_s(config, waiting=False) == 90.0 + 900.0 + 50.0
+
+
+def test_why_rounds_were_abandoned_is_told_in_words() -> None:
+    diverged = record(
+        0.5,
+        declined={"a": "training", "b": "training"},
+        details={"training": "b: the loss is nan, learning_rate 1.0 may be too large"},
+        refusals={"norm": 3},
+    )
+    assert run.why_abandoned(diverged) == (
+        "2 declined (training): b: the loss is nan, learning_rate 1.0 may be too large; "
+        "3 refused (norm)"
+    )
+    assert run.why_abandoned(record(0.5)) == "too few answered in time"
