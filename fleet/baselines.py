@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -17,7 +18,7 @@ from edge_agent.trainer import train
 from fleet.cast import Cast
 from fleet.detection import measure_detection
 from fleet.scenario import BaselineConfig
-from models.errors import ConfigError
+from models.errors import ConfigError, DataError, TrainingError
 from models.metrics import Sums, add_sums, metric_values
 from models.package import ModelPackage
 from models.parameters import F32, F64
@@ -35,12 +36,15 @@ class Baselines:
         details: for each agent, and the exact solution.
         models: vectors by kind (own, pooled) and by the agent that trained them; "" is all.
         detection: by kind; see `measure_detection`. Empty where the scenario has no detection.
+        failed: why, by kind (own, pooled, detection), of what could not be trained
+            or measured.
     """
 
     figures: dict[str, float] = field(default_factory=dict)
     details: dict[str, object] = field(default_factory=dict)
     models: dict[str, dict[str, F32]] = field(default_factory=dict)
     detection: dict[str, dict[str, float]] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
 
 
 def check_baselines(wanted: BaselineConfig, spec: ModelSpec, path: Path) -> None:
@@ -70,6 +74,9 @@ def measure_baselines(
 ) -> Baselines:
     """Trains and measures what the scenario asks for, with the agents' own trainer and program.
 
+    What fails is named in `Baselines.failed`: the run has its result all the same. Agents whose
+    rows cannot be used took no part in the rounds either, and are left out.
+
     Args:
         cast: the agents and their rows.
         config: whose training plan is used, for as many epochs as an agent saw in all.
@@ -81,15 +88,27 @@ def measure_baselines(
     trial = _Trial(cast, config, package)
     found = Baselines()
     if wanted.own:
-        _own(trial, found, progress)
+        with _attempt("own", found):
+            _own(trial, found, progress)
     if wanted.pooled:
-        _pooled(trial, found, progress)
+        with _attempt("pooled", found):
+            _pooled(trial, found, progress)
     if wanted.least_squares:
-        _least_squares(cast, package, theta, found)
+        _least_squares(trial, package, theta, found)
     if cast.scenario.detection is not None:
-        models = {**found.models, "federated": {"": package.whole(theta)}}
-        found.detection = measure_detection(cast, package, models)
+        with _attempt("detection", found):
+            models = {**found.models, "federated": {"": package.whole(theta)}}
+            found.detection = measure_detection(cast, package, models)
     return found
+
+
+@contextmanager
+def _attempt(kind: str, found: Baselines) -> Iterator[None]:
+    try:
+        yield
+    except (TrainingError, ConfigError) as error:
+        found.failed[kind] = str(error)
+        found.models.pop(kind, None)  # half of it is no use
 
 
 class _Trial:
@@ -100,8 +119,8 @@ class _Trial:
         with quiet_stderr():  # between our own lines, what the interpreter announces is noise
             self.program = Program(package.program, package.spec, frozen=package.frozen)
         self.initial = package.whole(package.initial)
-        self.learners = {name: cast.dataset(name) for name in cast.learners}
-        self.unseen = [cast.dataset(name).part("test") for name in cast.unseen]
+        self.learners = _usable(cast, cast.learners)
+        self.unseen = [data.part("test") for data in _usable(cast, cast.unseen).values()]
         epochs = cast.scenario.baselines.epochs or config.rounds * config.training.epochs
         self.plan: TrainingPlan = msgspec.structs.replace(config.training, epochs=epochs)
         self.seed = config.seed
@@ -120,6 +139,14 @@ class _Trial:
         return metric_values(sums, self.program.spec.metrics).get(self.metric)
 
 
+def _usable(cast: Cast, names: Sequence[str]) -> dict[str, LocalDataset]:
+    found = {}
+    for name in names:
+        with suppress(DataError):  # the agent said so itself
+            found[name] = cast.dataset(name)
+    return found
+
+
 def joined(parts: Sequence[Rows]) -> Rows:
     """The rows of several parts as one."""
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -131,7 +158,10 @@ def _own(trial: _Trial, found: Baselines, progress: Callable[[str, int, int], No
     found.models["own"] = {}
     total = len(trial.learners)
     for number, (name, dataset) in enumerate(trial.learners.items()):
-        theta = trial.fit(dataset.part("train"), number)
+        try:
+            theta = trial.fit(dataset.part("train"), number)
+        except TrainingError as error:
+            raise TrainingError(f"{name}: {error}") from error
         found.models["own"][name] = theta
         if dataset.num_test:
             on_own[name] = trial.sums(theta, [dataset.part("test")])
@@ -163,8 +193,8 @@ def _pooled(trial: _Trial, found: Baselines, progress: Callable[[str, int, int],
     progress("pooled", 1, 1)
 
 
-def _least_squares(cast: Cast, package: ModelPackage, theta: F32, found: Baselines) -> None:
-    solution = least_squares(package, {name: cast.dataset(name) for name in cast.learners})
+def _least_squares(trial: _Trial, package: ModelPackage, theta: F32, found: Baselines) -> None:
+    solution = least_squares(package, trial.learners)
     gap = np.abs(theta - solution)
     found.figures["least_squares_distance"] = float(gap.max())
     found.details["least_squares"] = solution.tolist()

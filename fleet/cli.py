@@ -75,6 +75,7 @@ def run(
     except ImportError as error:
         raise ConfigError("rich is missing: install fedge with its extra, fedge[fleet]") from error
     from fleet.live import LiveWatcher, print_result
+    from fleet.report import check_compared
     from fleet.run import RunOptions, run_scenario
     from fleet.scenario import load_scenario
 
@@ -90,6 +91,7 @@ def run(
     console.print(f"report: {folder / 'report.json'}", highlight=False, markup=False)
     if as_json:
         click.echo(json.dumps(report))
+    check_compared(report)
     if not kept:
         sys.exit(_BROKEN_PROMISE)
 

@@ -74,6 +74,7 @@ def simulate(
     from rich.console import Console
 
     from fleet.live import LiveWatcher, print_result
+    from fleet.report import check_compared
     from fleet.scenario import load_scenario
     from fleet.virtual.shells import quiet
     from fleet.virtual.simulate import TRACE_FILE, SimulationOptions, simulate_scenario
@@ -96,6 +97,7 @@ def simulate(
     console.print(files, highlight=False, markup=False)
     if as_json:
         click.echo(json.dumps(report))
+    check_compared(report)
 
 
 @click.command()

@@ -12,6 +12,7 @@ import msgspec
 from coordinator.records import RoundRecord, falls
 from fleet.baselines import Baselines
 from fleet.scenario import Scenario
+from models.errors import ConfigError
 from models.package import ModelPackage
 
 REPORT_FILE = "report.json"
@@ -60,6 +61,8 @@ def build_report(
         "baselines": baselines.figures,
         "baseline_details": baselines.details,
     }
+    if baselines.failed:
+        report["baselines_failed"] = baselines.failed
     return report | ({"detection": baselines.detection} if baselines.detection else {})
 
 
@@ -70,6 +73,18 @@ def write_report(report: dict[str, Any], folder: Path) -> Path:
     partial.write_text(json.dumps(report, indent=1) + "\n")
     partial.replace(path)
     return path
+
+
+def check_compared(report: dict[str, Any]) -> None:
+    """Looks whether a run was compared with all that its scenario asks for.
+
+    Raises:
+        ConfigError: something could not be trained or measured; says what and why.
+    """
+    failed = report.get("baselines_failed", {})
+    if failed:
+        why = "; ".join(f"{kind}: {words}" for kind, words in failed.items())
+        raise ConfigError(f"the report has no comparison with {why}")
 
 
 def verdicts(scenario: Scenario, report: dict[str, Any]) -> list[tuple[bool, str]]:

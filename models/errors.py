@@ -77,7 +77,12 @@ class CodecError(WireError):
 
 
 class TrainingError(FederationError):
-    """This round is lost: training diverged or could not run, here or in the mean."""
+    """This round is lost: training diverged or could not run, here or in the mean.
+
+    A command that ends with it was given data, or a learning rate, that the model cannot take.
+    """
+
+    exit_code = 2
 
 
 class UpdateRejected(FederationError):

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import yaml
 
+from edge_agent.trainer import train
+from fleet import baselines
 from fleet.baselines import Baselines, check_baselines, measure_baselines
-from fleet.cast import make_cast
-from fleet.report import federated_figure, verdicts
+from fleet.cast import Cast, make_cast
+from fleet.report import check_compared, federated_figure, verdicts
 from fleet.scenario import BaselineConfig, coordinator_config, load_scenario
 from fleet.virtual.simulate import SimulationOptions, make_setting
-from models.errors import ConfigError
+from models.errors import ConfigError, DataError, TrainingError
 from models.zoo import load_zoo
 
 PACKAGE = load_zoo("house_price")
@@ -104,3 +106,39 @@ def test_promises_are_kept_or_not_on_new_agents_where_there_are_any(tmp_path: Pa
     several = msgspec.structs.replace(scenario, baselines=baselines)
     report["final"]["metrics"]["unseen_wear_mae"] = 2.2
     assert verdicts(several, report) == verdicts(scenario, report)
+
+
+def test_a_comparison_that_fails_is_named_and_the_others_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail_on_small(program: Any, theta: Any, rows: Any, *rest: Any) -> Any:
+        if len(rows["target"]) == 10:
+            raise TrainingError("gather index out of bounds")
+        return train(program, theta, rows, *rest)
+
+    monkeypatch.setattr(baselines, "train", fail_on_small)
+    found = measured(tmp_path, own=True, pooled=True)
+    assert found.failed == {"own": "site-1: gather index out of bounds"}
+    assert (set(found.figures), set(found.models)) == ({"pooled_on_own"}, {"pooled"})
+    why = "no comparison with own: site-1: gather index out of bounds"
+    with pytest.raises(ConfigError, match=why):
+        check_compared({"baselines_failed": found.failed})
+    check_compared({})
+
+
+def test_agents_whose_rows_cannot_be_used_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = Cast.dataset
+
+    def unusable(cast: Cast, name: str) -> Any:
+        if name == "site-1":
+            raise DataError("row 5: nan")
+        return dataset(cast, name)
+
+    monkeypatch.setattr(Cast, "dataset", unusable)
+    found = measured(tmp_path, own=True)
+    each = found.details["own_on_own"]
+    assert isinstance(each, dict)
+    assert list(each) == ["site-0", "site-2"]
+    assert not found.failed
