@@ -48,11 +48,13 @@ def run(config_path: Path, give_up_after: float | None) -> None:
 def check(config_path: Path, model_name: str, runtime: str | None) -> None:
     """Read the configuration and the data as the agent would, and say what it found.
 
+    Goes once through all rows with the untrained model, which finds those that it cannot take.
     Changes nothing but the state folder (a fixed normalisation is stored there).
     """
     from broker.config import load_config, located
     from edge_agent.config import AgentConfig
-    from edge_agent.data.dataset import load_dataset
+    from edge_agent.data.dataset import build_dataset, read_table
+    from edge_agent.row_trial import try_rows
     from models.metrics import metric_values
     from models.program import Program
     from models.quiet import quiet_stderr
@@ -65,12 +67,12 @@ def check(config_path: Path, model_name: str, runtime: str | None) -> None:
             package.program, package.spec, frozen=package.frozen, runtime=runtime or config.runtime
         )
     base = config_path.parent
-    data = load_dataset(config.data, package.spec, base, located(config.state_dir, base))
+    table = read_table(config.data, package.spec, base)
+    data = build_dataset(table, config.data, package.spec, located(config.state_dir, base))
     click.echo(f"model    {package.spec.name}, {package.spec.size:,} parameters, {program.runtime}")
     click.echo(f"learn    {data.num_train:,} rows")
     click.echo(f"measure  {data.num_test:,} rows")
-    rows = data.part("test" if data.num_test else "train")
-    sums = program.evaluate(package.whole(package.initial), rows)
+    sums = try_rows(program, package.whole(package.initial), table, data)
     if not sums.weight:
         click.echo("nothing to measure: every row held out has weight 0")
         return

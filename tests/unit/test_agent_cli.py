@@ -9,6 +9,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 import fedge
+from models.errors import TrainingError
+from models.metrics import Sums
+from models.program import Program, Rows, row_count
 
 
 def run(*arguments: str) -> Result:
@@ -28,6 +31,33 @@ def test_rows_held_out_that_all_weigh_nothing_are_not_measured(tmp_path: Path) -
     done = run("check", "--config", config, "--model", "house_price")
     assert (done.exit_code, done.exception) == (0, None)
     assert done.stdout.endswith("nothing to measure: every row held out has weight 0\n")
+
+
+@pytest.mark.parametrize("row", [7, 99])
+def test_a_row_that_the_model_cannot_take_is_named(tmp_path: Path, row: int) -> None:
+    price = np.ones(100)
+    price[row] = 1e30  # finite, its square is not
+    np.savez(tmp_path / "rows.npz", features=np.ones((100, 2)), y=price)
+    config = configured(tmp_path, "{path: rows.npz}")
+    done = run("check", "--config", config, "--model", "house_price")
+    assert done.exit_code == 2
+    assert f"rows.npz: row {row}: the loss of the untrained model is inf" in done.stderr
+    assert "untrained" not in done.stdout
+
+
+def test_rows_that_only_together_are_too_much_are_named_by_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(program: Program, theta: object, rows: Rows) -> Sums:
+        if row_count(rows) > 1:
+            raise TrainingError("gather index out of bounds")
+        return Sums(1.0, 1.0, {})
+
+    monkeypatch.setattr(Program, "evaluate", fail)
+    np.savez(tmp_path / "rows.npz", features=np.ones((10, 2)), y=np.ones(10))
+    config = configured(tmp_path, "{path: rows.npz}")
+    done = run("check", "--config", config, "--model", "house_price")
+    assert "row 8 and the 1 after it together: gather index out of bounds" in done.stderr
 
 
 def test_a_data_file_in_a_folder_of_another_user_is_one_line(tmp_path: Path) -> None:
