@@ -163,10 +163,11 @@ def _explain(
     seed: int, plan: FaultPlan | None, scenario: Path | None, out: Path, signed: bool
 ) -> None:
     """The first failure with as few faults as it takes."""
+    from fleet.folders import make_folder
     from fleet.virtual.sweep import plan_of, plan_text, shrink, write_trace
 
     fewer = shrink(seed, plan or plan_of(seed, scenario), scenario, signed)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     trace, file = out / f"seed-{seed}.jsonl", out / f"seed-{seed}.yaml"
     outcome = write_trace(seed, fewer, trace, scenario, signed)
     file.write_text(plan_text(fewer))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import msgspec
@@ -38,30 +39,47 @@ _Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 def clear(out: Path) -> None:
-    """Remove an earlier run's files, and nothing else.
+    """Make the folder, and remove an earlier run's files, and nothing else.
 
     Raises:
-        ConfigError: see `check_out`.
+        ConfigError: see `make_out`.
     """
-    check_out(out)
-    out.mkdir(parents=True, exist_ok=True)
+    make_out(out)
     for name in ("processes", "model"):
         shutil.rmtree(out / name, ignore_errors=True)
     (out / REPORT_FILE).unlink(missing_ok=True)
 
 
-def check_out(out: Path) -> None:
-    """Refuses a folder in which something of somebody else's would be replaced.
+def make_out(out: Path) -> None:
+    """Makes the folder, and refuses one in which something of somebody else's would be replaced.
 
     Raises:
-        ConfigError: it holds what is called like a run's files, and no run made it.
+        ConfigError: nothing can be written there, or it holds what is called like a run's files,
+            and no run made it.
     """
+    make_folder(out)
     found = [name for name in _MADE_HERE if (out / name).exists()]
     if found and not _is_of_a_run(out):
         raise ConfigError(
             f"{out} holds {found[0]!r}, which is of no earlier run and would be replaced: "
             "name another folder with --out, or move it away"
         )
+
+
+def make_folder(out: Path) -> None:
+    """Makes the folder, if it is not there, and looks whether files can be made in it.
+
+    Raises:
+        ConfigError: it cannot be made, or written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"{out} cannot be written: {error.strerror}; name another folder with --out"
+        ) from error
 
 
 def _is_of_a_run(out: Path) -> bool:

@@ -14,7 +14,7 @@ from coordinator.config import CoordinatorConfig
 from coordinator.evaluation import central_measure
 from fleet.baselines import check_baselines, measure_baselines
 from fleet.cast import Cast, make_cast
-from fleet.folders import check_out
+from fleet.folders import make_out
 from fleet.report import REPORT_FILE, build_report, write_report
 from fleet.run import Watcher
 from fleet.scenario import (
@@ -144,8 +144,7 @@ def _setting(
 @contextmanager
 def _observed(setting: Setting, options: SimulationOptions) -> Iterator[Setting]:
     """The setting with its observers; the trace is open meanwhile."""
-    check_out(options.out)
-    options.out.mkdir(parents=True, exist_ok=True)
+    make_out(options.out)
     (options.out / REPORT_FILE).unlink(missing_ok=True)
     with ExitStack() as stack:
         observers: list[Any] = []

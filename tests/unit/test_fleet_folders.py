@@ -46,6 +46,13 @@ def test_a_new_folder_is_made(tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "new").is_dir()
 
 
+@pytest.mark.parametrize("place", ["file/x", "file", "/proc/y", "x" * 300])
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"cannot be written: [A-Z].*; name another .* --out$"):
+        folders.clear(tmp_path / place)
+
+
 def cast_of(folder: Path, **federation: Any) -> Cast:
     """Four rows for two agents, of a scenario that says more than the defaults."""
     data: dict[str, Any] = {
