@@ -66,8 +66,12 @@ def parse_config(
 
 
 def located(path: str | Path, base: Path) -> Path:
-    """`path` as meant in a configuration file in the folder `base`; `~` is the home folder."""
-    return base / Path(path).expanduser()
+    """`path` as meant in a configuration file in the folder `base`; `~` is the home folder.
+
+    Without `..` on the way: it is shown to people.
+    """
+    found = base / Path(path).expanduser()
+    return found.resolve() if ".." in found.parts else found
 
 
 def _read(path: Path) -> bytes:

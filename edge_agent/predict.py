@@ -13,6 +13,7 @@ from typing import Any, TextIO
 import msgspec
 import numpy as np
 
+from broker.config import located
 from edge_agent.data.dataset import DataConfig, InputSource, build_dataset, read_table
 from models.errors import ConfigError, ModelError
 from models.inference import InferenceModel, Release, load_release
@@ -173,7 +174,7 @@ def _inputs(config: DataConfig, spec: ModelSpec, base: Path) -> DataConfig:
     only = spec.inputs[0].name if len(spec.inputs) == 1 else None
     if config.format != "npz" or only is None or only in config.inputs:
         return config
-    with open_npz(base / Path(config.path).expanduser()) as file:
+    with open_npz(located(config.path, base)) as file:
         if only in file.names or "x" not in file.names:
             return config
     return msgspec.structs.replace(config, inputs={only: InputSource(array="x")})

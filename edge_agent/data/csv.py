@@ -27,6 +27,7 @@ MAX_LINE_CHARS = 1 << 20
 
 #: Spellings of "no reading": they count as NaN, so `nan: refuse | drop` decides about them.
 _ABSENT = frozenset({"", "na", "n/a", "nan", "null", "none"})
+_SHOWN_CLASSES = 12
 _UNIT = re.compile(r"(?P<name>.*?)\s*(\(.*\)|\[.*\])")
 
 
@@ -101,6 +102,8 @@ class _Column:
     positions: Sequence[int]
     numbers: array[float]
     parse: Callable[[str], float]
+    #: What a cell is that cannot be parsed, in words.
+    unread: str
 
     @classmethod
     def of(
@@ -124,17 +127,15 @@ class _Column:
         positions = [_find(path, name, header) for name in names]
         # float64 holds every class index and every target before its scale is applied.
         code = "f" if tensor in spec.inputs and tensor.dtype == "float32" else "d"
-        return cls(tensor, names, positions, array(code), _parser(tensor))
+        return cls(tensor, names, positions, array(code), _parser(tensor), _unread(tensor, spec))
 
     def add(self, row: Sequence[str], path: Path, line: int) -> None:
         for name, position in zip(self.names, self.positions, strict=True):
             try:
                 self.numbers.append(self.parse(row[position]))
             except ValueError as error:
-                count = len(self.tensor.classes)
-                what = f"none of the {count} classes" if count else "no number"
                 raise DataError(
-                    f"{path}: line {line}, column {name!r}: {row[position][:40]!r} is {what}"
+                    f"{path}: line {line}, column {name!r}: {row[position][:40]!r} is {self.unread}"
                 ) from error
 
     def values_array(self) -> Array:
@@ -203,6 +204,15 @@ def _parser(tensor: TensorSpec) -> Callable[[str], float]:
         return numbers[value]
 
     return parse
+
+
+def _unread(tensor: TensorSpec, spec: ModelSpec) -> str:
+    if tensor.classes:
+        more = ", …" if len(tensor.classes) > _SHOWN_CLASSES else ""
+        names = ", ".join(tensor.classes[:_SHOWN_CLASSES])
+        return f"none of the {len(tensor.classes)} classes ({names}{more})"
+    count = spec.class_count(tensor)
+    return f"no number; the model's classes are 0 to {count - 1}" if count else "no number"
 
 
 def _number(cell: str) -> float:

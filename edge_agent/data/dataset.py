@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from broker.config import located
 from edge_agent.data.config import DataConfig, InputSource, TargetSource, WeightSource
 from edge_agent.data.csv import read_csv
 from edge_agent.data.normalise import Scale, scales
@@ -102,7 +103,7 @@ def read_table(config: DataConfig, spec: ModelSpec, base: Path) -> Table:
     Raises:
         DataError: the file is missing, or arrays or columns are.
     """
-    path = base / Path(config.path).expanduser()
+    path = located(config.path, base)
     for what, given, known in (
         ("input", config.inputs, spec.inputs),
         ("target", config.target_sources, spec.targets),
@@ -221,8 +222,8 @@ def _usable(table: Table, config: DataConfig, spec: ModelSpec, rows: Index) -> I
                 raise DataError(
                     f"{table.place(rows[part][row])}, "
                     f"column {table.columns[tensor.name][column]!r}: "
-                    f"{block.reshape(len(block), -1)[row, column]} is no finite float32 number; "
-                    "nan: drop leaves such rows out"
+                    f"{_not_finite(block.reshape(len(block), -1)[row, column])}; "
+                    "with `nan: drop` such rows are left out"
                 )
             good[part] &= finite.all(1)
     dropped = len(rows) - int(good.sum())
@@ -239,6 +240,11 @@ def _is_finite(block: Array) -> Array:
     with np.errstate(over="ignore"):
         finite: Array = np.isfinite(block.astype(np.float32, copy=False))
     return finite
+
+
+def _not_finite(value: float) -> str:
+    beyond = "more than float32 holds, 3.4e+38"
+    return f"{value} is {beyond if np.isfinite(value) else 'no finite number'}"
 
 
 def _check_whole(table: Table, spec: ModelSpec, tensor: TensorSpec, rows: Index) -> None:

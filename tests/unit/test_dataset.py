@@ -65,8 +65,12 @@ def csv(folder: Path, text: str | bytes) -> Path:
 
 def csv_config(**keys: Any) -> DataConfig:
     return config(
-        "data.csv",
-        **{"inputs": {"x": {"columns": ["a", "b"]}}, "target": {"column": "price"}, **keys},
+        **{
+            "path": "data.csv",
+            "inputs": {"x": {"columns": ["a", "b"]}},
+            "target": {"column": "price"},
+            **keys,
+        },
     )
 
 
@@ -149,7 +153,7 @@ def test_a_number_in_a_csv_is_the_class_of_that_name_where_names_are_numbers(
     assert load_dataset(csv_config(), spec, tmp_path).arrays["target"].tolist() == [0, 2, 1]
     csv(tmp_path, "a,b,price\n1,2,0\n")  # would be the index of "1"
     line = refusal(tmp_path, csv_config(), spec)
-    assert line == "data.csv: line 2, column 'price': '0' is none of the 3 classes"
+    assert line == "data.csv: line 2, column 'price': '0' is none of the 3 classes (1, 2, 3)"
 
 
 def test_a_class_may_be_called_like_no_reading(tmp_path: Path) -> None:
@@ -328,15 +332,17 @@ def test_a_nan_is_refused_with_its_row_and_column(tmp_path: Path) -> None:
     npz(tmp_path, x=x, y=np.ones(4))
     spec = make_spec(TensorSpec("x", (2,), features=("ax", "ay")))
     assert refusal(tmp_path, config(), spec) == (
-        "data.npz: row 2, column 'x[ay]': nan is no finite float32 number; "
-        "nan: drop leaves such rows out"
+        "data.npz: row 2, column 'x[ay]': nan is no finite number; "
+        "with `nan: drop` such rows are left out"
     )
     assert refusal(tmp_path, config()).startswith("data.npz: row 2, column 'x[1]': nan is")
 
 
 def test_a_number_beyond_float32_counts_as_infinite(tmp_path: Path) -> None:
     npz(tmp_path, x=np.full((4, 2), 1e300), y=np.ones(4))
-    assert "row 0, column 'x[0]': 1e+300 is no finite float32" in refusal(tmp_path, config())
+    assert "row 0, column 'x[0]': 1e+300 is more than float32 holds, 3.4e+38; with" in refusal(
+        tmp_path, config()
+    )
 
 
 @pytest.mark.parametrize("cell", ["", "NA", "nan", "inf", "-inf", "null", "1e999"])
@@ -415,7 +421,20 @@ def test_a_wrong_class_in_a_csv_names_the_line(tmp_path: Path) -> None:
     assert line == "data.csv: line 3, column 'price': 7 is not one of 3 classes, 0 to 2"
     csv(tmp_path, "a,b,price\n1,2,jog\n")
     line = refusal(tmp_path, csv_config(), make_spec(target=CLASSES))
-    assert line == "data.csv: line 2, column 'price': 'jog' is none of the 3 classes"
+    assert (
+        line == "data.csv: line 2, column 'price': 'jog' is none of the 3 classes (rest, walk, run)"
+    )
+    nameless = make_spec(target=TensorSpec("target", (), "int32"))
+    line = refusal(tmp_path, csv_config(), nameless)
+    assert line.endswith("'jog' is no number; the model's classes are 0 to 1")
+
+
+def test_a_file_beside_the_folder_is_named_without_the_way_to_it(tmp_path: Path) -> None:
+    csv(tmp_path, "a,b,price\n1,2,x\n")
+    (tmp_path / "s").mkdir()
+    with pytest.raises(DataError) as caught:
+        load_dataset(csv_config(path="../data.csv"), make_spec(), tmp_path / "s")
+    assert str(caught.value).startswith(f"{tmp_path.resolve()}/data.csv: line 2")
 
 
 def test_a_whole_number_input_refuses_fractions_and_what_int32_cannot_hold(tmp_path: Path) -> None:
