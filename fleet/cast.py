@@ -88,6 +88,8 @@ def make_cast(scenario: Scenario, path: Path, spec: ModelSpec, agents: int | Non
     missing = sorted(set(scenario.unseen) - set(rows))
     if missing:
         raise ConfigError(f"{path}: unseen: no agent {missing[0]!r}; agents: {', '.join(rows)}")
+    if not set(rows) - set(scenario.unseen):
+        raise ConfigError(f"{path}: unseen: names all {len(rows)} agents, nobody is left to learn")
     chosen = _choose(rows, scenario, agents, path)
     return Cast(scenario, spec, table, chosen, _anomalies(scenario, path, spec))
 

@@ -86,6 +86,13 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     detection: DetectionConfig | None = None
     show: Literal["rounds", "agents"] = "rounds"
 
+    def __post_init__(self) -> None:
+        if self.data.test_fraction == 1:
+            raise ValueError(
+                "data.test_fraction 1 leaves nobody rows to learn from; take less, and name agents "
+                "that only measure in `unseen`"
+            )
+
 
 _SET_BY_FLEET = ("federation", "broker", "state_dir")
 

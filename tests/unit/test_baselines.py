@@ -142,3 +142,14 @@ def test_agents_whose_rows_cannot_be_used_are_left_out(
     assert isinstance(each, dict)
     assert list(each) == ["site-0", "site-2"]
     assert not found.failed
+
+
+def test_a_scenario_in_which_nobody_learns_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="unseen: names all 3 agents, nobody is left to learn"):
+        measured(tmp_path, ["site-0", "site-1", "site-2"])
+    path = tmp_path / "s.yaml"
+    document = yaml.safe_load(path.read_text())
+    document["data"]["test_fraction"] = 1.0
+    path.write_text(yaml.safe_dump(document))
+    with pytest.raises(ConfigError, match="test_fraction 1 leaves nobody rows to learn from"):
+        load_scenario(path)
