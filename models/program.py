@@ -8,6 +8,7 @@ masks padding with weight 0.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 Array = NDArray[Any]
 #: The signature behind a program's main subgraph (number 0).
 MAIN_SIGNATURE = "gradient"
+#: An interpreter's words of an operator that failed, one behind the other without a space.
+_FAILURE = re.compile(r"\s*(.+?)\.?Node number \d+ \((\w+)\) failed to \w+\.?", re.DOTALL)
 #: Rows of data: one array per column of a spec, and perhaps `weight`; all equally long.
 Rows = Mapping[str, Array]
 
@@ -232,10 +235,11 @@ class Program:
             if signature == MAIN_SIGNATURE:
                 return self._train(arrays)
             # Made anew and dropped: as long as there is a runner, `_train` is refused.
-            runner = self._interpreter.get_signature_runner(signature)
-            out: dict[str, Array] = runner(**arrays)
+            out: dict[str, Array] = self._interpreter.get_signature_runner(signature)(**arrays)
         except (ValueError, RuntimeError) as error:
-            raise TrainingError(f"{self.runtime}: {signature} failed: {error}") from error
+            why = f"{self.runtime}: {signature} failed: {_latest(error)}"
+            # Without the frames that hold the runner: somebody may keep the error.
+            raise TrainingError(why) from error.with_traceback(None)
         return out
 
     def _check_names(self, signatures: dict[str, Any]) -> None:
@@ -282,6 +286,12 @@ class _MainSubgraph:
             self._interpreter.set_tensor(self._inputs[name], array)
         self._interpreter.invoke()
         return {name: self._interpreter.get_tensor(at) for name, at in self._outputs.items()}
+
+
+def _latest(error: Exception) -> str:
+    """What an interpreter says went wrong: the last of what it has said since it was made."""
+    found = _FAILURE.findall(str(error))
+    return "{} (in {})".format(*found[-1]) if found else one_line(error)
 
 
 def _places(details: Iterable[dict[str, Any]]) -> set[tuple[int, tuple[int, ...]]]:

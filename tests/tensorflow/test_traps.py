@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.errors import ExportError
+from models.errors import ExportError, TrainingError
 from models.export import verify
 from models.export.backend import keras
 from models.export.exporter import export_model
@@ -410,3 +410,21 @@ def test_one_draw_of_rows_that_agrees_is_enough(
     else:
         export(model)
         assert len(draws) == bad_draws + 2  # a full batch and half of one
+
+
+def test_a_program_goes_on_after_rows_that_it_cannot_take() -> None:
+    package, program = export(words())
+    good: dict[str, Array] = {
+        "x": np.ones((ROWS, 5), np.int32),
+        "target": np.ones(ROWS, np.float32),
+    }
+    bad = good | {"x": np.full((ROWS, 5), 9, np.int32)}
+    expected = program.gradient(package.initial, good)
+    kept = []  # errors, as a caller may keep them
+    for compute in (program.evaluate, program.gradient, program.evaluate):
+        with pytest.raises(TrainingError, match=r"failed: .*out of bounds \(in GATHER\)$") as told:
+            compute(package.initial, bad)
+        kept.append(told.value)
+        again = program.gradient(package.initial, good)
+        assert np.array_equal(again.vector, expected.vector)
+    assert len(kept) == 3
