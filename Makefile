@@ -29,6 +29,7 @@ check: .venv/.dev
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	.venv/bin/mypy benchmarks
 	.venv/bin/lint-imports
 
 coverage: .venv/.dev

@@ -105,8 +105,9 @@ class LightAgent:
             codec=plan.codec,
             size=self.size,
             num_examples=100,
-            loss=0.5,
-            metrics={"accuracy": 0.9},
+            loss_sum=50.0,
+            weight_sum=100.0,
+            metric_sums={"accuracy": 90.0},
             training_s=0.0,
             received_bytes=0,
         )

@@ -58,7 +58,7 @@ def worker(kind: str, path: str) -> dict[str, float]:
         is_valid = importlib.reload(broker.ed25519).is_valid  # was imported with the agent
 
         def verify(message: bytes, signature: bytes) -> bool:
-            return is_valid(public, message, signature)
+            return bool(is_valid(public, message, signature))
     elif kind == "cryptography":
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 

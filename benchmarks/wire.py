@@ -50,8 +50,9 @@ def header(codec: CodecConfig, size: int) -> UpdateHeader:
         codec=codec,
         size=size,
         num_examples=187,
-        loss=math.pi / 10,
-        metrics={"accuracy": math.e / 3},
+        loss_sum=187 * math.pi / 10,
+        weight_sum=187.0,
+        metric_sums={"accuracy": 187 * math.e / 3},
         training_s=math.pi,
         received_bytes=size * 4 * ROUND,
     )
