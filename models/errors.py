@@ -6,7 +6,6 @@ shell. Codes are part of the command-line contract (README, "Exit codes").
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from typing import ClassVar
@@ -117,5 +116,7 @@ def did_you_mean(name: str, known: Sequence[str], folder: str = "") -> str:
         known: names there are.
         folder: written before the name.
     """
+    import difflib  # for a wrong name only, not at every start of an agent
+
     close = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {folder}{close[0]}? " if close else ""

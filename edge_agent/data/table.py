@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.data.config import DataConfig
-from models.errors import DataError
+from models.errors import DataError, did_you_mean
 from models.spec import ModelSpec, TensorSpec
 
 Array = NDArray[Any]
@@ -96,8 +95,7 @@ def unknown_name(
         known: what there is.
         short: other names of the same things, which may come closer to what was meant.
     """
-    close = difflib.get_close_matches(name, short or known, n=1)
-    meant = f"did you mean {close[0]!r}? " if close else ""
+    meant = did_you_mean(name, short or known)
     return DataError(f"{path}: no {kind} {name!r}; {meant}{kind}s: {', '.join(known) or 'none'}")
 
 

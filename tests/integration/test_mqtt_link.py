@@ -34,6 +34,13 @@ def quick(port: int, **values: object) -> BrokerSettings:
     return BrokerSettings(port=port, backoff_min_s=0.02, backoff_max_s=0.1, **values)  # type: ignore[arg-type]
 
 
+def listen(link: MqttLink, topic: str) -> None:
+    """Has it up and subscribed."""
+    link.subscribe(topic)
+    link.open()
+    wait_up(link)
+
+
 @pytest.fixture
 def own_mosquitto() -> Iterator[LocalBroker]:
     """One that a test may kill."""
@@ -455,9 +462,7 @@ def test_close_sends_what_waits_even_before_the_link_is_up(
     topic = unique("t")
     receiver = MqttLink(quick(mosquitto.port), unique("receiver"), network=network)
     links.append(receiver)
-    receiver.subscribe(topic)
-    receiver.open()
-    wait_up(receiver)
+    listen(receiver, topic)
     will = Will(topic, b"a will")
     brief = MqttLink(quick(mosquitto.port), unique("brief"), will=will)
     brief.open()
@@ -488,9 +493,7 @@ def test_a_link_that_was_closed_while_it_connected_stays_closed(
     topic = unique("t")
     receiver = MqttLink(quick(mosquitto.port), unique("receiver"), network=network)
     links.append(receiver)
-    receiver.subscribe(topic)
-    receiver.open()
-    wait_up(receiver)
+    listen(receiver, topic)
     link = MqttLink(quick(mosquitto.port), unique("late"), network=network, flush_s=0.05)
     client, go_on = link._connection._driver.client, threading.Event()
     connect = client.reconnect

@@ -453,7 +453,7 @@ def test_a_whole_number_input_refuses_fractions_and_what_int32_cannot_hold(tmp_p
     ("arrays", "keys", "expected"),
     [
         ({"z": np.ones(3)}, {}, "no array 'y'; arrays: z"),
-        ({"y": np.ones(3), "xs": np.ones(3)}, {}, "no array 'x'; did you mean 'xs'? arrays: y, xs"),
+        ({"y": np.ones(3), "xs": np.ones(3)}, {}, "no array 'x'; did you mean xs? arrays: y, xs"),
         (
             {"y": np.ones(3), "x": np.ones((3, 5))},
             {},
@@ -495,7 +495,7 @@ def test_an_npz_that_does_not_fit_says_what_and_why(
         (
             "a,b,prise (USD)\n1,2,3\n",
             {},
-            "data.csv: no column 'price'; did you mean 'prise'? columns: a, b, prise (USD)",
+            "data.csv: no column 'price'; did you mean prise? columns: a, b, prise (USD)",
         ),
         ("a,b (m),b (s),price\n", {}, "data.csv: column 'b' is ambiguous: b (m), b (s)"),
         ("a,b,price\n1,two,3\n", {}, "data.csv: line 2, column 'b': 'two' is no number"),

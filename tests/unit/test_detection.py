@@ -106,5 +106,5 @@ def test_labels_that_judge_nothing_are_refused(
 
 
 def test_a_label_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no array 'wron'; did you mean 'worn'"):
+    with pytest.raises(DataError, match=r"no array 'wron'; did you mean worn\?"):
         cast(tmp_path, [0, 1], detection={"label": "wron"})
