@@ -112,6 +112,8 @@ def _parse_yaml(data: bytes, origin: str) -> Any:
         finally:
             loader.dispose()
     except yaml.MarkedYAMLError as error:
+        if "nesting" in str(error.problem):  # libyaml's own limit, met while it looks ahead
+            raise _too_deep(origin) from error
         mark = error.problem_mark or error.context_mark
         line = f"line {mark.line + 1}: " if mark else ""
         raise ConfigError(f"{origin}: {line}not YAML: {error.problem or error.context}") from error
@@ -132,7 +134,11 @@ def _check_depth(data: bytes, origin: str) -> None:
         depth += isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_CONFIG_DEPTH:
-            raise ConfigError(f"{origin}: nested more than {MAX_CONFIG_DEPTH} keys deep")
+            raise _too_deep(origin)
+
+
+def _too_deep(origin: str) -> ConfigError:
+    return ConfigError(f"{origin}: nested more than {MAX_CONFIG_DEPTH} keys deep")
 
 
 def _bad_line(data: bytes) -> int:
@@ -159,7 +165,7 @@ def _check_nodes(root: yaml.Node | None, origin: str) -> None:
                 f"{origin}: more than {MAX_CONFIG_VALUES} values (aliases count expanded)"
             )
         if len(path) > MAX_CONFIG_DEPTH:  # aliases again, of themselves
-            raise ConfigError(f"{origin}: nested more than {MAX_CONFIG_DEPTH} keys deep")
+            raise _too_deep(origin)
         if isinstance(node, yaml.SequenceNode):
             pending += [(item, (*path, index)) for index, item in enumerate(node.value)]
         elif isinstance(node, yaml.MappingNode):

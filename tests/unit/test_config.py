@@ -228,10 +228,14 @@ def test_a_file_above_the_limit_is_refused_before_parsing(tmp_path: Path) -> Non
     assert message(tmp_path, b"{" * (MAX_CONFIG_BYTES + 1)).startswith("larger than 1048576 bytes")
 
 
-def test_deep_nesting_is_an_error_and_not_a_crash(tmp_path: Path) -> None:
-    assert message(tmp_path, "name: " + "[" * 500_000 + "]" * 500_000) == (
-        "nested more than 50 keys deep"
-    )
+# Just above our limit, above the limit that newer YAML parsers have, and where older ones crash.
+@pytest.mark.parametrize("depth", [50, 1_001, 100_000])
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ("{a: ", "}")])
+def test_deep_nesting_is_an_error_and_not_a_crash(
+    tmp_path: Path, depth: int, opening: str, closing: str
+) -> None:
+    nested = "name: " + opening * depth + closing * depth
+    assert message(tmp_path, nested) == "nested more than 50 keys deep"
 
 
 def test_an_embedded_configuration_reports_its_place_in_the_outer_file() -> None:
