@@ -1,12 +1,16 @@
 # demo and test set up what they need in .venv; nothing is installed outside it.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check
+# Versions known to work together, so that a release of another project breaks nothing here;
+# `make test CONSTRAINTS=` in a clean clone takes the newest there are.
+CONSTRAINTS ?= constraints.txt
+PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check \
+  $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 OUT ?= runs/wearable_activity
 # Most of the tests wait for brokers and processes: two at a time take half the time.
 WORKERS ?= 2
 ARM ?= arm64 arm64-trixie armhf
 
-.PHONY: demo test test-arm test-install check coverage bench brokers wheel clean
+.PHONY: demo test test-arm test-install check coverage bench brokers constraints wheel clean
 
 demo: .venv/.fleet
 	.venv/bin/fedge fleet run examples/wearable_activity.yaml --out $(OUT)
@@ -42,6 +46,16 @@ bench: .venv/.dev
 brokers:
 	tests/brokers/fetch.sh testing .brokers
 
+# The newest of everything, in an environment made anew: then `make check test`, then commit.
+constraints:
+	rm -rf .venv
+	$(MAKE) .venv/.dev CONSTRAINTS=
+	.venv/bin/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+	  { echo "constraints.txt is for Python 3.11"; exit 2; }
+	{ echo "# Made by 'make constraints'; other versions of Python take the newest."; \
+	  .venv/bin/python -m pip freeze --exclude-editable | sed "s/$$/ ; python_version == '3.11'/"; \
+	} > constraints.txt
+
 wheel: .venv/bin/python
 	rm -rf dist
 	.venv/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
@@ -55,12 +69,12 @@ clean:
 	$(PYTHON) -m venv .venv || \
 	  { rm -rf .venv; echo "no venv module: apt install python3-venv"; exit 2; }
 
-.venv/.fleet: pyproject.toml | .venv/bin/python
+.venv/.fleet: pyproject.toml $(CONSTRAINTS) | .venv/bin/python
 	@echo "installing into .venv ..."
 	$(PIP) -e '.[fleet]'
 	@touch $@
 
-.venv/.dev: pyproject.toml | .venv/bin/python
+.venv/.dev: pyproject.toml $(CONSTRAINTS) | .venv/bin/python
 	@echo "installing into .venv, with TensorFlow for the exporter's tests (1.6 GB) ..."
 	$(PIP) -e '.[dev]'
 	@touch $@ .venv/.fleet
