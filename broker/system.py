@@ -5,12 +5,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 #: A sensor outside of these is broken or means something else.
 _COLDEST_C, _HOTTEST_C = -40.0, 150.0
+#: glibc's <malloc.h>.
+_M_ARENA_MAX = -8
 
 
 def memory_bytes() -> int:
@@ -61,6 +66,29 @@ def resident_bytes(root: Path = Path("/")) -> int | None:
     if len(words) < 2 or not words[1].isdecimal():
         return None
     return int(words[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def share_one_heap() -> bool:
+    """Have all threads allocate from one heap: each of its own would keep what it freed.
+
+    For a process of few threads; before they start (mallopt(3), M_ARENA_MAX).
+
+    Returns:
+        Whether this C library can.
+    """
+    mallopt = getattr(_c_library(), "mallopt", None)
+    return mallopt is not None and mallopt(_M_ARENA_MAX, 1) == 1
+
+
+def return_freed_memory() -> None:
+    """Give the system what was freed (malloc_trim(3)); nothing where the C library cannot."""
+    if trim := getattr(_c_library(), "malloc_trim", None):
+        trim(ctypes.c_size_t(0))
+
+
+@cache
+def _c_library() -> Any:
+    return ctypes.CDLL(None)
 
 
 def temperature_c(root: Path = Path("/")) -> float | None:

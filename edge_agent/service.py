@@ -20,7 +20,7 @@ from broker.mqtt import MqttLink
 from broker.network import NetworkLoop
 from broker.security_files import claimed
 from broker.service import Service
-from broker.system import memory_bytes
+from broker.system import memory_bytes, share_one_heap
 from edge_agent.agent import Agent
 from edge_agent.chunks import ChunkStore
 from edge_agent.config import AgentConfig
@@ -287,6 +287,7 @@ def run_agent(config: AgentConfig, base: Path, give_up_s: float | None = None) -
         ConfigError: the broker's settings name files that cannot be read, or another process runs
             on the state folder.
     """
+    share_one_heap()
     with claimed(located(config.state_dir, base), "agent"):
         agent = make_agent(config, base)
         link = make_link(agent, config, base)

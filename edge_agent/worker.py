@@ -22,7 +22,7 @@ from zlib import crc32
 import numpy as np
 
 from broker.config import located
-from broker.system import available_bytes, resident_bytes
+from broker.system import available_bytes, resident_bytes, return_freed_memory
 from edge_agent.config import AgentConfig
 from edge_agent.data.dataset import LocalDataset, load_dataset
 from edge_agent.events import (
@@ -129,6 +129,8 @@ class WorkerPool:
         programs = _Programs(self._keep)
         while (worker := self._ready.get()) is not None and not self._stopping:
             worker.work(programs)
+            if self._ready.empty():
+                return_freed_memory()  # the next round may be hours away
 
 
 class _Programs:
