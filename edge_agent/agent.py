@@ -5,9 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from random import Random
-from typing import Literal
 
-import msgspec
 import numpy as np
 
 from broker import blobs, messages
@@ -27,9 +25,7 @@ from broker.messages import (
     BlobRef,
     CoordinatorStatus,
     ProgramManifest,
-    Report,
     RoundPlan,
-    Task,
 )
 from broker.topics import (
     AgentStatusTopic,
@@ -37,11 +33,11 @@ from broker.topics import (
     CoordinatorStatusTopic,
     InboxTopic,
     ProgramTopic,
-    ReportTopic,
     RoundTopic,
     Topic,
     Topics,
 )
+from edge_agent.answers import Answers, PlanKey, plan_key
 from edge_agent.current_package import CurrentPackage
 from edge_agent.events import (
     Action,
@@ -64,24 +60,13 @@ from edge_agent.fetcher import Fetcher, Progressed
 from edge_agent.limits import Limits, Readings, Rest
 from edge_agent.outbox import Outbox
 from edge_agent.plan_order import PlanOrder
-from edge_agent.spool import AgentMemory
-from edge_agent.statements import (
-    AgentFacts,
-    agent_status,
-    finished_update,
-    missing_report,
-    not_finite,
-    plan_report,
-    refusal,
-)
-from edge_agent.trainer import TrainingResult
+from edge_agent.spool import AgentMemory, SpooledUpdate
+from edge_agent.statements import AgentFacts, agent_status, refusal
 from edge_agent.trust import Trust
-from models.errors import CodecError, ConfigError, UntrustedError, WireError
+from models.errors import UntrustedError, WireError
 from models.parameters import F32
 
 log = logging.getLogger(__name__)
-
-_JobKey = tuple[str, int, Task, str]
 
 
 class Agent:
@@ -112,17 +97,13 @@ class Agent:
         self._package = CurrentPackage(rng)
         self._fetcher = Fetcher(self.topics, facts.max_blob_bytes, rng, facts.stall_s)
         self._outbox = Outbox(self.topics, facts.agent_id, memory, rng)
-        self._job: _JobKey | None = None
-        self._answered: _JobKey | None = None
-        #: The last report, and to which plan: it is sent again when that plan comes again.
-        self._last_answer: tuple[_JobKey, Publish] | None = None
+        self._answers = Answers(facts, self.topics)
+        self._job: PlanKey | None = None
         self._heartbeat_s = math.inf
         self._limits = Limits(facts.limits)
         #: When answers to the plan are late, as far as we know.
         self._late_s = math.inf
         self._is_connected = False
-        self._attempts = 0
-        self._received_bytes = 0
 
     def handle(self, event: Event, now_s: float) -> list[Action]:
         """What to do about an event at `now_s` (any steady clock, in seconds)."""
@@ -251,7 +232,7 @@ class Agent:
         return [action for name in names for action in (Unsubscribe(name), Subscribe(name))]
 
     def _message(self, name: str, payload: bytes, now_s: float) -> list[Action]:
-        self._received_bytes += publish_packet_bytes(name, len(payload))
+        self._answers.received_bytes += publish_packet_bytes(name, len(payload))
         if not payload:
             return []  # a retained message was cleared
         try:
@@ -317,10 +298,9 @@ class Agent:
         self._plan, self._late_s = plan, now_s + plan.deadline_s
         actions += self._outbox.new_plan(plan, now_s)
         if self._outbox.answers(plan) and plan.task == "train":
-            self._answered = _key(plan)
-        if self._last_answer is not None and self._last_answer[0] == _key(plan):
-            actions.append(self._last_answer[1])  # the broker may have lost it, as with updates
-        if self._job is not None and self._job != _key(plan):
+            self._answers.by_update(plan)
+        actions += self._answers.again(plan)
+        if self._job is not None and self._job != plan_key(plan):
             log.info("round %d is over, training stops", self._job[1])
             actions.append(CancelJob())
         return [*actions, *self._advance(now_s)]
@@ -372,10 +352,7 @@ class Agent:
         coordinator, plan = self._coordinator, self._plan
         if coordinator is None or coordinator.state != "online":
             return []
-        report = missing_report(self.facts, coordinator, plan, sha256, chunks)
-        report = msgspec.structs.replace(report, received_bytes=self._received_bytes)
-        topic = ReportTopic(self.facts.agent_id, report.round_id)
-        return [Publish(self.topics.name(topic), messages.encode(report))]
+        return [self._answers.missing(coordinator, plan, sha256, chunks)]
 
     def _fetch_failed(self, sha256: str, why: str, now_s: float, *, passing: bool) -> list[Action]:
         self.unreadable += 1
@@ -436,7 +413,7 @@ class Agent:
     @property
     def _is_paused(self) -> bool:
         plan, rest = self._plan, self._limits.rest
-        return plan is not None and self._job == _key(plan) and rest is not None
+        return plan is not None and self._job == plan_key(plan) and rest is not None
 
     def _give_up_paused(self) -> list[Action]:
         """The device still rests, and the round's time is up."""
@@ -463,7 +440,7 @@ class Agent:
             or coordinator.state != "online"
             or coordinator.session != plan.session  # a plan left over from an earlier run
             or self._job is not None
-            or self._answered == _key(plan)
+            or self._answers.has(plan)
             or plan.task not in self.facts.tasks
             or not plan.cohort.includes(self.facts.agent_id)
         ):
@@ -479,91 +456,48 @@ class Agent:
         return self._start_job(plan, loaded, self._theta[1])
 
     def _start_job(self, plan: RoundPlan, loaded: PackageLoaded, theta: F32) -> list[Action]:
-        self._job = _key(plan)
+        self._job = plan_key(plan)
         if plan.task == "train":
-            self._attempts += 1
+            self._answers.training_begins()
             log.info("round %d: training on %d rows", plan.round_id, loaded.train_examples)
         return [StartJob(plan, theta)]
 
     def _job_ended(self, event: Trained | Evaluated | JobFailed, now_s: float) -> list[Action]:
         self._job = None
-        if self._plan is None or _key(event.plan) != _key(self._plan):
+        if self._plan is None or plan_key(event.plan) != plan_key(self._plan):
             return self._advance(now_s)  # the round went on without us
-        if self._answered == _key(event.plan):
+        if self._answers.has(event.plan):
             return []  # given up, and said so
         match event:
             case Trained(plan, result):
-                if trouble := not_finite(result.sums):
-                    return self._decline("training", trouble)
-                try:
-                    return self._send_update(plan, result, now_s)
-                except (CodecError, ConfigError) as error:
-                    return self._decline("training", str(error))
+                answer = self._answers.trained(plan, result, self._outbox.residual)
+                if isinstance(answer, SpooledUpdate):
+                    return self._outbox.put(answer, now_s)
+                return answer
             case Evaluated(plan, sums):
-                if trouble := not_finite(sums):
-                    return self._decline("evaluation", trouble)
-                report = msgspec.structs.replace(
-                    self._report(plan, "evaluation"),
-                    loss_sum=sums.loss,
-                    weight_sum=sums.weight,
-                    metric_sums=dict(sums.metrics),
-                )
-                return self._answer(plan, report)
+                return self._answers.measured(plan, sums)
             case JobFailed(plan, detail):
-                reason = "training" if plan.task == "train" else "evaluation"
-                return self._decline(reason, detail)
-
-    def _send_update(self, plan: RoundPlan, result: TrainingResult, now_s: float) -> list[Action]:
-        update = finished_update(
-            self.facts, plan, result, self._outbox.residual, self._attempts, self._received_bytes
-        )
-        self._answered = _key(plan)
-        return self._outbox.put(update, now_s)
+                return self._answers.failed(plan, detail)
 
     def _decline(self, reason: str, detail: str) -> list[Action]:
-        plan = self._plan
-        if plan is None:
-            return []
-        log.warning("round %d: declined (%s): %s", plan.round_id, reason, detail)
-        return self._answer(plan, self._report(plan, "declined", reason, detail))
+        return [] if self._plan is None else self._answers.declined(self._plan, reason, detail)
 
     def _decline_running(self, reason: str) -> list[Action]:
         return [] if self._job is None else self._decline(reason, "the agent is shutting down")
-
-    def _answer(self, plan: RoundPlan, report: Report) -> list[Action]:
-        self._answered = _key(plan)
-        topic = ReportTopic(self.facts.agent_id, plan.round_id)
-        answer = Publish(self.topics.name(topic), messages.encode(report))
-        self._last_answer = (_key(plan), answer)
-        return [answer]
-
-    def _report(
-        self,
-        plan: RoundPlan,
-        kind: Literal["declined", "evaluation"],
-        reason: str = "",
-        detail: str = "",
-    ) -> Report:
-        report = plan_report(self.facts, plan, kind, reason, detail)
-        return msgspec.structs.replace(report, received_bytes=self._received_bytes)
 
     def _tell_status(self) -> list[Action]:
         """Of no use while the link is down: the next connection begins with it."""
         return [self._status()] if self._is_connected else []
 
     def _status(self, *, online: bool = True) -> Publish:
-        package = self._package
         status = agent_status(
-            self.facts, package.loaded, package.failed, self._limits.rest, online=online
+            self.facts,
+            self._package.loaded,
+            self._package.failed,
+            self._limits.rest,
+            self._distrust,
+            self._trust.key_ids,
+            online=online,
         )
-        if self._distrust:
-            why = f"coordinator not trusted: {self._distrust}"
-            status = msgspec.structs.replace(status, unable=why, passing=True)
-        status = msgspec.structs.replace(status, keys=self._trust.key_ids)
         topic = AgentStatusTopic(self.facts.agent_id)
         return Publish(self.topics.name(topic), messages.encode(status), retain=True)
-
-
-def _key(plan: RoundPlan) -> _JobKey:
-    # The weights: a round of this number may have been before a backup was put back.
-    return plan.session, plan.round_id, plan.task, plan.weights.sha256

@@ -1,31 +1,14 @@
-"""What an agent says of itself and of its work, as messages."""
+"""What an agent says of itself, and why it does not do what a plan asks."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
-from zlib import crc32
 
-import numpy as np
-
-from broker import messages
-from broker.messages import (
-    MAX_MISSING,
-    AgentStatus,
-    CoordinatorStatus,
-    Report,
-    RoundPlan,
-    Task,
-    UpdateHeader,
-)
+from broker.messages import AgentStatus, RoundPlan, Task
 from edge_agent.events import PackageFailed, PackageLoaded
 from edge_agent.fetcher import STALL_S
 from edge_agent.limits import LimitsConfig, Rest
-from edge_agent.spool import SpooledUpdate
-from edge_agent.trainer import TrainingResult
-from models.codecs import CODECS, compensate, make_codec
-from models.metrics import Sums, Total
-from models.parameters import F32
+from models.codecs import CODECS
 
 
 @dataclass(frozen=True)
@@ -63,20 +46,36 @@ def agent_status(
     facts: AgentFacts,
     loaded: PackageLoaded | None,
     failed: PackageFailed | None,
-    rest: Rest | None = None,
+    rest: Rest | None,
+    distrust: str,
+    keys: tuple[str, ...],
     *,
     online: bool,
 ) -> AgentStatus:
-    """The birth, the heartbeat and, with `online=False`, the will."""
+    """The birth, the heartbeat and, with `online=False`, the will.
+
+    Args:
+        facts: of this boot.
+        loaded: the package that is ready.
+        failed: the package that cannot be used, and why.
+        rest: why the device rests.
+        distrust: why the coordinator that is there is not believed; empty when it is.
+        keys: names of the keys that are trusted.
+        online: whether this process is there.
+    """
     unable = facts.unable or (f"{failed.reason}: {failed.detail}" if failed else "")
+    may_pass = failed is not None and failed.may_pass and not facts.unable
+    ready = loaded if not unable else None
+    if distrust:
+        unable, may_pass = f"coordinator not trusted: {distrust}", True
     return AgentStatus(
         state="online" if online else "offline",
         boot=facts.boot,
         tasks=facts.tasks,
-        train_examples=loaded.train_examples if loaded and not unable else 0,
-        test_examples=loaded.test_examples if loaded and not unable else 0,
+        train_examples=ready.train_examples if ready else 0,
+        test_examples=ready.test_examples if ready else 0,
         unable=unable[:500],
-        passing=failed is not None and failed.may_pass and not facts.unable,
+        passing=may_pass,
         paused=str(rest or ""),
         runtime=loaded.runtime if loaded else "",
         memory_bytes=facts.memory_bytes,
@@ -84,104 +83,7 @@ def agent_status(
         tags=facts.tags,
         software=facts.software,
         heartbeat_s=facts.heartbeat_s,
-    )
-
-
-def finished_update(
-    facts: AgentFacts,
-    plan: RoundPlan,
-    result: TrainingResult,
-    residual: F32 | None,
-    attempt: int,
-    received_bytes: int,
-) -> SpooledUpdate:
-    """The update frame of a finished training, and what rounding lost of it.
-
-    Raises:
-        CodecError: there is nothing finite to send.
-        ConfigError: the plan's codec is unknown.
-    """
-    # From the plan's seed and the agent's name, so that a repeated training rounds the same way.
-    rng = np.random.default_rng([plan.seed, crc32(facts.agent_id.encode()), 1])
-    encoded = compensate(make_codec(plan.codec), result.delta, residual, rng)
-    sums = result.sums
-    header = UpdateHeader(
-        session=plan.session,
-        boot=facts.boot,
-        round_id=plan.round_id,
-        attempt=attempt,
-        version=plan.version,
-        fingerprint=plan.fingerprint,
-        codec=plan.codec,
-        size=len(result.delta),
-        num_examples=result.num_examples,
-        loss_sum=sums.loss,
-        weight_sum=sums.weight,
-        metric_sums=dict(sums.metrics),
-        training_s=result.seconds,
-        received_bytes=received_bytes,
-    )
-    return SpooledUpdate(
-        session=plan.session,
-        round_id=plan.round_id,
-        boot=facts.boot,
-        attempt=attempt,
-        fingerprint=plan.fingerprint,
-        deadline_s=plan.deadline_s,
-        frame=messages.encode_update(header, encoded.payload),
-        residual=encoded.residual,
-    )
-
-
-def not_finite(sums: Sums) -> str:
-    """Which sum cannot be sent, in words; empty when all can."""
-    totals: dict[str, Total] = {"loss": sums.loss, **sums.metrics}
-    values = (
-        (name, value)
-        for name, total in totals.items()
-        for value in (total if isinstance(total, tuple) else (total,))
-    )
-    bad = [f"{name} is {value:g}" for name, value in values if not abs(value) <= 1e100]
-    return f"{bad[0]} (sum over {sums.weight:g} rows): training diverged" if bad else ""
-
-
-def plan_report(
-    facts: AgentFacts,
-    plan: RoundPlan,
-    kind: Literal["declined", "evaluation"],
-    reason: str = "",
-    detail: str = "",
-) -> Report:
-    """The answer to a plan that is no update; bytes received are the caller's to add."""
-    return Report(
-        session=plan.session,
-        boot=facts.boot,
-        round_id=plan.round_id,
-        kind=kind,
-        task=plan.task,
-        version=plan.version,
-        reason=reason,
-        detail=detail[:500],
-    )
-
-
-def missing_report(
-    facts: AgentFacts,
-    coordinator: CoordinatorStatus,
-    plan: RoundPlan | None,
-    sha256: str,
-    chunks: tuple[int, ...],
-) -> Report:
-    """That chunks of a blob do not come; bytes received are the caller's to add."""
-    return Report(
-        session=coordinator.session,
-        boot=facts.boot,
-        round_id=0 if plan is None else plan.round_id,
-        kind="missing",
-        task="evaluate" if plan is None else plan.task,
-        version=coordinator.version,
-        sha256=sha256,
-        chunks=chunks[:MAX_MISSING],
+        keys=keys,
     )
 
 
