@@ -11,7 +11,7 @@ from broker.machine import Connected, Disconnected, Publish, Subscribe, Tick
 from broker.messages import ProgramManifest
 from broker.topics import ChunkTopic, ProgramTopic
 from edge_agent.events import BlobRecalled, LoadPackage, PackageFailed, SpoolUpdate
-from tests.unit.test_agent import (
+from tests.unit.agent_stage import (
     MAX_PAYLOAD,
     PACKAGE,
     TOPICS,

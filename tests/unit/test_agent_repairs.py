@@ -12,7 +12,7 @@ import pytest
 from broker.machine import Subscribe, Tick
 from broker.topics import CoordinatorStatusTopic, ProgramTopic, RoundTopic
 from edge_agent.events import Action, SettleUpdate, StartJob
-from tests.unit.test_agent import THETA, TOPICS, Device, only, plan, ready, ref, trained
+from tests.unit.agent_stage import THETA, TOPICS, Device, only, plan, ready, ref, trained
 
 _STATE = {TOPICS.name(t) for t in (CoordinatorStatusTopic(), ProgramTopic(), RoundTopic())}
 

@@ -22,7 +22,7 @@ from edge_agent.events import (
     StartJob,
 )
 from edge_agent.limits import LimitsConfig, Readings
-from tests.unit.test_agent import (
+from tests.unit.agent_stage import (
     MAX_PAYLOAD,
     PACKAGE,
     THETA,

@@ -29,7 +29,7 @@ from models.codecs import make_codec
 from models.errors import ConfigError, StoreError
 from models.history import STORE_FILE
 from models.package import load_package
-from tests.unit.test_coordinator import PACKAGE, SESSION, config
+from tests.unit.coordinator_stage import PACKAGE, SESSION, config
 
 TOPICS = Topics("f")
 AGENTS = ("a", "b", "c")

@@ -8,7 +8,7 @@ from broker.messages import AgentStatus
 from broker.topics import AgentStatusTopic
 from coordinator.config import RoundConfig, StartConfig
 from coordinator.events import RoundEnded
-from tests.unit.test_coordinator import MAX_PAYLOAD, FakeAgent, Stage, config, only
+from tests.unit.coordinator_stage import MAX_PAYLOAD, FakeAgent, Stage, config, only
 
 HEARTBEAT_S = 60.0
 

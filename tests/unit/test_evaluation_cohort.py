@@ -6,7 +6,7 @@ from broker.machine import Connected, Publish
 from broker.topics import RoundTopic
 from coordinator.config import CohortConfig, EvaluationConfig, RoundConfig, StartConfig
 from coordinator.events import RoundEnded
-from tests.unit.test_coordinator import FakeAgent, Stage, config, only
+from tests.unit.coordinator_stage import FakeAgent, Stage, config, only
 
 
 def test_a_large_fleet_is_asked_to_measure_by_rule_too() -> None:

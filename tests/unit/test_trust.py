@@ -35,7 +35,7 @@ from edge_agent.statements import AgentFacts
 from edge_agent.trust import Trust, TrustRecord
 from edge_agent.trust_file import TrustFile
 from models.errors import StoreError, UntrustedError
-from tests.unit.test_agent import MAX_PAYLOAD, PACKAGE, THETA, TOPICS, Device, only, plan, trained
+from tests.unit.agent_stage import MAX_PAYLOAD, PACKAGE, THETA, TOPICS, Device, only, plan, trained
 
 ROOT = Path(__file__).parents[2]
 OURS, OTHER, NEWER = SigningKeys.generate(), SigningKeys.generate(), SigningKeys.generate()
