@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from models.errors import ExportError
@@ -139,23 +140,26 @@ def _square_distance(left: Tensor, right: Tensor) -> Tensor:
 
 def _regression(name: str, shape: tuple[int, ...], options: Mapping[str, Any]) -> OutputLoss:
     delta = float(options.get("delta", 1.0))
-    per_element: dict[str, Callable[[Tensor], Tensor]] = {
-        "mean_squared_error": tf.square,
-        "mean_absolute_error": tf.abs,
+    apart: dict[str, Callable[[Tensor], _Apart]] = {
+        "mean_squared_error": lambda error: _Apart(tf.square(error), error, 2.0),
+        "mean_absolute_error": lambda error: _Apart(tf.abs(error), tf.sign(error)),
         "huber": lambda error: _huber(error, delta),
         # log(cosh(e)) that overflows nowhere.
-        "log_cosh": lambda error: tf.abs(error) + _log1p_exp(-2.0 * tf.abs(error)) - math.log(2.0),
+        "log_cosh": lambda error: _Apart(
+            tf.abs(error) + _log1p_exp(-2.0 * tf.abs(error)) - math.log(2.0), tf.tanh(error)
+        ),
     }
-    apart = per_element[name]
     row = row_shape(shape)
-    return OutputLoss(name, row, "float32", row, lambda y, p: row_mean(apart(p - y)))
+    return OutputLoss(
+        name, row, "float32", row, lambda y, p: _mean_per_row(p, lambda p: apart[name](p - y))
+    )
 
 
-def _huber(error: Tensor, delta: float) -> Tensor:
+def _huber(error: Tensor, delta: float) -> _Apart:
     # Huber 1964: quadratic up to delta, linear beyond.
     size = tf.abs(error)
     inner = tf.minimum(size, delta)
-    return inner * (size - 0.5 * inner)
+    return _Apart(inner * (size - 0.5 * inner), tf.clip_by_value(error, -delta, delta))
 
 
 def _classes(name: str, shape: tuple[int, ...], options: Mapping[str, Any]) -> OutputLoss:
@@ -171,15 +175,14 @@ def _classes(name: str, shape: tuple[int, ...], options: Mapping[str, Any]) -> O
     smoothing = float(options.get("label_smoothing", 0.0))
 
     def loss(target: Tensor, output: Tensor) -> Tensor:
-        logits = output if from_logits else _logits(output, "Softmax")
-        if logits is None:
-            share = output if name == SPARSE else _shares(output)
-            logarithm = tf.math.log(tf.clip_by_value(share, _EPSILON, 1 - _EPSILON))
-        else:
-            logarithm = _log_softmax(logits)
         wanted = tf.one_hot(target, shape[-1], dtype=tf.float32) if name == SPARSE else target
         if smoothing:
             wanted = wanted * (1 - smoothing) + smoothing / shape[-1]
+        logits = output if from_logits else _logits(output, "Softmax")
+        if logits is not None:
+            return _mean_per_row(logits, lambda z: _entropy_of_classes(z, wanted))
+        share = output if name == SPARSE else _shares(output)
+        logarithm = tf.math.log(tf.clip_by_value(share, _EPSILON, 1 - _EPSILON))
         return row_mean(-tf.reduce_sum(wanted * logarithm, -1))
 
     if name == SPARSE:
@@ -192,10 +195,16 @@ def _shares(output: Tensor) -> Tensor:
     return output / tf.reduce_sum(output, -1, keepdims=True)
 
 
-def _log_softmax(logits: Tensor) -> Tensor:
-    # Written out: the gradient is then made of operators every interpreter has.
-    shifted = logits - tf.stop_gradient(tf.reduce_max(logits, -1, keepdims=True))
-    return shifted - tf.math.log(tf.reduce_sum(tf.exp(shifted), -1, keepdims=True))
+def _entropy_of_classes(z: Tensor, wanted: Tensor) -> _Apart:
+    """-Σ y·log(softmax(z)) over the last axis.
+
+    Its slope is softmax(z) - y, as in TensorFlow's kernel: also where y does not sum to 1.
+    """
+    shifted = z - tf.reduce_max(z, -1, keepdims=True)
+    raised = tf.exp(shifted)
+    total = tf.reduce_sum(raised, -1, keepdims=True)
+    values = -tf.reduce_sum(wanted * (shifted - tf.math.log(total)), -1)
+    return _Apart(values, raised * (1 / total) - wanted)
 
 
 def _binary(shape: tuple[int, ...], options: Mapping[str, Any]) -> OutputLoss:
@@ -207,16 +216,18 @@ def _binary(shape: tuple[int, ...], options: Mapping[str, Any]) -> OutputLoss:
         logits = output if from_logits else _logits(output, "Sigmoid")
         if logits is None:
             p = tf.clip_by_value(output, _EPSILON, 1 - _EPSILON)
-            entropy = -wanted * tf.math.log(p) - (1 - wanted) * tf.math.log(1 - p)
-        else:
-            # max(z, 0) - z·y + log(1 + exp(-|z|)): never overflows. The slope of max(z, 0) at 0
-            # must be ½: weights of a logistic regression may all start at zero.
-            size = tf.abs(logits)
-            entropy = 0.5 * (logits + size) - logits * wanted + _log1p_exp(-size)
-        return row_mean(entropy)
+            return row_mean(-wanted * tf.math.log(p) - (1 - wanted) * tf.math.log(1 - p))
+        yes = tf.sigmoid(logits) if from_logits else output
+        return _mean_per_row(logits, lambda z: _entropy_of_yes(z, yes, wanted))
 
     row = row_shape(shape)
     return OutputLoss(BINARY, row, "int32", row, loss, from_logits)
+
+
+def _entropy_of_yes(z: Tensor, yes: Tensor, wanted: Tensor) -> _Apart:
+    """-y·log(p) - (1 - y)·log(1 - p) of p = sigmoid(z), which is `yes`."""
+    # max(z, 0) - z·y + log(1 + exp(-|z|)): never overflows.
+    return _Apart(tf.nn.relu(z) - z * wanted + _log1p_exp(-tf.abs(z)), yes - wanted)
 
 
 def _log1p_exp(z: Tensor) -> Tensor:
@@ -239,6 +250,41 @@ def row_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     # Dense(1) gives (rows, 1) and its target is one number per row: compared as they are, they
     # would broadcast to (rows, rows).
     return shape[:-1] if shape and shape[-1] == 1 else shape
+
+
+@dataclass(frozen=True)
+class _Apart:
+    """A loss before it is averaged.
+
+    Attributes:
+        values: of each number of a row, or of each place of a row that has a class.
+        slope: by what the loss is of, in its shape; times `factor`.
+        factor: the same for all.
+    """
+
+    values: Tensor
+    slope: Tensor
+    factor: float = 1.0
+
+
+def _mean_per_row(output: Tensor, apart: Callable[[Tensor], _Apart]) -> Tensor:
+    """The mean over each row, differentiated by the slopes that are known.
+
+    The chain rule would take two or three times as many operators, each of which costs a small
+    model as much as one of its layers, and a large output as much time as its layer.
+    """
+
+    def mean(z: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        found = apart(z)
+        factor = found.factor / prod(found.values.shape[1:])
+
+        def gradient(dy: Tensor) -> Tensor:
+            rows = dy if factor == 1 else dy * factor
+            return found.slope * tf.reshape(rows, [-1, *(1 for _ in z.shape[1:])])
+
+        return row_mean(found.values), gradient
+
+    return tf.custom_gradient(mean)(output)
 
 
 def row_mean(values: Tensor) -> Tensor:

@@ -75,9 +75,10 @@ class _Signatures:
         graph = tf.compat.v1.get_default_graph()
         with graph.gradient_override_map(OVERRIDES):
             outputs, after = self._forward(parts, columns, Training(weight, seed))
-            loss_sum = tf.reduce_sum(self._objective.loss(columns, outputs) * weight)
-            loss = loss_sum / tf.reduce_sum(weight)
-        vector = self._gradient(loss, parts, after)
+            losses = self._objective.loss(columns, outputs)
+        shares = weight * (1 / tf.reduce_sum(weight))
+        loss = tf.reduce_sum(losses * shares)
+        vector = self._gradient(losses, shares, parts, after)
         metrics = self._objective.sums(columns, outputs, weight)
         return {"loss": loss, "gradient": vector, **metrics}
 
@@ -94,13 +95,20 @@ class _Signatures:
         outputs, _ = self._forward(self._variables.by_id(theta, frozen, _split), columns)
         return outputs
 
-    def _gradient(self, loss: Tensor, parts: dict[int, Tensor], after: dict[int, Tensor]) -> Tensor:
-        """One vector: the loss's gradient, and the change of what is tracked (before - after)."""
+    def _gradient(
+        self,
+        losses: Tensor,
+        shares: Tensor,
+        parts: dict[int, Tensor],
+        after: dict[int, Tensor],
+    ) -> Tensor:
+        """One vector: the gradient of Σ losses·shares, and the change of what is tracked."""
         learned = self._variables.learned
         stepped = [parts[id(variable)] for spec, variable in learned if not spec.tracked]
         # tf.gradients and not GradientTape: the tape ignores the map.
-        gradients = iter(tf.gradients(loss, stepped, unconnected_gradients="zero"))
+        gradients = iter(tf.gradients(losses, stepped, shares, unconnected_gradients="zero"))
         pieces = [
+            # What is tracked moves by the same sign as what is stepped: before - after.
             parts[id(variable)] - after[id(variable)] if spec.tracked else next(gradients)
             for spec, variable in learned
         ]

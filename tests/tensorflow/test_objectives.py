@@ -125,6 +125,17 @@ def test_categorical_crossentropy(activation: str | None, loss: Any) -> None:
     assert_as_keras(model, program, package)
 
 
+def test_categorical_targets_that_do_not_sum_to_one_pull_as_keras_s_do() -> None:
+    model = build(3, "softmax", "categorical_crossentropy")
+    package, program = export(model)
+    rows = dict(random_batch(package.spec, np.random.default_rng(6)))
+    rows["target"] = np.tile(np.array([[1, 1, 0], [0, 0, 0.5]], np.float32), (ROWS // 2, 1))
+    got = program.gradient(package.initial, rows)
+    loss, gradient, _ = Reference(model, package).gradient(package.initial, rows)
+    assert got.sums.loss / ROWS == pytest.approx(loss, rel=1e-5)
+    assert relative_error(got.vector, gradient) <= 1e-5
+
+
 @pytest.mark.parametrize("loss", ["sparse_categorical_crossentropy", "categorical_crossentropy"])
 def test_probabilities_that_no_softmax_made(loss: str) -> None:
     """Then there are no logits to go back to, and the logarithm is taken of the output."""
