@@ -119,6 +119,7 @@ def init(
 
 
 def _say_what_is_there(fleet: Fleet) -> None:
+    from broker.reload import reads_elsewhere
     from broker.security import utc_now
 
     now = utc_now()
@@ -127,6 +128,8 @@ def _say_what_is_there(fleet: Fleet) -> None:
         f"{fleet.folder} holds fleet {fleet.register.federation!r} with {len(active)} devices"
         " enrolled; nothing was changed"
     )
+    if elsewhere := reads_elsewhere(fleet.broker_folder):
+        click.echo(elsewhere, err=True)
 
 
 def _say_next(fleet: Fleet) -> None:
@@ -306,10 +309,12 @@ def revoke(folder: Path, agent_id: str, no_reload: bool) -> None:
 def tell_broker(fleet: Fleet, no_reload: bool, *, quiet: bool = False) -> None:
     """Has a running broker read its rules again, and says so (`quiet`: on stderr)."""
     from broker.access import PID_FILE
-    from broker.reload import reload_mosquitto
+    from broker.reload import reads_elsewhere, reload_mosquitto
 
     if no_reload:
-        said = "the broker was not told: it takes effect when it is started again"
+        said = reads_elsewhere(fleet.broker_folder) or (
+            "the broker was not told: it takes effect when it is started again"
+        )
     else:
         said = reload_mosquitto(fleet.broker_folder / PID_FILE)
     click.echo(said, err=quiet)

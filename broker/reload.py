@@ -2,13 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import signal
 from pathlib import Path
+
+from broker.access import ACL_FILE, CONFIG_FILE
+
+_ACL_LINE = re.compile(r"(?m)^acl_file[ \t]+(/.*?)[ \t]*$")
+
+
+def reads_elsewhere(folder: Path) -> str:
+    """Says so when Mosquitto's configuration in `folder` names other access rules; else empty.
+
+    Its paths are absolute: in a fleet that was moved or copied they lead to where it was.
+    """
+    config = folder / CONFIG_FILE
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        found = _ACL_LINE.search(config.read_text())
+        if found is None:
+            return ""
+        with contextlib.suppress(OSError):
+            if Path(found[1]).samefile(folder / ACL_FILE):
+                return ""
+        return (
+            f"{config} names {found[1]}: was this fleet moved or copied? No broker knows of its "
+            "changes until you correct the paths there and start Mosquitto with that file"
+        )
+    return ""
 
 
 def reload_mosquitto(pid_file: Path) -> str:
     """Sends SIGHUP to the broker that wrote `pid_file`; returns what happened, in words."""
+    # A copy has a copy of the number, too: its broker would be told, and read other rules.
+    if elsewhere := reads_elsewhere(pid_file.parent):
+        return elsewhere
     try:
         pid = int(pid_file.read_text())
         name = Path(f"/proc/{pid}/comm").read_text().strip()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -499,6 +500,30 @@ def test_an_old_pid_file_ends_nobody_else_s_process(tmp_path: Path) -> None:
         time.sleep(0.05)
         assert other.poll() is None
         other.terminate()
+
+
+def test_a_copy_of_a_fleet_does_not_claim_that_a_broker_was_told(
+    fleet: Fleet, tmp_path: Path
+) -> None:
+    """The copy's pid file names a Mosquitto that reads the rules of the original."""
+    fleet.enrol("pi-1", utc_now(), None, 30)
+    copy = tmp_path / "copy"
+    shutil.copytree(fleet.folder, copy)
+    # A Mosquitto as far as anybody sees; SIGHUP would end it.
+    (program := tmp_path / "mosquitto").symlink_to(shutil.which("sleep") or "sleep")
+    with subprocess.Popen([program, "30"]) as broker:
+        for folder in (fleet.folder, copy):
+            (folder / "broker" / "mosquitto.pid").write_text(f"{broker.pid}\n")
+        for options in ([], ["--no-reload"]):
+            result = fedge("broker", "revoke", copy, "pi-1", *options)
+            assert result.exit_code == 0, result.output
+            assert f"mosquitto.conf names {fleet.folder}/broker/access.acl" in result.output
+            assert "No broker knows of its changes" in result.output
+        again = fedge("broker", "init", copy, "--host", HOSTS, "--federation", "houses")
+        assert "was this fleet moved or copied?" in again.stderr
+        time.sleep(0.05)
+        assert broker.poll() is None
+        assert "has been told" in fedge("broker", "revoke", fleet.folder, "pi-1").output
 
 
 # --- on the device --------------------------------------------------------------------------------
