@@ -120,7 +120,8 @@ def _files(settings: BrokerSettings, name: str) -> Iterator[Check]:
             return
         settings.tls.context()
     except ConfigError as error:
-        yield failed("files", str(error), "do so, or correct the configuration")
+        advice = "do so, or correct the configuration; is this the user that the service runs as?"
+        yield failed("files", str(error), advice)
         return
     for key, secret in (("key_file", settings.tls.key_file), ("", settings.password_file)):
         if secret and Path(secret).stat().st_mode & stat.S_IROTH:

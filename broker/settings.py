@@ -50,24 +50,41 @@ class TlsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         """What the connection is encrypted with (TLS 1.2 or newer, host name checked).
 
         Raises:
-            ConfigError: a file is missing or no PEM; names the file.
+            ConfigError: a file is missing, not readable, no PEM, or an encrypted key; names it.
         """
-        for name in (self.ca_file, self.cert_file, self.key_file):
-            if name and not Path(name).is_file():
-                raise ConfigError(f"tls: {name} does not exist")
+        for name in filter(None, (self.ca_file, self.cert_file, self.key_file)):
+            _check_readable(name)
         try:
             context = ssl.create_default_context(cafile=self.ca_file or None)
         except (ssl.SSLError, OSError) as error:
             raise ConfigError(f"tls: ca_file {self.ca_file} is unusable: {error}") from error
         if self.cert_file:
             try:
-                context.load_cert_chain(self.cert_file, self.key_file)
+                # Without this OpenSSL would ask for a passphrase, whoever sits there or not.
+                context.load_cert_chain(self.cert_file, self.key_file, self._no_passphrase)
             except (ssl.SSLError, OSError) as error:
                 raise ConfigError(
                     f"tls: cert_file {self.cert_file} with key_file {self.key_file}"
                     f" is unusable: {error}"
                 ) from error
         return context
+
+    def _no_passphrase(self) -> str:
+        raise ConfigError(
+            f"tls: key_file {self.key_file} is encrypted, and nobody is there to open it: "
+            "write it without a passphrase (openssl pkey -in OLD -out NEW), readable by this "
+            "service alone"
+        )
+
+
+def _check_readable(name: str) -> None:
+    try:
+        with Path(name).open("rb"):
+            pass
+    except FileNotFoundError as error:
+        raise ConfigError(f"tls: {name} does not exist") from error
+    except OSError as error:
+        raise ConfigError(f"tls: {name} cannot be read: {error.strerror}") from error
 
 
 class BrokerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from models.errors import FederationError
+from models.errors import ConfigError, FederationError
 
 #: What a shell says of a command that Ctrl-C ended (128 + SIGINT).
 _INTERRUPTED = 130
@@ -103,7 +103,10 @@ def log_less(level: int, *names: str) -> Callable[[], None]:
 
 
 def command_errors(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds `-v/--verbose`, sets logging up, and turns a FederationError into line and exit code."""
+    """Adds `-v/--verbose`, sets logging up, and turns a FederationError into line and exit code.
+
+    So does a file that this user may not look at, which is no defect of ours.
+    """
 
     @click.option("-v", "--verbose", is_flag=True, help="Debug messages, and tracebacks of errors.")
     @functools.wraps(function)
@@ -121,6 +124,15 @@ def command_errors(function: Callable[..., Any]) -> Callable[..., Any]:
             text = printable(str(error), "\n")
             click.echo(f"{'<3>' if journal else ''}error: {text}", err=True)
             sys.exit(error.exit_code)
+        except PermissionError as error:  # whoever looked whether a file is there
+            if error.filename is None:
+                raise
+            if verbose:
+                traceback.print_exc()
+            text = printable(f"{os.fsdecode(error.filename)}: {error.strerror}")
+            who = "run it as the user whom this belongs to, or with sudo"
+            click.echo(f"{'<3>' if journal else ''}error: {text}: {who}", err=True)
+            sys.exit(ConfigError.exit_code)
         except KeyboardInterrupt:  # click would end with 1, which is a defect's code
             click.echo("interrupted", err=True)
             sys.exit(_INTERRUPTED)

@@ -8,9 +8,13 @@ from typing import Any
 
 import msgspec
 import pytest
+from cryptography.hazmat.primitives import serialization
 
+from broker.authority import Authority
+from broker.security import utc_now
 from broker.settings import BrokerSettings, TlsSettings
 from models.errors import ConfigError
+from tests.users import as_nobody
 
 
 def test_the_port_follows_tls_unless_it_is_given() -> None:
@@ -74,6 +78,27 @@ def test_unusable_certificates_are_named(tmp_path: Path) -> None:
         TlsSettings(ca_file=str(garbage)).context()
     with pytest.raises(ConfigError, match=r"cert_file .*garbage\.pem"):
         TlsSettings(cert_file=str(garbage), key_file=str(garbage)).context()
+
+
+def test_a_key_with_a_passphrase_is_refused_and_nobody_is_asked(tmp_path: Path) -> None:
+    issued = Authority.create("houses", utc_now())
+    encrypted = serialization.load_pem_private_key(issued.key, None).private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.BestAvailableEncryption(b"x"),
+    )
+    (file := tmp_path / "pi.pem").write_bytes(issued.certificate + encrypted)
+    with pytest.raises(ConfigError, match=r"key_file .*pi\.pem is encrypted.*openssl pkey"):
+        TlsSettings(cert_file=str(file), key_file=str(file)).context()
+
+
+def test_certificates_that_this_user_may_not_see_are_named(tmp_path: Path) -> None:
+    (folder := tmp_path / "keys").mkdir(mode=0)
+    (tmp_path / "seen.pem").touch(0)
+    with as_nobody():
+        for file in (folder / "ca.crt", tmp_path / "seen.pem"):
+            with pytest.raises(ConfigError, match=rf"tls: {file} cannot be read: Permission"):
+                TlsSettings(ca_file=str(file)).context()
 
 
 def test_certificates_are_always_checked() -> None:
