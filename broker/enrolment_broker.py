@@ -96,7 +96,7 @@ class EnrolmentBroker:
 
     def _start(self, folder: Path) -> None:
         register = self._fleet.register
-        account = Account.named(register.user)
+        account = Account.for_files(register.user)
         password = secrets.token_urlsafe(32)
         self._inner_port = free_port()
         write_whole(folder / "secret", password.encode())

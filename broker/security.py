@@ -108,7 +108,7 @@ def create_fleet(folder: Path, settings: FleetSettings, now: datetime) -> Fleet:
     folder = folder.absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} is in use and holds no fleet: choose another folder")
-    account = Account.named(settings.user) if settings.user else _usual_account()
+    account = _account(settings.user)
     root = Authority.create(settings.federation, now)
     authority = Authority(root.certificate, root.key)
     signing = SigningKeys.generate()
@@ -144,10 +144,28 @@ def create_fleet(folder: Path, settings: FleetSettings, now: datetime) -> Fleet:
     return Fleet(folder)
 
 
+def _account(name: str) -> Account:
+    """Mosquitto's, which must be able to read its files.
+
+    Raises:
+        ConfigError: there is none of this name, or this process cannot give it files.
+    """
+    if not name:
+        return _usual_account()
+    account = Account.named(name)
+    if os.geteuid() not in (0, account.uid):
+        raise ConfigError(
+            f"--user {name}: only root can give another account its files; use sudo, or leave "
+            "--user out and start Mosquitto yourself"
+        )
+    return account
+
+
 def _usual_account() -> Account:
-    # Mosquitto started by root becomes "mosquitto", which must then be able to read its files.
+    if os.geteuid() != 0:
+        return Account.current()
     with contextlib.suppress(ConfigError):
-        return Account.named("mosquitto") if os.geteuid() == 0 else Account.current()
+        return Account.named("mosquitto")  # what Mosquitto becomes when root starts it
     raise ConfigError("there is no user mosquitto here: name Mosquitto's account with --user")
 
 
@@ -469,7 +487,7 @@ class Fleet:
         updated = max(later, now - _LIST_BACKDATED)
         register = msgspec.structs.replace(self.register, list_updated=updated, **changes)
         # The register last: it must not call a device revoked whom the broker still lets in.
-        write_derived(self.folder, register, self.authority(), Account.named(register.user))
+        write_derived(self.folder, register, self.authority(), Account.for_files(register.user))
         data = msgspec.json.format(msgspec.json.encode(register), indent=1)
         write_whole(self.folder / REGISTER_FILE, data)
         self.register = register

@@ -42,10 +42,35 @@ class Account:
         return cls(name, entry.pw_uid, entry.pw_gid)
 
     @classmethod
+    def for_files(cls, name: str) -> Account:
+        """Whom to give files that are for `name`: only root can give any away.
+
+        Raises:
+            ConfigError: root runs this process, and there is no such account.
+        """
+        return cls.named(name) if os.geteuid() == 0 else cls.current()
+
+    @classmethod
     def current(cls) -> Account:
-        """Who runs this process."""
-        entry = pwd.getpwuid(os.geteuid())
+        """Who runs this process.
+
+        Raises:
+            ConfigError: a number without a name, as in a container.
+        """
+        try:
+            entry = pwd.getpwuid(os.geteuid())
+        except KeyError as error:
+            raise ConfigError(f"user {os.geteuid()} has no name on this machine") from error
         return cls(entry.pw_name, entry.pw_uid, entry.pw_gid)
+
+
+def _give_to_owner(descriptor: int, folder: Path) -> None:
+    """What root made in a folder of somebody belongs to them: one command with sudo must not take
+    a fleet, or a device's folder, away from its owner."""
+    if os.geteuid() == 0:
+        status = folder.stat()
+        with contextlib.suppress(OSError):  # a container may leave root without this right
+            os.fchown(descriptor, status.st_uid, status.st_gid)
 
 
 def write_whole(path: Path, data: bytes, mode: int = PRIVATE, owner: Account | None = None) -> None:
@@ -55,7 +80,8 @@ def write_whole(path: Path, data: bytes, mode: int = PRIVATE, owner: Account | N
         path: replaced when it exists.
         data: its content.
         mode: never wider than this, not even while it is written.
-        owner: who it belongs to; None: who runs this process.
+        owner: who it belongs to; None: who runs this process, or if that is root, whom the folder
+            belongs to.
 
     Raises:
         ConfigError: it cannot be written; what was there before still is.
@@ -67,7 +93,9 @@ def write_whole(path: Path, data: bytes, mode: int = PRIVATE, owner: Account | N
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with os.fdopen(descriptor, "wb") as file:
             os.fchmod(descriptor, mode)  # whatever the umask says
-            if owner is not None and owner.uid != os.geteuid():
+            if owner is None:
+                _give_to_owner(descriptor, path.parent)
+            elif owner.uid != os.geteuid():
                 os.fchown(descriptor, owner.uid, owner.gid)
             file.write(data)
             file.flush()
@@ -189,7 +217,14 @@ def _claim(descriptor: int, folder: Path) -> None:
 
 
 def _open_lock(folder: Path, name: str = ".lock") -> int:
-    return os.open(folder / name, os.O_RDWR | os.O_CREAT, PRIVATE)
+    # A link is not followed: in a folder of somebody else root would write where it leads.
+    path, flags = folder / name, os.O_RDWR | os.O_NOFOLLOW
+    try:
+        descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, PRIVATE)
+    except FileExistsError:
+        return os.open(path, flags)
+    _give_to_owner(descriptor, folder)
+    return descriptor
 
 
 def _warn_not_locked(folder: Path, error: OSError) -> None:

@@ -21,6 +21,7 @@ from broker.access import ListenerSettings, access_rules, check_device_id, mosqu
 from broker.authority import Authority, check_host
 from broker.bundle import Bundle, check_bundle, encode_bundle, read_bundle
 from broker.config import load_config
+from broker.key_rotation import rotate_certificate, rotate_key
 from broker.reload import reload_mosquitto
 from broker.seal import key_id, read_public_keys
 from broker.security import Fleet, FleetSettings, create_fleet, utc_now
@@ -29,10 +30,13 @@ from broker.signing import SigningKeys
 from edge_agent.config import AgentConfig
 from fedge import cli
 from models.errors import ConfigError
+from tests.users import as_nobody
 
 ROOT = Path(__file__).parents[2]
 HOSTS = "broker.example.org,10.1.2.3"
 STRANGE = ["a/b", "+", "#", "a#", "", "x" * 65, "ä", "a b", "a\nuser b", "..", "$SYS", "a\0"]
+NOBODY = 65534
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 
 
 def fedge(*arguments: str | Path) -> Result:
@@ -250,6 +254,90 @@ def test_one_process_at_a_time_runs_on_a_state_folder(tmp_path: Path) -> None:
                 pass
             with claimed(state, "coordinator"), claimed(tmp_path / "other", "agent"):
                 pass
+
+
+def test_a_folder_that_this_user_may_not_enter_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir(mode=0)
+    commands: list[list[str | Path]] = [
+        ["broker", "init", tmp_path / "theirs" / "fleet", "--host", "x"],
+        ["broker", "list", tmp_path / "theirs" / "fleet"],
+    ]
+    with as_nobody():
+        results = [fedge(*words) for words in commands]
+    for result in results:
+        assert "theirs" in line_of(result)
+        assert "Permission denied" in line_of(result)
+
+
+def open_to_all(folder: Path) -> None:
+    """Every user may come here; the folders above are those of this test run."""
+    for path in folder.parents[:2]:
+        path.chmod(0o711)
+    folder.chmod(0o777)
+
+
+@needs_root
+def test_a_command_with_sudo_leaves_the_fleet_to_its_owner(fleet: Fleet) -> None:
+    for path in (fleet.folder, *fleet.folder.rglob("*")):
+        os.chown(path, NOBODY, NOBODY)
+    fleet.enrol("pi-1", utc_now(), None, 30)
+    rotate_key(fleet, utc_now())
+    rotate_certificate(fleet, utc_now())
+    for path in (fleet.folder, *fleet.folder.rglob("*")):
+        rules = path.name in ("access.acl", "ca.crl")  # Mosquitto's, whose account the register has
+        assert path.stat().st_uid == (0 if rules else NOBODY), path
+
+
+@needs_root
+def test_a_command_with_sudo_leaves_a_device_to_its_owner(
+    bundle_path: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "pi-1"
+    folder.mkdir()
+    os.chown(folder, NOBODY, NOBODY)
+    assert join(bundle_path, folder).exit_code == 0
+    assert {path.stat().st_uid for path in folder.iterdir()} == {NOBODY}
+
+
+def test_a_lock_is_not_taken_where_a_link_leads(tmp_path: Path) -> None:
+    """Root may work in the folder of somebody who would like another file emptied."""
+    (target := tmp_path / "target").write_text("precious")
+    (tmp_path / ".agent.lock").symlink_to(target)
+    with claimed(tmp_path, "agent"):
+        assert target.read_text() == "precious"
+
+
+@needs_root
+def test_who_can_give_no_files_away_is_told_before_anything_is_made(tmp_path: Path) -> None:
+    open_to_all(tmp_path)
+    with as_nobody():
+        result = fedge("broker", "init", tmp_path / "fleet", "--host", "x", "--user", "daemon")
+    assert "error: --user daemon: only root can give" in line_of(result)
+
+
+@needs_root
+def test_a_user_without_a_name_is_one_line(tmp_path: Path) -> None:
+    open_to_all(tmp_path)
+    os.seteuid(54_321)
+    try:
+        result = fedge("broker", "init", tmp_path / "fleet", "--host", "x")
+    finally:
+        os.seteuid(0)
+    assert "user 54321 has no name on this machine" in line_of(result)
+
+
+@needs_root
+def test_a_fleet_whose_account_is_not_here_is_changed_by_its_owner(fleet: Fleet) -> None:
+    """As after it was moved to another machine; root would have to give files to that account."""
+    text = (fleet.folder / "fleet.json").read_text()
+    (fleet.folder / "fleet.json").write_text(text.replace('"user":"root"', '"user":"gone"'))
+    assert "there is no user 'gone'" in line_of(fedge("broker", "enrol", fleet.folder, "pi-1"))
+    for path in (fleet.folder, *fleet.folder.rglob("*")):
+        os.chown(path, NOBODY, NOBODY)
+    open_to_all(fleet.folder.parent)
+    with as_nobody():
+        result = fedge("broker", "enrol", fleet.folder, "pi-1")
+    assert result.exit_code == 0, result.output
 
 
 def test_a_folder_that_cannot_be_locked_is_used_with_a_warning(
