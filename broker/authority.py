@@ -28,8 +28,9 @@ _BACKDATED = timedelta(days=1)
 #: Of the authority itself and of its list of revoked certificates. A list that expires would lock
 #: the whole fleet out.
 _AUTHORITY_DAYS = 36_500
+#: RFC 1123 §2.1. No last part of digits alone: that is an address with a mistake in it.
 _HOST_NAME = re.compile(
-    r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9-]{1,63}(?<!-))*", re.ASCII
+    r"(?!(.*\.)?[0-9]+\Z)(?!-)[A-Za-z0-9-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9-]{1,63}(?<!-))*", re.ASCII
 )
 
 Purpose = Literal["server", "client"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -38,14 +39,15 @@ def rotate_key(folder: Path, finish: bool, at_once: bool) -> None:
     else:
         key_rotation.rotate_key(fleet, utc_now(), at_once=at_once)
     newest = key_id(bytes.fromhex(fleet.register.signing_keys[0]))
+    here = shlex.quote(str(fleet.folder))
     click.echo(f"{'the only' if finish else 'new'} signing key: {newest}; next:")
     click.echo(f"  give it to the coordinator:  {fleet.signing_file}")
     click.echo("  start the coordinator again; it goes on with its round")
     if at_once:
-        click.echo(f"  for each device:             fedge broker rotate {fleet.folder} AGENT_ID")
+        click.echo(f"  for each device:             fedge broker rotate {here} AGENT_ID")
     elif not finish:
         click.echo("  see who trusts it:           fedge coordinator status")
-        click.echo(f"  when all do:                 fedge broker rotate-key {folder} --finish")
+        click.echo(f"  when all do:                 fedge broker rotate-key {here} --finish")
 
 
 @click.command("rotate-coordinator")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 import yaml
 
-from models.console import command_errors
+from models.console import FiniteRange, command_errors, printable
 from models.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ _VALID = click.option(
     "valid_h",
     default=24.0,
     show_default=True,
-    type=click.FloatRange(0.01, 24 * 365),
+    type=FiniteRange(0.01, 24 * 365),
     metavar="HOURS",
     help="That a token may be used.",
 )
@@ -140,15 +141,25 @@ def _say_next(fleet: Fleet) -> None:
     identity = str(middle / IDENTITY_FILE)
     tls = {"ca_file": str(middle / access.CA_FILE), "cert_file": identity, "key_file": identity}
     section = {"host": fleet.register.hosts[0], "port": fleet.register.port, "tls": tls}
-    line = yaml.safe_dump(section, default_flow_style=True, sort_keys=False, width=10_000).strip()
-    click.echo(f"  start the broker:     mosquitto -c {config}")
-    click.echo(f"  in coordinator.yaml:  broker: {line}")
-    click.echo(f"                        signing_key: {middle / SIGNING_FILE}")
-    click.echo(f"  for each device:      fedge broker enrol {fleet.folder} AGENT_ID")
-    click.echo(f"  or, with a token:     fedge broker enrol {fleet.folder} AGENT_ID --token")
+    for_yaml = {"broker": section, "signing_key": str(middle / SIGNING_FILE)}
+    broker, signing = (_yaml_line({key: value}) for key, value in for_yaml.items())
+    folder = shlex.quote(str(fleet.folder))
+    click.echo(f"  start the broker:     mosquitto -c {shlex.quote(str(config))}")
+    click.echo(f"  in coordinator.yaml:  {broker}")
+    click.echo(f"                        {signing}")
+    click.echo(f"  for each device:      fedge broker enrol {folder} AGENT_ID")
+    click.echo(f"  or, with a token:     fedge broker enrol {folder} AGENT_ID --token")
     if port := fleet.register.websockets:
         click.echo("  through WebSockets:   on the device: fedge agent enrol BUNDLE --websockets")
         click.echo(f"                        they listen on port {port}, with TLS")
+
+
+def _yaml_line(section: dict[str, object]) -> str:
+    """A key on one line, however long."""
+    text: str = yaml.safe_dump(
+        section, default_flow_style=True, sort_keys=False, width=10_000, allow_unicode=True
+    )
+    return text.strip()[1:-1]  # a mapping without its braces
 
 
 @click.command()
@@ -231,7 +242,7 @@ def _print_tokens(
     for token in tokens:
         click.echo(f"token of {token.agent_id}, good once, until {until}:\n{token}")
     click.echo("next:")
-    click.echo(f"  here:           fedge broker serve-enrolment {fleet.folder}")
+    click.echo(f"  here:           fedge broker serve-enrolment {shlex.quote(str(fleet.folder))}")
     click.echo("  on the device:  fedge agent enrol TOKEN --dir DIR")
 
 
@@ -405,7 +416,7 @@ def refusals(folder: Path, log: str) -> None:
         with click.open_file(log, errors="replace") as file:
             while line := file.readline(_LONGEST_LINE):
                 if said := reader.read(line):
-                    click.echo(said)
+                    click.echo(printable(said))
     except OSError as error:
         raise ConfigError(f"{log} cannot be read: {error.strerror}") from error
 
@@ -415,7 +426,7 @@ def refusals(folder: Path, log: str) -> None:
 @click.option(
     "--for",
     "for_min",
-    type=click.FloatRange(min=0.01),
+    type=FiniteRange(min=0.01),
     metavar="MINUTES",
     help="End by itself after so long (default: until Ctrl-C or SIGTERM).",
 )

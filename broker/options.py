@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from models.console import FiniteRange
+
 _Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
@@ -24,7 +26,7 @@ def config_option(help_text: str) -> _Decorator:
 
 give_up_option: _Decorator = click.option(
     "--give-up-after",
-    type=click.FloatRange(min=0.1),
+    type=FiniteRange(min=0.1),
     metavar="SECONDS",
     help="End with exit code 3 when the broker was not reached by then (default: keep trying).",
 )

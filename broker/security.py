@@ -105,9 +105,12 @@ def create_fleet(folder: Path, settings: FleetSettings, now: datetime) -> Fleet:
     Raises:
         ConfigError: there is something else in the folder, or it cannot be written.
     """
-    folder = folder.absolute()
+    # Where a link leads: the folder is put in place as a whole, and would not replace the link.
+    folder = Path(os.path.realpath(folder))
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} is in use and holds no fleet: choose another folder")
+    if folder.is_mount():
+        raise ConfigError(f"{folder}: a disk is mounted there; choose a folder on it")
     account = _account(settings.user)
     root = Authority.create(settings.federation, now)
     authority = Authority(root.certificate, root.key)
@@ -497,6 +500,8 @@ def _check_replaceable(path: Path, agent_id: str) -> None:
     """Only an older bundle of the same device may be written over."""
     if not path.exists():
         return
+    if not path.is_file():  # reading it might never end
+        raise ConfigError(f"{path} is no file: choose another --out")
     with contextlib.suppress(ConfigError):
         if read_bundle(path).agent_id == agent_id:
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import click
 
 from broker.options import config_option, give_up_option
 from models.cli_runtimes import runtime_option
-from models.console import command_errors, log_less
+from models.console import FiniteRange, command_errors, log_less
 
 _CONFIG = config_option("YAML file of this agent.")
 
@@ -189,7 +190,7 @@ def predict(
     "--timeout",
     default=30.0,
     show_default=True,
-    type=click.FloatRange(min=1),
+    type=FiniteRange(min=1),
     metavar="SECONDS",
     help="With a token: how long to try to reach the enrolment service.",
 )
@@ -235,6 +236,6 @@ def enrol(
     click.echo(f"{taken.agent_id} of federation {taken.federation}: {what}; next:")
     if load_config(config, AgentConfig).trusted_keys is None:
         click.echo(f"  check signatures:   add `trusted_keys: {joining.KEYS_FILE}` to {config}")
-    click.echo(f"  start it:           fedge agent run --config {config}")
+    click.echo(f"  start it:           fedge agent run --config {shlex.quote(str(config))}")
     if token is None:
-        click.echo(f"  delete the bundle:  rm {source}")
+        click.echo(f"  delete the bundle:  rm {shlex.quote(source)}")

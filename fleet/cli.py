@@ -12,7 +12,7 @@ from types import FrameType
 import click
 
 from fleet.cli_simulation import simulate, sweep
-from models.console import command_errors, log_less
+from models.console import FiniteRange, command_errors, log_less
 from models.errors import ConfigError
 
 _BROKEN_PROMISE = 6
@@ -109,7 +109,7 @@ def run(
 )
 @click.option(
     "--give-up-after",
-    type=click.FloatRange(min=0.1),
+    type=FiniteRange(min=0.1),
     metavar="SECONDS",
     help="Give up an agent that has not reached its broker by then (default: keep trying).",
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import os
 import sys
 import traceback
@@ -100,6 +101,17 @@ def log_less(level: int, *names: str) -> Callable[[], None]:
             logger.setLevel(old)
 
     return restore
+
+
+class FiniteRange(click.FloatRange):
+    """A number in a range. NaN is in none, though it compares false with every limit."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """See `click.ParamType.convert`."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is no number to count with.", param, ctx)
+        return number
 
 
 def command_errors(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -111,3 +111,7 @@ def test_the_command_reads_a_log(tmp_path: Path) -> None:
     assert result.stdout.splitlines() == read(LOG)
     (tmp_path / "log").write_text(LOG)
     assert CliRunner().invoke(cli, [*command, str(tmp_path / "log")]).stdout == result.stdout
+    # What a stranger made the broker write moves nobody's cursor.
+    result = CliRunner().invoke(cli, command, input=LOG.replace("round'", "\x1b[2Jround'"))
+    assert "\\x1b[2Jround" in result.stdout
+    assert "\x1b" not in result.stdout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import stat
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import yaml
 from click.testing import CliRunner, Result
 from cryptography import x509
 
@@ -87,6 +89,32 @@ def test_init_tells_what_to_do_next(tmp_path: Path) -> None:
     assert f"fedge broker enrol {folder} AGENT_ID" in result.stdout
 
 
+def test_what_is_to_be_done_next_may_be_copied_to_a_shell(tmp_path: Path) -> None:
+    (place := tmp_path / "a b").mkdir()
+    folder = place / "o'clock: ü"
+    result = fedge("broker", "init", folder, "--host", HOSTS, "--user", Account.current().name)
+    told = dict(
+        line.strip().split(":  ", 1) for line in result.stdout.splitlines() if ":  " in line
+    )
+    assert shlex.split(told["start the broker"])[2] == f"{folder}/broker/mosquitto.conf"
+    assert shlex.split(told["for each device"])[3] == str(folder)
+    assert shlex.split(told["or, with a token"])[3] == str(folder)
+    lines = [line[24:] for line in result.stdout.splitlines() if "coordinator/" in line]
+    config = yaml.safe_load("\n".join(lines))
+    assert config["signing_key"] == f"{folder}/coordinator/signing.key"
+    assert config["broker"]["tls"]["ca_file"] == f"{folder}/coordinator/ca.crt"
+    tokens = fedge("broker", "enrol", folder, "pi-1", "--token").stdout
+    (serve,) = (line for line in tokens.splitlines() if "serve-enrolment" in line)
+    assert shlex.split(serve)[-1] == str(folder)
+
+
+def test_a_link_to_an_empty_folder_becomes_a_fleet(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "fleet").symlink_to("disk")
+    assert make(tmp_path / "fleet").folder == tmp_path / "disk"
+    assert (tmp_path / "fleet" / "fleet.json").is_file()
+
+
 def test_a_second_init_changes_nothing_and_says_what_is_there(fleet: Fleet) -> None:
     fleet.enrol("pi-1", utc_now(), None, 30)
     before = content(fleet.folder)
@@ -136,7 +164,9 @@ def test_the_certificate_of_the_broker_names_every_host(fleet: Fleet) -> None:
     assert list(map(str, names.value.get_values_for_type(x509.IPAddress))) == ["10.1.2.3"]
 
 
-@pytest.mark.parametrize("host", ["", "a b", "a/b", "-a", "a..b", "*.org", "x" * 64, "a:b", "ä"])
+@pytest.mark.parametrize(
+    "host", ["", "a b", "a/b", "-a", "a..b", "*.org", "x" * 64, "a:b", "ä", "10.1.2.300"]
+)
 def test_a_host_must_be_a_name_or_an_address(tmp_path: Path, host: str) -> None:
     with pytest.raises(ConfigError, match="neither a host name nor an IP address"):
         check_host(host)
@@ -409,6 +439,27 @@ def test_of_many_all_are_enrolled_or_none(
     assert content(fleet.folder) == before
     assert fedge("broker", "enrol", fleet.folder, "pi-2", "pi-3", *options).exit_code == 0
     assert "user pi-3" in (fleet.broker_folder / "access.acl").read_text()
+
+
+def test_a_bundle_is_written_to_a_file_and_to_nothing_else(fleet: Fleet, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")  # whoever opens it waits for ever
+    line = line_of(fedge("broker", "enrol", fleet.folder, "pi-1", "--out", tmp_path / "pipe"))
+    assert "pipe is no file: choose another --out" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (["broker", "enrol", "fleet", "pi-1", "--token", "--valid", "nan"], "--valid"),
+        (["broker", "serve-enrolment", "fleet", "--for", "nan"], "--for"),
+        (["agent", "run", "--config", "agent.yaml", "--give-up-after", "nan"], "--give-up-after"),
+        (["agent", "enrol", "token", "--dir", "pi-1", "--timeout", "inf"], "--timeout"),
+    ],
+)
+def test_no_time_is_nan_or_endless(words: list[str], option: str) -> None:
+    result = fedge(*words)
+    assert result.exit_code == 2
+    assert f"Invalid value for '{option}'" in result.stderr
 
 
 def test_a_bundle_does_not_replace_another_file(fleet: Fleet, tmp_path: Path) -> None:
