@@ -126,7 +126,9 @@ quoted() {
 # --- all of them -------------------------------------------------------------------------------
 
 mkdir -p "$logs"
-rm -f "$logs"/*.log "$logs/failed"
+# Of devices on this list only: the folder may hold logs of others.
+for agent in "${agents[@]}"; do rm -f "$logs/$agent.log"; done
+rm -f "$logs/failed"
 # What ssh or the installer said last; tar only says then that nobody listens.
 last_line() { grep -Ev '^(tar|gzip): ' "$1" | tail -n 1; }
 one_and_tell() {

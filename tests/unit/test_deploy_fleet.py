@@ -67,6 +67,17 @@ def test_the_last_device_counts_without_a_newline_behind_it(fleet: Fleet) -> Non
     assert names(fleet) == ["pi-1", "pi-2"]
 
 
+def test_logs_of_others_are_left_alone(fleet: Fleet) -> None:
+    """`--logs /var/log` is soon said."""
+    (logs := fleet.folder.parent / "log").mkdir()
+    for name in ("auth.log", "pi-1.log"):
+        (logs / name).write_text("before")
+    done = send(fleet, "pi@one pi-1\n", "--logs", str(logs))
+    assert done.returncode == 0, done.stderr
+    assert (logs / "auth.log").read_text() == "before"
+    assert "before" not in (logs / "pi-1.log").read_text()
+
+
 def test_names_and_paths_of_all_kinds_arrive_as_they_are(fleet: Fleet) -> None:
     done = send(fleet, "one -pi- /srv/dätä.npz\n", "--target", "it's $HOME")
     assert done.returncode == 0, done.stderr
