@@ -127,5 +127,5 @@ def decode_answer(payload: bytes) -> Answer:
 def _decode(payload: bytes, kind: type[_T]) -> _T:
     try:
         return msgspec.json.decode(payload, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise WireError(f"not an enrolment {kind.__name__.lower()}: {error}") from error

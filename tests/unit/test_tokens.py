@@ -282,7 +282,10 @@ def test_a_refusal_is_answered_and_logged() -> None:
     assert note == Note("a device was refused: no such token")
 
 
-@pytest.mark.parametrize("payload", [b"{", b"[]", b"\xff", b'{"secret": 1}', b" " * 9000])
+@pytest.mark.parametrize(
+    "payload",
+    [b"{", b"[]", b"\xff", b'{"secret": 1}', b" " * 9000, b'{"more":' + b"[" * 8000],
+)
 def test_rubbish_is_refused_by_name(payload: bytes) -> None:
     assert ask(Registrar("houses", "PEM"), "a" * 32, payload=payload) == ["Publish", "Note"]
 
