@@ -37,9 +37,9 @@ def owner_check() -> Check:
 def disk_check(state_dir: Path, least_bytes: int) -> Check:
     """Whether the state folder, or where it would be made, can be written and has room."""
     folder = state_dir
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
     try:
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"fedge")
             file.flush()

@@ -13,6 +13,7 @@ from broker.transports import (
     OpenProxy,
     ProxySettings,
     WebSocketSettings,
+    check_host,
     check_login,
     find,
     proxy_of_environment,
@@ -129,8 +130,7 @@ class BrokerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
             msgspec.structs.force_setattr(self, "port", self._usual_port())
         if self.protocol == 5:  # so YAML reads it
             msgspec.structs.force_setattr(self, "protocol", "5")
-        if not self.host or any(c.isspace() for c in self.host):
-            raise ValueError(f"host must be a name or an address, got {self.host!r}")
+        check_host(self.host)
         _in_range("port", self.port, 1, 65_535)
         _in_range("keepalive_s", self.keepalive_s, 2, 3600)
         _in_range("connect_timeout_s", self.connect_timeout_s, 0.1, 120)

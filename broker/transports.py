@@ -102,8 +102,7 @@ class ProxySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     def __post_init__(self) -> None:
         if self.port == 0:
             msgspec.structs.force_setattr(self, "port", _PROXY_PORTS[self.kind])
-        if not self.host or any(c.isspace() for c in self.host):
-            raise ValueError(f"host must be a name or an address, got {self.host!r}")
+        check_host(self.host)
         if not 1 <= self.port <= 65_535:
             raise ValueError(f"port must be 1..65535, got {self.port}")
         check_login(self.username, self.password_file, self.password_env)
@@ -231,6 +230,16 @@ def proxy_arguments(proxy: OpenProxy) -> dict[str, Any]:
 def find(name: str, base: Path) -> str:
     """A file that a configuration in the folder `base` names; empty stays empty."""
     return str(located(name, base)) if name else ""
+
+
+def check_host(host: str) -> None:
+    """Raises ValueError for what is no name or address, a URL and `name:port` among it."""
+    if not host or any(c.isspace() or c in "/@[]" for c in host) or host.count(":") == 1:
+        _, login, name = host.rpartition("@")
+        shown = "…@" + name if login else name  # a password may stand before it
+        raise ValueError(
+            f"host must be a name or an address, without scheme, login or port, got {shown!r}"
+        )
 
 
 def check_login(username: str, password_file: str, password_env: str) -> None:

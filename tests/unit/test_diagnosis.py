@@ -24,6 +24,7 @@ from edge_agent.doctor import agent_rights
 from edge_agent.profile import data_checks
 from models.spec import TensorSpec
 from models.zoo import load_zoo
+from tests.users import as_nobody
 
 TOPICS = Topics("houses")
 
@@ -104,6 +105,9 @@ def test_a_state_folder_need_not_be_there_yet_but_writable(tmp_path: Path) -> No
     assert not (tmp_path / "a").exists()
     assert disk_check(tmp_path, 1 << 60).state == "warning"
     (tmp_path / "file").touch()
+    (tmp_path / "closed").mkdir(mode=0)
+    with as_nobody():
+        assert disk_check(tmp_path / "closed" / "state", 1).state == "failed"
     check = disk_check(tmp_path / "file" / "state", 1)
     assert (check.state, "cannot be written" in check.found) == ("failed", True)
 
