@@ -363,6 +363,8 @@ def _shown(failure: _Failure) -> str:
     if isinstance(failure.value, list):
         return f"a list of {len(failure.value)}"
     text = str(failure.value).lower() if isinstance(failure.value, bool) else repr(failure.value)
+    if "@" in text:
+        return "text that may hold a login"
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

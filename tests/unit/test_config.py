@@ -197,6 +197,8 @@ def test_aliases_that_double_with_every_line_are_refused_quickly(tmp_path: Path)
 def test_a_wrong_password_is_not_shown(tmp_path: Path) -> None:
     line = message(tmp_path, "name: a\npassword: 20221")
     assert line == "password: expected text, got a int; quote it to make it text"
+    line = message(tmp_path, "name: a\nextra: http://pi:20221@proxy")
+    assert line == "extra: expected a mapping of keys or null, got text that may hold a login"
 
 
 def test_a_long_value_is_cut(tmp_path: Path) -> None:
