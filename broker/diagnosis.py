@@ -10,6 +10,7 @@ from typing import Any, Literal
 import click
 import msgspec
 
+from models.console import printable
 from models.errors import ConfigError, LinkError
 
 State = Literal["ok", "warning", "failed", "skipped"]
@@ -91,9 +92,11 @@ def report(checks: Iterable[Check], *, as_json: bool) -> int:
 
 def _print(check: Check, echo: Callable[..., None] = click.echo) -> None:
     state = click.style(f"{check.state:8s}", fg=_COLOURS[check.state])
-    lines = textwrap.wrap(check.found, _WIDTH - len(_INDENT), break_on_hyphens=False) or [""]
+    # What a broker keeps of a stranger must not move the cursor.
+    found, advice = printable(check.found, "\n"), printable(check.advice, "\n")
+    lines = textwrap.wrap(found, _WIDTH - len(_INDENT), break_on_hyphens=False) or [""]
     echo(f"{state} {check.name:12s} {lines[0]}")
     for line in lines[1:]:
         echo(f"{_INDENT}{line}")
-    for line in textwrap.wrap(check.advice, _WIDTH - len(_INDENT) - 2, break_on_hyphens=False):
+    for line in textwrap.wrap(advice, _WIDTH - len(_INDENT) - 2, break_on_hyphens=False):
         echo(f"{_INDENT}> {line}")

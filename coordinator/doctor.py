@@ -157,8 +157,11 @@ def _model(config: CoordinatorConfig, base: Path) -> Iterator[Check]:
 
 
 def _store(config: CoordinatorConfig, state_dir: Path) -> Check:
-    if not (state_dir / STORE_FILE).exists():
-        return ok("store", "none yet: the first start makes it")
+    try:
+        if not (state_dir / STORE_FILE).exists():
+            return ok("store", "none yet: the first start makes it")
+    except OSError as error:
+        return failed("store", f"{state_dir}: {error.strerror}", "run this as the service's user")
     try:
         with closing(Store.open_existing(state_dir)) as store:
             federation, rounds = store.meta("federation"), len(store.history())

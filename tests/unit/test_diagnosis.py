@@ -48,6 +48,18 @@ def test_every_check_is_a_line_and_its_advice_below(capsys: pytest.CaptureFixtur
     assert max(map(len, lines)) <= 100
 
 
+def test_what_a_stranger_left_at_the_broker_is_shown_as_text(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    report(
+        [ok("coordinator", "online, model \x1b[2J\x1b[H"), failed("x", "", "\x07")], as_json=False
+    )
+    out = capsys.readouterr().out
+    assert out.startswith("ok       coordinator  online, model \\x1b[2J\\x1b[H\n")
+    assert out.isascii()
+    assert out.replace("\n", "").isprintable()
+
+
 def test_as_json_it_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
     assert report([ok("round trip", "1 ms", "network", median_s=0.001)], as_json=True) == 0
     document = json.loads(capsys.readouterr().out)
