@@ -34,8 +34,8 @@ PID_FILE = "mosquitto.pid"
 DATA_FOLDER = "data"
 CA_FILE = "ca.crt"
 CRL_FILE = "ca.crl"
-SERVER_CERT_FILE = "server.crt"
-SERVER_KEY_FILE = "server.key"
+#: Certificate and key, in one file: they are changed together or not at all.
+SERVER_FILE = "server.pem"
 
 _DEVICE_WRITES = ("agents/{id}/status", "agents/{id}/updates/+/+", "agents/{id}/reports/+")
 _DEVICE_READS = ("coordinator/status", "program", "round", "blobs/+/+", "agents/{id}/inbox")
@@ -154,8 +154,7 @@ def mosquitto_config(folder: Path, listener: ListenerSettings) -> str:
         "data": DATA_FOLDER,
         "ca": CA_FILE,
         "crl": CRL_FILE,
-        "cert": SERVER_CERT_FILE,
-        "key": SERVER_KEY_FILE,
+        "server": SERVER_FILE,
     }
     bind = listener.bind
     listeners = _LISTENER.format(
@@ -177,8 +176,8 @@ _LISTENER = """\
 listener {listener}
 protocol {protocol}
 cafile {folder}/{ca}
-certfile {folder}/{cert}
-keyfile {folder}/{key}
+certfile {folder}/{server}
+keyfile {folder}/{server}
 crlfile {folder}/{crl}
 tls_version tlsv1.2
 require_certificate true

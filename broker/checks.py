@@ -272,7 +272,7 @@ def _tls(settings: BrokerSettings) -> Iterator[Check]:
     except (OSError, ValueError) as error:
         yield _tls_failure(settings, error)
         return
-    renew = "renew the broker's certificate"
+    renew = "renew the broker's certificate (`fedge broker rotate-broker`)"
     what = f"the broker's certificate ({certificate.name})"
     facts: dict[str, Any] = {"not_after": certificate.not_after.isoformat(), "version": version}
     yield _out_of_date("tls", what, certificate, renew) or ok(

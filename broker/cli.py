@@ -8,7 +8,7 @@ import threading
 
 import click
 
-from broker.cli_keys import rotate_coordinator, rotate_key
+from broker.cli_keys import rotate_broker, rotate_coordinator, rotate_key
 from broker.cli_security import COMMANDS
 from broker.local import HOST, Kind, LocalBroker
 from models.console import command_errors
@@ -20,7 +20,7 @@ def cli() -> None:
     """Run an MQTT broker for trying things; make a safe one for a fleet."""
 
 
-for command in (*COMMANDS, rotate_key, rotate_coordinator):
+for command in (*COMMANDS, rotate_key, rotate_coordinator, rotate_broker):
     cli.add_command(command)
 
 

@@ -1,4 +1,4 @@
-"""`fedge broker rotate-key`, `rotate-coordinator`: keys of the coordinator."""
+"""`fedge broker rotate-key`, `rotate-coordinator`, `rotate-broker`: keys of the middle."""
 
 from __future__ import annotations
 
@@ -69,3 +69,33 @@ def rotate_coordinator(folder: Path, no_reload: bool) -> None:
     click.echo("next:")
     click.echo(f"  give it to the coordinator:  {path}")
     click.echo("  start the coordinator again; it goes on with its round")
+
+
+@click.command("rotate-broker")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option(
+    "--host",
+    "hosts",
+    default="",
+    metavar="NAME[,NAME|IP...]",
+    help="Its names and addresses from now on (default: as before); new bundles have the first.",
+)
+@NO_RELOAD
+@command_errors
+def rotate_broker(folder: Path, hosts: str, no_reload: bool) -> None:
+    """Give the broker a new key and certificate, for other host names too.
+
+    Devices need nothing while the name by which they know the broker is among the new ones. An old
+    certificate of the broker cannot be revoked: devices look at no list.
+    """
+    from broker import key_rotation
+    from broker.security import Fleet, utc_now
+
+    fleet = Fleet(folder)
+    before = fleet.register.hosts
+    key_rotation.rotate_broker(fleet, utc_now(), [h.strip() for h in hosts.split(",") if hosts])
+    tell_broker(fleet, no_reload)
+    now = fleet.register.hosts
+    click.echo(f"the broker's certificate is for {', '.join(now)}")
+    if gone := [host for host in before if host not in now]:
+        click.echo(f"devices that look for it as {' or '.join(gone)} refuse it")

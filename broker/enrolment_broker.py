@@ -20,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from broker.access import SERVER_CERT_FILE, SERVER_KEY_FILE
+from broker.access import SERVER_FILE
 from broker.enrolment import EnrolmentTopics
 from broker.local import HOST, answers, find_mosquitto, free_port
 from broker.security import Fleet
@@ -152,8 +152,7 @@ def _config(folder: Path, fleet: Fleet, inner_port: int) -> str:
         user=register.user,
         listener=f"{register.enrolment_port} {register.bind}".rstrip(),
         inner=f"{inner_port} {HOST}",
-        cert=SERVER_CERT_FILE,
-        key=SERVER_KEY_FILE,
+        server=SERVER_FILE,
     )
 
 
@@ -167,8 +166,8 @@ acl_file {folder}/access.acl
 
 listener {listener}
 protocol mqtt
-certfile {broker}/{cert}
-keyfile {broker}/{key}
+certfile {broker}/{server}
+keyfile {broker}/{server}
 tls_version tlsv1.2
 max_connections 200
 max_qos 1

@@ -10,6 +10,7 @@ DIR/bundles/       bundles of devices, until they are carried there
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -59,13 +60,12 @@ def fill(
     authority = Authority(root.certificate, root.key)
     write_whole(partial / AUTHORITY_FOLDER / CA_KEY_FILE, root.key)
     write_whole(partial / AUTHORITY_FOLDER / access.CA_FILE, root.certificate)
-    server = authority.issue("fedge broker", "server", now, MIDDLE_DAYS, register.hosts)
+    server = broker_identity(authority, register.hosts, now)
     listener = ListenerSettings(register.port, register.bind, register.user, register.websockets)
     config = access.mosquitto_config(folder / BROKER_FOLDER, listener)
     for name, content in (
         (access.CA_FILE, root.certificate),
-        (access.SERVER_CERT_FILE, server.certificate),
-        (access.SERVER_KEY_FILE, server.key),
+        (access.SERVER_FILE, server),
         (access.CONFIG_FILE, config.encode()),
     ):
         write_whole(partial / BROKER_FOLDER / name, content, owner=account)
@@ -78,6 +78,12 @@ def fill(
         # Mosquitto's account may pass through to its own folder and see nothing else.
         os.chown(partial, -1, account.gid)
         partial.chmod(0o710)
+
+
+def broker_identity(authority: Authority, hosts: Sequence[str], now: datetime) -> bytes:
+    """A new certificate of the broker with its key, PEM."""
+    issued = authority.issue("fedge broker", "server", now, MIDDLE_DAYS, hosts)
+    return issued.certificate + issued.key
 
 
 def write_derived(folder: Path, register: Register, authority: Authority, account: Account) -> None:

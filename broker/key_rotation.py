@@ -1,16 +1,19 @@
-"""New keys for the coordinator.
+"""New keys for the coordinator and the broker.
 
-The one that it signs with: old and new side by side, until every device knows. The one that it
-connects with: devices know nothing of it, so it is changed at once.
+The one that the coordinator signs with: old and new side by side, until every device knows. Those
+that coordinator and broker connect with: devices know nothing of them but the authority that
+certifies them, so they are changed at once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from broker.access import COORDINATOR
-from broker.fleet_files import COORDINATOR_FOLDER, IDENTITY_FILE, MIDDLE_DAYS
+from broker.access import COORDINATOR, SERVER_FILE
+from broker.authority import check_host
+from broker.fleet_files import COORDINATOR_FOLDER, IDENTITY_FILE, MIDDLE_DAYS, broker_identity
 from broker.register import without
 from broker.security import Fleet
 from broker.signing import SigningKeys
@@ -75,6 +78,26 @@ def rotate_certificate(fleet: Fleet, now: datetime) -> Path:
         identity = issued.certificate + issued.key
         fleet.save_with({path: identity}, now, coordinator=certificates)
     return path
+
+
+def rotate_broker(fleet: Fleet, now: datetime, hosts: Sequence[str] = ()) -> None:
+    """A new key and certificate for the broker.
+
+    Args:
+        fleet: whose.
+        now: the time.
+        hosts: names and addresses that it is for, and that bundles name from now on; none: as
+            before. Devices that look for the broker under a name which is not among them refuse it.
+
+    Raises:
+        ConfigError: no host name, or something cannot be written; then the old ones stay.
+    """
+    for host in hosts:
+        check_host(host)
+    with fleet.changing() as register:
+        names = tuple(hosts) or register.hosts
+        identity = broker_identity(fleet.authority(), names, now)
+        fleet.save_with({fleet.broker_folder / SERVER_FILE: identity}, now, hosts=names)
 
 
 def _keys_of(fleet: Fleet) -> SigningKeys:

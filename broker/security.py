@@ -223,9 +223,10 @@ class Fleet:
             ("account", register.user, settings.user),
         ):
             if wanted and here != wanted:
+                also = ", `fedge broker rotate-broker` for other names" if what == "host" else ""
                 raise ConfigError(
                     f"{self.folder} holds a fleet with {what} {here or 'none'}, not {wanted}: "
-                    "nothing was changed; choose another folder for another fleet"
+                    f"nothing was changed; choose another folder for another fleet{also}"
                 )
 
     # --- enrolment -------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ from tests.integration.fleet_folder import (
     reload,
     running,
     signed,
+    until,
     why_refused,
 )
 
@@ -91,10 +92,8 @@ def test_a_certificate_counts_in_its_time_only(
 def test_the_broker_s_own_certificate_is_not_one_for_clients(
     place: RunningFleet, tmp_path: Path
 ) -> None:
-    folder = place.fleet.broker_folder
     identity = tmp_path / "identity.pem"
-    names = ("server.crt", "server.key")
-    identity.write_bytes(b"".join((folder / name).read_bytes() for name in names))
+    shutil.copy(place.fleet.broker_folder / "server.pem", identity)
     assert "not one for clients" in why_refused(place, identity)
     assert place.tells(NOT_OURS)
 
@@ -253,6 +252,35 @@ def test_a_stolen_certificate_of_the_coordinator_opens_no_more_connections(
         assert thief.ended.get(timeout=5) != 0  # its place was taken
         assert coordinator.publish(f"{ROOT}round") == 0
         coordinator.close()
+
+
+def test_a_broker_under_another_name_is_followed_without_a_restart(
+    program: Path, tmp_path: Path
+) -> None:
+    fleet = make_fleet(tmp_path / "fleet")
+    with running(fleet, tmp_path, program) as place:
+        device = place.device("alice")
+        context = context_of(device / "ca.crt", device / "agent.pem")
+        connected = Client(place.port, context).connect()
+        before = served(place, context, "localhost")
+        with pytest.raises(ssl.SSLCertVerificationError, match="Hostname mismatch"):
+            served(place, context, "new.example.org")
+        hosts = "new.example.org,localhost,127.0.0.1"
+        said = fedge("broker", "rotate-broker", fleet.folder, "--host", hosts)
+        assert "has been told" in said
+        assert until(lambda: served(place, context, "localhost") != before)
+        assert served(place, context, "new.example.org") != before
+        assert connected.publish(f"{ROOT}agents/alice/status") == 0  # nobody was sent away
+        connected.close()
+
+
+def served(place: RunningFleet, context: ssl.SSLContext, name: str) -> bytes | None:
+    """The certificate that a client sees who looks for the broker under `name`."""
+    with (
+        socket.create_connection(("127.0.0.1", place.port), 5) as plain,
+        context.wrap_socket(plain, server_hostname=name) as sock,
+    ):
+        return sock.getpeercert(binary_form=True)
 
 
 def shake_hands(

@@ -30,7 +30,7 @@ from coordinator import admission
 from coordinator import config as middle
 from coordinator.strategies import StrategyConfig
 from coordinator.strategies.registry import STRATEGIES
-from edge_agent import agent
+from edge_agent import agent, answers
 from edge_agent.config import AgentConfig
 from edge_agent.data.config import DataConfig, InputSource, TargetSource, WeightSource
 from edge_agent.data.dataset import load_dataset
@@ -239,8 +239,9 @@ def test_every_reason_is_documented() -> None:
     refusals |= set(re.findall(r'\("(\w+)", (?:header|set)', source))
     assert {"late", "norm", "session", "malformed", "metrics"} <= refusals
     assert refusals <= documented
-    declined = set(re.findall(r'_decline(?:_running)?\("(\w+)"', inspect.getsource(agent)))
-    assert {"weights", "training", "stopping"} <= declined <= documented
+    source = inspect.getsource(agent) + inspect.getsource(answers)
+    declined = set(re.findall(r'(?:_decline(?:_running)?\(|declined\(plan, )"(\w+)"', source))
+    assert {"weights", "training", "evaluation", "stopping"} <= declined <= documented
     told = re.search(r"(?s)reason: machine name: (.*?)\.", messages.Report.__doc__ or "")
     assert told
     assert set(re.findall(r"\w+", told[1])) <= documented

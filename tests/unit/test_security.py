@@ -9,6 +9,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 
 from broker.access import ListenerSettings, access_rules, check_device_id, mosquitto_config
 from broker.authority import Authority, check_host
@@ -155,13 +157,50 @@ def test_init_leaves_other_people_s_files_alone(tmp_path: Path) -> None:
     assert content(tmp_path) == {"thesis.txt": b"mine"}
 
 
-def test_the_certificate_of_the_broker_names_every_host(fleet: Fleet) -> None:
-    pem = (fleet.broker_folder / "server.crt").read_bytes()
+def broker_names(fleet: Fleet) -> list[str]:
+    """Whom the broker's certificate is for."""
+    pem = (fleet.broker_folder / "server.pem").read_bytes()
     names = x509.load_pem_x509_certificate(pem).extensions.get_extension_for_class(
         x509.SubjectAlternativeName
     )
-    assert names.value.get_values_for_type(x509.DNSName) == ["broker.example.org"]
-    assert list(map(str, names.value.get_values_for_type(x509.IPAddress))) == ["10.1.2.3"]
+    kinds = (x509.DNSName, x509.IPAddress)
+    return [str(name) for kind in kinds for name in names.value.get_values_for_type(kind)]
+
+
+def test_the_certificate_of_the_broker_names_every_host(fleet: Fleet) -> None:
+    assert broker_names(fleet) == ["broker.example.org", "10.1.2.3"]
+
+
+def test_the_broker_gets_a_new_certificate_and_other_names(fleet: Fleet) -> None:
+    path = fleet.broker_folder / "server.pem"
+    old = path.read_bytes()
+    assert fedge("broker", "rotate-broker", fleet.folder).exit_code == 0
+    assert broker_names(fleet) == ["broker.example.org", "10.1.2.3"]
+    assert path.read_bytes() != old
+    names = "new.example.org,broker.example.org"
+    result = fedge("broker", "rotate-broker", fleet.folder, "--host", names)
+    assert "devices that look for it as 10.1.2.3 refuse it" in result.stdout
+    assert broker_names(fleet) == names.split(",")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    bundle = read_bundle(Fleet(fleet.folder).enrol("pi-9", utc_now(), None, 30))
+    assert bundle.host == "new.example.org"
+    key = serialization.load_pem_private_key(path.read_bytes(), None)
+    certificate = x509.load_pem_x509_certificate(path.read_bytes())
+    assert key.public_key() == certificate.public_key()
+
+
+def test_a_change_of_the_broker_s_certificate_is_whole_or_not_made(fleet: Fleet) -> None:
+    fleet.enrol("pi-1", utc_now(), None, 30)
+    before = content(fleet.folder)
+    for hosts in ("a b", "a,,b"):
+        line = line_of(fedge("broker", "rotate-broker", fleet.folder, "--host", hosts))
+        assert "neither a host name nor an IP address" in line
+    code = (
+        "from broker.key_rotation import rotate_broker; "
+        f"rotate_broker(Fleet(Path({str(fleet.folder)!r})), utc_now(), ['other.example.org'])"
+    )
+    assert "cannot be written" in limited(500, code)
+    assert content(fleet.folder) == before
 
 
 @pytest.mark.parametrize(
@@ -300,10 +339,12 @@ def test_a_folder_that_this_user_may_not_enter_is_one_line(tmp_path: Path) -> No
 
 
 def open_to_all(folder: Path) -> None:
-    """Every user may come here; the folders above are those of this test run."""
-    for path in folder.parents[:2]:
-        path.chmod(0o711)
+    """Every user may come here; the folders on the way are pytest's."""
     folder.chmod(0o777)
+    for path in folder.parents:
+        if path == Path(tempfile.gettempdir()):
+            return
+        path.chmod(0o711)
 
 
 @needs_root
