@@ -206,11 +206,16 @@ def reload(place: RunningFleet) -> None:
     assert until(lambda: place.said().count("Reloading config") > before), place.said()
 
 
-def link_with(place: RunningFleet, ca: Path, identity: Path | None, port: int = 0) -> MqttLink:
+def link_with(
+    place: RunningFleet, ca: Path, identity: Path | None, port: int = 0, session_expiry_s: int = 0
+) -> MqttLink:
+    """Whose session ends with it: Mosquitto 2.0 is damaged by SIGHUP while one is kept."""
     file = str(identity or "")
     tls = TlsSettings(ca_file=str(ca), cert_file=file, key_file=file)
-    settings = BrokerSettings(port=port or place.port, tls=tls, backoff_min_s=0.05)
-    return MqttLink(settings, "fedge-houses-mallory")
+    settings = BrokerSettings(
+        port=port or place.port, tls=tls, backoff_min_s=0.05, backoff_max_s=0.5
+    )
+    return MqttLink(settings, "fedge-houses-mallory", session_expiry_s=session_expiry_s)
 
 
 def why_refused(place: RunningFleet, identity: Path | None, ca: Path | None = None) -> str:

@@ -451,7 +451,7 @@ def test_a_running_agent_takes_its_place_again_and_misses_nothing(
     place: RunningFleet, tmp_path: Path
 ) -> None:
     folder = place.devices / "alice"
-    link = link_with(place, folder / "ca.crt", folder / "agent.pem")
+    link = link_with(place, folder / "ca.crt", folder / "agent.pem", session_expiry_s=3600)
     inbox = TOPICS.name(InboxTopic("alice"))
     link.subscribe(inbox)
     link.open()
