@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 from collections.abc import Sequence
@@ -152,6 +153,21 @@ def _say_next(fleet: Fleet) -> None:
     if port := fleet.register.websockets:
         click.echo("  through WebSockets:   on the device: fedge agent enrol BUNDLE --websockets")
         click.echo(f"                        they listen on port {port}, with TLS")
+    _warn_of_closed_folder(fleet)
+
+
+def _warn_of_closed_folder(fleet: Fleet) -> None:
+    """Mosquitto would say no more than that it cannot write its pid file."""
+    from broker.security_files import Account
+
+    above, user = fleet.folder.parent, fleet.register.user
+    with contextlib.suppress(ConfigError):  # the account is of another machine
+        if not Account.for_files(user).may_enter(above):
+            click.echo(
+                f"{above} is closed to user {user}, so Mosquitto cannot run from this folder here: "
+                "make the fleet elsewhere (/var/lib/fedge-fleet), or copy its broker folder",
+                err=True,
+            )
 
 
 def _yaml_line(section: dict[str, object]) -> str:
@@ -438,10 +454,13 @@ def serve_enrolment(folder: Path, for_min: float | None) -> None:
     reads DIR/authority/ca.key: run it while devices are being installed, not for ever.
     """
     from broker.enrolment_service import serve_enrolment
+    from broker.reload import reads_elsewhere
     from broker.security import Fleet
 
     fleet = Fleet(folder)
     register = fleet.register
+    if elsewhere := reads_elsewhere(fleet.broker_folder):
+        click.echo(elsewhere, err=True)
     click.echo(
         f"devices with a token may ask on {register.hosts[0]}:{register.enrolment_port} "
         "(Ctrl-C ends it)",

@@ -387,6 +387,22 @@ def test_who_can_give_no_files_away_is_told_before_anything_is_made(tmp_path: Pa
 
 
 @needs_root
+def test_a_folder_that_mosquitto_cannot_get_to_is_named(tmp_path: Path) -> None:
+    """As /root is; Mosquitto would say that it cannot write its pid file."""
+    open_to_all(tmp_path)
+    (tmp_path / "root").mkdir(mode=0o700)
+    command: list[str | Path] = ["broker", "init", tmp_path / "root" / "fleet", "--host", "x"]
+    command += ["--user", "nobody"]
+    closed = f"{tmp_path}/root is closed to user nobody, so Mosquitto cannot run from this folder"
+    for _ in range(2):
+        result = fedge(*command)
+        assert result.exit_code == 0
+        assert closed in result.stderr
+    (tmp_path / "root").chmod(0o711)
+    assert closed not in fedge(*command).output
+
+
+@needs_root
 def test_a_user_without_a_name_is_one_line(tmp_path: Path) -> None:
     open_to_all(tmp_path)
     os.seteuid(54_321)
