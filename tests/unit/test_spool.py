@@ -102,6 +102,12 @@ def test_a_crash_while_writing_leaves_the_file_of_before(tmp_path: Path) -> None
     assert pending.round_id == 3
 
 
+def test_an_update_is_for_its_owner_alone(tmp_path: Path) -> None:
+    """It can reveal something of the data behind it."""
+    spool(tmp_path).write(update())
+    assert (tmp_path / PENDING_FILE).stat().st_mode & 0o077 == 0
+
+
 def test_an_update_over_the_limit_and_a_folder_that_cannot_be_are_told(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="spool limit 100"):
         Spool(tmp_path, 100).write(update())

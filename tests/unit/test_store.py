@@ -52,6 +52,13 @@ def test_before_the_first_use_there_is_nothing(store: Store) -> None:
     assert store.meta("federation") is None
 
 
+def test_updates_are_for_the_owner_alone(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    store.close()
+    assert set(modes.values()) == {0o600}, modes
+
+
 def test_what_was_committed_is_there_after_opening_it_again(tmp_path: Path) -> None:
     store = Store(tmp_path)
     velocity = theta(0.1, -0.2, 1e-30)
