@@ -284,15 +284,19 @@ write_coordinator_config() {
 import json, re, sys
 
 fleet = json.load(open(sys.argv[1]))
-text = open(sys.argv[2]).read()
+text = open(sys.argv[2]).read().rstrip("\n") + "\n"
 files = "ca_file: ca.crt, cert_file: coordinator.pem, key_file: coordinator.pem"
 # In quotes, since 2024 and ::1 would not be text without.
 host, federation = (json.dumps(name) for name in (fleet["hosts"][0], fleet["federation"]))
 broker = f"broker: {{host: {host}, port: {fleet['port']}, tls: {{{files}}}}}\n"
-text = re.sub(r"(?m)^federation:.*\n", lambda _: f"federation: {federation}\n", text, count=1)
+name = f"federation: {federation}\n"
+text, found = re.subn(r"(?m)^federation:.*\n", lambda _: name, text, count=1)
+text = text if found else name + text
 if not re.search("(?m)^signing_key:", text):  # devices of this fleet refuse what is not signed
     broker += "signing_key: signing.key\n"
-text, found = re.subn(r"(?m)^broker:.*\n(?:[ \t]+.*\n)*", lambda _: broker, text, count=1)
+# What is indented, or closes a brace, belongs to it; blank lines and comments between, too.
+section = r"(?m)^broker:.*\n(?:(?:[ \t]*(?:#.*)?\n)*(?:[ \t]+[^\s#].*|[}\]].*)\n)*"
+text, found = re.subn(section, lambda _: broker, text, count=1)
 print(text if found else broker + text, end="")
 END
   mv "$etc/.coordinator.yaml" "$etc/coordinator.yaml"

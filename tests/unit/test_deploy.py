@@ -100,22 +100,55 @@ def test_the_pages_name_scripts_and_options_that_there_are() -> None:
     assert found == {path.name for path in SCRIPTS} - {"install.sh"}
 
 
+def with_fleet(folder: Path, federation: str, host: str, example: Path) -> str:
+    """What the installer makes of a coordinator.yaml."""
+    source = (DEPLOY / "install.sh").read_text()
+    script = source.partition(' <<\'END\'\n"""The example')[2].partition("\nEND\n")[0]
+    register = folder / "fleet.json"
+    register.write_text(json.dumps({"hosts": [host], "port": 8883, "federation": federation}))
+    done = run(sys.executable, "-c", f'"""The example{script}', register, example)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.mark.parametrize("example", ["deploy/coordinator.yaml", "deploy/docker/coordinator.yaml"])
 @pytest.mark.parametrize("host", ["broker.example.org", "10.1.2.3", "::1"])
 @pytest.mark.parametrize("federation", ["houses", "2024", "1e3", "yes", "_", "-"])
 def test_the_coordinator_s_configuration_loads_for_every_name(
     tmp_path: Path, example: str, host: str, federation: str
 ) -> None:
-    source = (DEPLOY / "install.sh").read_text()
-    script = source.partition(' <<\'END\'\n"""The example')[2].partition("\nEND\n")[0]
-    register = tmp_path / "fleet.json"
-    register.write_text(json.dumps({"hosts": [host], "port": 8883, "federation": federation}))
-    done = run(sys.executable, "-c", f'"""The example{script}', register, DEPLOY.parent / example)
-    assert done.returncode == 0, done.stderr
-    (tmp_path / "coordinator.yaml").write_text(done.stdout)
+    text = with_fleet(tmp_path, federation, host, DEPLOY.parent / example)
+    (tmp_path / "coordinator.yaml").write_text(text)
     config = load_config(tmp_path / "coordinator.yaml", CoordinatorConfig)
     assert (config.federation, config.broker.host) == (federation, host)
     assert config.signing_key is not None
+
+
+@pytest.mark.parametrize(
+    "broker",
+    [
+        "broker: {host: x}",
+        "broker:\n  host: x\n\n  port: 1\n# more\n  # and more\n  tls: {}\n",
+        "broker: {host: x,\n  tls: {}\n}\n",
+        "",
+    ],
+)
+def test_a_configuration_of_one_s_own_gets_this_broker_however_it_is_written(
+    tmp_path: Path, broker: str
+) -> None:
+    own = f"# ours\nrounds: 3\nmodel: house_price\n{broker}"
+    for number, text in enumerate((own, f"model: house_price\n{broker}\n# ours\nrounds: 3")):
+        (tmp_path / f"{number}.yaml").write_text(text)
+        done = with_fleet(tmp_path, "houses", "b.example.org", tmp_path / f"{number}.yaml")
+        assert "# ours\nrounds: 3\n" in done
+        (tmp_path / "coordinator.yaml").write_text(done)
+        config = load_config(tmp_path / "coordinator.yaml", CoordinatorConfig)
+        assert (config.federation, config.broker.host, config.rounds) == (
+            "houses",
+            "b.example.org",
+            3,
+        )
+        assert config.broker.port == 8883
 
 
 # -- units ------------------------------------------------------------------------------------
