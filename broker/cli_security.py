@@ -456,16 +456,14 @@ def serve_enrolment(folder: Path, for_min: float | None) -> None:
     from broker.enrolment_service import serve_enrolment
     from broker.reload import reads_elsewhere
     from broker.security import Fleet
+    from broker.settings import BrokerSettings
 
     fleet = Fleet(folder)
     register = fleet.register
     if elsewhere := reads_elsewhere(fleet.broker_folder):
         click.echo(elsewhere, err=True)
-    click.echo(
-        f"devices with a token may ask on {register.hosts[0]}:{register.enrolment_port} "
-        "(Ctrl-C ends it)",
-        err=True,
-    )
+    where = BrokerSettings(host=register.hosts[0], port=register.enrolment_port).address
+    click.echo(f"devices with a token may ask on {where} (Ctrl-C ends it)", err=True)
     serve_enrolment(fleet, None if for_min is None else 60 * for_min)
 
 

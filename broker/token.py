@@ -49,9 +49,14 @@ class Token:
     secret: str
     authority: str
 
-    def __str__(self) -> str:
+    @property
+    def address(self) -> str:
+        """Of the enrolment service: `host:port`, an IPv6 address in brackets."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        where = f"{SCHEME}{host}:{self.port}/{self.federation}/{self.agent_id}"
+        return f"{host}:{self.port}"
+
+    def __str__(self) -> str:
+        where = f"{SCHEME}{self.address}/{self.federation}/{self.agent_id}"
         return f"{where}/{self.secret}.{self.authority}"
 
     def __repr__(self) -> str:  # the secret must not end in a log

@@ -227,7 +227,7 @@ def enrol(
     if token is None:
         taken, is_new = joining.enrol(Path(source), folder, data, target, websockets=websockets)
     else:
-        click.echo(f"asking {token.host}:{token.port} to let {token.agent_id} in ...", err=True)
+        click.echo(f"asking {token.address} to let {token.agent_id} in ...", err=True)
         taken, is_new = joining.enrol_with_token(
             token, folder, data, target, timeout, websockets=websockets
         )

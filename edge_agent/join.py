@@ -60,7 +60,7 @@ def ask_for_certificate(token: Token, csr: str, timeout_s: float) -> Bundle:
     authority = _ask(token, _UnprovenTls(), Request(), deadline_s).authority
     if not authority or fingerprint(authority) != token.authority:
         raise ConfigError(
-            f"who answers on {token.host}:{token.port} is not of the fleet that made this token: "
+            f"who answers on {token.address} is not of the fleet that made this token: "
             "nothing was sent to it"
         )
     with tempfile.TemporaryDirectory(prefix="fedge-enrol-") as folder:

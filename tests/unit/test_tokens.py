@@ -72,6 +72,7 @@ def test_a_token_reads_as_it_was_written(host: str) -> None:
     token = Token(host, 8884, "houses", "pi-1", "s" * 22, "a" * 43)
     assert Token.parse(f" {token}\n") == token
     assert "s" * 22 not in repr(token)
+    assert token.address == (f"[{host}]:8884" if ":" in host else f"{host}:8884")
 
 
 @pytest.mark.parametrize("kept", [0, 8, 30, -1, -44])
