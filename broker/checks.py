@@ -349,6 +349,11 @@ def _login_advice(error: Exception) -> str:
             "this certificate was shut out: after a rotation install the new one; a device that "
             "was revoked comes back under another name (fedge broker enrol)"
         )
+    if "not yet valid" in text:
+        return (
+            "set the broker's clock; if it was ahead when the fleet was last changed, change it "
+            "once more (fedge broker enrol, or rotate): docs/security.md"
+        )
     if "certificate" in text:
         return "compare with what the broker was told (fedge broker list)"
     if "login" in text:

@@ -8,6 +8,7 @@ that the next one does not put right.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import tempfile
@@ -48,6 +49,8 @@ from broker.security_files import (
 from broker.signing import SigningKeys
 from broker.topics import check_id
 from models.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 #: A list of revoked certificates from the future is no list; each must be newer than the last.
 _LIST_BACKDATED = timedelta(days=1)
@@ -487,14 +490,28 @@ class Fleet:
         Raises:
             ConfigError: something cannot be written; then the register is the one of before.
         """
-        later = self.register.list_updated + timedelta(seconds=1)
-        updated = max(later, now - _LIST_BACKDATED)
+        updated = self._list_time(now)
         register = msgspec.structs.replace(self.register, list_updated=updated, **changes)
         # The register last: it must not call a device revoked whom the broker still lets in.
         write_derived(self.folder, register, self.authority(), Account.for_files(register.user))
         data = msgspec.json.format(msgspec.json.encode(register), indent=1)
         write_whole(self.folder / REGISTER_FILE, data)
         self.register = register
+
+    def _list_time(self, now: datetime) -> datetime:
+        """Of the next list of revoked certificates: later than the last, and not to come."""
+        later = self.register.list_updated + timedelta(seconds=1)
+        if later <= now:
+            return max(later, now - _LIST_BACKDATED)
+        # A list that counts only from some day on shuts everybody out until then.
+        log.warning(
+            "this fleet was last changed when the clock said %s, and now it says %s: if that is"
+            " right, restart Mosquitto; else set it, and do this again",
+            f"{later + _LIST_BACKDATED:%Y-%m-%d}",
+            f"{now:%Y-%m-%d}",
+            extra={"event": "clock_went_back"},
+        )
+        return now - _LIST_BACKDATED
 
 
 def _check_replaceable(path: Path, agent_id: str) -> None:

@@ -557,6 +557,19 @@ def test_every_list_of_revocations_is_newer_than_the_last(fleet: Fleet) -> None:
     assert revoked_serials(fleet)[0] == {record.serial for record in fleet.register.devices}
 
 
+def test_a_clock_that_was_ahead_locks_nobody_out_for_good(
+    fleet: Fleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    """OpenSSL refuses every certificate while the list of revoked ones is not yet valid."""
+    fleet.enrol("pi-1", utc_now() + timedelta(days=3650), None, 30)
+    assert not caplog.records
+    fleet.revoke("pi-1", utc_now())
+    crl = x509.load_pem_x509_crl((fleet.broker_folder / "ca.crl").read_bytes())
+    assert crl.last_update_utc < utc_now()
+    assert len(crl) == 1
+    assert "restart Mosquitto; else set it, and do this again" in caplog.text
+
+
 def test_rotation_revokes_the_old_unless_it_is_kept(fleet: Fleet) -> None:
     fleet.enrol("pi-1", utc_now(), None, 30)
     assert fedge("broker", "rotate", fleet.folder, "pi-1", "--keep-old").exit_code == 0
