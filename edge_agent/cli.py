@@ -216,6 +216,7 @@ def enrol(
     folder of the same device it replaces the certificates and keeps agent.yaml.
     """
     from broker.config import load_config
+    from broker.settings import BrokerSettings
     from broker.token import Token
     from edge_agent import enrol as joining
     from edge_agent.config import AgentConfig
@@ -234,7 +235,14 @@ def enrol(
     config = folder / joining.CONFIG_FILE
     what = f"{config} written" if is_new else f"certificates renewed, {config} kept"
     click.echo(f"{taken.agent_id} of federation {taken.federation}: {what}; next:")
-    if load_config(config, AgentConfig).trusted_keys is None:
+    written = load_config(config, AgentConfig)
+    here, ports = written.broker, (taken.port, taken.websockets)
+    if here.host != taken.host or here.port not in ports:
+        told = BrokerSettings(host=taken.host, port=taken.port).address
+        click.echo(f"  another broker?     {config} has {here.address}, this fleet's is {told}")
+    if not is_new and (data is not None or target or websockets):
+        click.echo(f"  the options:        they are for a new file; change {config} yourself")
+    if written.trusted_keys is None:
         click.echo(f"  check signatures:   add `trusted_keys: {joining.KEYS_FILE}` to {config}")
     click.echo(f"  start it:           fedge agent run --config {shlex.quote(str(config))}")
     if token is None:

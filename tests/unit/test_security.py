@@ -810,12 +810,25 @@ def test_a_new_bundle_renews_the_certificates_and_keeps_the_rest(
     result = join(fleet.rotate("pi-1", utc_now(), None, 30), folder)
     assert "certificates renewed" in result.stdout
     assert "check signatures" not in result.stdout
+    assert "another broker?" not in result.stdout
     assert content(folder)["agent.pem"] != before["agent.pem"]
     assert load_config(folder / "agent.yaml", AgentConfig).threads == 2
     other = fleet.enrol("pi-2", utc_now(), None, 30)
     before = content(folder)
     assert "is of pi-1 in federation houses" in line_of(join(other, folder))
     assert content(folder) == before
+
+
+def test_what_a_kept_configuration_says_otherwise_is_told(
+    bundle_path: Path, tmp_path: Path
+) -> None:
+    """As when the fleet was made anew on another machine."""
+    assert join(bundle_path, tmp_path / "pi").exit_code == 0
+    settings = FleetSettings("houses", ["::1"], port=9999, user=Account.current().name)
+    bundle = create_fleet(tmp_path / "anew", settings, utc_now()).enrol("pi-1", utc_now(), None, 30)
+    said = join(bundle, tmp_path / "pi", "--data", "other.npz").stdout
+    assert "agent.yaml has broker.example.org:8883, this fleet's is [::1]:9999" in said
+    assert "the options:        they are for a new file" in said
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
