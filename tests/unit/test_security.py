@@ -735,6 +735,14 @@ def test_a_copy_of_a_fleet_does_not_claim_that_a_broker_was_told(
         assert "has been told" in fedge("broker", "revoke", fleet.folder, "pi-1").output
 
 
+def test_whoever_has_mosquitto_s_account_does_not_hold_root_up(fleet: Fleet) -> None:
+    os.mkfifo(fleet.broker_folder / "mosquitto.pid")
+    (fleet.broker_folder / "mosquitto.conf").unlink()
+    os.mkfifo(fleet.broker_folder / "mosquitto.conf")
+    fleet.enrol("pi-1", utc_now(), None, 30)
+    assert "no broker runs" in fedge("broker", "revoke", fleet.folder, "pi-1").stdout
+
+
 # --- on the device --------------------------------------------------------------------------------
 
 
