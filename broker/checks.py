@@ -23,7 +23,7 @@ from broker.certificate import Certificate, parse_certificate, read_certificate
 from broker.diagnosis import Check, failed, ok, skipped, warning
 from broker.probe import Granted, Probe, packet_limit
 from broker.rights import Rights, access_checks
-from broker.settings import PLAIN_PORT, TLS_PORT, BrokerSettings
+from broker.settings import PLAIN_PORT, TLS_PORT, BrokerSettings, TlsSettings
 from broker.transports import proxy_arguments
 from models.errors import ConfigError, LinkError
 
@@ -116,6 +116,7 @@ def _files(settings: BrokerSettings, name: str) -> Iterator[Check]:
         if proxy is not None:
             proxy_arguments(proxy)  # needs a package
         if settings.tls is None:
+            yield from _open_secrets(settings, None)
             yield ok("files", "no certificates needed: no TLS")
             return
         settings.tls.context()
@@ -123,10 +124,7 @@ def _files(settings: BrokerSettings, name: str) -> Iterator[Check]:
         advice = "do so, or correct the configuration; is this the user that the service runs as?"
         yield failed("files", str(error), advice)
         return
-    for key, secret in (("key_file", settings.tls.key_file), ("", settings.password_file)):
-        if secret and Path(secret).stat().st_mode & stat.S_IROTH:
-            found = f"{'tls.' + key if key else 'password_file'} {secret} is readable by everybody"
-            yield warning("files", found, f"chmod o= {secret}, and renew it if others were here")
+    yield from _open_secrets(settings, settings.tls)
     is_named = False
     for key in ("ca_file", "cert_file"):
         path = getattr(settings.tls, key)
@@ -135,6 +133,27 @@ def _files(settings: BrokerSettings, name: str) -> Iterator[Check]:
             yield _certificate_file(key, Path(path), name)
     if not is_named:
         yield ok("files", "the system's authorities, no certificate of our own")
+
+
+def _open_secrets(settings: BrokerSettings, tls: TlsSettings | None) -> Iterator[Check]:
+    """Warnings of files that should be for one reader alone."""
+    websocket, proxy = settings.websocket, settings.proxy
+    for key, name in (
+        ("tls.key_file", tls.key_file if tls else ""),
+        ("password_file", settings.password_file),
+        ("websocket.headers_file", websocket.headers_file if websocket else ""),
+        ("proxy.password_file", proxy.password_file if proxy else ""),
+    ):
+        if name and (check := open_secret("files", key, Path(name))):
+            yield check
+
+
+def open_secret(check: str, key: str, path: Path) -> Check | None:
+    """A warning when everybody on this machine may read a secret."""
+    if not path.stat().st_mode & stat.S_IROTH:
+        return None
+    found = f"{key} {path} is readable by everybody"
+    return warning(check, found, f"chmod o= {path}, and renew it if others were here")
 
 
 def _certificate_file(key: str, path: Path, name: str) -> Check:

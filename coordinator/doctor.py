@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 from broker import messages
-from broker.checks import Others, clock_check, network_checks
+from broker.checks import Others, clock_check, network_checks, open_secret
 from broker.config import located
 from broker.diagnosis import Check, failed, ok, warning
 from broker.local_checks import disk_check, memory_check, owner_check, temperature_check
@@ -131,6 +131,8 @@ def _signing_key(config: CoordinatorConfig, base: Path) -> Iterator[Check]:
     except ConfigError as error:
         yield failed("keys", str(error), "see docs/security.md on the signing key")
         return
+    if check := open_secret("keys", "signing_key", located(config.signing_key, base)):
+        yield check
     names = " and ".join(key_id(key) for key in keys.public)
     yield ok("keys", f"plans and programs are signed with {names}")
 

@@ -529,6 +529,9 @@ def test_a_wrong_password_is_told_from_none_and_from_the_right_one(tmp_path: Pat
         assert "wants a username" in look(tmp_path, BrokerSettings(port=port)).only_failure.found
         secret.write_text("right\n")
         assert "let in as pi" in look(tmp_path, settings).one("login").found
+        secret.chmod(0o644)
+        found = look(tmp_path, settings).named("files")[0].found
+        assert found == f"password_file {secret} is readable by everybody"
     finally:
         process.terminate()
         process.wait(10)

@@ -16,8 +16,10 @@ from broker.access import access_rules
 from broker.checks import clock_check
 from broker.diagnosis import Check, exit_code, failed, ok, report, skipped, warning
 from broker.local_checks import disk_check, memory_check, owner_check
+from broker.signing import SigningKeys
 from broker.topics import Topics
-from coordinator.doctor import coordinator_rights
+from coordinator.config import CoordinatorConfig
+from coordinator.doctor import coordinator_rights, diagnose
 from edge_agent.data.dataset import LocalDataset
 from edge_agent.data.table import Array
 from edge_agent.doctor import agent_rights
@@ -202,3 +204,14 @@ def test_classes_are_counted_by_name() -> None:
     assert found.facts["classes"] == {"sit": 3, "walk": 0, "run": 3}
     found = _target(spec, dataset(values, np.ones(6, np.int32)))
     assert found.state == "warning"
+
+
+def test_a_signing_key_that_everybody_can_read_is_noticed(tmp_path: Path) -> None:
+    (file := tmp_path / "signing.key").write_bytes(SigningKeys.generate().encode())
+    config = CoordinatorConfig(federation="f", model="house_price", signing_key=Path("signing.key"))
+    found = {}
+    for mode in (0o644, 0o600):
+        file.chmod(mode)
+        checks = diagnose(config, tmp_path, offline=True)
+        found[mode] = [check.state for check in checks if check.name == "keys"]
+    assert found == {0o644: ["warning", "ok"], 0o600: ["ok"]}
