@@ -8,7 +8,6 @@ import fcntl
 import logging
 import os
 import pwd
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +65,8 @@ class Account:
 
     def may_enter(self, folder: Path) -> bool:
         """Whether it gets to what is in `folder`; True where this process cannot try it."""
+        import subprocess  # no device needs it
+
         if os.geteuid() != 0:
             return True
         try:
@@ -123,6 +124,20 @@ def write_whole(path: Path, data: bytes, mode: int = PRIVATE, owner: Account | N
         with contextlib.suppress(OSError):
             partial.unlink()
         raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def touch_private(path: Path) -> None:
+    """Makes an empty file, when there is none, that nobody but its owner may read.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    with contextlib.suppress(FileExistsError):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, PRIVATE)
+        try:
+            _give_to_owner(descriptor, path.parent)
+        finally:
+            os.close(descriptor)
 
 
 def beside(path: Path) -> Path:
@@ -234,14 +249,9 @@ def _claim(descriptor: int, folder: Path) -> None:
 
 
 def _open_lock(folder: Path, name: str = ".lock") -> int:
+    touch_private(folder / name)
     # A link is not followed: in a folder of somebody else root would write where it leads.
-    path, flags = folder / name, os.O_RDWR | os.O_NOFOLLOW
-    try:
-        descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, PRIVATE)
-    except FileExistsError:
-        return os.open(path, flags)
-    _give_to_owner(descriptor, folder)
-    return descriptor
+    return os.open(folder / name, os.O_RDWR | os.O_NOFOLLOW)
 
 
 def _warn_not_locked(folder: Path, error: OSError) -> None:

@@ -6,11 +6,11 @@ readers (`fedge coordinator status`) never wait for the writer.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 
 from broker.messages import AgentStatus, RoundPlan
-from broker.security_files import PRIVATE
+from broker.security_files import touch_private
 from coordinator.progress import Progress, StoredRound
 from coordinator.records import RoundRecord
 from coordinator.roster import MISSED_HEARTBEATS
@@ -100,8 +100,7 @@ class Store:
         try:
             if folder is not None:
                 folder.mkdir(parents=True, exist_ok=True)
-                with contextlib.suppress(FileExistsError):  # what updates reveal is not for all
-                    self.path.touch(PRIVATE, exist_ok=False)
+                touch_private(self.path)  # what updates reveal is not for all
             self._db = sqlite3.connect(self.path, isolation_level=None)
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
@@ -348,7 +347,7 @@ class Store:
         if (found := self.meta("format")) != _FORMAT:
             raise ConfigError(f"{self.path} has format {found}, this version reads {_FORMAT}")
 
-    @contextlib.contextmanager
+    @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         try:
             self.flush()

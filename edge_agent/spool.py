@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 
 from broker.messages import Count, Fingerprint, Id, RoundId, Sha256
-from broker.security_files import PRIVATE, sync_folder
+from broker.security_files import sync_folder, touch_private
 from edge_agent.trust import TrustRecord
 from models import frames
 from models.errors import StoreError, WireError
@@ -149,9 +149,8 @@ class Spool:
         path, partial = self._folder / name, self._folder / (name + ".partial")
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            # An update can reveal something of the data behind it.
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-            with os.fdopen(os.open(partial, flags, PRIVATE), "wb") as file:
+            touch_private(partial)  # an update can reveal something of the data behind it
+            with partial.open("wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,13 @@ def test_updates_are_for_the_owner_alone(tmp_path: Path) -> None:
     modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
     store.close()
     assert set(modes.values()) == {0o600}, modes
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_start_with_sudo_leaves_the_state_to_the_service(tmp_path: Path) -> None:
+    os.chown(tmp_path, 65534, 65534)
+    with closing(Store(tmp_path)):
+        assert {path.stat().st_uid for path in tmp_path.iterdir()} == {65534}
 
 
 def test_what_was_committed_is_there_after_opening_it_again(tmp_path: Path) -> None:
