@@ -38,6 +38,8 @@ _ECHO_TRIPS = 20
 #: ... and not before this, nor after that.
 _ECHO_S = (0.25, 5.0)
 _RECEIVE_MAXIMUM = 100
+#: Twice the largest package.
+_MOST_HEARD_BYTES = 128 << 20
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,10 @@ class Probe:
         self.is_shared = False
         #: What the last answer took.
         self.answer_s = 0.0
-        #: Topic, payload and retain flag of everything that came.
+        #: Topic, payload and retain flag of what came, up to a limit: whoever is at the other end
+        #: may not stop.
         self.heard: list[tuple[str, bytes, bool]] = []
+        self._room_bytes = _MOST_HEARD_BYTES
         tls = settings.tls.context() if settings.tls is not None else None
         self._secrets = settings.secrets()
         self._connect_s = 2 * settings.connect_timeout_s + 1
@@ -201,7 +205,8 @@ class Probe:
                 kind, answer = self._answers.get(timeout=left_s)
             except queue.Empty:
                 return None
-            if kind == "message":
+            if kind == "message" and self._room_bytes > 0:
+                self._room_bytes -= len(answer[1])
                 self.heard.append(answer)
             if kind == "down":
                 self._down = self._down or answer

@@ -158,9 +158,8 @@ class Service(ABC):
         match event:
             case None:
                 return
-            case Received(topic, payload):
-                self.dispatch(MessageArrived(topic, payload))
-                self.finish(event)
+            case Received():
+                self._receive(event)
             case LinkUp(session_present, max_payload_bytes):
                 self._connected_once, self._down_reason = True, ""
                 self._supervisor.status("connected")
@@ -174,6 +173,16 @@ class Service(ABC):
                 self.stop()
             case Posted(value):
                 self.dispatch(value)
+
+    def _receive(self, message: Received) -> None:
+        try:
+            self.dispatch(MessageArrived(message.topic, message.payload))
+        except (LinkError, StoreError):
+            raise
+        except Exception:
+            self.finish(message)  # or it would hold up those behind it, and come again
+            raise
+        self.finish(message)
 
     def _went_down(self, reason: str, refused: bool) -> None:
         if refused and not self._connected_once:

@@ -20,7 +20,7 @@ from broker.settings import BrokerSettings
 from edge_agent.config import AgentConfig
 from edge_agent.enrol import enrol
 from models.errors import ConfigError
-from tests.conftest import nothing_comes, wait_down, wait_up
+from tests.conftest import nothing_comes, take, wait_down, wait_up
 from tests.integration.fleet_folder import FEDERATION, ROOT, RunningFleet, running, until
 
 
@@ -113,13 +113,23 @@ def test_who_is_revoked_may_do_nothing(fleet: RunningFleet, links: list[MqttLink
     config, other = device(fleet), device(fleet)
     fleet.fleet.revoke(config.agent_id, utc_now())
     reload(fleet)
+    identity = str(fleet.fleet.folder / "coordinator" / "coordinator.pem")
+    assert other.broker.tls is not None
+    tls = msgspec.structs.replace(other.broker.tls, cert_file=identity, key_file=identity)
+    middle = link_of(msgspec.structs.replace(other.broker, tls=tls), "coordinator")
     revoked, witness = link_of(config.broker, "revoked"), link_of(other.broker, "witness")
-    links += [revoked, witness]
+    links += [middle, revoked, witness]
     for client in links:
-        client.subscribe(ROOT + "#")
+        client.subscribe(ROOT + "agents/+/status")
         client.open()
-        client.poll(5)
-    revoked.publish(f"{ROOT}agents/{config.agent_id}/status", b"I am still here", retain=True)
+    wait_up(middle)
+    wait_up(witness)
+    revoked.poll(5)
+    for link, agent_id in ((revoked, config.agent_id), (witness, other.agent_id)):
+        link.publish(f"{ROOT}agents/{agent_id}/status", b"I am still here")
+    heard = [message.topic for message in take(middle, 1, 10)]
+    assert heard == [f"{ROOT}agents/{other.agent_id}/status"]
+    assert nothing_comes(middle, 0.5)
     assert nothing_comes(revoked, 0.5)
 
 

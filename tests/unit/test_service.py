@@ -140,6 +140,26 @@ def test_an_exception_in_the_machine_is_survived_counted_and_logged(
     assert caplog.text.count("ZeroDivisionError: a defect") == 2
 
 
+def test_a_message_that_ends_in_an_exception_holds_up_none_behind_it() -> None:
+    broker = MemoryBroker(receive_maximum=1)
+    link, other = MemoryLink(broker, "me", manual_ack=True), MemoryLink(broker, "other")
+    other.open()
+    wait_up(other)
+
+    def answer(event: Any) -> Sequence[Any]:
+        if isinstance(event, MessageArrived) and event.payload == b"bad":
+            raise ZeroDivisionError("a defect")
+        return []
+
+    service = Recorder(link, answer)
+    for number, payload in enumerate([b"bad", b"good"]):
+        broker.at(1.0 + number, other.publish, "in/a", payload)
+    stop_at(broker, link, 9.0)
+    service.run()
+    arrived = [event.payload for event in service.events if isinstance(event, MessageArrived)]
+    assert arrived == [b"bad", b"good"]
+
+
 @pytest.mark.parametrize("error", [StoreError("disk full"), LinkError("gone")])
 def test_what_cannot_be_survived_ends_it_and_closes_the_link(
     broker: MemoryBroker, other: MemoryLink, error: Exception
@@ -242,22 +262,22 @@ def test_a_message_is_acknowledged_once_it_was_dealt_with(
     broker: MemoryBroker, other: MemoryLink
 ) -> None:
     def answer(event: Any) -> Sequence[Any]:
-        if isinstance(event, MessageArrived) and event.payload == b"bad":
-            raise ZeroDivisionError
+        if isinstance(event, MessageArrived) and event.payload == b"last":
+            raise StoreError("the disk is full")
         return []
 
     first = MemoryLink(broker, "me", manual_ack=True)
-    for payload in (b"good", b"bad"):
+    for payload in (b"first", b"last"):
         broker.at(1.0, other.publish, "in/a", payload)
-    stop_at(broker, first, 2.0)
-    Recorder(first, answer).run()
+    with pytest.raises(StoreError):
+        Recorder(first, answer).run()
     again = MemoryLink(broker, "me", manual_ack=True)
     service = Recorder(again)
     stop_at(broker, again, broker.now_s + 5.0)
     service.run()
     assert service.events[1:3] == [
         Connected(MAX_PAYLOAD, session_present=True),
-        MessageArrived("in/a", b"bad"),
+        MessageArrived("in/a", b"last"),
     ]
     assert len(service.events) == 4
 
