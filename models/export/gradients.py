@@ -92,32 +92,59 @@ def _rsqrt(op: Operation, dy: Tensor) -> Tensor:
 
 
 def _strided_slice(op: Operation, dy: Tensor) -> list[Tensor | None]:
-    # Zeros go back where the slice did not look.
+    # Zeros go back where the slice did not look, one axis after the other.
     shape = op.inputs[0].shape
-    begin, _, step = (tf.get_static_value(tensor) for tensor in op.inputs[1:])
-    if step is None or begin is None or any(step != 1) or op.get_attr("new_axis_mask"):
-        raise NotImplementedError("a slice with steps, new axes or bounds known only at run time")
-    begins, sizes = [0] * len(shape), list(shape)
-    for axis in range(len(begin)):
-        probe = np.arange(shape[axis])
-        index = _slice_of(op, axis)
-        taken = np.atleast_1d(probe[index])
-        begins[axis], sizes[axis] = int(taken[0]), len(taken)
-    pads = [(b, s - b - k) for b, s, k in zip(begins, shape, sizes, strict=True)]
-    return [tf.pad(tf.reshape(dy, sizes), pads), None, None, None]
+    taken = _taken(op, list(shape))
+    dx = tf.reshape(dy, [len(places) for places in taken])
+    for axis, places in enumerate(taken):
+        step = int(places[1] - places[0]) if len(places) > 1 else 1
+        if step < 0:
+            dx, places = tf.reverse(dx, [axis]), places[::-1]
+        dx = _spread(dx, axis, abs(step))
+        pads = [(0, 0)] * len(shape)
+        pads[axis] = (int(places[0]), shape[axis] - 1 - int(places[-1]))
+        dx = tf.pad(dx, pads) if any(pads[axis]) else dx
+    return [dx, None, None, None]
 
 
-def _slice_of(op: Operation, axis: int) -> slice | int:
-    if op.get_attr("ellipsis_mask"):
-        raise NotImplementedError("a slice with an ellipsis")
-    begin, end = (int(tf.get_static_value(op.inputs[i])[axis]) for i in (1, 2))
-    bit = 1 << axis
-    if op.get_attr("shrink_axis_mask") & bit:
-        return begin
-    return slice(
-        None if op.get_attr("begin_mask") & bit else begin,
-        None if op.get_attr("end_mask") & bit else end,
-    )
+def _taken(op: Operation, shape: list[int]) -> list[Any]:
+    """Of each axis, which of its places a slice takes, in its order."""
+    begin, end, step = (tf.get_static_value(tensor) for tensor in op.inputs[1:])
+    if begin is None or end is None or step is None:
+        raise NotImplementedError("a slice whose bounds are known only at run time")
+    taken: list[Any] = []
+    for number in range(len(begin)):
+        bit = 1 << number
+        if op.get_attr("ellipsis_mask") & bit:
+            after = _consuming(op, range(number + 1, len(begin)))
+            taken += [np.arange(side) for side in shape[len(taken) : len(shape) - after]]
+        elif not op.get_attr("new_axis_mask") & bit:
+            first = None if op.get_attr("begin_mask") & bit else int(begin[number])
+            last = None if op.get_attr("end_mask") & bit else int(end[number])
+            one = op.get_attr("shrink_axis_mask") & bit
+            index = int(begin[number]) if one else slice(first, last, int(step[number]))
+            taken.append(np.atleast_1d(np.arange(shape[len(taken)])[index]))
+    taken += [np.arange(side) for side in shape[len(taken) :]]
+    if not all(map(len, taken)):
+        raise NotImplementedError("a slice that takes nothing")
+    return taken
+
+
+def _consuming(op: Operation, numbers: range) -> int:
+    """How many of a slice's entries stand for an axis of what is sliced."""
+    return sum(not op.get_attr("new_axis_mask") & (1 << number) for number in numbers)
+
+
+def _spread(x: Tensor, axis: int, step: int) -> Tensor:
+    """With step - 1 zeros between neighbours along an axis."""
+    if step == 1:
+        return x
+    shape = [int(side) for side in x.shape]
+    before, side, after = prod(shape[:axis]), shape[axis], prod(shape[axis + 1 :])
+    apart = tf.pad(tf.reshape(x, [before, side, 1, after]), [(0, 0), (0, 0), (0, step - 1), (0, 0)])
+    whole = tf.reshape(apart, [before, side * step, after])
+    shape[axis] = (side - 1) * step + 1
+    return tf.reshape(whole[:, : shape[axis]], shape)
 
 
 def _tile(op: Operation, dy: Tensor) -> list[Tensor | None]:
@@ -137,14 +164,20 @@ def _tile(op: Operation, dy: Tensor) -> list[Tensor | None]:
 def _gather(op: Operation, dy: Tensor) -> list[Tensor | None]:
     # Rows of a table (an embedding): every row gets the sum over the places that read it.
     table, indices, axis = op.inputs
-    if tf.get_static_value(axis) != 0 or op.get_attr("batch_dims"):
-        raise NotImplementedError("a gather along another axis than the first")
-    rows, *row = table.shape
+    if op.get_attr("batch_dims"):
+        raise NotImplementedError("a gather with other indexes for every row (take_along_axis)")
+    shape = [int(side) for side in table.shape]
+    where = int(tf.get_static_value(axis)) % len(shape)
+    before, rows, after = prod(shape[:where]), shape[where], prod(shape[where + 1 :])
     count = prod(indices.shape)
+    if before > 1:  # what is gathered along another axis than the first comes first meanwhile
+        dy = tf.transpose(tf.reshape(dy, [before, count, after]), [1, 0, 2])
     summed = tf.math.unsorted_segment_sum(
-        tf.reshape(dy, [count, prod(row)]), tf.reshape(indices, [count]), rows
+        tf.reshape(dy, [count, before * after]), tf.reshape(indices, [count]), rows
     )
-    return [tf.reshape(summed, table.shape), None, None]
+    if before > 1:
+        summed = tf.transpose(tf.reshape(summed, [rows, before, after]), [1, 0, 2])
+    return [tf.reshape(summed, shape), None, None]
 
 
 _FORMULAS: dict[str, Callable[[Operation, Tensor], Any]] = {
@@ -172,5 +205,18 @@ _FORMULAS: dict[str, Callable[[Operation, Tensor], Any]] = {
 #: For `tf.Graph.gradient_override_map`: operator -> registered name of its built-in-only gradient.
 OVERRIDES: dict[str, str] = {op: f"FedgeBuiltin{op}" for op in _FORMULAS}
 
+
+def _named(formula: Callable[[Operation, Tensor], Any]) -> Callable[[Operation, Tensor], Any]:
+    """The formula, whose errors say which operator it was asked about."""
+
+    def gradient(op: Operation, dy: Tensor) -> Any:
+        try:
+            return formula(op, dy)
+        except NotImplementedError as error:
+            raise NotImplementedError(f"{op.name}: {error}") from error
+
+    return gradient
+
+
 for _op, _formula in _FORMULAS.items():
-    tf.RegisterGradient(OVERRIDES[_op])(_formula)
+    tf.RegisterGradient(OVERRIDES[_op])(_named(_formula))

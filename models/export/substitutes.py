@@ -88,6 +88,8 @@ def _substitutes(
         yield "unroll", True
         if loops:
             yield "call", recurrent_call(layer, OVERRIDES)
+    if call_owner(layer) == "Dense" and layer.built and layer.kernel.shape[0] == 1:
+        yield "call", _dense_of_one_call(layer)
     if call_owner(layer) in ("BaseConv", "Conv1D"):
         yield "call", _convolution_call(layer)
     if call_owner(layer) == "BaseSeparableConv" and layer.padding != "causal":
@@ -95,6 +97,19 @@ def _substitutes(
     random = random_function(layer) if noise is not None else None
     if random is not None:
         yield "call", _random_call(random, layer, noise)
+
+
+def _dense_of_one_call(layer: Any) -> Callable[..., Tensor]:
+    # The converter of TensorFlow 2.21 drops the axis of 1 where the number that comes in was a
+    # vector over the rows before, and fails.
+    def call(inputs: Tensor, training: bool | None = None) -> Tensor:
+        del training
+        outputs = inputs * tf.convert_to_tensor(layer.kernel)
+        if layer.use_bias:
+            outputs += tf.convert_to_tensor(layer.bias)
+        return layer.activation(outputs) if layer.activation is not None else outputs
+
+    return call
 
 
 def _convolution_call(layer: Any) -> Callable[[Tensor], Tensor]:

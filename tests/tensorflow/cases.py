@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from models.export.backend import keras
 
 layers = keras.layers
@@ -68,12 +70,17 @@ def _dense() -> Iterator[Case]:
     make = partial(Case, "dense")
     yield make("Dense", "", "vector", layers.Dense(5))
     yield make("Dense", "on the last axis", "series", layers.Dense(5))
+    yield make("Dense", "of one number", "vector", lambda x: layers.Dense(5)(_one_number(x)))
     yield make(
         "EinsumDense", "", "series", layers.EinsumDense("abc,cd->abd", (11, 5), bias_axes="d")
     )
     yield make(
         "EinsumDense", "two new axes", "series", layers.EinsumDense("abc,cde->abde", (11, 2, 3))
     )
+
+
+def _one_number(x: Any) -> Any:
+    return keras.ops.expand_dims(keras.ops.sum(x, -1), -1)
 
 
 def _convolutions() -> Iterator[Case]:
@@ -229,6 +236,15 @@ def _attend_simply(kind: str, x: Any) -> Any:
     return getattr(layers, kind)()([layers.Dense(4)(x), x])
 
 
+_SLICES: tuple[tuple[str, str, Piece], ...] = (
+    ("steps", "image", lambda x: x[:, 1::3, :-1:2]),
+    ("backwards", "series", lambda x: x[:, ::-1, 3:0:-2]),
+    ("ellipsis", "image", lambda x: x[..., 1:3]),
+    ("one of an axis", "image", lambda x: x[:, -2, ..., 0]),
+    ("new axes", "series", lambda x: x[:, None, 2:, ..., None]),
+)
+
+
 def _shapes() -> Iterator[Case]:
     make = partial(Case, "shape")
     yield make("Flatten", "", "image", layers.Flatten())
@@ -246,6 +262,11 @@ def _shapes() -> Iterator[Case]:
     yield make("TimeDistributed", "BatchNormalization", "series", normal)
     pictures = layers.TimeDistributed(layers.Conv1D(2, 2))
     yield make("TimeDistributed", "Conv1D", "image", pictures)
+    for text, frame, piece in _SLICES:
+        yield make("x[...]", text, frame, piece)
+    for axis in (1, -1):
+        take = partial(keras.ops.take, indices=np.array([[0, 3], [2, 3]]), axis=axis)
+        yield make("keras.ops.take", f"axis {axis}", "series", take)
 
 
 def _joining() -> Iterator[Case]:
