@@ -64,6 +64,11 @@ def load_function(place: str | Path, attribute: str) -> Callable[[], Any]:
             f"{place} has no function {attribute!r}; {did_you_mean(attribute, names)}"
             f"it has: {', '.join(names) or 'none'}"
         )
+    if any(base.__module__.startswith("keras.") for base in type(function).__mro__):
+        raise ConfigError(
+            f"{place}:{attribute} is a {type(function).__name__}, not a function that returns one: "
+            f"def build(): return {attribute}"
+        )
     if problem := _missing_argument(function):
         raise ConfigError(
             f"{place}:{attribute} must work without arguments: {problem}{_definition(function)}"
@@ -143,6 +148,8 @@ def _said(error: BaseException) -> str:
     name = type(error).__name__
     if isinstance(error, SyntaxError):  # whose text ends with the place, as our line does
         return f"{name}: {error.msg}"
+    if isinstance(error, ImportError) and "relative import" in str(error):
+        return f"{name}: {error}: name the module from the folder above, PACKAGE.MODULE:FUNCTION"
     return f"{name}: {one_line(error)}" if str(error).strip() else name
 
 

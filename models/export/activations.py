@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from models.export.backend import Tensor, tf
+from models.export.backend import Tensor, keras, tf
 from models.export.gradients import SELU_ALPHA, SELU_SCALE
 
 
@@ -72,5 +72,8 @@ _REPLACED: dict[str, Callable[[Tensor], Tensor]] = {
 
 def replacement(activation: Any) -> Callable[[Tensor], Tensor] | None:
     """What to use in place of Keras's function; None when its operator is a built-in."""
-    is_kerass = getattr(activation, "__module__", "").startswith("keras.")
-    return _REPLACED.get(activation.__name__) if is_kerass else None
+    is_kerass = str(getattr(activation, "__module__", "")).startswith("keras.")
+    name = getattr(activation, "__name__", "")  # a layer, which may be an activation too, has none
+    if name == "gelu" and activation is not keras.activations.gelu:
+        return None  # keras.ops.gelu approximates it by a tanh unless told otherwise
+    return _REPLACED.get(name) if is_kerass else None

@@ -22,7 +22,10 @@ from models.parameters import F32
 log = logging.getLogger(__name__)
 
 #: What Keras raises for layers that have no `get_config`, or one that JSON cannot hold.
-_NO_JSON = (NotImplementedError, TypeError, ValueError, AttributeError, KeyError, RuntimeError)
+_NO_JSON = (
+    *(NotImplementedError, TypeError, ValueError, AttributeError, KeyError, RuntimeError),
+    OSError,  # a lambda that was typed in: Python cannot show its source
+)
 _NAME_IT = "name the function that builds it, --model FILE.py:FUNCTION"
 _PAIRS: dict[str, type[Triplet | Contrastive]] = {"triplet": Triplet, "contrastive": Contrastive}
 

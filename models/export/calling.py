@@ -22,9 +22,15 @@ def call_model(
         training: as for `keras.Model`.
 
     Raises:
-        ExportError: the model adds losses of its own, which a program would ignore, or masks steps
-            of an output, which a program would count.
+        ExportError: the model is not built to the end, adds losses of its own, which a program
+            would ignore, or masks steps of an output, which a program would count.
     """
+    for variable in model.trainable_variables:
+        if id(variable) not in values:
+            raise ExportError(
+                f"weights {variable.path!r} are made only when the model is called: call it once "
+                "with a row before it is exported"
+            )
     trained = [values[id(variable)] for variable in model.trainable_variables]
     others = [
         values.get(id(variable), tf.zeros(variable.shape, variable.dtype))

@@ -24,7 +24,7 @@ from models.export.losses import Contrastive, Triplet
 from models.export.lowering import lower
 from models.export.objective import Objective, Wishes, read_objective
 from models.export.randomness import random_function
-from models.export.variables import Variables, freeze_all_but, read_variables
+from models.export.variables import Variables, freeze_all_but, is_seed, read_variables
 from models.export.verify import Reference, outputs_differ_by, verify
 from models.package import ModelPackage, encode_frozen
 from models.spec import ModelSpec, TensorSpec
@@ -80,11 +80,16 @@ def export_model(
         ExportError: the model cannot become a program; names the layer, loss, metric or operator
             and what to use instead.
     """
+    lists = {"classes": classes, "metrics": metrics, "train": train, "personal": personal}
+    for option, value in lists.items():
+        if isinstance(value, str) and value:  # a text is a sequence too, of letters
+            raise ExportError(f"{option}={value!r}: give a list, [{value!r}]")
     _check_model(model)
     if train:
         freeze_all_but(model, train)
     check_layers(model)
     variables = read_variables(model, personal)
+    _check_finite(model)
     tensors = tuple(_inputs(model, inputs))
     wishes = Wishes(loss, reconstruct, class_weight or {}, metrics, classes)
     sizes = [batch_size] if isinstance(batch_size, int | np.integer) else list(batch_size)
@@ -151,8 +156,24 @@ def _check_model(model: Any) -> None:
     if not model.built or not getattr(model, "inputs", None):
         raise ExportError(
             f"model {model.name!r} does not know its input: begin it with "
-            "keras.Input(shape, name=...), or use the functional API"
+            "keras.Input(shape, name=...); a subclass of keras.Model becomes a layer, "
+            "keras.Model(x, model(x)) with x = keras.Input(shape, name=...)"
         )
+    for method in ("train_step", "compute_loss"):
+        owner = next(base for base in type(model).__mro__ if method in vars(base))
+        if not owner.__module__.startswith("keras."):
+            raise ExportError(
+                f"model {model.name!r} has a {method} of its own ({owner.__name__}), which devices "
+                "would not run: export keras.Model(model.inputs, model.outputs), compiled"
+            )
+
+
+def _check_finite(model: Any) -> None:
+    for variable in model.variables:
+        if not is_seed(variable) and not np.isfinite(np.asarray(variable)).all():
+            raise ExportError(
+                f"weights {variable.path!r} have NaN or inf: initialize or train the model again"
+            )
 
 
 def _inputs(model: Any, given: Sequence[TensorSpec]) -> Iterator[TensorSpec]:

@@ -28,7 +28,7 @@ def identify(identifier: Any, what: str) -> tuple[str, dict[str, Any]]:
     if isinstance(identifier, str):
         return _snake(identifier), {}
     name = getattr(identifier, "__name__", None) or repr(identifier)
-    _check_owner(getattr(identifier, "__module__", ""), name, what)
+    _check_owner(str(getattr(identifier, "__module__", "")), name, what)
     return _snake(name), {}
 
 

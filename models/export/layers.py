@@ -21,6 +21,12 @@ _REFUSED: dict[str, str] = {
     "Conv3DTranspose": "use Conv2DTranspose",
     "MaxPooling3D": "use MaxPooling2D",
     "AveragePooling3D": "use AveragePooling2D",
+    "Hashing": "hash when the rows are stored on the device",
+    "HashedCrossing": "hash when the rows are stored on the device",
+    # IntegerLookup and StringLookup.
+    "IndexLookup": "look up indexes when the rows are stored on the device",
+    "STFTSpectrogram": "make spectrograms when the rows are stored on the device",
+    "MelSpectrogram": "make spectrograms when the rows are stored on the device",
     # Resizing, cropping, RandomFlip and the like.
     "BaseImagePreprocessingLayer": "change the images before they are stored on the device",
 }
@@ -76,12 +82,19 @@ def _hidden_state(layer: Any) -> str | None:
     inside = {id(v) for part in layer._flatten_layers()[1:] for v in part.non_trainable_variables}
     own = [v for v in layer.non_trainable_variables if id(v) not in inside]
     state = [v.path for v in own if not is_seed(v)] if layer.trainable else []
-    return f"it keeps state outside its trainable weights ({', '.join(state)})" if state else None
+    if not state:
+        return None
+    return (
+        f"it keeps state outside its trainable weights ({', '.join(state)}): freeze the layer "
+        "(trainable=False), or make what never changes a NumPy array"
+    )
 
 
 def _batch_normalization(layer: Any) -> str | None:
     if not isinstance(layer, keras.layers.BatchNormalization):
         return None
+    if getattr(layer, "renorm", False):
+        return "use renorm=False"
     return "use synchronized=False" if getattr(layer, "synchronized", False) else None
 
 
@@ -90,6 +103,12 @@ def _recurrent(layer: Any) -> str | None:
         return "it keeps state between batches: use stateful=False"
     if hasattr(layer, "recurrent_dropout") and (layer.dropout or layer.recurrent_dropout):
         return "no dropout inside cells: use a Dropout layer before or after it"
+    return None
+
+
+def _attention(layer: Any) -> str | None:
+    if isinstance(layer, keras.layers.Attention) and layer.dropout:  # AdditiveAttention too
+        return "no dropout of attention scores: use MultiHeadAttention, or a Dropout layer after it"
     return None
 
 
@@ -143,5 +162,6 @@ _CHECKS: tuple[Callable[[Any], str | None], ...] = (
     _channels_first,
     _convolution,
     _recurrent,
+    _attention,
     _up_sampling,
 )

@@ -181,8 +181,10 @@ def _classes(name: str, shape: tuple[int, ...], options: Mapping[str, Any]) -> O
         logits = output if from_logits else _logits(output, "Softmax")
         if logits is not None:
             return _mean_per_row(logits, lambda z: _entropy_of_classes(z, wanted))
+        # Keras makes every row sum to 1: before it clips, and in the sparse loss afterwards.
         share = output if name == SPARSE else _shares(output)
-        logarithm = tf.math.log(tf.clip_by_value(share, _EPSILON, 1 - _EPSILON))
+        share = tf.clip_by_value(share, _EPSILON, 1 - _EPSILON)
+        logarithm = tf.math.log(_shares(share) if name == SPARSE else share)
         return row_mean(-tf.reduce_sum(wanted * logarithm, -1))
 
     if name == SPARSE:
@@ -191,7 +193,6 @@ def _classes(name: str, shape: tuple[int, ...], options: Mapping[str, Any]) -> O
 
 
 def _shares(output: Tensor) -> Tensor:
-    # Keras makes every row sum to 1 here, and in the sparse loss it does not.
     return output / tf.reduce_sum(output, -1, keepdims=True)
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
 from models.errors import ExportError, one_line
-from models.export.backend import Tensor, hushed, tf
+from models.export.backend import Operation, Tensor, hushed, tf
 from models.export.calling import call_model
 from models.export.convolutions import MOST_DEPTH
 from models.export.gradients import OVERRIDES
@@ -27,6 +27,15 @@ from models.spec import ModelSpec
 
 # The two ways in which the converter names what it cannot express.
 _FLEX = re.compile(r"(?:Flex|Custom) ops?: ([\w, ]+)|'tf\.(\w+)' op is neither")
+
+#: Keras's own functions, one for each of `keras.ops`.
+_BACKEND = re.compile(r"keras/src/backend/tensorflow/(numpy|nn|math|linalg|image|core)\.py$")
+_PLACE = re.compile(r"^.*?error: loc\(.*\): ", re.MULTILINE)
+#: Operator -> what does the same, or what is meant.
+_ADVICE = (
+    (re.compile("Erfc?"), 'Activation("gelu"), or gelu with approximate=True'),
+    (re.compile(".*Random.*"), "Dropout, GaussianNoise or another random layer of Keras"),
+)
 
 
 def lower(model: Any, objective: Objective, variables: Variables, spec: ModelSpec) -> bytes:
@@ -156,12 +165,13 @@ def _trace(
 def _traced(function: Callable[..., Any], arguments: dict[str, Any], name: str) -> Any:
     try:
         concrete = tf.function(function, autograph=False).get_concrete_function(**arguments)
-    except (NotImplementedError, LookupError) as error:
-        # LookupError: TensorFlow itself has no gradient for an operator.
-        raise ExportError(f"{name}: no gradient made of TFLite built-ins: {error}") from error
     except ExportError:
         raise
     except Exception as error:  # layers of a user's own raise what they like
+        # LookupError, but none of its kinds: TensorFlow itself has no gradient for an operator.
+        if type(error) in (NotImplementedError, LookupError):
+            what = str(error).partition(". ")[0]
+            raise ExportError(f"{name}: no gradient made of TFLite built-ins: {what}") from error
         what = f"{type(error).__name__}: {one_line(error, 2)}"  # Keras's first says in which layer
         raise ExportError(f"{name} cannot be traced: {what}") from error
     if concrete.captured_inputs:
@@ -186,27 +196,38 @@ def _explain(error: Exception, model: Any, functions: dict[str, Any]) -> ExportE
     matches = [text for pair in _FLEX.findall(str(error)) for text in pair]
     found = sorted({operator for text in matches for operator in re.findall(r"\w+", text)})
     if not found:
-        return ExportError(f"TensorFlow's converter failed: {one_line(error)}")
+        # Where in a graph that nobody sees comes first, and takes a page.
+        shown = RuntimeError(_PLACE.sub("", str(error)))
+        return ExportError(f"TensorFlow's converter failed: {one_line(shown)}")
     layers = {layer.name: layer for layer in leaves(model)}
     parts = []
     for operator in found:
         # The converter writes FlexErf or Erf.
         kind = operator.removeprefix("Flex")
-        names = [
-            op.name
-            for f in functions.values()
-            for op in f.graph.get_operations()
-            if op.type == kind
+        made = [
+            op for f in functions.values() for op in f.graph.get_operations() if op.type == kind
         ]
+        names = [op.name for op in made]
         # A layer called for the second time has its name numbered: dense_1 is then dense_1_1.
         scopes = [part for name in names for part in name.split("/")]
         candidates = [key for part in scopes for key in (part, re.sub(r"_\d+$", "", part))]
         hit = next((layers[key] for key in candidates if key in layers), None)
         where = f" in layer {hit.name!r} ({type(hit).__name__})" if hit is not None else ""
-        parts.append(f"{kind}{where}")
+        parts.append(f"{kind}{where}{_keras_function(made)}")
+    advice = {text for pattern, text in _ADVICE if any(map(pattern.fullmatch, found))}
     return ExportError(
-        f"no TFLite built-in operator for {'; '.join(parts)}: use another layer or activation there"
+        f"no TFLite built-in operator for {'; '.join(parts)}: use "
+        f"{' and '.join(sorted(advice)) or 'another layer or activation'} there"
     )
+
+
+def _keras_function(made: Sequence[Operation]) -> str:
+    """Which function of Keras's backend made the first operator, or what it is the gradient of."""
+    for op in made:
+        for frame in (op._original_op or op).traceback:
+            if _BACKEND.search(frame.filename):
+                return f" (made by keras.ops.{frame.name})"
+    return ""
 
 
 def _strip(program: bytes) -> bytes:

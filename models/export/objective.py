@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from models.errors import ExportError
-from models.export.backend import Tensor, tf
+from models.export.backend import Tensor, keras, tf
 from models.export.calling import output_keys
 from models.export.identify import identify
 from models.export.losses import (
     BINARY,
+    CATEGORICAL,
     SPARSE,
     Contrastive,
     OutputLoss,
@@ -26,6 +27,9 @@ from models.spec import TensorSpec
 
 #: Name of what `predict` returns, of a model with one output.
 OUTPUT = "prediction"
+
+#: Cross-entropy -> the activation that makes the probabilities which it compares.
+_ENDINGS = {SPARSE: "softmax", CATEGORICAL: "softmax", BINARY: "sigmoid"}
 
 Tensors = Mapping[str, Tensor]
 
@@ -166,7 +170,11 @@ def read_objective(model: Any, inputs: Sequence[TensorSpec], wishes: Wishes) -> 
         )
     names = _output_names(model)
     losses = _per_output(model.loss, names, "loss")
-    weights = _per_output(model.get_compile_config().get("loss_weights"), names, "loss weight")
+    loss_weights = model.get_compile_config().get("loss_weights")
+    weights = _per_output(loss_weights, names, "loss weight")
+    if loss_weights is not None and None in weights:
+        missing = names[weights.index(None)]
+        raise ExportError(f"loss_weights: none for output {missing!r}: give all or none of them")
     metrics = _compiled_metrics(model, names)
     parts = []
     for index, (name, output) in enumerate(zip(names, model.outputs, strict=True)):
@@ -174,6 +182,7 @@ def read_objective(model: Any, inputs: Sequence[TensorSpec], wishes: Wishes) -> 
             raise ExportError(f"output {name!r} has no loss: give compile() one for every output")
         shape = tuple(int(side) for side in output.shape[1:])
         loss = output_loss(*identify(losses[index], "loss"), shape)
+        _check_ending(name, output, loss)
         wanted = [*metrics[index], *(wishes.metrics if index == 0 else ())]
         prefix = f"{name}_" if len(names) > 1 else ""
         parts.append(
@@ -187,6 +196,28 @@ def read_objective(model: Any, inputs: Sequence[TensorSpec], wishes: Wishes) -> 
             )
         )
     return _of_parts(parts, wishes)
+
+
+def _check_ending(name: str, output: Any, loss: OutputLoss) -> None:
+    """Raises ExportError where a cross-entropy is not of what the last layer gives.
+
+    Keras trains all the same: it takes what went into an activation that it knows, whatever
+    `from_logits` says and whichever activation it is, and clips scores as if they were
+    probabilities.
+    """
+    wanted = _ENDINGS.get(loss.name)
+    layer = output._keras_history.operation
+    ending = getattr(getattr(layer, "activation", None), "__name__", "")
+    if isinstance(layer, keras.layers.Softmax):
+        ending = "softmax"
+    if wanted is None or ending not in ("linear", *_ENDINGS.values()):
+        return
+    place = f"output {name!r} ends with activation={ending!r} (layer {layer.name!r})"
+    if loss.from_logits and ending != "linear":
+        raise ExportError(f"{place}, and {loss.name} has from_logits=True: keep one of them")
+    if not loss.from_logits and ending != wanted:
+        also = " or from_logits=True" if ending == "linear" else ""
+        raise ExportError(f"{place}, {loss.name} needs probabilities: use {wanted!r}{also}")
 
 
 def _of_parts(parts: list[_Part], wishes: Wishes) -> Objective:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.errors import ExportError, ModelError, TrainingError
+from models.errors import ExportError, ModelError, TrainingError, one_line
 from models.export.backend import Tensor, hushed, keras, tf
 from models.export.calling import arranged_outputs, call_model
 from models.export.layers import leaves
@@ -97,7 +99,8 @@ class Reference:
         self, parts: dict[int, Tensor], rows: dict[str, Array], training: bool
     ) -> tuple[list[Tensor], dict[int, Tensor]]:
         ordered = [tf.constant(rows[tensor.name]) for tensor in self._spec.inputs]
-        return call_model(self._model, parts, ordered, training=training)
+        with _keras_own(f"{row_count(rows)} rows", "does a layer assume how many rows there are?"):
+            return call_model(self._model, parts, ordered, training=training)
 
     def _loss(self, rows: dict[str, Array], outputs: list[Tensor]) -> Tensor:
         columns = {name: tf.constant(array) for name, array in rows.items()}
@@ -109,11 +112,26 @@ class Reference:
             return tf.reduce_mean(objective.loss(columns, named))
         labels = objective.keras_targets(columns, outputs)
         weights = objective.keras_weights(columns)
-        return self._model.compute_loss(
-            y=arranged_outputs(self._model, labels),
-            y_pred=arranged_outputs(self._model, outputs),
-            sample_weight=weights and arranged_outputs(self._model, weights),
-        )
+        with _keras_own("the loss", "do the arguments of compile() fit the model's outputs?"):
+            return self._model.compute_loss(
+                y=arranged_outputs(self._model, labels),
+                y_pred=arranged_outputs(self._model, outputs),
+                sample_weight=weights and arranged_outputs(self._model, weights),
+            )
+
+
+@contextlib.contextmanager
+def _keras_own(what: str, question: str) -> Iterator[None]:
+    """Says in one line what Keras itself cannot compute."""
+    try:
+        yield
+    except ExportError:
+        raise
+    except Exception as error:  # layers of a user's own raise what they like
+        raise ExportError(
+            f"Keras itself cannot compute {what}: {type(error).__name__}: {one_line(error, 2)}: "
+            f"{question}"
+        ) from error
 
 
 def _split(vector: F32, shapes: list[tuple[int, ...]]) -> list[Array]:
@@ -173,20 +191,21 @@ def _compare(
     if not (np.isfinite(loss) and np.isfinite(gradient).all()):
         raise ExportError(
             f"Keras itself finds a loss of {loss} for {count} random rows, or a gradient that is "
-            "not finite: does a layer divide by what may be 0?"
+            "not finite: are weights very large, or does a layer divide by what may be 0?"
         )
     difference = relative_error(got.vector, gradient)
     if not difference <= TOLERANCE:
         raise ExportError(
             f"for {count} rows the program's gradient differs from Keras's by {difference:.1e} "
             f"(limit {TOLERANCE}): {_worst(variables, got.vector, gradient)}. "
-            "Does a layer behave differently in training, or expect inputs far from 0 and 1?"
+            "Does a layer of your own behave differently in training, draw random numbers, compute "
+            "across rows, or expect inputs far from 0 and 1?"
         )
     for where, total, expected in (("gradient", got.loss, loss), ("evaluate", sums.loss, quiet)):
         if not abs(total / count - expected) <= TOLERANCE * max(1.0, abs(expected)):
             raise ExportError(
                 f"for {count} rows {where} returns a mean loss of {total / count:.6g}, "
-                f"Keras {expected:.6g}"
+                f"Keras {expected:.6g}: does a layer of your own behave differently in training?"
             )
     predicted = program.predict(whole, rows)
     for output, wanted in zip(spec.outputs, reference.outputs(whole, rows), strict=True):

@@ -149,6 +149,31 @@ def test_probabilities_that_no_softmax_made(loss: str) -> None:
     assert_as_keras(model, program, package)
 
 
+def test_sparse_classes_of_numbers_that_are_no_shares() -> None:
+    """Keras takes the logarithm and then makes every row sum to 1."""
+    model = build(3, "relu", "sparse_categorical_crossentropy", ["accuracy"])
+    package, program = export(model)
+    assert_as_keras(model, program, package)
+
+
+@pytest.mark.parametrize(
+    ("activation", "loss", "says"),
+    [
+        ("softmax", losses.SparseCategoricalCrossentropy(from_logits=True), "from_logits=True: ke"),
+        ("sigmoid", losses.BinaryCrossentropy(from_logits=True), "from_logits=True: keep one"),
+        ("softmax", "binary_crossentropy", "needs probabilities: use 'sigmoid'$"),
+        ("sigmoid", "sparse_categorical_crossentropy", "needs probabilities: use 'softmax'$"),
+        (None, "categorical_crossentropy", "use 'softmax' or from_logits=True"),
+    ],
+    ids=shown,
+)
+def test_a_last_layer_that_does_not_go_with_its_loss_is_named(
+    activation: str | None, loss: Any, says: str
+) -> None:
+    with pytest.raises(ExportError, match=rf"'prediction' ends with .* \(layer 'dense.* {says}"):
+        export(build(3, activation, loss, None))
+
+
 @pytest.mark.parametrize("outputs", [1, 3])
 @pytest.mark.parametrize(
     ("activation", "loss"),

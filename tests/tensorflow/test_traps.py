@@ -428,3 +428,89 @@ def test_a_program_goes_on_after_rows_that_it_cannot_take() -> None:
         again = program.gradient(package.initial, good)
         assert np.array_equal(again.vector, expected.vector)
     assert len(kept) == 3
+
+
+# --- activations ----------------------------------------------------------------------------------
+
+
+def test_a_layer_may_be_an_activation() -> None:
+    leaky = layers.Dense(4, activation=layers.LeakyReLU(negative_slope=0.1))
+    export(chain(layers.Conv1D(3, 2, activation=layers.ELU(0.3)), leaky, layers.GRU(2)))
+
+
+def test_weights_that_are_made_by_a_call_need_one() -> None:
+    model = chain(layers.Flatten(), layers.Dense(4, activation=layers.PReLU()), layers.Dense(1))
+    with pytest.raises(ExportError, match=r"/alpha' are made only when the model is called: call"):
+        export(model)
+    model(np.zeros((1, 6, 2), np.float32))
+    assert any("alpha" in part.name for part in export(model)[0].spec.layout.parameters)
+
+
+def test_gelu_by_tanh_stays_what_it_is() -> None:
+    parts = (layers.Flatten(), layers.Dense(4, activation=keras.ops.gelu), layers.Dense(1))
+    export(chain(*parts))
+
+
+def test_a_lambda_whose_source_is_lost_is_exported(caplog: pytest.LogCaptureFixture) -> None:
+    typed: dict[str, Any] = {}
+    exec("twice = lambda x: 2 * x", typed)
+    export(chain(layers.Flatten(), layers.Dense(3, activation=typed["twice"]), layers.Dense(1)))
+    assert "`fedge model release` will need --model" in caplog.text
+
+
+# --- what Keras itself does not compute -----------------------------------------------------------
+
+
+def test_a_model_of_so_many_rows_is_refused_in_one_line() -> None:
+    model = chain(
+        layers.Flatten(), layers.Dense(1), layers.Lambda(lambda x: x[:ROWS] + 0 * _all(x))
+    )
+    with pytest.raises(ExportError, match=r"cannot compute 4 rows: .*assume how many") as told:
+        export(model)
+    assert "\n" not in str(told.value)
+
+
+def _all(x: Any) -> Any:
+    return keras.ops.reshape(x, (ROWS, 1))
+
+
+def test_loss_weights_of_some_outputs_only_are_refused_in_one_line() -> None:
+    model = compiled(both(), ["sparse_categorical_crossentropy", "mse"], loss_weights={"age": 0.5})
+    with pytest.raises(ExportError, match="loss_weights: none for output 'kind': give all or none"):
+        export(model)
+
+
+def test_weights_that_are_no_numbers_are_named() -> None:
+    model = chain(layers.Flatten(), layers.Dense(1, name="odd"))
+    model.get_layer("odd").bias.assign([np.nan])
+    with pytest.raises(ExportError, match=r"weights 'sequential.*/odd/bias' have NaN or inf"):
+        export(model)
+
+
+class Doubled(keras.Model):  # type: ignore[misc]
+    """Minimises another loss than the compiled one."""
+
+    def compute_loss(self, *arguments: Any, **options: Any) -> Any:
+        return 2 * super().compute_loss(*arguments, **options)
+
+
+class Stepped(keras.Model):  # type: ignore[misc]
+    """Trains in its own way."""
+
+    def train_step(self, data: Any) -> Any:
+        return {"loss": self.compute_loss(*data)}
+
+
+@pytest.mark.parametrize(("kind", "method"), [(Doubled, "compute_loss"), (Stepped, "train_step")])
+def test_training_of_a_model_s_own_is_refused(kind: Any, method: str) -> None:
+    x = keras.Input((4,), name="x")
+    model = compiled(kind(x, layers.Dense(1)(x)))
+    with pytest.raises(ExportError, match=f"has a {method} of its own .* devices would not run"):
+        export(model)
+    export(compiled(keras.Model(model.inputs, model.outputs)))
+
+
+@pytest.mark.parametrize("option", ["classes", "metrics", "train", "personal"])
+def test_a_text_is_no_list(option: str) -> None:
+    with pytest.raises(ExportError, match=rf"{option}='f1': give a list, \['f1'\]"):
+        export(chain(layers.Flatten(), layers.Dense(1)), **{option: "f1"})

@@ -58,6 +58,19 @@ def test_a_function_that_wants_arguments_is_named_with_its_line(tmp_path: Path) 
     )
 
 
+def test_an_object_of_keras_s_is_no_function(tmp_path: Path) -> None:
+    source = "class Sequential:\n    __call__ = None\nSequential.__module__ = 'keras.src.models'\n"
+    said = find(tmp_path, source + "model = Sequential()\n", "model")
+    assert said == (
+        "own.py:model is a Sequential, not a function that returns one: def build(): return model"
+    )
+
+
+def test_a_relative_import_has_a_way_out(tmp_path: Path) -> None:
+    said = find(tmp_path, "from .parts import network\n")
+    assert "no known parent package: name the module from the folder above, PACKAGE.MODULE:" in said
+
+
 def test_functions_that_could_be_meant_are_listed(tmp_path: Path) -> None:
     (tmp_path / "shared_parts.py").write_text("def network():\n    pass\n")
     source = (
