@@ -11,22 +11,25 @@ from models.export.gradients import SELU_ALPHA, SELU_SCALE
 
 
 def _softplus(x: Tensor) -> Tensor:
-    # log(1 + exp(x)) that overflows nowhere.
-    return tf.nn.relu(x) + tf.math.log(1 + tf.exp(-tf.abs(x)))
+    # log(1 + exp(x)) that overflows nowhere. The slope at 0 must be ½: zero biases meet rows of 0.
+    size = tf.abs(x)
+    return 0.5 * (x + size) + tf.math.log(1 + tf.exp(-size))
 
 
 def _selu(x: Tensor) -> Tensor:
-    return tf.where(x > 0, SELU_SCALE * x, SELU_SCALE * SELU_ALPHA * tf.nn.elu(x))
+    # At 0 the slope is that above it, as TensorFlow has it.
+    return tf.where(x >= 0, SELU_SCALE * x, SELU_SCALE * SELU_ALPHA * tf.nn.elu(x))
 
 
-def _gelu(x: Tensor) -> Tensor:
-    # Hendrycks and Gimpel 2016: x Φ(x), whose derivative is Φ(x) + x φ(x).
-    def gelu(x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+def gelu(x: Tensor) -> Tensor:
+    """Hendrycks and Gimpel 2016: x Φ(x), whose derivative is Φ(x) + x φ(x)."""
+
+    def with_gradient(x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         below = 0.5 * (1 + _erf(x * math.sqrt(0.5)))
         density = tf.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
         return x * below, lambda dy: dy * (below + x * density)
 
-    return tf.custom_gradient(gelu)(x)
+    return tf.custom_gradient(with_gradient)(x)
 
 
 # The rational approximation of the error function in Eigen (generic_fast_erf_float), for float32:
@@ -64,7 +67,7 @@ def _polynomial(x: Tensor, coefficients: tuple[float, ...]) -> Tensor:
 
 
 _REPLACED: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": _gelu,
+    "gelu": gelu,
     "selu": _selu,
     "softplus": _softplus,
 }

@@ -53,7 +53,8 @@ def _elu(op: Operation, dy: Tensor) -> Tensor:
 def _selu(op: Operation, dy: Tensor) -> Tensor:
     y = op.outputs[0]
     below = tf.minimum(y, 0) + SELU_SCALE * SELU_ALPHA
-    return dy * (below + (SELU_SCALE - SELU_SCALE * SELU_ALPHA) * _positive(y))
+    not_below = 1 - tf.nn.relu(-tf.sign(y))
+    return dy * (below + (SELU_SCALE - SELU_SCALE * SELU_ALPHA) * not_below)
 
 
 def _max(op: Operation, dy: Tensor) -> list[Tensor | None]:

@@ -9,11 +9,15 @@ from math import prod
 from typing import Any
 
 from models.export import activations
-from models.export.backend import Tensor, keras, tf
+from models.export.backend import Tensor, hushed, keras, tf
 from models.export.gradients import OVERRIDES
 from models.export.randomness import Noise, call_owner, random_function
 from models.export.recurrent import recurrent_call
 from models.export.unfolded import convolution
+
+# Keras has no public name for what layers and functional models normalize by.
+with hushed():
+    from keras.src.ops import nn as keras_nn
 
 _Attributes = Iterator[tuple[str, Any]]
 
@@ -33,7 +37,11 @@ class Training:
 
 @contextlib.contextmanager
 def exportable(
-    layers: Iterable[Any], training: Training | None = None, *, loops: bool = True
+    layers: Iterable[Any],
+    training: Training | None = None,
+    *,
+    loops: bool = True,
+    gelu: bool = True,
 ) -> Iterator[None]:
     """Layers use substitutes while it lasts, and are as they were afterwards.
 
@@ -41,22 +49,39 @@ def exportable(
         layers: of the model, those inside wrappers too.
         training: None when the model only predicts.
         loops: whether long recurrent layers may become loops; else all are unrolled.
+        gelu: whether it is written out, for its gradient; the converter knows it whole.
     """
     noise = None if training is None or training.seed is None else Noise(training.seed)
     weight = None if training is None else training.weight
     saved = []
     for layer in layers:
-        for name, substitute in _substitutes(layer, noise, weight, loops):
+        for name, substitute in _substitutes(layer, noise, weight, loops, gelu):
             saved.append((layer, name, name in vars(layer), getattr(layer, name)))
             setattr(layer, name, substitute)
+    original, keras_nn._normalize = keras_nn._normalize, _normalize
     try:
         yield
     finally:
+        keras_nn._normalize = original
         for layer, name, own, value in saved:
             if own:
                 setattr(layer, name, value)
             else:
                 delattr(layer, name)
+
+
+def _normalize(x: Any, axis: Any = -1, order: int = 2, epsilon: float | None = None) -> Tensor:
+    """`keras.ops.normalize`, of zeros too.
+
+    Keras bounds 1/|x| where |x|² was 0, for which LiteRT's RSQRT gives NaN.
+    """
+    x = tf.convert_to_tensor(x)
+    least = keras.config.epsilon() if epsilon is None else epsilon
+    if order == 2:
+        square = tf.reduce_sum(tf.square(x), axis, keepdims=True)
+        return x * tf.math.rsqrt(tf.maximum(square, least**2))
+    size = keras.ops.norm(x, ord=order, axis=axis, keepdims=True)
+    return x / tf.maximum(size, least)
 
 
 @contextlib.contextmanager
@@ -73,7 +98,7 @@ def seeded(layers: Iterable[Any], seed: Tensor) -> Iterator[None]:
 
 
 def _substitutes(
-    layer: Any, noise: Noise | None, weight: Tensor | None, loops: bool
+    layer: Any, noise: Noise | None, weight: Tensor | None, loops: bool, gelu: bool
 ) -> _Attributes:
     if call_owner(layer) == "BatchNormalization":
         yield "call", _batch_normalization_call(layer, weight)
@@ -81,7 +106,7 @@ def _substitutes(
         if isinstance(getattr(type(layer), name, None), property):
             continue  # a recurrent layer shows its cell's
         replacement = activations.replacement(getattr(layer, name, None))
-        if replacement is not None:
+        if replacement is not None and (gelu or replacement is not activations.gelu):
             yield name, replacement
     if isinstance(layer, keras.layers.RNN):
         # Keras's loop over tensor lists has no gradient made of built-ins; all lengths are known.

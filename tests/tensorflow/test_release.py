@@ -6,6 +6,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from models.export.backend import keras
 from models.export.exporter import export_model
 from models.export.losses import Triplet
 from models.export.release import release_model
+from models.export.verify import relative_error
 from models.inference import InferenceModel, load_release
 from models.package import ModelPackage, load_package
 from models.program import Program
@@ -151,6 +153,58 @@ def test_int8_is_integer_throughout_and_small(trained: Path, tmp_path: Path) -> 
     details = runner._interpreter.get_tensor_details()
     assert {np.dtype(d["dtype"]).name for d in details} <= {"int8", "int32"}
     assert len(made.release.metrics) == 0  # nothing to compare with: no targets
+
+
+def divides(x: Any) -> Any:
+    """A division, a root and logarithms, which one of the interpreters has not for int8."""
+    spread = keras.ops.std(x, axis=1, keepdims=True)
+    masked = keras.layers.Masking()(keras.layers.Dense(4, activation="softplus")(x / spread))
+    return keras.layers.GlobalAveragePooling1D()(masked)
+
+
+_PREDICT = """
+import sys
+import numpy as np
+from pathlib import Path
+from models.inference import InferenceModel, load_release
+tflite, release = load_release(Path(sys.argv[1]))
+model = InferenceModel(tflite, release.inputs, release.outputs, 1, runtime="tflite-runtime")
+np.save(sys.argv[3], model.predict({"x": np.load(sys.argv[2])["x"]})["prediction"])
+"""
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("tflite_runtime") is None, reason="tflite-runtime is not installed"
+)
+@pytest.mark.parametrize(
+    "part",
+    [divides, lambda x: keras.layers.Flatten()(keras.layers.Dense(8, activation="gelu")(x))],
+    ids=["divides", "gelu"],
+)
+def test_int8_of_what_tflite_runtime_computes_in_float_runs_there(
+    tmp_path: Path, part: Callable[[Any], Any]
+) -> None:
+    keras.utils.set_random_seed(2)
+    x = keras.Input((5, 3), name="x")
+    model = keras.Model(x, keras.layers.Dense(2)(part(x)))
+    model.compile(loss="mse")
+    package = export_model(model, name="m")
+    values = np.random.default_rng(1).standard_normal((60, 5, 3)).astype(np.float32)
+    package.save(tmp_path / "m")
+    np.savez(tmp_path / "x.npz", x=values)
+    options = [
+        "--int8",
+        "--calibration",
+        str(tmp_path / "x.npz"),
+        "--out",
+        str(tmp_path / "m.tflite"),
+    ]
+    made = CliRunner().invoke(cli, ["release", str(tmp_path / "m"), *options])
+    assert made.exit_code == 0, made.stderr
+    arguments = [str(tmp_path / name) for name in ("m.tflite", "x.npz", "y.npy")]
+    subprocess.run([sys.executable, "-c", _PREDICT, *arguments], check=True, cwd=ROOT, timeout=60)
+    expected = np.asarray(model(values))
+    assert relative_error(np.load(tmp_path / "y.npy"), expected) <= 0.1
 
 
 def test_a_file_that_few_weights_cannot_make_smaller_says_so(tmp_path: Path) -> None:

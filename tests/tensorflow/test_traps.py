@@ -451,6 +451,28 @@ def test_gelu_by_tanh_stays_what_it_is() -> None:
     export(chain(*parts))
 
 
+@pytest.mark.parametrize(
+    "part",
+    [
+        lambda: layers.Dense(3, activation="softplus"),
+        lambda: layers.Dense(3, activation="selu"),
+        lambda: layers.Lambda(lambda x: keras.activations.selu(x)),
+        lambda: layers.UnitNormalization(),
+    ],
+    ids=["softplus", "selu", "selu as a function", "norm"],
+)
+def test_rows_of_zeros_are_as_good_as_keras_s(part: Callable[[], Any]) -> None:
+    """Where every bias is 0 as well, activations are met at 0 itself."""
+    model = chain(layers.Flatten(), layers.Dense(4), part(), layers.Dense(1))
+    made = export(model)
+    rows: dict[str, Array] = {
+        "x": np.zeros((3, 6, 2), np.float32),
+        "target": np.ones(3, np.float32),
+    }
+    assert_keras_own(model, made, rows)
+    assert np.isfinite(made[1].predict(made[0].initial, rows)["prediction"]).all()
+
+
 def test_a_lambda_whose_source_is_lost_is_exported(caplog: pytest.LogCaptureFixture) -> None:
     typed: dict[str, Any] = {}
     exec("twice = lambda x: 2 * x", typed)
