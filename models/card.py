@@ -116,5 +116,5 @@ def _what(tensor: TensorSpec) -> str:
 _NUMBERS = {
     "float32": "float32",
     "float16": "float16 weights, float32 arithmetic",
-    "int8": "int8 throughout (full integer)",
+    "int8": "int8 (full integer, but for operators that interpreters have in float32 only)",
 }

@@ -16,6 +16,10 @@ def _softplus(x: Tensor) -> Tensor:
     return 0.5 * (x + size) + tf.math.log(1 + tf.exp(-size))
 
 
+def _log_sigmoid(x: Tensor) -> Tensor:
+    return -_softplus(-x)
+
+
 def _selu(x: Tensor) -> Tensor:
     # At 0 the slope is that above it, as TensorFlow has it.
     return tf.where(x >= 0, SELU_SCALE * x, SELU_SCALE * SELU_ALPHA * tf.nn.elu(x))
@@ -68,6 +72,7 @@ def _polynomial(x: Tensor, coefficients: tuple[float, ...]) -> Tensor:
 
 _REPLACED: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": gelu,
+    "log_sigmoid": _log_sigmoid,
     "selu": _selu,
     "softplus": _softplus,
 }

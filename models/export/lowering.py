@@ -33,7 +33,7 @@ _BACKEND = re.compile(r"keras/src/backend/tensorflow/(numpy|nn|math|linalg|image
 _PLACE = re.compile(r"^.*?error: loc\(.*\): ", re.MULTILINE)
 #: Operator -> what does the same, or what is meant.
 _ADVICE = (
-    (re.compile("Erfc?"), 'Activation("gelu"), or gelu with approximate=True'),
+    (re.compile("Erfc?"), "keras.activations.gelu"),
     (re.compile(".*Random.*"), "Dropout, GaussianNoise or another random layer of Keras"),
 )
 

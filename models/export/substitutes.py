@@ -58,16 +58,40 @@ def exportable(
         for name, substitute in _substitutes(layer, noise, weight, loops, gelu):
             saved.append((layer, name, name in vars(layer), getattr(layer, name)))
             setattr(layer, name, substitute)
-    original, keras_nn._normalize = keras_nn._normalize, _normalize
     try:
-        yield
+        with _functions(gelu):
+            yield
     finally:
-        keras_nn._normalize = original
         for layer, name, own, value in saved:
             if own:
                 setattr(layer, name, value)
             else:
                 delattr(layer, name)
+
+
+@contextlib.contextmanager
+def _functions(gelu: bool) -> Iterator[None]:
+    """Likewise for functions of Keras that functional models and a user's own layers call."""
+    backend = keras_nn.backend.nn
+    whole = backend.gelu
+
+    def any_gelu(x: Tensor, approximate: bool = True) -> Tensor:
+        return whole(x, True) if approximate else activations.gelu(tf.convert_to_tensor(x))
+
+    found = [
+        (keras_nn, "_normalize", _normalize),
+        (backend, "softplus", activations.replacement(keras.activations.softplus)),
+        (backend, "log_sigmoid", activations.replacement(keras.activations.log_sigmoid)),
+        *([(backend, "gelu", any_gelu)] if gelu else []),
+    ]
+    saved = [(place, name, getattr(place, name)) for place, name, _ in found]
+    try:
+        for place, name, function in found:
+            setattr(place, name, function)
+        yield
+    finally:
+        for place, name, function in saved:
+            setattr(place, name, function)
 
 
 def _normalize(x: Any, axis: Any = -1, order: int = 2, epsilon: float | None = None) -> Tensor:

@@ -438,6 +438,18 @@ def test_a_layer_may_be_an_activation() -> None:
     export(chain(layers.Conv1D(3, 2, activation=layers.ELU(0.3)), leaky, layers.GRU(2)))
 
 
+@pytest.mark.parametrize("name", ["gelu", "softplus", "log_sigmoid", "mish"])
+def test_functions_that_a_layer_calls_are_as_good_as_activations(name: str) -> None:
+    """Also far from 0, where the converter's softplus is infinite."""
+    function = layers.Lambda(lambda x: getattr(keras.activations, name)(x))
+    model = chain(layers.Flatten(), layers.Dense(4), function, layers.Dense(1))
+    made = export(model)
+    x = np.random.default_rng(1).standard_normal((3, 6, 2)).astype(np.float32)
+    for size in (1, 100):
+        rows: dict[str, Array] = {"x": size * x, "target": np.ones(3, np.float32)}
+        assert_keras_own(model, made, rows)
+
+
 def test_weights_that_are_made_by_a_call_need_one() -> None:
     model = chain(layers.Flatten(), layers.Dense(4, activation=layers.PReLU()), layers.Dense(1))
     with pytest.raises(ExportError, match=r"/alpha' are made only when the model is called: call"):
