@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from models.export.backend import Operation, Tensor, tf
-from models.export.windows import Axis, axes_of, fit, interleave, unfit
+from models.export.windows import Axis, axes_of, cut, fit, interleave, unfit
 
 #: Output channels of a DEPTHWISE_CONV_2D: TFLite sums into a buffer of so many floats; with more
 #: it never ends (`kAccBufferMaxSize` in optimized/depthwiseconv_float.h).
@@ -108,11 +108,11 @@ def _depthwise_filter_gradient(x: Tensor, dy: Tensor, axes: list[Axis]) -> Tenso
     x = fit(x, axes)
     n, depth = dy.shape[0], dy.shape[3]
     at_once = max(1, MOST_DEPTH // depth)
-    parts = [
-        _depthwise_filter_gradient_of(x[start : start + at_once], dy[start : start + at_once], axes)
-        for start in range(0, n, at_once)
-    ]
-    total = tf.add_n(parts) if len(parts) > 1 else parts[0]
+    if n <= at_once:
+        total = _depthwise_filter_gradient_of(x, dy, axes)
+    else:
+        parts = [slice(start, start + at_once) for start in range(0, n, at_once)]
+        total = tf.add_n([_depthwise_filter_gradient_of(x[p], dy[p], axes) for p in parts])
     rows, cols = axes
     channels = x.shape[3]
     return tf.reshape(total, [rows.kernel, cols.kernel, channels, depth // channels])
@@ -143,9 +143,8 @@ def _depthwise_input_gradient(kernel: Tensor, dy: Tensor, axes: list[Axis]) -> T
     zeros = tf.zeros_like(dy)
     parts = [[zeros] * cols.stride for _ in range(rows.stride)]
     parts[0][0] = dy
-    spread = interleave(parts)[
-        :, : (rows.out - 1) * rows.stride + 1, : (cols.out - 1) * cols.stride + 1, :
-    ]
+    size = ((rows.out - 1) * rows.stride + 1, (cols.out - 1) * cols.stride + 1)
+    spread = cut(interleave(parts), size)
     full = [((a.kernel - 1) * a.dilation,) * 2 for a in axes]
     turned = tf.reshape(_turned(kernel), [rows.kernel, cols.kernel, channels * multiplier, 1])
     each = tf.raw_ops.DepthwiseConv2dNative(
