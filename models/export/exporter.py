@@ -84,6 +84,10 @@ def export_model(
     for option, value in lists.items():
         if isinstance(value, str) and value:  # a text is a sequence too, of letters
             raise ExportError(f"{option}={value!r}: give a list, [{value!r}]")
+    if not isinstance(class_weight or {}, Mapping):
+        raise ExportError(
+            f"class_weight={class_weight!r}: give a weight for each class, {{0: 1.0}}"
+        )
     _check_model(model)
     if train:
         freeze_all_but(model, train)

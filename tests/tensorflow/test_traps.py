@@ -548,3 +548,9 @@ def test_training_of_a_model_s_own_is_refused(kind: Any, method: str) -> None:
 def test_a_text_is_no_list(option: str) -> None:
     with pytest.raises(ExportError, match=rf"{option}='f1': give a list, \['f1'\]"):
         export(chain(layers.Flatten(), layers.Dense(1)), **{option: "f1"})
+
+
+def test_weights_of_classes_in_a_list_are_refused() -> None:
+    model = chain(layers.Flatten(), layers.Dense(1, activation="sigmoid"))
+    with pytest.raises(ExportError, match="give a weight for each class"):
+        export(model, class_weight=[1.0, 2.0])
