@@ -25,6 +25,10 @@ from models.export.pooling import average_pool, max_pool
 SELU_ALPHA = 1.6732632423543772
 SELU_SCALE = 1.0507009873554805
 
+#: Of a layer with one output: products with each row, added up, are faster than a product of
+#: matrices, before which the interpreters transpose the rows. With fewer inputs they are not.
+_MANY_INPUTS = 64
+
 
 # Comparing with a number is slow in tflite-runtime; `tf.sign` says the same.
 def _positive(x: Tensor) -> Tensor:
@@ -90,6 +94,23 @@ def _sigmoid(op: Operation, dy: Tensor) -> Tensor:
 def _rsqrt(op: Operation, dy: Tensor) -> Tensor:
     y = op.outputs[0]
     return dy * (-0.5) * y * y * y
+
+
+def _mat_mul(op: Operation, dy: Tensor) -> list[Tensor]:
+    a, b = op.inputs
+    turned_a, turned_b = op.get_attr("transpose_a"), op.get_attr("transpose_b")
+    if not (turned_a or turned_b) and dy.shape[1] == 1 and a.shape[1] >= _MANY_INPUTS:
+        db = tf.reshape(tf.reduce_sum(a * dy, 0), b.shape)
+        return [tf.matmul(dy, b, transpose_b=True), db]
+    if turned_a:
+        da = tf.matmul(b, dy, transpose_a=turned_b, transpose_b=True)
+    else:
+        da = tf.matmul(dy, b, transpose_b=not turned_b)
+    if turned_b:
+        db = tf.matmul(dy, a, transpose_a=True, transpose_b=turned_a)
+    else:
+        db = tf.matmul(a, dy, transpose_a=not turned_a)
+    return [da, db]
 
 
 def _strided_slice(op: Operation, dy: Tensor) -> list[Tensor | None]:
@@ -189,6 +210,7 @@ _FORMULAS: dict[str, Callable[[Operation, Tensor], Any]] = {
     "Elu": _elu,
     "GatherV2": _gather,
     "LeakyRelu": _leaky_relu,
+    "MatMul": _mat_mul,
     "Max": _max,
     "MaxPool": max_pool,
     "Relu": _relu,

@@ -70,6 +70,7 @@ def _dense() -> Iterator[Case]:
     make = partial(Case, "dense")
     yield make("Dense", "", "vector", layers.Dense(5))
     yield make("Dense", "on the last axis", "series", layers.Dense(5))
+    yield make("Dense", "one of many", "vector", lambda x: layers.Dense(1)(layers.Dense(80)(x)))
     yield make("Dense", "of one number", "vector", lambda x: layers.Dense(5)(_one_number(x)))
     yield make(
         "EinsumDense", "", "series", layers.EinsumDense("abc,cd->abd", (11, 5), bias_axes="d")

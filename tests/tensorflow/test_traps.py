@@ -11,8 +11,9 @@ import pytest
 
 from models.errors import ExportError, TrainingError
 from models.export import verify
-from models.export.backend import keras
+from models.export.backend import keras, tf
 from models.export.exporter import export_model
+from models.export.gradients import OVERRIDES
 from models.export.losses import Triplet
 from models.export.verify import Reference, relative_error
 from models.package import ModelPackage
@@ -554,3 +555,26 @@ def test_weights_of_classes_in_a_list_are_refused() -> None:
     model = chain(layers.Flatten(), layers.Dense(1, activation="sigmoid"))
     with pytest.raises(ExportError, match="give a weight for each class"):
         export(model, class_weight=[1.0, 2.0])
+
+
+@pytest.mark.parametrize("transpose_a", [False, True])
+@pytest.mark.parametrize("transpose_b", [False, True])
+@pytest.mark.parametrize("columns", [1, 3])
+def test_products_of_matrices_have_tensorflow_s_gradient_however_they_lie(
+    transpose_a: bool, transpose_b: bool, columns: int
+) -> None:
+    rng = np.random.default_rng(8)
+    shapes = [(70, 5) if transpose_a else (5, 70), (columns, 70) if transpose_b else (70, columns)]
+    a, b = (tf.constant(rng.standard_normal(shape), tf.float32) for shape in shapes)
+    turned = {"transpose_a": transpose_a, "transpose_b": transpose_b}
+
+    def ours(a: Any, b: Any) -> Any:
+        with tf.compat.v1.get_default_graph().gradient_override_map(OVERRIDES):
+            loss = tf.reduce_sum(tf.square(tf.matmul(a, b, **turned)))
+        return tf.gradients(loss, [a, b])
+
+    with tf.GradientTape() as tape:
+        tape.watch([a, b])
+        loss = tf.reduce_sum(tf.square(tf.matmul(a, b, **turned)))
+    for found, expected in zip(tf.function(ours)(a, b), tape.gradient(loss, [a, b]), strict=True):
+        assert relative_error(found.numpy(), expected.numpy()) <= 1e-5
