@@ -38,7 +38,7 @@ DATA = ROOT / "examples" / "data" / "har_watch.npz"
 FEDERATION, AGENT = "footprint", "wearer-0"
 PREFIX = f"fedge/v1/{FEDERATION}"
 PATIENCE_S = 60.0
-MIB = 1 << 20
+MB = 1_000_000
 
 #: The least: connects, and says that it is there on the agent's own topic.
 FLOOR = """
@@ -97,12 +97,12 @@ class Watcher:
 
 
 def memory(pid: int) -> dict[str, float]:
-    """MiB of VmRSS, VmHWM and what of it is private to the process."""
+    """MB of VmRSS, VmHWM and what of it is private to the process."""
     found = {}
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         key, _, rest = line.partition(":")
         if key in ("VmRSS", "VmHWM", "RssAnon"):
-            found[key] = int(rest.split()[0]) / 1024
+            found[key] = int(rest.split()[0]) * 1024 / MB
     return found
 
 
@@ -210,7 +210,7 @@ class Bench:
 
 
 def make_environment(folder: Path) -> tuple[str, dict[str, float]]:
-    """A fresh environment with the base dependencies: its python, and MiB of its parts."""
+    """A fresh environment with the base dependencies: its python, and MB of its parts."""
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
     command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
@@ -228,7 +228,7 @@ def make_environment(folder: Path) -> tuple[str, dict[str, float]]:
         ),
         "fedge itself": sum(disk_bytes(site / name) for name in ours),
     }
-    return str(python), {name: size / MIB for name, size in parts.items()}
+    return str(python), {name: size / MB for name, size in parts.items()}
 
 
 def disk_bytes(path: Path) -> int:
@@ -279,7 +279,7 @@ def _spreads(rows: list[dict[str, float]]) -> dict[str, Spread]:
 
 def show(report: Report) -> None:
     """One table."""
-    print(f"{'':<34}{'start, s':>20}{'VmRSS, MiB':>20}{'VmHWM, MiB':>20}")
+    print(f"{'':<34}{'start, s':>20}{'VmRSS, MB':>20}{'VmHWM, MB':>20}")
     names = {
         "floor": "paho + numpy + interpreter",
         "agent_connected": "agent, connected",
@@ -295,7 +295,7 @@ def show(report: Report) -> None:
     ready = shown(report["agent_trained"]["ready_seconds"], digits=2)
     print(f"{'agent, model and data loaded':<34}{ready:>20}")
     for name, size in report["installed_mib"].items():
-        print(f"installed, {name:<23}{size:>20.1f} MiB")
+        print(f"installed, {name:<23}{size:>20.1f} MB")
 
 
 def main() -> None:
@@ -314,12 +314,12 @@ def main() -> None:
     report["installed_mib"] = sizes
     trained, births = report["agent_trained"], report["agent_connected"]
     report["budgets"] = [
-        budget(trained["VmRSS"]["median"], 64, "MiB of RSS after training"),
-        budget(trained["VmHWM"]["median"], 64, "MiB of RSS at its peak"),
+        budget(trained["VmRSS"]["median"], 64, "MB of RSS after training"),
+        budget(trained["VmHWM"]["median"], 64, "MB of RSS at its peak"),
         budget(births["seconds"]["median"], 0.6, "seconds from start to connected"),
     ]
     if sizes:
-        report["budgets"].append(budget(sizes["all"], 150, "MiB installed"))
+        report["budgets"].append(budget(sizes["all"], 150, "MB installed"))
     finish("agent_footprint", report, options, show)
 
 
