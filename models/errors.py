@@ -102,9 +102,10 @@ class UpdateRejected(FederationError):
 def one_line(error: BaseException, lines: int = 1) -> str:
     """What an exception says first, as one line of 300 characters; its class if it is silent.
 
-    Libraries write pages, some of them in colour.
+    Libraries write pages, some of them in colour, and of lacking memory only "std::bad_alloc".
     """
-    said = [line.strip() for line in _COLOUR.sub("", str(error)).splitlines() if line.strip()]
+    text = "not enough memory" if isinstance(error, MemoryError) else _COLOUR.sub("", str(error))
+    said = [line.strip() for line in text.splitlines() if line.strip()]
     return " ".join(said[:lines])[:300] or type(error).__name__
 
 

@@ -146,7 +146,7 @@ class InferenceModel:
             interpreter = interpreter_class(model_content=data, num_threads=threads)
             interpreter.allocate_tensors()
             self._runner = interpreter.get_signature_runner("predict")
-        except (ValueError, RuntimeError, TypeError) as error:
+        except (ValueError, RuntimeError, TypeError, MemoryError) as error:
             raise ModelError(f"{self.runtime} cannot load the model: {one_line(error)}") from error
         self._interpreter = interpreter  # the runner does not keep it alive
         self._input_details = self._runner.get_input_details()
@@ -210,8 +210,8 @@ class InferenceModel:
         }
         try:
             found = self._runner(**given)
-        except (ValueError, RuntimeError) as error:
-            raise TrainingError(f"{self.runtime}: predict failed: {error}") from error
+        except (ValueError, RuntimeError, MemoryError) as error:
+            raise TrainingError(f"{self.runtime}: predict failed: {one_line(error)}") from error
         return {
             name: _to_float(found[name], detail) for name, detail in self._output_details.items()
         }

@@ -97,7 +97,8 @@ class Program:
         try:
             self._interpreter = interpreter_class(model_content=data, num_threads=threads)
             # Type and order of what the runtimes raise here is not documented: a malformed file
-            # gives ValueError or RuntimeError, a missing operator RuntimeError.
+            # gives ValueError or RuntimeError, a missing operator RuntimeError, and either may ask
+            # for more memory than there is.
             signatures = self._interpreter.get_signature_list()
             self._check_names(signatures)
             # tflite-runtime puts its fast kernels (XNNPACK) in place here or never: calling
@@ -105,7 +106,7 @@ class Program:
             self._interpreter.allocate_tensors()
             self._check_tensors()
             self._train = _MainSubgraph(self._interpreter)
-        except (ValueError, RuntimeError, TypeError) as error:
+        except (ValueError, RuntimeError, TypeError, MemoryError) as error:
             raise ModelError(
                 f"{self.runtime} cannot load the program: {one_line(error)}"
             ) from error
@@ -236,7 +237,7 @@ class Program:
                 return self._train(arrays)
             # Made anew and dropped: as long as there is a runner, `_train` is refused.
             out: dict[str, Array] = self._interpreter.get_signature_runner(signature)(**arrays)
-        except (ValueError, RuntimeError) as error:
+        except (ValueError, RuntimeError, MemoryError) as error:
             why = f"{self.runtime}: {signature} failed: {_latest(error)}"
             # Without the frames that hold the runner: somebody may keep the error.
             raise TrainingError(why) from error.with_traceback(None)

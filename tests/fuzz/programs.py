@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import resource
 from collections import Counter
 from random import Random
 
@@ -14,6 +15,7 @@ from models.zoo import load_zoo
 from tests.fuzz.mutate import damaged
 
 _REFUSED, _LOADED, _UNDECLARED = 0, 10, 11
+_MOST_BYTES = 4 << 30
 
 
 def crashes(count: int, seed: int) -> dict[str, int]:
@@ -41,6 +43,8 @@ def _load(data: bytes, package: ModelPackage) -> str:
 def _in_child(data: bytes, package: ModelPackage) -> None:
     faulthandler.disable()  # of pytest
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the interpreter talks
+    # A damaged size may ask for all the memory there is, and the kernel end somebody else for it.
+    resource.setrlimit(resource.RLIMIT_AS, (_MOST_BYTES, _MOST_BYTES))
     code = _UNDECLARED
     try:
         Program(data, package.spec)
