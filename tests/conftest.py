@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -116,3 +117,18 @@ def take(link: AnyLink, count: int = 1, timeout_s: float = 10.0) -> list[Receive
 def nothing_comes(link: AnyLink, for_s: float = 0.15) -> bool:
     """Whether no message comes for a while."""
     return not isinstance(link.poll(for_s), Received)
+
+
+def lives(pid: int) -> bool:
+    """Whether a process lives; a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def gone_within(pid: int, seconds: float) -> bool:
+    deadline_s = time.monotonic() + seconds
+    while lives(pid) and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    return not lives(pid)

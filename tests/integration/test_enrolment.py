@@ -27,7 +27,7 @@ from broker.security import FleetSettings, create_fleet, utc_now
 from broker.security_files import Account
 from edge_agent.join import ask_for_certificate
 from models.errors import ConfigError, LinkError
-from tests.conftest import wait_up
+from tests.conftest import gone_within, wait_up
 from tests.integration.enrolment import TOPICS, Service, request_in, serving
 from tests.integration.fleet_folder import (
     FEDERATION,
@@ -371,7 +371,7 @@ def test_who_talks_to_strangers_is_not_root(program: Path) -> None:
             ask_for_certificate(service.token("pi"), request_in(Path(name) / "pi"), 20)
             service.process.kill()  # and it dies with the service, however that ends
             service.process.wait(10)
-            assert until(lambda: not Path(f"/proc/{child}").exists())
+            assert gone_within(int(child), 10.0)
 
 
 def test_a_port_that_is_taken_is_named(service: Service) -> None:

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import pytest
 from broker.local import LocalBroker, answers, choose_kind, free_port
 from broker.mqtt import MqttLink
 from models.errors import ConfigError
-from tests.conftest import need, take, wait_up
+from tests.conftest import gone_within, lives, need, take, wait_up
 
 KINDS = ["mosquitto", "embedded"]
 
@@ -28,25 +27,10 @@ def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def running(pid: int) -> bool:
-    """Whether a process lives; a zombie does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def gone_within(pid: int, seconds: float) -> bool:
-    deadline_s = time.monotonic() + seconds
-    while running(pid) and time.monotonic() < deadline_s:
-        time.sleep(0.01)
-    return not running(pid)
-
-
 def test_it_serves_while_the_block_lasts(kind: str) -> None:
     with LocalBroker(kind) as broker:  # type: ignore[arg-type]
         pid, port = broker.pid, broker.port
-        assert running(pid)
+        assert lives(pid)
         link = MqttLink(broker.settings, "client")
         link.subscribe("t")
         link.open()
@@ -54,7 +38,7 @@ def test_it_serves_while_the_block_lasts(kind: str) -> None:
         link.publish("t", b"x")
         assert take(link)[0].payload == b"x"
         link.close()
-    assert not running(pid)
+    assert not lives(pid)
     assert not answers(port)
     assert broker.pid == 0
 
@@ -107,7 +91,7 @@ def test_it_comes_back_on_its_port_after_a_crash(kind: str) -> None:
     with LocalBroker(kind) as broker:  # type: ignore[arg-type]
         port, pid = broker.port, broker.pid
         broker.kill()
-        assert not running(pid)
+        assert not lives(pid)
         broker.start()
         assert broker.port == port
         assert answers(port)
@@ -126,7 +110,7 @@ def test_a_killed_parent_leaves_no_broker(kind: str, number: signal.Signals) -> 
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
-        assert running(pid)
+        assert lives(pid)
         parent.send_signal(number)
         parent.wait(10)
     assert gone_within(pid, 5.0)
