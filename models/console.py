@@ -114,6 +114,14 @@ class FiniteRange(click.FloatRange):
         return number
 
 
+def _tell(text: str, verbose: bool, journal: bool) -> None:
+    """Tells the error that is being handled."""
+    if verbose:
+        traceback.print_exc()
+    shown = printable(text, "\n")
+    click.echo(f"{'<3>' if journal else ''}error: {shown}", err=True)
+
+
 def command_errors(function: Callable[..., Any]) -> Callable[..., Any]:
     """Adds `-v/--verbose`, sets logging up, and turns a FederationError into line and exit code.
 
@@ -131,19 +139,14 @@ def command_errors(function: Callable[..., Any]) -> Callable[..., Any]:
                 sys.stdout.flush()
             return result
         except FederationError as error:
-            if verbose:
-                traceback.print_exc()
-            text = printable(str(error), "\n")
-            click.echo(f"{'<3>' if journal else ''}error: {text}", err=True)
+            _tell(str(error), verbose, journal)
             sys.exit(error.exit_code)
         except PermissionError as error:  # whoever looked whether a file is there
             if error.filename is None:
                 raise
-            if verbose:
-                traceback.print_exc()
-            text = printable(f"{os.fsdecode(error.filename)}: {error.strerror}")
             who = "run it as the user whom this belongs to, or with sudo"
-            click.echo(f"{'<3>' if journal else ''}error: {text}: {who}", err=True)
+            name = printable(os.fsdecode(error.filename))  # a line break in it ends no line of ours
+            _tell(f"{name}: {error.strerror}: {who}", verbose, journal)
             sys.exit(ConfigError.exit_code)
         except KeyboardInterrupt:  # click would end with 1, which is a defect's code
             click.echo("interrupted", err=True)
