@@ -35,12 +35,12 @@ from broker.link import LinkDown, LinkUp, Received
 from broker.local import HOST, find_mosquitto, free_port
 from broker.mqtt import MqttLink
 from broker.security import Fleet, FleetSettings, create_fleet, utc_now
-from broker.security_files import Account
 from broker.settings import BrokerSettings, TlsSettings
 from broker.topics import Topics
 from edge_agent.enrol import enrol
 from edge_agent.join import ask_for_certificate
 from edge_agent.private_key import certificate_request, own_key
+from fedge.files import Account
 
 ROOT = Path(__file__).resolve().parent.parent
 FEDERATION = "fleet"

@@ -216,7 +216,7 @@ def make_environment(folder: Path) -> tuple[str, dict[str, float]]:
     command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*command, str(ROOT)], check=True, timeout=600, stderr=subprocess.DEVNULL)
     (site,) = folder.glob("lib/python*/site-packages")
-    ours = ("broker", "coordinator", "edge_agent", "fleet", "models", "fedge.py")
+    ours = ("broker", "coordinator", "edge_agent", "fleet", "models", "learning", "fedge")
     parts = {
         "all": disk_bytes(folder),
         "pip and setuptools": sum(disk_bytes(site / name) for name in ("pip", "setuptools")),

@@ -21,14 +21,14 @@ import numpy as np
 from measure import Report, budget, finish, option_parser, run_worker
 
 from broker.messages import TrainingPlan
-from broker.system import resident_bytes
 from edge_agent.device import LinuxDevice
 from edge_agent.limits import LimitsConfig
 from edge_agent.memory import estimate
 from edge_agent.pace import Pace
 from edge_agent.trainer import train
+from fedge.errors import TrainingError
+from fedge.system import resident_bytes
 from models.codecs import CodecConfig, compensate, make_codec
-from models.errors import TrainingError
 from models.package import ModelPackage
 from models.program import Program, Rows
 from models.zoo import load_zoo, zoo_names

@@ -32,13 +32,13 @@ import yaml
 from measure import Report, budget, finish, option_parser, shown, spread
 
 from broker import messages
-from broker.limits import raise_file_limit
 from broker.link import Received
 from broker.local import LocalBroker
 from broker.messages import AgentStatus
 from broker.mqtt import MqttLink
 from broker.topics import AgentStatusTopic, Topics
 from coordinator.records import RoundRecord
+from fedge.open_files import raise_file_limit
 from fleet.host import AgentHost, find_agents
 from fleet.run import RunOptions, host_count, run_scenario
 

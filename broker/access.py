@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Literal
 
 from broker.topics import Topics, check_id
-from models.errors import ConfigError
+from fedge.errors import ConfigError
 
 #: The coordinator's name at the broker; no device may have it.
 COORDINATOR = "coordinator"

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Literal, cast
 
 from broker.access import address_of
-from models.errors import ConfigError
+from fedge.errors import ConfigError
 
 try:
     from cryptography import x509

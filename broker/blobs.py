@@ -17,7 +17,7 @@ import zlib
 from dataclasses import dataclass
 
 from broker.messages import BlobRef
-from models.errors import WireError
+from fedge.errors import WireError
 
 _HEADER = struct.Struct(">4sIIQI32s")
 MAGIC = b"FDC1"

@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from broker.messages import Id, PublicKey
 from broker.seal import MAX_KEYS
-from models.errors import ConfigError
+from fedge.errors import ConfigError
 
 MAX_BUNDLE_BYTES = 64 << 10
 _Pem = Annotated[str, Meta(min_length=1, max_length=16_384)]

@@ -20,12 +20,12 @@ from typing import Any
 
 from broker import reasons
 from broker.certificate import Certificate, parse_certificate, read_certificate
-from broker.diagnosis import Check, failed, ok, skipped, warning
 from broker.probe import Granted, Probe, packet_limit
 from broker.rights import Rights, access_checks
 from broker.settings import PLAIN_PORT, TLS_PORT, BrokerSettings, TlsSettings
 from broker.transports import proxy_arguments
-from models.errors import ConfigError, LinkError
+from fedge.check_result import Check, failed, ok, skipped, warning
+from fedge.errors import ConfigError, LinkError
 
 #: fedge did not exist before, and no certificate of ours lives so long.
 _YEARS = range(2025, 2100)

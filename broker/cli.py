@@ -11,8 +11,8 @@ import click
 from broker.cli_keys import rotate_broker, rotate_coordinator, rotate_key
 from broker.cli_security import COMMANDS
 from broker.local import HOST, Kind, LocalBroker
-from models.console import command_errors
-from models.errors import LinkError
+from fedge.console import command_errors
+from fedge.errors import LinkError
 
 
 @click.group()

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from broker.cli_security import NO_RELOAD, tell_broker
-from models.console import command_errors
+from fedge.console import command_errors
 
 
 @click.command("rotate-key")

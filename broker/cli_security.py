@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import click
 import yaml
 
-from models.console import FiniteRange, command_errors, printable
-from models.errors import ConfigError
+from fedge.console import FiniteRange, command_errors, printable
+from fedge.errors import ConfigError
 
 if TYPE_CHECKING:
     from broker.security import Fleet
@@ -158,7 +158,7 @@ def _say_next(fleet: Fleet) -> None:
 
 def _warn_of_closed_folder(fleet: Fleet) -> None:
     """Mosquitto would say no more than that it cannot write its pid file."""
-    from broker.security_files import Account
+    from fedge.files import Account
 
     above, user = fleet.folder.parent, fleet.register.user
     with contextlib.suppress(ConfigError):  # the account is of another machine

@@ -21,7 +21,7 @@ from msgspec import Meta
 
 from broker.bundle import Bundle
 from broker.topics import Topics
-from models.errors import WireError
+from fedge.errors import WireError
 
 MAX_REQUEST_BYTES = 8 << 10
 MAX_ANSWER_BYTES = 64 << 10

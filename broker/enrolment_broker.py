@@ -24,9 +24,9 @@ from broker.access import SERVER_FILE
 from broker.enrolment import EnrolmentTopics
 from broker.local import HOST, answers, find_mosquitto, free_port
 from broker.security import Fleet
-from broker.security_files import Account, write_whole
 from broker.settings import BrokerSettings
-from models.errors import ConfigError, LinkError
+from fedge.errors import ConfigError, LinkError
+from fedge.files import Account, write_whole
 
 _USER = "enrolment"
 _START_S, _STOP_S = 15.0, 3.0

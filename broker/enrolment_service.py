@@ -17,7 +17,7 @@ from broker.registrar import Granted, Note, Redeem, Refused, Registrar
 from broker.reload import reload_mosquitto
 from broker.security import Fleet, utc_now
 from broker.service import Service
-from models.errors import ConfigError
+from fedge.errors import ConfigError
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from broker import access
 from broker.access import ListenerSettings
 from broker.authority import Authority, Issued
 from broker.register import Register
-from broker.security_files import Account, make_private_folder, write_whole
+from fedge.files import Account, make_private_folder, write_whole
 
 REGISTER_FILE = "fleet.json"
 AUTHORITY_FOLDER, BROKER_FOLDER = "authority", "broker"

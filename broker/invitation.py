@@ -17,7 +17,7 @@ from msgspec import Meta
 
 from broker.messages import Id, Sha256
 from broker.token import Token, digest_of, fingerprint, new_secret
-from models.errors import ConfigError
+from fedge.errors import ConfigError
 
 if TYPE_CHECKING:
     from broker.security import Fleet

@@ -17,7 +17,7 @@ from broker.fleet_files import COORDINATOR_FOLDER, IDENTITY_FILE, MIDDLE_DAYS, b
 from broker.register import without
 from broker.security import Fleet
 from broker.signing import SigningKeys
-from models.errors import ConfigError
+from fedge.errors import ConfigError
 
 
 def rotate_key(fleet: Fleet, now: datetime, *, at_once: bool = False) -> None:

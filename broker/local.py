@@ -18,9 +18,9 @@ import time
 from pathlib import Path
 from typing import Literal
 
-from broker.limits import raise_file_limit
 from broker.settings import BrokerSettings
-from models.errors import ConfigError
+from fedge.errors import ConfigError
+from fedge.open_files import raise_file_limit
 
 log = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from broker.link import (
     publish_packet_bytes,
 )
 from broker.memory_broker import MemoryBroker, Message, Packet, PerfectRoute, Route
-from models.errors import LinkError
+from fedge.errors import LinkError
 
 __all__ = ["MemoryBroker", "MemoryLink", "Packet", "PerfectRoute", "Route"]
 

@@ -13,9 +13,9 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
+from fedge.errors import WireError
 from models import frames
 from models.codecs import CodecConfig
-from models.errors import WireError
 from models.metrics import MAX_METRIC_NUMBERS
 
 #: Largest JSON message: a plan that lists 10,000 agents of 64 letters fits.

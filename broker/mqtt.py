@@ -23,7 +23,7 @@ from broker.network import NetworkLoop
 from broker.outbox import Outgoing
 from broker.settings import BrokerSettings
 from broker.transports import proxy_arguments
-from models.errors import LinkError
+from fedge.errors import LinkError
 
 log = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from broker.network import NetworkLoop
 from broker.outbox import NO_PACKET_LIMIT
 from broker.settings import BrokerSettings
 from broker.versions import VersionChoice
-from models.errors import LinkError
+from fedge.errors import LinkError
 
 #: After us the owner has so long to come for its session, and nobody misses ours.
 _SESSION_S = 120

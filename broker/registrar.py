@@ -15,7 +15,7 @@ import msgspec
 from broker.bundle import Bundle
 from broker.enrolment import PER_SESSION, Answer, EnrolmentTopics, decode_request
 from broker.machine import LinkAction, LinkedEvent, MessageArrived, Publish, Started, Subscribe
-from models.errors import WireError
+from fedge.errors import WireError
 
 #: Requests of all sessions: signing one takes 2 ms, and a fleet of a thousand comes within minutes.
 PER_SECOND, AT_ONCE = 20.0, 60.0

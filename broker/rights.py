@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from broker.diagnosis import Check, failed, ok, warning
 from broker.probe import Probe
+from fedge.check_result import Check, failed, ok, warning
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from msgspec import Meta
 from broker.ed25519 import KEY_BYTES
 from broker.messages import Count, KeyId
 from broker.topics import CoordinatorStatusTopic, InboxTopic, ProgramTopic, RoundTopic, Topic
-from models.errors import ConfigError, WireError
+from fedge.errors import ConfigError, WireError
 
 #: Begins everything that is signed, so that no signature of another use of the key fits.
 LABEL = b"fedge/v1 sealed"

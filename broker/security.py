@@ -38,7 +38,10 @@ from broker.fleet_files import (
 )
 from broker.invitation import withdrawn
 from broker.register import Record, Register, without
-from broker.security_files import (
+from broker.signing import SigningKeys
+from broker.topics import check_id
+from fedge.errors import ConfigError
+from fedge.files import (
     Account,
     beside,
     locked,
@@ -46,9 +49,6 @@ from broker.security_files import (
     sync_folder,
     write_whole,
 )
-from broker.signing import SigningKeys
-from broker.topics import check_id
-from models.errors import ConfigError
 
 log = logging.getLogger(__name__)
 

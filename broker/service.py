@@ -21,8 +21,8 @@ from broker.machine import (
     Stopping,
     Subscribe,
 )
-from broker.supervisor import Supervisor
-from models.errors import LinkError, StoreError
+from fedge.errors import LinkError, StoreError
+from fedge.systemd import Supervisor
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from broker.transports import (
     proxy_of_environment,
     read_password,
 )
-from models.errors import ConfigError
+from fedge.errors import ConfigError
 
 PLAIN_PORT = 1883
 TLS_PORT = 8883

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from broker.seal import MAX_KEYS, Seal, join, key_id, signed_bytes
-from models.errors import ConfigError
+from fedge.errors import ConfigError
 
 try:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from broker.topics import ID_PATTERN
-from models.errors import ConfigError
+from fedge.errors import ConfigError
 
 SCHEME = "fedge://"
 _SECRET_BYTES = 16

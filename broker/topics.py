@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar, Self
 
-from models.errors import ConfigError, WireError
+from fedge.errors import ConfigError, WireError
 
 PREFIX = "fedge/v1"
 #: No tail of ours is longer; an MQTT topic may have 64 KiB.

@@ -12,8 +12,8 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 
-from broker.config import located
-from models.errors import ConfigError
+from fedge.errors import ConfigError
+from fedge.yaml_config import located
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 §5.6.2
 #: Headers that are ours, and headers whose values are secrets.

@@ -10,7 +10,7 @@ from math import isfinite, sqrt
 
 import numpy as np
 
-from models.errors import UpdateRejected
+from fedge.errors import UpdateRejected
 from models.parameters import F32
 
 #: More examples on one small device are a mistake or an attempt to outweigh the others.

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import click
 
-from broker.options import config_option, give_up_option
-from models.console import command_errors
+from fedge.console import command_errors
+from fedge.options import config_option, give_up_option
 
 _CONFIG = config_option("YAML file of the federation.")
 
@@ -32,9 +32,9 @@ def run(config_path: Path, as_json: bool, give_up_after: float | None) -> None:
     kept in the state folder: started again, it goes on with the next round. The trained package is
     written to `model/` in that folder.
     """
-    from broker.config import load_config
     from coordinator.config import CoordinatorConfig
     from coordinator.service import run_coordinator
+    from fedge.yaml_config import load_config
 
     config = load_config(config_path, CoordinatorConfig)
     folder = run_coordinator(config, config_path.parent, as_json=as_json, give_up_s=give_up_after)
@@ -48,10 +48,10 @@ def run(config_path: Path, as_json: bool, give_up_after: float | None) -> None:
 @command_errors
 def status(config_path: Path, as_json: bool) -> None:
     """Show rounds, versions and agents from the state folder; works while it runs."""
-    from broker.config import load_config, located
     from coordinator.config import CoordinatorConfig
     from coordinator.report import status_document, status_text
     from coordinator.store import Store
+    from fedge.yaml_config import load_config, located
 
     config = load_config(config_path, CoordinatorConfig)
     with closing(Store.open_existing(located(config.state_dir, config_path.parent))) as store:
@@ -74,10 +74,10 @@ def doctor(config_path: Path, offline: bool, as_json: bool) -> None:
     Ends with 0 when nothing failed, 2 when something here has to be mended, 3 when it is the broker
     or the way to it.
     """
-    from broker.config import load_config
-    from broker.diagnosis import report
     from coordinator.config import CoordinatorConfig
     from coordinator.doctor import diagnose
+    from fedge.check_result import report
+    from fedge.yaml_config import load_config
 
     config = load_config(config_path, CoordinatorConfig)
     sys.exit(report(diagnose(config, config_path.parent, offline=offline), as_json=as_json))

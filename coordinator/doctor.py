@@ -8,9 +8,6 @@ from pathlib import Path
 
 from broker import messages
 from broker.checks import Others, clock_check, network_checks, open_secret
-from broker.config import located
-from broker.diagnosis import Check, failed, ok, warning
-from broker.local_checks import disk_check, memory_check, owner_check, temperature_check
 from broker.messages import AgentStatus
 from broker.rights import Rights
 from broker.seal import key_id
@@ -28,7 +25,10 @@ from coordinator.config import CoordinatorConfig
 from coordinator.evaluation import central_measure
 from coordinator.service import find_package
 from coordinator.store import Store
-from models.errors import ConfigError, FederationError, WireError
+from fedge.check_result import Check, failed, ok, warning
+from fedge.errors import ConfigError, FederationError, WireError
+from fedge.host_checks import disk_check, memory_check, owner_check, temperature_check
+from fedge.yaml_config import located
 from models.history import STORE_FILE
 
 #: No agent is called so; what is forbidden is tried on its topics.

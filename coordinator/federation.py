@@ -68,7 +68,7 @@ from coordinator.round import (
 from coordinator.stopping import stop_reason
 from coordinator.strategies import State, check_state, make_strategy, with_tracked
 from coordinator.turnout import Turnout
-from models.errors import ConfigError, TrainingError, WireError
+from fedge.errors import ConfigError, TrainingError, WireError
 from models.metrics import Sums
 from models.package import ModelPackage
 from models.parameters import F32

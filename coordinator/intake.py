@@ -28,8 +28,8 @@ from coordinator.round import (
     RoundEvent,
 )
 from coordinator.uploads import Upload, Uploads, peek_header
+from fedge.errors import UpdateRejected, WireError
 from models.codecs import make_codec
-from models.errors import UpdateRejected, WireError
 from models.metrics import Sums, fits
 from models.spec import ModelSpec
 

@@ -12,7 +12,7 @@ import msgspec
 from coordinator.config import CoordinatorConfig
 from coordinator.records import RoundRecord
 from coordinator.store import KnownAgent, Store
-from models.console import printable
+from fedge.console import printable
 
 #: More classes than this are no table that a terminal shows.
 _SHOWN_CLASSES = 12

@@ -15,12 +15,10 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
-from broker.config import located
 from broker.link import Link, Received, Will
 from broker.machine import LinkAction, Publish, Tick
 from broker.mqtt import MqttLink
 from broker.seal import is_sealed, key_id
-from broker.security_files import claimed, write_whole
 from broker.service import Service
 from broker.topics import Topics
 from coordinator.config import CoordinatorConfig
@@ -42,7 +40,9 @@ from coordinator.federation import Coordinator
 from coordinator.progress import Progress
 from coordinator.report import round_line
 from coordinator.store import NOTED_EVERY_S, Store
-from models.errors import ConfigError, ModelError, StoreError
+from fedge.errors import ConfigError, ModelError, StoreError
+from fedge.files import claimed, write_whole
+from fedge.yaml_config import located
 from models.package import ModelPackage, load_package
 from models.zoo import load_zoo, zoo_names
 

@@ -19,12 +19,12 @@ import msgspec
 import numpy as np
 
 from broker.messages import AgentStatus, RoundPlan
-from broker.security_files import touch_private
 from coordinator.progress import Progress, StoredRound
 from coordinator.records import RoundRecord
 from coordinator.roster import MISSED_HEARTBEATS
 from coordinator.strategies import State, state_from_bytes, state_to_bytes
-from models.errors import ConfigError, StoreError, WireError
+from fedge.errors import ConfigError, StoreError, WireError
+from fedge.files import touch_private
 from models.history import STORE_FILE, VERSIONS_TABLE, checksum
 from models.package import ModelPackage
 from models.parameters import F32

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from broker import blobs, messages
 from broker.messages import RoundPlan, UpdateHeader
 from coordinator.admission import MAX_EXAMPLES, MIN_WEIGHT, check_examples, check_vector
+from fedge.errors import CodecError, UpdateRejected, WireError
 from models import frames
 from models.codecs import Codec
-from models.errors import CodecError, UpdateRejected, WireError
 from models.metrics import MetricSpec, fits
 from models.parameters import F32
 

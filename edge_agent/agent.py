@@ -63,7 +63,7 @@ from edge_agent.plan_order import PlanOrder
 from edge_agent.spool import AgentMemory, SpooledUpdate
 from edge_agent.statements import AgentFacts, agent_status, refusal
 from edge_agent.trust import Trust
-from models.errors import UntrustedError, WireError
+from fedge.errors import UntrustedError, WireError
 from models.parameters import F32
 
 log = logging.getLogger(__name__)

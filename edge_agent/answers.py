@@ -24,8 +24,8 @@ from edge_agent.events import Action
 from edge_agent.spool import SpooledUpdate
 from edge_agent.statements import AgentFacts
 from edge_agent.trainer import TrainingResult
+from fedge.errors import CodecError, ConfigError
 from models.codecs import compensate, make_codec
-from models.errors import CodecError, ConfigError
 from models.metrics import Sums, Total
 from models.parameters import F32
 

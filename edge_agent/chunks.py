@@ -11,7 +11,7 @@ import struct
 from pathlib import Path
 
 from broker import blobs
-from models.errors import StoreError, WireError
+from fedge.errors import StoreError, WireError
 
 log = logging.getLogger(__name__)
 

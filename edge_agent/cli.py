@@ -9,9 +9,9 @@ from pathlib import Path
 
 import click
 
-from broker.options import config_option, give_up_option
+from fedge.console import FiniteRange, command_errors, log_less
+from fedge.options import config_option, give_up_option
 from models.cli_runtimes import runtime_option
-from models.console import FiniteRange, command_errors, log_less
 
 _CONFIG = config_option("YAML file of this agent.")
 
@@ -32,9 +32,9 @@ def run(config_path: Path, give_up_after: float | None) -> None:
     Recordings never leave the device; what it writes is its state folder. Ctrl-C or SIGTERM ends
     it cleanly.
     """
-    from broker.config import load_config
     from edge_agent.config import AgentConfig
     from edge_agent.service import run_agent
+    from fedge.yaml_config import load_config
 
     run_agent(load_config(config_path, AgentConfig), config_path.parent, give_up_after)
 
@@ -52,10 +52,10 @@ def check(config_path: Path, model_name: str, runtime: str | None) -> None:
     Goes once through all rows with the untrained model, which finds those that it cannot take.
     Changes nothing but the state folder (a fixed normalisation is stored there).
     """
-    from broker.config import load_config, located
     from edge_agent.config import AgentConfig
     from edge_agent.data.dataset import build_dataset, read_table
     from edge_agent.row_trial import try_rows
+    from fedge.yaml_config import load_config, located
     from models.metrics import metric_values
     from models.program import Program
     from models.quiet import quiet_stderr
@@ -98,10 +98,10 @@ def doctor(config_path: Path, model_name: str | None, offline: bool, as_json: bo
     Ends with 0 when nothing failed, 2 when something here has to be mended, 3 when it is the broker
     or the way to it.
     """
-    from broker.config import load_config
-    from broker.diagnosis import report
     from edge_agent.config import AgentConfig
     from edge_agent.doctor import diagnose
+    from fedge.check_result import report
+    from fedge.yaml_config import load_config
     from models.zoo import open_model
 
     config = load_config(config_path, AgentConfig)
@@ -150,11 +150,11 @@ def predict(
     CSV, with the name of the class where the model has classes. Nothing is sent anywhere; what it
     writes is --out.
     """
-    from broker.config import load_config, located
     from edge_agent.config import AgentConfig
     from edge_agent.data.dataset import DataConfig
     from edge_agent.predict import inputs_only, write
     from edge_agent.predict import predict as run_model
+    from fedge.yaml_config import load_config, located
 
     base, state_dir, threads = Path(), None, 1
     try:
@@ -215,11 +215,11 @@ def enrol(
     Writes certificates, the private key and agent.yaml into DIR, which only you can read. On the
     folder of the same device it replaces the certificates and keeps agent.yaml.
     """
-    from broker.config import load_config
     from broker.settings import BrokerSettings
     from broker.token import Token
     from edge_agent import enrol as joining
     from edge_agent.config import AgentConfig
+    from fedge.yaml_config import load_config
 
     if source == "-":
         token: Token | None = Token.parse(sys.stdin.readline(1000))

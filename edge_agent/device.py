@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from broker.system import available_bytes, read_text, temperature_c
 from edge_agent.limits import LimitsConfig, Readings
+from fedge.system import available_bytes, read_text, temperature_c
 
 log = logging.getLogger(__name__)
 

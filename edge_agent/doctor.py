@@ -12,13 +12,9 @@ import numpy as np
 
 from broker import blobs, messages
 from broker.checks import Others, clock_check, network_checks
-from broker.config import located
-from broker.diagnosis import Check, failed, ok, skipped, warning
-from broker.local_checks import disk_check, memory_check, owner_check, temperature_check
 from broker.messages import CoordinatorStatus, ProgramManifest, Report
 from broker.probe import Probe
 from broker.rights import Rights
-from broker.system import available_bytes
 from broker.topics import (
     AgentStatusTopic,
     ChunkTopic,
@@ -39,7 +35,8 @@ from edge_agent.profile import data_checks
 from edge_agent.runtime_trial import runtime_check
 from edge_agent.trust import Trust
 from edge_agent.trust_file import open_trust
-from models.errors import (
+from fedge.check_result import Check, failed, ok, skipped, warning
+from fedge.errors import (
     ConfigError,
     DataError,
     FederationError,
@@ -47,6 +44,9 @@ from models.errors import (
     UntrustedError,
     WireError,
 )
+from fedge.host_checks import disk_check, memory_check, owner_check, temperature_check
+from fedge.system import available_bytes
+from fedge.yaml_config import located
 from models.package import Unpacked, unpack_wire
 from models.program import Program, Rows
 from models.zoo import load_zoo

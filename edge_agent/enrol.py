@@ -8,14 +8,14 @@ import msgspec
 import yaml
 
 from broker.bundle import MAX_BUNDLE_BYTES, Bundle, check_bundle, read_bundle
-from broker.config import load_config
 from broker.seal import encode_public_keys
-from broker.security_files import make_private_folder, write_whole
 from broker.token import SCHEME, Token
 from edge_agent.config import AgentConfig
 from edge_agent.join import ask_for_certificate
 from edge_agent.private_key import certificate_request, forget_used_key, own_key
-from models.errors import ConfigError
+from fedge.errors import ConfigError
+from fedge.files import make_private_folder, write_whole
+from fedge.yaml_config import load_config
 
 CONFIG_FILE = "agent.yaml"
 CA_FILE = "ca.crt"

@@ -19,7 +19,7 @@ from broker.machine import LinkAction, Subscribe, Unsubscribe
 from broker.messages import BlobRef
 from broker.topics import ChunkTopic, Topics
 from edge_agent.events import ForgetBlob, KeepChunk, RecallBlob
-from models.errors import WireError
+from fedge.errors import WireError
 
 log = logging.getLogger(__name__)
 

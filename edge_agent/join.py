@@ -23,7 +23,7 @@ from broker.link import Link, LinkDown, LinkUp, Received
 from broker.mqtt import MqttLink
 from broker.settings import BrokerSettings, TlsSettings
 from broker.token import Token, fingerprint
-from models.errors import ConfigError, LinkError, WireError
+from fedge.errors import ConfigError, LinkError, WireError
 
 #: An answer that does not come by then was lost with its connection, or the service is busy.
 _ASK_AGAIN_S = 5.0

@@ -11,8 +11,8 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedge.errors import ModelError
 from models.analysis import tensor_bytes
-from models.errors import ModelError
 from models.spec import ModelSpec
 
 #: The interpreter.

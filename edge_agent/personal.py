@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from broker.security_files import write_whole
 from edge_agent.trainer import TrainingResult
-from models.errors import ConfigError, DataError, ModelError
+from fedge.errors import ConfigError, DataError, ModelError
+from fedge.files import write_whole
 from models.package import read_vector
 from models.parameters import F32
 from models.spec import ModelSpec

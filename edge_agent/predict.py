@@ -13,9 +13,9 @@ from typing import Any, TextIO
 import msgspec
 import numpy as np
 
-from broker.config import located
 from edge_agent.data.dataset import DataConfig, InputSource, build_dataset, read_table
-from models.errors import ConfigError, ModelError
+from fedge.errors import ConfigError, ModelError
+from fedge.yaml_config import located
 from models.inference import InferenceModel, Release, load_release
 from models.npz import open_npz
 from models.parameters import Layout, ParameterSpec

@@ -9,8 +9,8 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from broker.security_files import write_whole
-from models.errors import ConfigError
+from fedge.errors import ConfigError
+from fedge.files import write_whole
 
 _PATIENCE_S = 60
 _GENERATE = ["openssl", "genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"]

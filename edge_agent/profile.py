@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from broker.diagnosis import Check, ok, warning
 from edge_agent.data.dataset import LocalDataset
+from fedge.check_result import Check, ok, warning
 from models.spec import ModelSpec, TensorSpec
 
 #: In the model's own standard deviations: no sensor of the same kind is so far off on average.

@@ -9,7 +9,7 @@ import numpy as np
 
 from edge_agent.data.dataset import LocalDataset
 from edge_agent.data.table import Table
-from models.errors import DataError, TrainingError
+from fedge.errors import DataError, TrainingError
 from models.metrics import Sums, add_sums
 from models.parameters import F32
 from models.program import Program, Rows

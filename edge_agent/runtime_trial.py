@@ -9,8 +9,8 @@ import signal
 import subprocess
 import sys
 
-from broker.diagnosis import Check, failed, ok
-from models.errors import FederationError
+from fedge.check_result import Check, failed, ok
+from fedge.errors import FederationError
 from models.runtimes import find_runtime
 
 #: Python, numpy, the interpreter and a model: some seconds on the smallest boards.

@@ -13,14 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import fedge
-from broker.config import located
 from broker.link import Link, Will
 from broker.machine import Tick
 from broker.mqtt import MqttLink
 from broker.network import NetworkLoop
-from broker.security_files import claimed
 from broker.service import Service
-from broker.system import memory_bytes, share_one_heap
 from edge_agent.agent import Agent
 from edge_agent.chunks import ChunkStore
 from edge_agent.config import AgentConfig
@@ -47,7 +44,10 @@ from edge_agent.spool import Spool, SpooledUpdate
 from edge_agent.statements import AgentFacts
 from edge_agent.trust_file import TrustFile, open_trust
 from edge_agent.worker import WorkerPool
-from models.errors import ModelError, StoreError
+from fedge.errors import ModelError, StoreError
+from fedge.files import claimed
+from fedge.system import memory_bytes, share_one_heap
+from fedge.yaml_config import located
 from models.runtimes import find_runtime
 
 log = logging.getLogger(__name__)

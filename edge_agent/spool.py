@@ -18,10 +18,10 @@ import msgspec
 import numpy as np
 
 from broker.messages import Count, Fingerprint, Id, RoundId, Sha256
-from broker.security_files import sync_folder, touch_private
 from edge_agent.trust import TrustRecord
+from fedge.errors import StoreError, WireError
+from fedge.files import sync_folder, touch_private
 from models import frames
-from models.errors import StoreError, WireError
 from models.parameters import F32
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from broker.messages import TrainingPlan
-from models.errors import TrainingError
+from fedge.errors import TrainingError
 from models.metrics import Sums, add_arrays, as_totals
 from models.parameters import F32, F64
 from models.program import Gradient, Program, Rows, row_count

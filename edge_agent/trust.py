@@ -19,7 +19,7 @@ from msgspec import Meta
 from broker import ed25519, messages, seal
 from broker.messages import CoordinatorStatus, Count, PublicKey
 from broker.topics import CoordinatorStatusTopic, InboxTopic, Topic, Topics
-from models.errors import UntrustedError, WireError
+from fedge.errors import UntrustedError, WireError
 
 log = logging.getLogger(__name__)
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import msgspec
 
-from broker.config import located
 from broker.seal import read_public_keys
-from broker.security_files import write_whole
 from edge_agent.config import AgentConfig
 from edge_agent.trust import TrustRecord
-from models.errors import ConfigError, StoreError
+from fedge.errors import ConfigError, StoreError
+from fedge.files import write_whole
+from fedge.yaml_config import located
 
 log = logging.getLogger(__name__)
 

@@ -21,8 +21,6 @@ from zlib import crc32
 
 import numpy as np
 
-from broker.config import located
-from broker.system import available_bytes, resident_bytes, return_freed_memory
 from edge_agent.config import AgentConfig
 from edge_agent.data.dataset import LocalDataset, load_dataset
 from edge_agent.events import (
@@ -39,7 +37,9 @@ from edge_agent.memory import estimate, shortage
 from edge_agent.pace import Pace
 from edge_agent.personal import PersonalPart, forget_others, personal_file
 from edge_agent.trainer import train
-from models.errors import FederationError, TrainingError
+from fedge.errors import FederationError, TrainingError
+from fedge.system import available_bytes, resident_bytes, return_freed_memory
+from fedge.yaml_config import located
 from models.metrics import Sums, add_sums
 from models.package import Unpacked, unpack_wire
 from models.parameters import F32

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from models.errors import ConfigError
+from fedge.errors import ConfigError
 
 #: So many agents are told one by one; what keeps one from it keeps most others too.
 _TOLD = 5

@@ -15,10 +15,10 @@ from broker.messages import TrainingPlan
 from coordinator.config import CoordinatorConfig
 from edge_agent.data.dataset import LocalDataset
 from edge_agent.trainer import train
+from fedge.errors import ConfigError, DataError, TrainingError
 from fleet.cast import Cast
 from fleet.detection import measure_detection
 from fleet.scenario import BaselineConfig
-from models.errors import ConfigError, DataError, TrainingError
 from models.metrics import Sums, add_sums, metric_values
 from models.package import ModelPackage
 from models.parameters import F32, F64

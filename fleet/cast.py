@@ -11,9 +11,9 @@ import numpy as np
 
 from edge_agent.data.dataset import LocalDataset, WeightSource, build_dataset, read_table
 from edge_agent.data.table import Array, Index, Table
+from fedge.errors import ConfigError
 from fleet.partition import partition
 from fleet.scenario import Scenario
-from models.errors import ConfigError
 from models.spec import ModelSpec
 
 

@@ -11,9 +11,9 @@ from types import FrameType
 
 import click
 
+from fedge.console import FiniteRange, command_errors, log_less
+from fedge.errors import ConfigError
 from fleet.cli_simulation import simulate, sweep
-from models.console import FiniteRange, command_errors, log_less
-from models.errors import ConfigError
 
 _BROKEN_PROMISE = 6
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from models.console import command_errors
-from models.errors import ConfigError
+from fedge.console import command_errors
+from fedge.errors import ConfigError
 
 if TYPE_CHECKING:
     from fleet.virtual.faults import FaultPlan
@@ -137,7 +137,7 @@ def sweep(
     from rich.console import Console
     from rich.progress import track
 
-    from broker.config import load_config
+    from fedge.yaml_config import load_config
     from fleet.virtual.faults import FaultPlan
     from fleet.virtual.shells import quiet
     from fleet.virtual.sweep import sweep as outcomes

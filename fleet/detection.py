@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedge.errors import ConfigError
 from fleet.cast import Cast
-from models.errors import ConfigError
 from models.package import ModelPackage
 from models.parameters import F32, F64
 from models.program import Program, Rows

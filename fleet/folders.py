@@ -16,14 +16,14 @@ from typing import Any
 import msgspec
 import yaml
 
-from broker.config import located
 from broker.settings import BrokerSettings
 from coordinator.config import CoordinatorConfig
+from fedge.errors import ConfigError
+from fedge.yaml_config import located
 from fleet.cast import Cast
 from fleet.host import AGENT_FILE
 from fleet.report import REPORT_FILE
 from fleet.scenario import coordinator_config, fleet_changes
-from models.errors import ConfigError
 from models.package import ModelPackage
 
 COORDINATOR = "coordinator"

@@ -26,15 +26,15 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 
-from broker.config import load_config, located
-from broker.limits import raise_file_limit
 from broker.mqtt import MqttLink
 from broker.network import NetworkLoop
-from broker.security_files import claimed
 from edge_agent.config import AgentConfig
 from edge_agent.service import AgentService, make_agent, make_link
 from edge_agent.worker import WorkerPool
-from models.errors import ConfigError, FederationError
+from fedge.errors import ConfigError, FederationError
+from fedge.files import claimed
+from fedge.open_files import raise_file_limit
+from fedge.yaml_config import load_config, located
 
 log = logging.getLogger(__name__)
 

@@ -13,10 +13,10 @@ from rich.table import Table
 from coordinator.config import CoordinatorConfig
 from coordinator.records import RoundRecord
 from coordinator.report import bytes_text, decline_lines, matrix_lines
+from fedge.console import printable
 from fleet.cast import Cast
 from fleet.report import federated_figure, verdicts
 from fleet.scenario import Scenario
-from models.console import printable
 
 #: Agents that the closing table shows.
 _TABLE_ROWS = 40

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from models.errors import ConfigError
+from fedge.errors import ConfigError
 
 Array = NDArray[Any]
 Index = NDArray[np.int64]

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from broker import leash
-from models.errors import WireError
+from fedge.errors import WireError
 
 log = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 
 from coordinator.records import RoundRecord, falls
+from fedge.errors import ConfigError
 from fleet.baselines import Baselines
 from fleet.scenario import Scenario
-from models.errors import ConfigError
 from models.package import ModelPackage
 
 REPORT_FILE = "report.json"

@@ -17,7 +17,6 @@ from urllib.parse import urlsplit
 import msgspec
 import numpy as np
 
-from broker.config import load_config
 from broker.link import LinkDown, LinkUp
 from broker.local import LocalBroker
 from broker.mqtt import MqttLink
@@ -27,6 +26,8 @@ from coordinator.records import RoundRecord
 from coordinator.report import decline_lines
 from coordinator.service import RESULT_FOLDER
 from coordinator.store import Store
+from fedge.errors import ConfigError, FleetError, LinkError
+from fedge.yaml_config import load_config
 from fleet import folders
 from fleet.attendance import Attendance
 from fleet.baselines import Baselines, check_baselines, measure_baselines
@@ -36,7 +37,6 @@ from fleet.processes import Processes
 from fleet.report import build_report, write_report
 from fleet.scenario import Scenario, load_scenario, scenario_package
 from fleet.tidy import clear_retained
-from models.errors import ConfigError, FleetError, LinkError
 from models.package import INITIAL_FILE, ModelPackage
 from models.parameters import F32
 

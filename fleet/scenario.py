@@ -8,12 +8,12 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from broker.config import load_config, located, parse_config
 from broker.messages import Id
 from coordinator.config import CoordinatorConfig
 from edge_agent.data.dataset import DataConfig
+from fedge.errors import ConfigError
+from fedge.yaml_config import load_config, located, parse_config
 from fleet.partition import PartitionConfig
-from models.errors import ConfigError
 from models.package import ModelPackage, load_package
 from models.zoo import load_zoo, zoo_names
 

@@ -8,7 +8,7 @@ from broker.link import LinkDown, Received
 from broker.mqtt import MqttLink
 from broker.settings import BrokerSettings
 from broker.topics import Topics
-from models.errors import LinkError
+from fedge.errors import LinkError
 
 #: Retained messages arrive at once after subscribing; silence of this long means that was all.
 _SILENCE_S = 1.0

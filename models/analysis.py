@@ -13,7 +13,7 @@ from math import prod
 
 import numpy as np
 
-from models.errors import ModelError
+from fedge.errors import ModelError
 from models.flatbuffer import File, Operator, Subgraph, Tensor, read
 from models.operators import MOVES, NAMES, Kind
 from models.package import ModelPackage

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import click
 
+from fedge.console import command_errors
+from fedge.errors import ConfigError, ExportError
 from models.analysis import DEVICES, THIS
 from models.cli_costs import cost_lines, cost_report
 from models.cli_inspect import package_report, report_lines
 from models.cli_out import check_folder, writing
 from models.cli_release import release
 from models.cli_runtimes import runtime_option, runtimes
-from models.console import command_errors
-from models.errors import ConfigError, ExportError
 from models.package import ModelPackage
 from models.quiet import quiet_stderr
 from models.user_code import load_function, parse_reference, running

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from models.errors import ModelError
+from fedge.errors import ModelError
 from models.package import ModelPackage
 from models.program import Program, expected_signatures
 from models.runtimes import available_runtimes, find_runtime

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from models.errors import ConfigError
+from fedge.errors import ConfigError
 
 
 @contextlib.contextmanager

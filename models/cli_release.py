@@ -12,10 +12,10 @@ import click
 import msgspec
 import numpy as np
 
+from fedge.console import command_errors
+from fedge.errors import ConfigError, ModelError
 from models.card import model_card
 from models.cli_out import check_file, writing
-from models.console import command_errors
-from models.errors import ConfigError, ModelError
 from models.history import STORE_FILE, StoredVersion, read_version
 from models.inference import Release
 from models.package import ModelPackage, load_package, read_vector

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from models.console import command_errors
-from models.errors import ModelError
+from fedge.console import command_errors
+from fedge.errors import ModelError
 from models.wheels import WHEELS, advice, obstacle
 
 #: `--runtime NAME`; None leaves the choice to configuration, environment and what is installed.

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from models.errors import ModelError
+from fedge.errors import ModelError
 
 #: More tables than a sane program has; a damaged file must not keep us busy.
 _MAX_ITEMS = 200_000

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import msgspec
 
-from models.errors import WireError
+from fedge.errors import WireError
 
 MAGIC = b"FDG1"
 _PREFIX = struct.Struct(">4sI")

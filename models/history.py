@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from models.errors import ConfigError
+from fedge.errors import ConfigError
 from models.parameters import F32
 
 STORE_FILE = "federation.sqlite"

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from models.errors import ModelError, TrainingError, one_line
+from fedge.errors import ModelError, TrainingError, one_line
 from models.program import Array, Rows, row_count
 from models.runtimes import find_runtime
 from models.spec import TensorSpec

@@ -20,7 +20,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.errors import DataError
+from fedge.errors import DataError
 
 _NPY: Any = np.lib.format  # numpy leaves it without types
 _SUFFIX = ".npy"

@@ -24,9 +24,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from fedge.errors import CodecError, ModelError, WireError
 from models import frames
 from models.codecs import CodecConfig, make_codec
-from models.errors import CodecError, ModelError, WireError
 from models.parameters import F32
 from models.spec import ModelSpec
 

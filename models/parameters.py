@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from models.errors import ModelError
+from fedge.errors import ModelError
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]

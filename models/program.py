@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.errors import ModelError, TrainingError, one_line
+from fedge.errors import ModelError, TrainingError, one_line
 from models.metrics import Sums, add_arrays, as_totals
 from models.parameters import F32, F64
 from models.runtimes import find_runtime

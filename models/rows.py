@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from models.errors import DataError
+from fedge.errors import DataError
 from models.npz import Npz, open_npz
 from models.program import Array, Rows
 from models.spec import ModelSpec, TensorSpec

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from models.errors import ModelError
+from fedge.errors import ModelError
 from models.quiet import quiet_stderr
 from models.wheels import Platform, advice, obstacle
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 import msgspec
 
-from models.errors import ModelError
+from fedge.errors import ModelError
 from models.metrics import MetricSpec
 from models.parameters import MAX_PARAMETERS, Layout
 

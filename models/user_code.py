@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from models.errors import ConfigError, FederationError, did_you_mean, one_line
+from fedge.errors import ConfigError, FederationError, did_you_mean, one_line
 
 #: Folders whose code no user wrote: ours, Python's and those of installed packages.
 _FOREIGN = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from models.errors import TrainingError
+from fedge.errors import TrainingError
 from models.parameters import F32
 
 #: Elements folded at a time: their float64 copy (512 KiB) stays in a core's second-level cache.

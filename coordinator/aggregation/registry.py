@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from coordinator.aggregation.aggregator import Aggregator
 from coordinator.aggregation.mean import WeightedMean
-from models.errors import ConfigError
+from fedge.errors import ConfigError
 
 #: Name in a configuration -> class; called with P.
 AGGREGATORS: dict[str, Callable[[int], Aggregator]] = {"mean": WeightedMean}

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from coordinator.strategies.adaptive import FedAdagrad, FedAdam, FedYogi
 from coordinator.strategies.average import FedAvg, FedAvgM
 from coordinator.strategies.strategy import Strategy, StrategyConfig
-from models.errors import ConfigError
+from fedge.errors import ConfigError
 
 #: Name in a configuration -> class.
 STRATEGIES: dict[str, Callable[[StrategyConfig], Strategy]] = {

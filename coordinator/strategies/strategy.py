@@ -13,8 +13,8 @@ from typing import Literal, Protocol
 import msgspec
 import numpy as np
 
+from fedge.errors import ConfigError, TrainingError, WireError
 from models import frames
-from models.errors import ConfigError, TrainingError, WireError
 from models.parameters import F32, Layout
 
 #: A strategy's memory between rounds: float32 vectors of shape (P,) by name; empty for FedAvg.

@@ -10,13 +10,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from broker.config import located
 from edge_agent.data.config import DataConfig, InputSource, TargetSource, WeightSource
 from edge_agent.data.csv import read_csv
 from edge_agent.data.normalise import Scale, scales
 from edge_agent.data.npz import read_npz
 from edge_agent.data.table import Array, EmptyDataError, Index, Table, chunks, tensors
-from models.errors import DataError
+from fedge.errors import DataError
+from fedge.yaml_config import located
 from models.program import Rows
 from models.rows import first_wrong
 from models.spec import ModelSpec, TensorSpec

@@ -16,10 +16,10 @@ from typing import Literal
 import msgspec
 import numpy as np
 
-from broker.security_files import write_whole
 from edge_agent.data.config import DataConfig
 from edge_agent.data.table import Array, Index, Table, chunks
-from models.errors import ConfigError, DataError
+from fedge.errors import ConfigError, DataError
+from fedge.files import write_whole
 from models.parameters import F64
 from models.spec import ModelSpec, TensorSpec
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from edge_agent.data.config import DataConfig
 from edge_agent.data.table import Array, Table, feature_names, tensors, too_many_rows, unknown_name
-from models.errors import DataError
+from fedge.errors import DataError
 from models.npz import Npz, open_npz
 from models.spec import ModelSpec, TensorSpec
 

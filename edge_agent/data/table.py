@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.data.config import DataConfig
-from models.errors import DataError, did_you_mean
+from fedge.errors import DataError, did_you_mean
 from models.spec import ModelSpec, TensorSpec
 
 Array = NDArray[Any]

@@ -24,11 +24,11 @@ from coordinator.records import RoundRecord
 from coordinator.strategies import State, make_strategy, with_tracked
 from coordinator.uploads import peek_header
 from edge_agent.events import CancelJob, Evaluated, JobFailed, SpoolUpdate, StartJob, Trained
+from fedge.errors import FederationError, WireError
 from fleet.virtual.faults import COORDINATOR
 from fleet.virtual.history import Began, Ended, Entry, Flushed, Handled, Sent, trace_line
 from fleet.virtual.rest import Rest, bound_problems, rest_problems
 from models.codecs import make_codec
-from models.errors import FederationError, WireError
 from models.package import ModelPackage
 from models.parameters import F32
 

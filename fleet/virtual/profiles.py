@@ -11,8 +11,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from broker.config import load_config
 from broker.messages import Count, TrainingPlan
+from fedge.yaml_config import load_config
 
 #: Ships with the package.
 SHIPPED = Path(__file__).parent / "profiles.yaml"

@@ -28,9 +28,9 @@ from broker.machine import (
     Tick,
 )
 from broker.memory import MemoryBroker, MemoryLink
+from fedge.console import log_less
+from fedge.errors import LinkError
 from fleet.virtual.history import Began, Ended, Entry, Handled, Observer, Sent
-from models.console import log_less
-from models.errors import LinkError
 
 log = logging.getLogger(__name__)
 

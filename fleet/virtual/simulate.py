@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from broker.config import load_config, located
 from coordinator.config import CoordinatorConfig
 from coordinator.evaluation import central_measure
+from fedge.errors import ConfigError, FleetError
+from fedge.yaml_config import load_config, located
 from fleet.baselines import check_baselines, measure_baselines
 from fleet.cast import Cast, make_cast
 from fleet.folders import make_out
@@ -29,7 +30,6 @@ from fleet.virtual.history import TraceFile
 from fleet.virtual.invariants import Invariants
 from fleet.virtual.profiles import Profiles, load_profiles
 from fleet.virtual.simulation import Setting, Simulation, make_device
-from models.errors import ConfigError, FleetError
 from models.package import ModelPackage
 from models.runtimes import find_runtime
 

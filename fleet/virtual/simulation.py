@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from broker.memory import MemoryBroker
 from coordinator.config import CoordinatorConfig
+from fedge.errors import FleetError
 from fleet.virtual.agent_shell import AgentShell, Device
 from fleet.virtual.coordinator_shell import CoordinatorShell
 from fleet.virtual.faults import (
@@ -26,7 +27,6 @@ from fleet.virtual.profiles import DeviceProfile
 from fleet.virtual.route import FaultyRoute
 from fleet.virtual.shells import Shell, World
 from fleet.virtual.workbench import Workbench
-from models.errors import FleetError
 from models.metrics import Sums
 from models.package import ModelPackage
 from models.parameters import F32

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 
+from fedge.errors import FederationError
 from fleet.virtual.drawing import draw_faults, draw_setting
 from fleet.virtual.faults import FaultPlan
 from fleet.virtual.history import Entry, Observer, TraceFile
@@ -24,7 +25,6 @@ from fleet.virtual.shells import quiet
 from fleet.virtual.simulate import SETTLE_S, SimulationOptions, make_setting
 from fleet.virtual.simulation import Setting, Simulation, skew_of
 from fleet.virtual.workbench import Workbench
-from models.errors import FederationError
 from models.zoo import load_zoo
 
 #: Tries at leaving a fault out, in all.

@@ -13,8 +13,8 @@ from edge_agent.events import Evaluated, JobFailed, LoadPackage, PackageFailed, 
 from edge_agent.events import PackageLoaded as Loaded
 from edge_agent.personal import PersonalPart
 from edge_agent.trainer import TrainingResult, train
+from fedge.errors import FederationError
 from fleet.virtual.profiles import DeviceProfile
-from models.errors import FederationError
 from models.package import Unpacked, unpack_wire
 from models.program import Program
 

@@ -11,7 +11,7 @@ from typing import Protocol
 import msgspec
 import numpy as np
 
-from models.errors import CodecError
+from fedge.errors import CodecError
 from models.parameters import F32
 
 #: Beyond this a block is nearly a whole layer and one outlier coarsens all of it.

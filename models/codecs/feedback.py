@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fedge.errors import CodecError
 from models.codecs.codec import Codec
-from models.errors import CodecError
 from models.parameters import F32
 
 

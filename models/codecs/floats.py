@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from fedge.errors import CodecError
 from models.codecs.codec import CodecConfig, check_length, check_vector
-from models.errors import CodecError
 from models.parameters import F32
 
 #: Largest finite float16 (IEEE 754 binary16).

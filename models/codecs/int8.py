@@ -13,8 +13,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from fedge.errors import CodecError
 from models.codecs.codec import CodecConfig, check_length, check_vector
-from models.errors import CodecError
 from models.parameters import F32
 
 _LEVELS = 127

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from fedge.errors import ConfigError
 from models.codecs.codec import Codec, CodecConfig
 from models.codecs.floats import Float16Codec, Float32Codec
 from models.codecs.int8 import Int8Codec
-from models.errors import ConfigError
 
 #: Name in a configuration -> class.
 CODECS: dict[str, Callable[[CodecConfig], Codec]] = {

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from models.errors import ExportError, one_line
+from fedge.errors import ExportError, one_line
 from models.export.backend import hushed, keras
 from models.export.losses import Contrastive, Triplet
 from models.export.objective import Wishes

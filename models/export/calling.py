@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from models.errors import ExportError
+from fedge.errors import ExportError
 from models.export.backend import Tensor, keras, tf
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from models.errors import ExportError
+from fedge.errors import ExportError
 from models.export.architecture import describe
 from models.export.backend import keras
 from models.export.layers import check_layers, leaves

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from models.errors import ExportError
+from fedge.errors import ExportError
 from models.export.backend import keras
 
 

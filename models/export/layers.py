@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from models.errors import ExportError
+from fedge.errors import ExportError
 from models.export.backend import keras
 from models.export.variables import is_seed
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from models.errors import ExportError
+from fedge.errors import ExportError
 from models.export.backend import Tensor, tf
 from models.spec import Dtype
 

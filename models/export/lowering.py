@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
-from models.errors import ExportError, one_line
+from fedge.errors import ExportError, one_line
 from models.export.backend import Operation, Tensor, hushed, tf
 from models.export.calling import call_model
 from models.export.convolutions import MOST_DEPTH

@@ -7,7 +7,7 @@ from functools import partial
 from math import prod
 from typing import Any
 
-from models.errors import ExportError, did_you_mean
+from fedge.errors import ExportError, did_you_mean
 from models.export.backend import Tensor, tf
 from models.export.losses import BINARY, CATEGORICAL, SPARSE, OutputLoss, PerRow, row_mean
 from models.metrics import MetricKind, MetricSpec

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from models.errors import ExportError
+from fedge.errors import ExportError
 from models.export.backend import Tensor, keras, tf
 from models.export.calling import output_keys
 from models.export.identify import identify

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from models.errors import ExportError, one_line
+from fedge.errors import ExportError, one_line
 from models.export.architecture import fill, rebuild, wishes
 from models.export.backend import Tensor, hushed, keras, tf
 from models.export.calling import arranged_inputs, call_model

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from models.errors import ExportError
+from fedge.errors import ExportError
 from models.export.backend import keras
 from models.parameters import F32, Layout, ParameterSpec
 

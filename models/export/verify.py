@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.errors import ExportError, ModelError, TrainingError, one_line
+from fedge.errors import ExportError, ModelError, TrainingError, one_line
 from models.export.backend import Tensor, hushed, keras, tf
 from models.export.calling import arranged_outputs, call_model
 from models.export.layers import leaves

@@ -11,7 +11,7 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from models.errors import ModelError, did_you_mean
+from fedge.errors import ModelError, did_you_mean
 from models.package import SPEC_FILE, ModelPackage, load_package
 
 if TYPE_CHECKING:

@@ -21,7 +21,6 @@ import pytest
 import yaml
 
 from broker import leash
-from broker.config import parse_config
 from broker.local import HOST
 from coordinator.config import CoordinatorConfig
 from coordinator.records import RoundRecord
@@ -29,6 +28,7 @@ from coordinator.store import Store
 from edge_agent.config import AgentConfig
 from edge_agent.data.dataset import load_dataset
 from edge_agent.trainer import train
+from fedge.yaml_config import parse_config
 from models.parameters import F32
 from models.program import Program, row_count
 from models.zoo import load_zoo

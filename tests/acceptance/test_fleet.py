@@ -23,7 +23,7 @@ from broker.local import LocalBroker
 from broker.messages import AgentStatus, RoundPlan
 from broker.mqtt import MqttLink
 from broker.topics import AgentStatusTopic, ReportTopic, RoundTopic, Topics, UpdateTopic
-from models.errors import WireError
+from fedge.errors import WireError
 from tests.acceptance.federation import eventually
 from tests.conftest import wait_up
 

@@ -11,10 +11,10 @@ from click.testing import CliRunner
 from broker import seal
 from broker.local import LocalBroker
 from broker.security import Fleet, FleetSettings, create_fleet, utc_now
-from broker.security_files import Account
 from broker.signing import SigningKeys
 from broker.topics import ChunkTopic
-from fedge import cli
+from fedge.command import cli
+from fedge.files import Account
 from models.zoo import load_zoo
 from tests.acceptance.federation import Federation, eventually, running
 from tests.acceptance.gateway import FALSE_ROUND, TOPICS, Forger, between

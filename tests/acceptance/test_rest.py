@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from broker.config import load_config
 from broker.local import LocalBroker
 from coordinator.config import CoordinatorConfig
 from coordinator.report import status_text
@@ -20,6 +19,7 @@ from edge_agent.config import AgentConfig
 from edge_agent.device import LinuxDevice
 from edge_agent.service import AgentService, make_agent, make_link
 from edge_agent.worker import WorkerPool
+from fedge.yaml_config import load_config
 from tests.acceptance.federation import Federation, eventually, running
 from tests.conftest import need
 

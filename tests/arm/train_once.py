@@ -14,11 +14,11 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from broker.config import parse_config
 from broker.messages import TrainingPlan
 from edge_agent.data.config import DataConfig
 from edge_agent.data.dataset import load_dataset
 from edge_agent.trainer import train
+from fedge.yaml_config import parse_config
 from models.program import Program
 from models.zoo import load_zoo
 

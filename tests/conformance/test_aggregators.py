@@ -9,7 +9,7 @@ import pytest
 
 from coordinator.aggregation import AGGREGATORS, Aggregator, make_aggregator
 from coordinator.aggregation.mean import PIECE
-from models.errors import ConfigError, TrainingError
+from fedge.errors import ConfigError, TrainingError
 from models.parameters import F32
 
 every_aggregator = pytest.mark.parametrize("name", AGGREGATORS)

@@ -15,7 +15,7 @@ from broker.memory import MemoryBroker, MemoryLink
 from broker.mqtt import MqttLink
 from broker.network import NetworkLoop
 from broker.settings import BrokerSettings
-from models.errors import LinkError
+from fedge.errors import LinkError
 from tests.conftest import AnyLink, nothing_comes, take, wait_down, wait_up
 from tests.transports import Transports
 

@@ -12,7 +12,6 @@ import msgspec
 import numpy as np
 
 from broker import blobs
-from broker.config import load_config
 from coordinator.config import CoordinatorConfig
 from coordinator.records import RoundRecord
 from coordinator.store import Store
@@ -22,8 +21,9 @@ from edge_agent.data.config import DataConfig, InputSource, TargetSource
 from edge_agent.data.dataset import load_dataset
 from edge_agent.data.normalise import STATE_FILE
 from edge_agent.spool import PENDING_FILE, Spool, SpooledUpdate
+from fedge.errors import ConfigError, DataError, ModelError
+from fedge.yaml_config import load_config
 from fleet.scenario import load_scenario
-from models.errors import ConfigError, DataError, ModelError
 from models.history import STORE_FILE
 from models.package import load_package
 from models.rows import read_rows

@@ -8,7 +8,7 @@ import resource
 from collections import Counter
 from random import Random
 
-from models.errors import ModelError
+from fedge.errors import ModelError
 from models.package import ModelPackage
 from models.program import Program
 from models.zoo import load_zoo

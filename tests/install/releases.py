@@ -21,7 +21,7 @@ def release(wheel: Path, folder: Path, version: str, *, broken: bool = False) ->
     with zipfile.ZipFile(wheel) as source, zipfile.ZipFile(copy, "w") as target:
         for name in source.namelist():
             data = source.read(name)
-            if name == "fedge.py":
+            if name == "fedge/__init__.py":
                 text = data.decode().replace(f'__version__ = "{old}"', f'__version__ = "{version}"')
                 data = text.encode()
             elif name.endswith("METADATA"):

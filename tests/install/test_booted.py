@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import fedge
-from models.errors import ConfigError, LinkError
+from fedge.errors import ConfigError, LinkError
 from tests.install.machine import ROOT, Machine
 from tests.install.releases import release
 

@@ -28,9 +28,9 @@ from broker.mqtt import MqttLink
 from broker.refusals import Refusals
 from broker.reload import reload_mosquitto
 from broker.security import Fleet, FleetSettings, create_fleet, utc_now
-from broker.security_files import Account
 from broker.settings import BrokerSettings, TlsSettings
 from edge_agent.enrol import enrol
+from fedge.files import Account
 
 REPOSITORY = Path(__file__).parents[2]
 LEASH = REPOSITORY / "broker" / "leash.py"

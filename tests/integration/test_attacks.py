@@ -16,7 +16,7 @@ import yaml
 
 from broker.bundle import Bundle
 from broker.topics import Topics
-from models.errors import WireError
+from fedge.errors import WireError
 from tests.conftest import wait_up
 from tests.integration.conftest import Connect
 from tests.integration.fleet_folder import (

@@ -22,14 +22,11 @@ import pytest
 
 from broker import blobs, messages
 from broker.authority import Authority
-from broker.config import load_config
-from broker.diagnosis import Check, exit_code
 from broker.local import LocalBroker, find_mosquitto, free_port
 from broker.messages import AgentStatus, CoordinatorStatus, ProgramManifest
 from broker.mqtt import MqttLink
 from broker.seal import read_public_keys
 from broker.security import FleetSettings, create_fleet, utc_now
-from broker.security_files import Account
 from broker.settings import BrokerSettings, TlsSettings
 from broker.signing import Signer, SigningKeys
 from broker.topics import (
@@ -47,7 +44,10 @@ from edge_agent.config import AgentConfig
 from edge_agent.doctor import diagnose
 from edge_agent.trust import TrustRecord
 from edge_agent.trust_file import TrustFile
-from fedge import cli
+from fedge.check_result import Check, exit_code
+from fedge.command import cli
+from fedge.files import Account
+from fedge.yaml_config import load_config
 from models.zoo import load_zoo
 from tests.conftest import need, take, wait_up
 from tests.gateway import Gateway

@@ -24,9 +24,9 @@ from broker.enrolment import Answer, Request, decode_answer
 from broker.local import free_port
 from broker.reload import reload_mosquitto
 from broker.security import FleetSettings, create_fleet, utc_now
-from broker.security_files import Account
 from edge_agent.join import ask_for_certificate
-from models.errors import ConfigError, LinkError
+from fedge.errors import ConfigError, LinkError
+from fedge.files import Account
 from tests.conftest import gone_within, wait_up
 from tests.integration.enrolment import TOPICS, Service, request_in, serving
 from tests.integration.fleet_folder import (

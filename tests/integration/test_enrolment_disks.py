@@ -13,14 +13,14 @@ import pytest
 from click.testing import CliRunner
 
 from broker.bundle import check_bundle, read_bundle
-from broker.config import load_config
 from broker.invitation import invite, redeem
 from broker.security import Fleet, FleetSettings, create_fleet, utc_now
-from broker.security_files import Account
 from edge_agent.config import AgentConfig
 from edge_agent.enrol import enrol
-from fedge import cli
-from models.errors import ConfigError
+from fedge.command import cli
+from fedge.errors import ConfigError
+from fedge.files import Account
+from fedge.yaml_config import load_config
 from tests.acceptance.federation import fill, small_disk
 from tests.integration.enrolment import request_in
 from tests.integration.fleet_folder import REPOSITORY
@@ -143,7 +143,7 @@ def cut_at_write(number: int, modules: Sequence[str], *arguments: str | Path) ->
         "    files.write_whole(path, data, *rest, **more)\n"
         f"for name in {tuple(modules)}:\n"
         "    importlib.import_module(name).write_whole = write_whole_or_end\n"
-        "import fedge; fedge.main()\n"
+        "from fedge.command import main; main()\n"
     )
     run = [sys.executable, "-P", "-c", code, *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}

@@ -28,9 +28,9 @@ from broker.network import NetworkLoop
 from broker.topics import AgentStatusTopic, Topics
 from coordinator.records import RoundRecord
 from edge_agent.config import AgentConfig
+from fedge.errors import ConfigError, LinkError
 from fleet.host import AgentHost, find_agents
 from fleet.run import RunOptions, run_scenario
-from models.errors import ConfigError, LinkError
 from models.package import INITIAL_FILE
 from tests.conftest import need, take, wait_up
 

@@ -15,7 +15,7 @@ import pytest
 
 from broker.local import LocalBroker, answers, choose_kind, free_port
 from broker.mqtt import MqttLink
-from models.errors import ConfigError
+from fedge.errors import ConfigError
 from tests.conftest import gone_within, lives, need, take, wait_up
 
 KINDS = ["mosquitto", "embedded"]

@@ -41,8 +41,8 @@ from edge_agent.events import (
 )
 from edge_agent.statements import AgentFacts
 from edge_agent.trainer import train
+from fedge.errors import TrainingError
 from models.codecs import CodecConfig
-from models.errors import TrainingError
 from models.package import unpack_wire
 from models.parameters import F32
 from models.program import Program, Rows, row_count

@@ -21,7 +21,7 @@ from broker.local import LocalBroker, free_port
 from broker.mqtt import MqttLink
 from broker.network import NetworkLoop
 from broker.settings import BrokerSettings, TlsSettings
-from models.errors import ConfigError, LinkError
+from fedge.errors import ConfigError, LinkError
 from tests.conftest import need, nothing_comes, take, wait_down, wait_up
 
 pytestmark = pytest.mark.mosquitto

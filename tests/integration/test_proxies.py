@@ -16,7 +16,7 @@ from broker.mqtt import MqttLink
 from broker.network import NetworkLoop
 from broker.settings import BrokerSettings
 from broker.transports import ProxyKind, ProxySettings
-from models.errors import ConfigError
+from fedge.errors import ConfigError
 from tests.conftest import take, wait_down, wait_up
 from tests.gateway import Gateway
 from tests.transports import Transports

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from coordinator.config import CoordinatorConfig, EvaluationConfig, RoundConfig, StartConfig
 from coordinator.events import Commit
+from fedge.errors import FleetError
 from fleet.cli import cli
 from fleet.virtual.drawing import draw_dataset
 from fleet.virtual.faults import (
@@ -32,7 +33,6 @@ from fleet.virtual.shells import Shell
 from fleet.virtual.simulation import Setting, Simulation, make_device
 from fleet.virtual.sweep import plan_of, shrink, sweep, try_seed
 from fleet.virtual.workbench import Workbench
-from models.errors import FleetError
 from models.zoo import load_zoo
 
 SCENARIO = Path(__file__).parents[2] / "examples" / "house_price.yaml"

@@ -17,7 +17,7 @@ from broker.local import HOST, LocalBroker
 from broker.mqtt import MqttLink
 from broker.network import NetworkLoop
 from broker.settings import BrokerSettings
-from models.errors import LinkError
+from fedge.errors import LinkError
 from tests.conftest import need, nothing_comes, take, wait_down, wait_up
 from tests.transports import broker_of_3_1_1
 

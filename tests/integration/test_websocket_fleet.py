@@ -10,16 +10,16 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from broker.config import load_config
 from broker.link import LinkUp
 from broker.local import free_port
 from broker.mqtt import MqttLink
 from broker.security import FleetSettings, create_fleet, utc_now
-from broker.security_files import Account
 from broker.settings import BrokerSettings
 from edge_agent.config import AgentConfig
 from edge_agent.enrol import enrol
-from models.errors import ConfigError
+from fedge.errors import ConfigError
+from fedge.files import Account
+from fedge.yaml_config import load_config
 from tests.conftest import nothing_comes, take, wait_down, wait_up
 from tests.integration.fleet_folder import FEDERATION, ROOT, RunningFleet, running, until
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-import fedge
+from fedge.command import cli
 from models.package import load_package
 
 SOURCE = """
@@ -39,7 +39,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(*arguments: str) -> Result:
-    return CliRunner().invoke(fedge.cli, ["model", "export", *arguments])
+    return CliRunner().invoke(cli, ["model", "export", *arguments])
 
 
 def test_a_file_becomes_a_package(folder: Path) -> None:

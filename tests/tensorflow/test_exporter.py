@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tensorflow.lite.tools import flatbuffer_utils
 
-from models.errors import ExportError, ModelError
+from fedge.errors import ExportError, ModelError
 from models.export.backend import keras
 from models.export.exporter import export_model
 from models.export.verify import random_batch

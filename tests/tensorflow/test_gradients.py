@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedge.errors import TrainingError
 from models.analysis import analyse
-from models.errors import TrainingError
 from models.export import unfolded
 from models.export.backend import keras
 from models.export.exporter import export_model

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.errors import ExportError
+from fedge.errors import ExportError
 from models.export.backend import keras
 from models.export.exporter import export_model
 from models.export.losses import Contrastive, Triplet

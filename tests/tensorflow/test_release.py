@@ -18,9 +18,9 @@ from click.testing import CliRunner, Result
 from coordinator.records import new_record
 from coordinator.store import Store
 from edge_agent.cli import cli as agent_cli
+from fedge.errors import ExportError, ModelError
 from models.card import model_card
 from models.cli import cli
-from models.errors import ExportError, ModelError
 from models.export.architecture import rebuild, wishes
 from models.export.backend import keras
 from models.export.exporter import export_model

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.errors import ExportError, TrainingError
+from fedge.errors import ExportError, TrainingError
 from models.export import verify
 from models.export.backend import keras, tf
 from models.export.exporter import export_model

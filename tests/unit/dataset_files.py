@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from broker.config import parse_config
 from edge_agent.data.dataset import DataConfig, load_dataset
-from models.errors import DataError
+from fedge.errors import DataError
+from fedge.yaml_config import parse_config
 from models.parameters import Layout, ParameterSpec
 from models.spec import ModelSpec, TensorSpec
 

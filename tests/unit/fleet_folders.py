@@ -13,9 +13,9 @@ from click.testing import CliRunner, Result
 from cryptography import x509
 
 from broker.security import Fleet, FleetSettings, create_fleet, utc_now
-from broker.security_files import Account
 from broker.signing import SigningKeys
-from fedge import cli
+from fedge.command import cli
+from fedge.files import Account
 
 ROOT = Path(__file__).parents[2]
 HOSTS = "broker.example.org,10.1.2.3"
@@ -61,8 +61,8 @@ def broker_names(fleet: Fleet) -> list[str]:
 def limited(max_file_bytes: int, code: str) -> str:
     """Runs code that may write no larger file, as on a disk that fills up; what it raised."""
     script = (
-        "import resource, sys; from pathlib import Path; from models.errors import ConfigError\n"
-        "from broker.security import *; from broker.security_files import *\n"
+        "import resource, sys; from pathlib import Path; from fedge.errors import ConfigError\n"
+        "from broker.security import *; from fedge.files import *\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({max_file_bytes}, {max_file_bytes}))\n"
         f"try:\n    {code}\nexcept ConfigError as error: sys.stdout.write(str(error))\n"
     )

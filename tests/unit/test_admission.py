@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from coordinator.admission import MAX_EXAMPLES, check_examples, check_vector
-from models.errors import UpdateRejected
+from fedge.errors import UpdateRejected
 
 
 def refusal(delta: np.ndarray, size: int, max_norm: float | None) -> UpdateRejected:  # type: ignore[type-arg]

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-import fedge
-from models.errors import TrainingError
+from fedge.command import cli
+from fedge.errors import TrainingError
 from models.metrics import Sums
 from models.program import Program, Rows, row_count
 
 
 def run(*arguments: str) -> Result:
-    return CliRunner().invoke(fedge.cli, ("agent", *arguments))
+    return CliRunner().invoke(cli, ("agent", *arguments))
 
 
 def configured(folder: Path, data: str) -> str:

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from fedge.errors import ModelError
 from models.analysis import AGENT_BYTES, DEVICES, analyse, epoch_seconds, memory_bytes
 from models.cli import cli
-from models.errors import ModelError
 from models.flatbuffer import read
 from models.operators import Kind
 from models.zoo import load_zoo, zoo_names

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
+from fedge.errors import ConfigError
 from fleet.attendance import Attendance
-from models.errors import ConfigError
 
 LEARNERS = [f"a-{n}" for n in range(4)]
 

@@ -11,13 +11,13 @@ import pytest
 import yaml
 
 from edge_agent.trainer import train
+from fedge.errors import ConfigError, DataError, TrainingError
 from fleet import baselines
 from fleet.baselines import Baselines, check_baselines, measure_baselines
 from fleet.cast import Cast, make_cast
 from fleet.report import check_compared, federated_figure, verdicts
 from fleet.scenario import BaselineConfig, coordinator_config, load_scenario
 from fleet.virtual.simulate import SimulationOptions, make_setting
-from models.errors import ConfigError, DataError, TrainingError
 from models.zoo import load_zoo
 
 PACKAGE = load_zoo("house_price")

@@ -22,7 +22,7 @@ from broker.blobs import (
     split,
 )
 from broker.messages import BlobRef
-from models.errors import WireError
+from fedge.errors import WireError
 
 LIMIT = 1 << 20
 BLOB = bytes(range(256)) * 12  # 3,072 bytes: three chunks of 1,024

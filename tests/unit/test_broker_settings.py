@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import serialization
 from broker.authority import Authority
 from broker.security import utc_now
 from broker.settings import BrokerSettings, TlsSettings
-from models.errors import ConfigError
+from fedge.errors import ConfigError
 from tests.users import as_nobody
 
 

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 import pytest
 
-from broker.config import MAX_CONFIG_BYTES, load_config, located, parse_config
-from models.errors import ConfigError
+from fedge.errors import ConfigError
+from fedge.yaml_config import MAX_CONFIG_BYTES, load_config, located, parse_config
 
 
 class Round(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from models.console import JournalFormatter, printable
+from fedge.console import JournalFormatter, printable
 
 #: A command that logs and then fails, as a service does.
 COMMAND = """
 import logging, click
-from models.console import command_errors
-from models.errors import ConfigError
+from fedge.console import command_errors
+from fedge.errors import ConfigError
 
 @click.command()
 @command_errors
@@ -34,7 +34,7 @@ run()
 #: One that says much, or little and leaves it to Python to write it.
 TALKER = """
 import sys, click
-from models.console import command_errors
+from fedge.console import command_errors
 
 @click.command()
 @click.argument("times", type=int)

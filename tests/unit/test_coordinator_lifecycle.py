@@ -17,8 +17,8 @@ from coordinator.events import Commit, Finished, RoundEnded, SaveAgent, SaveRoun
 from coordinator.federation import Coordinator
 from coordinator.progress import Progress, StoredRound
 from coordinator.strategies import StrategyConfig
+from fedge.errors import ConfigError
 from models.codecs import CodecConfig
-from models.errors import ConfigError
 from tests.unit.coordinator_stage import PACKAGE, SESSION, FakeAgent, Stage, config, only, three
 
 

@@ -16,7 +16,6 @@ from broker import blobs, messages, seal
 from broker.link import Received
 from broker.memory import MemoryBroker, MemoryLink
 from broker.messages import AgentStatus, Receipt, RoundPlan, UpdateHeader
-from broker.security_files import claimed
 from broker.signing import Signer, SigningKeys
 from broker.topics import AgentStatusTopic, InboxTopic, RoundTopic, Topics, UpdateTopic
 from coordinator.config import StartConfig
@@ -25,8 +24,9 @@ from coordinator.federation import Coordinator
 from coordinator.progress import Progress
 from coordinator.service import CoordinatorService, _write_result, run_coordinator
 from coordinator.store import Store
+from fedge.errors import ConfigError, StoreError
+from fedge.files import claimed
 from models.codecs import make_codec
-from models.errors import ConfigError, StoreError
 from models.history import STORE_FILE
 from models.package import load_package
 from tests.unit.coordinator_stage import PACKAGE, SESSION, config

@@ -17,7 +17,7 @@ from edge_agent.data.dataset import (
     split_in_time,
 )
 from edge_agent.data.normalise import STATE_FILE
-from models.errors import DataError
+from fedge.errors import DataError
 from models.spec import ModelSpec, TensorSpec
 from tests.unit.dataset_files import CLASSES, config, csv, csv_config, make_spec, npz, refusal
 

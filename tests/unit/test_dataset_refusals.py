@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from edge_agent.data.dataset import EmptyDataError, load_dataset
-from models.errors import ConfigError, DataError
+from fedge.errors import ConfigError, DataError
 from models.spec import TensorSpec
 from tests.unit.dataset_files import CLASSES, config, csv, csv_config, make_spec, npz, refusal
 from tests.users import as_nobody

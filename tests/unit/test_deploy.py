@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-import models.errors
-from broker.config import load_config
+import fedge.errors
 from coordinator.config import CoordinatorConfig
+from fedge.yaml_config import load_config
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 SCRIPTS = sorted(DEPLOY.glob("*.sh"))
@@ -189,7 +189,7 @@ def test_a_wrong_configuration_is_not_tried_again_and_everything_else_is() -> No
     for name, restart in (("fedge-agent", "always"), ("fedge-coordinator", "on-failure")):
         service = settings(DEPLOY / f"systemd/{name}.service")
         assert service["Restart"] == restart
-        assert service["RestartPreventExitStatus"] == str(models.errors.ConfigError.exit_code)
+        assert service["RestartPreventExitStatus"] == str(fedge.errors.ConfigError.exit_code)
         assert service["Type"] == "notify"
         assert int(service["WatchdogSec"]) >= 30
     assert settings(DEPLOY / "systemd/fedge-broker.service")["Restart"] == "always"

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from broker.config import load_config
 from coordinator.config import CoordinatorConfig
+from fedge.yaml_config import load_config
 from tests.unit.test_docs import resolved
 
 ROOT = Path(__file__).parents[2]

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from broker.security import Fleet, FleetSettings, create_fleet, utc_now
-from broker.security_files import Account
+from fedge.files import Account
 
 ROOT = Path(__file__).parents[2]
 #: Keeps what it was sent and the command, in files of the destination's name.

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import yaml
 
+from fedge.errors import ConfigError, DataError
 from fleet.cast import Cast, make_cast
 from fleet.detection import measure_detection, ranking
 from fleet.scenario import load_scenario
-from models.errors import ConfigError, DataError
 from models.zoo import load_zoo
 
 PACKAGE = load_zoo("house_price")

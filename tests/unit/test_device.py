@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from broker.system import available_bytes, memory_bytes, resident_bytes, temperature_c
 from edge_agent import device
 from edge_agent.device import LinuxDevice, battery_percent
 from edge_agent.limits import LimitsConfig, Readings
+from fedge.system import available_bytes, memory_bytes, resident_bytes, temperature_c
 
 Put = Callable[[str, str], None]
 _BUSCTL, _DBUS = shutil.which("busctl"), shutil.which("dbus-daemon")

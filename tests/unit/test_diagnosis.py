@@ -14,8 +14,6 @@ from paho.mqtt.client import topic_matches_sub as matches
 from broker import checks
 from broker.access import access_rules
 from broker.checks import clock_check
-from broker.diagnosis import Check, exit_code, failed, ok, report, skipped, warning
-from broker.local_checks import disk_check, memory_check, owner_check
 from broker.signing import SigningKeys
 from broker.topics import Topics
 from coordinator.config import CoordinatorConfig
@@ -24,6 +22,8 @@ from edge_agent.data.dataset import LocalDataset
 from edge_agent.data.table import Array
 from edge_agent.doctor import agent_rights
 from edge_agent.profile import data_checks
+from fedge.check_result import Check, exit_code, failed, ok, report, skipped, warning
+from fedge.host_checks import disk_check, memory_check, owner_check
 from models.spec import TensorSpec
 from models.zoo import load_zoo
 from tests.users import as_nobody

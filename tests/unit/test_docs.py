@@ -22,7 +22,6 @@ import coordinator.intake
 import coordinator.round
 import coordinator.uploads
 from broker import blobs, ed25519, messages, seal
-from broker.config import load_config, parse_config
 from broker.settings import BrokerSettings, TlsSettings
 from broker.signing import SigningKeys
 from broker.transports import ProxySettings, WebSocketSettings
@@ -35,7 +34,8 @@ from edge_agent.config import AgentConfig
 from edge_agent.data.config import DataConfig, InputSource, TargetSource, WeightSource
 from edge_agent.data.dataset import load_dataset
 from edge_agent.limits import LimitsConfig
-from fedge import cli
+from fedge.command import cli
+from fedge.yaml_config import load_config, parse_config
 from fleet.cast import make_cast
 from fleet.partition import PartitionConfig
 from fleet.scenario import BaselineConfig, DetectionConfig, Scenario, load_scenario

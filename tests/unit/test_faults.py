@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from broker.config import load_config
 from broker.memory_broker import Packet
 from broker.messages import TrainingPlan
+from fedge.errors import ConfigError
+from fedge.yaml_config import load_config
 from fleet.virtual.drawing import draw_agents, draw_faults
 from fleet.virtual.faults import (
     BrokerRestart,
@@ -29,7 +30,6 @@ from fleet.virtual.profiles import DeviceProfile, Profiles, load_profiles
 from fleet.virtual.route import FaultyRoute
 from fleet.virtual.simulation import skew_of
 from fleet.virtual.sweep import plan_text, without_one
-from models.errors import ConfigError
 
 EVERYTHING = """
 until_s: 300

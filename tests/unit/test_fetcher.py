@@ -12,7 +12,7 @@ from broker.messages import BlobRef
 from broker.topics import Topics
 from edge_agent.events import ForgetBlob, KeepChunk, RecallBlob
 from edge_agent.fetcher import STALL_S, TRIES, Fetcher, Progressed
-from models.errors import WireError
+from fedge.errors import WireError
 
 TOPICS = Topics("f")
 CHUNK = 1024

@@ -19,7 +19,7 @@ from broker.bundle import read_bundle
 from broker.reload import reload_mosquitto
 from broker.seal import key_id
 from broker.security import Fleet, utc_now
-from models.errors import ConfigError
+from fedge.errors import ConfigError
 from tests.unit.fleet_folders import (
     HOSTS,
     STRANGE,

@@ -8,8 +8,8 @@ import pytest
 
 from broker.settings import BrokerSettings
 from coordinator.config import CoordinatorConfig, EvaluationConfig, RoundConfig
+from fedge.errors import LinkError
 from fleet import run
-from models.errors import LinkError
 from tests.unit.test_stopping import record
 
 

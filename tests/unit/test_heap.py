@@ -28,7 +28,7 @@ def numbers(script: str) -> list[int]:
 def test_threads_allocate_from_one_heap_when_told_to(shared: bool) -> None:
     script = f"""{HEAP}
 from threading import Thread
-from broker.system import share_one_heap
+from fedge.system import share_one_heap
 if {shared}: assert share_one_heap()
 before = heap_bytes()
 def work():
@@ -44,7 +44,7 @@ thread.join()
 
 def test_what_was_freed_below_something_in_use_goes_back_to_the_system() -> None:
     script = f"""{HEAP}
-from broker.system import return_freed_memory
+from fedge.system import return_freed_memory
 {BLOCKS}
 del blocks[:-1]
 before = heap_bytes()

@@ -16,12 +16,12 @@ from click.testing import Result
 
 from broker.authority import Authority
 from broker.bundle import Bundle, check_bundle, encode_bundle, read_bundle
-from broker.config import load_config
 from broker.seal import read_public_keys
 from broker.security import Fleet, FleetSettings, create_fleet, utc_now
-from broker.security_files import Account
 from edge_agent.config import AgentConfig
-from models.errors import ConfigError
+from fedge.errors import ConfigError
+from fedge.files import Account
+from fedge.yaml_config import load_config
 from tests.unit.fleet_folders import NOBODY, ROOT, content, fedge, line_of, make, needs_root
 
 # -- on the device ------------------------------------------------------------------------------
@@ -194,7 +194,7 @@ def test_what_is_no_bundle_is_refused(bundle_path: Path, tmp_path: Path) -> None
 
 
 def without_cryptography(*arguments: str) -> subprocess.CompletedProcess[str]:
-    code = "import sys; sys.modules['cryptography'] = None; import fedge; fedge.main()"
+    code = "import sys; sys.modules['cryptography'] = None; from fedge.command import main; main()"
     run = [sys.executable, "-c", code, *arguments]
     return subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=30)
 

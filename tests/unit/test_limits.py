@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from broker.config import parse_config
 from edge_agent.limits import Limits, LimitsConfig, Readings
-from models.errors import ConfigError
+from fedge.errors import ConfigError
+from fedge.yaml_config import parse_config
 
 NOON = 12 * 60
 

@@ -9,7 +9,7 @@ import pytest
 
 from broker.link import LinkDown, LinkUp, Received, Will
 from broker.memory import MemoryBroker, MemoryLink, Packet, PerfectRoute
-from models.errors import LinkError
+from fedge.errors import LinkError
 from tests.conftest import take, wait_down, wait_up
 
 

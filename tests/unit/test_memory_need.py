@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from edge_agent.memory import Need, estimate, megabytes, shortage
+from fedge.errors import ModelError
 from models.analysis import tensor_bytes
-from models.errors import ModelError
 from models.parameters import Layout, ParameterSpec
 from models.zoo import load_zoo
 

@@ -30,8 +30,8 @@ from broker.messages import (
     TrainingPlan,
     UpdateHeader,
 )
+from fedge.errors import WireError
 from models.codecs import CodecConfig
-from models.errors import WireError
 
 SHA_A, SHA_B = "a" * 64, "b" * 64
 

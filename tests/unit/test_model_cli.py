@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-import fedge
+from fedge.command import cli
 from models.cli_out import check_file, check_folder
 from models.package import ModelPackage
 from models.parameters import Layout
@@ -20,7 +20,7 @@ from models.zoo import load_zoo, zoo_names
 
 
 def run(*arguments: str) -> Result:
-    return CliRunner().invoke(fedge.cli, ["model", *arguments])
+    return CliRunner().invoke(cli, ["model", *arguments])
 
 
 def test_list_shows_every_model_with_its_task() -> None:
@@ -132,7 +132,10 @@ def test_trying_where_to_write_leaves_no_trace(tmp_path: Path) -> None:
 
 
 def fedge_without_tensorflow(*arguments: str) -> subprocess.CompletedProcess[str]:
-    code = "import sys; sys.modules.update(tensorflow=None, keras=None); import fedge; fedge.main()"
+    code = (
+        "import sys; sys.modules.update(tensorflow=None, keras=None); "
+        "from fedge.command import main; main()"
+    )
     return subprocess.run(
         [sys.executable, "-c", code, *arguments],
         capture_output=True,

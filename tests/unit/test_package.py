@@ -9,8 +9,8 @@ import msgspec
 import numpy as np
 import pytest
 
+from fedge.errors import ModelError, WireError
 from models import frames
-from models.errors import ModelError, WireError
 from models.package import (
     INITIAL_FILE,
     PROGRAM_FILE,

@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from models.errors import ModelError
+from fedge.errors import ModelError
 from models.parameters import MAX_PARAMETERS, Layout, ParameterSpec
 
 LAYOUT = Layout(

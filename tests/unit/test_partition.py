@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from broker.config import parse_config
+from fedge.errors import ConfigError
+from fedge.yaml_config import parse_config
 from fleet.partition import (
     Index,
     PartitionConfig,
@@ -21,7 +22,6 @@ from fleet.partition import (
     label_shards,
     partition,
 )
-from models.errors import ConfigError
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "data"
 

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from edge_agent.personal import PersonalPart, forget_others, personal_file
 from edge_agent.trainer import TrainingResult
-from models.errors import DataError
+from fedge.errors import DataError
 from models.metrics import Sums
 from models.parameters import F32, Layout, ParameterSpec
 from models.zoo import load_zoo

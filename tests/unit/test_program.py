@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from models.errors import ModelError, TrainingError
+from fedge.errors import ModelError, TrainingError
 from models.metrics import MetricSpec
 from models.package import ModelPackage
 from models.parameters import F32, Layout, ParameterSpec

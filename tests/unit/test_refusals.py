@@ -10,8 +10,8 @@ from click.testing import CliRunner
 from broker.access import may_read, may_write
 from broker.refusals import Refusals
 from broker.security import FleetSettings, create_fleet, utc_now
-from broker.security_files import Account
-from fedge import cli
+from fedge.command import cli
+from fedge.files import Account
 
 ROOT = "fedge/v1/houses/"
 LOG = f"""\

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from models.errors import DataError
+from fedge.errors import DataError
 from models.parameters import Layout, ParameterSpec
 from models.rows import has_targets, read_rows
 from models.spec import ModelSpec, TensorSpec

@@ -13,9 +13,9 @@ import pytest
 from click.testing import CliRunner, Result
 from packaging.requirements import Requirement
 
-import fedge
+from fedge.command import cli
+from fedge.errors import ModelError
 from models import runtimes
-from models.errors import ModelError
 from models.runtimes import ENVIRONMENT, RUNTIMES, available_runtimes, find_runtime, this_platform
 from models.wheels import LIGHT, WHEELS, Platform, advice, obstacle
 
@@ -199,7 +199,7 @@ def test_one_that_pip_knows_by_another_name_runs_all_the_same(
 
 
 def run(*arguments: str) -> Result:
-    return CliRunner().invoke(fedge.cli, arguments)
+    return CliRunner().invoke(cli, arguments)
 
 
 def test_runtimes_shows_what_is_here_and_what_is_taken() -> None:

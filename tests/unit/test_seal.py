@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
 from broker import seal
 from broker.signing import Signer, SigningKeys
 from coordinator.store import Store
-from models.errors import ConfigError, WireError
+from fedge.errors import ConfigError, WireError
 
 TOPIC = "fedge/v1/f/round"
 

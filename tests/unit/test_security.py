@@ -17,8 +17,8 @@ from broker.authority import check_host
 from broker.bundle import read_bundle
 from broker.key_rotation import rotate_certificate, rotate_key
 from broker.security import Fleet, utc_now
-from broker.security_files import Account, claimed, write_whole
-from models.errors import ConfigError
+from fedge.errors import ConfigError
+from fedge.files import Account, claimed, write_whole
 from tests.unit.fleet_folders import (
     HOSTS,
     NOBODY,

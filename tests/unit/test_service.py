@@ -22,7 +22,7 @@ from broker.machine import (
 )
 from broker.memory import MemoryBroker, MemoryLink, PerfectRoute
 from broker.service import Service, StopRequested
-from models.errors import LinkError, StoreError
+from fedge.errors import LinkError, StoreError
 from tests.conftest import nothing_comes, take, wait_up
 
 MAX_PAYLOAD = 1 << 20

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from models.errors import ModelError
+from fedge.errors import ModelError
 from models.metrics import MetricSpec
 from models.parameters import Layout, ParameterSpec
 from models.spec import ModelSpec, TensorSpec

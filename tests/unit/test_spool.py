@@ -10,7 +10,7 @@ import pytest
 from broker import blobs
 from edge_agent.chunks import ChunkStore
 from edge_agent.spool import PENDING_FILE, SETTLED_FILE, Spool, SpooledUpdate
-from models.errors import StoreError
+from fedge.errors import StoreError
 
 RESIDUAL = np.array([0.5, -0.25, 1e-9], np.float32)
 

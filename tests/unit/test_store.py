@@ -20,7 +20,7 @@ from coordinator.config import CoordinatorConfig
 from coordinator.records import AgentResult
 from coordinator.report import matrix_lines, status_document, status_text
 from coordinator.store import Store
-from models.errors import ConfigError, StoreError
+from fedge.errors import ConfigError, StoreError
 from models.history import STORE_FILE
 from models.package import ModelPackage
 from models.parameters import F32

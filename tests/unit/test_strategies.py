@@ -18,7 +18,7 @@ from coordinator.strategies import (
     state_to_bytes,
     with_tracked,
 )
-from models.errors import ConfigError, TrainingError, WireError
+from fedge.errors import ConfigError, TrainingError, WireError
 from models.parameters import F32, Layout, ParameterSpec
 
 every_strategy = pytest.mark.parametrize("name", STRATEGIES)

@@ -11,7 +11,7 @@ import pytest
 
 from broker.memory import MemoryBroker, MemoryLink
 from broker.service import StopRequested
-from broker.supervisor import Supervisor
+from fedge.systemd import Supervisor
 from tests.unit.test_service import Recorder, RefusingLink, Unreachable
 
 

@@ -21,14 +21,14 @@ from broker.link import LinkUp, Received
 from broker.machine import MessageArrived, Publish, Started, Subscribe
 from broker.registrar import AT_ONCE, Granted, Note, Refused, Registrar
 from broker.security import Fleet, FleetSettings, create_fleet, utc_now
-from broker.security_files import Account
 from broker.settings import TlsSettings
 from broker.token import Token, fingerprint
 from edge_agent import join
 from edge_agent.enrol import token_in
 from edge_agent.private_key import certificate_request, forget_used_key, own_key
-from fedge import cli
-from models.errors import ConfigError
+from fedge.command import cli
+from fedge.errors import ConfigError
+from fedge.files import Account
 
 DAY = timedelta(days=1)
 STRANGE = ["a/b", "+", "#", "", "x" * 65, "ä", "a\nuser b", "..", "$SYS", "a\0"]

@@ -21,7 +21,7 @@ from broker.topics import (
     UpdateTopic,
     check_id,
 )
-from models.errors import ConfigError, WireError
+from fedge.errors import ConfigError, WireError
 
 SHA256 = "0123456789abcdef" * 4
 

@@ -14,7 +14,7 @@ from broker.messages import TrainingPlan
 from coordinator.aggregation import make_aggregator
 from coordinator.strategies import StrategyConfig, make_strategy
 from edge_agent.trainer import Adam, LocalOptimizer, Sgd, make_optimizer, train
-from models.errors import TrainingError
+from fedge.errors import TrainingError
 from models.metrics import metric_values
 from models.parameters import F32, F64
 from models.program import Gradient, Program, Rows

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from broker.config import parse_config
 from broker.settings import BrokerSettings, TlsSettings
 from broker.transports import WebSocketSettings, proxy_of_environment
-from models.errors import ConfigError
+from fedge.errors import ConfigError
+from fedge.yaml_config import parse_config
 
 
 def parse(**keys: Any) -> BrokerSettings:

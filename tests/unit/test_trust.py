@@ -34,7 +34,7 @@ from edge_agent.spool import AgentMemory
 from edge_agent.statements import AgentFacts
 from edge_agent.trust import Trust, TrustRecord
 from edge_agent.trust_file import TrustFile
-from models.errors import StoreError, UntrustedError
+from fedge.errors import StoreError, UntrustedError
 from tests.unit.agent_stage import MAX_PAYLOAD, PACKAGE, THETA, TOPICS, Device, only, plan, trained
 
 ROOT = Path(__file__).parents[2]
@@ -483,7 +483,7 @@ def test_a_coordinator_that_lacks_it_says_in_one_line_what_to_install(tmp_path: 
     (tmp_path / "signing.key").write_bytes(OURS.encode())
     config = tmp_path / "coordinator.yaml"
     config.write_text("federation: f\nmodel: house_price\nsigning_key: signing.key\n")
-    code = "import sys; sys.modules['cryptography'] = None; from fedge import main; main()"
+    code = "import sys; sys.modules['cryptography'] = None; from fedge.command import main; main()"
     done = without_cryptography(code, "coordinator", "run", "--config", config)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()

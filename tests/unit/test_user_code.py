@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from models.errors import ConfigError
+from fedge.errors import ConfigError
 from models.user_code import find_function, running
 
 

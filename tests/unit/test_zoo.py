@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.errors import ModelError
+from fedge.errors import ModelError
 from models.program import Array, Program
 from models.runtimes import available_runtimes
 from models.spec import ModelSpec

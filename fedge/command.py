@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-__version__ = "0.1.0"
+from fedge import __version__
 
 _COMMANDS = {
     "agent": ("edge_agent.cli", "Train on this device's data for a federation."),
@@ -42,7 +42,3 @@ def cli() -> None:
 def main(**extra: Any) -> None:
     """Entry point of the console script."""
     cli(**extra)
-
-
-if __name__ == "__main__":
-    main()

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from models.console import FiniteRange
+from fedge.console import FiniteRange
 
 _Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 

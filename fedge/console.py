@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from models.errors import ConfigError, FederationError
+from fedge.errors import ConfigError, FederationError
 
 #: What a shell says of a command that Ctrl-C ended (128 + SIGINT).
 _INTERRUPTED = 130

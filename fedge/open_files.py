@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 
-from models.errors import ConfigError
+from fedge.errors import ConfigError
 
 #: As many agents as one coordinator takes, and room. Containers often allow a thousand million,
 #: and there are libraries that prepare for each.

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.errors import ConfigError
+from fedge.errors import ConfigError
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args
 import msgspec
 import yaml
 
-from models.errors import ConfigError, did_you_mean
+from fedge.errors import ConfigError, did_you_mean
 
 #: A configuration is written by hand; more than this is some other file.
 MAX_CONFIG_BYTES = 1 << 20

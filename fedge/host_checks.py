@@ -9,11 +9,11 @@ import tempfile
 from pathlib import Path
 
 import fedge
-from broker.diagnosis import Check, failed, ok, skipped, warning
-from broker.system import available_bytes, memory_bytes, temperature_c
+from fedge.check_result import Check, failed, ok, skipped, warning
+from fedge.system import available_bytes, memory_bytes, temperature_c
 
 #: What the wheel installs.
-NAMES = ("broker", "coordinator", "edge_agent", "fedge", "fleet", "models")
+NAMES = ("broker", "coordinator", "edge_agent", "fedge", "fleet", "learning", "models")
 _OURS = "fedge"
 #: A Raspberry Pi slows down from here on, and most boards do not much later.
 _HOT_C = 80.0

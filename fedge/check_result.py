@@ -10,8 +10,8 @@ from typing import Any, Literal
 import click
 import msgspec
 
-from models.console import printable
-from models.errors import ConfigError, LinkError
+from fedge.console import printable
+from fedge.errors import ConfigError, LinkError
 
 State = Literal["ok", "warning", "failed", "skipped"]
 #: Who must act: "here" is this machine and its files, "network" the way to the broker and itself.
