@@ -46,9 +46,9 @@ from coordinator.events import Action, Commit, Event, SaveOpenRound, SaveRound, 
 from coordinator.federation import Coordinator
 from coordinator.service import CoordinatorService
 from coordinator.store import Store
-from models.codecs import CODECS, CodecConfig, make_codec
+from learning.codecs import CODECS, CodecConfig, make_codec
+from learning.vector.parameters import Layout, ParameterSpec
 from models.package import ModelPackage
-from models.parameters import Layout, ParameterSpec
 from models.zoo import load_zoo
 
 FEDERATION = "overhead"

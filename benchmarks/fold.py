@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from coordinator.aggregation import WeightedMean
-from models.codecs import CodecConfig, make_codec
-from models.parameters import F32, F64
+from learning.aggregation import WeightedMean
+from learning.codecs import CodecConfig, make_codec
+from learning.vector.parameters import F32, F64
 
 WEIGHT = 137.0  # any number of examples but 1
 BUDGET = 1e9  # parameters/s for one int8 update of 250,000

@@ -28,7 +28,7 @@ from edge_agent.pace import Pace
 from edge_agent.trainer import train
 from fedge.errors import TrainingError
 from fedge.system import resident_bytes
-from models.codecs import CodecConfig, compensate, make_codec
+from learning.codecs import CodecConfig, compensate, make_codec
 from models.package import ModelPackage
 from models.program import Program, Rows
 from models.zoo import load_zoo, zoo_names

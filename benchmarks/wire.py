@@ -26,7 +26,7 @@ from broker.messages import (
     UpdateHeader,
 )
 from broker.topics import ChunkTopic, InboxTopic, RoundTopic, Topic, Topics, UpdateTopic
-from models.codecs import CodecConfig, make_codec
+from learning.codecs import CodecConfig, make_codec
 
 SIZES = (10_000, 50_000, 250_000, 2_500_000)
 CODECS = ("float32", "float16", "int8")

@@ -2,7 +2,7 @@
 
 Small messages are JSON that a person can read; unknown fields are ignored, so that newer
 coordinators and older agents understand each other. Limits are checked while decoding. An update
-is a binary frame (`models.frames`) with `UpdateHeader` as header and the encoded vector as body.
+is a binary frame (`learning.vector.frames`): an `UpdateHeader` and the encoded vector.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import msgspec
 from msgspec import Meta
 
 from fedge.errors import WireError
-from models import frames
-from models.codecs import CodecConfig
-from models.metrics import MAX_METRIC_NUMBERS
+from learning.codecs import CodecConfig
+from learning.vector import frames
+from learning.vector.metrics import MAX_METRIC_NUMBERS
 
 #: Largest JSON message: a plan that lists 10,000 agents of 64 letters fits.
 MAX_MESSAGE_BYTES = 1 << 20

@@ -11,7 +11,7 @@ from math import isfinite, sqrt
 import numpy as np
 
 from fedge.errors import UpdateRejected
-from models.parameters import F32
+from learning.vector.parameters import F32
 
 #: More examples on one small device are a mistake or an attempt to outweigh the others.
 MAX_EXAMPLES = 1_000_000_000

@@ -11,10 +11,10 @@ from msgspec import Meta
 
 from broker.messages import Id, TrainingPlan
 from broker.settings import BrokerSettings
-from coordinator.aggregation import AGGREGATORS
-from coordinator.strategies import STRATEGIES, StrategyConfig
 from coordinator.uploads import STALL_S
-from models.codecs import CODECS, CodecConfig
+from learning.aggregation import AGGREGATORS
+from learning.algorithms import STRATEGIES, StrategyConfig
+from learning.codecs import CODECS, CodecConfig
 
 Fraction = Annotated[float, Meta(gt=0, le=1)]
 Positive = Annotated[int, Meta(ge=1, le=1_000_000_000)]

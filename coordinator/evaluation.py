@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from models.metrics import Sums
+from learning.vector.metrics import Sums
+from learning.vector.parameters import F32
 from models.package import ModelPackage
-from models.parameters import F32
 from models.program import Program
 from models.rows import read_rows
 

@@ -15,8 +15,8 @@ from broker.machine import (
 )
 from broker.messages import AgentStatus, RoundPlan
 from coordinator.records import RoundRecord
-from coordinator.strategies import State
-from models.parameters import F32
+from learning.algorithms import State
+from learning.vector.parameters import F32
 
 Event = Started | Connected | Disconnected | MessageArrived | Stopping | Tick
 

@@ -36,7 +36,6 @@ from broker.messages import (
     Task,
 )
 from broker.topics import AgentStatusTopic, ReportTopic, Topics, UpdateTopic
-from coordinator.aggregation import make_aggregator
 from coordinator.cohort import Draw, draw_cohort
 from coordinator.config import CohortConfig, CoordinatorConfig
 from coordinator.events import (
@@ -66,12 +65,13 @@ from coordinator.round import (
     RoundEvent,
 )
 from coordinator.stopping import stop_reason
-from coordinator.strategies import State, check_state, make_strategy, with_tracked
 from coordinator.turnout import Turnout
 from fedge.errors import ConfigError, TrainingError, WireError
-from models.metrics import Sums
+from learning.aggregation import make_aggregator
+from learning.algorithms import State, check_state, make_strategy, with_tracked
+from learning.vector.metrics import Sums
+from learning.vector.parameters import F32
 from models.package import ModelPackage
-from models.parameters import F32
 from models.spec import ModelSpec
 
 log = logging.getLogger(__name__)

@@ -29,8 +29,8 @@ from coordinator.round import (
 )
 from coordinator.uploads import Upload, Uploads, peek_header
 from fedge.errors import UpdateRejected, WireError
-from models.codecs import make_codec
-from models.metrics import Sums, fits
+from learning.codecs import make_codec
+from learning.vector.metrics import Sums, fits
 from models.spec import ModelSpec
 
 log = logging.getLogger(__name__)

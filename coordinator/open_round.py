@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from broker.messages import RoundPlan, Task
-from coordinator.aggregation import Aggregator
 from coordinator.records import RoundRecord
 from coordinator.round import Round
-from models.metrics import Sums
+from learning.aggregation import Aggregator
+from learning.vector.metrics import Sums
 
 
 @dataclass(eq=False)

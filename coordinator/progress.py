@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from broker.messages import RoundPlan
 from coordinator.records import RoundRecord
-from coordinator.strategies import State
-from models.parameters import F32
+from learning.algorithms import State
+from learning.vector.parameters import F32
 
 
 @dataclass(eq=False)

@@ -16,8 +16,8 @@ from broker.topics import (
     Topic,
     Topics,
 )
+from learning.vector.parameters import F32
 from models.package import ModelPackage
-from models.parameters import F32
 
 #: In a plan, for all but its cohort, and for its seal.
 _PLAN_ROOM = 2048

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from coordinator.records import AgentResult, RoundRecord
-from models.metrics import MetricSpec, Sums, add_sums, metric_matrices, metric_values
+from learning.vector.metrics import MetricSpec, Sums, add_sums, metric_matrices, metric_values
 
 
 def with_training(

@@ -22,12 +22,12 @@ from broker.messages import AgentStatus, RoundPlan
 from coordinator.progress import Progress, StoredRound
 from coordinator.records import RoundRecord
 from coordinator.roster import MISSED_HEARTBEATS
-from coordinator.strategies import State, state_from_bytes, state_to_bytes
 from fedge.errors import ConfigError, StoreError, WireError
 from fedge.files import touch_private
+from learning.algorithms import State, state_from_bytes, state_to_bytes
+from learning.vector.parameters import F32
 from models.history import STORE_FILE, VERSIONS_TABLE, checksum
 from models.package import ModelPackage
-from models.parameters import F32
 
 log = logging.getLogger(__name__)
 

@@ -9,10 +9,10 @@ from broker import blobs, messages
 from broker.messages import RoundPlan, UpdateHeader
 from coordinator.admission import MAX_EXAMPLES, MIN_WEIGHT, check_examples, check_vector
 from fedge.errors import CodecError, UpdateRejected, WireError
-from models import frames
-from models.codecs import Codec
-from models.metrics import MetricSpec, fits
-from models.parameters import F32
+from learning.codecs import Codec
+from learning.vector import frames
+from learning.vector.metrics import MetricSpec, fits
+from learning.vector.parameters import F32
 
 #: Room for an update's header beside its vector.
 _HEADER_ROOM = 64 << 10

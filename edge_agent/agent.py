@@ -64,7 +64,7 @@ from edge_agent.spool import AgentMemory, SpooledUpdate
 from edge_agent.statements import AgentFacts, agent_status, refusal
 from edge_agent.trust import Trust
 from fedge.errors import UntrustedError, WireError
-from models.parameters import F32
+from learning.vector.parameters import F32
 
 log = logging.getLogger(__name__)
 

@@ -25,9 +25,9 @@ from edge_agent.spool import SpooledUpdate
 from edge_agent.statements import AgentFacts
 from edge_agent.trainer import TrainingResult
 from fedge.errors import CodecError, ConfigError
-from models.codecs import compensate, make_codec
-from models.metrics import Sums, Total
-from models.parameters import F32
+from learning.codecs import compensate, make_codec
+from learning.vector.metrics import Sums, Total
+from learning.vector.parameters import F32
 
 log = logging.getLogger(__name__)
 

@@ -56,7 +56,7 @@ def check(config_path: Path, model_name: str, runtime: str | None) -> None:
     from edge_agent.data.dataset import build_dataset, read_table
     from edge_agent.row_trial import try_rows
     from fedge.yaml_config import load_config, located
-    from models.metrics import metric_values
+    from learning.vector.metrics import metric_values
     from models.program import Program
     from models.quiet import quiet_stderr
     from models.zoo import open_model

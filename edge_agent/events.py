@@ -18,8 +18,8 @@ from edge_agent.limits import Readings
 from edge_agent.spool import SpooledUpdate
 from edge_agent.trainer import TrainingResult
 from edge_agent.trust import TrustRecord
-from models.metrics import Sums
-from models.parameters import F32
+from learning.vector.metrics import Sums
+from learning.vector.parameters import F32
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from broker.messages import Receipt, Resend, RoundPlan
 from broker.topics import Topics, UpdateTopic
 from edge_agent.events import Action, ForgetResidual, SettleUpdate, SpoolUpdate
 from edge_agent.spool import AgentMemory, SpooledUpdate
-from models.parameters import F32
+from learning.vector.parameters import F32
 
 log = logging.getLogger(__name__)
 

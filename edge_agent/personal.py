@@ -16,8 +16,8 @@ import numpy as np
 from edge_agent.trainer import TrainingResult
 from fedge.errors import ConfigError, DataError, ModelError
 from fedge.files import write_whole
+from learning.vector.parameters import F32
 from models.package import read_vector
-from models.parameters import F32
 from models.spec import ModelSpec
 
 log = logging.getLogger(__name__)

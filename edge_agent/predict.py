@@ -16,9 +16,9 @@ import numpy as np
 from edge_agent.data.dataset import DataConfig, InputSource, build_dataset, read_table
 from fedge.errors import ConfigError, ModelError
 from fedge.yaml_config import located
+from learning.vector.parameters import Layout, ParameterSpec
 from models.inference import InferenceModel, Release, load_release
 from models.npz import open_npz
-from models.parameters import Layout, ParameterSpec
 from models.program import Array
 from models.quiet import quiet_stderr
 from models.spec import ModelSpec

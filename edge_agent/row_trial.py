@@ -10,8 +10,8 @@ import numpy as np
 from edge_agent.data.dataset import LocalDataset
 from edge_agent.data.table import Table
 from fedge.errors import DataError, TrainingError
-from models.metrics import Sums, add_sums
-from models.parameters import F32
+from learning.vector.metrics import Sums, add_sums
+from learning.vector.parameters import F32
 from models.program import Program, Rows
 
 

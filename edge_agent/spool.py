@@ -21,8 +21,8 @@ from broker.messages import Count, Fingerprint, Id, RoundId, Sha256
 from edge_agent.trust import TrustRecord
 from fedge.errors import StoreError, WireError
 from fedge.files import sync_folder, touch_private
-from models import frames
-from models.parameters import F32
+from learning.vector import frames
+from learning.vector.parameters import F32
 
 log = logging.getLogger(__name__)
 

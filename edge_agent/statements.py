@@ -8,7 +8,7 @@ from broker.messages import AgentStatus, RoundPlan, Task
 from edge_agent.events import PackageFailed, PackageLoaded
 from edge_agent.fetcher import STALL_S
 from edge_agent.limits import LimitsConfig, Rest
-from models.codecs import CODECS
+from learning.codecs import CODECS
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from broker.messages import TrainingPlan
 from fedge.errors import TrainingError
-from models.metrics import Sums, add_arrays, as_totals
-from models.parameters import F32, F64
+from learning.vector.metrics import Sums, add_arrays, as_totals
+from learning.vector.parameters import F32, F64
 from models.program import Gradient, Program, Rows, row_count
 
 

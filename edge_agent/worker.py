@@ -40,9 +40,9 @@ from edge_agent.trainer import train
 from fedge.errors import FederationError, TrainingError
 from fedge.system import available_bytes, resident_bytes, return_freed_memory
 from fedge.yaml_config import located
-from models.metrics import Sums, add_sums
+from learning.vector.metrics import Sums, add_sums
+from learning.vector.parameters import F32
 from models.package import Unpacked, unpack_wire
-from models.parameters import F32
 from models.program import Program, Rows
 
 log = logging.getLogger(__name__)

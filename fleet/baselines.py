@@ -19,9 +19,9 @@ from fedge.errors import ConfigError, DataError, TrainingError
 from fleet.cast import Cast
 from fleet.detection import measure_detection
 from fleet.scenario import BaselineConfig
-from models.metrics import Sums, add_sums, metric_values
+from learning.vector.metrics import Sums, add_sums, metric_values
+from learning.vector.parameters import F32, F64
 from models.package import ModelPackage
-from models.parameters import F32, F64
 from models.program import Program, Rows
 from models.quiet import quiet_stderr
 from models.spec import ModelSpec

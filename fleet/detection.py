@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from fedge.errors import ConfigError
 from fleet.cast import Cast
+from learning.vector.parameters import F32, F64
 from models.package import ModelPackage
-from models.parameters import F32, F64
 from models.program import Program, Rows
 from models.quiet import quiet_stderr
 

@@ -37,8 +37,8 @@ from fleet.processes import Processes
 from fleet.report import build_report, write_report
 from fleet.scenario import Scenario, load_scenario, scenario_package
 from fleet.tidy import clear_retained
+from learning.vector.parameters import F32
 from models.package import INITIAL_FILE, ModelPackage
-from models.parameters import F32
 
 log = logging.getLogger(__name__)
 

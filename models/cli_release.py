@@ -14,12 +14,12 @@ import numpy as np
 
 from fedge.console import command_errors
 from fedge.errors import ConfigError, ModelError
+from learning.vector.parameters import F32
 from models.card import model_card
 from models.cli_out import check_file, writing
 from models.history import STORE_FILE, StoredVersion, read_version
 from models.inference import Release
 from models.package import ModelPackage, load_package, read_vector
-from models.parameters import F32
 from models.rows import has_targets, read_rows
 from models.spec import ModelSpec
 from models.user_code import find_function, parse_reference, running

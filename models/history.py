@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from fedge.errors import ConfigError
-from models.parameters import F32
+from learning.vector.parameters import F32
 
 STORE_FILE = "federation.sqlite"
 VERSIONS_TABLE = """

@@ -25,9 +25,9 @@ import msgspec
 import numpy as np
 
 from fedge.errors import CodecError, ModelError, WireError
-from models import frames
-from models.codecs import CodecConfig, make_codec
-from models.parameters import F32
+from learning.codecs import CodecConfig, make_codec
+from learning.vector import frames
+from learning.vector.parameters import F32
 from models.spec import ModelSpec
 
 PROGRAM_FILE = "program.tflite"

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedge.errors import ModelError, TrainingError, one_line
-from models.metrics import Sums, add_arrays, as_totals
-from models.parameters import F32, F64
+from learning.vector.metrics import Sums, add_arrays, as_totals
+from learning.vector.parameters import F32, F64
 from models.runtimes import find_runtime
 from models.spec import ModelSpec, TensorSpec
 

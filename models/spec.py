@@ -13,8 +13,8 @@ from typing import Literal
 import msgspec
 
 from fedge.errors import ModelError
-from models.metrics import MetricSpec
-from models.parameters import MAX_PARAMETERS, Layout
+from learning.vector.metrics import MetricSpec
+from learning.vector.parameters import MAX_PARAMETERS, Layout
 
 Dtype = Literal["float32", "int32"]
 

@@ -20,7 +20,7 @@ from edge_agent.data.config import DataConfig
 from edge_agent.data.table import Array, Index, Table, chunks
 from fedge.errors import ConfigError, DataError
 from fedge.files import write_whole
-from models.parameters import F64
+from learning.vector.parameters import F64
 from models.spec import ModelSpec, TensorSpec
 
 log = logging.getLogger(__name__)

@@ -25,9 +25,9 @@ from coordinator.store import Store
 from fleet.virtual.faults import COORDINATOR
 from fleet.virtual.history import Began, Flushed
 from fleet.virtual.shells import Shell, World
-from models.metrics import Sums
+from learning.vector.metrics import Sums
+from learning.vector.parameters import F32
 from models.package import ModelPackage
-from models.parameters import F32
 
 if TYPE_CHECKING:
     from broker.signing import Signer, SigningKeys

@@ -15,7 +15,6 @@ from coordinator.config import (
     RoundConfig,
     StartConfig,
 )
-from coordinator.strategies import StrategyConfig
 from edge_agent.data.dataset import LocalDataset
 from fleet.virtual.faults import (
     COORDINATOR,
@@ -32,7 +31,8 @@ from fleet.virtual.history import Observer
 from fleet.virtual.profiles import DeviceProfile
 from fleet.virtual.simulation import Setting, make_device
 from fleet.virtual.workbench import Workbench
-from models.codecs import CodecConfig
+from learning.algorithms import StrategyConfig
+from learning.codecs import CodecConfig
 from models.package import ModelPackage
 
 #: Nothing random goes wrong after so many virtual seconds: the federation must recover.

@@ -12,7 +12,7 @@ from broker.machine import Connected, MessageArrived, Publish, Subscribe, Unsubs
 from broker.topics import PREFIX
 from coordinator.events import Commit, SaveOpenRound, SaveRound, StoreUpdate
 from edge_agent.events import BlobRecalled, LoadPackage, PackageLoaded, StartJob
-from models.parameters import F32
+from learning.vector.parameters import F32
 
 
 @dataclass(frozen=True)

@@ -17,20 +17,20 @@ from broker.link import publish_packet_bytes
 from broker.machine import MessageArrived
 from broker.messages import Receipt, Report, RoundPlan, UpdateHeader
 from broker.topics import InboxTopic, ReportTopic, RoundTopic, Topics, UpdateTopic
-from coordinator.aggregation import make_aggregator
 from coordinator.config import CoordinatorConfig
 from coordinator.events import Commit, RoundEnded, SaveOpenRound, SaveRound, StoreUpdate
 from coordinator.records import RoundRecord
-from coordinator.strategies import State, make_strategy, with_tracked
 from coordinator.uploads import peek_header
 from edge_agent.events import CancelJob, Evaluated, JobFailed, SpoolUpdate, StartJob, Trained
 from fedge.errors import FederationError, WireError
 from fleet.virtual.faults import COORDINATOR
 from fleet.virtual.history import Began, Ended, Entry, Flushed, Handled, Sent, trace_line
 from fleet.virtual.rest import Rest, bound_problems, rest_problems
-from models.codecs import make_codec
+from learning.aggregation import make_aggregator
+from learning.algorithms import State, make_strategy, with_tracked
+from learning.codecs import make_codec
+from learning.vector.parameters import F32
 from models.package import ModelPackage
-from models.parameters import F32
 
 #: Entries that are told with a violation.
 LAST = 40

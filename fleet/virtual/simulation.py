@@ -27,9 +27,9 @@ from fleet.virtual.profiles import DeviceProfile
 from fleet.virtual.route import FaultyRoute
 from fleet.virtual.shells import Shell, World
 from fleet.virtual.workbench import Workbench
-from models.metrics import Sums
+from learning.vector.metrics import Sums
+from learning.vector.parameters import F32
 from models.package import ModelPackage
-from models.parameters import F32
 
 if TYPE_CHECKING:
     from broker.signing import SigningKeys

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from fedge.errors import ExportError, one_line
+from learning.vector.parameters import F32
 from models.export.backend import hushed, keras
 from models.export.losses import Contrastive, Triplet
 from models.export.objective import Wishes
 from models.export.variables import Variables, is_seed, named_variables
 from models.package import ARCHITECTURE_FILE, ModelPackage
-from models.parameters import F32
 
 log = logging.getLogger(__name__)
 

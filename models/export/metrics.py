@@ -1,4 +1,4 @@
-"""Metrics per row, whose sums over rows add across agents (`models.metrics`)."""
+"""Metrics per row, whose sums over rows add across agents (`learning.vector.metrics`)."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from math import prod
 from typing import Any
 
 from fedge.errors import ExportError, did_you_mean
+from learning.vector.metrics import MetricKind, MetricSpec
 from models.export.backend import Tensor, tf
 from models.export.losses import BINARY, CATEGORICAL, SPARSE, OutputLoss, PerRow, row_mean
-from models.metrics import MetricKind, MetricSpec
 
 #: A metric, and its numbers for every row: shape (rows, *shape of the metric).
 Metric = tuple[MetricSpec, PerRow]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedge.errors import ExportError
+from learning.vector.metrics import MetricSpec
 from models.export.backend import Tensor, keras, tf
 from models.export.calling import output_keys
 from models.export.identify import identify
@@ -22,7 +23,6 @@ from models.export.losses import (
 )
 from models.export.metrics import Metric, output_metric, total
 from models.export.variables import plain_name
-from models.metrics import MetricSpec
 from models.spec import TensorSpec
 
 #: Name of what `predict` returns, of a model with one output.

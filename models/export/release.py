@@ -16,6 +16,8 @@ from typing import Any, Literal
 import numpy as np
 
 from fedge.errors import ExportError, one_line
+from learning.vector.metrics import Sums, as_totals, metric_matrices, metric_values
+from learning.vector.parameters import F32
 from models.export.architecture import fill, rebuild, wishes
 from models.export.backend import Tensor, hushed, keras, tf
 from models.export.calling import arranged_inputs, call_model
@@ -24,9 +26,7 @@ from models.export.objective import Objective, read_objective
 from models.export.substitutes import exportable
 from models.export.verify import random_batch
 from models.inference import InferenceModel, Release
-from models.metrics import Sums, as_totals, metric_matrices, metric_values
 from models.package import ModelPackage
-from models.parameters import F32
 from models.program import Array, Program, Rows, row_count
 from models.spec import ModelSpec
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from fedge.errors import ExportError
+from learning.vector.parameters import F32, Layout, ParameterSpec
 from models.export.backend import keras
-from models.parameters import F32, Layout, ParameterSpec
 
 _NUMBERED = re.compile(r"_\d+$")
 #: What Bidirectional puts before the names of its two layers.

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedge.errors import ExportError, ModelError, TrainingError, one_line
+from learning.vector.parameters import F32
 from models.export.backend import Tensor, hushed, keras, tf
 from models.export.calling import arranged_outputs, call_model
 from models.export.layers import leaves
@@ -17,7 +18,6 @@ from models.export.objective import Objective, Wishes, read_objective
 from models.export.substitutes import seeded
 from models.export.variables import Variables, read_variables
 from models.package import ModelPackage
-from models.parameters import F32
 from models.program import Array, Program, row_count
 from models.spec import ModelSpec, TensorSpec
 

@@ -29,7 +29,7 @@ from edge_agent.config import AgentConfig
 from edge_agent.data.dataset import load_dataset
 from edge_agent.trainer import train
 from fedge.yaml_config import parse_config
-from models.parameters import F32
+from learning.vector.parameters import F32
 from models.program import Program, row_count
 from models.zoo import load_zoo
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from broker.local import LocalBroker
-from models.parameters import F32
+from learning.vector.parameters import F32
 from models.wheels import LIGHT
 from models.zoo import load_zoo
 from tests.acceptance.federation import Federation, Rows, running

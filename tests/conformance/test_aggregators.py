@@ -7,10 +7,10 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from coordinator.aggregation import AGGREGATORS, Aggregator, make_aggregator
-from coordinator.aggregation.mean import PIECE
 from fedge.errors import ConfigError, TrainingError
-from models.parameters import F32
+from learning.aggregation import AGGREGATORS, Aggregator, make_aggregator
+from learning.aggregation.mean import PIECE
+from learning.vector.parameters import F32
 
 every_aggregator = pytest.mark.parametrize("name", AGGREGATORS)
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fedge.errors import CodecError, ConfigError
-from models.codecs import CODECS, Codec, CodecConfig, compensate, make_codec
-from models.codecs.floats import FLOAT16_MAX
-from models.codecs.int8 import MAX_SCALE, MIN_SCALE
-from models.parameters import F32, F64
+from learning.codecs import CODECS, Codec, CodecConfig, compensate, make_codec
+from learning.codecs.floats import FLOAT16_MAX
+from learning.codecs.int8 import MAX_SCALE, MIN_SCALE
+from learning.vector.parameters import F32, F64
 
 BLOCK = 8  # small, so that a few values span several blocks
 CONFIGS = [CodecConfig(name, block_size=BLOCK) for name in CODECS]

@@ -12,11 +12,11 @@ import numpy as np
 from broker import blobs, messages, seal
 from broker.messages import BlobRef
 from broker.topics import Topics
-from coordinator.strategies import state_from_bytes, state_to_bytes
 from coordinator.uploads import Uploads
 from fedge.errors import CodecError, ModelError, UpdateRejected, WireError
 from fleet.processes import decode_event
-from models.codecs import CODECS, CodecConfig, make_codec
+from learning.algorithms import state_from_bytes, state_to_bytes
+from learning.codecs import CODECS, CodecConfig, make_codec
 from models.package import unpack_wire
 from models.spec import ModelSpec
 from models.zoo import load_zoo

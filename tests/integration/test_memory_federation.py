@@ -42,9 +42,9 @@ from edge_agent.events import (
 from edge_agent.statements import AgentFacts
 from edge_agent.trainer import train
 from fedge.errors import TrainingError
-from models.codecs import CodecConfig
+from learning.codecs import CodecConfig
+from learning.vector.parameters import F32
 from models.package import unpack_wire
-from models.parameters import F32
 from models.program import Program, Rows, row_count
 from models.zoo import load_zoo
 

@@ -13,8 +13,8 @@ import yaml
 from click.testing import CliRunner
 
 from fleet.cli import cli
+from learning.vector.parameters import F64, Layout
 from models.package import ModelPackage, load_package
-from models.parameters import F64, Layout
 from models.zoo import load_zoo
 
 PACKAGE = load_zoo("house_price")

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from learning.vector.parameters import F32
 from models.export.backend import keras
 from models.export.exporter import export_model
 from models.export.variables import read_variables
 from models.export.verify import Reference, random_batch
 from models.package import ModelPackage
-from models.parameters import F32
 from tests.tensorflow.cases import FRAMES, Case
 
 ROWS = 5

@@ -13,10 +13,10 @@ import pytest
 from tensorflow.lite.tools import flatbuffer_utils
 
 from fedge.errors import ExportError, ModelError
+from learning.vector.metrics import MetricSpec
 from models.export.backend import keras
 from models.export.exporter import export_model
 from models.export.verify import random_batch
-from models.metrics import MetricSpec
 from models.package import load_package
 from models.program import Program
 from models.spec import TensorSpec

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from fedge.errors import ExportError
+from learning.vector.metrics import metric_values
 from models.export.backend import keras
 from models.export.exporter import export_model
 from models.export.verify import Reference, random_batch, relative_error
-from models.metrics import metric_values
 from models.package import ModelPackage
 from models.program import Program
 

@@ -37,9 +37,9 @@ from edge_agent.events import Action, Event, PackageLoaded, SpoolUpdate, StartJo
 from edge_agent.spool import AgentMemory
 from edge_agent.statements import AgentFacts
 from edge_agent.trainer import TrainingResult
-from models.codecs import CodecConfig, make_codec
-from models.metrics import Sums
-from models.parameters import F32
+from learning.codecs import CodecConfig, make_codec
+from learning.vector.metrics import Sums
+from learning.vector.parameters import F32
 
 T = TypeVar("T")
 TOPICS = Topics("f")

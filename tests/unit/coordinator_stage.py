@@ -25,9 +25,9 @@ from coordinator.events import Action, Event, RoundEnded
 from coordinator.federation import Coordinator
 from coordinator.progress import Progress
 from coordinator.records import RoundRecord
-from models.codecs import CodecConfig, make_codec
+from learning.codecs import CodecConfig, make_codec
+from learning.vector.parameters import F32
 from models.package import ModelPackage
-from models.parameters import F32
 from models.zoo import load_zoo
 
 PACKAGE = load_zoo("house_price")  # θ has 3 parameters, all 0 at first

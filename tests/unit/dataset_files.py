@@ -11,7 +11,7 @@ import pytest
 from edge_agent.data.dataset import DataConfig, load_dataset
 from fedge.errors import DataError
 from fedge.yaml_config import parse_config
-from models.parameters import Layout, ParameterSpec
+from learning.vector.parameters import Layout, ParameterSpec
 from models.spec import ModelSpec, TensorSpec
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "data"

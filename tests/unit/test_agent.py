@@ -24,8 +24,8 @@ from edge_agent.events import (
     SettleUpdate,
     StartJob,
 )
-from models.codecs import CodecConfig
-from models.metrics import Sums
+from learning.codecs import CodecConfig
+from learning.vector.metrics import Sums
 from tests.unit.agent_stage import (
     FINGERPRINT,
     MAX_PAYLOAD,

@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 
 from fedge.command import cli
 from fedge.errors import TrainingError
-from models.metrics import Sums
+from learning.vector.metrics import Sums
 from models.program import Program, Rows, row_count
 
 

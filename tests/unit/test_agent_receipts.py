@@ -15,7 +15,7 @@ from edge_agent.agent import Agent
 from edge_agent.events import ForgetResidual, SettleUpdate, SpoolUpdate, StartJob
 from edge_agent.spool import AgentMemory
 from edge_agent.statements import AgentFacts
-from models.codecs import CodecConfig
+from learning.codecs import CodecConfig
 from tests.unit.agent_stage import (
     MAX_PAYLOAD,
     OTHER_PACKAGE,

@@ -21,8 +21,8 @@ from broker.topics import (
 )
 from edge_agent.events import Evaluated, JobFailed, StartJob, Trained
 from edge_agent.trainer import TrainingResult
-from models.codecs import CodecConfig
-from models.metrics import Sums
+from learning.codecs import CodecConfig
+from learning.vector.metrics import Sums
 from tests.unit.agent_stage import (
     MAX_PAYLOAD,
     PACKAGE,

@@ -19,7 +19,7 @@ from broker.topics import (
 from coordinator.config import CohortConfig, EvaluationConfig, RoundConfig, StartConfig
 from coordinator.events import Action, Commit, RoundEnded, SaveAgent, SaveRound, Waiting
 from coordinator.federation import Coordinator
-from models.codecs import CodecConfig
+from learning.codecs import CodecConfig
 from tests.unit.coordinator_stage import (
     MAX_PAYLOAD,
     PACKAGE,

@@ -8,8 +8,8 @@ import pytest
 
 from coordinator.config import EvaluationConfig, StartConfig
 from coordinator.events import Commit, RoundEnded
-from models.metrics import Sums
-from models.parameters import F32
+from learning.vector.metrics import Sums
+from learning.vector.parameters import F32
 from tests.unit.coordinator_stage import FakeAgent, Stage, config, only
 
 

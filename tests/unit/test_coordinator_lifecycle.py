@@ -16,9 +16,9 @@ from coordinator.config import CohortConfig, EvaluationConfig, StartConfig, Stop
 from coordinator.events import Commit, Finished, RoundEnded, SaveAgent, SaveRound, Unable, Waiting
 from coordinator.federation import Coordinator
 from coordinator.progress import Progress, StoredRound
-from coordinator.strategies import StrategyConfig
 from fedge.errors import ConfigError
-from models.codecs import CodecConfig
+from learning.algorithms import StrategyConfig
+from learning.codecs import CodecConfig
 from tests.unit.coordinator_stage import PACKAGE, SESSION, FakeAgent, Stage, config, only, three
 
 

@@ -14,7 +14,7 @@ from coordinator.config import StartConfig
 from coordinator.events import Commit, RoundEnded, SaveOpenRound, SaveRound, StoreUpdate
 from coordinator.progress import Progress
 from coordinator.store import Store
-from models.parameters import F32
+from learning.vector.parameters import F32
 from tests.unit.coordinator_stage import PACKAGE, SESSION, FakeAgent, Stage, config, only
 
 DELTAS = {"a": [0.125, -3.0, 1e-3], "b": [7.0, 0.3, -1e-7], "c": [-2.5, 0.1, 0.7]}

@@ -14,7 +14,7 @@ from broker.topics import UpdateTopic
 from coordinator.config import EvaluationConfig, StartConfig
 from coordinator.events import Commit
 from coordinator.records import RoundRecord
-from models.codecs import CodecConfig
+from learning.codecs import CodecConfig
 from tests.unit.coordinator_stage import FakeAgent, Stage, config, only, three
 
 # -- updates that must not count ----------------------------------------------------------------

@@ -26,7 +26,7 @@ from coordinator.service import CoordinatorService, _write_result, run_coordinat
 from coordinator.store import Store
 from fedge.errors import ConfigError, StoreError
 from fedge.files import claimed
-from models.codecs import make_codec
+from learning.codecs import make_codec
 from models.history import STORE_FILE
 from models.package import load_package
 from tests.unit.coordinator_stage import PACKAGE, SESSION, config

@@ -27,8 +27,6 @@ from broker.signing import SigningKeys
 from broker.transports import ProxySettings, WebSocketSettings
 from coordinator import admission
 from coordinator import config as middle
-from coordinator.strategies import StrategyConfig
-from coordinator.strategies.registry import STRATEGIES
 from edge_agent import agent, answers
 from edge_agent.config import AgentConfig
 from edge_agent.data.config import DataConfig, InputSource, TargetSource, WeightSource
@@ -40,7 +38,9 @@ from fleet.cast import make_cast
 from fleet.partition import PartitionConfig
 from fleet.scenario import BaselineConfig, DetectionConfig, Scenario, load_scenario
 from fleet.virtual.faults import FaultPlan
-from models.codecs import CODECS, CodecConfig, make_codec
+from learning.algorithms import StrategyConfig
+from learning.algorithms.registry import STRATEGIES
+from learning.codecs import CODECS, CodecConfig, make_codec
 from models.spec import ModelSpec, TensorSpec
 from models.zoo import load_zoo
 

@@ -31,7 +31,7 @@ from broker.messages import (
     UpdateHeader,
 )
 from fedge.errors import WireError
-from models.codecs import CodecConfig
+from learning.codecs import CodecConfig
 
 SHA_A, SHA_B = "a" * 64, "b" * 64
 

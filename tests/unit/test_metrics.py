@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.metrics import MetricSpec, Sums, add_sums, fits, metric_matrices, metric_values
+from learning.vector.metrics import MetricSpec, Sums, add_sums, fits, metric_matrices, metric_values
 
 ALL = (
     MetricSpec("mae"),

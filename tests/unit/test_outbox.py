@@ -11,7 +11,7 @@ from broker.topics import Topics
 from edge_agent.events import ForgetResidual, SettleUpdate
 from edge_agent.outbox import Outbox
 from edge_agent.spool import AgentMemory, SpooledUpdate
-from models.parameters import F32
+from learning.vector.parameters import F32
 
 A, B = "a" * 16, "b" * 16
 RESIDUAL_OF_A = np.ones(4, np.float32)

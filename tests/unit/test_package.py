@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from fedge.errors import ModelError, WireError
-from models import frames
+from learning.vector import frames
+from learning.vector.parameters import Layout, ParameterSpec
 from models.package import (
     INITIAL_FILE,
     PROGRAM_FILE,
@@ -20,7 +21,6 @@ from models.package import (
     load_package,
     unpack_wire,
 )
-from models.parameters import Layout, ParameterSpec
 from models.spec import ModelSpec, TensorSpec
 
 PROGRAM = b"\x1c\x00\x00\x00TFL3 and so on"

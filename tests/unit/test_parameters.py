@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fedge.errors import ModelError
-from models.parameters import MAX_PARAMETERS, Layout, ParameterSpec
+from learning.vector.parameters import MAX_PARAMETERS, Layout, ParameterSpec
 
 LAYOUT = Layout(
     (ParameterSpec("kernel", (2, 3)), ParameterSpec("bias", (3,)), ParameterSpec("scale", ()))

@@ -11,8 +11,8 @@ from msgspec.structs import replace
 from edge_agent.personal import PersonalPart, forget_others, personal_file
 from edge_agent.trainer import TrainingResult
 from fedge.errors import DataError
-from models.metrics import Sums
-from models.parameters import F32, Layout, ParameterSpec
+from learning.vector.metrics import Sums
+from learning.vector.parameters import F32, Layout, ParameterSpec
 from models.zoo import load_zoo
 
 INITIAL = np.array([1, 2], np.float32)

@@ -10,9 +10,9 @@ import pytest
 from numpy.typing import NDArray
 
 from fedge.errors import ModelError, TrainingError
-from models.metrics import MetricSpec
+from learning.vector.metrics import MetricSpec
+from learning.vector.parameters import F32, Layout, ParameterSpec
 from models.package import ModelPackage
-from models.parameters import F32, Layout, ParameterSpec
 from models.program import Program, calls, expected_signatures
 from models.runtimes import available_runtimes
 from models.spec import ModelSpec, TensorSpec

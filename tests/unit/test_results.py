@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from coordinator.records import AgentResult
 from coordinator.results import with_central, with_evaluation, with_training
-from models.metrics import MetricSpec, Sums
+from learning.vector.metrics import MetricSpec, Sums
 from tests.unit.test_stopping import record
 
 METRICS = (MetricSpec("mae"),)

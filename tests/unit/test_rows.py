@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fedge.errors import DataError
-from models.parameters import Layout, ParameterSpec
+from learning.vector.parameters import Layout, ParameterSpec
 from models.rows import has_targets, read_rows
 from models.spec import ModelSpec, TensorSpec
 

@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from fedge.errors import ModelError
-from models.metrics import MetricSpec
-from models.parameters import Layout, ParameterSpec
+from learning.vector.metrics import MetricSpec
+from learning.vector.parameters import Layout, ParameterSpec
 from models.spec import ModelSpec, TensorSpec
 
 

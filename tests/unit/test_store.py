@@ -21,9 +21,9 @@ from coordinator.records import AgentResult
 from coordinator.report import matrix_lines, status_document, status_text
 from coordinator.store import Store
 from fedge.errors import ConfigError, StoreError
+from learning.vector.parameters import F32
 from models.history import STORE_FILE
 from models.package import ModelPackage
-from models.parameters import F32
 from models.zoo import load_zoo
 from tests.unit.test_stopping import record
 

@@ -8,8 +8,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from coordinator.aggregation import WeightedMean
-from coordinator.strategies import (
+from fedge.errors import ConfigError, TrainingError, WireError
+from learning.aggregation import WeightedMean
+from learning.algorithms import (
     STRATEGIES,
     State,
     StrategyConfig,
@@ -18,8 +19,7 @@ from coordinator.strategies import (
     state_to_bytes,
     with_tracked,
 )
-from fedge.errors import ConfigError, TrainingError, WireError
-from models.parameters import F32, Layout, ParameterSpec
+from learning.vector.parameters import F32, Layout, ParameterSpec
 
 every_strategy = pytest.mark.parametrize("name", STRATEGIES)
 every_adaptive = pytest.mark.parametrize("name", ["fedadagrad", "fedadam", "fedyogi"])

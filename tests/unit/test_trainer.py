@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from broker.messages import TrainingPlan
-from coordinator.aggregation import make_aggregator
-from coordinator.strategies import StrategyConfig, make_strategy
 from edge_agent.trainer import Adam, LocalOptimizer, Sgd, make_optimizer, train
 from fedge.errors import TrainingError
-from models.metrics import metric_values
-from models.parameters import F32, F64
+from learning.aggregation import make_aggregator
+from learning.algorithms import StrategyConfig, make_strategy
+from learning.vector.metrics import metric_values
+from learning.vector.parameters import F32, F64
 from models.program import Gradient, Program, Rows
 from models.zoo import load_zoo
 

@@ -26,8 +26,8 @@ from edge_agent.events import (
     Trained,
 )
 from edge_agent.worker import Worker, WorkerPool
+from learning.vector.parameters import Layout
 from models.package import ModelPackage
-from models.parameters import Layout
 from models.zoo import load_zoo
 
 LONG = 1_000_000  # steps: minutes

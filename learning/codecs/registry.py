@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fedge.errors import ConfigError
-from models.codecs.codec import Codec, CodecConfig
-from models.codecs.floats import Float16Codec, Float32Codec
-from models.codecs.int8 import Int8Codec
+from learning.codecs.codec import Codec, CodecConfig
+from learning.codecs.floats import Float16Codec, Float32Codec
+from learning.codecs.int8 import Int8Codec
 
 #: Name in a configuration -> class.
 CODECS: dict[str, Callable[[CodecConfig], Codec]] = {

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedge.errors import CodecError
-from models.codecs.codec import Codec
-from models.parameters import F32
+from learning.codecs.codec import Codec
+from learning.vector.parameters import F32
 
 
 @dataclass(frozen=True, eq=False)

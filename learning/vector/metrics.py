@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from models.parameters import F64
+from learning.vector.parameters import F64
 
 MetricKind = Literal["mean", "root_mean", "r2", "auc", "precision", "recall", "f1", "confusion"]
 

@@ -1,7 +1,7 @@
 """How a mean update becomes the next θ; one file per family of server optimizers."""
 
-from coordinator.strategies.registry import STRATEGIES, make_strategy
-from coordinator.strategies.strategy import (
+from learning.algorithms.registry import STRATEGIES, make_strategy
+from learning.algorithms.strategy import (
     State,
     Strategy,
     StrategyConfig,

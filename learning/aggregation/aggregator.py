@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from models.parameters import F32
+from learning.vector.parameters import F32
 
 
 class Aggregator(Protocol):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from coordinator.aggregation.aggregator import Aggregator
-from coordinator.aggregation.mean import WeightedMean
 from fedge.errors import ConfigError
+from learning.aggregation.aggregator import Aggregator
+from learning.aggregation.mean import WeightedMean
 
 #: Name in a configuration -> class; called with P.
 AGGREGATORS: dict[str, Callable[[int], Aggregator]] = {"mean": WeightedMean}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from coordinator.strategies.adaptive import FedAdagrad, FedAdam, FedYogi
-from coordinator.strategies.average import FedAvg, FedAvgM
-from coordinator.strategies.strategy import Strategy, StrategyConfig
 from fedge.errors import ConfigError
+from learning.algorithms.adaptive import FedAdagrad, FedAdam, FedYogi
+from learning.algorithms.fedavg import FedAvg, FedAvgM
+from learning.algorithms.strategy import Strategy, StrategyConfig
 
 #: Name in a configuration -> class.
 STRATEGIES: dict[str, Callable[[StrategyConfig], Strategy]] = {

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from fedge.errors import TrainingError
-from models.parameters import F32
+from learning.vector.parameters import F32
 
 #: Elements folded at a time: their float64 copy (512 KiB) stays in a core's second-level cache.
 #: The fastest of 4 Ki to 256 Ki on x86-64 with 1 MiB of it; 32 Ki is 5 % slower, 8 Ki 30 %.

@@ -15,8 +15,8 @@ from typing import Protocol
 
 import numpy as np
 
-from coordinator.strategies.strategy import State, StrategyConfig, check_state, check_step
-from models.parameters import F32
+from learning.algorithms.strategy import State, StrategyConfig, check_state, check_step
+from learning.vector.parameters import F32
 
 _LEARNING_RATE = 0.01
 _NAMES = ("m", "v")

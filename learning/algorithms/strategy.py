@@ -14,8 +14,8 @@ import msgspec
 import numpy as np
 
 from fedge.errors import ConfigError, TrainingError, WireError
-from models import frames
-from models.parameters import F32, Layout
+from learning.vector import frames
+from learning.vector.parameters import F32, Layout
 
 #: A strategy's memory between rounds: float32 vectors of shape (P,) by name; empty for FedAvg.
 State = Mapping[str, F32]

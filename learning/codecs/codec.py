@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from fedge.errors import CodecError
-from models.parameters import F32
+from learning.vector.parameters import F32
 
 #: Beyond this a block is nearly a whole layer and one outlier coarsens all of it.
 MAX_BLOCK_SIZE = 1 << 20

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedge.errors import CodecError
-from models.codecs.codec import CodecConfig, check_length, check_vector
-from models.parameters import F32
+from learning.codecs.codec import CodecConfig, check_length, check_vector
+from learning.vector.parameters import F32
 
 _LEVELS = 127
 _WIRE_SCALE = np.dtype("<f4")

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from fedge.errors import CodecError
-from models.codecs.codec import CodecConfig, check_length, check_vector
-from models.parameters import F32
+from learning.codecs.codec import CodecConfig, check_length, check_vector
+from learning.vector.parameters import F32
 
 #: Largest finite float16 (IEEE 754 binary16).
 FLOAT16_MAX = 65_504.0

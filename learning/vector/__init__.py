@@ -1,0 +1,1 @@
+"""Vectors: parameters θ and their layout, metric sums, frames."""
