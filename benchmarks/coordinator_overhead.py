@@ -48,7 +48,7 @@ from coordinator.service import CoordinatorService
 from coordinator.store import Store
 from learning.codecs import CODECS, CodecConfig, make_codec
 from learning.vector.parameters import Layout, ParameterSpec
-from models.package import ModelPackage
+from models.package.package import ModelPackage
 from models.zoo import load_zoo
 
 FEDERATION = "overhead"

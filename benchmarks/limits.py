@@ -29,8 +29,8 @@ from edge_agent.trainer import train
 from fedge.errors import TrainingError
 from fedge.system import resident_bytes
 from learning.codecs import CodecConfig, compensate, make_codec
-from models.package import ModelPackage
-from models.program import Program, Rows
+from models.package.package import ModelPackage
+from models.runtime.program import Program, Rows
 from models.zoo import load_zoo, zoo_names
 
 ROWS = 500

@@ -28,7 +28,7 @@ from fleet.virtual.invariants import Invariants
 from fleet.virtual.profiles import DeviceProfile
 from fleet.virtual.simulation import Setting, Simulation, make_device
 from fleet.virtual.workbench import Workbench
-from models.package import ModelPackage
+from models.package.package import ModelPackage
 from models.zoo import load_zoo
 
 BUDGET_MS = 0.25

@@ -104,7 +104,7 @@ def fedge_ways(name: str, runtime: str, packages: Path) -> dict[str, Step]:
     """What a device does."""
     from broker.messages import TrainingPlan
     from edge_agent.trainer import make_optimizer, train
-    from models.program import Program
+    from models.runtime.program import Program
 
     package = _package(name, packages)
     spec = package.spec
@@ -195,7 +195,7 @@ def _arrays(spec: Any, rows: dict[str, Any], model: Any) -> tuple[list[Any], Any
 
 
 def _package(name: str, packages: Path) -> Any:
-    from models.package import load_package
+    from models.package.package import load_package
     from models.zoo import load_zoo
 
     return load_package(packages / name) if name == SMALL else load_zoo(name)
@@ -203,7 +203,7 @@ def _package(name: str, packages: Path) -> Any:
 
 def small_record() -> Any:
     """64 numbers, 128 units, 10 classes: 9,610 parameters."""
-    from models.spec import TensorSpec
+    from models.package.spec import TensorSpec
     from models.zoo.record import ZooModel
 
     def build() -> Any:
@@ -224,7 +224,7 @@ def rss_bytes(name: str, runtime: str, packages: Path) -> int:
     import edge_agent.service  # noqa: F401 - what an agent has loaded
     from broker.messages import TrainingPlan
     from edge_agent.trainer import train
-    from models.program import Program
+    from models.runtime.program import Program
 
     package = _package(name, packages)
     program = Program(package.program, package.spec, runtime=runtime, threads=1)
@@ -244,14 +244,14 @@ def resident_bytes() -> int:
 def work(task: str, engine: str, models: list[str], packages: Path) -> Any:
     """One task in this process: steps by model and way, memory, limits, or an export."""
     if task == "export":
-        from models.export.zoo import export_record
+        from models.zoo.exported import export_record
 
         export_record(small_record()).save(packages / SMALL)
         return {}
     if task == "rss":
         return rss_bytes(models[0], engine, packages)
     if task == "limits":
-        from models.analysis import analyse, matrix_flops
+        from models.inspect.cost import analyse, matrix_flops
 
         rate = max(matrix_flops() for _ in range(5))
         costs = {name: analyse(_package(name, packages).program) for name in models}

@@ -29,7 +29,7 @@ from fedge.check_result import Check, failed, ok, warning
 from fedge.errors import ConfigError, FederationError, WireError
 from fedge.host_checks import disk_check, memory_check, owner_check, temperature_check
 from fedge.yaml_config import located
-from models.history import STORE_FILE
+from models.package.stored_versions import STORE_FILE
 
 #: No agent is called so; what is forbidden is tried on its topics.
 _NOBODY = "fedge-doctor"

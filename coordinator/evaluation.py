@@ -7,9 +7,9 @@ from pathlib import Path
 
 from learning.vector.metrics import Sums
 from learning.vector.parameters import F32
-from models.package import ModelPackage
-from models.program import Program
-from models.rows import read_rows
+from models.package.package import ModelPackage
+from models.runtime.central_rows import read_rows
+from models.runtime.program import Program
 
 
 def central_measure(path: Path, package: ModelPackage) -> Callable[[F32], Sums]:

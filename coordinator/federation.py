@@ -71,8 +71,8 @@ from learning.aggregation import make_aggregator
 from learning.algorithms import State, check_state, make_strategy, with_tracked
 from learning.vector.metrics import Sums
 from learning.vector.parameters import F32
-from models.package import ModelPackage
-from models.spec import ModelSpec
+from models.package.package import ModelPackage
+from models.package.spec import ModelSpec
 
 log = logging.getLogger(__name__)
 

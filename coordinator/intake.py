@@ -31,7 +31,7 @@ from coordinator.uploads import Upload, Uploads, peek_header
 from fedge.errors import UpdateRejected, WireError
 from learning.codecs import make_codec
 from learning.vector.metrics import Sums, fits
-from models.spec import ModelSpec
+from models.package.spec import ModelSpec
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from broker.topics import (
     Topics,
 )
 from learning.vector.parameters import F32
-from models.package import ModelPackage
+from models.package.package import ModelPackage
 
 #: In a plan, for all but its cohort, and for its seal.
 _PLAN_ROOM = 2048

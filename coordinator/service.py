@@ -43,7 +43,7 @@ from coordinator.store import NOTED_EVERY_S, Store
 from fedge.errors import ConfigError, ModelError, StoreError
 from fedge.files import claimed, write_whole
 from fedge.yaml_config import located
-from models.package import ModelPackage, load_package
+from models.package.package import ModelPackage, load_package
 from models.zoo import load_zoo, zoo_names
 
 if TYPE_CHECKING:

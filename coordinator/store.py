@@ -26,8 +26,8 @@ from fedge.errors import ConfigError, StoreError, WireError
 from fedge.files import touch_private
 from learning.algorithms import State, state_from_bytes, state_to_bytes
 from learning.vector.parameters import F32
-from models.history import STORE_FILE, VERSIONS_TABLE, checksum
-from models.package import ModelPackage
+from models.package.package import ModelPackage
+from models.package.stored_versions import STORE_FILE, VERSIONS_TABLE, checksum
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import click
 
 from fedge.console import FiniteRange, command_errors, log_less
 from fedge.options import config_option, give_up_option
-from models.cli_runtimes import runtime_option
+from models.cli.runtimes import runtime_option
 
 _CONFIG = config_option("YAML file of this agent.")
 
@@ -57,8 +57,8 @@ def check(config_path: Path, model_name: str, runtime: str | None) -> None:
     from edge_agent.row_trial import try_rows
     from fedge.yaml_config import load_config, located
     from learning.vector.metrics import metric_values
-    from models.program import Program
-    from models.quiet import quiet_stderr
+    from models.runtime.program import Program
+    from models.runtime.quiet_stderr import quiet_stderr
     from models.zoo import open_model
 
     config = load_config(config_path, AgentConfig)

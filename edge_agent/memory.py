@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedge.errors import ModelError
-from models.analysis import tensor_bytes
-from models.spec import ModelSpec
+from models.inspect.cost import tensor_bytes
+from models.package.spec import ModelSpec
 
 #: The interpreter.
 _RUNTIME_BYTES = 10 << 20

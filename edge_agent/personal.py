@@ -17,8 +17,8 @@ from edge_agent.trainer import TrainingResult
 from fedge.errors import ConfigError, DataError, ModelError
 from fedge.files import write_whole
 from learning.vector.parameters import F32
-from models.package import read_vector
-from models.spec import ModelSpec
+from models.package.package import read_vector
+from models.package.spec import ModelSpec
 
 log = logging.getLogger(__name__)
 

@@ -17,11 +17,11 @@ from edge_agent.data.dataset import DataConfig, InputSource, build_dataset, read
 from fedge.errors import ConfigError, ModelError
 from fedge.yaml_config import located
 from learning.vector.parameters import Layout, ParameterSpec
-from models.inference import InferenceModel, Release, load_release
-from models.npz import open_npz
-from models.program import Array
-from models.quiet import quiet_stderr
-from models.spec import ModelSpec
+from models.package.npz import open_npz
+from models.package.spec import ModelSpec
+from models.runtime.inference import InferenceModel, Release, load_release
+from models.runtime.program import Array
+from models.runtime.quiet_stderr import quiet_stderr
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +75,7 @@ def predict(
         model: a released `.tflite` with its `.json` beside it.
         data: where the rows are; its target, groups and test fraction do not matter here.
         base: folder that `data.path` is relative to.
-        runtime: see `models.runtimes`.
+        runtime: see `models.runtime.interpreters`.
         threads: of the interpreter.
         state_dir: where the agent keeps a measured normalisation; None applies the model's own.
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from edge_agent.data.dataset import LocalDataset
 from fedge.check_result import Check, ok, warning
-from models.spec import ModelSpec, TensorSpec
+from models.package.spec import ModelSpec, TensorSpec
 
 #: In the model's own standard deviations: no sensor of the same kind is so far off on average.
 _FAR = 5.0

@@ -11,14 +11,14 @@ import sys
 
 from fedge.check_result import Check, failed, ok
 from fedge.errors import FederationError
-from models.runtimes import find_runtime
+from models.runtime.interpreters import find_runtime
 
 #: Python, numpy, the interpreter and a model: some seconds on the smallest boards.
 _PATIENCE_S = 120.0
 _TRY = """
 import sys
 import numpy as np
-from models.program import Program
+from models.runtime.program import Program
 from models.zoo import load_zoo
 
 package = load_zoo("house_price")

@@ -48,7 +48,7 @@ from fedge.errors import ModelError, StoreError
 from fedge.files import claimed
 from fedge.system import memory_bytes, share_one_heap
 from fedge.yaml_config import located
-from models.runtimes import find_runtime
+from models.runtime.interpreters import find_runtime
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from broker.messages import TrainingPlan
 from fedge.errors import TrainingError
 from learning.vector.metrics import Sums, add_arrays, as_totals
 from learning.vector.parameters import F32, F64
-from models.program import Gradient, Program, Rows, row_count
+from models.runtime.program import Gradient, Program, Rows, row_count
 
 
 @dataclass(frozen=True, eq=False)

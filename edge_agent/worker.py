@@ -42,8 +42,8 @@ from fedge.system import available_bytes, resident_bytes, return_freed_memory
 from fedge.yaml_config import located
 from learning.vector.metrics import Sums, add_sums
 from learning.vector.parameters import F32
-from models.package import Unpacked, unpack_wire
-from models.program import Program, Rows
+from models.package.package import Unpacked, unpack_wire
+from models.runtime.program import Program, Rows
 
 log = logging.getLogger(__name__)
 

@@ -21,10 +21,10 @@ from fleet.detection import measure_detection
 from fleet.scenario import BaselineConfig
 from learning.vector.metrics import Sums, add_sums, metric_values
 from learning.vector.parameters import F32, F64
-from models.package import ModelPackage
-from models.program import Program, Rows
-from models.quiet import quiet_stderr
-from models.spec import ModelSpec
+from models.package.package import ModelPackage
+from models.package.spec import ModelSpec
+from models.runtime.program import Program, Rows
+from models.runtime.quiet_stderr import quiet_stderr
 
 
 @dataclass

@@ -14,7 +14,7 @@ from edge_agent.data.table import Array, Index, Table
 from fedge.errors import ConfigError
 from fleet.partition import partition
 from fleet.scenario import Scenario
-from models.spec import ModelSpec
+from models.package.spec import ModelSpec
 
 
 @dataclass(frozen=True, eq=False)

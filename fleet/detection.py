@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from fedge.errors import ConfigError
 from fleet.cast import Cast
 from learning.vector.parameters import F32, F64
-from models.package import ModelPackage
-from models.program import Program, Rows
-from models.quiet import quiet_stderr
+from models.package.package import ModelPackage
+from models.runtime.program import Program, Rows
+from models.runtime.quiet_stderr import quiet_stderr
 
 Array = NDArray[Any]
 

@@ -24,7 +24,7 @@ from fleet.cast import Cast
 from fleet.host import AGENT_FILE
 from fleet.report import REPORT_FILE
 from fleet.scenario import coordinator_config, fleet_changes
-from models.package import ModelPackage
+from models.package.package import ModelPackage
 
 COORDINATOR = "coordinator"
 COORDINATOR_FILE = "coordinator.yaml"

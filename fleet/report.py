@@ -13,7 +13,7 @@ from coordinator.records import RoundRecord, falls
 from fedge.errors import ConfigError
 from fleet.baselines import Baselines
 from fleet.scenario import Scenario
-from models.package import ModelPackage
+from models.package.package import ModelPackage
 
 REPORT_FILE = "report.json"
 

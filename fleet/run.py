@@ -38,7 +38,7 @@ from fleet.report import build_report, write_report
 from fleet.scenario import Scenario, load_scenario, scenario_package
 from fleet.tidy import clear_retained
 from learning.vector.parameters import F32
-from models.package import INITIAL_FILE, ModelPackage
+from models.package.package import INITIAL_FILE, ModelPackage
 
 log = logging.getLogger(__name__)
 

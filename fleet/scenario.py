@@ -14,7 +14,7 @@ from edge_agent.data.dataset import DataConfig
 from fedge.errors import ConfigError
 from fedge.yaml_config import load_config, located, parse_config
 from fleet.partition import PartitionConfig
-from models.package import ModelPackage, load_package
+from models.package.package import ModelPackage, load_package
 from models.zoo import load_zoo, zoo_names
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from edge_agent.data.config import DataConfig
 from edge_agent.data.table import Array, Table, tensors, too_many_rows, unknown_name
 from fedge.errors import DataError
-from models.spec import ModelSpec, TensorSpec
+from models.package.spec import ModelSpec, TensorSpec
 
 #: No row of sensor readings is longer; without a limit one line could fill the memory.
 MAX_LINE_CHARS = 1 << 20

@@ -17,9 +17,9 @@ from edge_agent.data.npz import read_npz
 from edge_agent.data.table import Array, EmptyDataError, Index, Table, chunks, tensors
 from fedge.errors import DataError
 from fedge.yaml_config import located
-from models.program import Rows
-from models.rows import first_wrong
-from models.spec import ModelSpec, TensorSpec
+from models.package.spec import ModelSpec, TensorSpec
+from models.runtime.central_rows import first_wrong
+from models.runtime.program import Rows
 
 __all__ = [
     "DataConfig",

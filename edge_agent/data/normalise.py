@@ -21,7 +21,7 @@ from edge_agent.data.table import Array, Index, Table, chunks
 from fedge.errors import ConfigError, DataError
 from fedge.files import write_whole
 from learning.vector.parameters import F64
-from models.spec import ModelSpec, TensorSpec
+from models.package.spec import ModelSpec, TensorSpec
 
 log = logging.getLogger(__name__)
 

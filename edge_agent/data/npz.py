@@ -10,8 +10,8 @@ import numpy as np
 from edge_agent.data.config import DataConfig
 from edge_agent.data.table import Array, Table, feature_names, tensors, too_many_rows, unknown_name
 from fedge.errors import DataError
-from models.npz import Npz, open_npz
-from models.spec import ModelSpec, TensorSpec
+from models.package.npz import Npz, open_npz
+from models.package.spec import ModelSpec, TensorSpec
 
 
 def read_npz(path: Path, config: DataConfig, spec: ModelSpec) -> Table:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from edge_agent.data.config import DataConfig
 from fedge.errors import DataError, did_you_mean
-from models.spec import ModelSpec, TensorSpec
+from models.package.spec import ModelSpec, TensorSpec
 
 Array = NDArray[Any]
 Index = NDArray[np.int64]

@@ -27,7 +27,7 @@ from fleet.virtual.history import Began, Flushed
 from fleet.virtual.shells import Shell, World
 from learning.vector.metrics import Sums
 from learning.vector.parameters import F32
-from models.package import ModelPackage
+from models.package.package import ModelPackage
 
 if TYPE_CHECKING:
     from broker.signing import Signer, SigningKeys

@@ -33,7 +33,7 @@ from fleet.virtual.simulation import Setting, make_device
 from fleet.virtual.workbench import Workbench
 from learning.algorithms import StrategyConfig
 from learning.codecs import CodecConfig
-from models.package import ModelPackage
+from models.package.package import ModelPackage
 
 #: Nothing random goes wrong after so many virtual seconds: the federation must recover.
 _UNTIL_S = 120.0

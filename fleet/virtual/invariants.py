@@ -30,7 +30,7 @@ from learning.aggregation import make_aggregator
 from learning.algorithms import State, make_strategy, with_tracked
 from learning.codecs import make_codec
 from learning.vector.parameters import F32
-from models.package import ModelPackage
+from models.package.package import ModelPackage
 
 #: Entries that are told with a violation.
 LAST = 40

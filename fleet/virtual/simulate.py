@@ -30,8 +30,8 @@ from fleet.virtual.history import TraceFile
 from fleet.virtual.invariants import Invariants
 from fleet.virtual.profiles import Profiles, load_profiles
 from fleet.virtual.simulation import Setting, Simulation, make_device
-from models.package import ModelPackage
-from models.runtimes import find_runtime
+from models.package.package import ModelPackage
+from models.runtime.interpreters import find_runtime
 
 log = logging.getLogger(__name__)
 

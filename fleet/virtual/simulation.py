@@ -29,7 +29,7 @@ from fleet.virtual.shells import Shell, World
 from fleet.virtual.workbench import Workbench
 from learning.vector.metrics import Sums
 from learning.vector.parameters import F32
-from models.package import ModelPackage
+from models.package.package import ModelPackage
 
 if TYPE_CHECKING:
     from broker.signing import SigningKeys

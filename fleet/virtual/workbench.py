@@ -15,8 +15,8 @@ from edge_agent.personal import PersonalPart
 from edge_agent.trainer import TrainingResult, train
 from fedge.errors import FederationError
 from fleet.virtual.profiles import DeviceProfile
-from models.package import Unpacked, unpack_wire
-from models.program import Program
+from models.package.package import Unpacked, unpack_wire
+from models.runtime.program import Program
 
 
 class Workbench:

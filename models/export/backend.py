@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from fedge.errors import ExportError
-from models.quiet import quiet_stderr
+from models.runtime.quiet_stderr import quiet_stderr
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 try:

@@ -17,17 +17,17 @@ import msgspec
 import numpy as np
 
 from fedge.errors import ExportError
-from models.export.architecture import describe
 from models.export.backend import keras
-from models.export.layers import check_layers, leaves
-from models.export.losses import Contrastive, Triplet
+from models.export.layers.randomness import random_function
+from models.export.layers.supported import check_layers, leaves
 from models.export.lowering import lower
-from models.export.objective import Objective, Wishes, read_objective
-from models.export.randomness import random_function
+from models.export.objective.losses import Contrastive, Triplet
+from models.export.objective.objective import Objective, Wishes, read_objective
+from models.export.release.architecture import describe
+from models.export.release.verify import Reference, outputs_differ_by, verify
 from models.export.variables import Variables, freeze_all_but, is_seed, read_variables
-from models.export.verify import Reference, outputs_differ_by, verify
-from models.package import ModelPackage, encode_frozen
-from models.spec import ModelSpec, TensorSpec
+from models.package.package import ModelPackage, encode_frozen
+from models.package.spec import ModelSpec, TensorSpec
 
 log = logging.getLogger(__name__)
 

@@ -15,15 +15,15 @@ from typing import Any
 from fedge.errors import ExportError, one_line
 from models.export.backend import Operation, Tensor, hushed, tf
 from models.export.calling import call_model
-from models.export.convolutions import MOST_DEPTH
-from models.export.gradients import OVERRIDES
-from models.export.layers import leaves
-from models.export.objective import Objective
+from models.export.gradients.convolutions import MOST_DEPTH
+from models.export.gradients.overrides import OVERRIDES
+from models.export.layers.substitutes import Training, exportable
+from models.export.layers.supported import leaves
+from models.export.objective.objective import Objective
 from models.export.polish import polish
-from models.export.substitutes import Training, exportable
 from models.export.variables import Variables
-from models.program import expected_signatures
-from models.spec import ModelSpec
+from models.package.spec import ModelSpec
+from models.runtime.program import expected_signatures
 
 # The two ways in which the converter names what it cannot express.
 _FLEX = re.compile(r"(?:Flex|Custom) ops?: ([\w, ]+)|'tf\.(\w+)' op is neither")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from tensorflow.lite.python import schema_py_generated as schema
 
-from models.program import MAIN_SIGNATURE
+from models.runtime.program import MAIN_SIGNATURE
 
 Operators = schema.BuiltinOperator
 #: Multiplications below which a transposed operand is left to the operator: one more operator

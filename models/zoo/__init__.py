@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedge.errors import ModelError, did_you_mean
-from models.package import SPEC_FILE, ModelPackage, load_package
+from models.package.package import SPEC_FILE, ModelPackage, load_package
 
 if TYPE_CHECKING:
     from models.zoo.record import ZooModel

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from models.package import ModelPackage
-from models.spec import TensorSpec
+from models.package.package import ModelPackage
+from models.package.spec import TensorSpec
 from models.zoo.record import ZooModel
 
 _WORDS = TensorSpec("words", (1024,), units=("count of a hashed word or word pair",))
@@ -45,6 +45,6 @@ MODEL = ZooModel(
 
 def package() -> ModelPackage:
     """For `fedge model export`."""
-    from models.export.zoo import export_record
+    from models.zoo.exported import export_record
 
     return export_record(MODEL)

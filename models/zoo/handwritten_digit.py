@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from models.package import ModelPackage
-from models.spec import TensorSpec
+from models.package.package import ModelPackage
+from models.package.spec import TensorSpec
 from models.zoo.record import ZooModel
 
 _PAPER = "McMahan et al. 2017, arXiv 1602.05629, section 3"
@@ -81,13 +81,13 @@ CNN = ZooModel(
 
 def package_dense() -> ModelPackage:
     """For `fedge model export`."""
-    from models.export.zoo import export_record
+    from models.zoo.exported import export_record
 
     return export_record(DENSE)
 
 
 def package_cnn() -> ModelPackage:
     """For `fedge model export`."""
-    from models.export.zoo import export_record
+    from models.zoo.exported import export_record
 
     return export_record(CNN)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from models.spec import TensorSpec
+from models.package.spec import TensorSpec
 
 
 @dataclass(frozen=True)

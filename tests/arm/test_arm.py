@@ -18,7 +18,7 @@ import pytest
 
 from broker.local import LocalBroker
 from learning.vector.parameters import F32
-from models.wheels import LIGHT
+from models.runtime.wheels import LIGHT
 from models.zoo import load_zoo
 from tests.acceptance.federation import Federation, Rows, running
 from tests.arm.conftest import Figure

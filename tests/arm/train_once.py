@@ -19,7 +19,7 @@ from edge_agent.data.config import DataConfig
 from edge_agent.data.dataset import load_dataset
 from edge_agent.trainer import train
 from fedge.yaml_config import parse_config
-from models.program import Program
+from models.runtime.program import Program
 from models.zoo import load_zoo
 
 SEED = 7

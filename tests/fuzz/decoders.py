@@ -17,8 +17,8 @@ from fedge.errors import CodecError, ModelError, UpdateRejected, WireError
 from fleet.processes import decode_event
 from learning.algorithms import state_from_bytes, state_to_bytes
 from learning.codecs import CODECS, CodecConfig, make_codec
-from models.package import unpack_wire
-from models.spec import ModelSpec
+from models.package.package import unpack_wire
+from models.package.spec import ModelSpec
 from models.zoo import load_zoo
 from tests.fuzz.decoder import MIB, Decoder
 from tests.fuzz.files import file_decoders

@@ -24,10 +24,10 @@ from edge_agent.spool import PENDING_FILE, Spool, SpooledUpdate
 from fedge.errors import ConfigError, DataError, ModelError
 from fedge.yaml_config import load_config
 from fleet.scenario import load_scenario
-from models.history import STORE_FILE
-from models.package import load_package
-from models.rows import read_rows
-from models.spec import ModelSpec
+from models.package.package import load_package
+from models.package.spec import ModelSpec
+from models.package.stored_versions import STORE_FILE
+from models.runtime.central_rows import read_rows
 from models.zoo import load_zoo
 from tests.fuzz.decoder import MIB, Decoder, of_file
 

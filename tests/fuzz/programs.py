@@ -9,8 +9,8 @@ from collections import Counter
 from random import Random
 
 from fedge.errors import ModelError
-from models.package import ModelPackage
-from models.program import Program
+from models.package.package import ModelPackage
+from models.runtime.program import Program
 from models.zoo import load_zoo
 from tests.fuzz.mutate import damaged
 

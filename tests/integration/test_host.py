@@ -31,7 +31,7 @@ from edge_agent.config import AgentConfig
 from fedge.errors import ConfigError, LinkError
 from fleet.host import AgentHost, find_agents
 from fleet.run import RunOptions, run_scenario
-from models.package import INITIAL_FILE
+from models.package.package import INITIAL_FILE
 from tests.conftest import need, take, wait_up
 
 ROOT = Path(__file__).parents[2]

@@ -44,8 +44,8 @@ from edge_agent.trainer import train
 from fedge.errors import TrainingError
 from learning.codecs import CodecConfig
 from learning.vector.parameters import F32
-from models.package import unpack_wire
-from models.program import Program, Rows, row_count
+from models.package.package import unpack_wire
+from models.runtime.program import Program, Rows, row_count
 from models.zoo import load_zoo
 
 HOUSING = Path(__file__).parents[2] / "examples" / "data" / "housing_california.npz"

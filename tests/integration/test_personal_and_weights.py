@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from fleet.cli import cli
 from learning.vector.parameters import F64, Layout
-from models.package import ModelPackage, load_package
+from models.package.package import ModelPackage, load_package
 from models.zoo import load_zoo
 
 PACKAGE = load_zoo("house_price")

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from learning.vector.parameters import F32
 from models.export.backend import keras
 from models.export.exporter import export_model
+from models.export.release.verify import Reference, random_batch
 from models.export.variables import read_variables
-from models.export.verify import Reference, random_batch
-from models.package import ModelPackage
+from models.package.package import ModelPackage
 from tests.tensorflow.cases import FRAMES, Case
 
 ROWS = 5

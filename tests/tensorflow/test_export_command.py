@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from fedge.command import cli
-from models.package import load_package
+from models.package.package import load_package
 
 SOURCE = """
 import keras

@@ -16,10 +16,10 @@ from fedge.errors import ExportError, ModelError
 from learning.vector.metrics import MetricSpec
 from models.export.backend import keras
 from models.export.exporter import export_model
-from models.export.verify import random_batch
-from models.package import load_package
-from models.program import Program
-from models.spec import TensorSpec
+from models.export.release.verify import random_batch
+from models.package.package import load_package
+from models.package.spec import TensorSpec
+from models.runtime.program import Program
 
 layers = keras.layers
 
@@ -336,7 +336,7 @@ def test_input_specs_must_fit_the_model() -> None:
 def test_a_fresh_process_gives_the_same_bytes(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from models.zoo import zoo_record;"
-        "from models.export.zoo import export_record;"
+        "from models.zoo.exported import export_record;"
         "export_record(zoo_record('house_price')).save(Path(sys.argv[1]))"
     )
     root = Path(__file__).parents[2]

@@ -13,8 +13,8 @@ from click.testing import CliRunner
 from numpy.typing import NDArray
 
 from fleet.cli import cli
-from models.cli import cli as model_cli
-from models.package import load_package
+from models.cli.main import cli as model_cli
+from models.package.package import load_package
 
 ROWS = 50
 SITES = 3

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from fedge.errors import TrainingError
-from models.analysis import analyse
-from models.export import unfolded
 from models.export.backend import keras
 from models.export.exporter import export_model
-from models.export.verify import Reference, random_batch, relative_error
-from models.program import Program
+from models.export.layers import unfolded
+from models.export.release.verify import Reference, random_batch, relative_error
+from models.inspect.cost import analyse
+from models.runtime.program import Program
 from tests.tensorflow.cases import all_cases, table
 from tests.tensorflow.groups import ROWS, SEED, Exported, export_group, grouped
 
@@ -65,8 +65,8 @@ _CHILD = """
 import sys
 from pathlib import Path
 import numpy as np
-from models.package import load_package
-from models.program import Program
+from models.package.package import load_package
+from models.runtime.program import Program
 for folder in sorted(Path(sys.argv[1]).iterdir()):
     package = load_package(folder)
     program = Program(package.program, package.spec, runtime="tflite-runtime")

@@ -11,11 +11,11 @@ from fedge.errors import ExportError
 from learning.vector.metrics import add_sums, metric_matrices, metric_values
 from models.export.backend import keras
 from models.export.exporter import export_model
-from models.export.losses import Contrastive, Triplet
-from models.export.objective import Wishes, read_objective
-from models.export.verify import Reference, random_batch, relative_error
-from models.package import ModelPackage
-from models.program import Array, Program
+from models.export.objective.losses import Contrastive, Triplet
+from models.export.objective.objective import Wishes, read_objective
+from models.export.release.verify import Reference, random_batch, relative_error
+from models.package.package import ModelPackage
+from models.runtime.program import Array, Program
 
 layers = keras.layers
 ROWS = 16

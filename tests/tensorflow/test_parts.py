@@ -10,10 +10,10 @@ import pytest
 from fedge.errors import ExportError
 from models.export.backend import keras
 from models.export.exporter import export_model
+from models.export.release.verify import Reference, random_batch, relative_error
 from models.export.variables import read_variables
-from models.export.verify import Reference, random_batch, relative_error
-from models.package import ModelPackage, load_package, unpack_wire
-from models.program import Program
+from models.package.package import ModelPackage, load_package, unpack_wire
+from models.runtime.program import Program
 
 layers = keras.layers
 ROWS = 8

@@ -9,11 +9,11 @@ from broker.messages import TrainingPlan
 from edge_agent.trainer import train
 from models.export.backend import keras, tf
 from models.export.exporter import export_model
-from models.export.randomness import Noise
-from models.export.verify import random_batch
-from models.package import ModelPackage
-from models.program import Program
-from models.spec import ModelSpec
+from models.export.layers.randomness import Noise
+from models.export.release.verify import random_batch
+from models.package.package import ModelPackage
+from models.package.spec import ModelSpec
+from models.runtime.program import Program
 
 layers = keras.layers
 SHAPE = (40, 30, 20)

@@ -19,18 +19,18 @@ from coordinator.records import new_record
 from coordinator.store import Store
 from edge_agent.cli import cli as agent_cli
 from fedge.errors import ExportError, ModelError
-from models.card import model_card
-from models.cli import cli
-from models.export.architecture import rebuild, wishes
+from models.cli.main import cli
+from models.cli.model_card import model_card
 from models.export.backend import keras
 from models.export.exporter import export_model
-from models.export.losses import Triplet
-from models.export.release import release_model
-from models.export.verify import relative_error
-from models.inference import InferenceModel, load_release
-from models.package import ModelPackage, load_package
-from models.program import Program
-from models.spec import TensorSpec
+from models.export.objective.losses import Triplet
+from models.export.release.architecture import rebuild, wishes
+from models.export.release.release import release_model
+from models.export.release.verify import relative_error
+from models.package.package import ModelPackage, load_package
+from models.package.spec import TensorSpec
+from models.runtime.inference import InferenceModel, load_release
+from models.runtime.program import Program
 
 layers = keras.layers
 ROOT = Path(__file__).parents[2]
@@ -166,7 +166,7 @@ _PREDICT = """
 import sys
 import numpy as np
 from pathlib import Path
-from models.inference import InferenceModel, load_release
+from models.runtime.inference import InferenceModel, load_release
 tflite, release = load_release(Path(sys.argv[1]))
 model = InferenceModel(tflite, release.inputs, release.outputs, 1, runtime="tflite-runtime")
 np.save(sys.argv[3], model.predict({"x": np.load(sys.argv[2])["x"]})["prediction"])

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from models.export.architecture import fill, rebuild, wishes
+from models.export.release.architecture import fill, rebuild, wishes
+from models.export.release.verify import random_batch, relative_error
 from models.export.variables import read_variables
-from models.export.verify import random_batch, relative_error
-from models.export.zoo import export_record, reference, wishes_of
-from models.package import ModelPackage
-from models.program import Program
+from models.package.package import ModelPackage
+from models.runtime.program import Program
 from models.zoo import load_zoo, zoo_names, zoo_record
+from models.zoo.exported import export_record, reference, wishes_of
 
 
 @pytest.fixture(scope="module", params=zoo_names())

@@ -27,7 +27,7 @@ from coordinator.progress import Progress
 from coordinator.records import RoundRecord
 from learning.codecs import CodecConfig, make_codec
 from learning.vector.parameters import F32
-from models.package import ModelPackage
+from models.package.package import ModelPackage
 from models.zoo import load_zoo
 
 PACKAGE = load_zoo("house_price")  # θ has 3 parameters, all 0 at first

@@ -12,7 +12,7 @@ from edge_agent.data.dataset import DataConfig, load_dataset
 from fedge.errors import DataError
 from fedge.yaml_config import parse_config
 from learning.vector.parameters import Layout, ParameterSpec
-from models.spec import ModelSpec, TensorSpec
+from models.package.spec import ModelSpec, TensorSpec
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "data"
 

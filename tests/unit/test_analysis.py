@@ -13,10 +13,10 @@ import pytest
 from click.testing import CliRunner
 
 from fedge.errors import ModelError
-from models.analysis import AGENT_BYTES, DEVICES, analyse, epoch_seconds, memory_bytes
-from models.cli import cli
-from models.flatbuffer import read
-from models.operators import Kind
+from models.cli.main import cli
+from models.inspect.cost import AGENT_BYTES, DEVICES, analyse, epoch_seconds, memory_bytes
+from models.inspect.flatbuffer import read
+from models.inspect.operators import Kind
 from models.zoo import load_zoo, zoo_names
 
 ROOT = Path(__file__).parents[2]
@@ -77,7 +77,7 @@ import numpy as np
 from edge_agent import service
 from edge_agent.trainer import train
 from broker.messages import TrainingPlan
-from models.program import Program
+from models.runtime.program import Program
 from models.zoo import load_zoo
 package = load_zoo(sys.argv[1])
 spec = package.spec

@@ -27,8 +27,8 @@ from coordinator.store import Store
 from fedge.errors import ConfigError, StoreError
 from fedge.files import claimed
 from learning.codecs import make_codec
-from models.history import STORE_FILE
-from models.package import load_package
+from models.package.package import load_package
+from models.package.stored_versions import STORE_FILE
 from tests.unit.coordinator_stage import PACKAGE, SESSION, config
 
 TOPICS = Topics("f")

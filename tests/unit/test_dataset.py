@@ -18,7 +18,7 @@ from edge_agent.data.dataset import (
 )
 from edge_agent.data.normalise import STATE_FILE
 from fedge.errors import DataError
-from models.spec import ModelSpec, TensorSpec
+from models.package.spec import ModelSpec, TensorSpec
 from tests.unit.dataset_files import CLASSES, config, csv, csv_config, make_spec, npz, refusal
 
 # -- reading -------------------------------------------------------------------------------------

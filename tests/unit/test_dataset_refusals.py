@@ -13,7 +13,7 @@ import pytest
 
 from edge_agent.data.dataset import EmptyDataError, load_dataset
 from fedge.errors import ConfigError, DataError
-from models.spec import TensorSpec
+from models.package.spec import TensorSpec
 from tests.unit.dataset_files import CLASSES, config, csv, csv_config, make_spec, npz, refusal
 from tests.users import as_nobody
 

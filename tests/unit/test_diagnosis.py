@@ -24,7 +24,7 @@ from edge_agent.doctor import agent_rights
 from edge_agent.profile import data_checks
 from fedge.check_result import Check, exit_code, failed, ok, report, skipped, warning
 from fedge.host_checks import disk_check, memory_check, owner_check
-from models.spec import TensorSpec
+from models.package.spec import TensorSpec
 from models.zoo import load_zoo
 from tests.users import as_nobody
 

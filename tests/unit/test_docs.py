@@ -41,7 +41,7 @@ from fleet.virtual.faults import FaultPlan
 from learning.algorithms import StrategyConfig
 from learning.algorithms.registry import STRATEGIES
 from learning.codecs import CODECS, CodecConfig, make_codec
-from models.spec import ModelSpec, TensorSpec
+from models.package.spec import ModelSpec, TensorSpec
 from models.zoo import load_zoo
 
 ROOT = Path(__file__).parents[2]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edge_agent.data.dataset import LocalDataset, load_dataset
-from models.spec import TensorSpec
+from models.package.spec import TensorSpec
 from tests.unit.dataset_files import EXAMPLES, config, make_spec
 
 EXAMPLE_FILES = {

@@ -14,7 +14,7 @@ import pytest
 from edge_agent.memory import Need, estimate, megabytes, shortage
 from fedge.errors import ModelError
 from learning.vector.parameters import Layout, ParameterSpec
-from models.analysis import tensor_bytes
+from models.inspect.cost import tensor_bytes
 from models.zoo import load_zoo
 
 MB = 1_000_000
@@ -83,7 +83,7 @@ from broker.messages import TrainingPlan
 from edge_agent import worker, service
 from edge_agent.trainer import train
 from learning.codecs import CodecConfig, compensate, make_codec
-from models.program import Program
+from models.runtime.program import Program
 from models.zoo import load_zoo
 package = load_zoo(sys.argv[1])
 def peak():

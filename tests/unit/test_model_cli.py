@@ -14,8 +14,8 @@ from click.testing import CliRunner, Result
 
 from fedge.command import cli
 from learning.vector.parameters import Layout
-from models.cli_out import check_file, check_folder
-from models.package import ModelPackage
+from models.cli.output import check_file, check_folder
+from models.package.package import ModelPackage
 from models.zoo import load_zoo, zoo_names
 
 

@@ -12,7 +12,7 @@ import pytest
 from fedge.errors import ModelError, WireError
 from learning.vector import frames
 from learning.vector.parameters import Layout, ParameterSpec
-from models.package import (
+from models.package.package import (
     INITIAL_FILE,
     PROGRAM_FILE,
     SPEC_FILE,
@@ -21,7 +21,7 @@ from models.package import (
     load_package,
     unpack_wire,
 )
-from models.spec import ModelSpec, TensorSpec
+from models.package.spec import ModelSpec, TensorSpec
 
 PROGRAM = b"\x1c\x00\x00\x00TFL3 and so on"
 SPEC = ModelSpec(

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from fedge.errors import ModelError, TrainingError
 from learning.vector.metrics import MetricSpec
 from learning.vector.parameters import F32, Layout, ParameterSpec
-from models.package import ModelPackage
-from models.program import Program, calls, expected_signatures
-from models.runtimes import available_runtimes
-from models.spec import ModelSpec, TensorSpec
-from models.wheels import LIGHT
+from models.package.package import ModelPackage
+from models.package.spec import ModelSpec, TensorSpec
+from models.runtime.interpreters import available_runtimes
+from models.runtime.program import Program, calls, expected_signatures
+from models.runtime.wheels import LIGHT
 from models.zoo import load_zoo
 from tests.rows import labelled
 

@@ -12,8 +12,8 @@ import pytest
 
 from fedge.errors import DataError
 from learning.vector.parameters import Layout, ParameterSpec
-from models.rows import has_targets, read_rows
-from models.spec import ModelSpec, TensorSpec
+from models.package.spec import ModelSpec, TensorSpec
+from models.runtime.central_rows import has_targets, read_rows
 
 SENSORS = TensorSpec("sensors", (2,), mean=(1.0,), std=(2.0,), missing=-9.0)
 KIND = TensorSpec("target", (), "int32", classes=("ok", "worn", "broken"))

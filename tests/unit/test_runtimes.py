@@ -15,9 +15,15 @@ from packaging.requirements import Requirement
 
 from fedge.command import cli
 from fedge.errors import ModelError
-from models import runtimes
-from models.runtimes import ENVIRONMENT, RUNTIMES, available_runtimes, find_runtime, this_platform
-from models.wheels import LIGHT, WHEELS, Platform, advice, obstacle
+from models.runtime import interpreters
+from models.runtime.interpreters import (
+    ENVIRONMENT,
+    RUNTIMES,
+    available_runtimes,
+    find_runtime,
+    this_platform,
+)
+from models.runtime.wheels import LIGHT, WHEELS, Platform, advice, obstacle
 
 ROOT = Path(__file__).parents[2]
 DEBIAN_12 = (2, 36)
@@ -152,7 +158,7 @@ def test_where_none_is_installed_the_error_says_what_to_install(
 
 def test_a_missing_one_that_has_no_wheel_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     hide(monkeypatch, "tflite-runtime", "ai-edge-litert")
-    monkeypatch.setattr(runtimes, "this_platform", lambda: platform("aarch64", 13))
+    monkeypatch.setattr(interpreters, "this_platform", lambda: platform("aarch64", 13))
     with pytest.raises(ModelError, match=r"3\.11, this is 3\.13: pip install ai-edge-litert"):
         find_runtime("tflite-runtime")
     with pytest.raises(ModelError, match=r"not installed here \(aarch64.*: pip install ai-edge-l"):
@@ -186,13 +192,13 @@ def test_one_that_pip_knows_by_another_name_runs_all_the_same(
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "version", unknown)
-    runtimes.runtime_version.cache_clear()
+    interpreters.runtime_version.cache_clear()
     try:
         for name in (name for name in available_runtimes() if name in LIGHT):
             assert find_runtime(name)[1] == f"{name} of an unknown version"
         assert run("model", "runtimes").exit_code == 0
     finally:
-        runtimes.runtime_version.cache_clear()
+        interpreters.runtime_version.cache_clear()
 
 
 # The commands.
@@ -217,7 +223,7 @@ def test_runtimes_shows_what_is_here_and_what_is_taken() -> None:
 
 def test_runtimes_without_one_ends_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     hide(monkeypatch, *RUNTIMES)
-    monkeypatch.setattr(runtimes, "this_platform", lambda: platform("armv7l", 12))
+    monkeypatch.setattr(interpreters, "this_platform", lambda: platform("armv7l", 12))
     result = run("model", "runtimes")
     assert result.exit_code == 2
     assert "ai-edge-litert  not installed; has no wheel for armv7l" in result.stdout

@@ -11,7 +11,7 @@ import pytest
 from fedge.errors import ModelError
 from learning.vector.metrics import MetricSpec
 from learning.vector.parameters import Layout, ParameterSpec
-from models.spec import ModelSpec, TensorSpec
+from models.package.spec import ModelSpec, TensorSpec
 
 
 def make_spec(**changes: Any) -> ModelSpec:

@@ -22,8 +22,8 @@ from coordinator.report import matrix_lines, status_document, status_text
 from coordinator.store import Store
 from fedge.errors import ConfigError, StoreError
 from learning.vector.parameters import F32
-from models.history import STORE_FILE
-from models.package import ModelPackage
+from models.package.package import ModelPackage
+from models.package.stored_versions import STORE_FILE
 from models.zoo import load_zoo
 from tests.unit.test_stopping import record
 

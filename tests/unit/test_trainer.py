@@ -17,7 +17,7 @@ from learning.aggregation import make_aggregator
 from learning.algorithms import StrategyConfig, make_strategy
 from learning.vector.metrics import metric_values
 from learning.vector.parameters import F32, F64
-from models.program import Gradient, Program, Rows
+from models.runtime.program import Gradient, Program, Rows
 from models.zoo import load_zoo
 
 HOUSING = Path(__file__).parents[2] / "examples" / "data" / "housing_california.npz"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedge.errors import ConfigError
-from models.user_code import find_function, running
+from models.cli.user_code import find_function, running
 
 
 @pytest.fixture(autouse=True)

@@ -27,7 +27,7 @@ from edge_agent.events import (
 )
 from edge_agent.worker import Worker, WorkerPool
 from learning.vector.parameters import Layout
-from models.package import ModelPackage
+from models.package.package import ModelPackage
 from models.zoo import load_zoo
 
 LONG = 1_000_000  # steps: minutes

@@ -28,7 +28,7 @@ from edge_agent.events import (
 )
 from edge_agent.limits import LimitsConfig
 from edge_agent.worker import Worker, WorkerPool
-from models.package import ModelPackage
+from models.package.package import ModelPackage
 from models.zoo import load_zoo
 
 PLAN = RoundPlan(

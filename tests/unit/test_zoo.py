@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from fedge.errors import ModelError
-from models.program import Array, Program
-from models.runtimes import available_runtimes
-from models.spec import ModelSpec
-from models.wheels import LIGHT
+from models.package.spec import ModelSpec
+from models.runtime.interpreters import available_runtimes
+from models.runtime.program import Array, Program
+from models.runtime.wheels import LIGHT
 from models.zoo import PACKAGES, load_zoo, open_model, zoo_names, zoo_record
 
 every_model = pytest.mark.parametrize("name", zoo_names())

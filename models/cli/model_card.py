@@ -1,0 +1,120 @@
+"""The model card of a released model: its description as a page for people."""
+
+from __future__ import annotations
+
+from models.package.spec import TensorSpec
+from models.runtime.inference import Release
+
+
+def model_card(release: Release) -> str:
+    """The description as a page of Markdown for people."""
+    lines = [f"# {release.name}", ""]
+    where = f"federation `{release.federation}`" if release.federation else "not stated"
+    version = "" if release.version is None else f", version {release.version} of its weights"
+    if release.trained_at:
+        version += f", made {release.trained_at}" + (
+            f" of the updates of {release.agents:,} agents" if release.agents else ""
+        )
+    facts = [
+        ("what", release.source or release.name),
+        ("trained in", where + version),
+        ("loss", release.loss),
+        ("numbers", _NUMBERS[release.numbers]),
+        ("size", f"{release.bytes:,} bytes"),
+        ("SHA-256", f"`{release.sha256}`"),
+        ("made", f"{release.made_at} on {release.machine}".strip()),
+        ("licence of the data", release.licence or "not stated"),
+    ]
+    if release.seconds:
+        times = f"{1e6 * release.seconds:,.3g} µs a row here, {release.batch_size} in a call"
+        program = f"{1e6 * release.program_seconds:,.3g} µs in its own batches"
+        facts.append(("speed", f"{times} (the program that trains: {program})"))
+    if release.personal:
+        facts.append(
+            (
+                "personal layers",
+                f"{release.personal:,} numbers, as every device starts with them: not what a "
+                "device has learned for itself",
+            )
+        )
+    lines += ["| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in facts if text), ""]
+    if release.federation_metrics:
+        lines += ["## Measured by the agents, on rows that they held out", "", "| | |", "|---|---|"]
+        lines += [f"| {name} | {value:.4f} |" for name, value in release.federation_metrics.items()]
+        lines.append("")
+    lines += _figures(release)
+    lines += [
+        "## Inputs and outputs",
+        "",
+        "| | shape of a row | type | what |",
+        "|---|---|---|---|",
+    ]
+    for kind, tensors in (("input", release.inputs), ("output", release.outputs)):
+        for tensor in tensors:
+            shape = " x ".join(map(str, tensor.shape)) or "one number"
+            lines.append(f"| {kind} `{tensor.name}` | {shape} | {tensor.dtype} | {_what(tensor)} |")
+    lines.append("")
+    if release.classes:
+        lines += ["Classes, in order: " + ", ".join(release.classes) + ".", ""]
+    lines += [
+        "Inputs are scaled by mean and std before they go in (`fedge agent predict` does it, from "
+        "the `.json` beside the file).",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _figures(release: Release) -> list[str]:
+    if not release.rows:
+        return ["Not measured: no data was given (`--data`).", ""]
+    lines = [
+        f"## Measured on {release.rows:,} rows",
+        "",
+        "| | float32 program | this file |",
+        "|---|---|---|",
+    ]
+    for name, value in release.metrics.items():
+        lines.append(
+            f"| {name} | {value:.4f} | {release.released_metrics.get(name, float('nan')):.4f} |"
+        )
+    if release.agreement is not None:
+        text = (
+            f"Both choose the same class for {release.agreement:.1%} of the rows."
+            if release.classifies
+            else f"Root mean square of the difference: {release.agreement:.2%} of the output's."
+        )
+        lines += ["", text]
+    for name, matrix in release.released_matrices.items():
+        lines += ["", *_matrix(name, matrix, release.classes)]
+    return [*lines, ""]
+
+
+def _matrix(name: str, matrix: list[list[float]], classes: tuple[str, ...]) -> list[str]:
+    names = classes if len(classes) == len(matrix) else tuple(map(str, range(len(matrix))))
+    lines = [
+        f"{name} of this file, rows of a class by what is predicted:",
+        "",
+        f"| | {' | '.join(names)} |",
+        "|---" * (len(names) + 1) + "|",
+    ]
+    for each, row in zip(names, matrix, strict=True):
+        lines.append(f"| {each} | {' | '.join(f'{value:.10g}' for value in row)} |")
+    return lines
+
+
+def _what(tensor: TensorSpec) -> str:
+    names = list(tensor.features)
+    units = list(tensor.units) * (len(names) if len(tensor.units) == 1 else 1)
+    if names and len(names) == len(units):
+        names = [f"{name} ({unit})" for name, unit in zip(names, units, strict=True)]
+    parts = [", ".join(names[:24]) + (" …" if len(names) > 24 else "")] if names else []
+    if tensor.missing is not None:
+        parts.append("missing values allowed")
+    return "; ".join(parts)
+
+
+_NUMBERS = {
+    "float32": "float32",
+    "float16": "float16 weights, float32 arithmetic",
+    "int8": "int8 (full integer, but for operators that interpreters have in float32 only)",
+}

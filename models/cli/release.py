@@ -1,0 +1,241 @@
+"""`fedge model release`: an inference model from a version of θ."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+import numpy as np
+
+from fedge.console import command_errors
+from fedge.errors import ConfigError, ModelError
+from learning.vector.parameters import F32
+from models.cli.model_card import model_card
+from models.cli.output import check_file, writing
+from models.cli.user_code import find_function, parse_reference, running
+from models.package.package import ModelPackage, load_package, read_vector
+from models.package.spec import ModelSpec
+from models.package.stored_versions import STORE_FILE, StoredVersion, read_version
+from models.runtime.central_rows import has_targets, read_rows
+from models.runtime.inference import Release
+from models.zoo import load_zoo, open_model, zoo_names
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("package", metavar="FOLDER|NAME")
+@click.option(
+    "--weights",
+    metavar="VERSION|FILE|FOLDER",
+    help="Which θ: a version that the coordinator keeps (then FOLDER is its state folder, or "
+    "--state names it), an initial.npy, or another package folder. Default: the latest, or the "
+    "package's own.",
+)
+@click.option("--state", type=_PATH, help="The coordinator's state_dir, for --weights VERSION.")
+@click.option(
+    "--int8",
+    is_flag=True,
+    help="All of it integer: weights take a quarter. A file of few weights may grow.",
+)
+@click.option("--float16", is_flag=True, help="Weights take half. A file of few weights may grow.")
+@click.option("--float32", is_flag=True, help="As trained (default).")
+@click.option(
+    "--calibration",
+    type=_PATH,
+    help="Representative rows for --int8: .npz with one array per input, in the inputs' units.",
+)
+@click.option(
+    "--data",
+    type=_PATH,
+    help="Rows to measure both models on: .npz with inputs and targets. Default: the calibration "
+    "rows, where they have targets.",
+)
+@click.option("--out", type=_PATH, help="The .tflite; its .json and .md are written beside it.")
+@click.option("--licence", default="", help="Licence of the training data, for the model card.")
+@click.option(
+    "--model",
+    "function",
+    metavar="FILE.py:FUNCTION",
+    help="Build the Keras model anew, where its own layers cannot be rebuilt from the package.",
+)
+@click.option("--batch-size", type=click.IntRange(1, 65_536), default=1, help="Rows of one call.")
+@click.option("--json", "as_json", is_flag=True, help="Print the description as JSON.")
+@command_errors
+def release(
+    package: str,
+    weights: str | None,
+    state: Path | None,
+    int8: bool,
+    float16: bool,
+    float32: bool,
+    calibration: Path | None,
+    data: Path | None,
+    out: Path | None,
+    licence: str,
+    function: str | None,
+    batch_size: int,
+    as_json: bool,
+) -> None:
+    """Bake weights into one .tflite for predicting, and measure it.
+
+    Writes NAME.tflite, NAME.json (what it takes and gives, for `fedge agent predict`) and NAME.md
+    (a model card: origin, figures of the float model and of this one, size, speed here). Needs
+    TensorFlow: install fedge with its extra, fedge[export].
+    """
+    numbers = _only_one(int8=int8, float16=float16, float32=float32) or "float32"
+    if numbers == "int8" and calibration is None:
+        raise ConfigError("--int8 needs representative rows: --calibration DATA.npz")
+    if out is not None and out.suffix != ".tflite":
+        raise ConfigError(f"--out {out}: the name must end in .tflite")
+    if function is not None:
+        parse_reference(function)  # before TensorFlow is loaded
+    content, theta, found = _find(package, weights, state)
+    path = out or Path(f"{content.spec.name}_{numbers}.tflite")
+    check_file(path)
+    rows = read_rows(calibration, content.spec, targets=False) if calibration else None
+    if data is None and calibration is not None and has_targets(calibration, content.spec):
+        data = calibration
+    measured = read_rows(data, content.spec) if data else None
+    click.echo("loading TensorFlow, which takes some seconds ...", err=True)
+    from models.export.release.release import Origin, release_model
+
+    made = release_model(
+        content,
+        theta,
+        numbers,  # type: ignore[arg-type]
+        calibration=rows,
+        data=measured,
+        origin=Origin(
+            federation=found.federation if found else "",
+            version=found.version if found else None,
+            trained_at=_moment(datetime.fromtimestamp(found.created_at, UTC)) if found else "",
+            agents=found.agents if found else 0,
+            figures=found.figures if found else {},
+            licence=licence,
+            made_at=_moment(datetime.now(UTC)),
+            machine=f"{platform.machine()} {platform.system()}",
+        ),
+        build=_builder(function),
+        batch_size=batch_size,
+    )
+    description = msgspec.json.format(msgspec.json.encode(made.release), indent=1)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(made.tflite)
+        path.with_suffix(".json").write_bytes(description + b"\n")
+        path.with_suffix(".md").write_text(model_card(made.release))
+    if as_json:
+        click.echo(description.decode())
+    else:
+        lines = _lines(path, msgspec.to_builtins(made.release))
+        click.echo("\n".join([*lines, *_size_advice(made.release, content.spec)]))
+
+
+def _only_one(**flags: bool) -> str | None:
+    """The flag that was given.
+
+    Raises:
+        ConfigError: several were.
+    """
+    given = [name for name, is_given in flags.items() if is_given]
+    if len(given) > 1:
+        raise ConfigError(f"{' and '.join(f'--{name}' for name in given)}: give one of them")
+    return given[0] if given else None
+
+
+def _size_advice(release: Release, spec: ModelSpec) -> list[str]:
+    """Where fewer bytes a weight may have made no smaller file."""
+    weights_bytes = 4 * (spec.whole_size + spec.frozen)
+    if release.numbers == "float32" or release.bytes <= weights_bytes:
+        return []
+    return [
+        f"most of the file is not weights ({weights_bytes:,} bytes as float32): --float32 may make "
+        "a smaller one"
+    ]
+
+
+def _moment(when: datetime) -> str:
+    return when.isoformat(timespec="seconds")
+
+
+def _find(
+    reference: str, weights: str | None, state: Path | None
+) -> tuple[ModelPackage, F32, StoredVersion | None]:
+    """Package, θ, and where it comes from, if that is a federation."""
+    content, home = _package(reference)
+    state = state or home
+    if weights is None or weights.isdigit():
+        if state is None:
+            if weights is None:
+                return content, np.array(content.initial), None
+            raise ConfigError(
+                f"--weights {weights}: of which federation? --state names the coordinator's folder"
+            )
+        found = read_version(
+            state, None if weights is None else int(weights), content.spec.fingerprint
+        )
+        return content, found.theta, found
+    path = Path(weights)
+    theta = load_package(path).initial if path.is_dir() else read_vector(path)
+    try:
+        content.spec.layout.check(theta)
+    except ModelError as error:
+        raise ModelError(f"--weights {weights}: {error}") from error
+    return content, np.array(theta), None
+
+
+def _package(reference: str) -> tuple[ModelPackage, Path | None]:
+    """The package, and the coordinator's state folder where it lies in one."""
+    if reference in zoo_names():
+        return load_zoo(reference), None
+    folder = Path(reference)
+    if _is_state(folder):
+        return load_package(folder / "model"), folder
+    return open_model(reference), folder.parent if _is_state(folder.parent) else None
+
+
+def _is_state(folder: Path) -> bool:
+    try:
+        return (folder / STORE_FILE).is_file()
+    except OSError:  # may not be looked into: who opens the package says so
+        return False
+
+
+def _builder(reference: str | None) -> Callable[[], Any] | None:
+    if reference is None:
+        return None
+    function = find_function(reference)
+
+    def build() -> Any:
+        with running(f"{reference}()"):
+            return function()
+
+    return build
+
+
+def _lines(path: Path, release: dict[str, Any]) -> list[str]:
+    lines = [f"{path}: {release['name']}, {release['numbers']}, {release['bytes']:,} bytes"]
+    figures = release.get("metrics", {})
+    if figures:
+        lines.append(f"measured on {release['rows']:,} rows  float32   this file")
+        for name, value in figures.items():
+            other = release["released_metrics"].get(name)
+            text = "-" if other is None else f"{other:9.4f}"
+            lines.append(f"  {name:<24} {value:9.4f} {text}")
+        if release.get("agreement") is not None:
+            kind = "same class" if release.get("classifies") else "relative difference"
+            lines.append(f"  {kind:<24} {release['agreement']:19.4f}")
+    if release.get("seconds"):
+        lines.append(f"{1e6 * release['seconds']:.3g} µs a row here")
+    if release.get("personal"):
+        lines.append(
+            f"personal layers ({release['personal']:,} numbers): as devices start with them"
+        )
+    lines.append(f"model card: {path.with_suffix('.md')}")
+    return lines

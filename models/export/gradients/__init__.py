@@ -1,0 +1,1 @@
+"""Gradients made of TFLite built-in operators."""

@@ -1,0 +1,1 @@
+"""Which Keras layers can be exported, and what replaces those TFLite cannot run."""

@@ -1,0 +1,1 @@
+"""Released models, and fresh programs compared with Keras."""

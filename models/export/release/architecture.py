@@ -1,0 +1,173 @@
+"""A Keras model as JSON beside its package, and back: what a release is made of.
+
+Devices never see it. Layers of a user's own need their code again (`fedge model release --model`).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+import numpy as np
+
+from fedge.errors import ExportError, one_line
+from learning.vector.parameters import F32
+from models.export.backend import hushed, keras
+from models.export.objective.losses import Contrastive, Triplet
+from models.export.objective.objective import Wishes
+from models.export.variables import Variables, is_seed, named_variables
+from models.package.package import ARCHITECTURE_FILE, ModelPackage
+
+log = logging.getLogger(__name__)
+
+#: What Keras raises for layers that have no `get_config`, or one that JSON cannot hold.
+_NO_JSON = (
+    *(NotImplementedError, TypeError, ValueError, AttributeError, KeyError, RuntimeError),
+    OSError,  # a lambda that was typed in: Python cannot show its source
+)
+_NAME_IT = "name the function that builds it, --model FILE.py:FUNCTION"
+_PAIRS: dict[str, type[Triplet | Contrastive]] = {"triplet": Triplet, "contrastive": Contrastive}
+
+
+def describe(model: Any, told: Wishes, variables: Variables) -> bytes:
+    """The model and what `export_model` was told beside it, as JSON.
+
+    A layer that cannot describe itself leaves the model out: a release then needs its function.
+    """
+    try:
+        document = json.loads(model.to_json())
+    except _NO_JSON as error:
+        log.warning(
+            "model %s cannot be described as JSON (%s): `fedge model release` will need --model",
+            model.name, one_line(error), extra={"event": "no_architecture"},
+        )  # fmt: skip
+        document = None
+    if document is not None and (compiled := document.get("compile_config")) is not None:
+        compiled["optimizer"] = "sgd"  # devices choose their own
+    options = {
+        "loss": None if told.loss is None else [told.loss.name, told.loss.margin],
+        "reconstruct": told.reconstruct,
+        "class_weight": {str(key): value for key, value in told.class_weight.items()},
+        "metrics": list(told.metrics),
+        "classes": list(told.classes),
+    }
+    # By position: the paths that Keras gives to variables of nested models do not survive JSON.
+    known = {id(variable): spec.name for spec, variable in variables.learned}
+    names = [known.get(id(variable)) for variable in model.variables]
+    return json.dumps({"keras": document, "options": options, "variables": names}).encode() + b"\n"
+
+
+def rebuild(package: ModelPackage) -> Any:
+    """The Keras model that the package was exported from, with its initial weights unset.
+
+    Raises:
+        ExportError: the package has no architecture, or Keras cannot rebuild it.
+    """
+    document = _document(package).get("keras")
+    if document is None:
+        raise ExportError(
+            f"package {package.spec.name!r} does not say how its model is built: {_NAME_IT}"
+        )
+    try:
+        with hushed():
+            return keras.models.model_from_json(json.dumps(document))
+    # Layers of a user's own raise what they like.
+    except Exception as error:
+        raise ExportError(
+            f"{ARCHITECTURE_FILE} of {package.spec.name!r} cannot be rebuilt by this Keras "
+            f"{keras.__version__}: {one_line(error)}; {_NAME_IT}"
+        ) from error
+
+
+def wishes(package: ModelPackage) -> Wishes:
+    """What `export_model` was told beside the model; nothing when the package does not say.
+
+    Raises:
+        ExportError: the description is damaged.
+    """
+    options = _document(package).get("options")
+    if options is None:
+        return Wishes()
+    try:
+        pair = options["loss"]
+        return Wishes(
+            loss=None if pair is None else _PAIRS[pair[0]](pair[1]),
+            reconstruct=options["reconstruct"],
+            class_weight={int(key): value for key, value in options["class_weight"].items()},
+            metrics=tuple(options["metrics"]),
+            classes=tuple(options["classes"]),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ExportError(
+            f"{ARCHITECTURE_FILE} of {package.spec.name!r}: damaged options: {error!r}"
+        ) from error
+
+
+def _document(package: ModelPackage) -> dict[str, Any]:
+    if not package.architecture:
+        return {}
+    try:
+        document = json.loads(package.architecture)
+    except ValueError as error:
+        document = error
+    if not isinstance(document, dict):
+        raise ExportError(
+            f"{ARCHITECTURE_FILE} of {package.spec.name!r} is damaged: export the model again"
+        )
+    return document
+
+
+def fill(model: Any, package: ModelPackage, theta: F32) -> None:
+    """Put θ, the initial personal part and the frozen numbers into the model's variables.
+
+    Raises:
+        ExportError: the model has not the variables that the package's layouts name.
+    """
+    tensors = dict(package.spec.layout.unflatten(theta))
+    if package.spec.personal is not None:
+        tensors |= package.spec.personal.unflatten(package.personal)
+    names = _variable_names(model, package)
+    missing = sorted(set(tensors) - set(names))
+    if missing:
+        raise ExportError(
+            f"the model does not fit the package: it has no weights {', '.join(missing[:3])}"
+        )
+    frozen = []
+    for variable, name in zip(model.variables, names, strict=True):
+        if name in tensors:
+            _assign(variable, name, tensors[name])
+        elif not is_seed(variable):
+            frozen.append(variable)
+    _assign_frozen(frozen, package)
+
+
+def _variable_names(model: Any, package: ModelPackage) -> list[str]:
+    """The layout's name of each variable of the model; "" for those that no layout has."""
+    names = [name or "" for name in _document(package).get("variables", ())]
+    if len(names) == len(model.variables):
+        return names
+    known = {id(variable): name for name, variable in named_variables(model).items()}
+    return [known.get(id(variable), "") for variable in model.variables]
+
+
+def _assign(variable: Any, name: str, values: F32) -> None:
+    if tuple(variable.shape) != values.shape:
+        raise ExportError(
+            f"the model does not fit the package: weights {name!r} have shape "
+            f"{tuple(variable.shape)}, the package's {values.shape}"
+        )
+    variable.assign(values)
+
+
+def _assign_frozen(variables: list[Any], package: ModelPackage) -> None:
+    numbers = package.frozen if package.frozen is not None else np.zeros(0, np.float32)
+    ends = np.cumsum([int(np.prod(variable.shape)) for variable in variables])
+    if (int(ends[-1]) if variables else 0) != numbers.size:
+        raise ExportError(
+            f"the model does not fit the package: {int(ends[-1]) if variables else 0} frozen "
+            f"numbers, the package has {numbers.size}"
+        )
+    parts = np.split(numbers, ends[:-1]) if variables else []
+    for variable, values in zip(variables, parts, strict=True):
+        variable.assign(values.reshape(variable.shape))

@@ -1,0 +1,1 @@
+"""Model packages: spec, program, initial weights, and the versions a coordinator stores."""

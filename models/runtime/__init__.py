@@ -1,0 +1,1 @@
+"""Programs run by a TFLite interpreter: gradients, evaluation, predictions."""

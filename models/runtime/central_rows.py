@@ -1,0 +1,105 @@
+"""Rows of a .npz file for programs in the middle or on a workstation, scaled by the spec.
+
+Devices read their own data with `edge_agent.data`, which knows columns, groups and much more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from fedge.errors import DataError
+from models.package.npz import Npz, open_npz
+from models.package.spec import ModelSpec, TensorSpec
+from models.runtime.program import Array, Rows
+
+_INT32 = np.iinfo(np.int32)
+_LARGEST = np.finfo(np.float32).max
+
+
+def read_rows(path: Path, spec: ModelSpec, *, targets: bool = True) -> Rows:
+    """One array per column of the spec, in its types, with mean, std and missing values applied.
+
+    Args:
+        path: .npz with one array of shape (n, *shape) per column, in the units of the spec;
+            `y` serves as `target` too, as on devices.
+        spec: of the model.
+        targets: whether the targets are wanted too.
+
+    Raises:
+        DataError: no such file, it is damaged, or an array is missing, misshapen, not finite,
+            empty or of classes that do not exist.
+    """
+    columns = spec.columns if targets else spec.inputs
+    with open_npz(path) as file:
+        arrays = {tensor.name: _read(file, spec, tensor) for tensor in columns}
+    counts = {name: len(array) for name, array in arrays.items()}
+    if len(set(counts.values())) != 1 or 0 in counts.values():
+        raise DataError(f"{path}: arrays of {counts} rows; all need the same number, at least 1")
+    return arrays
+
+
+def has_targets(path: Path, spec: ModelSpec) -> bool:
+    """Whether the file has an array for each target.
+
+    Raises:
+        DataError: it is no .npz file.
+    """
+    with open_npz(path) as file:
+        return all(_array_name(target, file.names) in file.names for target in spec.targets)
+
+
+def first_wrong(values: Array, classes: int) -> tuple[int, int, str] | None:
+    """The first number that an int32 column cannot hold: its row, its place there, what is wrong.
+
+    A class that does not exist would not fail: it has no loss and no gradient, or an absurd one.
+
+    Args:
+        values: of any type of numbers, shape (n, ...).
+        classes: what `ModelSpec.class_count` says of the column.
+    """
+    low, high = (0, classes - 1) if classes else (int(_INT32.min), int(_INT32.max))
+    flat = values.reshape(len(values), prod(values.shape[1:]))
+    bad = (flat < low) | (flat > high)
+    if flat.dtype.kind == "f":
+        bad |= flat != np.rint(flat)
+    if not bad.any():
+        return None
+    row, place = map(int, np.argwhere(bad)[0])
+    what = f"one of {classes} classes" if classes else "a whole number"
+    return row, place, f"{float(flat[row, place]):.15g} is not {what}, {low} to {high}"
+
+
+def _array_name(tensor: TensorSpec, names: Sequence[str]) -> str:
+    """Which of the arrays of a file holds a column."""
+    return (
+        "y" if tensor.name == "target" and "target" not in names and "y" in names else tensor.name
+    )
+
+
+def _read(file: Npz, spec: ModelSpec, tensor: TensorSpec) -> Array:
+    name = _array_name(tensor, file.names)
+    if name not in file.names:
+        raise DataError(f"{file.path}: no array {name!r}; it has: {', '.join(file.names)}")
+    shape, dtype = file.header(name)
+    if shape[1:] != tensor.shape or dtype.kind not in "fiu":
+        raise DataError(
+            f"{file.path}: array {name!r} is {dtype} of {shape}, "
+            f"expected numbers of shape ({', '.join(('rows', *map(str, tensor.shape)))})"
+        )
+    values = file.read(name).astype(np.float64)
+    if tensor.mean:
+        values = (values - np.array(tensor.mean)) / np.array(tensor.std)
+    if tensor.missing is not None:
+        values[np.isnan(values)] = tensor.missing
+    if not (np.abs(values) <= _LARGEST).all():
+        raise DataError(f"{file.path}: array {name!r} has NaN or infinity")
+    if tensor.dtype == "int32":
+        wrong = first_wrong(values, spec.class_count(tensor))
+        if wrong is not None:
+            raise DataError(f"{file.path}: array {name!r}, row {wrong[0]}: {wrong[2]}")
+    array: Array = values.astype(tensor.dtype)
+    return array

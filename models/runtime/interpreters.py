@@ -1,0 +1,145 @@
+"""Which TFLite interpreter a process uses: the only place that imports one."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import logging
+import os
+import platform
+import sys
+import warnings
+from collections.abc import Callable
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+
+from fedge.errors import ModelError
+from models.runtime.quiet_stderr import quiet_stderr
+from models.runtime.wheels import Platform, advice, obstacle
+
+log = logging.getLogger(__name__)
+
+#: Interpreters in the order they are tried, and their modules.
+RUNTIMES: dict[str, str] = {
+    "tflite-runtime": "tflite_runtime.interpreter",
+    "ai-edge-litert": "ai_edge_litert.interpreter",
+    "tensorflow": "tensorflow.lite.python.interpreter",
+}
+#: Names under which a runtime is installed, where there is not just its own.
+_DISTRIBUTIONS = {"tensorflow": ("tensorflow", "tensorflow-cpu")}
+#: Environment variable that names the runtime where no file and no option does.
+ENVIRONMENT = "FEDGE_RUNTIME"
+
+
+def available_runtimes() -> list[str]:
+    """The interpreters installed here, in the order they are tried."""
+    return [name for name in RUNTIMES if _installed(name)]
+
+
+def find_runtime(name: str | None) -> tuple[Callable[..., Any], str]:
+    """The interpreter class and `name version`.
+
+    Args:
+        name: a key of `RUNTIMES`; None takes what the environment variable FEDGE_RUNTIME says, else
+            the first that is installed and works.
+
+    Raises:
+        ModelError: none is installed, or not the one asked for; says what to install here.
+    """
+    where = ""
+    if name is None and (name := os.environ.get(ENVIRONMENT) or None):
+        where = f"{ENVIRONMENT}: "
+    if name is not None and name not in RUNTIMES:
+        raise ModelError(f"{where}runtime {name!r} is unknown; known: {', '.join(RUNTIMES)}")
+    if name is not None and not _installed(name):
+        here = this_platform()
+        reason = obstacle(name, here)
+        why = f"; it {reason}" if reason else ""
+        raise ModelError(
+            f"{where}runtime {name} is not installed here ({here}){why}: {_way_out(name, here)}"
+        )
+    problems = []
+    for candidate in available_runtimes() if name is None else [name]:
+        problem = _conflict(candidate)
+        if not problem:
+            try:
+                return _load(candidate)
+            except ImportError as error:  # a library it needs is missing, or it is damaged
+                problem = f"is installed and does not load: {error}"
+        log.debug("runtime %s %s", candidate, problem)
+        problems.append(f"{candidate} {problem}")
+    if problems:
+        raise ModelError(f"{where}no TFLite interpreter works here: {'; '.join(problems)}")
+    here = this_platform()
+    raise ModelError(f"no TFLite interpreter is installed here ({here}): {advice(here)}")
+
+
+@functools.cache  # reads the distribution's files: a host of many agents asks for each of them
+def runtime_version(name: str) -> str:
+    """Version of an installed runtime, without importing it."""
+    if name == "tensorflow" and (loaded := sys.modules.get(name)):
+        return str(loaded.__version__)
+    for distribution in _DISTRIBUTIONS.get(name, (name,)):
+        try:
+            return metadata.version(distribution)
+        except metadata.PackageNotFoundError:
+            continue
+    return "of an unknown version"  # built here, or of a distribution that is called otherwise
+
+
+def this_platform() -> Platform:
+    """The machine, Python and C library of this process."""
+    machine = platform.machine().lower()
+    if sys.maxsize < 2**32:  # a 32-bit system on a 64-bit kernel, as Raspberry Pi OS has it
+        machine = {"aarch64": "armv7l", "armv8l": "armv7l", "x86_64": "i686"}.get(machine, machine)
+    try:
+        libc, _, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
+        major, minor = map(int, version.split(".")[:2])
+    except (ValueError, OSError):  # only glibc knows that name
+        libc, major, minor = ("musl" if sys.platform == "linux" else ""), 0, 0
+    return Platform(machine, sys.version_info[:2], libc, (major, minor))
+
+
+def _installed(name: str) -> bool:
+    package = RUNTIMES[name].partition(".")[0]
+    if package in sys.modules:
+        return sys.modules[package] is not None
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None  # a folder of that name is no package
+
+
+def _conflict(name: str) -> str:
+    """Why an installed runtime cannot be used in this process; found out before it crashes."""
+    if name != "tflite-runtime":
+        return ""
+    if sys.modules.get("tensorflow") is not None:
+        # Its GetSignatureDefs fails with `vector::reserve`.
+        return "cannot share a process with TensorFlow, which is loaded: use another runtime"
+    if int(np.__version__.split(".")[0]) >= 2:
+        return f"needs NumPy 1, this is {np.__version__}: pip install 'numpy<2'"
+    return ""
+
+
+def _load(name: str) -> tuple[Callable[..., Any], str]:
+    if name != "tensorflow":
+        interpreter: Callable[..., Any] = importlib.import_module(RUNTIMES[name]).Interpreter
+    else:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        with quiet_stderr():
+            module = importlib.import_module(RUNTIMES[name])
+        interpreter = functools.partial(_without_warning, module.Interpreter)
+    return interpreter, f"{name} {runtime_version(name)}"
+
+
+def _without_warning(interpreter: Callable[..., Any], **arguments: Any) -> Any:
+    """TensorFlow's interpreter, which announces its retirement at each start."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*tf.lite.Interpreter is deprecated")
+        return interpreter(**arguments)
+
+
+def _way_out(name: str, here: Platform) -> str:
+    return advice(here) if obstacle(name, here) else f"pip install {name}"
