@@ -29,14 +29,14 @@ from typing import Any
 
 from measure import Report, finish, option_parser, shown, spread
 
-from broker.bundle import check_bundle, read_bundle
-from broker.invitation import invite
-from broker.link import LinkDown, LinkUp, Received
-from broker.local import HOST, find_mosquitto, free_port
-from broker.mqtt import MqttLink
-from broker.security import Fleet, FleetSettings, create_fleet, utc_now
-from broker.settings import BrokerSettings, TlsSettings
-from broker.topics import Topics
+from broker.enrolment.invitations import invite
+from broker.link.link import LinkDown, LinkUp, Received
+from broker.link.mqtt import MqttLink
+from broker.link.settings import BrokerSettings, TlsSettings
+from broker.local.broker import HOST, find_mosquitto, free_port
+from broker.protocol.topics import Topics
+from broker.security.bundle import check_bundle, read_bundle
+from broker.security.fleet import Fleet, FleetSettings, create_fleet, utc_now
 from edge_agent.enrol import enrol
 from edge_agent.join import ask_for_certificate
 from edge_agent.private_key import certificate_request, own_key

@@ -29,9 +29,9 @@ import numpy as np
 import yaml
 from measure import Report, Spread, budget, finish, option_parser, shown, spread
 
-from broker.link import LinkUp, Received
-from broker.local import LocalBroker
-from broker.mqtt import MqttLink
+from broker.link.link import LinkUp, Received
+from broker.link.mqtt import MqttLink
+from broker.local.broker import LocalBroker
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "examples" / "data" / "har_watch.npz"

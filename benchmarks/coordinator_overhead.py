@@ -31,16 +31,16 @@ import msgspec
 import numpy as np
 from measure import Report, budget, finish, option_parser, shown, spread
 
-from broker import blobs, messages
-from broker.link import Link, LinkUp, Received
-from broker.local import LocalBroker
-from broker.machine import Connected, MessageArrived, Publish
-from broker.messages import AgentStatus, RoundPlan, UpdateHeader
-from broker.messages import Report as AgentReport
-from broker.mqtt import MqttLink
-from broker.network import NetworkLoop
-from broker.settings import BrokerSettings
-from broker.topics import AgentStatusTopic, ReportTopic, RoundTopic, Topics, UpdateTopic
+from broker.link.link import Link, LinkUp, Received
+from broker.link.mqtt import MqttLink
+from broker.link.network_loop import NetworkLoop
+from broker.link.settings import BrokerSettings
+from broker.local.broker import LocalBroker
+from broker.protocol import blobs, messages
+from broker.protocol.messages import AgentStatus, RoundPlan, UpdateHeader
+from broker.protocol.messages import Report as AgentReport
+from broker.protocol.topics import AgentStatusTopic, ReportTopic, RoundTopic, Topics, UpdateTopic
+from broker.service.events import Connected, MessageArrived, Publish
 from coordinator.config import CohortConfig, CoordinatorConfig, StartConfig
 from coordinator.events import Action, Commit, Event, SaveOpenRound, SaveRound, StoreUpdate
 from coordinator.federation import Coordinator

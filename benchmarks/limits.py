@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from measure import Report, budget, finish, option_parser, run_worker
 
-from broker.messages import TrainingPlan
+from broker.protocol.messages import TrainingPlan
 from edge_agent.device import LinuxDevice
 from edge_agent.limits import LimitsConfig
 from edge_agent.memory import estimate

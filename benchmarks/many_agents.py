@@ -31,12 +31,12 @@ import numpy as np
 import yaml
 from measure import Report, budget, finish, option_parser, shown, spread
 
-from broker import messages
-from broker.link import Received
-from broker.local import LocalBroker
-from broker.messages import AgentStatus
-from broker.mqtt import MqttLink
-from broker.topics import AgentStatusTopic, Topics
+from broker.link.link import Received
+from broker.link.mqtt import MqttLink
+from broker.local.broker import LocalBroker
+from broker.protocol import messages
+from broker.protocol.messages import AgentStatus
+from broker.protocol.topics import AgentStatusTopic, Topics
 from coordinator.records import RoundRecord
 from fedge.open_files import raise_file_limit
 from fleet.host import AgentHost, find_agents

@@ -17,13 +17,13 @@ from pathlib import Path
 import numpy as np
 from measure import Report, finish, option_parser, shown, spread
 
-from broker import blobs, messages
-from broker.backoff import STABLE_S
-from broker.link import Received
-from broker.local import HOST, LocalBroker
-from broker.messages import BlobRef
-from broker.mqtt import MqttLink
-from broker.topics import (
+from broker.link.backoff import STABLE_S
+from broker.link.link import Received
+from broker.link.mqtt import MqttLink
+from broker.local.broker import HOST, LocalBroker
+from broker.protocol import blobs, messages
+from broker.protocol.messages import BlobRef
+from broker.protocol.topics import (
     ChunkTopic,
     CoordinatorStatusTopic,
     ProgramTopic,

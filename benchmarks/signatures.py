@@ -25,8 +25,8 @@ from typing import Any
 from measure import Report, budget, finish, option_parser, run_worker, shown, spread
 from small_federation import run_rounds
 
-from broker import seal
-from broker.local import LocalBroker
+from broker.local.broker import LocalBroker
+from broker.protocol import signed_messages as signed_message
 
 ROOT = Path(__file__).resolve().parent.parent
 TOPIC = "fedge/v1/f/round"
@@ -49,13 +49,13 @@ def resident_kib() -> int:
 def worker(kind: str, path: str) -> dict[str, float]:
     """Imports what verifies, and verifies the messages in a file."""
     document = json.loads(Path(path).read_text())
-    import broker.ed25519
+    import broker.protocol.ed25519
     import edge_agent.agent  # noqa: F401  what an agent has loaded anyway
 
     before_kib, began = resident_kib(), time.perf_counter()
     public = bytes.fromhex(document["public"])
     if kind == "ours":
-        is_valid = importlib.reload(broker.ed25519).is_valid  # was imported with the agent
+        is_valid = importlib.reload(broker.protocol.ed25519).is_valid  # was imported with the agent
 
         def verify(message: bytes, signature: bytes) -> bool:
             return bool(is_valid(public, message, signature))
@@ -84,7 +84,7 @@ def worker(kind: str, path: str) -> dict[str, float]:
 
 
 def new_keys() -> Any:
-    from broker.signing import SigningKeys  # loads cryptography, which a worker times
+    from broker.security.signing import SigningKeys  # loads cryptography, which a worker times
 
     return SigningKeys.generate()
 
@@ -93,7 +93,7 @@ def signed_messages(path: Path) -> None:
     keys = new_keys()
     signed = []
     for number in range(MESSAGES):
-        text = seal.signed_bytes(TOPIC, number, MESSAGE)
+        text = signed_message.signed_bytes(TOPIC, number, MESSAGE)
         (signature,) = keys.sign(TOPIC, number, MESSAGE).signatures.values()
         signed.append((text.hex(), signature))
     path.write_text(json.dumps({"public": keys.public[0].hex(), "signed": signed}))
@@ -105,7 +105,7 @@ def signing_us() -> float:
     times = []
     for number in range(200):
         started = time.perf_counter()
-        seal.join(MESSAGE, keys.sign(TOPIC, number, MESSAGE))
+        signed_message.join(MESSAGE, keys.sign(TOPIC, number, MESSAGE))
         times.append(time.perf_counter() - started)
     return statistics.median(times) * 1e6
 
@@ -142,7 +142,7 @@ def federation(folder: Path, port: int, agents: int, rounds: int, *, signed: boo
     if signed:
         keys = new_keys()
         (folder / "signing.key").write_bytes(keys.encode())
-        (folder / "coordinator.pub").write_bytes(seal.encode_public_keys(keys.public))
+        (folder / "coordinator.pub").write_bytes(signed_message.encode_public_keys(keys.public))
         coordinator["signing_key"] = "signing.key"
         trust["trusted_keys"] = "../coordinator.pub"
     broker = {"host": "127.0.0.1", "port": port}

@@ -19,7 +19,7 @@ from typing import Any
 
 from measure import Report, budget, finish, option_parser, shown, spread
 
-from broker.messages import TrainingPlan
+from broker.protocol.messages import TrainingPlan
 from coordinator.config import CohortConfig, CoordinatorConfig, EvaluationConfig, StartConfig
 from fleet.virtual.drawing import draw_dataset
 from fleet.virtual.faults import FaultPlan

@@ -102,7 +102,7 @@ def time_step(run: Step) -> float:
 
 def fedge_ways(name: str, runtime: str, packages: Path) -> dict[str, Step]:
     """What a device does."""
-    from broker.messages import TrainingPlan
+    from broker.protocol.messages import TrainingPlan
     from edge_agent.trainer import make_optimizer, train
     from models.runtime.program import Program
 
@@ -222,7 +222,7 @@ def small_record() -> Any:
 def rss_bytes(name: str, runtime: str, packages: Path) -> int:
     """Memory of a process with an agent's modules after training on `ROWS` rows."""
     import edge_agent.service  # noqa: F401 - what an agent has loaded
-    from broker.messages import TrainingPlan
+    from broker.protocol.messages import TrainingPlan
     from edge_agent.trainer import train
     from models.runtime.program import Program
 

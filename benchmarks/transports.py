@@ -26,13 +26,13 @@ import msgspec
 from measure import Report, finish, option_parser, shown, spread
 from small_federation import run_rounds
 
-from broker import layers
-from broker.authority import Authority
-from broker.link import LinkUp, Received
-from broker.local import HOST, LocalBroker, free_port
-from broker.mqtt import MqttLink
-from broker.network import NetworkLoop
-from broker.settings import BrokerSettings
+from broker.link import sockets
+from broker.link.link import LinkUp, Received
+from broker.link.mqtt import MqttLink
+from broker.link.network_loop import NetworkLoop
+from broker.link.settings import BrokerSettings
+from broker.local.broker import HOST, LocalBroker, free_port
+from broker.security.certificate_authority import Authority
 
 ROOT = Path(__file__).resolve().parent.parent
 AGENTS = 3
@@ -117,7 +117,7 @@ def take(link: MqttLink, count: int) -> None:
 def tcp_bytes(link: MqttLink) -> int:
     """Sent and acknowledged on the connection (tcp_info.tcpi_bytes_acked of Linux)."""
     sock: Any = link._connection._driver.client.socket()
-    info = layers.tcp_of(sock).getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+    info = sockets.tcp_of(sock).getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
     return int.from_bytes(info[120:128], sys.byteorder)
 
 

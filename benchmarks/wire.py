@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from measure import Report, budget, finish, option_parser
 
-from broker import blobs, messages
-from broker.link import publish_packet_bytes
-from broker.messages import (
+from broker.link.link import publish_packet_bytes
+from broker.protocol import blobs, messages
+from broker.protocol.messages import (
     BlobRef,
     Cohort,
     Message,
@@ -25,7 +25,7 @@ from broker.messages import (
     TrainingPlan,
     UpdateHeader,
 )
-from broker.topics import ChunkTopic, InboxTopic, RoundTopic, Topic, Topics, UpdateTopic
+from broker.protocol.topics import ChunkTopic, InboxTopic, RoundTopic, Topic, Topics, UpdateTopic
 from learning.codecs import CodecConfig, make_codec
 
 SIZES = (10_000, 50_000, 250_000, 2_500_000)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from broker import messages
-from broker.messages import Cohort
+from broker.protocol import messages
+from broker.protocol.messages import Cohort
 from coordinator.config import CohortConfig
 
 log = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from broker.messages import Id, TrainingPlan
-from broker.settings import BrokerSettings
+from broker.link.settings import BrokerSettings
+from broker.protocol.messages import Id, TrainingPlan
 from coordinator.uploads import STALL_S
 from learning.aggregation import AGGREGATORS
 from learning.algorithms import STRATEGIES, StrategyConfig

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 
-from broker import messages
-from broker.checks import Others, clock_check, network_checks, open_secret
-from broker.messages import AgentStatus
-from broker.rights import Rights
-from broker.seal import key_id
-from broker.topics import (
+from broker.diagnostics.access_checks import Rights
+from broker.diagnostics.broker_checks import Others, clock_check, network_checks, open_secret
+from broker.protocol import messages
+from broker.protocol.messages import AgentStatus
+from broker.protocol.signed_messages import key_id
+from broker.protocol.topics import (
     AgentStatusTopic,
     ChunkTopic,
     CoordinatorStatusTopic,
@@ -72,7 +72,7 @@ def diagnose(config: CoordinatorConfig, base: Path, *, offline: bool = False) ->
 
 
 def coordinator_rights(topics: Topics) -> Rights:
-    """What the coordinator does at the broker; as `broker.access` grants it."""
+    """What the coordinator does at the broker; as `broker.security.access_control` grants it."""
     writes = (
         CoordinatorStatusTopic(),
         ProgramTopic(),
@@ -125,7 +125,7 @@ def _signing_key(config: CoordinatorConfig, base: Path) -> Iterator[Check]:
     if config.signing_key is None:
         return
     try:
-        from broker.signing import SigningKeys  # cryptography, for those who sign
+        from broker.security.signing import SigningKeys  # cryptography, for those who sign
 
         keys = SigningKeys.read(located(config.signing_key, base))
     except ConfigError as error:

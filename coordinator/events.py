@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from broker.machine import (
+from broker.protocol.messages import AgentStatus, RoundPlan
+from broker.service.events import (
     Connected,
     Disconnected,
     LinkAction,
@@ -13,7 +14,6 @@ from broker.machine import (
     Stopping,
     Tick,
 )
-from broker.messages import AgentStatus, RoundPlan
 from coordinator.records import RoundRecord
 from learning.algorithms import State
 from learning.vector.parameters import F32

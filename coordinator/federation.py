@@ -15,9 +15,18 @@ from collections.abc import Callable
 import msgspec
 import numpy as np
 
-from broker import messages
-from broker.link import publish_packet_bytes
-from broker.machine import (
+from broker.link.link import publish_packet_bytes
+from broker.protocol import messages
+from broker.protocol.messages import (
+    AgentStatus,
+    BlobRef,
+    Cohort,
+    Report,
+    RoundPlan,
+    Task,
+)
+from broker.protocol.topics import AgentStatusTopic, ReportTopic, Topics, UpdateTopic
+from broker.service.events import (
     Connected,
     Disconnected,
     MessageArrived,
@@ -27,15 +36,6 @@ from broker.machine import (
     Subscribe,
     Tick,
 )
-from broker.messages import (
-    AgentStatus,
-    BlobRef,
-    Cohort,
-    Report,
-    RoundPlan,
-    Task,
-)
-from broker.topics import AgentStatusTopic, ReportTopic, Topics, UpdateTopic
 from coordinator.cohort import Draw, draw_cohort
 from coordinator.config import CohortConfig, CoordinatorConfig
 from coordinator.events import (

@@ -6,10 +6,10 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from broker import messages
-from broker.machine import Publish
-from broker.messages import Receipt, Report, Resend, UpdateHeader
-from broker.topics import InboxTopic, Topics, UpdateTopic
+from broker.protocol import messages
+from broker.protocol.messages import Receipt, Report, Resend, UpdateHeader
+from broker.protocol.topics import InboxTopic, Topics, UpdateTopic
+from broker.service.events import Publish
 from coordinator.admission import MAX_EXAMPLES, MIN_WEIGHT
 from coordinator.config import CoordinatorConfig
 from coordinator.events import StoreUpdate

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from broker.messages import RoundPlan, Task
+from broker.protocol.messages import RoundPlan, Task
 from coordinator.records import RoundRecord
 from coordinator.round import Round
 from learning.aggregation import Aggregator

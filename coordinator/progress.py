@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from broker.messages import RoundPlan
+from broker.protocol.messages import RoundPlan
 from coordinator.records import RoundRecord
 from learning.algorithms import State
 from learning.vector.parameters import F32

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from broker import blobs, messages
-from broker.machine import Publish
-from broker.messages import BlobRef, CoordinatorStatus, ProgramManifest, RoundPlan
-from broker.topics import (
+from broker.protocol import blobs, messages
+from broker.protocol.messages import BlobRef, CoordinatorStatus, ProgramManifest, RoundPlan
+from broker.protocol.topics import (
     ChunkTopic,
     CoordinatorStatusTopic,
     ProgramTopic,
@@ -16,6 +15,7 @@ from broker.topics import (
     Topic,
     Topics,
 )
+from broker.service.events import Publish
 from learning.vector.parameters import F32
 from models.package.package import ModelPackage
 

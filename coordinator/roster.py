@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-from broker.messages import AgentStatus, Task
+from broker.protocol.messages import AgentStatus, Task
 
 #: A fleet larger than this needs another coordinator; bounds memory against invented ids.
 MAX_AGENTS = 100_000

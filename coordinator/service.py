@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
-from broker.link import Link, Received, Will
-from broker.machine import LinkAction, Publish, Tick
-from broker.mqtt import MqttLink
-from broker.seal import is_sealed, key_id
-from broker.service import Service
-from broker.topics import Topics
+from broker.link.link import Link, Received, Will
+from broker.link.mqtt import MqttLink
+from broker.protocol.signed_messages import is_sealed, key_id
+from broker.protocol.topics import Topics
+from broker.service.events import LinkAction, Publish, Tick
+from broker.service.service import Service
 from coordinator.config import CoordinatorConfig
 from coordinator.evaluation import central_measure
 from coordinator.events import (
@@ -47,7 +47,7 @@ from models.package.package import ModelPackage, load_package
 from models.zoo import load_zoo, zoo_names
 
 if TYPE_CHECKING:
-    from broker.signing import Signer
+    from broker.security.signing import Signer
 
 log = logging.getLogger(__name__)
 
@@ -276,7 +276,7 @@ def _open_signer(config: CoordinatorConfig, base: Path, store: Store) -> Signer 
     if config.signing_key is None:
         store.note_keys(())
         return None
-    from broker.signing import Signer, SigningKeys  # cryptography, for those who sign
+    from broker.security.signing import Signer, SigningKeys  # cryptography, for those who sign
 
     keys = SigningKeys.read(located(config.signing_key, base))
     names = [key_id(key) for key in keys.public]

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 
-from broker.messages import AgentStatus, RoundPlan
+from broker.protocol.messages import AgentStatus, RoundPlan
 from coordinator.progress import Progress, StoredRound
 from coordinator.records import RoundRecord
 from coordinator.roster import MISSED_HEARTBEATS

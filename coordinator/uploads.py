@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from broker import blobs, messages
-from broker.messages import RoundPlan, UpdateHeader
+from broker.protocol import blobs, messages
+from broker.protocol.messages import RoundPlan, UpdateHeader
 from coordinator.admission import MAX_EXAMPLES, MIN_WEIGHT, check_examples, check_vector
 from fedge.errors import CodecError, UpdateRejected, WireError
 from learning.codecs import Codec

@@ -8,9 +8,25 @@ from random import Random
 
 import numpy as np
 
-from broker import blobs, messages
-from broker.link import publish_packet_bytes
-from broker.machine import (
+from broker.link.link import publish_packet_bytes
+from broker.protocol import blobs, messages
+from broker.protocol.messages import (
+    BlobRef,
+    CoordinatorStatus,
+    ProgramManifest,
+    RoundPlan,
+)
+from broker.protocol.topics import (
+    AgentStatusTopic,
+    ChunkTopic,
+    CoordinatorStatusTopic,
+    InboxTopic,
+    ProgramTopic,
+    RoundTopic,
+    Topic,
+    Topics,
+)
+from broker.service.events import (
     Connected,
     Disconnected,
     MessageArrived,
@@ -20,22 +36,6 @@ from broker.machine import (
     Subscribe,
     Tick,
     Unsubscribe,
-)
-from broker.messages import (
-    BlobRef,
-    CoordinatorStatus,
-    ProgramManifest,
-    RoundPlan,
-)
-from broker.topics import (
-    AgentStatusTopic,
-    ChunkTopic,
-    CoordinatorStatusTopic,
-    InboxTopic,
-    ProgramTopic,
-    RoundTopic,
-    Topic,
-    Topics,
 )
 from edge_agent.answers import Answers, PlanKey, plan_key
 from edge_agent.current_package import CurrentPackage

@@ -9,9 +9,8 @@ from zlib import crc32
 import msgspec
 import numpy as np
 
-from broker import messages
-from broker.machine import Publish
-from broker.messages import (
+from broker.protocol import messages
+from broker.protocol.messages import (
     MAX_MISSING,
     CoordinatorStatus,
     Report,
@@ -19,7 +18,8 @@ from broker.messages import (
     Task,
     UpdateHeader,
 )
-from broker.topics import ReportTopic, Topics
+from broker.protocol.topics import ReportTopic, Topics
+from broker.service.events import Publish
 from edge_agent.events import Action
 from edge_agent.spool import SpooledUpdate
 from edge_agent.statements import AgentFacts

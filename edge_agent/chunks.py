@@ -10,7 +10,7 @@ import logging
 import struct
 from pathlib import Path
 
-from broker import blobs
+from broker.protocol import blobs
 from fedge.errors import StoreError, WireError
 
 log = logging.getLogger(__name__)

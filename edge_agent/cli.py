@@ -215,8 +215,8 @@ def enrol(
     Writes certificates, the private key and agent.yaml into DIR, which only you can read. On the
     folder of the same device it replaces the certificates and keeps agent.yaml.
     """
-    from broker.settings import BrokerSettings
-    from broker.token import Token
+    from broker.enrolment.token import Token
+    from broker.link.settings import BrokerSettings
     from edge_agent import enrol as joining
     from edge_agent.config import AgentConfig
     from fedge.yaml_config import load_config

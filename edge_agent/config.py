@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from broker.messages import Fingerprint, Id, Task
-from broker.settings import BrokerSettings
+from broker.link.settings import BrokerSettings
+from broker.protocol.messages import Fingerprint, Id, Task
 from edge_agent.data.dataset import DataConfig
 from edge_agent.fetcher import STALL_S
 from edge_agent.limits import LimitsConfig

@@ -6,7 +6,7 @@ import logging
 import math
 from random import Random
 
-from broker.messages import BlobRef, ProgramManifest
+from broker.protocol.messages import BlobRef, ProgramManifest
 from edge_agent.events import PackageFailed, PackageLoaded
 
 log = logging.getLogger(__name__)

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from broker import blobs, messages
-from broker.checks import Others, clock_check, network_checks
-from broker.messages import CoordinatorStatus, ProgramManifest, Report
-from broker.probe import Probe
-from broker.rights import Rights
-from broker.topics import (
+from broker.diagnostics.access_checks import Rights
+from broker.diagnostics.broker_checks import Others, clock_check, network_checks
+from broker.diagnostics.probe import Probe
+from broker.protocol import blobs, messages
+from broker.protocol.messages import CoordinatorStatus, ProgramManifest, Report
+from broker.protocol.topics import (
     AgentStatusTopic,
     ChunkTopic,
     CoordinatorStatusTopic,
@@ -131,7 +131,7 @@ def _client_id(config: AgentConfig) -> str:
 
 
 def agent_rights(topics: Topics, agent_id: str) -> Rights:
-    """What an agent does at the broker; as `broker.access` grants it."""
+    """What an agent does at the broker; as `broker.security.access_control` grants it."""
 
     def of(name: str) -> tuple[str, str, str]:
         return (

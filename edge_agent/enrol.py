@@ -7,9 +7,9 @@ from pathlib import Path
 import msgspec
 import yaml
 
-from broker.bundle import MAX_BUNDLE_BYTES, Bundle, check_bundle, read_bundle
-from broker.seal import encode_public_keys
-from broker.token import SCHEME, Token
+from broker.enrolment.token import SCHEME, Token
+from broker.protocol.signed_messages import encode_public_keys
+from broker.security.bundle import MAX_BUNDLE_BYTES, Bundle, check_bundle, read_bundle
 from edge_agent.config import AgentConfig
 from edge_agent.join import ask_for_certificate
 from edge_agent.private_key import certificate_request, forget_used_key, own_key

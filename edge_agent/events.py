@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from broker.machine import (
+from broker.protocol.messages import RoundPlan
+from broker.service.events import (
     Connected,
     Disconnected,
     LinkAction,
@@ -13,7 +14,6 @@ from broker.machine import (
     Stopping,
     Tick,
 )
-from broker.messages import RoundPlan
 from edge_agent.limits import Readings
 from edge_agent.spool import SpooledUpdate
 from edge_agent.trainer import TrainingResult

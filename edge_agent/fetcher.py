@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
 
-from broker import blobs
-from broker.machine import LinkAction, Subscribe, Unsubscribe
-from broker.messages import BlobRef
-from broker.topics import ChunkTopic, Topics
+from broker.protocol import blobs
+from broker.protocol.messages import BlobRef
+from broker.protocol.topics import ChunkTopic, Topics
+from broker.service.events import LinkAction, Subscribe, Unsubscribe
 from edge_agent.events import ForgetBlob, KeepChunk, RecallBlob
 from fedge.errors import WireError
 

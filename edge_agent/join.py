@@ -9,8 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from broker.bundle import Bundle
-from broker.enrolment import (
+from broker.enrolment.messages import (
     MAX_ANSWER_BYTES,
     PER_SESSION,
     Answer,
@@ -19,10 +18,11 @@ from broker.enrolment import (
     decode_answer,
     new_session,
 )
-from broker.link import Link, LinkDown, LinkUp, Received
-from broker.mqtt import MqttLink
-from broker.settings import BrokerSettings, TlsSettings
-from broker.token import Token, fingerprint
+from broker.enrolment.token import Token, fingerprint
+from broker.link.link import Link, LinkDown, LinkUp, Received
+from broker.link.mqtt import MqttLink
+from broker.link.settings import BrokerSettings, TlsSettings
+from broker.security.bundle import Bundle
 from fedge.errors import ConfigError, LinkError, WireError
 
 #: An answer that does not come by then was lost with its connection, or the service is busy.

@@ -8,10 +8,10 @@ import math
 from collections.abc import Collection
 from random import Random
 
-from broker import blobs
-from broker.machine import Publish
-from broker.messages import Receipt, Resend, RoundPlan
-from broker.topics import Topics, UpdateTopic
+from broker.protocol import blobs
+from broker.protocol.messages import Receipt, Resend, RoundPlan
+from broker.protocol.topics import Topics, UpdateTopic
+from broker.service.events import Publish
 from edge_agent.events import Action, ForgetResidual, SettleUpdate, SpoolUpdate
 from edge_agent.spool import AgentMemory, SpooledUpdate
 from learning.vector.parameters import F32

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from broker.messages import RoundPlan
+from broker.protocol.messages import RoundPlan
 
 #: Earlier starts of the session that are remembered, to tell their plans when they come late.
 _FORMER_STARTS = 4

@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import fedge
-from broker.link import Link, Will
-from broker.machine import Tick
-from broker.mqtt import MqttLink
-from broker.network import NetworkLoop
-from broker.service import Service
+from broker.link.link import Link, Will
+from broker.link.mqtt import MqttLink
+from broker.link.network_loop import NetworkLoop
+from broker.service.events import Tick
+from broker.service.service import Service
 from edge_agent.agent import Agent
 from edge_agent.chunks import ChunkStore
 from edge_agent.config import AgentConfig
@@ -262,7 +262,7 @@ def make_link(
         agent: that says what its will is.
         config: of the agent.
         base: folder that the configuration's paths are relative to.
-        network: see `broker.mqtt.MqttLink`.
+        network: see `broker.link.mqtt.MqttLink`.
         notify: likewise.
 
     Raises:

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from broker.messages import Count, Fingerprint, Id, RoundId, Sha256
+from broker.protocol.messages import Count, Fingerprint, Id, RoundId, Sha256
 from edge_agent.trust import TrustRecord
 from fedge.errors import StoreError, WireError
 from fedge.files import sync_folder, touch_private

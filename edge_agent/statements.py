@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from broker.messages import AgentStatus, RoundPlan, Task
+from broker.protocol.messages import AgentStatus, RoundPlan, Task
 from edge_agent.events import PackageFailed, PackageLoaded
 from edge_agent.fetcher import STALL_S
 from edge_agent.limits import LimitsConfig, Rest

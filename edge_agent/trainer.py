@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from broker.messages import TrainingPlan
+from broker.protocol.messages import TrainingPlan
 from fedge.errors import TrainingError
 from learning.vector.metrics import Sums, add_arrays, as_totals
 from learning.vector.parameters import F32, F64

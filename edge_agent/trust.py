@@ -16,16 +16,16 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from broker import ed25519, messages, seal
-from broker.messages import CoordinatorStatus, Count, PublicKey
-from broker.topics import CoordinatorStatusTopic, InboxTopic, Topic, Topics
+from broker.protocol import ed25519, messages, signed_messages
+from broker.protocol.messages import CoordinatorStatus, Count, PublicKey
+from broker.protocol.topics import CoordinatorStatusTopic, InboxTopic, Topic, Topics
 from fedge.errors import UntrustedError, WireError
 
 log = logging.getLogger(__name__)
 
 _REPEATED = "said before"
 
-_Keys = Annotated[tuple[PublicKey, ...], Meta(max_length=seal.MAX_KEYS)]
+_Keys = Annotated[tuple[PublicKey, ...], Meta(max_length=signed_messages.MAX_KEYS)]
 
 
 class TrustRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,7 +76,7 @@ class Trust:
     @property
     def key_ids(self) -> tuple[str, ...]:
         """Names of the trusted keys."""
-        return tuple(seal.key_id(bytes.fromhex(key)) for key in self._keys)
+        return tuple(signed_messages.key_id(bytes.fromhex(key)) for key in self._keys)
 
     def opened(self, topic: Topic, payload: bytes) -> bytes:
         """The message in a payload of the coordinator.
@@ -84,9 +84,9 @@ class Trust:
         Raises:
             UntrustedError: not sealed by a trusted key for this topic, or older than another.
         """
-        if not seal.is_sealed(topic):
+        if not signed_messages.is_sealed(topic):
             return payload
-        message, line = seal.split(payload)
+        message, line = signed_messages.split(payload)
         if self._keys:
             self._check(topic, message, line)
         return message
@@ -95,13 +95,13 @@ class Trust:
         if not line:
             raise UntrustedError("not signed", "this device trusts signed messages only")
         try:
-            found = seal.parse(line)
+            found = signed_messages.parse(line)
         except WireError as error:
             raise UntrustedError("signature unreadable", str(error)) from error
         self._check_signature(self._topics.name(topic), message, found)
         self._check_number(topic, message, found.number)
 
-    def _check_signature(self, name: str, message: bytes, found: seal.Seal) -> None:
+    def _check_signature(self, name: str, message: bytes, found: signed_messages.Seal) -> None:
         known = set(found.signatures).intersection(self.key_ids)
         if not known:
             theirs, ours = ", ".join(found.signatures), ", ".join(self.key_ids)
@@ -109,7 +109,7 @@ class Trust:
                 "signed by a key that this device does not trust",
                 f"{theirs}; it trusts {ours}: forged, or enrol the device anew",
             )
-        text = seal.signed_bytes(name, found.number, message)
+        text = signed_messages.signed_bytes(name, found.number, message)
         for key, name_of_key in zip(self._keys, self.key_ids, strict=True):
             signature = bytes.fromhex(found.signatures.get(name_of_key, ""))
             if ed25519.is_valid(bytes.fromhex(key), text, signature):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from broker.seal import read_public_keys
+from broker.protocol.signed_messages import read_public_keys
 from edge_agent.config import AgentConfig
 from edge_agent.trust import TrustRecord
 from fedge.errors import ConfigError, StoreError

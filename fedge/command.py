@@ -12,7 +12,7 @@ from fedge import __version__
 _COMMANDS = {
     "agent": ("edge_agent.cli", "Train on this device's data for a federation."),
     "coordinator": ("coordinator.cli", "Run a federation: publish the model, collect updates."),
-    "broker": ("broker.cli", "Run and check MQTT brokers."),
+    "broker": ("broker.cli.main", "Run and check MQTT brokers."),
     "model": ("models.cli.main", "Export, list and inspect models."),
     "fleet": ("fleet.cli", "Run a whole fleet on this machine."),
 }

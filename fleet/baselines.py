@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from broker.messages import TrainingPlan
+from broker.protocol.messages import TrainingPlan
 from coordinator.config import CoordinatorConfig
 from edge_agent.data.dataset import LocalDataset
 from edge_agent.trainer import train

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import yaml
 
-from broker.settings import BrokerSettings
+from broker.link.settings import BrokerSettings
 from coordinator.config import CoordinatorConfig
 from fedge.errors import ConfigError
 from fedge.yaml_config import located

@@ -26,8 +26,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 
-from broker.mqtt import MqttLink
-from broker.network import NetworkLoop
+from broker.link.mqtt import MqttLink
+from broker.link.network_loop import NetworkLoop
 from edge_agent.config import AgentConfig
 from edge_agent.service import AgentService, make_agent, make_link
 from edge_agent.worker import WorkerPool

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from broker import leash
+from broker.local.child_process import dying_with
 from fedge.errors import WireError
 
 log = logging.getLogger(__name__)
@@ -71,8 +71,8 @@ class Processes:
     """Coordinator and agents of one run.
 
     They run in sessions of their own, so that Ctrl-C reaches this process alone, which then ends
-    them in order; should it be killed, the kernel ends them (see `broker.leash`). Start and stop
-    them from one thread.
+    them in order; should it be killed, the kernel ends them (see `broker.local.child_process`).
+    Start and stop them from one thread.
 
     Attributes:
         children: that run agents.
@@ -134,7 +134,7 @@ class Processes:
     def _start(self, name: str, arguments: list[str], stdout: int) -> Child:
         log = self.folder / name / "log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-I", "-S", str(leash.__file__), str(os.getpid())]
+        command = dying_with(os.getpid())
         command += [sys.executable, "-P", "-m", "fedge", *arguments]
         with log.open("wb") as file:
             process = subprocess.Popen(

@@ -17,10 +17,10 @@ from urllib.parse import urlsplit
 import msgspec
 import numpy as np
 
-from broker.link import LinkDown, LinkUp
-from broker.local import LocalBroker
-from broker.mqtt import MqttLink
-from broker.settings import BrokerSettings
+from broker.link.link import LinkDown, LinkUp
+from broker.link.mqtt import MqttLink
+from broker.link.settings import BrokerSettings
+from broker.local.broker import LocalBroker
 from coordinator.config import CoordinatorConfig
 from coordinator.records import RoundRecord
 from coordinator.report import decline_lines

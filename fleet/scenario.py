@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from broker.messages import Id
+from broker.protocol.messages import Id
 from coordinator.config import CoordinatorConfig
 from edge_agent.data.dataset import DataConfig
 from fedge.errors import ConfigError

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 
-from broker.link import LinkDown, Received
-from broker.mqtt import MqttLink
-from broker.settings import BrokerSettings
-from broker.topics import Topics
+from broker.link.link import LinkDown, Received
+from broker.link.mqtt import MqttLink
+from broker.link.settings import BrokerSettings
+from broker.protocol.topics import Topics
 from fedge.errors import LinkError
 
 #: Retained messages arrive at once after subscribing; silence of this long means that was all.

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from broker.link import LinkDown, LinkUp, Received
-from broker.local import LocalBroker, find_mosquitto, has_embedded
-from broker.memory import MemoryLink
-from broker.mqtt import MqttLink
+from broker.link.link import LinkDown, LinkUp, Received
+from broker.link.mqtt import MqttLink
+from broker.local.broker import LocalBroker, find_mosquitto, has_embedded
+from broker.memory.link import MemoryLink
 from tests.transports import Transports, mosquitto_of_all_transports
 
 AnyLink = MqttLink | MemoryLink

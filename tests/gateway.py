@@ -7,7 +7,7 @@ import contextlib
 import socket
 import threading
 
-from broker.local import HOST
+from broker.local.broker import HOST
 
 
 class Gateway:

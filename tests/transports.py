@@ -15,11 +15,11 @@ from pathlib import Path
 
 import msgspec
 
-import broker.embedded
-from broker.authority import Authority
-from broker.local import HOST, LocalBroker, free_port
-from broker.settings import BrokerSettings, TlsSettings
-from broker.transports import WebSocketSettings
+import broker.local.embedded
+from broker.link.settings import BrokerSettings, TlsSettings
+from broker.link.transport_settings import WebSocketSettings
+from broker.local.broker import HOST, LocalBroker, free_port
+from broker.security.certificate_authority import Authority
 
 #: rumqttd, the embedded broker, told to listen for MQTT 3.1.1 alone.
 _OLD_BROKER = """\
@@ -118,7 +118,7 @@ def broker_of_3_1_1(folder: Path) -> Iterator[int]:
     """Port of a broker that has never heard of MQTT 5, and runs while the block lasts."""
     config, port = folder / "broker.toml", free_port()
     config.write_text(_OLD_BROKER.format(port=port))
-    command = [sys.executable, "-P", str(Path(broker.embedded.__file__)), str(config)]
+    command = [sys.executable, "-P", str(Path(broker.local.embedded.__file__)), str(config)]
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from broker.link import Will
-from broker.messages import Task
+from broker.link.link import Will
+from broker.protocol.messages import Task
 from edge_agent.agent import Agent
 from edge_agent.data.dataset import LocalDataset
 from edge_agent.events import (

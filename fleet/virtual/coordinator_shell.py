@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from broker.link import Received, Will
-from broker.machine import LinkAction, Publish
+from broker.link.link import Received, Will
+from broker.service.events import LinkAction, Publish
 from coordinator.config import CoordinatorConfig
 from coordinator.events import (
     Action,
@@ -30,7 +30,7 @@ from learning.vector.parameters import F32
 from models.package.package import ModelPackage
 
 if TYPE_CHECKING:
-    from broker.signing import Signer, SigningKeys
+    from broker.security.signing import Signer, SigningKeys
 
 #: A synchronisation of the disk; updates that come meanwhile are written together.
 _FLUSH_S = 0.004
@@ -103,7 +103,7 @@ class CoordinatorShell(Shell):
         return Will(machine.will.topic, self.payload_of(machine.will))
 
     def _new_signer(self, keys: SigningKeys) -> Signer:
-        from broker.signing import Signer  # cryptography, for those who sign
+        from broker.security.signing import Signer  # cryptography, for those who sign
 
         store = self.store
         return Signer(keys, store.signed_until, store.sign_until, lambda: int(self.now_s * 1000))

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from broker.messages import TrainingPlan
+from broker.protocol.messages import TrainingPlan
 from coordinator.config import (
     CohortConfig,
     CoordinatorConfig,

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any, TextIO
 from zlib import crc32
 
-from broker.machine import Connected, MessageArrived, Publish, Subscribe, Unsubscribe
-from broker.topics import PREFIX
+from broker.protocol.topics import PREFIX
+from broker.service.events import Connected, MessageArrived, Publish, Subscribe, Unsubscribe
 from coordinator.events import Commit, SaveOpenRound, SaveRound, StoreUpdate
 from edge_agent.events import BlobRecalled, LoadPackage, PackageLoaded, StartJob
 from learning.vector.parameters import F32

@@ -12,11 +12,11 @@ from typing import Any
 
 import msgspec
 
-from broker import messages
-from broker.link import publish_packet_bytes
-from broker.machine import MessageArrived
-from broker.messages import Receipt, Report, RoundPlan, UpdateHeader
-from broker.topics import InboxTopic, ReportTopic, RoundTopic, Topics, UpdateTopic
+from broker.link.link import publish_packet_bytes
+from broker.protocol import messages
+from broker.protocol.messages import Receipt, Report, RoundPlan, UpdateHeader
+from broker.protocol.topics import InboxTopic, ReportTopic, RoundTopic, Topics, UpdateTopic
+from broker.service.events import MessageArrived
 from coordinator.config import CoordinatorConfig
 from coordinator.events import Commit, RoundEnded, SaveOpenRound, SaveRound, StoreUpdate
 from coordinator.records import RoundRecord

@@ -11,7 +11,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from broker.messages import Count, TrainingPlan
+from broker.protocol.messages import Count, TrainingPlan
 from fedge.yaml_config import load_config
 
 #: Ships with the package.

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Protocol
 
-from broker import messages, seal
-from broker.messages import RoundPlan
-from broker.topics import RoundTopic, Topics
+from broker.protocol import messages, signed_messages
+from broker.protocol.messages import RoundPlan
+from broker.protocol.topics import RoundTopic, Topics
 from edge_agent.plan_order import stage
 from fleet.virtual.agent_shell import AgentShell
 from fleet.virtual.coordinator_shell import CoordinatorShell
@@ -90,7 +90,7 @@ def _agent_problems(rest: Rest, name: str, shell: AgentShell, fed: int) -> Itera
         return  # the broker forgot the plan, or did not pass it on: nobody can know better
     if broker.backlog(shell.client_id):
         return  # it is still on its way, over a slow link
-    newest = messages.decode(seal.split(retained)[0], RoundPlan)
+    newest = messages.decode(signed_messages.split(retained)[0], RoundPlan)
     held = shell.agent.plan
     # The broker's may be older: a copy of an earlier plan, sent again, may come to it last.
     if held is None or stage(held) < stage(newest):

@@ -1,4 +1,4 @@
-"""The way of packets under a fault plan: `broker.memory.Route` with every fault in it."""
+"""The way of packets under a fault plan: `broker.memory.link.Route` with every fault in it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from random import Random
 
-from broker.memory_broker import Packet
+from broker.memory.broker import Packet
 from fleet.virtual.faults import FaultPlan, concerns
 
 
 class FaultyRoute:
-    """See `broker.memory_broker.Route`.
+    """See `broker.memory.broker.Route`.
 
     Args:
         plan: what goes wrong.

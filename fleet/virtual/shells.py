@@ -15,8 +15,9 @@ from math import inf
 from random import Random
 from typing import Any
 
-from broker.link import LinkDown, LinkUp, Posted, Received, Will
-from broker.machine import (
+from broker.link.link import LinkDown, LinkUp, Posted, Received, Will
+from broker.memory.link import MemoryBroker, MemoryLink
+from broker.service.events import (
     Connected,
     Disconnected,
     LinkAction,
@@ -27,7 +28,6 @@ from broker.machine import (
     Subscribe,
     Tick,
 )
-from broker.memory import MemoryBroker, MemoryLink
 from fedge.console import log_less
 from fedge.errors import LinkError
 from fleet.virtual.history import Began, Ended, Entry, Handled, Observer, Sent

@@ -8,7 +8,7 @@ from hashlib import sha256
 from random import Random
 from typing import TYPE_CHECKING
 
-from broker.memory import MemoryBroker
+from broker.memory.link import MemoryBroker
 from coordinator.config import CoordinatorConfig
 from fedge.errors import FleetError
 from fleet.virtual.agent_shell import AgentShell, Device
@@ -32,7 +32,7 @@ from learning.vector.parameters import F32
 from models.package.package import ModelPackage
 
 if TYPE_CHECKING:
-    from broker.signing import SigningKeys
+    from broker.security.signing import SigningKeys
 
 #: Longer than any pause of the protocol: a federation that takes longer after its last fault is
 #: stuck.
@@ -263,7 +263,7 @@ class Simulation:
 
 
 def _signing_keys(seed: int) -> SigningKeys:
-    from broker.signing import SigningKeys  # cryptography, for those who sign
+    from broker.security.signing import SigningKeys  # cryptography, for those who sign
 
     return SigningKeys.from_seed(sha256(f"{seed}/signing key".encode()).digest())
 

@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 import yaml
 
-from broker import leash
-from broker.local import HOST
+from broker.local.broker import HOST
+from broker.local.child_process import dying_with
 from coordinator.config import CoordinatorConfig
 from coordinator.records import RoundRecord
 from coordinator.store import Store
@@ -141,7 +141,7 @@ class Federation:
         for name in names:
             kind = "coordinator" if name.startswith("coordinator") else "agent"
             path = config or self.config(name)
-            command = [sys.executable, "-I", "-S", str(leash.__file__), str(os.getpid())]
+            command = dying_with(os.getpid())
             command += [*self.fedge(name), kind, "run", "--config", str(path)]
             command += ["--json"] if kind == "coordinator" else []
             command += ["-v"] if self.verbose else []

@@ -13,11 +13,11 @@ import numpy as np
 from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 
-from broker import blobs, messages, seal
-from broker.local import HOST
-from broker.messages import RoundPlan
-from broker.signing import SigningKeys
-from broker.topics import ChunkTopic, RoundTopic, Topics
+from broker.local.broker import HOST
+from broker.protocol import blobs, messages, signed_messages
+from broker.protocol.messages import RoundPlan
+from broker.protocol.topics import ChunkTopic, RoundTopic, Topics
+from broker.security.signing import SigningKeys
 
 TOPICS = Topics("f")
 _DOWN = ("coordinator/status", "program", "round", "blobs/+/+", "agents/+/inbox")
@@ -113,12 +113,12 @@ class Forger:
         if isinstance(kind, ChunkTopic):
             yield _other_data(payload)
             return
-        message, line = seal.split(payload)
+        message, line = signed_messages.split(payload)
         false = self._false(topic, message)
         yield false
         yield false + b"\n" + line
         number = 1 << 52  # newer than everything
-        yield seal.join(false, self._keys.sign(topic, number, false))
+        yield signed_messages.join(false, self._keys.sign(topic, number, false))
         yield from (said for where, said in self._last.items() if where != topic)
         if topic in self._first:
             yield self._first[topic]

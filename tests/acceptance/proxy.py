@@ -8,7 +8,7 @@ import socket
 import threading
 from collections.abc import Callable
 
-from broker.local import HOST
+from broker.local.broker import HOST
 
 _BLOCK = 1 << 16
 _PUBLISH, _PUBACK = 3, 4

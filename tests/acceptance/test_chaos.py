@@ -13,10 +13,10 @@ from random import Random
 import numpy as np
 import pytest
 
-from broker.local import LocalBroker
-from broker.messages import RoundPlan, decode
-from broker.mqtt import MqttLink
-from broker.topics import ChunkTopic, RoundTopic, Topics
+from broker.link.mqtt import MqttLink
+from broker.local.broker import LocalBroker
+from broker.protocol.messages import RoundPlan, decode
+from broker.protocol.topics import ChunkTopic, RoundTopic, Topics
 from tests.acceptance.federation import (
     ROOT,
     Federation,

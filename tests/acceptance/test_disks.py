@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.local import LocalBroker
+from broker.local.broker import LocalBroker
 from tests.acceptance.federation import Federation, eventually, fill, running, small_disk
 from tests.conftest import need
 

@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 import yaml
 
-from broker import messages
-from broker.link import Received
-from broker.local import LocalBroker
-from broker.messages import AgentStatus, RoundPlan
-from broker.mqtt import MqttLink
-from broker.topics import AgentStatusTopic, ReportTopic, RoundTopic, Topics, UpdateTopic
+from broker.link.link import Received
+from broker.link.mqtt import MqttLink
+from broker.local.broker import LocalBroker
+from broker.protocol import messages
+from broker.protocol.messages import AgentStatus, RoundPlan
+from broker.protocol.topics import AgentStatusTopic, ReportTopic, RoundTopic, Topics, UpdateTopic
 from fedge.errors import WireError
 from tests.acceptance.federation import eventually
 from tests.conftest import wait_up

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from broker import seal
-from broker.local import LocalBroker
-from broker.security import Fleet, FleetSettings, create_fleet, utc_now
-from broker.signing import SigningKeys
-from broker.topics import ChunkTopic
+from broker.local.broker import LocalBroker
+from broker.protocol import signed_messages
+from broker.protocol.topics import ChunkTopic
+from broker.security.fleet import Fleet, FleetSettings, create_fleet, utc_now
+from broker.security.signing import SigningKeys
 from fedge.command import cli
 from fedge.files import Account
 from models.zoo import load_zoo
@@ -47,7 +47,7 @@ def federation_of(folder: Path, north: LocalBroker, south: LocalBroker) -> Feder
     """Its coordinator signs, its agents were enrolled with the key."""
     keys = SigningKeys.generate()
     (folder / "signing.key").write_bytes(keys.encode())
-    (folder / "coordinator.pub").write_bytes(seal.encode_public_keys(keys.public))
+    (folder / "coordinator.pub").write_bytes(signed_messages.encode_public_keys(keys.public))
     federation = Federation(
         folder,
         south.port,
@@ -69,7 +69,7 @@ def test_a_signing_key_is_rotated_while_a_fleet_learns_and_no_device_is_touched(
     )
     federation = federation_of(tmp_path, north, north)
     pinned = map(bytes.fromhex, fleet.register.signing_keys)
-    (tmp_path / "coordinator.pub").write_bytes(seal.encode_public_keys(pinned))
+    (tmp_path / "coordinator.pub").write_bytes(signed_messages.encode_public_keys(pinned))
     key_file = fleet.folder / "coordinator" / "signing.key"
     federation.configure("coordinator", signing_key=str(key_file), rounds=4)
     with running(federation):
@@ -86,7 +86,8 @@ def test_a_signing_key_is_rotated_while_a_fleet_learns_and_no_device_is_touched(
         assert federation.ended("coordinator") == 0
         federation.check_nothing_lost(4)
     (newest,) = (
-        seal.key_id(bytes.fromhex(key)) for key in Fleet(fleet.folder).register.signing_keys
+        signed_messages.key_id(bytes.fromhex(key))
+        for key in Fleet(fleet.folder).register.signing_keys
     )
     for name in NAMES:
         said = federation.said(name)

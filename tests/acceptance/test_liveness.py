@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from broker.link import Received
-from broker.local import LocalBroker
-from broker.messages import AgentStatus, decode
-from broker.mqtt import MqttLink
-from broker.topics import AgentStatusTopic, Topics
+from broker.link.link import Received
+from broker.link.mqtt import MqttLink
+from broker.local.broker import LocalBroker
+from broker.protocol.messages import AgentStatus, decode
+from broker.protocol.topics import AgentStatusTopic, Topics
 from tests.acceptance.federation import Federation, eventually, running
 from tests.conftest import need, wait_up
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from broker.local import LocalBroker
+from broker.local.broker import LocalBroker
 from coordinator.config import CoordinatorConfig
 from coordinator.report import status_text
 from coordinator.store import Store

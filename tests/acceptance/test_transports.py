@@ -14,8 +14,8 @@ import msgspec
 import pytest
 import yaml
 
-from broker.local import HOST, LocalBroker, free_port
-from broker.settings import BrokerSettings
+from broker.link.settings import BrokerSettings
+from broker.local.broker import HOST, LocalBroker, free_port
 from tests.acceptance.federation import ROOT, Federation, running
 from tests.conftest import need
 from tests.transports import Transports, broker_of_3_1_1, make_certificates

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from broker.local import LocalBroker
+from broker.local.broker import LocalBroker
 from learning.vector.parameters import F32
 from models.runtime.wheels import LIGHT
 from models.zoo import load_zoo

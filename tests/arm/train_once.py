@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from broker.messages import TrainingPlan
+from broker.protocol.messages import TrainingPlan
 from edge_agent.data.config import DataConfig
 from edge_agent.data.dataset import load_dataset
 from edge_agent.trainer import train

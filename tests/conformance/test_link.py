@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from broker.link import Link, LinkUp, Posted, Received, Will, publish_packet_bytes
-from broker.local import LocalBroker
-from broker.memory import MemoryBroker, MemoryLink
-from broker.mqtt import MqttLink
-from broker.network import NetworkLoop
-from broker.settings import BrokerSettings
+from broker.link.link import Link, LinkUp, Posted, Received, Will, publish_packet_bytes
+from broker.link.mqtt import MqttLink
+from broker.link.network_loop import NetworkLoop
+from broker.link.settings import BrokerSettings
+from broker.local.broker import LocalBroker
+from broker.memory.link import MemoryBroker, MemoryLink
 from fedge.errors import LinkError
 from tests.conftest import AnyLink, nothing_comes, take, wait_down, wait_up
 from tests.transports import Transports

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from broker import blobs, messages, seal
-from broker.messages import BlobRef
-from broker.topics import Topics
+from broker.protocol import blobs, messages, signed_messages
+from broker.protocol.messages import BlobRef
+from broker.protocol.topics import Topics
 from coordinator.uploads import Uploads
 from fedge.errors import CodecError, ModelError, UpdateRejected, WireError
 from fleet.processes import decode_event
@@ -120,9 +120,11 @@ def _messages() -> Iterator[Decoder]:
         name = f"message {type(example).__name__}"
         seeds = (messages.encode(example),)
         yield Decoder(name, decoder_of(type(example)), (WireError,), seeds)
-    mark = seal.Seal(number=1 << 40, signatures={"0" * 16: "1" * 128, "a" * 16: "2" * 128})
-    line = seal.split(seal.join(b"{}", mark))[1]
-    yield Decoder("seal", seal.parse, (WireError,), (line,))
+    mark = signed_messages.Seal(
+        number=1 << 40, signatures={"0" * 16: "1" * 128, "a" * 16: "2" * 128}
+    )
+    line = signed_messages.split(signed_messages.join(b"{}", mark))[1]
+    yield Decoder("seal", signed_messages.parse, (WireError,), (line,))
     receipt = messages.Receipt(session=_SESSION, round_id=7, boot="b1", attempt=1, accepted=True)
     resend = messages.Resend(session=_SESSION, round_id=7, sha256="c" * 64, chunks=(0, 2))
     inbox = tuple(messages.encode(message) for message in (receipt, resend))

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from broker import blobs
+from broker.protocol import blobs
 from coordinator.config import CoordinatorConfig
 from coordinator.records import RoundRecord
 from coordinator.store import Store

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from broker.access import PID_FILE
-from broker.mqtt import MqttLink
-from broker.network import NetworkLoop
-from broker.reload import reload_mosquitto
+from broker.link.mqtt import MqttLink
+from broker.link.network_loop import NetworkLoop
+from broker.security.access_control import PID_FILE
+from broker.security.reload_mosquitto import reload_mosquitto
 from tests.conftest import need
 from tests.integration.fleet_folder import (
     Client,

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from broker.enrolment import EnrolmentTopics
-from broker.invitation import invite
-from broker.security import Fleet, utc_now
-from broker.token import Token
+from broker.enrolment.invitations import invite
+from broker.enrolment.messages import EnrolmentTopics
+from broker.enrolment.token import Token
+from broker.security.fleet import Fleet, utc_now
 from edge_agent.private_key import certificate_request, own_key
 from tests.integration.fleet_folder import FEDERATION, REPOSITORY, Client, until
 

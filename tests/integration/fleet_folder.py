@@ -20,20 +20,20 @@ from typing import Any
 from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 
-from broker.access import PID_FILE
-from broker.authority import Authority
-from broker.link import LinkDown, LinkUp
-from broker.local import find_mosquitto, free_port
-from broker.mqtt import MqttLink
-from broker.refusals import Refusals
-from broker.reload import reload_mosquitto
-from broker.security import Fleet, FleetSettings, create_fleet, utc_now
-from broker.settings import BrokerSettings, TlsSettings
+from broker.link.link import LinkDown, LinkUp
+from broker.link.mqtt import MqttLink
+from broker.link.settings import BrokerSettings, TlsSettings
+from broker.local.broker import find_mosquitto, free_port
+from broker.local.child_process import dying_with
+from broker.security.access_control import PID_FILE
+from broker.security.certificate_authority import Authority
+from broker.security.fleet import Fleet, FleetSettings, create_fleet, utc_now
+from broker.security.log_reader import Refusals
+from broker.security.reload_mosquitto import reload_mosquitto
 from edge_agent.enrol import enrol
 from fedge.files import Account
 
 REPOSITORY = Path(__file__).parents[2]
-LEASH = REPOSITORY / "broker" / "leash.py"
 FEDERATION = "houses"
 ROOT = f"fedge/v1/{FEDERATION}/"
 NOT_AUTHORISED = 0x87
@@ -102,15 +102,17 @@ def running(fleet: Fleet, folder: Path, mosquitto: Path | None = None) -> Iterat
     log = folder / "mosquitto.log"
     config = fleet.broker_folder / "mosquitto.conf"
     config.write_text(config.read_text().replace("\n#log_type", "\nlog_type"))  # all refusals
-    leash = [sys.executable, "-I", "-S", str(LEASH), str(os.getpid())]
     program = str(mosquitto or find_mosquitto() or "mosquitto")
-    process, is_over = start_logged([*leash, program, "-c", str(config)], log), threading.Event()
+    process, is_over = (
+        start_logged([*dying_with(os.getpid()), program, "-c", str(config)], log),
+        threading.Event(),
+    )
 
     def keep() -> None:
         nonlocal process
         while not is_over.wait(0.05):
             if process.poll() is not None and log.read_text().endswith("Reloading config.\n"):
-                process = start_logged([*leash, program, "-c", str(config)], log)
+                process = start_logged([*dying_with(os.getpid()), program, "-c", str(config)], log)
 
     keeper = threading.Thread(target=keep)
     try:

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import yaml
 
-from broker.bundle import Bundle
-from broker.topics import Topics
+from broker.protocol.topics import Topics
+from broker.security.bundle import Bundle
 from fedge.errors import WireError
 from tests.conftest import wait_up
 from tests.integration.conftest import Connect

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from broker.authority import Authority
-from broker.link import LinkDown
-from broker.local import answers
-from broker.security import utc_now
-from broker.topics import Topics
+from broker.link.link import LinkDown
+from broker.local.broker import answers
+from broker.protocol.topics import Topics
+from broker.security.certificate_authority import Authority
+from broker.security.fleet import utc_now
 from tests.conftest import wait_down
 from tests.integration.conftest import Connect
 from tests.integration.fleet_folder import (

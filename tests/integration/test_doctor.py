@@ -20,16 +20,14 @@ import msgspec
 import numpy as np
 import pytest
 
-from broker import blobs, messages
-from broker.authority import Authority
-from broker.local import LocalBroker, find_mosquitto, free_port
-from broker.messages import AgentStatus, CoordinatorStatus, ProgramManifest
-from broker.mqtt import MqttLink
-from broker.seal import read_public_keys
-from broker.security import FleetSettings, create_fleet, utc_now
-from broker.settings import BrokerSettings, TlsSettings
-from broker.signing import Signer, SigningKeys
-from broker.topics import (
+from broker.link.mqtt import MqttLink
+from broker.link.settings import BrokerSettings, TlsSettings
+from broker.link.transport_settings import ProxyKind, ProxySettings
+from broker.local.broker import LocalBroker, find_mosquitto, free_port
+from broker.protocol import blobs, messages
+from broker.protocol.messages import AgentStatus, CoordinatorStatus, ProgramManifest
+from broker.protocol.signed_messages import read_public_keys
+from broker.protocol.topics import (
     AgentStatusTopic,
     ChunkTopic,
     CoordinatorStatusTopic,
@@ -37,7 +35,9 @@ from broker.topics import (
     ProgramTopic,
     Topics,
 )
-from broker.transports import ProxyKind, ProxySettings
+from broker.security.certificate_authority import Authority
+from broker.security.fleet import FleetSettings, create_fleet, utc_now
+from broker.security.signing import Signer, SigningKeys
 from coordinator.config import CoordinatorConfig
 from coordinator.doctor import diagnose as diagnose_coordinator
 from edge_agent.config import AgentConfig

@@ -19,11 +19,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from broker.access import PID_FILE
-from broker.enrolment import Answer, Request, decode_answer
-from broker.local import free_port
-from broker.reload import reload_mosquitto
-from broker.security import FleetSettings, create_fleet, utc_now
+from broker.enrolment.messages import Answer, Request, decode_answer
+from broker.local.broker import free_port
+from broker.security.access_control import PID_FILE
+from broker.security.fleet import FleetSettings, create_fleet, utc_now
+from broker.security.reload_mosquitto import reload_mosquitto
 from edge_agent.join import ask_for_certificate
 from fedge.errors import ConfigError, LinkError
 from fedge.files import Account

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from broker.bundle import check_bundle, read_bundle
-from broker.invitation import invite, redeem
-from broker.security import Fleet, FleetSettings, create_fleet, utc_now
+from broker.enrolment.invitations import invite, redeem
+from broker.security.bundle import check_bundle, read_bundle
+from broker.security.fleet import Fleet, FleetSettings, create_fleet, utc_now
 from edge_agent.config import AgentConfig
 from edge_agent.enrol import enrol
 from fedge.command import cli
@@ -128,13 +128,13 @@ def test_a_device_whose_disk_is_full_keeps_what_it_has(disk: Path, tmp_path: Pat
 
 
 #: That write a fleet's files.
-FLEET = ("broker.security", "broker.fleet_files")
+FLEET = ("broker.security.fleet", "broker.security.fleet_layout")
 
 
 def cut_at_write(number: int, modules: Sequence[str], *arguments: str | Path) -> None:
     """Runs a command whose process is gone in the middle of the file of this number."""
     code = (
-        f"import importlib, itertools, os, sys, broker.security_files as files\n"
+        f"import importlib, itertools, os, sys, fedge.files as files\n"
         f"left = itertools.count({number}, -1)\n"
         "def write_whole_or_end(path, data, *rest, **more):\n"
         "    if next(left) == 0:\n"

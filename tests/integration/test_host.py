@@ -19,13 +19,13 @@ import numpy as np
 import pytest
 import yaml
 
-from broker import messages
-from broker.link import LinkUp, Received
-from broker.local import LocalBroker, free_port
-from broker.messages import AgentStatus
-from broker.mqtt import MqttLink
-from broker.network import NetworkLoop
-from broker.topics import AgentStatusTopic, Topics
+from broker.link.link import LinkUp, Received
+from broker.link.mqtt import MqttLink
+from broker.link.network_loop import NetworkLoop
+from broker.local.broker import LocalBroker, free_port
+from broker.protocol import messages
+from broker.protocol.messages import AgentStatus
+from broker.protocol.topics import AgentStatusTopic, Topics
 from coordinator.records import RoundRecord
 from edge_agent.config import AgentConfig
 from fedge.errors import ConfigError, LinkError

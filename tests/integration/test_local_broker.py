@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from broker.local import LocalBroker, answers, choose_kind, free_port
-from broker.mqtt import MqttLink
+from broker.link.mqtt import MqttLink
+from broker.local.broker import LocalBroker, answers, choose_kind, free_port
 from fedge.errors import ConfigError
 from tests.conftest import gone_within, lives, need, take, wait_up
 
@@ -75,15 +75,15 @@ def test_a_broker_that_ends_at_once_says_why() -> None:
 
 
 def test_a_missing_kind_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("broker.local.find_mosquitto", lambda: None)
-    monkeypatch.setattr("broker.local.has_embedded", lambda: False)
+    monkeypatch.setattr("broker.local.broker.find_mosquitto", lambda: None)
+    monkeypatch.setattr("broker.local.broker.has_embedded", lambda: False)
     with pytest.raises(ConfigError, match=r"no mosquitto broker here: .*apt install mosquitto"):
         choose_kind("mosquitto")
     with pytest.raises(ConfigError, match=r"no embedded broker here: .*extra: fedge"):
         choose_kind("embedded")
     with pytest.raises(ConfigError, match=r"apt install mosquitto.* or .*extra: fedge"):
         choose_kind("auto")
-    monkeypatch.setattr("broker.local.has_embedded", lambda: True)
+    monkeypatch.setattr("broker.local.broker.has_embedded", lambda: True)
     assert choose_kind("auto") == "embedded"
 
 
@@ -102,7 +102,7 @@ def test_it_comes_back_on_its_port_after_a_crash(kind: str) -> None:
 def test_a_killed_parent_leaves_no_broker(kind: str, number: signal.Signals) -> None:
     code = (
         "import sys, time\n"
-        "from broker.local import LocalBroker\n"
+        "from broker.local.broker import LocalBroker\n"
         f"with LocalBroker({kind!r}) as broker:\n"
         "    print(broker.pid, flush=True)\n"
         "    time.sleep(60)\n"

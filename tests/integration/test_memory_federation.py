@@ -10,8 +10,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from broker.link import LinkDown, LinkUp, Posted, Received, Will
-from broker.machine import (
+from broker.link.link import LinkDown, LinkUp, Posted, Received, Will
+from broker.memory.link import MemoryBroker, MemoryLink
+from broker.protocol.messages import TrainingPlan
+from broker.service.events import (
     Connected,
     Disconnected,
     MessageArrived,
@@ -22,8 +24,6 @@ from broker.machine import (
     Tick,
     Unsubscribe,
 )
-from broker.memory import MemoryBroker, MemoryLink
-from broker.messages import TrainingPlan
 from coordinator.config import CoordinatorConfig, EvaluationConfig, RoundConfig, StartConfig
 from coordinator.events import Commit, RoundEnded
 from coordinator.federation import Coordinator

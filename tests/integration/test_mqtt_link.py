@@ -16,11 +16,11 @@ from random import Random
 import pytest
 from paho.mqtt import publish as paho_publish
 
-from broker.link import LinkDown, LinkUp, Received, Will
-from broker.local import LocalBroker, free_port
-from broker.mqtt import MqttLink
-from broker.network import NetworkLoop
-from broker.settings import BrokerSettings, TlsSettings
+from broker.link.link import LinkDown, LinkUp, Received, Will
+from broker.link.mqtt import MqttLink
+from broker.link.network_loop import NetworkLoop
+from broker.link.settings import BrokerSettings, TlsSettings
+from broker.local.broker import LocalBroker, free_port
 from fedge.errors import ConfigError, LinkError
 from tests.conftest import need, nothing_comes, take, wait_down, wait_up
 
@@ -440,7 +440,7 @@ def test_a_link_that_raises_in_a_callback_harms_nobody(
             link.open()
             wait_up(link)
         monkeypatch.setattr(bad, "emit", explode)
-        with caplog.at_level(logging.CRITICAL, "broker.network"):
+        with caplog.at_level(logging.CRITICAL, "broker.link.network_loop"):
             for _ in range(20):
                 good.publish(topic, b"x")
             assert len(take(good, 20)) == 20

@@ -11,11 +11,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from broker.local import free_port
-from broker.mqtt import MqttLink
-from broker.network import NetworkLoop
-from broker.settings import BrokerSettings
-from broker.transports import ProxyKind, ProxySettings
+from broker.link.mqtt import MqttLink
+from broker.link.network_loop import NetworkLoop
+from broker.link.settings import BrokerSettings
+from broker.link.transport_settings import ProxyKind, ProxySettings
+from broker.local.broker import free_port
 from fedge.errors import ConfigError
 from tests.conftest import take, wait_down, wait_up
 from tests.gateway import Gateway

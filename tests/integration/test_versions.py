@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from broker.link import LinkDown, LinkUp, Received
-from broker.local import HOST, LocalBroker
-from broker.mqtt import MqttLink
-from broker.network import NetworkLoop
-from broker.settings import BrokerSettings
+from broker.link.link import LinkDown, LinkUp, Received
+from broker.link.mqtt import MqttLink
+from broker.link.network_loop import NetworkLoop
+from broker.link.settings import BrokerSettings
+from broker.local.broker import HOST, LocalBroker
 from fedge.errors import LinkError
 from tests.conftest import need, nothing_comes, take, wait_down, wait_up
 from tests.transports import broker_of_3_1_1

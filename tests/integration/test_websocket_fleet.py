@@ -10,11 +10,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from broker.link import LinkUp
-from broker.local import free_port
-from broker.mqtt import MqttLink
-from broker.security import FleetSettings, create_fleet, utc_now
-from broker.settings import BrokerSettings
+from broker.link.link import LinkUp
+from broker.link.mqtt import MqttLink
+from broker.link.settings import BrokerSettings
+from broker.local.broker import free_port
+from broker.security.fleet import FleetSettings, create_fleet, utc_now
 from edge_agent.config import AgentConfig
 from edge_agent.enrol import enrol
 from fedge.errors import ConfigError
@@ -58,8 +58,8 @@ def link_of(settings: BrokerSettings, client_id: str) -> MqttLink:
 
 def reload(fleet: RunningFleet) -> None:
     """The broker reads its access rules again."""
-    from broker.access import PID_FILE
-    from broker.reload import reload_mosquitto
+    from broker.security.access_control import PID_FILE
+    from broker.security.reload_mosquitto import reload_mosquitto
 
     before = fleet.said().count("Reloading config")
     pid_file = fleet.fleet.broker_folder / PID_FILE

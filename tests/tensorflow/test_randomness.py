@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from broker.messages import TrainingPlan
+from broker.protocol.messages import TrainingPlan
 from edge_agent.trainer import train
 from models.export.backend import keras, tf
 from models.export.exporter import export_model

@@ -7,9 +7,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from broker import blobs, messages
-from broker.machine import Connected, MessageArrived, Publish, Started, Subscribe, Unsubscribe
-from broker.messages import (
+from broker.protocol import blobs, messages
+from broker.protocol.messages import (
     AgentStatus,
     BlobRef,
     Cohort,
@@ -21,7 +20,7 @@ from broker.messages import (
     RoundPlan,
     UpdateHeader,
 )
-from broker.topics import (
+from broker.protocol.topics import (
     AgentStatusTopic,
     ChunkTopic,
     CoordinatorStatusTopic,
@@ -31,6 +30,14 @@ from broker.topics import (
     RoundTopic,
     Topic,
     Topics,
+)
+from broker.service.events import (
+    Connected,
+    MessageArrived,
+    Publish,
+    Started,
+    Subscribe,
+    Unsubscribe,
 )
 from edge_agent.agent import Agent
 from edge_agent.events import Action, Event, PackageLoaded, SpoolUpdate, StartJob, Trained

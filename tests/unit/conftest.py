@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from broker.security import Fleet
+    from broker.security.fleet import Fleet
 
 
 @pytest.fixture

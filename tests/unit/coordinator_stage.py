@@ -7,11 +7,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from broker import blobs, messages
-from broker.link import publish_packet_bytes
-from broker.machine import Connected, MessageArrived, Publish, Started, Tick
-from broker.messages import AgentStatus, Receipt, Report, RoundPlan, UpdateHeader
-from broker.topics import (
+from broker.link.link import publish_packet_bytes
+from broker.protocol import blobs, messages
+from broker.protocol.messages import AgentStatus, Receipt, Report, RoundPlan, UpdateHeader
+from broker.protocol.topics import (
     AgentStatusTopic,
     ChunkTopic,
     InboxTopic,
@@ -20,6 +19,7 @@ from broker.topics import (
     Topics,
     UpdateTopic,
 )
+from broker.service.events import Connected, MessageArrived, Publish, Started, Tick
 from coordinator.config import CoordinatorConfig, EvaluationConfig, RoundConfig, StartConfig
 from coordinator.events import Action, Event, RoundEnded
 from coordinator.federation import Coordinator

@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner, Result
 from cryptography import x509
 
-from broker.security import Fleet, FleetSettings, create_fleet, utc_now
-from broker.signing import SigningKeys
+from broker.security.fleet import Fleet, FleetSettings, create_fleet, utc_now
+from broker.security.signing import SigningKeys
 from fedge.command import cli
 from fedge.files import Account
 
@@ -62,7 +62,7 @@ def limited(max_file_bytes: int, code: str) -> str:
     """Runs code that may write no larger file, as on a disk that fills up; what it raised."""
     script = (
         "import resource, sys; from pathlib import Path; from fedge.errors import ConfigError\n"
-        "from broker.security import *; from fedge.files import *\n"
+        "from broker.security.fleet import *; from fedge.files import *\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({max_file_bytes}, {max_file_bytes}))\n"
         f"try:\n    {code}\nexcept ConfigError as error: sys.stdout.write(str(error))\n"
     )

@@ -9,11 +9,25 @@ from typing import Any
 import numpy as np
 import pytest
 
-from broker import blobs, messages
-from broker.link import publish_packet_bytes
-from broker.machine import Connected, Publish, Started, Stopping, Subscribe, Tick, Unsubscribe
-from broker.messages import Cohort, CoordinatorStatus, ProgramManifest, UpdateHeader
-from broker.topics import ChunkTopic, CoordinatorStatusTopic, ProgramTopic, RoundTopic, UpdateTopic
+from broker.link.link import publish_packet_bytes
+from broker.protocol import blobs, messages
+from broker.protocol.messages import Cohort, CoordinatorStatus, ProgramManifest, UpdateHeader
+from broker.protocol.topics import (
+    ChunkTopic,
+    CoordinatorStatusTopic,
+    ProgramTopic,
+    RoundTopic,
+    UpdateTopic,
+)
+from broker.service.events import (
+    Connected,
+    Publish,
+    Started,
+    Stopping,
+    Subscribe,
+    Tick,
+    Unsubscribe,
+)
 from edge_agent.events import (
     Action,
     CancelJob,

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from broker import blobs
-from broker.machine import Connected, Disconnected, Publish, Subscribe, Tick
-from broker.messages import ProgramManifest
-from broker.topics import ChunkTopic, ProgramTopic
+from broker.protocol import blobs
+from broker.protocol.messages import ProgramManifest
+from broker.protocol.topics import ChunkTopic, ProgramTopic
+from broker.service.events import Connected, Disconnected, Publish, Subscribe, Tick
 from edge_agent.events import BlobRecalled, LoadPackage, PackageFailed, SpoolUpdate
 from tests.unit.agent_stage import (
     MAX_PAYLOAD,

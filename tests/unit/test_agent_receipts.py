@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from broker import blobs
-from broker.machine import Connected, Publish, Started, Tick
-from broker.messages import Cohort, Resend
-from broker.topics import InboxTopic
+from broker.protocol import blobs
+from broker.protocol.messages import Cohort, Resend
+from broker.protocol.topics import InboxTopic
+from broker.service.events import Connected, Publish, Started, Tick
 from edge_agent.agent import Agent
 from edge_agent.events import ForgetResidual, SettleUpdate, SpoolUpdate, StartJob
 from edge_agent.spool import AgentMemory

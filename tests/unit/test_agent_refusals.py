@@ -8,10 +8,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from broker import blobs
-from broker.machine import Connected, MessageArrived, Publish, Subscribe, Unsubscribe
-from broker.messages import BlobRef
-from broker.topics import (
+from broker.protocol import blobs
+from broker.protocol.messages import BlobRef
+from broker.protocol.topics import (
     ChunkTopic,
     CoordinatorStatusTopic,
     InboxTopic,
@@ -19,6 +18,7 @@ from broker.topics import (
     RoundTopic,
     Topic,
 )
+from broker.service.events import Connected, MessageArrived, Publish, Subscribe, Unsubscribe
 from edge_agent.events import Evaluated, JobFailed, StartJob, Trained
 from edge_agent.trainer import TrainingResult
 from learning.codecs import CodecConfig

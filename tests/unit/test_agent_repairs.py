@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from broker.machine import Subscribe, Tick
-from broker.topics import CoordinatorStatusTopic, ProgramTopic, RoundTopic
+from broker.protocol.topics import CoordinatorStatusTopic, ProgramTopic, RoundTopic
+from broker.service.events import Subscribe, Tick
 from edge_agent.events import Action, SettleUpdate, StartJob
 from tests.unit.agent_stage import THETA, TOPICS, Device, only, plan, ready, ref, trained
 

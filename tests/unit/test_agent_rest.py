@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from broker.machine import Connected, Started, Subscribe, Tick, Unsubscribe
-from broker.messages import Report
+from broker.protocol.messages import Report
+from broker.service.events import Connected, Started, Subscribe, Tick, Unsubscribe
 from edge_agent.events import (
     Action,
     CancelJob,

@@ -76,7 +76,7 @@ import sys
 import numpy as np
 from edge_agent import service
 from edge_agent.trainer import train
-from broker.messages import TrainingPlan
+from broker.protocol.messages import TrainingPlan
 from models.runtime.program import Program
 from models.zoo import load_zoo
 package = load_zoo(sys.argv[1])

@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from broker.backoff import FullJitter
+from broker.link.backoff import FullJitter
 
 
 class Highest(Random):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker.blobs import (
+from broker.protocol.blobs import (
     CHUNK_BYTES,
     HEADER_BYTES,
     MIN_CHUNK_BYTES,
@@ -21,7 +21,7 @@ from broker.blobs import (
     parse_chunk,
     split,
 )
-from broker.messages import BlobRef
+from broker.protocol.messages import BlobRef
 from fedge.errors import WireError
 
 LIMIT = 1 << 20

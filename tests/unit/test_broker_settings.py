@@ -10,9 +10,9 @@ import msgspec
 import pytest
 from cryptography.hazmat.primitives import serialization
 
-from broker.authority import Authority
-from broker.security import utc_now
-from broker.settings import BrokerSettings, TlsSettings
+from broker.link.settings import BrokerSettings, TlsSettings
+from broker.security.certificate_authority import Authority
+from broker.security.fleet import utc_now
 from fedge.errors import ConfigError
 from tests.users import as_nobody
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from broker.authority import Authority
-from broker.certificate import parse_certificate, read_certificate
+from broker.security.certificate import parse_certificate, read_certificate
+from broker.security.certificate_authority import Authority
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from broker import messages
+from broker.protocol import messages
 from coordinator.cohort import draw_cohort
 from coordinator.config import CohortConfig
 

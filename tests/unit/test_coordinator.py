@@ -5,10 +5,9 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from broker import blobs, messages
-from broker.machine import Connected, Publish, Started, Stopping, Subscribe
-from broker.messages import CoordinatorStatus, ProgramManifest, Receipt
-from broker.topics import (
+from broker.protocol import blobs, messages
+from broker.protocol.messages import CoordinatorStatus, ProgramManifest, Receipt
+from broker.protocol.topics import (
     AgentStatusTopic,
     ChunkTopic,
     CoordinatorStatusTopic,
@@ -16,6 +15,7 @@ from broker.topics import (
     RoundTopic,
     UpdateTopic,
 )
+from broker.service.events import Connected, Publish, Started, Stopping, Subscribe
 from coordinator.config import CohortConfig, EvaluationConfig, RoundConfig, StartConfig
 from coordinator.events import Action, Commit, RoundEnded, SaveAgent, SaveRound, Waiting
 from coordinator.federation import Coordinator

@@ -8,10 +8,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from broker import messages
-from broker.machine import MessageArrived
-from broker.messages import AgentStatus
-from broker.topics import AgentStatusTopic, RoundTopic
+from broker.protocol import messages
+from broker.protocol.messages import AgentStatus
+from broker.protocol.topics import AgentStatusTopic, RoundTopic
+from broker.service.events import MessageArrived
 from coordinator.config import CohortConfig, EvaluationConfig, StartConfig, StopConfig
 from coordinator.events import Commit, Finished, RoundEnded, SaveAgent, SaveRound, Unable, Waiting
 from coordinator.federation import Coordinator

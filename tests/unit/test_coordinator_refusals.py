@@ -8,9 +8,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from broker import blobs
-from broker.machine import MessageArrived
-from broker.topics import UpdateTopic
+from broker.protocol import blobs
+from broker.protocol.topics import UpdateTopic
+from broker.service.events import MessageArrived
 from coordinator.config import EvaluationConfig, StartConfig
 from coordinator.events import Commit
 from coordinator.records import RoundRecord

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from broker import blobs, messages, seal
-from broker.link import Received
-from broker.memory import MemoryBroker, MemoryLink
-from broker.messages import AgentStatus, Receipt, RoundPlan, UpdateHeader
-from broker.signing import Signer, SigningKeys
-from broker.topics import AgentStatusTopic, InboxTopic, RoundTopic, Topics, UpdateTopic
+from broker.link.link import Received
+from broker.memory.link import MemoryBroker, MemoryLink
+from broker.protocol import blobs, messages, signed_messages
+from broker.protocol.messages import AgentStatus, Receipt, RoundPlan, UpdateHeader
+from broker.protocol.topics import AgentStatusTopic, InboxTopic, RoundTopic, Topics, UpdateTopic
+from broker.security.signing import Signer, SigningKeys
 from coordinator.config import StartConfig
 from coordinator.events import Finished, SaveAgent
 from coordinator.federation import Coordinator
@@ -75,12 +75,12 @@ class Scene:
 
     def receipts(self, name: str) -> list[Receipt]:
         inbox = TOPICS.name(InboxTopic(name))
-        heard = [seal.split(r.payload)[0] for r in self.heard(name) if r.topic == inbox]
+        heard = [signed_messages.split(r.payload)[0] for r in self.heard(name) if r.topic == inbox]
         return [messages.decode(message, Receipt) for message in heard]
 
     def plan(self, name: str) -> RoundPlan:
         rounds = [r for r in self.heard(name) if r.topic == TOPICS.name(RoundTopic())]
-        return messages.decode(seal.split(rounds[-1].payload)[0], RoundPlan)
+        return messages.decode(signed_messages.split(rounds[-1].payload)[0], RoundPlan)
 
     def signed_until(self) -> int:
         """Numbers that another process would find set aside after a power cut now."""
@@ -176,8 +176,8 @@ def test_what_agents_must_trust_is_signed_as_late_as_it_is_sent(scene: Scene) ->
     numbers = []
     for name in ("a", "b"):
         receipt = next(r for r in scene.heard(name) if r.topic == TOPICS.name(InboxTopic(name)))
-        message, line = seal.split(receipt.payload)
-        found = seal.parse(line)
+        message, line = signed_messages.split(receipt.payload)
+        found = signed_messages.parse(line)
         assert KEYS.sign(receipt.topic, found.number, message) == found
         assert messages.decode(message, Receipt).accepted
         numbers.append(found.number)

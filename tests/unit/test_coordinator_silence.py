@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from broker import messages
-from broker.machine import Connected, Disconnected
-from broker.messages import AgentStatus
-from broker.topics import AgentStatusTopic
+from broker.protocol import messages
+from broker.protocol.messages import AgentStatus
+from broker.protocol.topics import AgentStatusTopic
+from broker.service.events import Connected, Disconnected
 from coordinator.config import RoundConfig, StartConfig
 from coordinator.events import RoundEnded
 from tests.unit.coordinator_stage import MAX_PAYLOAD, FakeAgent, Stage, config, only

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.security import Fleet, FleetSettings, create_fleet, utc_now
+from broker.security.fleet import Fleet, FleetSettings, create_fleet, utc_now
 from fedge.files import Account
 
 ROOT = Path(__file__).parents[2]

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from paho.mqtt.client import topic_matches_sub as matches
 
-from broker import checks
-from broker.access import access_rules
-from broker.checks import clock_check
-from broker.signing import SigningKeys
-from broker.topics import Topics
+from broker.diagnostics import broker_checks
+from broker.diagnostics.broker_checks import clock_check
+from broker.protocol.topics import Topics
+from broker.security.access_control import access_rules
+from broker.security.signing import SigningKeys
 from coordinator.config import CoordinatorConfig
 from coordinator.doctor import coordinator_rights, diagnose
 from edge_agent.data.dataset import LocalDataset
@@ -91,7 +91,7 @@ def test_a_clock_without_a_battery_is_noticed(year: int) -> None:
 def test_a_clock_that_nothing_keeps_right_is_a_warning(
     monkeypatch: pytest.MonkeyPatch, adrift: bool, state: str
 ) -> None:
-    monkeypatch.setattr(checks, "_is_unsynchronised", lambda: adrift)
+    monkeypatch.setattr(broker_checks, "_is_unsynchronised", lambda: adrift)
     assert clock_check(datetime(2026, 5, 4, tzinfo=UTC)).state == state
 
 
@@ -212,6 +212,6 @@ def test_a_signing_key_that_everybody_can_read_is_noticed(tmp_path: Path) -> Non
     found = {}
     for mode in (0o644, 0o600):
         file.chmod(mode)
-        checks = diagnose(config, tmp_path, offline=True)
-        found[mode] = [check.state for check in checks if check.name == "keys"]
+        broker_checks = diagnose(config, tmp_path, offline=True)
+        found[mode] = [check.state for check in broker_checks if check.name == "keys"]
     assert found == {0o644: ["warning", "ok"], 0o600: ["ok"]}

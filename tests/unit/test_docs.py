@@ -21,10 +21,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 import coordinator.intake
 import coordinator.round
 import coordinator.uploads
-from broker import blobs, ed25519, messages, seal
-from broker.settings import BrokerSettings, TlsSettings
-from broker.signing import SigningKeys
-from broker.transports import ProxySettings, WebSocketSettings
+from broker.link.settings import BrokerSettings, TlsSettings
+from broker.link.transport_settings import ProxySettings, WebSocketSettings
+from broker.protocol import blobs, ed25519, messages, signed_messages
+from broker.security.signing import SigningKeys
 from coordinator import admission
 from coordinator import config as middle
 from edge_agent import agent, answers
@@ -207,14 +207,16 @@ def test_the_vector_of_seals_is_the_code_s() -> None:
     (public,) = keys.public
     topic = "fedge/v1/houses/coordinator/status"
     payload, signed = block("json sealed").encode(), block("text signed").encode()
-    message, line = seal.split(payload)
-    found = seal.parse(line)
-    assert seal.signed_bytes(topic, found.number, message) == signed
+    message, line = signed_messages.split(payload)
+    found = signed_messages.parse(line)
+    assert signed_messages.signed_bytes(topic, found.number, message) == signed
     assert f"The {len(signed)} bytes that are signed" in PROTOCOL
-    assert seal.join(message, keys.sign(topic, found.number, message)) == payload
+    assert signed_messages.join(message, keys.sign(topic, found.number, message)) == payload
     assert messages.decode(message, messages.CoordinatorStatus).keys == (public.hex(),)
-    assert ed25519.is_valid(public, signed, bytes.fromhex(found.signatures[seal.key_id(public)]))
-    check_table(section(PROTOCOL, "Seals"), seal.Seal, 1)
+    assert ed25519.is_valid(
+        public, signed, bytes.fromhex(found.signatures[signed_messages.key_id(public)])
+    )
+    check_table(section(PROTOCOL, "Seals"), signed_messages.Seal, 1)
 
 
 def test_the_examples_of_fingerprint_and_cohort_are_the_code_s() -> None:

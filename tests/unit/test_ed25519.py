@@ -9,7 +9,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from broker.ed25519 import is_valid
+from broker.protocol.ed25519 import is_valid
 
 #: RFC 8032, section 7.1, tests 1 to 3: public key, message, signature.
 VECTORS = [

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from broker.machine import Connected, Publish
-from broker.topics import RoundTopic
+from broker.protocol.topics import RoundTopic
+from broker.service.events import Connected, Publish
 from coordinator.config import CohortConfig, EvaluationConfig, RoundConfig, StartConfig
 from coordinator.events import RoundEnded
 from tests.unit.coordinator_stage import FakeAgent, Stage, config, only

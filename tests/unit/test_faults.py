@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from broker.memory_broker import Packet
-from broker.messages import TrainingPlan
+from broker.memory.broker import Packet
+from broker.protocol.messages import TrainingPlan
 from fedge.errors import ConfigError
 from fedge.yaml_config import load_config
 from fleet.virtual.drawing import draw_agents, draw_faults

@@ -6,10 +6,10 @@ from random import Random
 
 import pytest
 
-from broker import blobs
-from broker.machine import Subscribe, Unsubscribe
-from broker.messages import BlobRef
-from broker.topics import Topics
+from broker.protocol import blobs
+from broker.protocol.messages import BlobRef
+from broker.protocol.topics import Topics
+from broker.service.events import Subscribe, Unsubscribe
 from edge_agent.events import ForgetBlob, KeepChunk, RecallBlob
 from edge_agent.fetcher import STALL_S, TRIES, Fetcher, Progressed
 from fedge.errors import WireError

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.filters import FilterTree, TopicTree, check_filter
+from broker.link.topic_filters import FilterTree, TopicTree, check_filter
 
 EXAMPLES = [
     ("sport/tennis/player1/#", "sport/tennis/player1", True),

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from broker.access import access_rules, check_device_id
-from broker.bundle import read_bundle
-from broker.reload import reload_mosquitto
-from broker.seal import key_id
-from broker.security import Fleet, utc_now
+from broker.protocol.signed_messages import key_id
+from broker.security.access_control import access_rules, check_device_id
+from broker.security.bundle import read_bundle
+from broker.security.fleet import Fleet, utc_now
+from broker.security.reload_mosquitto import reload_mosquitto
 from fedge.errors import ConfigError
 from tests.unit.fleet_folders import (
     HOSTS,
@@ -266,7 +266,7 @@ def test_the_coordinator_gets_a_new_certificate_and_the_old_one_is_revoked(fleet
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     before = content(fleet.folder)
     code = (
-        "from broker.key_rotation import rotate_certificate; "
+        "from broker.security.key_rotation import rotate_certificate; "
         f"rotate_certificate(Fleet(Path({str(fleet.folder)!r})), utc_now())"
     )
     assert "cannot be written" in limited(500, code)

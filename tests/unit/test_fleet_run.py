@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from broker.settings import BrokerSettings
+from broker.link.settings import BrokerSettings
 from coordinator.config import CoordinatorConfig, EvaluationConfig, RoundConfig
 from fedge.errors import LinkError
 from fleet import run

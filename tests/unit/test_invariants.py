@@ -10,11 +10,11 @@ import msgspec
 import numpy as np
 import pytest
 
-from broker import messages
-from broker.machine import MessageArrived
-from broker.memory_broker import Message
-from broker.messages import AgentStatus, RoundPlan
-from broker.topics import RoundTopic, Topics
+from broker.memory.broker import Message
+from broker.protocol import messages
+from broker.protocol.messages import AgentStatus, RoundPlan
+from broker.protocol.topics import RoundTopic, Topics
+from broker.service.events import MessageArrived
 from coordinator.events import Commit, RoundEnded, SaveOpenRound, StoreUpdate
 from edge_agent.events import SpoolUpdate, StartJob
 from fleet.virtual.drawing import draw_setting

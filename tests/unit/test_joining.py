@@ -14,10 +14,10 @@ import msgspec
 import pytest
 from click.testing import Result
 
-from broker.authority import Authority
-from broker.bundle import Bundle, check_bundle, encode_bundle, read_bundle
-from broker.seal import read_public_keys
-from broker.security import Fleet, FleetSettings, create_fleet, utc_now
+from broker.protocol.signed_messages import read_public_keys
+from broker.security.bundle import Bundle, check_bundle, encode_bundle, read_bundle
+from broker.security.certificate_authority import Authority
+from broker.security.fleet import Fleet, FleetSettings, create_fleet, utc_now
 from edge_agent.config import AgentConfig
 from fedge.errors import ConfigError
 from fedge.files import Account

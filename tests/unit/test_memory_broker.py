@@ -7,8 +7,8 @@ from random import Random
 
 import pytest
 
-from broker.link import LinkDown, LinkUp, Received, Will
-from broker.memory import MemoryBroker, MemoryLink, Packet, PerfectRoute
+from broker.link.link import LinkDown, LinkUp, Received, Will
+from broker.memory.link import MemoryBroker, MemoryLink, Packet, PerfectRoute
 from fedge.errors import LinkError
 from tests.conftest import take, wait_down, wait_up
 

@@ -79,7 +79,7 @@ def test_what_nobody_knows_refuses_nothing() -> None:
 
 _TRAIN = """
 import sys, numpy as np
-from broker.messages import TrainingPlan
+from broker.protocol.messages import TrainingPlan
 from edge_agent import worker, service
 from edge_agent.trainer import train
 from learning.codecs import CodecConfig, compensate, make_codec

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker import messages
-from broker.messages import (
+from broker.protocol import messages
+from broker.protocol.messages import (
     MAX_MESSAGE_BYTES,
     AgentStatus,
     BlobRef,

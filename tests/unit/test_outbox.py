@@ -6,8 +6,8 @@ from random import Random
 
 import numpy as np
 
-from broker.messages import Receipt
-from broker.topics import Topics
+from broker.protocol.messages import Receipt
+from broker.protocol.topics import Topics
 from edge_agent.events import ForgetResidual, SettleUpdate
 from edge_agent.outbox import Outbox
 from edge_agent.spool import AgentMemory, SpooledUpdate

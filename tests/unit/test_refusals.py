@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from broker.access import may_read, may_write
-from broker.refusals import Refusals
-from broker.security import FleetSettings, create_fleet, utc_now
+from broker.security.access_control import may_read, may_write
+from broker.security.fleet import FleetSettings, create_fleet, utc_now
+from broker.security.log_reader import Refusals
 from fedge.command import cli
 from fedge.files import Account
 

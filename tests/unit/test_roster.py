@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from broker.messages import AgentStatus
+from broker.protocol.messages import AgentStatus
 from coordinator import roster
 from coordinator.roster import Roster
 

@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
-from broker import seal
-from broker.signing import Signer, SigningKeys
+from broker.protocol import signed_messages
+from broker.security.signing import Signer, SigningKeys
 from coordinator.store import Store
 from fedge.errors import ConfigError, WireError
 
@@ -24,7 +24,7 @@ TOPIC = "fedge/v1/f/round"
 
 
 def number_of(payload: bytes) -> int:
-    return seal.parse(seal.split(payload)[1]).number
+    return signed_messages.parse(signed_messages.split(payload)[1]).number
 
 
 class Disk:
@@ -91,7 +91,7 @@ def test_the_store_keeps_what_was_set_aside(tmp_path: Path) -> None:
 )
 def test_what_is_no_seal_is_unreadable(line: bytes) -> None:
     with pytest.raises(WireError):
-        seal.parse(line)
+        signed_messages.parse(line)
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -101,8 +101,10 @@ def test_keys_survive_their_files(tmp_path: Path) -> None:
     keys = SigningKeys.generate().after(SigningKeys.generate())
     private, public = tmp_path / "signing.key", tmp_path / "coordinator.pub"
     private.write_bytes(keys.encode())
-    public.write_bytes(seal.encode_public_keys(keys.public))
-    assert SigningKeys.read(private).public == keys.public == seal.read_public_keys(public)
+    public.write_bytes(signed_messages.encode_public_keys(keys.public))
+    assert (
+        SigningKeys.read(private).public == keys.public == signed_messages.read_public_keys(public)
+    )
     assert len(set(keys.public)) == 2
 
 
@@ -111,7 +113,7 @@ def test_keys_that_openssl_made_are_read(tmp_path: Path) -> None:
     private, public = tmp_path / "signing.key", tmp_path / "coordinator.pub"
     subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", private], check=True)
     subprocess.run(["openssl", "pkey", "-in", private, "-pubout", "-out", public], check=True)
-    assert SigningKeys.read(private).public == seal.read_public_keys(public)
+    assert SigningKeys.read(private).public == signed_messages.read_public_keys(public)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +123,10 @@ def test_keys_that_openssl_made_are_read(tmp_path: Path) -> None:
         (b"-----BEGIN PUBLIC KEY-----\n!!!\n-----END PUBLIC KEY-----", "0 public keys"),
         (b"-----BEGIN PUBLIC KEY-----\nabc\n-----END PUBLIC KEY-----", "damaged"),
         (b"-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----", "not of the kind Ed25519"),
-        (seal.encode_public_keys([bytes(32)] * 5), "5 public keys in PEM, must be 1 to 4"),
+        (
+            signed_messages.encode_public_keys([bytes(32)] * 5),
+            "5 public keys in PEM, must be 1 to 4",
+        ),
         (SigningKeys.generate().encode(), "0 public keys"),
         (b"\xff" * 100_000, "0 public keys"),
     ],
@@ -130,11 +135,11 @@ def test_a_wrong_file_of_public_keys_is_named(tmp_path: Path, text: bytes, words
     path = tmp_path / "coordinator.pub"
     path.write_bytes(text)
     with pytest.raises(ConfigError, match=words) as error:
-        seal.read_public_keys(path)
+        signed_messages.read_public_keys(path)
     assert str(path) in str(error.value)
     path.unlink()
     with pytest.raises(ConfigError, match="cannot be read"):
-        seal.read_public_keys(path)
+        signed_messages.read_public_keys(path)
 
 
 def test_a_wrong_file_of_private_keys_is_named(tmp_path: Path) -> None:

@@ -12,11 +12,11 @@ import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from broker.access import ListenerSettings, mosquitto_config
-from broker.authority import check_host
-from broker.bundle import read_bundle
-from broker.key_rotation import rotate_certificate, rotate_key
-from broker.security import Fleet, utc_now
+from broker.security.access_control import ListenerSettings, mosquitto_config
+from broker.security.bundle import read_bundle
+from broker.security.certificate_authority import check_host
+from broker.security.fleet import Fleet, utc_now
+from broker.security.key_rotation import rotate_certificate, rotate_key
 from fedge.errors import ConfigError
 from fedge.files import Account, claimed, write_whole
 from tests.unit.fleet_folders import (
@@ -147,7 +147,7 @@ def test_a_change_of_the_broker_s_certificate_is_whole_or_not_made(fleet: Fleet)
         line = line_of(fedge("broker", "rotate-broker", fleet.folder, "--host", hosts))
         assert "neither a host name nor an IP address" in line
     code = (
-        "from broker.key_rotation import rotate_broker; "
+        "from broker.security.key_rotation import rotate_broker; "
         f"rotate_broker(Fleet(Path({str(fleet.folder)!r})), utc_now(), ['other.example.org'])"
     )
     assert "cannot be written" in limited(500, code)

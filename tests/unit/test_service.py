@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from broker.link import LinkDown, Will
-from broker.machine import (
+from broker.link.link import LinkDown, Will
+from broker.memory.link import MemoryBroker, MemoryLink, PerfectRoute
+from broker.service.events import (
     Connected,
     Disconnected,
     MessageArrived,
@@ -20,8 +21,7 @@ from broker.machine import (
     Subscribe,
     Unsubscribe,
 )
-from broker.memory import MemoryBroker, MemoryLink, PerfectRoute
-from broker.service import Service, StopRequested
+from broker.service.service import Service, StopRequested
 from fedge.errors import LinkError, StoreError
 from tests.conftest import nothing_comes, take, wait_up
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from broker import blobs
+from broker.protocol import blobs
 from edge_agent.chunks import ChunkStore
 from edge_agent.spool import PENDING_FILE, SETTLED_FILE, Spool, SpooledUpdate
 from fedge.errors import StoreError

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from broker.messages import AgentStatus
+from broker.protocol.messages import AgentStatus
 from coordinator.config import CoordinatorConfig
 from coordinator.records import AgentResult
 from coordinator.report import matrix_lines, status_document, status_text

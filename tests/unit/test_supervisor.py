@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from broker.memory import MemoryBroker, MemoryLink
-from broker.service import StopRequested
+from broker.memory.link import MemoryBroker, MemoryLink
+from broker.service.service import StopRequested
 from fedge.systemd import Supervisor
 from tests.unit.test_service import Recorder, RefusingLink, Unreachable
 

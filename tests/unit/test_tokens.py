@@ -15,14 +15,14 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
-from broker.enrolment import PER_SESSION, Answer, EnrolmentTopics, Request, decode_answer
-from broker.invitation import TokenRefused, invite, redeem, withdraw
-from broker.link import LinkUp, Received
-from broker.machine import MessageArrived, Publish, Started, Subscribe
-from broker.registrar import AT_ONCE, Granted, Note, Refused, Registrar
-from broker.security import Fleet, FleetSettings, create_fleet, utc_now
-from broker.settings import TlsSettings
-from broker.token import Token, fingerprint
+from broker.enrolment.invitations import TokenRefused, invite, redeem, withdraw
+from broker.enrolment.messages import PER_SESSION, Answer, EnrolmentTopics, Request, decode_answer
+from broker.enrolment.registrar import AT_ONCE, Granted, Note, Refused, Registrar
+from broker.enrolment.token import Token, fingerprint
+from broker.link.link import LinkUp, Received
+from broker.link.settings import TlsSettings
+from broker.security.fleet import Fleet, FleetSettings, create_fleet, utc_now
+from broker.service.events import MessageArrived, Publish, Started, Subscribe
 from edge_agent import join
 from edge_agent.enrol import token_in
 from edge_agent.private_key import certificate_request, forget_used_key, own_key

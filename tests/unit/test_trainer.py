@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from broker.messages import TrainingPlan
+from broker.protocol.messages import TrainingPlan
 from edge_agent.trainer import Adam, LocalOptimizer, Sgd, make_optimizer, train
 from fedge.errors import TrainingError
 from learning.aggregation import make_aggregator

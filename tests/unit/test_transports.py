@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from broker.settings import BrokerSettings, TlsSettings
-from broker.transports import WebSocketSettings, proxy_of_environment
+from broker.link.settings import BrokerSettings, TlsSettings
+from broker.link.transport_settings import WebSocketSettings, proxy_of_environment
 from fedge.errors import ConfigError
 from fedge.yaml_config import parse_config
 

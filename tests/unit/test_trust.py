@@ -15,11 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker import blobs, messages, seal
-from broker.machine import Connected, MessageArrived, Publish, Started
-from broker.messages import AgentStatus, CoordinatorStatus, Message
-from broker.signing import SigningKeys
-from broker.topics import (
+from broker.protocol import blobs, messages, signed_messages
+from broker.protocol.messages import AgentStatus, CoordinatorStatus, Message
+from broker.protocol.topics import (
     ChunkTopic,
     CoordinatorStatusTopic,
     InboxTopic,
@@ -28,6 +26,8 @@ from broker.topics import (
     Topic,
     Topics,
 )
+from broker.security.signing import SigningKeys
+from broker.service.events import Connected, MessageArrived, Publish, Started
 from edge_agent.agent import Agent
 from edge_agent.events import Action, KeepTrust, LoadPackage, SettleUpdate, StartJob
 from edge_agent.spool import AgentMemory
@@ -46,7 +46,7 @@ def hexes(keys: SigningKeys) -> tuple[str, ...]:
 
 
 def ids(keys: SigningKeys) -> tuple[str, ...]:
-    return tuple(seal.key_id(key) for key in keys.public)
+    return tuple(signed_messages.key_id(key) for key in keys.public)
 
 
 class Pinned(Device):
@@ -66,7 +66,7 @@ class Pinned(Device):
 
     def hear(self, topic: Topic, message: Message | bytes) -> list[Action]:
         payload = message if isinstance(message, bytes) else messages.encode(message)
-        if self.keys is not None and seal.is_sealed(topic):
+        if self.keys is not None and signed_messages.is_sealed(topic):
             self.number += 1
             payload = signed(topic, payload, self.number, self.keys)
         return self.hear_raw(topic, payload)
@@ -92,7 +92,7 @@ def signed(
     keys: SigningKeys = OURS,
     topics: Topics = TOPICS,
 ) -> bytes:
-    return seal.join(message, keys.sign(topics.name(topic), number, message))
+    return signed_messages.join(message, keys.sign(topics.name(topic), number, message))
 
 
 def ready(device: Pinned) -> Pinned:
@@ -172,16 +172,18 @@ def plan_ref(blob: bytes) -> messages.BlobRef:
 
 def forged_plan(how: str) -> bytes:
     honest = messages.encode(plan(round_id=2))
-    message, line = seal.split(signed(RoundTopic(), honest, 900))
+    message, line = signed_messages.split(signed(RoundTopic(), honest, 900))
     if how == "not signed":
         return message
     if how == "another's key":
         return signed(RoundTopic(), honest, 900, OTHER)
     if how == "another's key under our name":
         theirs = OTHER.sign(TOPICS.name(RoundTopic()), 900, honest)
-        return seal.join(
+        return signed_messages.join(
             honest,
-            seal.Seal(number=900, signatures={ids(OURS)[0]: theirs.signatures[ids(OTHER)[0]]}),
+            signed_messages.Seal(
+                number=900, signatures={ids(OURS)[0]: theirs.signatures[ids(OTHER)[0]]}
+            ),
         )
     if how == "plan changed":
         return message.replace(b'"round_id":2', b'"round_id":3') + b"\n" + line
@@ -311,7 +313,9 @@ def test_no_patchwork_of_what_was_said_passes(
     flipped: tuple[int, int] | None,
     cut: int | None,
 ) -> None:
-    patched = bytearray(seal.split(lines[0][1])[0] + b"\n" + seal.split(lines[1][1])[1])
+    patched = bytearray(
+        signed_messages.split(lines[0][1])[0] + b"\n" + signed_messages.split(lines[1][1])[1]
+    )
     if flipped is not None:
         patched[flipped[0] % len(patched)] ^= 1 << flipped[1]
     payload = bytes(patched[:cut])
@@ -323,7 +327,7 @@ def test_no_patchwork_of_what_was_said_passes(
         assert payload not in genuine
     else:
         # JSON may be written in more than one way: a changed seal may say the same.
-        assert message in [seal.split(said)[0] for said in genuine]
+        assert message in [signed_messages.split(said)[0] for said in genuine]
 
 
 # --- over restarts --------------------------------------------------------------------------------
@@ -458,9 +462,9 @@ _VERIFY = """
 import sys
 sys.modules["cryptography"] = None
 from pathlib import Path
-from broker.topics import RoundTopic, Topics
+from broker.protocol.topics import RoundTopic, Topics
 from edge_agent.trust import Trust
-from broker.seal import read_public_keys
+from broker.protocol.signed_messages import read_public_keys
 folder = Path(sys.argv[1])
 trust = Trust(Topics("f"), read_public_keys(folder / "coordinator.pub"))
 print(trust.opened(RoundTopic(), (folder / "round").read_bytes()).decode())
@@ -473,7 +477,7 @@ def without_cryptography(code: str, *arguments: str | Path) -> subprocess.Comple
 
 
 def test_a_device_checks_signatures_without_the_package_cryptography(tmp_path: Path) -> None:
-    (tmp_path / "coordinator.pub").write_bytes(seal.encode_public_keys(OURS.public))
+    (tmp_path / "coordinator.pub").write_bytes(signed_messages.encode_public_keys(OURS.public))
     (tmp_path / "round").write_bytes(signed(RoundTopic(), b'{"round_id":7}', 1))
     done = without_cryptography(_VERIFY, tmp_path)
     assert done.stdout == '{"round_id":7}\n', done.stderr

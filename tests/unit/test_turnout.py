@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from broker.messages import AgentStatus
+from broker.protocol.messages import AgentStatus
 from coordinator.config import CohortConfig, CoordinatorConfig, StartConfig
 from coordinator.events import Waiting
 from coordinator.roster import Roster

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from broker.messages import BlobRef, Cohort, RoundPlan, TrainingPlan
+from broker.protocol.messages import BlobRef, Cohort, RoundPlan, TrainingPlan
 from edge_agent.config import AgentConfig
 from edge_agent.data.config import DataConfig
 from edge_agent.events import (

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from broker.messages import BlobRef, Cohort, RoundPlan, Task, TrainingPlan
+from broker.protocol.messages import BlobRef, Cohort, RoundPlan, Task, TrainingPlan
 from edge_agent import worker
 from edge_agent.config import AgentConfig
 from edge_agent.data.config import DataConfig

@@ -1,0 +1,65 @@
+"""`fedge broker`: an MQTT broker for trying things, and a safe one for a fleet."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+
+import click
+
+from broker.cli.fleet import COMMANDS
+from broker.cli.keys import rotate_broker, rotate_coordinator, rotate_key
+from broker.local.broker import HOST, Kind, LocalBroker
+from fedge.console import command_errors
+from fedge.errors import LinkError
+
+
+@click.group()
+def cli() -> None:
+    """Run an MQTT broker for trying things; make a safe one for a fleet."""
+
+
+for command in (*COMMANDS, rotate_key, rotate_coordinator, rotate_broker):
+    cli.add_command(command)
+
+
+@cli.command()
+@click.option("--port", default=1883, show_default=True, type=click.IntRange(1, 65_535))
+@click.option(
+    "--kind",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "mosquitto", "embedded"]),
+    help="auto: Mosquitto where it is installed, else the embedded broker.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print address, kind and pid as JSON.")
+@command_errors
+def run(port: int, kind: Kind, as_json: bool) -> None:
+    """Run a broker in the foreground until Ctrl-C or SIGTERM.
+
+    Only this machine can reach it; it asks for no password and keeps nothing on disk.
+    """
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    with LocalBroker(kind, port) as broker:
+        click.echo(_json(broker) if as_json else _greeting(broker))
+        while not stop.wait(0.2):
+            code = broker.wait(0)
+            # A Ctrl-C reaches the whole process group: then the broker may be gone first.
+            if code is not None and not stop.wait(0.2):
+                raise LinkError(f"the {broker.kind} broker ended by itself (code {code})")
+
+
+def _json(broker: LocalBroker) -> str:
+    return json.dumps({"host": HOST, "port": broker.port, "kind": broker.kind, "pid": broker.pid})
+
+
+def _greeting(broker: LocalBroker) -> str:
+    name = {"mosquitto": "Mosquitto", "embedded": "the embedded broker"}[broker.kind]
+    return (
+        f"{name} listens on {HOST}:{broker.port} (this machine only; Ctrl-C stops it)\n"
+        f"  in a configuration file:  broker: {{host: {HOST}, port: {broker.port}}}\n"
+        f"  watch everything:         mosquitto_sub -h {HOST} -p {broker.port} -t '#' -v"
+    )

@@ -1,0 +1,1 @@
+"""Checks of a broker, its access rules and the way to it."""

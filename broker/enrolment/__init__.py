@@ -1,0 +1,1 @@
+"""Enrolment by token: messages, the registrar and its broker."""

@@ -1,0 +1,197 @@
+"""The door for devices that have no certificate yet: a Mosquitto of its own, beside the fleet's.
+
+A broker of its own, not another listener of the fleet's: a listener that asks for no certificate
+takes whatever user name and client id it is told, and both count for the whole broker. Here there
+is nothing to impersonate, nothing retained, no session worth taking, and a flood ends here.
+
+A device connects without a name and may write and read two topics, below the client id that it
+made up. The service connects on the loopback interface with a password that lives as long as it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import secrets
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from broker.enrolment.messages import EnrolmentTopics
+from broker.link.settings import BrokerSettings
+from broker.local.broker import HOST, answers, find_mosquitto, free_port
+from broker.local.child_process import dying_with
+from broker.security.access_control import SERVER_FILE
+from broker.security.fleet import Fleet
+from fedge.errors import ConfigError, LinkError
+from fedge.files import Account, write_whole
+
+_USER = "enrolment"
+_START_S, _STOP_S = 15.0, 3.0
+#: mosquitto_passwd's form of a password: PBKDF2 with SHA-512. The password is 256 random bits.
+_ITERATIONS = 101
+
+
+class EnrolmentBroker:
+    """Runs it while the `with` block lasts. Its log goes where ours goes, to stderr.
+
+    Args:
+        fleet: whose server certificate it shows, on the fleet's enrolment port.
+
+    Raises:
+        ConfigError: Mosquitto is not installed; or, on entering, it does not start.
+    """
+
+    def __init__(self, fleet: Fleet) -> None:
+        program = find_mosquitto()
+        if program is None:
+            raise ConfigError("enrolment needs Mosquitto on this machine: apt install mosquitto")
+        self._program = program
+        self._fleet = fleet
+        self._inner_port = 0
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> EnrolmentBroker:
+        self._folder = tempfile.TemporaryDirectory(prefix="fedge-enrolment-")
+        try:
+            self._start(Path(self._folder.name))
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            try:
+                self._process.wait(_STOP_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    @property
+    def settings(self) -> BrokerSettings:
+        """How the service connects to it."""
+        assert self._folder is not None
+        secret = str(Path(self._folder.name) / "secret")
+        return BrokerSettings(
+            host=HOST, port=self._inner_port, username=_USER, password_file=secret
+        )
+
+    def check(self) -> None:
+        """Whether it still runs.
+
+        Raises:
+            LinkError: it has ended.
+        """
+        assert self._process is not None
+        code = self._process.poll()
+        if code is not None:
+            raise LinkError(f"the enrolment broker ended by itself (code {code})")
+
+    def _start(self, folder: Path) -> None:
+        register = self._fleet.register
+        account = Account.for_files(register.user)
+        password = secrets.token_urlsafe(32)
+        self._inner_port = free_port()
+        write_whole(folder / "secret", password.encode())
+        texts = {
+            "passwords": _password_line(password),
+            "access.acl": _rules(register.federation),
+            "mosquitto.conf": _config(folder, self._fleet, self._inner_port),
+        }
+        for name, text in texts.items():
+            write_whole(folder / name, text.encode(), owner=account)
+        if account.uid != os.geteuid():
+            os.chown(folder, account.uid, account.gid)
+        # Not root for a moment: who talks to strangers needs no rights. Ports below 1024 neither.
+        who = f"{os.getpid()}:{account.uid}:{account.gid}" if os.geteuid() == 0 else os.getpid()
+        command = [*dying_with(who), self._program, "-c", str(folder / "mosquitto.conf")]
+        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+        deadline_s = time.monotonic() + _START_S
+        while not answers(self._inner_port):
+            if self._process.poll() is not None or time.monotonic() > deadline_s:
+                raise ConfigError(
+                    f"the enrolment broker did not start on port {register.enrolment_port}: "
+                    "Mosquitto says why above"
+                )
+            time.sleep(0.02)
+
+
+def _password_line(password: str) -> str:
+    salt = secrets.token_bytes(12)
+    key = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, _ITERATIONS)
+    parts = (base64.b64encode(part).decode() for part in (salt, key))
+    return f"{_USER}:$7${_ITERATIONS}${'$'.join(parts)}\n"
+
+
+def _rules(federation: str) -> str:
+    topics = EnrolmentTopics(federation)
+    request, answer = topics.request("%c"), topics.answer("%c")
+    return f"""\
+user {_USER}
+topic readwrite {topics.requests}
+topic write {topics.answer("+")}
+
+pattern write {request}
+pattern read {answer}
+"""
+
+
+def _config(folder: Path, fleet: Fleet, inner_port: int) -> str:
+    register = fleet.register
+    return _CONFIG.format(
+        folder=folder,
+        broker=fleet.broker_folder,
+        user=register.user,
+        listener=f"{register.enrolment_port} {register.bind}".rstrip(),
+        inner=f"{inner_port} {HOST}",
+        server=SERVER_FILE,
+    )
+
+
+_CONFIG = """\
+per_listener_settings false
+user {user}
+# Whoever gives no name may ask; the one name there is has a password.
+allow_anonymous true
+password_file {folder}/passwords
+acl_file {folder}/access.acl
+
+listener {listener}
+protocol mqtt
+certfile {broker}/{server}
+keyfile {broker}/{server}
+tls_version tlsv1.2
+max_connections 200
+max_qos 1
+
+listener {inner}
+protocol mqtt
+max_connections 20
+max_qos 1
+
+max_packet_size 81920
+max_keepalive 60
+max_inflight_messages 10
+max_queued_messages 100
+max_queued_bytes 1048576
+queue_qos0_messages false
+memory_limit 134217728
+persistent_client_expiration 1h
+max_topic_alias 10
+set_tcp_nodelay true
+sys_interval 0
+persistence false
+
+log_dest stderr
+log_type error
+log_type warning
+log_type notice
+log_timestamp_format enrolment broker: %Y-%m-%dT%H:%M:%S
+"""

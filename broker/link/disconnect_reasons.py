@@ -1,0 +1,219 @@
+"""Why a broker is not reached, refuses, or hangs up: MQTT 5 reason codes and errors in words."""
+
+from __future__ import annotations
+
+import re
+import ssl
+from datetime import UTC, datetime
+
+from broker.link.link import LinkDown
+from broker.link.settings import BrokerSettings
+from broker.link.transport_settings import OpenProxy
+from broker.link.websocket import WebSocketRefused
+
+UNKNOWN_VERSION = 0x84
+PROTOCOL = 0x82
+#: MQTT 5 §2.4. Codes after which trying again as we are will hardly help.
+_REFUSALS = {
+    UNKNOWN_VERSION: "it does not speak our version of MQTT",
+    0x85: "the client id is not allowed",
+    0x86: "bad user name or password",
+    0x87: "not authorised",
+    0x8A: "this client is banned",
+    0x8C: "bad authentication method",
+    0x9A: "it offers no retained messages",
+    0x9B: "it offers no QoS 1",
+}
+_LOGIN = (0x86, 0x87, 0x8C)
+
+TAKEN_OVER = 0x8E
+KEEPALIVE = 0x8D
+_HANG_UPS = {
+    0x81: "it could not read a packet",
+    PROTOCOL: "protocol error",
+    0x87: "not authorised",
+    0x8B: "it is shutting down",
+    KEEPALIVE: "it did not hear from us in time",
+    0x93: "too many unacknowledged messages at once",
+    0x95: "a packet was larger than it takes",
+    0x96: "too many messages",
+    0x97: "quota exceeded",
+    0x98: "an operator closed the connection",
+}
+
+_VERSIONS = {"auto": "5 or 3.1.1", "5": "5; `protocol: auto` also takes 3.1.1", "3.1.1": "3.1.1"}
+
+#: What an operator should know of a connection with MQTT 3.1.1.
+OLDER = (
+    "MQTT 3.1.1: no message expiry, no session expiry, no will delay, no packet limits, no reasons"
+)
+
+#: Names of TLS alerts (RFC 8446 §6.2), as every OpenSSL ends its own names for them.
+_ALERT = re.compile(r"ALERT_([A-Z_]+)$")
+_CERTIFICATE_ALERTS = {
+    "CERTIFICATE_REQUIRED": "it wants one",
+    "HANDSHAKE_FAILURE": "it wants one, or knows none of our ciphers",
+    "CERTIFICATE_EXPIRED": "it has expired, by the broker's clock",
+    "CERTIFICATE_REVOKED": "it was revoked",
+    "UNKNOWN_CA": "it is of another authority than the broker's",
+    "BAD_CERTIFICATE": "it is damaged, or not yet valid by the broker's clock",
+    "UNSUPPORTED_CERTIFICATE": "it is not one for clients",
+    "CERTIFICATE_UNKNOWN": "it is not acceptable",
+    "DECRYPT_ERROR": "its signature is wrong: of another authority than the broker's?",
+}
+#: OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID, _CERT_HAS_EXPIRED, _HOSTNAME_MISMATCH and of addresses.
+_NOT_YET_VALID, _EXPIRED, _WRONG_NAME = 9, 10, (62, 64)
+
+
+def lacking(properties: object) -> tuple[int, str] | None:
+    """Reason code for a server that lacks what we need; without the property it has it."""
+    if getattr(properties, "MaximumQoS", 1) == 0:
+        return 0x9B, "QoS not supported"
+    if getattr(properties, "RetainAvailable", 1) == 0:
+        return 0x9A, "Retain not supported"
+    return None
+
+
+def unreachable(
+    settings: BrokerSettings, error: BaseException, proxy: OpenProxy | None = None
+) -> LinkDown:
+    """No connection could be made: DNS, TCP, the proxy, TLS or the WebSocket failed."""
+    where = f"broker {settings.address}"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return _not_trusted(settings, error)
+    if isinstance(error, ssl.SSLEOFError) and settings.websocket:
+        return no_answer(settings)
+    if isinstance(error, ssl.SSLError):
+        return _certificate_refused(settings, error) or LinkDown(
+            f"TLS with {where} failed: {error.reason or error}: is it a TLS port?"
+        )
+    if isinstance(error, WebSocketRefused):
+        return _no_websocket(settings, error)
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    way = f" through the {proxy.words}" if proxy else ""
+    return LinkDown(f"cannot reach {where}{way}: {text}")
+
+
+def _no_websocket(settings: BrokerSettings, error: WebSocketRefused) -> LinkDown:
+    """The server answered the WebSocket's first request with something else."""
+    hint = {
+        0: "is it a port for WebSockets?",
+        401: "it wants a login (headers_file)",
+        403: "it does not let us in",
+        404: f"check `path`, {settings.websocket.path if settings.websocket else ''}",
+    }.get(error.status, "")
+    words = f"no WebSocket at {settings.address}: {error}" + (f": {hint}" if hint else "")
+    return LinkDown(words, refused=error.status in (401, 403, 404))
+
+
+def _not_trusted(settings: BrokerSettings, error: ssl.SSLCertVerificationError) -> LinkDown:
+    """The broker's certificate does not convince us."""
+    ca_file = settings.tls.ca_file if settings.tls else ""
+    what = f"certificate of broker {settings.address} is not trusted: {error.verify_message}"
+    if error.verify_code == _NOT_YET_VALID:
+        # Not for good: a device without a battery for its clock has the time a minute later.
+        return LinkDown(f"{what}: this device's clock says {_clock()}; set it")
+    if error.verify_code == _EXPIRED:
+        hint = f": by this device's clock, {_clock()}"
+    elif error.verify_code in _WRONG_NAME:
+        hint = f": `host` must be a name that the certificate was made for, not {settings.host}"
+    else:
+        hint = f" (ca_file {ca_file or 'of the system'}): is that this fleet's authority?"
+    return LinkDown(what + hint, refused=True)
+
+
+def _clock() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _certificate_refused(settings: BrokerSettings, error: ssl.SSLError) -> LinkDown | None:
+    """The broker's TLS alert in words; None when it is about something else."""
+    match = _ALERT.search(error.reason or "")
+    if match is None or match[1] not in _CERTIFICATE_ALERTS:
+        return None
+    file = settings.tls.cert_file if settings.tls else ""
+    return LinkDown(
+        f"broker {settings.address} refused our certificate"
+        f" ({_CERTIFICATE_ALERTS[match[1]]}; cert_file {file or 'is not given'})",
+        refused=True,
+    )
+
+
+def no_answer(settings: BrokerSettings, error: ssl.SSLError | None = None) -> LinkDown:
+    """TCP works, but the connection ended or stayed silent before the CONNACK.
+
+    Args:
+        settings: of the broker.
+        error: what TLS said, if anything. In TLS 1.3 a client learns only after the handshake that
+            its certificate was refused.
+    """
+    if error is not None and (down := _certificate_refused(settings, error)):
+        return down
+    hint = "was our certificate refused?" if settings.tls else "is it an MQTT port without TLS?"
+    return LinkDown(f"broker {settings.address} did not answer: {hint}")
+
+
+def not_admitted(settings: BrokerSettings, code: int, name: str) -> LinkDown:
+    """The broker answered CONNECT with a failure code."""
+    text = _REFUSALS.get(code, name.lower())
+    if code == UNKNOWN_VERSION:
+        text = f"it does not speak MQTT {_VERSIONS[str(settings.protocol)]}"
+    if code not in _LOGIN:
+        return LinkDown(f"broker {settings.address} refused us ({text})", refused=code in _REFUSALS)
+    secret = settings.password_file or settings.password_env
+    check = f"check username {settings.username!r}" if settings.username else "it wants a username"
+    if secret:
+        check += f" and the password in {secret}"
+    return LinkDown(
+        f"broker {settings.address} refused the login ({text}): {check}",
+        refused=True,
+    )
+
+
+def not_subscribed(settings: BrokerSettings, topic_filter: str, code: int, name: str) -> LinkDown:
+    """The broker answered SUBSCRIBE with a failure code."""
+    text = _REFUSALS.get(code, name.lower())
+    return LinkDown(
+        f"broker {settings.address} refused the subscription {topic_filter} ({text}):"
+        " check its access control",
+        refused=True,
+    )
+
+
+def hung_up(settings: BrokerSettings, client_id: str, code: int, name: str) -> LinkDown:
+    """The broker sent a DISCONNECT."""
+    if code == TAKEN_OVER:
+        return LinkDown(
+            f"session of {client_id!r} at broker {settings.address} was taken over:"
+            " another client connected with the same id"
+        )
+    return LinkDown(
+        f"broker {settings.address} closed the connection: {_HANG_UPS.get(code, name.lower())}"
+    )
+
+
+def said_goodbye(settings: BrokerSettings, words: str) -> LinkDown:
+    """The WebSocket was closed with a reason."""
+    return LinkDown(f"broker {settings.address} closed the WebSocket: {words}")
+
+
+def cannot_bear(settings: BrokerSettings, packet_bytes: int) -> LinkDown:
+    """It hung up, again and again, with the same large packet on its way."""
+    return LinkDown(
+        f"broker {settings.address} hung up three times on a packet of {packet_bytes} bytes:"
+        f" from now on at most {packet_bytes // 2} (MQTT 3.1.1: it cannot say its limit)"
+    )
+
+
+def lost(settings: BrokerSettings, code: int) -> LinkDown:
+    """The connection ended without a word."""
+    why = f": no answer for {settings.keepalive_s} s" if code == KEEPALIVE else ""
+    return LinkDown(f"connection to broker {settings.address} lost{why}")
+
+
+def lost_again(settings: BrokerSettings, client_id: str, times: int) -> LinkDown:
+    """That, again and again and soon after connecting."""
+    return LinkDown(
+        f"connection to broker {settings.address} lost {times} times within seconds:"
+        f" does another client use the id {client_id!r}?"
+    )

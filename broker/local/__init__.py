@@ -1,0 +1,1 @@
+"""A broker on this machine: Mosquitto, or the embedded one."""

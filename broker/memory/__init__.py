@@ -1,0 +1,1 @@
+"""Link in memory and virtual time, with its own broker."""

@@ -1,0 +1,292 @@
+"""The Link without a broker: in memory, in virtual time, without threads or waiting.
+
+`MemoryLink` passes the same conformance suite as `MqttLink`, so a service can't tell which one
+it has: what the simulator proves is what runs on the device.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from math import inf
+from random import Random
+from typing import Any
+
+from broker.link.backoff import STABLE_S, FullJitter
+from broker.link.link import (
+    ByteCounters,
+    LinkDown,
+    LinkEvent,
+    LinkUp,
+    Posted,
+    Received,
+    Will,
+    publish_packet_bytes,
+)
+from broker.link.topic_filters import check_filter, check_topic
+from broker.memory.broker import MemoryBroker, Message, Packet, PerfectRoute, Route
+from fedge.errors import LinkError
+
+__all__ = ["MemoryBroker", "MemoryLink", "Packet", "PerfectRoute", "Route"]
+
+
+class MemoryLink:
+    """One client's connection to a `MemoryBroker`; see `broker.link.link.Link` for the contract.
+
+    `poll` moves the virtual clock to the link's next event, or by its timeout. Acknowledgements
+    take no time. Byte counters as in `MqttLink`.
+
+    Args:
+        broker: the broker and its clock.
+        client_id: stable: the broker keeps the session under it.
+        will: published (retained) when this client vanishes.
+        manual_ack: messages are acknowledged by `acknowledge` only.
+        session_expiry_s: how long the broker keeps the session while we are away.
+        rng: for the jitter of the back-off; None: one that is seeded with the client id.
+        max_queued_messages: that wait to reach the broker, before `publish` refuses.
+        max_queued_bytes: the same in bytes.
+        backoff_min_s: as in `BrokerSettings`.
+        backoff_max_s: as in `BrokerSettings`.
+    """
+
+    def __init__(
+        self,
+        broker: MemoryBroker,
+        client_id: str,
+        *,
+        will: Will | None = None,
+        manual_ack: bool = False,
+        session_expiry_s: int = 3600,
+        rng: Random | None = None,
+        max_queued_messages: int = 10_000,
+        max_queued_bytes: int = 64 << 20,
+        backoff_min_s: float = 0.5,
+        backoff_max_s: float = 60.0,
+    ) -> None:
+        self.counters = ByteCounters()
+        self.client_id = client_id
+        self.will = will
+        self.session_expiry_s = session_expiry_s
+        self._broker = broker
+        self._manual_ack = manual_ack
+        self._limits = (max_queued_messages, max_queued_bytes)
+        self._backoff = FullJitter(backoff_min_s, backoff_max_s, rng or Random(client_id))  # noqa: S311
+        self._events: deque[LinkEvent] = deque()
+        self._filters: dict[str, None] = {}
+        self._dropped_filters: dict[str, None] = {}
+        self._out: dict[int, tuple[Message, int]] = {}  # until the broker has it
+        self._out_bytes = 0
+        self._published = 0
+        self._up = False
+        self._closed = False
+        self._connection = 0  # counts connections: what travels on an earlier one never arrives
+        self._last_arrival_s = 0.0
+        self._up_since_s = 0.0
+        self._last_reason = ""
+
+    def open(self) -> None:
+        """Begins to connect, and keeps connecting."""
+        delay_s = self._broker.route.connect_s(self._broker.now_s, self.client_id)
+        if delay_s is None:
+            self._fell("cannot reach the broker")
+        else:
+            self._broker.at(self._broker.now_s + delay_s, self._connect, self._connection)
+
+    def _connect(self, connection: int) -> None:
+        if self._closed or self._up or connection != self._connection:
+            return
+        present = self._broker.attach(self)
+        self._connection += 1
+        self._up = True
+        self._last_reason = ""
+        self._up_since_s = self._broker.now_s
+        self._emit(LinkUp(present, self._broker.max_payload_bytes))
+        for topic_filter in self._dropped_filters:
+            self._broker.unsubscribe(self.client_id, topic_filter)
+        self._dropped_filters.clear()
+        self._broker.resume(self.client_id)
+        for topic_filter in list(self._filters):
+            if self._up:  # a route may cut us off in the middle
+                self._broker.subscribe(self.client_id, topic_filter)
+        for number in list(self._out):
+            self._send(number)
+
+    def subscribe(self, topic_filter: str) -> None:
+        """Takes messages of `topic_filter` from now on, across reconnections."""
+        self._filters[check_filter(topic_filter)] = None
+        self._dropped_filters.pop(topic_filter, None)
+        self._travel(topic_filter, len(topic_filter) + 8, self._subscribe_arrives, topic_filter)
+
+    def _subscribe_arrives(self, topic_filter: str) -> None:
+        if topic_filter in self._filters:
+            self._broker.subscribe(self.client_id, topic_filter)
+
+    def unsubscribe(self, topic_filter: str) -> None:
+        """Stops taking them."""
+        self._filters.pop(topic_filter, None)
+        self._dropped_filters[topic_filter] = None
+        self._travel(topic_filter, len(topic_filter) + 7, self._unsubscribe_arrives, topic_filter)
+
+    def _unsubscribe_arrives(self, topic_filter: str) -> None:
+        if self._dropped_filters.pop(topic_filter, 0) is None:
+            self._broker.unsubscribe(self.client_id, topic_filter)
+
+    def publish(
+        self, topic: str, payload: bytes, *, retain: bool = False, expiry_s: int | None = None
+    ) -> None:
+        """Sends at QoS 1; while disconnected it waits in a bounded queue.
+
+        Raises:
+            LinkError: larger than the limit, the queue is full, or the link is closed.
+        """
+        check_topic(topic)
+        size = publish_packet_bytes(topic, len(payload), expiry_s)
+        self._check(topic, len(payload), size)
+        expires_at_s = inf if expiry_s is None else self._broker.now_s + expiry_s
+        self._published += 1
+        self._out[self._published] = (Message(topic, payload, retain, expires_at_s), size)
+        self._out_bytes += size
+        self.counters.up += size
+        self._send(self._published)
+
+    def _check(self, topic: str, payload_bytes: int, packet_bytes: int) -> None:
+        if self._closed:
+            raise LinkError("link is closed")
+        if payload_bytes > self._broker.max_payload_bytes:
+            raise LinkError(
+                f"message on {topic} has {payload_bytes} bytes;"
+                f" max_payload_bytes is {self._broker.max_payload_bytes}"
+            )
+        messages, size = self._limits
+        if len(self._out) >= messages:
+            raise LinkError(f"{len(self._out)} messages wait to be sent; limit {messages}")
+        if self._out_bytes + packet_bytes > size:
+            raise LinkError(
+                f"{self._out_bytes} bytes wait to be sent, {packet_bytes} more"
+                f" would pass the limit {size}"
+            )
+
+    def _send(self, number: int) -> None:
+        message, size = self._out[number]
+        self._travel(message.topic, size, self._arrive, number, message)
+
+    def _arrive(self, number: int, message: Message) -> None:
+        _, size = self._out.pop(number, (message, 0))  # a duplicate is not there any more
+        self._out_bytes -= size
+        if message.expires_at_s > self._broker.now_s:
+            self._broker.accept(message)
+
+    def _travel(self, topic: str, size: int, arrives: Callable[..., None], *arguments: Any) -> None:
+        """Has a packet arrive at the broker, unless the connection is lost first."""
+        if not self._up:
+            return
+        broker = self._broker
+        delays = broker.route.delays(broker.now_s, Packet(self.client_id, True, topic, size))
+        if not delays:
+            self.interrupt()
+        for delay_s in delays:
+            when_s = broker.now_s + delay_s
+            self._last_arrival_s = max(self._last_arrival_s, when_s)
+            broker.at(when_s, self._arrived, self._connection, arrives, arguments)
+
+    def _arrived(
+        self, connection: int, arrives: Callable[..., None], arguments: tuple[Any, ...]
+    ) -> None:
+        if connection == self._connection:
+            arrives(*arguments)
+
+    def acknowledge(self, received: Received) -> None:
+        """Tells the broker that it may forget the message (only with manual acknowledgement)."""
+        if self._manual_ack and self._up:
+            self._broker.acknowledge(self.client_id, received.token)
+
+    def poll(self, timeout_s: float) -> LinkEvent | None:
+        """The next event; moves the clock up to `timeout_s` to get there, or None."""
+        until_s = self._broker.now_s + max(timeout_s, 0.0)
+        while not self._events:
+            if self._closed or not self._broker.advance(until_s):
+                return None
+        event = self._events.popleft()
+        if not self._events:
+            self._broker.set_ready(self, False)
+        if isinstance(event, Received) and self._up and not self._manual_ack:
+            self._broker.acknowledge(self.client_id, event.token)
+        return event
+
+    def post(self, value: object) -> None:
+        """Has `poll` return `Posted(value)`."""
+        self._emit(Posted(value))
+
+    def close(self) -> None:
+        """Says goodbye once everything sent has arrived; no will is published."""
+        if not self._closed:
+            self._closed = True
+            if self._up:
+                when_s = max(self._last_arrival_s, self._broker.now_s)
+                self._broker.at(when_s, self._leave, self._connection)
+
+    def _leave(self, connection: int) -> None:
+        if connection == self._connection and self._up:
+            self._disconnected()
+            self._broker.detach(self, None, 0.0)
+
+    def abort(self) -> None:
+        """Vanishes without a goodbye, as in a power cut: the broker publishes the will."""
+        if self._up:
+            self._disconnected()
+            self._broker.vanish(self)
+        self._closed = True
+
+    def interrupt(self) -> None:
+        """Loses the connection, as with a cut cable, and reconnects by the usual rules."""
+        if self._up:
+            self._disconnected()
+            self._broker.vanish(self)
+            self._fell("connection to the broker lost")
+
+    def taken_over(self) -> None:
+        """Another client connected with our id; called by the broker."""
+        self._disconnected()
+        self._fell(
+            f"session of {self.client_id!r} was taken over:"
+            " another client connected with the same id"
+        )
+
+    def cut_off(self) -> None:
+        """The broker has ended; called by it. It publishes no will."""
+        self._disconnected()
+        self._fell("connection to the broker lost")
+
+    @property
+    def unsent(self) -> int:
+        """Messages that wait to reach the broker; at most `max_queued_messages`."""
+        return len(self._out)
+
+    def _disconnected(self) -> None:
+        self._up = False
+        self._connection += 1
+        if self._broker.now_s - self._up_since_s >= STABLE_S:
+            self._backoff.reset()
+
+    def _fell(self, reason: str) -> None:
+        """The connection is gone, or could not be made: tries again after the back-off."""
+        if self._closed:
+            return
+        if reason != self._last_reason:  # the same failure again and again is one event
+            self._last_reason = reason
+            self._emit(LinkDown(reason))
+        again_s = self._broker.now_s + self._backoff.next_s()
+        self._broker.at(again_s, self._retry, self._connection)
+
+    def _retry(self, connection: int) -> None:
+        if connection == self._connection and not (self._up or self._closed):
+            self.open()
+
+    def take(self, received: Received, packet_bytes: int) -> None:
+        """A message has arrived; called by the broker."""
+        self.counters.down += packet_bytes
+        self._emit(received)
+
+    def _emit(self, event: LinkEvent) -> None:
+        self._events.append(event)
+        self._broker.set_ready(self, True)

@@ -1,0 +1,1 @@
+"""Protocol v1: topics, messages, blobs, signatures."""

@@ -1,0 +1,1 @@
+"""A fleet's certificates, access rules, bundles and keys."""

@@ -1,0 +1,1 @@
+"""The loop and the events that agent and coordinator share."""
