@@ -37,9 +37,9 @@ from broker.local.broker import HOST, find_mosquitto, free_port
 from broker.protocol.topics import Topics
 from broker.security.bundle import check_bundle, read_bundle
 from broker.security.fleet import Fleet, FleetSettings, create_fleet, utc_now
-from edge_agent.enrol import enrol
-from edge_agent.join import ask_for_certificate
-from edge_agent.private_key import certificate_request, own_key
+from edge_agent.enrolment.enrol import enrol
+from edge_agent.enrolment.private_key import certificate_request, own_key
+from edge_agent.enrolment.request_certificate import ask_for_certificate
 from fedge.files import Account
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -4,7 +4,7 @@
 
 Memory: for every model of the zoo, in a process of its own, the peak above what Python, numpy and
 the agent's modules hold already, after 500 rows, four steps of Adam, an evaluation and an int8
-update; beside what `edge_agent.memory` said before. Processor: CPU time of a training thread as a
+update; beside what `memory_estimate` said before. Processor: CPU time of a training thread as a
 part of the time that passed, for several `cpu_share`. On a busy machine it gets less than it may.
 """
 
@@ -22,10 +22,10 @@ from measure import Report, budget, finish, option_parser, run_worker
 
 from broker.protocol.messages import TrainingPlan
 from edge_agent.device import LinuxDevice
-from edge_agent.limits import LimitsConfig
-from edge_agent.memory import estimate
-from edge_agent.pace import Pace
-from edge_agent.trainer import train
+from edge_agent.machine.limits import LimitsConfig
+from edge_agent.training.memory_estimate import estimate
+from edge_agent.training.throttle import Pace
+from edge_agent.training.trainer import train
 from fedge.errors import TrainingError
 from fedge.system import resident_bytes
 from learning.codecs import CodecConfig, compensate, make_codec

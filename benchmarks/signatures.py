@@ -50,7 +50,7 @@ def worker(kind: str, path: str) -> dict[str, float]:
     """Imports what verifies, and verifies the messages in a file."""
     document = json.loads(Path(path).read_text())
     import broker.protocol.ed25519
-    import edge_agent.agent  # noqa: F401  what an agent has loaded anyway
+    import edge_agent.machine.agent  # noqa: F401  what an agent has loaded anyway
 
     before_kib, began = resident_kib(), time.perf_counter()
     public = bytes.fromhex(document["public"])
@@ -112,8 +112,8 @@ def signing_us() -> float:
 
 def keeping_ms(folder: Path) -> float:
     """Milliseconds to put on disk how far the coordinator's messages have come."""
-    from edge_agent.trust import TrustRecord
-    from edge_agent.trust_file import TrustFile
+    from edge_agent.machine.trust import TrustRecord
+    from edge_agent.storage.trust_file import TrustFile
 
     file, times = TrustFile(folder), []
     for number in range(20):

@@ -6,7 +6,7 @@ Same model, batch and learning rate everywhere, plain SGD, one thread each. Tens
 tflite_runtime cannot share a process, so each engine has one of its own; their turns alternate.
 Times are processor time of the process: the wall clock of a shared machine measures the others too.
 
-    train       `edge_agent.trainer.train`: rows picked and checked, gradient, SGD, sums
+    train       `edge_agent.training.trainer.train`: rows picked and checked, gradient, SGD, sums
     program     `Program.gradient` and the SGD step alone, always on the same rows
     tf.function gradient tape and SGD in one graph, fed with tensors made beforehand
     fit         Keras, an epoch of 32 batches
@@ -103,7 +103,7 @@ def time_step(run: Step) -> float:
 def fedge_ways(name: str, runtime: str, packages: Path) -> dict[str, Step]:
     """What a device does."""
     from broker.protocol.messages import TrainingPlan
-    from edge_agent.trainer import make_optimizer, train
+    from edge_agent.training.trainer import make_optimizer, train
     from models.runtime.program import Program
 
     package = _package(name, packages)
@@ -223,7 +223,7 @@ def rss_bytes(name: str, runtime: str, packages: Path) -> int:
     """Memory of a process with an agent's modules after training on `ROWS` rows."""
     import edge_agent.service  # noqa: F401 - what an agent has loaded
     from broker.protocol.messages import TrainingPlan
-    from edge_agent.trainer import train
+    from edge_agent.training.trainer import train
     from models.runtime.program import Program
 
     package = _package(name, packages)

@@ -54,7 +54,7 @@ def check(config_path: Path, model_name: str, runtime: str | None) -> None:
     """
     from edge_agent.config import AgentConfig
     from edge_agent.data.dataset import build_dataset, read_table
-    from edge_agent.row_trial import try_rows
+    from edge_agent.doctor.row_check import try_rows
     from fedge.yaml_config import load_config, located
     from learning.vector.metrics import metric_values
     from models.runtime.program import Program
@@ -99,7 +99,7 @@ def doctor(config_path: Path, model_name: str | None, offline: bool, as_json: bo
     or the way to it.
     """
     from edge_agent.config import AgentConfig
-    from edge_agent.doctor import diagnose
+    from edge_agent.doctor.doctor import diagnose
     from fedge.check_result import report
     from fedge.yaml_config import load_config
     from models.zoo import open_model
@@ -217,8 +217,8 @@ def enrol(
     """
     from broker.enrolment.token import Token
     from broker.link.settings import BrokerSettings
-    from edge_agent import enrol as joining
     from edge_agent.config import AgentConfig
+    from edge_agent.enrolment import enrol as joining
     from fedge.yaml_config import load_config
 
     if source == "-":

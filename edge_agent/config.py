@@ -11,8 +11,8 @@ from msgspec import Meta
 from broker.link.settings import BrokerSettings
 from broker.protocol.messages import Fingerprint, Id, Task
 from edge_agent.data.dataset import DataConfig
-from edge_agent.fetcher import STALL_S
-from edge_agent.limits import LimitsConfig
+from edge_agent.machine.blob_fetcher import STALL_S
+from edge_agent.machine.limits import LimitsConfig
 
 
 class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from edge_agent.limits import LimitsConfig, Readings
+from edge_agent.machine.limits import LimitsConfig, Readings
 from fedge.system import available_bytes, read_text, temperature_c
 
 log = logging.getLogger(__name__)

@@ -18,11 +18,10 @@ from broker.link.mqtt import MqttLink
 from broker.link.network_loop import NetworkLoop
 from broker.service.events import Tick
 from broker.service.service import Service
-from edge_agent.agent import Agent
-from edge_agent.chunks import ChunkStore
 from edge_agent.config import AgentConfig
 from edge_agent.device import Device, LinuxDevice
-from edge_agent.events import (
+from edge_agent.machine.agent import Agent
+from edge_agent.machine.events import (
     Action,
     BlobRecalled,
     CancelJob,
@@ -40,9 +39,10 @@ from edge_agent.events import (
     SpoolUpdate,
     StartJob,
 )
-from edge_agent.spool import Spool, SpooledUpdate
-from edge_agent.statements import AgentFacts
-from edge_agent.trust_file import TrustFile, open_trust
+from edge_agent.machine.status import AgentFacts
+from edge_agent.storage.chunk_cache import ChunkStore
+from edge_agent.storage.trust_file import TrustFile, open_trust
+from edge_agent.storage.update_spool import Spool, SpooledUpdate
 from edge_agent.worker import WorkerPool
 from fedge.errors import ModelError, StoreError
 from fedge.files import claimed

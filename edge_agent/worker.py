@@ -23,7 +23,7 @@ import numpy as np
 
 from edge_agent.config import AgentConfig
 from edge_agent.data.dataset import LocalDataset, load_dataset
-from edge_agent.events import (
+from edge_agent.machine.events import (
     Evaluated,
     Event,
     JobFailed,
@@ -33,10 +33,10 @@ from edge_agent.events import (
     StartJob,
     Trained,
 )
-from edge_agent.memory import estimate, shortage
-from edge_agent.pace import Pace
-from edge_agent.personal import PersonalPart, forget_others, personal_file
-from edge_agent.trainer import train
+from edge_agent.training.memory_estimate import estimate, shortage
+from edge_agent.training.personal_layers import PersonalPart, forget_others, personal_file
+from edge_agent.training.throttle import Pace
+from edge_agent.training.trainer import train
 from fedge.errors import FederationError, TrainingError
 from fedge.system import available_bytes, resident_bytes, return_freed_memory
 from fedge.yaml_config import located

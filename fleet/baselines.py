@@ -14,7 +14,7 @@ import numpy as np
 from broker.protocol.messages import TrainingPlan
 from coordinator.config import CoordinatorConfig
 from edge_agent.data.dataset import LocalDataset
-from edge_agent.trainer import train
+from edge_agent.training.trainer import train
 from fedge.errors import ConfigError, DataError, TrainingError
 from fleet.cast import Cast
 from fleet.detection import measure_detection

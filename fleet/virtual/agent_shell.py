@@ -9,9 +9,9 @@ from typing import Any
 
 from broker.link.link import Will
 from broker.protocol.messages import Task
-from edge_agent.agent import Agent
 from edge_agent.data.dataset import LocalDataset
-from edge_agent.events import (
+from edge_agent.machine.agent import Agent
+from edge_agent.machine.events import (
     Action,
     BlobRecalled,
     CancelJob,
@@ -26,10 +26,10 @@ from edge_agent.events import (
     SpoolUpdate,
     StartJob,
 )
+from edge_agent.machine.status import AgentFacts
+from edge_agent.machine.trust import TrustRecord
 from edge_agent.service import WILL_DELAY_S
-from edge_agent.spool import AgentMemory, SpooledUpdate
-from edge_agent.statements import AgentFacts
-from edge_agent.trust import TrustRecord
+from edge_agent.storage.update_spool import AgentMemory, SpooledUpdate
 from fleet.virtual.faults import ClockSkew
 from fleet.virtual.profiles import DeviceProfile
 from fleet.virtual.shells import Shell, World
@@ -40,7 +40,7 @@ _NO_SKEW = ClockSkew()
 
 @dataclass(eq=False)
 class AgentDisk:
-    """What `edge_agent.spool` and `edge_agent.chunks` keep: whole, or not at all."""
+    """What the update spool and the chunk cache keep: whole, or not at all."""
 
     pending: SpooledUpdate | None = None
     settled: SpooledUpdate | None = None

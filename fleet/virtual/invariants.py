@@ -21,7 +21,14 @@ from coordinator.config import CoordinatorConfig
 from coordinator.events import Commit, RoundEnded, SaveOpenRound, SaveRound, StoreUpdate
 from coordinator.records import RoundRecord
 from coordinator.uploads import peek_header
-from edge_agent.events import CancelJob, Evaluated, JobFailed, SpoolUpdate, StartJob, Trained
+from edge_agent.machine.events import (
+    CancelJob,
+    Evaluated,
+    JobFailed,
+    SpoolUpdate,
+    StartJob,
+    Trained,
+)
 from fedge.errors import FederationError, WireError
 from fleet.virtual.faults import COORDINATOR
 from fleet.virtual.history import Began, Ended, Entry, Flushed, Handled, Sent, trace_line

@@ -8,7 +8,7 @@ from typing import Protocol
 from broker.protocol import messages, signed_messages
 from broker.protocol.messages import RoundPlan
 from broker.protocol.topics import RoundTopic, Topics
-from edge_agent.plan_order import stage
+from edge_agent.machine.plan_order import stage
 from fleet.virtual.agent_shell import AgentShell
 from fleet.virtual.coordinator_shell import CoordinatorShell
 from fleet.virtual.faults import COORDINATOR

@@ -9,10 +9,17 @@ from zlib import crc32
 import numpy as np
 
 from edge_agent.data.dataset import LocalDataset
-from edge_agent.events import Evaluated, JobFailed, LoadPackage, PackageFailed, StartJob, Trained
-from edge_agent.events import PackageLoaded as Loaded
-from edge_agent.personal import PersonalPart
-from edge_agent.trainer import TrainingResult, train
+from edge_agent.machine.events import (
+    Evaluated,
+    JobFailed,
+    LoadPackage,
+    PackageFailed,
+    StartJob,
+    Trained,
+)
+from edge_agent.machine.events import PackageLoaded as Loaded
+from edge_agent.training.personal_layers import PersonalPart
+from edge_agent.training.trainer import TrainingResult, train
 from fedge.errors import FederationError
 from fleet.virtual.profiles import DeviceProfile
 from models.package.package import Unpacked, unpack_wire

@@ -27,7 +27,7 @@ from coordinator.records import RoundRecord
 from coordinator.store import Store
 from edge_agent.config import AgentConfig
 from edge_agent.data.dataset import load_dataset
-from edge_agent.trainer import train
+from edge_agent.training.trainer import train
 from fedge.yaml_config import parse_config
 from learning.vector.parameters import F32
 from models.runtime.program import Program, row_count

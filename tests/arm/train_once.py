@@ -17,7 +17,7 @@ import numpy as np
 from broker.protocol.messages import TrainingPlan
 from edge_agent.data.config import DataConfig
 from edge_agent.data.dataset import load_dataset
-from edge_agent.trainer import train
+from edge_agent.training.trainer import train
 from fedge.yaml_config import parse_config
 from models.runtime.program import Program
 from models.zoo import load_zoo

@@ -15,12 +15,12 @@ from broker.protocol import blobs
 from coordinator.config import CoordinatorConfig
 from coordinator.records import RoundRecord
 from coordinator.store import Store
-from edge_agent.chunks import FOLDER, ChunkStore
 from edge_agent.config import AgentConfig
 from edge_agent.data.config import DataConfig, InputSource, TargetSource
 from edge_agent.data.dataset import load_dataset
 from edge_agent.data.normalise import STATE_FILE
-from edge_agent.spool import PENDING_FILE, Spool, SpooledUpdate
+from edge_agent.storage.chunk_cache import FOLDER, ChunkStore
+from edge_agent.storage.update_spool import PENDING_FILE, Spool, SpooledUpdate
 from fedge.errors import ConfigError, DataError, ModelError
 from fedge.yaml_config import load_config
 from fleet.scenario import load_scenario

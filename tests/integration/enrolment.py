@@ -16,7 +16,7 @@ from broker.enrolment.invitations import invite
 from broker.enrolment.messages import EnrolmentTopics
 from broker.enrolment.token import Token
 from broker.security.fleet import Fleet, utc_now
-from edge_agent.private_key import certificate_request, own_key
+from edge_agent.enrolment.private_key import certificate_request, own_key
 from tests.integration.fleet_folder import FEDERATION, REPOSITORY, Client, until
 
 TOPICS = EnrolmentTopics(FEDERATION)

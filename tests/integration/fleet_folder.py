@@ -30,7 +30,7 @@ from broker.security.certificate_authority import Authority
 from broker.security.fleet import Fleet, FleetSettings, create_fleet, utc_now
 from broker.security.log_reader import Refusals
 from broker.security.reload_mosquitto import reload_mosquitto
-from edge_agent.enrol import enrol
+from edge_agent.enrolment.enrol import enrol
 from fedge.files import Account
 
 REPOSITORY = Path(__file__).parents[2]

@@ -41,9 +41,9 @@ from broker.security.signing import Signer, SigningKeys
 from coordinator.config import CoordinatorConfig
 from coordinator.doctor import diagnose as diagnose_coordinator
 from edge_agent.config import AgentConfig
-from edge_agent.doctor import diagnose
-from edge_agent.trust import TrustRecord
-from edge_agent.trust_file import TrustFile
+from edge_agent.doctor.doctor import diagnose
+from edge_agent.machine.trust import TrustRecord
+from edge_agent.storage.trust_file import TrustFile
 from fedge.check_result import Check, exit_code
 from fedge.command import cli
 from fedge.files import Account

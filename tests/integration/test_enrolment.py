@@ -24,7 +24,7 @@ from broker.local.broker import free_port
 from broker.security.access_control import PID_FILE
 from broker.security.fleet import FleetSettings, create_fleet, utc_now
 from broker.security.reload_mosquitto import reload_mosquitto
-from edge_agent.join import ask_for_certificate
+from edge_agent.enrolment.request_certificate import ask_for_certificate
 from fedge.errors import ConfigError, LinkError
 from fedge.files import Account
 from tests.conftest import gone_within, wait_up

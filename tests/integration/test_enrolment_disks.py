@@ -16,7 +16,7 @@ from broker.enrolment.invitations import invite, redeem
 from broker.security.bundle import check_bundle, read_bundle
 from broker.security.fleet import Fleet, FleetSettings, create_fleet, utc_now
 from edge_agent.config import AgentConfig
-from edge_agent.enrol import enrol
+from edge_agent.enrolment.enrol import enrol
 from fedge.command import cli
 from fedge.errors import ConfigError
 from fedge.files import Account
@@ -177,7 +177,9 @@ def test_an_enrolment_that_was_cut_can_be_repeated(tmp_path: Path, number: int) 
 @pytest.mark.parametrize("number", [1, 3])
 def test_a_device_that_was_cut_off_while_joining_joins_again(tmp_path: Path, number: int) -> None:
     bundle = make(tmp_path / "fleet").enrol("pi-1", utc_now(), None, 30)
-    cut_at_write(number, ["edge_agent.enrol"], "agent", "enrol", bundle, "--dir", tmp_path / "pi")
+    cut_at_write(
+        number, ["edge_agent.enrolment.enrol"], "agent", "enrol", bundle, "--dir", tmp_path / "pi"
+    )
     assert not (tmp_path / "pi" / "agent.yaml").exists()
     _, is_new = enrol(bundle, tmp_path / "pi", None, "")
     assert is_new

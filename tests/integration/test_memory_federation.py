@@ -28,8 +28,8 @@ from coordinator.config import CoordinatorConfig, EvaluationConfig, RoundConfig,
 from coordinator.events import Commit, RoundEnded
 from coordinator.federation import Coordinator
 from coordinator.records import RoundRecord
-from edge_agent.agent import Agent
-from edge_agent.events import (
+from edge_agent.machine.agent import Agent
+from edge_agent.machine.events import (
     BlobRecalled,
     Evaluated,
     JobFailed,
@@ -39,8 +39,8 @@ from edge_agent.events import (
     StartJob,
     Trained,
 )
-from edge_agent.statements import AgentFacts
-from edge_agent.trainer import train
+from edge_agent.machine.status import AgentFacts
+from edge_agent.training.trainer import train
 from fedge.errors import TrainingError
 from learning.codecs import CodecConfig
 from learning.vector.parameters import F32

@@ -16,7 +16,7 @@ from broker.link.settings import BrokerSettings
 from broker.local.broker import free_port
 from broker.security.fleet import FleetSettings, create_fleet, utc_now
 from edge_agent.config import AgentConfig
-from edge_agent.enrol import enrol
+from edge_agent.enrolment.enrol import enrol
 from fedge.errors import ConfigError
 from fedge.files import Account
 from fedge.yaml_config import load_config

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from broker.protocol.messages import TrainingPlan
-from edge_agent.trainer import train
+from edge_agent.training.trainer import train
 from models.export.backend import keras, tf
 from models.export.exporter import export_model
 from models.export.layers.randomness import Noise

@@ -39,11 +39,11 @@ from broker.service.events import (
     Subscribe,
     Unsubscribe,
 )
-from edge_agent.agent import Agent
-from edge_agent.events import Action, Event, PackageLoaded, SpoolUpdate, StartJob, Trained
-from edge_agent.spool import AgentMemory
-from edge_agent.statements import AgentFacts
-from edge_agent.trainer import TrainingResult
+from edge_agent.machine.agent import Agent
+from edge_agent.machine.events import Action, Event, PackageLoaded, SpoolUpdate, StartJob, Trained
+from edge_agent.machine.status import AgentFacts
+from edge_agent.storage.update_spool import AgentMemory
+from edge_agent.training.trainer import TrainingResult
 from learning.codecs import CodecConfig, make_codec
 from learning.vector.metrics import Sums
 from learning.vector.parameters import F32

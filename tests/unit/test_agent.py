@@ -28,7 +28,7 @@ from broker.service.events import (
     Tick,
     Unsubscribe,
 )
-from edge_agent.events import (
+from edge_agent.machine.events import (
     Action,
     CancelJob,
     Evaluated,

@@ -10,7 +10,7 @@ from broker.protocol import blobs
 from broker.protocol.messages import ProgramManifest
 from broker.protocol.topics import ChunkTopic, ProgramTopic
 from broker.service.events import Connected, Disconnected, Publish, Subscribe, Tick
-from edge_agent.events import BlobRecalled, LoadPackage, PackageFailed, SpoolUpdate
+from edge_agent.machine.events import BlobRecalled, LoadPackage, PackageFailed, SpoolUpdate
 from tests.unit.agent_stage import (
     MAX_PAYLOAD,
     PACKAGE,

@@ -11,10 +11,10 @@ from broker.protocol import blobs
 from broker.protocol.messages import Cohort, Resend
 from broker.protocol.topics import InboxTopic
 from broker.service.events import Connected, Publish, Started, Tick
-from edge_agent.agent import Agent
-from edge_agent.events import ForgetResidual, SettleUpdate, SpoolUpdate, StartJob
-from edge_agent.spool import AgentMemory
-from edge_agent.statements import AgentFacts
+from edge_agent.machine.agent import Agent
+from edge_agent.machine.events import ForgetResidual, SettleUpdate, SpoolUpdate, StartJob
+from edge_agent.machine.status import AgentFacts
+from edge_agent.storage.update_spool import AgentMemory
 from learning.codecs import CodecConfig
 from tests.unit.agent_stage import (
     MAX_PAYLOAD,

@@ -19,8 +19,8 @@ from broker.protocol.topics import (
     Topic,
 )
 from broker.service.events import Connected, MessageArrived, Publish, Subscribe, Unsubscribe
-from edge_agent.events import Evaluated, JobFailed, StartJob, Trained
-from edge_agent.trainer import TrainingResult
+from edge_agent.machine.events import Evaluated, JobFailed, StartJob, Trained
+from edge_agent.training.trainer import TrainingResult
 from learning.codecs import CodecConfig
 from learning.vector.metrics import Sums
 from tests.unit.agent_stage import (

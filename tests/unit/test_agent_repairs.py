@@ -11,7 +11,7 @@ import pytest
 
 from broker.protocol.topics import CoordinatorStatusTopic, ProgramTopic, RoundTopic
 from broker.service.events import Subscribe, Tick
-from edge_agent.events import Action, SettleUpdate, StartJob
+from edge_agent.machine.events import Action, SettleUpdate, StartJob
 from tests.unit.agent_stage import THETA, TOPICS, Device, only, plan, ready, ref, trained
 
 _STATE = {TOPICS.name(t) for t in (CoordinatorStatusTopic(), ProgramTopic(), RoundTopic())}

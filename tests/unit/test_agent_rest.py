@@ -10,7 +10,7 @@ import pytest
 
 from broker.protocol.messages import Report
 from broker.service.events import Connected, Started, Subscribe, Tick, Unsubscribe
-from edge_agent.events import (
+from edge_agent.machine.events import (
     Action,
     CancelJob,
     Felt,
@@ -21,7 +21,7 @@ from edge_agent.events import (
     ResumeJobs,
     StartJob,
 )
-from edge_agent.limits import LimitsConfig, Readings
+from edge_agent.machine.limits import LimitsConfig, Readings
 from tests.unit.agent_stage import (
     MAX_PAYLOAD,
     PACKAGE,

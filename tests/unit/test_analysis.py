@@ -75,7 +75,7 @@ _CHILD = """
 import sys
 import numpy as np
 from edge_agent import service
-from edge_agent.trainer import train
+from edge_agent.training.trainer import train
 from broker.protocol.messages import TrainingPlan
 from models.runtime.program import Program
 from models.zoo import load_zoo

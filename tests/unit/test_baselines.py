@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from edge_agent.trainer import train
+from edge_agent.training.trainer import train
 from fedge.errors import ConfigError, DataError, TrainingError
 from fleet import baselines
 from fleet.baselines import Baselines, check_baselines, measure_baselines

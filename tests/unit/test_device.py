@@ -13,7 +13,7 @@ import pytest
 
 from edge_agent import device
 from edge_agent.device import LinuxDevice, battery_percent
-from edge_agent.limits import LimitsConfig, Readings
+from edge_agent.machine.limits import LimitsConfig, Readings
 from fedge.system import available_bytes, memory_bytes, resident_bytes, temperature_c
 
 Put = Callable[[str, str], None]

@@ -20,8 +20,8 @@ from coordinator.config import CoordinatorConfig
 from coordinator.doctor import coordinator_rights, diagnose
 from edge_agent.data.dataset import LocalDataset
 from edge_agent.data.table import Array
-from edge_agent.doctor import agent_rights
-from edge_agent.profile import data_checks
+from edge_agent.doctor.data_checks import data_checks
+from edge_agent.doctor.doctor import agent_rights
 from fedge.check_result import Check, exit_code, failed, ok, report, skipped, warning
 from fedge.host_checks import disk_check, memory_check, owner_check
 from models.package.spec import TensorSpec
@@ -195,7 +195,7 @@ def test_few_rows_far_columns_and_dead_sensors_are_warnings() -> None:
 
 
 def test_classes_are_counted_by_name() -> None:
-    from edge_agent.profile import _target
+    from edge_agent.doctor.data_checks import _target
 
     spec = TensorSpec(name="target", dtype="int32", classes=("sit", "walk", "run"))
     values = np.zeros((6, 1), np.float32)

@@ -27,11 +27,11 @@ from broker.protocol import blobs, ed25519, messages, signed_messages
 from broker.security.signing import SigningKeys
 from coordinator import admission
 from coordinator import config as middle
-from edge_agent import agent, answers
 from edge_agent.config import AgentConfig
 from edge_agent.data.config import DataConfig, InputSource, TargetSource, WeightSource
 from edge_agent.data.dataset import load_dataset
-from edge_agent.limits import LimitsConfig
+from edge_agent.machine import agent, reports
+from edge_agent.machine.limits import LimitsConfig
 from fedge.command import cli
 from fedge.yaml_config import load_config, parse_config
 from fleet.cast import make_cast
@@ -241,7 +241,7 @@ def test_every_reason_is_documented() -> None:
     refusals |= set(re.findall(r'\("(\w+)", (?:header|set)', source))
     assert {"late", "norm", "session", "malformed", "metrics"} <= refusals
     assert refusals <= documented
-    source = inspect.getsource(agent) + inspect.getsource(answers)
+    source = inspect.getsource(agent) + inspect.getsource(reports)
     declined = set(re.findall(r'(?:_decline(?:_running)?\(|declined\(plan, )"(\w+)"', source))
     assert {"weights", "training", "evaluation", "stopping"} <= declined <= documented
     told = re.search(r"(?s)reason: machine name: (.*?)\.", messages.Report.__doc__ or "")

@@ -10,8 +10,8 @@ from broker.protocol import blobs
 from broker.protocol.messages import BlobRef
 from broker.protocol.topics import Topics
 from broker.service.events import Subscribe, Unsubscribe
-from edge_agent.events import ForgetBlob, KeepChunk, RecallBlob
-from edge_agent.fetcher import STALL_S, TRIES, Fetcher, Progressed
+from edge_agent.machine.blob_fetcher import STALL_S, TRIES, Fetcher, Progressed
+from edge_agent.machine.events import ForgetBlob, KeepChunk, RecallBlob
 from fedge.errors import WireError
 
 TOPICS = Topics("f")

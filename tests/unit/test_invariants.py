@@ -16,7 +16,7 @@ from broker.protocol.messages import AgentStatus, RoundPlan
 from broker.protocol.topics import RoundTopic, Topics
 from broker.service.events import MessageArrived
 from coordinator.events import Commit, RoundEnded, SaveOpenRound, StoreUpdate
-from edge_agent.events import SpoolUpdate, StartJob
+from edge_agent.machine.events import SpoolUpdate, StartJob
 from fleet.virtual.drawing import draw_setting
 from fleet.virtual.faults import COORDINATOR, Crash, FaultPlan
 from fleet.virtual.history import Began, BrokerKilled, Ended, Entry, Flushed, Handled, Sent

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from edge_agent.limits import Limits, LimitsConfig, Readings
+from edge_agent.machine.limits import Limits, LimitsConfig, Readings
 from fedge.errors import ConfigError
 from fedge.yaml_config import parse_config
 

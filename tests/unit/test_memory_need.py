@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from edge_agent.memory import Need, estimate, megabytes, shortage
+from edge_agent.training.memory_estimate import Need, estimate, megabytes, shortage
 from fedge.errors import ModelError
 from learning.vector.parameters import Layout, ParameterSpec
 from models.inspect.cost import tensor_bytes
@@ -81,7 +81,7 @@ _TRAIN = """
 import sys, numpy as np
 from broker.protocol.messages import TrainingPlan
 from edge_agent import worker, service
-from edge_agent.trainer import train
+from edge_agent.training.trainer import train
 from learning.codecs import CodecConfig, compensate, make_codec
 from models.runtime.program import Program
 from models.zoo import load_zoo

@@ -8,9 +8,9 @@ import numpy as np
 
 from broker.protocol.messages import Receipt
 from broker.protocol.topics import Topics
-from edge_agent.events import ForgetResidual, SettleUpdate
-from edge_agent.outbox import Outbox
-from edge_agent.spool import AgentMemory, SpooledUpdate
+from edge_agent.machine.events import ForgetResidual, SettleUpdate
+from edge_agent.machine.update_outbox import Outbox
+from edge_agent.storage.update_spool import AgentMemory, SpooledUpdate
 from learning.vector.parameters import F32
 
 A, B = "a" * 16, "b" * 16

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edge_agent.pace import Pace
+from edge_agent.training.throttle import Pace
 
 
 class Clock:

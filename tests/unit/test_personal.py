@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from edge_agent.personal import PersonalPart, forget_others, personal_file
-from edge_agent.trainer import TrainingResult
+from edge_agent.training.personal_layers import PersonalPart, forget_others, personal_file
+from edge_agent.training.trainer import TrainingResult
 from fedge.errors import DataError
 from learning.vector.metrics import Sums
 from learning.vector.parameters import F32, Layout, ParameterSpec

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from broker.protocol import blobs
-from edge_agent.chunks import ChunkStore
-from edge_agent.spool import PENDING_FILE, SETTLED_FILE, Spool, SpooledUpdate
+from edge_agent.storage.chunk_cache import ChunkStore
+from edge_agent.storage.update_spool import PENDING_FILE, SETTLED_FILE, Spool, SpooledUpdate
 from fedge.errors import StoreError
 
 RESIDUAL = np.array([0.5, -0.25, 1e-9], np.float32)

@@ -23,9 +23,9 @@ from broker.link.link import LinkUp, Received
 from broker.link.settings import TlsSettings
 from broker.security.fleet import Fleet, FleetSettings, create_fleet, utc_now
 from broker.service.events import MessageArrived, Publish, Started, Subscribe
-from edge_agent import join
-from edge_agent.enrol import token_in
-from edge_agent.private_key import certificate_request, forget_used_key, own_key
+from edge_agent.enrolment import request_certificate
+from edge_agent.enrolment.enrol import token_in
+from edge_agent.enrolment.private_key import certificate_request, forget_used_key, own_key
 from fedge.command import cli
 from fedge.errors import ConfigError
 from fedge.files import Account
@@ -349,10 +349,10 @@ def test_a_device_that_hears_nothing_goes_on_in_a_new_session(
         ids.append(session)
         return DeafService(sessions, answers_in=3)
 
-    monkeypatch.setattr(join, "MqttLink", link)
-    monkeypatch.setattr(join, "_ASK_AGAIN_S", 0.0)
+    monkeypatch.setattr(request_certificate, "MqttLink", link)
+    monkeypatch.setattr(request_certificate, "_ASK_AGAIN_S", 0.0)
     token = Token("localhost", 8884, "houses", "pi-1", "s" * 22, "a" * 43)
-    answer = join._ask(token, TlsSettings(), Request(), time.monotonic() + 60)
+    answer = request_certificate._ask(token, TlsSettings(), Request(), time.monotonic() + 60)
     assert answer == Answer(authority="PEM")
     assert [session.asked for session in sessions] == [PER_SESSION, PER_SESSION, 1]
     assert len(set(ids)) == 3

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from broker.protocol.messages import TrainingPlan
-from edge_agent.trainer import Adam, LocalOptimizer, Sgd, make_optimizer, train
+from edge_agent.training.trainer import Adam, LocalOptimizer, Sgd, make_optimizer, train
 from fedge.errors import TrainingError
 from learning.aggregation import make_aggregator
 from learning.algorithms import StrategyConfig, make_strategy

@@ -28,12 +28,12 @@ from broker.protocol.topics import (
 )
 from broker.security.signing import SigningKeys
 from broker.service.events import Connected, MessageArrived, Publish, Started
-from edge_agent.agent import Agent
-from edge_agent.events import Action, KeepTrust, LoadPackage, SettleUpdate, StartJob
-from edge_agent.spool import AgentMemory
-from edge_agent.statements import AgentFacts
-from edge_agent.trust import Trust, TrustRecord
-from edge_agent.trust_file import TrustFile
+from edge_agent.machine.agent import Agent
+from edge_agent.machine.events import Action, KeepTrust, LoadPackage, SettleUpdate, StartJob
+from edge_agent.machine.status import AgentFacts
+from edge_agent.machine.trust import Trust, TrustRecord
+from edge_agent.storage.trust_file import TrustFile
+from edge_agent.storage.update_spool import AgentMemory
 from fedge.errors import StoreError, UntrustedError
 from tests.unit.agent_stage import MAX_PAYLOAD, PACKAGE, THETA, TOPICS, Device, only, plan, trained
 
@@ -463,7 +463,7 @@ import sys
 sys.modules["cryptography"] = None
 from pathlib import Path
 from broker.protocol.topics import RoundTopic, Topics
-from edge_agent.trust import Trust
+from edge_agent.machine.trust import Trust
 from broker.protocol.signed_messages import read_public_keys
 folder = Path(sys.argv[1])
 trust = Trust(Topics("f"), read_public_keys(folder / "coordinator.pub"))

@@ -16,7 +16,7 @@ import pytest
 from broker.protocol.messages import BlobRef, Cohort, RoundPlan, TrainingPlan
 from edge_agent.config import AgentConfig
 from edge_agent.data.config import DataConfig
-from edge_agent.events import (
+from edge_agent.machine.events import (
     Event,
     JobFailed,
     LoadPackage,

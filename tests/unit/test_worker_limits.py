@@ -16,7 +16,7 @@ from broker.protocol.messages import BlobRef, Cohort, RoundPlan, Task, TrainingP
 from edge_agent import worker
 from edge_agent.config import AgentConfig
 from edge_agent.data.config import DataConfig
-from edge_agent.events import (
+from edge_agent.machine.events import (
     Evaluated,
     Event,
     JobFailed,
@@ -26,7 +26,7 @@ from edge_agent.events import (
     StartJob,
     Trained,
 )
-from edge_agent.limits import LimitsConfig
+from edge_agent.machine.limits import LimitsConfig
 from edge_agent.worker import Worker, WorkerPool
 from models.package.package import ModelPackage
 from models.zoo import load_zoo

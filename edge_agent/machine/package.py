@@ -7,7 +7,7 @@ import math
 from random import Random
 
 from broker.protocol.messages import BlobRef, ProgramManifest
-from edge_agent.events import PackageFailed, PackageLoaded
+from edge_agent.machine.events import PackageFailed, PackageLoaded
 
 log = logging.getLogger(__name__)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from broker.protocol.messages import AgentStatus, RoundPlan, Task
-from edge_agent.events import PackageFailed, PackageLoaded
-from edge_agent.fetcher import STALL_S
-from edge_agent.limits import LimitsConfig, Rest
+from edge_agent.machine.blob_fetcher import STALL_S
+from edge_agent.machine.events import PackageFailed, PackageLoaded
+from edge_agent.machine.limits import LimitsConfig, Rest
 from learning.codecs import CODECS
 
 

@@ -1,4 +1,4 @@
-"""The file in an agent's state folder that holds what it believes (`edge_agent.trust`)."""
+"""The file in an agent's state folder that holds what it believes (`edge_agent.machine.trust`)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import msgspec
 
 from broker.protocol.signed_messages import read_public_keys
 from edge_agent.config import AgentConfig
-from edge_agent.trust import TrustRecord
+from edge_agent.machine.trust import TrustRecord
 from fedge.errors import ConfigError, StoreError
 from fedge.files import write_whole
 from fedge.yaml_config import located

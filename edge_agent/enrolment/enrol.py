@@ -11,8 +11,8 @@ from broker.enrolment.token import SCHEME, Token
 from broker.protocol.signed_messages import encode_public_keys
 from broker.security.bundle import MAX_BUNDLE_BYTES, Bundle, check_bundle, read_bundle
 from edge_agent.config import AgentConfig
-from edge_agent.join import ask_for_certificate
-from edge_agent.private_key import certificate_request, forget_used_key, own_key
+from edge_agent.enrolment.private_key import certificate_request, forget_used_key, own_key
+from edge_agent.enrolment.request_certificate import ask_for_certificate
 from fedge.errors import ConfigError
 from fedge.files import make_private_folder, write_whole
 from fedge.yaml_config import load_config

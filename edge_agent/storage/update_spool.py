@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 
 from broker.protocol.messages import Count, Fingerprint, Id, RoundId, Sha256
-from edge_agent.trust import TrustRecord
+from edge_agent.machine.trust import TrustRecord
 from fedge.errors import StoreError, WireError
 from fedge.files import sync_folder, touch_private
 from learning.vector import frames

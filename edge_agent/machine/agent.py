@@ -37,9 +37,8 @@ from broker.service.events import (
     Tick,
     Unsubscribe,
 )
-from edge_agent.answers import Answers, PlanKey, plan_key
-from edge_agent.current_package import CurrentPackage
-from edge_agent.events import (
+from edge_agent.machine.blob_fetcher import Fetcher, Progressed
+from edge_agent.machine.events import (
     Action,
     BlobRecalled,
     CancelJob,
@@ -56,13 +55,14 @@ from edge_agent.events import (
     StartJob,
     Trained,
 )
-from edge_agent.fetcher import Fetcher, Progressed
-from edge_agent.limits import Limits, Readings, Rest
-from edge_agent.outbox import Outbox
-from edge_agent.plan_order import PlanOrder
-from edge_agent.spool import AgentMemory, SpooledUpdate
-from edge_agent.statements import AgentFacts, agent_status, refusal
-from edge_agent.trust import Trust
+from edge_agent.machine.limits import Limits, Readings, Rest
+from edge_agent.machine.package import CurrentPackage
+from edge_agent.machine.plan_order import PlanOrder
+from edge_agent.machine.reports import Answers, PlanKey, plan_key
+from edge_agent.machine.status import AgentFacts, agent_status, refusal
+from edge_agent.machine.trust import Trust
+from edge_agent.machine.update_outbox import Outbox
+from edge_agent.storage.update_spool import AgentMemory, SpooledUpdate
 from fedge.errors import UntrustedError, WireError
 from learning.vector.parameters import F32
 

@@ -18,7 +18,7 @@ from broker.protocol import blobs
 from broker.protocol.messages import BlobRef
 from broker.protocol.topics import ChunkTopic, Topics
 from broker.service.events import LinkAction, Subscribe, Unsubscribe
-from edge_agent.events import ForgetBlob, KeepChunk, RecallBlob
+from edge_agent.machine.events import ForgetBlob, KeepChunk, RecallBlob
 from fedge.errors import WireError
 
 log = logging.getLogger(__name__)

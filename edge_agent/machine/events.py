@@ -14,10 +14,10 @@ from broker.service.events import (
     Stopping,
     Tick,
 )
-from edge_agent.limits import Readings
-from edge_agent.spool import SpooledUpdate
-from edge_agent.trainer import TrainingResult
-from edge_agent.trust import TrustRecord
+from edge_agent.machine.limits import Readings
+from edge_agent.machine.trust import TrustRecord
+from edge_agent.storage.update_spool import SpooledUpdate
+from edge_agent.training.trainer import TrainingResult
 from learning.vector.metrics import Sums
 from learning.vector.parameters import F32
 

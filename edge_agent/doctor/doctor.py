@@ -29,12 +29,12 @@ from broker.protocol.topics import (
 from edge_agent.config import AgentConfig
 from edge_agent.data.dataset import LocalDataset, build_dataset, read_table
 from edge_agent.device import LinuxDevice
-from edge_agent.limits import Limits
-from edge_agent.memory import estimate, megabytes, shortage
-from edge_agent.profile import data_checks
-from edge_agent.runtime_trial import runtime_check
-from edge_agent.trust import Trust
-from edge_agent.trust_file import open_trust
+from edge_agent.doctor.data_checks import data_checks
+from edge_agent.doctor.interpreter_check import runtime_check
+from edge_agent.machine.limits import Limits
+from edge_agent.machine.trust import Trust
+from edge_agent.storage.trust_file import open_trust
+from edge_agent.training.memory_estimate import estimate, megabytes, shortage
 from fedge.check_result import Check, failed, ok, skipped, warning
 from fedge.errors import (
     ConfigError,

@@ -20,10 +20,10 @@ from broker.protocol.messages import (
 )
 from broker.protocol.topics import ReportTopic, Topics
 from broker.service.events import Publish
-from edge_agent.events import Action
-from edge_agent.spool import SpooledUpdate
-from edge_agent.statements import AgentFacts
-from edge_agent.trainer import TrainingResult
+from edge_agent.machine.events import Action
+from edge_agent.machine.status import AgentFacts
+from edge_agent.storage.update_spool import SpooledUpdate
+from edge_agent.training.trainer import TrainingResult
 from fedge.errors import CodecError, ConfigError
 from learning.codecs import compensate, make_codec
 from learning.vector.metrics import Sums, Total

@@ -1,0 +1,1 @@
+"""Checks of a device before it takes part: data, interpreter, broker."""

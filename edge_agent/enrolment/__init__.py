@@ -1,0 +1,1 @@
+"""Enrolment on the device: bundle or token, key and certificate."""

@@ -1,0 +1,1 @@
+"""What the agent keeps on disk: pending update, chunks, trust."""

@@ -1,0 +1,1 @@
+"""Training on the device: steps, personal layers, throttle."""
