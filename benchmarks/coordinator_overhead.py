@@ -42,8 +42,8 @@ from broker.protocol.messages import Report as AgentReport
 from broker.protocol.topics import AgentStatusTopic, ReportTopic, RoundTopic, Topics, UpdateTopic
 from broker.service.events import Connected, MessageArrived, Publish
 from coordinator.config import CohortConfig, CoordinatorConfig, StartConfig
-from coordinator.events import Action, Commit, Event, SaveOpenRound, SaveRound, StoreUpdate
-from coordinator.federation import Coordinator
+from coordinator.machine.coordinator import Coordinator
+from coordinator.machine.events import Action, Commit, Event, SaveOpenRound, SaveRound, StoreUpdate
 from coordinator.service import CoordinatorService
 from coordinator.store import Store
 from learning.codecs import CODECS, CodecConfig, make_codec

@@ -37,7 +37,7 @@ from broker.local.broker import LocalBroker
 from broker.protocol import messages
 from broker.protocol.messages import AgentStatus
 from broker.protocol.topics import AgentStatusTopic, Topics
-from coordinator.records import RoundRecord
+from coordinator.records.records import RoundRecord
 from fedge.open_files import raise_file_limit
 from fleet.host import AgentHost, find_agents
 from fleet.run import RunOptions, host_count, run_scenario

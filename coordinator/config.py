@@ -11,7 +11,7 @@ from msgspec import Meta
 
 from broker.link.settings import BrokerSettings
 from broker.protocol.messages import Id, TrainingPlan
-from coordinator.uploads import STALL_S
+from coordinator.machine.uploads import STALL_S
 from learning.aggregation import AGGREGATORS
 from learning.algorithms import STRATEGIES, StrategyConfig
 from learning.codecs import CODECS, CodecConfig

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from coordinator.config import CoordinatorConfig
-from coordinator.records import RoundRecord
+from coordinator.records.records import RoundRecord
 from coordinator.store import KnownAgent, Store
 from fedge.console import printable
 

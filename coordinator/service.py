@@ -23,7 +23,8 @@ from broker.service.events import LinkAction, Publish, Tick
 from broker.service.service import Service
 from coordinator.config import CoordinatorConfig
 from coordinator.evaluation import central_measure
-from coordinator.events import (
+from coordinator.machine.coordinator import Coordinator
+from coordinator.machine.events import (
     Action,
     Commit,
     Event,
@@ -36,8 +37,7 @@ from coordinator.events import (
     Unable,
     Waiting,
 )
-from coordinator.federation import Coordinator
-from coordinator.progress import Progress
+from coordinator.machine.progress import Progress
 from coordinator.report import round_line
 from coordinator.store import NOTED_EVERY_S, Store
 from fedge.errors import ConfigError, ModelError, StoreError

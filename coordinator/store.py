@@ -19,9 +19,9 @@ import msgspec
 import numpy as np
 
 from broker.protocol.messages import AgentStatus, RoundPlan
-from coordinator.progress import Progress, StoredRound
-from coordinator.records import RoundRecord
-from coordinator.roster import MISSED_HEARTBEATS
+from coordinator.machine.progress import Progress, StoredRound
+from coordinator.machine.roster import MISSED_HEARTBEATS
+from coordinator.records.records import RoundRecord
 from fedge.errors import ConfigError, StoreError, WireError
 from fedge.files import touch_private
 from learning.algorithms import State, state_from_bytes, state_to_bytes

@@ -11,7 +11,7 @@ from rich.progress import TimeElapsedColumn as Elapsed
 from rich.table import Table
 
 from coordinator.config import CoordinatorConfig
-from coordinator.records import RoundRecord
+from coordinator.records.records import RoundRecord
 from coordinator.report import bytes_text, decline_lines, matrix_lines
 from fedge.console import printable
 from fleet.cast import Cast

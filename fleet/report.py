@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from coordinator.records import RoundRecord, falls
+from coordinator.records.records import RoundRecord, falls
 from fedge.errors import ConfigError
 from fleet.baselines import Baselines
 from fleet.scenario import Scenario

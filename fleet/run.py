@@ -22,7 +22,7 @@ from broker.link.mqtt import MqttLink
 from broker.link.settings import BrokerSettings
 from broker.local.broker import LocalBroker
 from coordinator.config import CoordinatorConfig
-from coordinator.records import RoundRecord
+from coordinator.records.records import RoundRecord
 from coordinator.report import decline_lines
 from coordinator.service import RESULT_FOLDER
 from coordinator.store import Store

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from broker.link.link import Received, Will
 from broker.service.events import LinkAction, Publish
 from coordinator.config import CoordinatorConfig
-from coordinator.events import (
+from coordinator.machine.coordinator import Coordinator
+from coordinator.machine.events import (
     Action,
     Commit,
     Finished,
@@ -18,8 +19,7 @@ from coordinator.events import (
     SaveRound,
     StoreUpdate,
 )
-from coordinator.federation import Coordinator
-from coordinator.records import RoundRecord
+from coordinator.records.records import RoundRecord
 from coordinator.service import FLUSH_UPDATES, sealed
 from coordinator.store import Store
 from fleet.virtual.faults import COORDINATOR

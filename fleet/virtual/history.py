@@ -10,7 +10,7 @@ from zlib import crc32
 
 from broker.protocol.topics import PREFIX
 from broker.service.events import Connected, MessageArrived, Publish, Subscribe, Unsubscribe
-from coordinator.events import Commit, SaveOpenRound, SaveRound, StoreUpdate
+from coordinator.machine.events import Commit, SaveOpenRound, SaveRound, StoreUpdate
 from edge_agent.machine.events import BlobRecalled, LoadPackage, PackageLoaded, StartJob
 from learning.vector.parameters import F32
 

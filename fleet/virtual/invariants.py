@@ -18,9 +18,9 @@ from broker.protocol.messages import Receipt, Report, RoundPlan, UpdateHeader
 from broker.protocol.topics import InboxTopic, ReportTopic, RoundTopic, Topics, UpdateTopic
 from broker.service.events import MessageArrived
 from coordinator.config import CoordinatorConfig
-from coordinator.events import Commit, RoundEnded, SaveOpenRound, SaveRound, StoreUpdate
-from coordinator.records import RoundRecord
-from coordinator.uploads import peek_header
+from coordinator.machine.events import Commit, RoundEnded, SaveOpenRound, SaveRound, StoreUpdate
+from coordinator.machine.uploads import peek_header
+from coordinator.records.records import RoundRecord
 from edge_agent.machine.events import (
     CancelJob,
     Evaluated,

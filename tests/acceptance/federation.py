@@ -23,7 +23,7 @@ import yaml
 from broker.local.broker import HOST
 from broker.local.child_process import dying_with
 from coordinator.config import CoordinatorConfig
-from coordinator.records import RoundRecord
+from coordinator.records.records import RoundRecord
 from coordinator.store import Store
 from edge_agent.config import AgentConfig
 from edge_agent.data.dataset import load_dataset

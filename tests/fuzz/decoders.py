@@ -12,7 +12,7 @@ import numpy as np
 from broker.protocol import blobs, messages, signed_messages
 from broker.protocol.messages import BlobRef
 from broker.protocol.topics import Topics
-from coordinator.uploads import Uploads
+from coordinator.machine.uploads import Uploads
 from fedge.errors import CodecError, ModelError, UpdateRejected, WireError
 from fleet.processes import decode_event
 from learning.algorithms import state_from_bytes, state_to_bytes

@@ -26,7 +26,7 @@ from broker.local.broker import LocalBroker, free_port
 from broker.protocol import messages
 from broker.protocol.messages import AgentStatus
 from broker.protocol.topics import AgentStatusTopic, Topics
-from coordinator.records import RoundRecord
+from coordinator.records.records import RoundRecord
 from edge_agent.config import AgentConfig
 from fedge.errors import ConfigError, LinkError
 from fleet.host import AgentHost, find_agents

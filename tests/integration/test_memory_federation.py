@@ -25,9 +25,9 @@ from broker.service.events import (
     Unsubscribe,
 )
 from coordinator.config import CoordinatorConfig, EvaluationConfig, RoundConfig, StartConfig
-from coordinator.events import Commit, RoundEnded
-from coordinator.federation import Coordinator
-from coordinator.records import RoundRecord
+from coordinator.machine.coordinator import Coordinator
+from coordinator.machine.events import Commit, RoundEnded
+from coordinator.records.records import RoundRecord
 from edge_agent.machine.agent import Agent
 from edge_agent.machine.events import (
     BlobRecalled,

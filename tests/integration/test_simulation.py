@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from coordinator.config import CoordinatorConfig, EvaluationConfig, RoundConfig, StartConfig
-from coordinator.events import Commit
+from coordinator.machine.events import Commit
 from fedge.errors import FleetError
 from fleet.cli import cli
 from fleet.virtual.drawing import draw_dataset

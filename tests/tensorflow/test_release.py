@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from coordinator.records import new_record
+from coordinator.records.records import new_record
 from coordinator.store import Store
 from edge_agent.cli import cli as agent_cli
 from fedge.errors import ExportError, ModelError

@@ -21,10 +21,10 @@ from broker.protocol.topics import (
 )
 from broker.service.events import Connected, MessageArrived, Publish, Started, Tick
 from coordinator.config import CoordinatorConfig, EvaluationConfig, RoundConfig, StartConfig
-from coordinator.events import Action, Event, RoundEnded
-from coordinator.federation import Coordinator
-from coordinator.progress import Progress
-from coordinator.records import RoundRecord
+from coordinator.machine.coordinator import Coordinator
+from coordinator.machine.events import Action, Event, RoundEnded
+from coordinator.machine.progress import Progress
+from coordinator.records.records import RoundRecord
 from learning.codecs import CodecConfig, make_codec
 from learning.vector.parameters import F32
 from models.package.package import ModelPackage

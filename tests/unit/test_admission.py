@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from coordinator.admission import MAX_EXAMPLES, check_examples, check_vector
+from coordinator.machine.admission import MAX_EXAMPLES, check_examples, check_vector
 from fedge.errors import UpdateRejected
 
 

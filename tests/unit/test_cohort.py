@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from broker.protocol import messages
-from coordinator.cohort import draw_cohort
 from coordinator.config import CohortConfig
+from coordinator.machine.cohort import draw_cohort
 
 NAMES = tuple(f"pi-{n:03d}" for n in range(100))
 

@@ -17,8 +17,8 @@ from broker.protocol.topics import (
 )
 from broker.service.events import Connected, Publish, Started, Stopping, Subscribe
 from coordinator.config import CohortConfig, EvaluationConfig, RoundConfig, StartConfig
-from coordinator.events import Action, Commit, RoundEnded, SaveAgent, SaveRound, Waiting
-from coordinator.federation import Coordinator
+from coordinator.machine.coordinator import Coordinator
+from coordinator.machine.events import Action, Commit, RoundEnded, SaveAgent, SaveRound, Waiting
 from learning.codecs import CodecConfig
 from tests.unit.coordinator_stage import (
     MAX_PAYLOAD,

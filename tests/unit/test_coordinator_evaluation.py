@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from coordinator.config import EvaluationConfig, StartConfig
-from coordinator.events import Commit, RoundEnded
+from coordinator.machine.events import Commit, RoundEnded
 from learning.vector.metrics import Sums
 from learning.vector.parameters import F32
 from tests.unit.coordinator_stage import FakeAgent, Stage, config, only

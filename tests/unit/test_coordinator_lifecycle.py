@@ -13,9 +13,17 @@ from broker.protocol.messages import AgentStatus
 from broker.protocol.topics import AgentStatusTopic, RoundTopic
 from broker.service.events import MessageArrived
 from coordinator.config import CohortConfig, EvaluationConfig, StartConfig, StopConfig
-from coordinator.events import Commit, Finished, RoundEnded, SaveAgent, SaveRound, Unable, Waiting
-from coordinator.federation import Coordinator
-from coordinator.progress import Progress, StoredRound
+from coordinator.machine.coordinator import Coordinator
+from coordinator.machine.events import (
+    Commit,
+    Finished,
+    RoundEnded,
+    SaveAgent,
+    SaveRound,
+    Unable,
+    Waiting,
+)
+from coordinator.machine.progress import Progress, StoredRound
 from fedge.errors import ConfigError
 from learning.algorithms import StrategyConfig
 from learning.codecs import CodecConfig

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from coordinator.config import StartConfig
-from coordinator.events import Commit, RoundEnded, SaveOpenRound, SaveRound, StoreUpdate
-from coordinator.progress import Progress
+from coordinator.machine.events import Commit, RoundEnded, SaveOpenRound, SaveRound, StoreUpdate
+from coordinator.machine.progress import Progress
 from coordinator.store import Store
 from learning.vector.parameters import F32
 from tests.unit.coordinator_stage import PACKAGE, SESSION, FakeAgent, Stage, config, only

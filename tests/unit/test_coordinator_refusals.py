@@ -12,8 +12,8 @@ from broker.protocol import blobs
 from broker.protocol.topics import UpdateTopic
 from broker.service.events import MessageArrived
 from coordinator.config import EvaluationConfig, StartConfig
-from coordinator.events import Commit
-from coordinator.records import RoundRecord
+from coordinator.machine.events import Commit
+from coordinator.records.records import RoundRecord
 from learning.codecs import CodecConfig
 from tests.unit.coordinator_stage import FakeAgent, Stage, config, only, three
 

@@ -19,9 +19,9 @@ from broker.protocol.messages import AgentStatus, Receipt, RoundPlan, UpdateHead
 from broker.protocol.topics import AgentStatusTopic, InboxTopic, RoundTopic, Topics, UpdateTopic
 from broker.security.signing import Signer, SigningKeys
 from coordinator.config import StartConfig
-from coordinator.events import Finished, SaveAgent
-from coordinator.federation import Coordinator
-from coordinator.progress import Progress
+from coordinator.machine.coordinator import Coordinator
+from coordinator.machine.events import Finished, SaveAgent
+from coordinator.machine.progress import Progress
 from coordinator.service import CoordinatorService, _write_result, run_coordinator
 from coordinator.store import Store
 from fedge.errors import ConfigError, StoreError

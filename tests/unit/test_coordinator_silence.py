@@ -7,7 +7,7 @@ from broker.protocol.messages import AgentStatus
 from broker.protocol.topics import AgentStatusTopic
 from broker.service.events import Connected, Disconnected
 from coordinator.config import RoundConfig, StartConfig
-from coordinator.events import RoundEnded
+from coordinator.machine.events import RoundEnded
 from tests.unit.coordinator_stage import MAX_PAYLOAD, FakeAgent, Stage, config, only
 
 HEARTBEAT_S = 60.0

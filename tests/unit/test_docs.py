@@ -18,15 +18,15 @@ import pytest
 import yaml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-import coordinator.intake
-import coordinator.round
-import coordinator.uploads
+import coordinator.machine.update_intake
+import coordinator.machine.uploads
+import coordinator.rounds.round
 from broker.link.settings import BrokerSettings, TlsSettings
 from broker.link.transport_settings import ProxySettings, WebSocketSettings
 from broker.protocol import blobs, ed25519, messages, signed_messages
 from broker.security.signing import SigningKeys
-from coordinator import admission
 from coordinator import config as middle
+from coordinator.machine import admission
 from edge_agent.config import AgentConfig
 from edge_agent.data.config import DataConfig, InputSource, TargetSource, WeightSource
 from edge_agent.data.dataset import load_dataset
@@ -235,7 +235,12 @@ def test_the_examples_of_fingerprint_and_cohort_are_the_code_s() -> None:
 
 def test_every_reason_is_documented() -> None:
     documented = set(rows(section(PROTOCOL, "Reasons")))
-    places = (admission, coordinator.intake, coordinator.round, coordinator.uploads)
+    places = (
+        admission,
+        coordinator.machine.update_intake,
+        coordinator.rounds.round,
+        coordinator.machine.uploads,
+    )
     source = "\n".join(inspect.getsource(place) for place in places)
     refusals = set(re.findall(r'(?:Rejected|Reject|_reject)\(\w+, "(\w+)"', source))
     refusals |= set(re.findall(r'\("(\w+)", (?:header|set)', source))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from broker.protocol.topics import RoundTopic
 from broker.service.events import Connected, Publish
 from coordinator.config import CohortConfig, EvaluationConfig, RoundConfig, StartConfig
-from coordinator.events import RoundEnded
+from coordinator.machine.events import RoundEnded
 from tests.unit.coordinator_stage import FakeAgent, Stage, config, only
 
 

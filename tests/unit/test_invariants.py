@@ -15,7 +15,7 @@ from broker.protocol import messages
 from broker.protocol.messages import AgentStatus, RoundPlan
 from broker.protocol.topics import RoundTopic, Topics
 from broker.service.events import MessageArrived
-from coordinator.events import Commit, RoundEnded, SaveOpenRound, StoreUpdate
+from coordinator.machine.events import Commit, RoundEnded, SaveOpenRound, StoreUpdate
 from edge_agent.machine.events import SpoolUpdate, StartJob
 from fleet.virtual.drawing import draw_setting
 from fleet.virtual.faults import COORDINATOR, Crash, FaultPlan

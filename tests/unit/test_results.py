@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from coordinator.records import AgentResult
-from coordinator.results import with_central, with_evaluation, with_training
+from coordinator.records.records import AgentResult
+from coordinator.records.results import with_central, with_evaluation, with_training
 from learning.vector.metrics import MetricSpec, Sums
 from tests.unit.test_stopping import record
 

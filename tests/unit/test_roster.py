@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from broker.protocol.messages import AgentStatus
-from coordinator import roster
-from coordinator.roster import Roster
+from coordinator.machine import roster
+from coordinator.machine.roster import Roster
 
 
 def status(state: Any = "online", boot: str = "b1", **changes: Any) -> AgentStatus:

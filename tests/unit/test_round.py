@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.round import (
+from coordinator.rounds.round import (
     Admit,
     Again,
     Closed,

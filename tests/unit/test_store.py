@@ -17,7 +17,7 @@ import pytest
 
 from broker.protocol.messages import AgentStatus
 from coordinator.config import CoordinatorConfig
-from coordinator.records import AgentResult
+from coordinator.records.records import AgentResult
 from coordinator.report import matrix_lines, status_document, status_text
 from coordinator.store import Store
 from fedge.errors import ConfigError, StoreError

@@ -6,9 +6,9 @@ import msgspec
 
 from broker.protocol.messages import AgentStatus
 from coordinator.config import CohortConfig, CoordinatorConfig, StartConfig
-from coordinator.events import Waiting
-from coordinator.roster import Roster
-from coordinator.turnout import Turnout
+from coordinator.machine.events import Waiting
+from coordinator.machine.roster import Roster
+from coordinator.machine.round_scheduler import Turnout
 
 
 def config(**changes: object) -> CoordinatorConfig:

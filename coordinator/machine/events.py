@@ -14,7 +14,7 @@ from broker.service.events import (
     Stopping,
     Tick,
 )
-from coordinator.records import RoundRecord
+from coordinator.records.records import RoundRecord
 from learning.algorithms import State
 from learning.vector.parameters import F32
 

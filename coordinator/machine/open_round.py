@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from broker.protocol.messages import RoundPlan, Task
-from coordinator.records import RoundRecord
-from coordinator.round import Round
+from coordinator.records.records import RoundRecord
+from coordinator.rounds.round import Round
 from learning.aggregation import Aggregator
 from learning.vector.metrics import Sums
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from broker.protocol import blobs, messages
 from broker.protocol.messages import RoundPlan, UpdateHeader
-from coordinator.admission import MAX_EXAMPLES, MIN_WEIGHT, check_examples, check_vector
+from coordinator.machine.admission import MAX_EXAMPLES, MIN_WEIGHT, check_examples, check_vector
 from fedge.errors import CodecError, UpdateRejected, WireError
 from learning.codecs import Codec
 from learning.vector import frames

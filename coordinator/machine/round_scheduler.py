@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 from coordinator.config import CoordinatorConfig
-from coordinator.events import Waiting
-from coordinator.roster import Roster
+from coordinator.machine.events import Waiting
+from coordinator.machine.roster import Roster
 
 #: After an abandoned round the next one waits 1, 2, 4 … s, at most this.
 _LONGEST_PAUSE_S = 60.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from broker.protocol.messages import RoundPlan
-from coordinator.records import RoundRecord
+from coordinator.records.records import RoundRecord
 from learning.algorithms import State
 from learning.vector.parameters import F32
 

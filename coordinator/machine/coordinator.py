@@ -36,9 +36,9 @@ from broker.service.events import (
     Subscribe,
     Tick,
 )
-from coordinator.cohort import Draw, draw_cohort
 from coordinator.config import CohortConfig, CoordinatorConfig
-from coordinator.events import (
+from coordinator.machine.cohort import Draw, draw_cohort
+from coordinator.machine.events import (
     Action,
     Commit,
     Event,
@@ -49,14 +49,16 @@ from coordinator.events import (
     SaveRound,
     Unable,
 )
-from coordinator.intake import Intake, Taken
-from coordinator.open_round import OpenRound, Traffic
-from coordinator.progress import Progress, StoredRound
-from coordinator.publisher import Publisher
-from coordinator.records import RoundRecord, new_record
-from coordinator.results import with_central, with_evaluation, with_training
-from coordinator.roster import Roster
-from coordinator.round import (
+from coordinator.machine.open_round import OpenRound, Traffic
+from coordinator.machine.progress import Progress, StoredRound
+from coordinator.machine.publisher import Publisher
+from coordinator.machine.roster import Roster
+from coordinator.machine.round_scheduler import Turnout
+from coordinator.machine.stopping import stop_reason
+from coordinator.machine.update_intake import Intake, Taken
+from coordinator.records.records import RoundRecord, new_record
+from coordinator.records.results import with_central, with_evaluation, with_training
+from coordinator.rounds.round import (
     Closed,
     DeadlineReached,
     Lost,
@@ -64,8 +66,6 @@ from coordinator.round import (
     Round,
     RoundEvent,
 )
-from coordinator.stopping import stop_reason
-from coordinator.turnout import Turnout
 from fedge.errors import ConfigError, TrainingError, WireError
 from learning.aggregation import make_aggregator
 from learning.algorithms import State, check_state, make_strategy, with_tracked

@@ -10,12 +10,13 @@ from broker.protocol import messages
 from broker.protocol.messages import Receipt, Report, Resend, UpdateHeader
 from broker.protocol.topics import InboxTopic, Topics, UpdateTopic
 from broker.service.events import Publish
-from coordinator.admission import MAX_EXAMPLES, MIN_WEIGHT
 from coordinator.config import CoordinatorConfig
-from coordinator.events import StoreUpdate
-from coordinator.open_round import OpenRound, Traffic
-from coordinator.roster import Roster
-from coordinator.round import (
+from coordinator.machine.admission import MAX_EXAMPLES, MIN_WEIGHT
+from coordinator.machine.events import StoreUpdate
+from coordinator.machine.open_round import OpenRound, Traffic
+from coordinator.machine.roster import Roster
+from coordinator.machine.uploads import Upload, Uploads, peek_header
+from coordinator.rounds.round import (
     Admit,
     Again,
     Counted,
@@ -27,7 +28,6 @@ from coordinator.round import (
     RoundAction,
     RoundEvent,
 )
-from coordinator.uploads import Upload, Uploads, peek_header
 from fedge.errors import UpdateRejected, WireError
 from learning.codecs import make_codec
 from learning.vector.metrics import Sums, fits

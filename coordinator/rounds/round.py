@@ -2,7 +2,7 @@
 
 A round is *collecting* until it is *closed*: by reaching its goal, because nobody is left to wait
 for, or by its deadline. Whoever owns it decides what closing means (commit, or abandon below the
-minimum). The content of an update is judged elsewhere (`coordinator.admission`).
+minimum). The content of an update is judged elsewhere (`coordinator.machine.admission`).
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from coordinator.config import CoordinatorConfig, StopConfig
-from coordinator.records import RoundRecord, falls
+from coordinator.records.records import RoundRecord, falls
 
 
 def stop_reason(config: CoordinatorConfig, records: Sequence[RoundRecord]) -> str | None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from coordinator.records import AgentResult, RoundRecord
+from coordinator.records.records import AgentResult, RoundRecord
 from learning.vector.metrics import MetricSpec, Sums, add_sums, metric_matrices, metric_values
 
 

@@ -1,0 +1,1 @@
+"""Summaries of rounds: what is stored and reported."""

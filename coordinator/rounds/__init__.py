@@ -1,0 +1,1 @@
+"""One round: who was asked, who answered, when that is enough."""
