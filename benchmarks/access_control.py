@@ -36,7 +36,9 @@ from broker.link.settings import BrokerSettings, TlsSettings
 from broker.local.broker import HOST, find_mosquitto, free_port
 from broker.protocol.topics import Topics
 from broker.security.bundle import check_bundle, read_bundle
-from broker.security.fleet import Fleet, FleetSettings, create_fleet, utc_now
+from broker.security.create_fleet import create_fleet
+from broker.security.fleet import Fleet, utc_now
+from broker.security.fleet_settings import FleetSettings
 from edge_agent.enrolment.enrol import enrol
 from edge_agent.enrolment.private_key import certificate_request, own_key
 from edge_agent.enrolment.request_certificate import ask_for_certificate

@@ -7,7 +7,8 @@ from contextlib import closing
 from pathlib import Path
 
 from broker.diagnostics.access_checks import Rights
-from broker.diagnostics.broker_checks import Others, clock_check, network_checks, open_secret
+from broker.diagnostics.broker_checks import Others, network_checks
+from broker.diagnostics.host_and_files import clock_check, open_secret
 from broker.protocol import messages
 from broker.protocol.messages import AgentStatus
 from broker.protocol.signed_messages import key_id

@@ -39,10 +39,11 @@ from edge_agent.machine.events import (
     SpoolUpdate,
     StartJob,
 )
+from edge_agent.machine.pending_update import SpooledUpdate
 from edge_agent.machine.status import AgentFacts
 from edge_agent.storage.chunk_cache import ChunkStore
 from edge_agent.storage.trust_file import TrustFile, open_trust
-from edge_agent.storage.update_spool import Spool, SpooledUpdate
+from edge_agent.storage.update_spool import Spool
 from edge_agent.worker import WorkerPool
 from fedge.errors import ModelError, StoreError
 from fedge.files import claimed

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from broker.cli.fleet import NO_RELOAD, tell_broker
+from broker.cli.options import NO_RELOAD, tell_broker
 from fedge.console import command_errors
 
 

@@ -8,7 +8,9 @@ import threading
 
 import click
 
-from broker.cli.fleet import COMMANDS
+from broker.cli.enrolment import serve_enrolment, tokens
+from broker.cli.fleet import enrol, list_devices, refusals, revoke, rotate
+from broker.cli.init import init
 from broker.cli.keys import rotate_broker, rotate_coordinator, rotate_key
 from broker.local.broker import HOST, Kind, LocalBroker
 from fedge.console import command_errors
@@ -20,7 +22,10 @@ def cli() -> None:
     """Run an MQTT broker for trying things; make a safe one for a fleet."""
 
 
-for command in (*COMMANDS, rotate_key, rotate_coordinator, rotate_broker):
+for command in (
+    *(init, enrol, revoke, rotate, list_devices, tokens, serve_enrolment, refusals),
+    *(rotate_key, rotate_coordinator, rotate_broker),
+):
     cli.add_command(command)
 
 

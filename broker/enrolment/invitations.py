@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING
 
 import msgspec
-from msgspec import Meta
 
 from broker.enrolment.token import Token, digest_of, fingerprint, new_secret
-from broker.protocol.messages import Id, Sha256
+from broker.security.register import Invitation, withdrawn
 from fedge.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,44 +23,6 @@ if TYPE_CHECKING:
 
 #: An invitation that has ended is listed so much longer.
 _REMEMBERED = timedelta(days=30)
-
-State = Literal["open", "used", "withdrawn", "expired"]
-
-
-class Invitation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One token.
-
-    Attributes:
-        agent_id: who it is for.
-        secret_sha256: of its secret.
-        made: when.
-        expires: after this moment it is refused.
-        days: that the certificate will be valid.
-        replaces: it is for a device that is enrolled: a rotation.
-        keep_old: that device's earlier certificates stay valid.
-        ended: used or withdrawn; None while it may be used.
-        key_sha256: of the public key that was certified.
-        serial: of the certificate.
-        certificate: PEM.
-    """
-
-    agent_id: Id
-    secret_sha256: Sha256
-    made: datetime
-    expires: datetime
-    days: Annotated[int, Meta(ge=1, le=36_500)]
-    replaces: bool = False
-    keep_old: bool = False
-    ended: Literal["used", "withdrawn"] | None = None
-    key_sha256: str = ""
-    serial: str = ""
-    certificate: str = ""
-
-    def state(self, now: datetime) -> State:
-        """What may be done with it."""
-        if self.ended is not None:
-            return self.ended
-        return "expired" if now > self.expires else "open"
 
 
 class TokenRefused(ConfigError):
@@ -164,16 +125,6 @@ def withdraw(fleet: Fleet, agent_id: str, now: datetime) -> None:
         if not any(i.agent_id == agent_id for i in open_ones):
             raise ConfigError(f"{agent_id[:80]!r} has no open token in {fleet.folder}")
         fleet.save(now, invitations=withdrawn(register.invitations, agent_id))
-
-
-def withdrawn(invitations: tuple[Invitation, ...], agent_id: str) -> tuple[Invitation, ...]:
-    """The same, with the open ones of a device ended."""
-    return tuple(
-        msgspec.structs.replace(i, ended="withdrawn")
-        if i.agent_id == agent_id and i.ended is None
-        else i
-        for i in invitations
-    )
 
 
 def redeem(fleet: Fleet, secret: str, request: str, now: datetime) -> Redeemed:

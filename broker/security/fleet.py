@@ -9,36 +9,28 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import msgspec
 
-from broker.enrolment.invitations import withdrawn
-from broker.protocol.topics import check_id
 from broker.security import access_control
-from broker.security.access_control import address_family, check_device_id
+from broker.security.access_control import check_device_id
 from broker.security.bundle import Bundle, encode_bundle, read_bundle
-from broker.security.certificate_authority import Authority, Issued, check_host
+from broker.security.certificate_authority import Authority, Issued
 from broker.security.fleet_layout import (
     AUTHORITY_FOLDER,
     BROKER_FOLDER,
     BUNDLE_FOLDER,
     CA_KEY_FILE,
     COORDINATOR_FOLDER,
-    IDENTITY_FILE,
-    MIDDLE_DAYS,
     REGISTER_FILE,
     SIGNING_FILE,
-    fill,
     write_derived,
 )
-from broker.security.register import Record, Register, without
+from broker.security.fleet_settings import FleetSettings
+from broker.security.register import Record, Register, withdrawn, without
 from broker.security.signing import SigningKeys
 from fedge.errors import ConfigError
 from fedge.files import (
@@ -46,133 +38,18 @@ from fedge.files import (
     beside,
     locked,
     put_in_place,
-    sync_folder,
     write_whole,
 )
 
 log = logging.getLogger(__name__)
 
 #: A list of revoked certificates from the future is no list; each must be newer than the last.
-_LIST_BACKDATED = timedelta(days=1)
-
-
-@dataclass(frozen=True)
-class FleetSettings:
-    """What a new fleet is told."""
-
-    federation: str
-    hosts: Sequence[str]
-    port: int = 8883
-    bind: str = ""
-    user: str = ""
-    enrolment_port: int = 0  # 0: one above `port`
-    websockets: int = 0  # port; 0: none
-
-    def __post_init__(self) -> None:
-        check_id(self.federation, "federation")
-        for host in self.hosts:
-            check_host(host)
-        self._check_ports()
-        if self.bind:
-            check_host(self.bind)
-        if self.websockets and self.bind and address_family(self.bind) is None:
-            # Mosquitto would take the name for that of a network interface, and listen nowhere.
-            raise ConfigError(f"--bind {self.bind}: with --websockets it must be an address")
-
-    @property
-    def enrols_on(self) -> int:
-        """The port for devices with a token."""
-        return self.enrolment_port or self.port + 1
-
-    def _check_ports(self) -> None:
-        ports = {"--port": self.port, "--enrolment-port": self.enrols_on}
-        if self.websockets:
-            ports["--websockets"] = self.websockets
-        for option, port in ports.items():
-            if not 1 <= port <= 65_535:
-                raise ConfigError(f"{option} {port}: a port is 1 to 65535, choose another")
-            if list(ports.values()).count(port) > 1:
-                raise ConfigError(
-                    f"{option} {port}: this fleet takes the port twice, give each listener its own"
-                )
+LIST_BACKDATED = timedelta(days=1)
 
 
 def utc_now() -> datetime:
     """The time as certificates know it: whole seconds."""
     return datetime.now(UTC).replace(microsecond=0)
-
-
-def create_fleet(folder: Path, settings: FleetSettings, now: datetime) -> Fleet:
-    """Makes a fleet's folder: all of it, or nothing.
-
-    Raises:
-        ConfigError: there is something else in the folder, or it cannot be written.
-    """
-    # Where a link leads: the folder is put in place as a whole, and would not replace the link.
-    folder = Path(os.path.realpath(folder))
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder} is in use and holds no fleet: choose another folder")
-    if folder.is_mount():
-        raise ConfigError(f"{folder}: a disk is mounted there; choose a folder on it")
-    account = _account(settings.user)
-    root = Authority.create(settings.federation, now)
-    authority = Authority(root.certificate, root.key)
-    signing = SigningKeys.generate()
-    middle = authority.issue(access_control.COORDINATOR, "client", now, MIDDLE_DAYS)
-    register = Register(
-        federation=settings.federation,
-        hosts=tuple(settings.hosts),
-        port=settings.port,
-        bind=settings.bind,
-        user=account.name,
-        list_updated=now - _LIST_BACKDATED,
-        signing_keys=signing.names,
-        coordinator=(Fleet.record(access_control.COORDINATOR, middle),),
-        enrolment_port=settings.enrols_on,
-        websockets=settings.websockets,
-    )
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    except OSError as error:
-        raise ConfigError(f"{folder} cannot be made: {error.strerror}") from error
-    try:
-        fill(partial, folder, register, root, account, now)
-        identity = middle.certificate + middle.key
-        write_whole(partial / COORDINATOR_FOLDER / IDENTITY_FILE, identity)
-        write_whole(partial / COORDINATOR_FOLDER / SIGNING_FILE, signing.encode())
-        partial.replace(folder)  # takes the place of an empty folder, too
-        sync_folder(folder.parent)
-    except OSError as error:
-        raise ConfigError(f"{folder} cannot be made: {error.strerror}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return Fleet(folder)
-
-
-def _account(name: str) -> Account:
-    """Mosquitto's, which must be able to read its files.
-
-    Raises:
-        ConfigError: there is none of this name, or this process cannot give it files.
-    """
-    if not name:
-        return _usual_account()
-    account = Account.named(name)
-    if os.geteuid() not in (0, account.uid):
-        raise ConfigError(
-            f"--user {name}: only root can give another account its files; use sudo, or leave "
-            "--user out and start Mosquitto yourself"
-        )
-    return account
-
-
-def _usual_account() -> Account:
-    if os.geteuid() != 0:
-        return Account.current()
-    with contextlib.suppress(ConfigError):
-        return Account.named("mosquitto")  # what Mosquitto becomes when root starts it
-    raise ConfigError("there is no user mosquitto here: name Mosquitto's account with --user")
 
 
 class Fleet:
@@ -502,16 +379,16 @@ class Fleet:
         """Of the next list of revoked certificates: later than the last, and not to come."""
         later = self.register.list_updated + timedelta(seconds=1)
         if later <= now:
-            return max(later, now - _LIST_BACKDATED)
+            return max(later, now - LIST_BACKDATED)
         # A list that counts only from some day on shuts everybody out until then.
         log.warning(
             "this fleet was last changed when the clock said %s, and now it says %s: if that is"
             " right, restart Mosquitto; else set it, and do this again",
-            f"{later + _LIST_BACKDATED:%Y-%m-%d}",
+            f"{later + LIST_BACKDATED:%Y-%m-%d}",
             f"{now:%Y-%m-%d}",
             extra={"event": "clock_went_back"},
         )
-        return now - _LIST_BACKDATED
+        return now - LIST_BACKDATED
 
 
 def _check_replaceable(path: Path, agent_id: str) -> None:

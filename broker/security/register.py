@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
-from broker.enrolment.invitations import Invitation
-from broker.protocol.messages import Id, PublicKey
+from broker.protocol.messages import Id, PublicKey, Sha256
+
+if TYPE_CHECKING:
+    pass
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -58,3 +60,52 @@ class Register(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     coordinator: tuple[Record, ...]
     devices: tuple[Record, ...] = ()
     invitations: tuple[Invitation, ...] = ()
+
+
+State = Literal["open", "used", "withdrawn", "expired"]
+
+
+class Invitation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One token.
+
+    Attributes:
+        agent_id: who it is for.
+        secret_sha256: of its secret.
+        made: when.
+        expires: after this moment it is refused.
+        days: that the certificate will be valid.
+        replaces: it is for a device that is enrolled: a rotation.
+        keep_old: that device's earlier certificates stay valid.
+        ended: used or withdrawn; None while it may be used.
+        key_sha256: of the public key that was certified.
+        serial: of the certificate.
+        certificate: PEM.
+    """
+
+    agent_id: Id
+    secret_sha256: Sha256
+    made: datetime
+    expires: datetime
+    days: Annotated[int, Meta(ge=1, le=36_500)]
+    replaces: bool = False
+    keep_old: bool = False
+    ended: Literal["used", "withdrawn"] | None = None
+    key_sha256: str = ""
+    serial: str = ""
+    certificate: str = ""
+
+    def state(self, now: datetime) -> State:
+        """What may be done with it."""
+        if self.ended is not None:
+            return self.ended
+        return "expired" if now > self.expires else "open"
+
+
+def withdrawn(invitations: tuple[Invitation, ...], agent_id: str) -> tuple[Invitation, ...]:
+    """The same, with the open ones of a device ended."""
+    return tuple(
+        msgspec.structs.replace(i, ended="withdrawn")
+        if i.agent_id == agent_id and i.ended is None
+        else i
+        for i in invitations
+    )

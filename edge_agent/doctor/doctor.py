@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from broker.diagnostics.access_checks import Rights
-from broker.diagnostics.broker_checks import Others, clock_check, network_checks
+from broker.diagnostics.broker_checks import Others, network_checks
+from broker.diagnostics.host_and_files import clock_check
 from broker.diagnostics.probe import Probe
 from broker.protocol import blobs, messages
 from broker.protocol.messages import CoordinatorStatus, ProgramManifest, Report

@@ -57,12 +57,12 @@ from edge_agent.machine.events import (
 )
 from edge_agent.machine.limits import Limits, Readings, Rest
 from edge_agent.machine.package import CurrentPackage
+from edge_agent.machine.pending_update import AgentMemory, SpooledUpdate
 from edge_agent.machine.plan_order import PlanOrder
 from edge_agent.machine.reports import Answers, PlanKey, plan_key
 from edge_agent.machine.status import AgentFacts, agent_status, refusal
 from edge_agent.machine.trust import Trust
 from edge_agent.machine.update_outbox import Outbox
-from edge_agent.storage.update_spool import AgentMemory, SpooledUpdate
 from fedge.errors import UntrustedError, WireError
 from learning.vector.parameters import F32
 

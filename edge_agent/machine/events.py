@@ -15,9 +15,9 @@ from broker.service.events import (
     Tick,
 )
 from edge_agent.machine.limits import Readings
+from edge_agent.machine.pending_update import SpooledUpdate
 from edge_agent.machine.trust import TrustRecord
-from edge_agent.storage.update_spool import SpooledUpdate
-from edge_agent.training.trainer import TrainingResult
+from edge_agent.training.result import TrainingResult
 from learning.vector.metrics import Sums
 from learning.vector.parameters import F32
 

@@ -21,9 +21,9 @@ from broker.protocol.messages import (
 from broker.protocol.topics import ReportTopic, Topics
 from broker.service.events import Publish
 from edge_agent.machine.events import Action
+from edge_agent.machine.pending_update import SpooledUpdate
 from edge_agent.machine.status import AgentFacts
-from edge_agent.storage.update_spool import SpooledUpdate
-from edge_agent.training.trainer import TrainingResult
+from edge_agent.training.result import TrainingResult
 from fedge.errors import CodecError, ConfigError
 from learning.codecs import compensate, make_codec
 from learning.vector.metrics import Sums, Total

@@ -13,7 +13,7 @@ from broker.protocol.messages import Receipt, Resend, RoundPlan
 from broker.protocol.topics import Topics, UpdateTopic
 from broker.service.events import Publish
 from edge_agent.machine.events import Action, ForgetResidual, SettleUpdate, SpoolUpdate
-from edge_agent.storage.update_spool import AgentMemory, SpooledUpdate
+from edge_agent.machine.pending_update import AgentMemory, SpooledUpdate
 from learning.vector.parameters import F32
 
 log = logging.getLogger(__name__)

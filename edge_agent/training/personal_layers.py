@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edge_agent.training.trainer import TrainingResult
+from edge_agent.training.result import TrainingResult
 from fedge.errors import ConfigError, DataError, ModelError
 from fedge.files import write_whole
 from learning.vector.parameters import F32

@@ -15,30 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from broker.protocol.messages import TrainingPlan
+from edge_agent.training.result import TrainingResult
 from fedge.errors import TrainingError
 from learning.vector.metrics import Sums, add_arrays, as_totals
 from learning.vector.parameters import F32, F64
 from models.runtime.program import Gradient, Program, Rows, row_count
-
-
-@dataclass(frozen=True, eq=False)
-class TrainingResult:
-    """What local training produced.
-
-    Attributes:
-        delta: vector after - vector before; float32, of θ's length; with a personal part behind it
-            until the device keeps that for itself.
-        num_examples: rows learned from.
-        sums: of loss and metrics over the last epoch, each batch measured before its step.
-        steps: optimizer steps made.
-        seconds: wall time.
-    """
-
-    delta: F32
-    num_examples: int
-    sums: Sums
-    steps: int
-    seconds: float
 
 
 class LocalOptimizer(Protocol):

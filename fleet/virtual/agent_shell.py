@@ -26,10 +26,10 @@ from edge_agent.machine.events import (
     SpoolUpdate,
     StartJob,
 )
+from edge_agent.machine.pending_update import AgentMemory, SpooledUpdate
 from edge_agent.machine.status import AgentFacts
 from edge_agent.machine.trust import TrustRecord
 from edge_agent.service import WILL_DELAY_S
-from edge_agent.storage.update_spool import AgentMemory, SpooledUpdate
 from fleet.virtual.faults import ClockSkew
 from fleet.virtual.profiles import DeviceProfile
 from fleet.virtual.shells import Shell, World

@@ -19,7 +19,8 @@ from edge_agent.machine.events import (
 )
 from edge_agent.machine.events import PackageLoaded as Loaded
 from edge_agent.training.personal_layers import PersonalPart
-from edge_agent.training.trainer import TrainingResult, train
+from edge_agent.training.result import TrainingResult
+from edge_agent.training.trainer import train
 from fedge.errors import FederationError
 from fleet.virtual.profiles import DeviceProfile
 from models.package.package import Unpacked, unpack_wire

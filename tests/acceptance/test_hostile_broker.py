@@ -11,7 +11,9 @@ from click.testing import CliRunner
 from broker.local.broker import LocalBroker
 from broker.protocol import signed_messages
 from broker.protocol.topics import ChunkTopic
-from broker.security.fleet import Fleet, FleetSettings, create_fleet, utc_now
+from broker.security.create_fleet import create_fleet
+from broker.security.fleet import Fleet, utc_now
+from broker.security.fleet_settings import FleetSettings
 from broker.security.signing import SigningKeys
 from fedge.command import cli
 from fedge.files import Account

@@ -19,8 +19,9 @@ from edge_agent.config import AgentConfig
 from edge_agent.data.config import DataConfig, InputSource, TargetSource
 from edge_agent.data.dataset import load_dataset
 from edge_agent.data.normalise import STATE_FILE
+from edge_agent.machine.pending_update import SpooledUpdate
 from edge_agent.storage.chunk_cache import FOLDER, ChunkStore
-from edge_agent.storage.update_spool import PENDING_FILE, Spool, SpooledUpdate
+from edge_agent.storage.update_spool import PENDING_FILE, Spool
 from fedge.errors import ConfigError, DataError, ModelError
 from fedge.yaml_config import load_config
 from fleet.scenario import load_scenario

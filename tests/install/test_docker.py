@@ -13,7 +13,7 @@ import shutil
 import pytest
 
 from tests.install.machine import KIT, Machine
-from tests.unit.test_deploy_docker import DOCKER, SERVICES, steps
+from tests.unit.project.test_deploy_docker import DOCKER, SERVICES, steps
 
 SETTINGS = {"FEDGE_HOST": "localhost", "FEDGE_FEDERATION": "wearables"}
 

@@ -27,7 +27,9 @@ from broker.local.broker import find_mosquitto, free_port
 from broker.local.child_process import dying_with
 from broker.security.access_control import PID_FILE
 from broker.security.certificate_authority import Authority
-from broker.security.fleet import Fleet, FleetSettings, create_fleet, utc_now
+from broker.security.create_fleet import create_fleet
+from broker.security.fleet import Fleet, utc_now
+from broker.security.fleet_settings import FleetSettings
 from broker.security.log_reader import Refusals
 from broker.security.reload_mosquitto import reload_mosquitto
 from edge_agent.enrolment.enrol import enrol

@@ -36,7 +36,9 @@ from broker.protocol.topics import (
     Topics,
 )
 from broker.security.certificate_authority import Authority
-from broker.security.fleet import FleetSettings, create_fleet, utc_now
+from broker.security.create_fleet import create_fleet
+from broker.security.fleet import utc_now
+from broker.security.fleet_settings import FleetSettings
 from broker.security.signing import Signer, SigningKeys
 from coordinator.config import CoordinatorConfig
 from coordinator.doctor import diagnose as diagnose_coordinator

@@ -22,7 +22,9 @@ import pytest
 from broker.enrolment.messages import Answer, Request, decode_answer
 from broker.local.broker import free_port
 from broker.security.access_control import PID_FILE
-from broker.security.fleet import FleetSettings, create_fleet, utc_now
+from broker.security.create_fleet import create_fleet
+from broker.security.fleet import utc_now
+from broker.security.fleet_settings import FleetSettings
 from broker.security.reload_mosquitto import reload_mosquitto
 from edge_agent.enrolment.request_certificate import ask_for_certificate
 from fedge.errors import ConfigError, LinkError

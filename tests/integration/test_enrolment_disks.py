@@ -14,7 +14,9 @@ from click.testing import CliRunner
 
 from broker.enrolment.invitations import invite, redeem
 from broker.security.bundle import check_bundle, read_bundle
-from broker.security.fleet import Fleet, FleetSettings, create_fleet, utc_now
+from broker.security.create_fleet import create_fleet
+from broker.security.fleet import Fleet, utc_now
+from broker.security.fleet_settings import FleetSettings
 from edge_agent.config import AgentConfig
 from edge_agent.enrolment.enrol import enrol
 from fedge.command import cli

@@ -14,7 +14,9 @@ from broker.link.link import LinkUp
 from broker.link.mqtt import MqttLink
 from broker.link.settings import BrokerSettings
 from broker.local.broker import free_port
-from broker.security.fleet import FleetSettings, create_fleet, utc_now
+from broker.security.create_fleet import create_fleet
+from broker.security.fleet import utc_now
+from broker.security.fleet_settings import FleetSettings
 from edge_agent.config import AgentConfig
 from edge_agent.enrolment.enrol import enrol
 from fedge.errors import ConfigError

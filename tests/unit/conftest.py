@@ -14,6 +14,6 @@ if TYPE_CHECKING:
 @pytest.fixture
 def fleet(tmp_path: Path) -> Fleet:
     """A new fleet's folder."""
-    from tests.unit.fleet_folders import make  # needs cryptography
+    from tests.unit.broker.security.fleet_folders import make  # needs cryptography
 
     return make(tmp_path / "fleet")

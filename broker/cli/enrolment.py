@@ -1,0 +1,116 @@
+"""`fedge broker tokens` and `serve-enrolment`."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from broker.cli.options import (
+    FOLDER,
+    JSON,
+)
+from fedge.console import FiniteRange, command_errors
+
+if TYPE_CHECKING:
+    from broker.security.fleet import Fleet
+
+
+def print_tokens(
+    fleet: Fleet,
+    agent_ids: Sequence[str],
+    valid: timedelta,
+    days: int,
+    *,
+    as_json: bool,
+    **options: bool,
+) -> None:
+    """Prints a token for each agent, as lines or JSON."""
+    from broker.enrolment.invitations import invite_all
+    from broker.security.fleet import utc_now
+
+    now = utc_now()
+    until = f"{now + valid:%Y-%m-%d %H:%M} UTC"
+    tokens = invite_all(fleet, agent_ids, now, valid, days, **options)
+    if as_json:
+        rows = [{"agent_id": t.agent_id, "token": str(t), "expires": until} for t in tokens]
+        click.echo(json.dumps(rows))
+        return
+    for token in tokens:
+        click.echo(f"token of {token.agent_id}, good once, until {until}:\n{token}")
+    click.echo("next:")
+    click.echo(f"  here:           fedge broker serve-enrolment {shlex.quote(str(fleet.folder))}")
+    click.echo("  on the device:  fedge agent enrol TOKEN --dir DIR")
+
+
+@click.command()
+@FOLDER
+@click.option("--withdraw", metavar="AGENT_ID", help="End this device's open token first.")
+@JSON
+@command_errors
+def tokens(folder: Path, withdraw: str | None, as_json: bool) -> None:
+    """Show the tokens of the last month: for whom, until when, and what became of them.
+
+    The tokens themselves are kept nowhere: who lost one needs a new one.
+    """
+    from broker.enrolment import invitations
+    from broker.security.fleet import Fleet, utc_now
+
+    now, fleet = utc_now(), Fleet(folder)
+    if withdraw is not None:
+        invitations.withdraw(fleet, withdraw, now)
+        click.echo(f"withdrawn: {withdraw}", err=True)
+    rows = [
+        {
+            "agent_id": one.agent_id,
+            "state": one.state(now),
+            "expires": one.expires.isoformat(),
+            "replaces": one.replaces,
+            "serial": one.serial,
+        }
+        for one in fleet.register.invitations
+    ]
+    if as_json:
+        click.echo(json.dumps(rows))
+        return
+    width = max((len(str(row["agent_id"])) for row in rows), default=0)
+    for row in rows:
+        until = str(row["expires"])[:16].replace("T", " ")
+        click.echo(f"{row['agent_id']:{width}}  {row['state']:9}  {until} UTC  {row['serial']}")
+    if not rows:
+        click.echo("no token was made")
+
+
+@click.command("serve-enrolment")
+@FOLDER
+@click.option(
+    "--for",
+    "for_min",
+    type=FiniteRange(min=0.01),
+    metavar="MINUTES",
+    help="End by itself after so long (default: until Ctrl-C or SIGTERM).",
+)
+@command_errors
+def serve_enrolment(folder: Path, for_min: float | None) -> None:
+    """Let devices with a token in: answers on the enrolment port until stopped.
+
+    Runs a Mosquitto of its own, which knows nothing of the fleet's. It signs certificates, so it
+    reads DIR/authority/ca.key: run it while devices are being installed, not for ever.
+    """
+    from broker.enrolment.service import serve_enrolment
+    from broker.link.settings import BrokerSettings
+    from broker.security.fleet import Fleet
+    from broker.security.reload_mosquitto import reads_elsewhere
+
+    fleet = Fleet(folder)
+    register = fleet.register
+    if elsewhere := reads_elsewhere(fleet.broker_folder):
+        click.echo(elsewhere, err=True)
+    where = BrokerSettings(host=register.hosts[0], port=register.enrolment_port).address
+    click.echo(f"devices with a token may ask on {where} (Ctrl-C ends it)", err=True)
+    serve_enrolment(fleet, None if for_min is None else 60 * for_min)

@@ -1,0 +1,148 @@
+"""`fedge broker init`: a broker's files, and what to do next."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import yaml
+
+from broker.cli.options import (
+    FOLDER,
+)
+from fedge.console import command_errors
+from fedge.errors import ConfigError
+
+if TYPE_CHECKING:
+    from broker.security.fleet import Fleet
+
+
+@click.command()
+@FOLDER
+@click.option(
+    "--host",
+    "hosts",
+    required=True,
+    metavar="NAME[,NAME|IP...]",
+    help="Names and addresses of the broker; devices use the first.",
+)
+@click.option("--federation", default="fleet", show_default=True, help="Its name.")
+@click.option("--port", default=8883, show_default=True, type=click.IntRange(1, 65_535))
+@click.option(
+    "--enrolment-port",
+    default=0,
+    type=click.IntRange(0, 65_535),
+    help="Where devices with a token ask, while `serve-enrolment` runs (default: the next port).",
+)
+@click.option(
+    "--websockets",
+    default=0,
+    type=click.IntRange(0, 65_535),
+    metavar="PORT",
+    help="Listen for WebSockets in TLS too, for devices behind firewalls (443; 0: do not).",
+)
+@click.option("--bind", default="", help="Address to listen on (default: all of this machine).")
+@click.option(
+    "--user",
+    default="",
+    help="Account that Mosquitto runs under (default: you; for root: mosquitto).",
+)
+@command_errors
+def init(
+    folder: Path,
+    hosts: str,
+    federation: str,
+    port: int,
+    enrolment_port: int,
+    websockets: int,
+    bind: str,
+    user: str,
+) -> None:
+    """Make the certificates and the Mosquitto configuration of a new fleet in DIR.
+
+    Everything is made or nothing. On a folder that holds this fleet already it changes nothing and
+    says what is there. DIR/authority/ca.key is the fleet's master key: keep a copy in a safe place.
+    """
+    from broker.security.create_fleet import create_fleet
+    from broker.security.fleet import Fleet, utc_now
+    from broker.security.fleet_layout import REGISTER_FILE
+    from broker.security.fleet_settings import FleetSettings
+
+    names = [name.strip() for name in hosts.split(",")]
+    settings = FleetSettings(federation, names, port, bind, user, enrolment_port, websockets)
+    if (folder / REGISTER_FILE).exists():
+        fleet = Fleet(folder)
+        fleet.check_same(settings)
+        _say_what_is_there(fleet)
+    else:
+        fleet = create_fleet(folder, settings, utc_now())
+        click.echo(f"fleet {federation!r} made in {fleet.folder}; next:")
+    _say_next(fleet)
+
+
+def _say_what_is_there(fleet: Fleet) -> None:
+    from broker.security.fleet import utc_now
+    from broker.security.reload_mosquitto import reads_elsewhere
+
+    now = utc_now()
+    active = {r.agent_id for r in fleet.register.devices if r.state(now) == "active"}
+    click.echo(
+        f"{fleet.folder} holds fleet {fleet.register.federation!r} with {len(active)} devices"
+        " enrolled; nothing was changed"
+    )
+    if elsewhere := reads_elsewhere(fleet.broker_folder):
+        click.echo(elsewhere, err=True)
+
+
+def _say_next(fleet: Fleet) -> None:
+    from broker.security import access_control
+    from broker.security.fleet_layout import COORDINATOR_FOLDER, IDENTITY_FILE, SIGNING_FILE
+
+    middle, config = (
+        fleet.folder / COORDINATOR_FOLDER,
+        fleet.broker_folder / access_control.CONFIG_FILE,
+    )
+    identity = str(middle / IDENTITY_FILE)
+    tls = {
+        "ca_file": str(middle / access_control.CA_FILE),
+        "cert_file": identity,
+        "key_file": identity,
+    }
+    section = {"host": fleet.register.hosts[0], "port": fleet.register.port, "tls": tls}
+    for_yaml = {"broker": section, "signing_key": str(middle / SIGNING_FILE)}
+    broker, signing = (_yaml_line({key: value}) for key, value in for_yaml.items())
+    folder = shlex.quote(str(fleet.folder))
+    click.echo(f"  start the broker:     mosquitto -c {shlex.quote(str(config))}")
+    click.echo(f"  in coordinator.yaml:  {broker}")
+    click.echo(f"                        {signing}")
+    click.echo(f"  for each device:      fedge broker enrol {folder} AGENT_ID")
+    click.echo(f"  or, with a token:     fedge broker enrol {folder} AGENT_ID --token")
+    if port := fleet.register.websockets:
+        click.echo("  through WebSockets:   on the device: fedge agent enrol BUNDLE --websockets")
+        click.echo(f"                        they listen on port {port}, with TLS")
+    _warn_of_closed_folder(fleet)
+
+
+def _warn_of_closed_folder(fleet: Fleet) -> None:
+    """Mosquitto would say no more than that it cannot write its pid file."""
+    from fedge.files import Account
+
+    above, user = fleet.folder.parent, fleet.register.user
+    with contextlib.suppress(ConfigError):  # the account is of another machine
+        if not Account.for_files(user).may_enter(above):
+            click.echo(
+                f"{above} is closed to user {user}, so Mosquitto cannot run from this folder here: "
+                "make the fleet elsewhere (/var/lib/fedge-fleet), or copy its broker folder",
+                err=True,
+            )
+
+
+def _yaml_line(section: dict[str, object]) -> str:
+    """A key on one line, however long."""
+    text: str = yaml.safe_dump(
+        section, default_flow_style=True, sort_keys=False, width=10_000, allow_unicode=True
+    )
+    return text.strip()[1:-1]  # a mapping without its braces

@@ -1,0 +1,103 @@
+"""Makes a fleet's folder: certificates, access rules, keys."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from datetime import datetime
+from pathlib import Path
+
+from broker.security import access_control
+from broker.security.certificate_authority import Authority
+from broker.security.fleet import LIST_BACKDATED, Fleet
+from broker.security.fleet_layout import (
+    COORDINATOR_FOLDER,
+    IDENTITY_FILE,
+    MIDDLE_DAYS,
+    SIGNING_FILE,
+    fill,
+)
+from broker.security.fleet_settings import FleetSettings
+from broker.security.register import Register
+from broker.security.signing import SigningKeys
+from fedge.errors import ConfigError
+from fedge.files import (
+    Account,
+    sync_folder,
+    write_whole,
+)
+
+
+def create_fleet(folder: Path, settings: FleetSettings, now: datetime) -> Fleet:
+    """Makes a fleet's folder: all of it, or nothing.
+
+    Raises:
+        ConfigError: there is something else in the folder, or it cannot be written.
+    """
+    # Where a link leads: the folder is put in place as a whole, and would not replace the link.
+    folder = Path(os.path.realpath(folder))
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} is in use and holds no fleet: choose another folder")
+    if folder.is_mount():
+        raise ConfigError(f"{folder}: a disk is mounted there; choose a folder on it")
+    account = _account(settings.user)
+    root = Authority.create(settings.federation, now)
+    authority = Authority(root.certificate, root.key)
+    signing = SigningKeys.generate()
+    middle = authority.issue(access_control.COORDINATOR, "client", now, MIDDLE_DAYS)
+    register = Register(
+        federation=settings.federation,
+        hosts=tuple(settings.hosts),
+        port=settings.port,
+        bind=settings.bind,
+        user=account.name,
+        list_updated=now - LIST_BACKDATED,
+        signing_keys=signing.names,
+        coordinator=(Fleet.record(access_control.COORDINATOR, middle),),
+        enrolment_port=settings.enrols_on,
+        websockets=settings.websockets,
+    )
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be made: {error.strerror}") from error
+    try:
+        fill(partial, folder, register, root, account, now)
+        identity = middle.certificate + middle.key
+        write_whole(partial / COORDINATOR_FOLDER / IDENTITY_FILE, identity)
+        write_whole(partial / COORDINATOR_FOLDER / SIGNING_FILE, signing.encode())
+        partial.replace(folder)  # takes the place of an empty folder, too
+        sync_folder(folder.parent)
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be made: {error.strerror}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return Fleet(folder)
+
+
+def _account(name: str) -> Account:
+    """Mosquitto's, which must be able to read its files.
+
+    Raises:
+        ConfigError: there is none of this name, or this process cannot give it files.
+    """
+    if not name:
+        return _usual_account()
+    account = Account.named(name)
+    if os.geteuid() not in (0, account.uid):
+        raise ConfigError(
+            f"--user {name}: only root can give another account its files; use sudo, or leave "
+            "--user out and start Mosquitto yourself"
+        )
+    return account
+
+
+def _usual_account() -> Account:
+    if os.geteuid() != 0:
+        return Account.current()
+    with contextlib.suppress(ConfigError):
+        return Account.named("mosquitto")  # what Mosquitto becomes when root starts it
+    raise ConfigError("there is no user mosquitto here: name Mosquitto's account with --user")

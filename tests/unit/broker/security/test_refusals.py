@@ -1,0 +1,119 @@
+"""Mosquitto's log in plain words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from broker.security.access_control import may_read, may_write
+from broker.security.create_fleet import create_fleet
+from broker.security.fleet import utc_now
+from broker.security.fleet_settings import FleetSettings
+from broker.security.log_reader import Refusals
+from fedge.command import cli
+from fedge.files import Account
+
+ROOT = "fedge/v1/houses/"
+LOG = f"""\
+2026-11-24T06:41:19: New client connected from 10.0.0.7:49111 as mallory (p5, c1, k10, u'mallory').
+2026-11-24T06:41:19: Will message specified (7 bytes) (r0, q1).
+2026-11-24T06:41:19: \t{ROOT}agents/alice/status
+2026-11-24T06:41:19: Received SUBSCRIBE from mallory
+2026-11-24T06:41:19: \t{ROOT}agents/+/inbox (QoS 1)
+2026-11-24T06:41:19: mallory 1 {ROOT}agents/+/inbox
+2026-11-24T06:41:19: mallory 1 {ROOT}agents/mallory/inbox
+2026-11-24T06:41:19: Denied PUBLISH from mallory (d0, q1, r1, m2, '{ROOT}round', ... (6 bytes))
+2026-11-24T06:41:19: Received PUBLISH from mallory (d0, q1, r0, m3, '{ROOT}x', ... (6 bytes))
+"""
+
+
+def read(text: str) -> list[str]:
+    reader = Refusals("houses")
+    return [said for line in text.splitlines() if (said := reader.read(line))]
+
+
+def test_what_a_device_may_not_is_said_and_what_it_may_is_not() -> None:
+    assert read(LOG) == [
+        f"mallory left a will on {ROOT}agents/alice/status: it will not be published,"
+        " it may not write it",
+        f"mallory subscribed to {ROOT}agents/+/inbox: it hears nothing that is not its own",
+        f"mallory tried to write {ROOT}round (6 bytes): refused, it may not",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (
+            "Client connection from 10.0.0.9 failed: error:0A0000C7:SSL routines::"
+            "peer did not return a certificate.",
+            "a connection from 10.0.0.9 was refused: it showed no certificate",
+        ),
+        (
+            "OpenSSL Error[0]: error:0A000086:SSL routines::certificate verify failed",
+            "a connection was refused: its certificate is foreign, expired, not yet valid or",
+        ),
+        ("Client m disconnected due to oversize packet.", "m was disconnected: a packet beyond"),
+        ("Client m [10.0.0.9:1] disconnected: Packet too large.", "a packet beyond max_packet"),
+        ("Client m already connected, closing old connection.", "is its key in two places?"),
+        ("Client m [10.0.0.9:1] disconnected: session taken over.", "in two places?"),
+        ("Client <unknown> disconnected, not authorised.", "not authorised"),
+        ("Client connection from 1.2.3.4 denied: max_connections exceeded.", "max_connections are"),
+    ],
+)
+def test_connections_that_are_refused_are_said(line: str, words: str) -> None:
+    text = f"2026-11-24T06:41:19: {line}"
+    (said,) = read(text)
+    assert words in said
+
+
+def test_the_same_again_and_again_is_counted() -> None:
+    line = f"Denied PUBLISH from m (d0, q1, r1, m2, '{ROOT}round', ... (6 bytes))\n"
+    said = read(line * 9)
+    assert [text.rpartition(" (")[2] for text in said[1:]] == ["2 times)", "4 times)", "8 times)"]
+
+
+@pytest.mark.parametrize(
+    ("name", "topic_filter", "may"),
+    [
+        ("pi", "round", True),
+        ("pi", f"blobs/{'0' * 64}/+", True),
+        ("pi", "agents/pi/inbox", True),
+        ("pi", "agents/po/inbox", False),
+        ("pi", "agents/+/inbox", False),
+        ("pi", "#", False),
+        ("pi", "blobs/#", False),
+        ("pi", "blobs/+/#", False),
+        ("coordinator", "agents/+/status", True),
+        ("coordinator", "agents/#", False),
+    ],
+)
+def test_a_filter_is_covered_when_all_it_reaches_is(
+    name: str, topic_filter: str, may: bool
+) -> None:
+    assert may_read("houses", name, ROOT + topic_filter) == may
+    assert not may_read("houses", name, f"fedge/v1/flats/{topic_filter}")
+
+
+def test_everybody_writes_below_the_own_name() -> None:
+    assert may_write("houses", "pi", f"{ROOT}agents/pi/updates/1/0")
+    assert not may_write("houses", "pi", f"{ROOT}agents/po/updates/1/0")
+    assert not may_write("houses", "pi", f"{ROOT}round")
+    assert may_write("houses", "coordinator", f"{ROOT}round")
+
+
+def test_the_command_reads_a_log(tmp_path: Path) -> None:
+    settings = FleetSettings("houses", ["localhost"], user=Account.current().name)
+    create_fleet(tmp_path / "fleet", settings, utc_now())
+    command = ["broker", "refusals", str(tmp_path / "fleet")]
+    result = CliRunner().invoke(cli, command, input=LOG)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines() == read(LOG)
+    (tmp_path / "log").write_text(LOG)
+    assert CliRunner().invoke(cli, [*command, str(tmp_path / "log")]).stdout == result.stdout
+    # What a stranger made the broker write moves nobody's cursor.
+    result = CliRunner().invoke(cli, command, input=LOG.replace("round'", "\x1b[2Jround'"))
+    assert "\\x1b[2Jround" in result.stdout
+    assert "\x1b" not in result.stdout

@@ -1,0 +1,174 @@
+"""How good new weights are, as devices and the coordinator measure it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from coordinator.config import EvaluationConfig, StartConfig
+from coordinator.machine.events import Commit, RoundEnded
+from learning.vector.metrics import Sums
+from learning.vector.parameters import F32
+from tests.unit.coordinator.machine.coordinator_stage import FakeAgent, Stage, config, only
+
+
+def test_who_does_not_measure_is_shown_with_the_reason() -> None:
+    stage = Stage(config(start=StartConfig(agents=2), evaluation=EvaluationConfig(every=1)))
+    a, b = FakeAgent(stage, "a", test_rows=1), FakeAgent(stage, "b", test_rows=3)
+    for agent in (a, b):
+        agent.update([1, 0, 0])
+    a.evaluation(1.0, 1.0)
+    b.report("declined", reason="evaluation", detail="index out of bounds")
+    assert (stage.record.status, stage.record.declined) == ("committed", {"b": "evaluation"})
+    assert stage.record.details == {"evaluation": "b: index out of bounds"}
+
+
+def test_the_loss_of_a_round_is_the_mean_over_all_held_out_rows_with_the_new_weights() -> None:
+    stage = Stage(config(start=StartConfig(agents=2), evaluation=EvaluationConfig(every=1)))
+    a, b = FakeAgent(stage, "a", test_rows=1), FakeAgent(stage, "b", test_rows=3)
+    a.update([2, 0, 0], loss=9.0)
+    b.update([4, 0, 0], loss=9.0)
+    plan = stage.plan
+    assert (plan.task, plan.round_id, plan.version) == ("evaluate", 1, 1)
+    assert stage.weights().tolist() == [3.0, 0.0, 0.0]
+    a.evaluation(loss_sum=8.0, mae_sum=4.0)
+    assert only(stage.actions, RoundEnded) == []
+    b.evaluation(loss_sum=4.0, mae_sum=2.0)
+    record = stage.record
+    assert record.loss == pytest.approx(12 / 4)
+    assert record.metrics == {"mae": pytest.approx(6 / 4)}
+    assert record.train_loss == pytest.approx(9.0)
+    assert record.agents["a"].loss == pytest.approx(8.0)
+    assert record.agents["b"].loss == pytest.approx(4 / 3)
+    assert record.agents["b"].num_examples == 10  # that it learned from
+    assert stage.plan.task == "train"
+
+
+def test_agents_that_never_learn_are_told_apart() -> None:
+    stage = Stage(config(start=StartConfig(agents=1), evaluation=EvaluationConfig(every=1)))
+    new = FakeAgent(stage, "new", test_rows=2, tasks=["evaluate"])
+    a = FakeAgent(stage, "a", test_rows=4)
+    learn = stage.plan
+    a.update([1, 0, 0])
+    measure = stage.plan
+    assert (learn.cohort.ids, measure.cohort.ids) == (("a",), ("a", "new"))
+    a.evaluation(loss_sum=4.0, mae_sum=8.0)
+    new.evaluation(loss_sum=10.0, mae_sum=6.0)
+    record = stage.record
+    assert record.loss == 1.0
+    assert record.metrics == {"mae": 2.0, "unseen_loss": 5.0, "unseen_mae": 3.0}
+    assert (record.agents["new"].task, record.agents["new"].num_examples) == ("evaluate", 2)
+    assert record.asked == 1
+
+
+def test_evaluation_ends_at_its_own_deadline_with_the_answers_at_hand() -> None:
+    stage = Stage(
+        config(start=StartConfig(agents=2), evaluation=EvaluationConfig(every=1, deadline_s=5.0))
+    )
+    a, b = (FakeAgent(stage, n, test_rows=2) for n in "ab")
+    a.update([1, 0, 0])
+    b.update([1, 0, 0])
+    a.evaluation(loss_sum=3.0, mae_sum=1.0)
+    stage.later(5.0)
+    assert stage.record.loss == 1.5
+    assert stage.plan.round_id == 2
+
+
+@pytest.mark.parametrize(
+    ("reason", "changes"),
+    [
+        ("metrics", {"metric_sums": {}}),
+        ("metrics", {"metric_sums": {"mae": 1.0, "x": 1.0}}),
+        ("examples", {"weight_sum": 1e10}),
+        ("examples", {"weight_sum": 1e-300}),
+    ],
+)
+def test_an_evaluation_that_cannot_be_used_is_refused_and_not_waited_for(
+    reason: str, changes: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage = Stage(config(start=StartConfig(agents=2), evaluation=EvaluationConfig(every=1)))
+    a, b = (FakeAgent(stage, n, test_rows=2) for n in "ab")
+    a.update([1, 0, 0])
+    b.update([1, 0, 0])
+    a.evaluation(loss_sum=3.0, mae_sum=1.0)
+    b.evaluation(loss_sum=9e99, mae_sum=1.0, **changes)
+    assert stage.record.loss == 1.5
+    assert f"update from b refused ({reason})" in caplog.text
+
+
+def test_evaluations_of_another_session_version_or_round_do_not_count() -> None:
+    stage = Stage(config(start=StartConfig(agents=1), evaluation=EvaluationConfig(every=1)))
+    a = FakeAgent(stage, "a", test_rows=2)
+    a.update([1, 0, 0])
+    a.evaluation(9.0, 9.0, session="s0")
+    a.evaluation(9.0, 9.0, version=0)
+    a.evaluation(9.0, 9.0, round_id=3)
+    a.evaluation(9.0, 9.0, task="train")
+    assert only(stage.actions, RoundEnded) == []
+    a.evaluation(2.0, 2.0)
+    assert stage.record.loss == 1.0
+
+
+def test_an_evaluation_sent_twice_counts_once() -> None:
+    stage = Stage(config(start=StartConfig(agents=2), evaluation=EvaluationConfig(every=1)))
+    a, b = (FakeAgent(stage, n, test_rows=2) for n in "ab")
+    a.update([1, 0, 0])
+    b.update([1, 0, 0])
+    a.evaluation(2.0, 2.0)
+    a.evaluation(2.0, 2.0)
+    b.evaluation(6.0, 2.0)
+    assert stage.record.loss == 2.0  # (2 + 6) / 4
+
+
+def test_evaluation_is_asked_for_every_so_many_versions_and_after_the_last() -> None:
+    stage = Stage(
+        config(start=StartConfig(agents=1), rounds=3, evaluation=EvaluationConfig(every=2))
+    )
+    a = FakeAgent(stage, "a", test_rows=1)
+    tasks = []
+    while stage.coordinator.finished is None:
+        tasks.append(stage.plan.task)
+        if stage.plan.task == "train":
+            a.update([1, 0, 0])
+        else:
+            a.evaluation(1.0, 1.0)
+    assert tasks == ["train", "train", "evaluate", "train", "evaluate"]
+
+
+def test_the_coordinators_own_rows_are_measured_too() -> None:
+    def measure(theta: F32) -> Sums:
+        return Sums(float(theta[0]) * 4, 4.0, {"mae": 2.0})
+
+    stage = Stage(config(start=StartConfig(agents=1)), measure=measure)
+    FakeAgent(stage, "a").update([3, 0, 0])
+    assert stage.record.metrics == {"mae": 0.5, "central_loss": 3.0, "central_mae": 0.5}
+
+
+def test_a_measurement_that_fails_costs_its_figures_and_not_the_commit(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def measure(theta: F32) -> Sums:
+        raise RuntimeError("Invoke failed")
+
+    stage = Stage(config(start=StartConfig(agents=1)), measure=measure)
+    actions = FakeAgent(stage, "a").update([3, 0, 0])
+    (commit,) = only(actions, Commit)
+    assert (commit.version, commit.theta.tolist()) == (1, [3, 0, 0])
+    assert (stage.record.status, stage.record.metrics) == ("committed", {"mae": 0.5})
+    assert "round 1: the coordinator's own rows are not measured" in caplog.text
+
+
+def test_the_time_that_measuring_takes_is_not_taken_from_the_next_round() -> None:
+    stage = Stage(
+        config(start=StartConfig(agents=1)), measure=lambda theta: Sums(1.0, 1.0, {"mae": 1.0})
+    )
+    FakeAgent(stage, "a").update([3, 0, 0])
+    assert stage.plan.round_id == 1
+    assert stage.coordinator.wait_s(stage.now_s) == 0
+    stage.later(30.0)  # as long as it took
+    assert stage.plan.round_id == 2
+    stage.later(59.0)
+    assert stage.record.round_id == 1
+    stage.later(1.0)
+    assert stage.record.round_id == 2

@@ -1,0 +1,277 @@
+"""The coordinator's shell: nothing is confirmed that is not on disk."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from broker.link.link import Received
+from broker.memory.link import MemoryBroker, MemoryLink
+from broker.protocol import blobs, messages, signed_messages
+from broker.protocol.messages import AgentStatus, Receipt, RoundPlan, UpdateHeader
+from broker.protocol.topics import AgentStatusTopic, InboxTopic, RoundTopic, Topics, UpdateTopic
+from broker.security.signing import Signer, SigningKeys
+from coordinator.config import StartConfig
+from coordinator.machine.coordinator import Coordinator
+from coordinator.machine.events import Finished, SaveAgent
+from coordinator.machine.progress import Progress
+from coordinator.service import CoordinatorService, _write_result, run_coordinator
+from coordinator.store import Store
+from fedge.errors import ConfigError, StoreError
+from fedge.files import claimed
+from learning.codecs import make_codec
+from models.package.package import load_package
+from models.package.stored_versions import STORE_FILE
+from tests.unit.coordinator.machine.coordinator_stage import PACKAGE, SESSION, config
+
+TOPICS = Topics("f")
+AGENTS = ("a", "b", "c")
+KEYS = SigningKeys.generate()
+
+
+@dataclass
+class Scene:
+    """A real service and store on the in-memory link, stepped by hand, and agents' plain links."""
+
+    service: CoordinatorService
+    link: MemoryLink
+    agents: dict[str, MemoryLink]
+    file: Path
+    saved: list[str]
+
+    def take_one(self) -> bool:
+        """One turn of the service's loop that does not wait: what `run` does while busy."""
+        event = self.link.poll(0.1)
+        if event is None:
+            return False
+        self.service.take(event)
+        return True
+
+    def take_all(self) -> None:
+        while self.take_one():
+            pass
+        self.service.idle()
+
+    def on_disk(self) -> int:
+        """Updates another process would find after a power cut now."""
+        with sqlite3.connect(f"file:{self.file}?mode=ro", uri=True) as db:
+            count: int = db.execute("SELECT COUNT(*) FROM updates").fetchone()[0]
+        db.close()
+        return count
+
+    def heard(self, name: str) -> list[Received]:
+        found = []
+        while (event := self.agents[name].poll(0.1)) is not None:
+            if isinstance(event, Received):
+                found.append(event)
+        return found
+
+    def receipts(self, name: str) -> list[Receipt]:
+        inbox = TOPICS.name(InboxTopic(name))
+        heard = [signed_messages.split(r.payload)[0] for r in self.heard(name) if r.topic == inbox]
+        return [messages.decode(message, Receipt) for message in heard]
+
+    def plan(self, name: str) -> RoundPlan:
+        rounds = [r for r in self.heard(name) if r.topic == TOPICS.name(RoundTopic())]
+        return messages.decode(signed_messages.split(rounds[-1].payload)[0], RoundPlan)
+
+    def signed_until(self) -> int:
+        """Numbers that another process would find set aside after a power cut now."""
+        with sqlite3.connect(f"file:{self.file}?mode=ro", uri=True) as db:
+            query = "SELECT value FROM meta WHERE key = 'signed_until'"
+            number = int(db.execute(query).fetchone()[0])
+        db.close()
+        return number
+
+
+def status() -> AgentStatus:
+    return AgentStatus(
+        state="online", boot="b1", tasks=("train",), train_examples=10, codecs=("float32",)
+    )
+
+
+def frame(plan: RoundPlan) -> bytes:
+    header = UpdateHeader(
+        session=plan.session,
+        boot="b1",
+        round_id=plan.round_id,
+        attempt=1,
+        version=plan.version,
+        fingerprint=plan.fingerprint,
+        codec=plan.codec,
+        size=3,
+        num_examples=10,
+        loss_sum=10.0,
+        weight_sum=10.0,
+        metric_sums={"mae": 5.0},
+        training_s=0.1,
+        received_bytes=0,
+    )
+    vector = np.array([1, 2, 3], np.float32)
+    return messages.encode_update(
+        header, make_codec(plan.codec).encode(vector, np.random.default_rng(0))
+    )
+
+
+def send(scene: Scene, name: str, plan: RoundPlan) -> None:
+    for n, payload in enumerate(blobs.split(frame(plan))[1]):
+        scene.agents[name].publish(TOPICS.name(UpdateTopic(name, plan.round_id, n)), payload)
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Iterator[Scene]:
+    broker = MemoryBroker()
+    store = Store(tmp_path)
+    store.begin(PACKAGE.initial, {})
+    link = MemoryLink(broker, "coordinator", manual_ack=True)
+    machine = Coordinator(config(start=StartConfig(agents=3)), PACKAGE, SESSION, "c1")
+    saved: list[str] = []
+
+    def tell(event: dict[str, Any]) -> None:
+        saved.append(event["event"])
+
+    signer = Signer(KEYS, store.signed_until, store.sign_until, lambda: 1000)
+    service = CoordinatorService(machine, link, store, lambda: None, tell, None, signer)
+    agents = {name: MemoryLink(broker, name) for name in AGENTS}
+    found = Scene(service, link, agents, tmp_path / STORE_FILE, saved)
+    service.begin()
+    for name, agent in agents.items():
+        agent.subscribe(TOPICS.name(InboxTopic(name)))
+        agent.subscribe(TOPICS.name(RoundTopic()))
+        agent.open()
+        agent.publish(TOPICS.name(AgentStatusTopic(name)), messages.encode(status()), retain=True)
+    found.take_all()
+    yield found
+    link.close()
+    for agent in agents.values():
+        agent.close()
+    store.close()
+
+
+def test_a_receipt_waits_until_the_update_is_on_disk(scene: Scene) -> None:
+    send(scene, "a", scene.plan("a"))
+    while scene.take_one():
+        pass
+    assert scene.on_disk() == 0
+    assert scene.receipts("a") == []
+    scene.service.idle()
+    assert scene.on_disk() == 1
+    assert [receipt.accepted for receipt in scene.receipts("a")] == [True]
+
+
+def test_what_agents_must_trust_is_signed_as_late_as_it_is_sent(scene: Scene) -> None:
+    plan = scene.plan("a")
+    send(scene, "a", plan)
+    send(scene, "b", plan)
+    while scene.take_one():
+        pass
+    scene.service.idle()
+    numbers = []
+    for name in ("a", "b"):
+        receipt = next(r for r in scene.heard(name) if r.topic == TOPICS.name(InboxTopic(name)))
+        message, line = signed_messages.split(receipt.payload)
+        found = signed_messages.parse(line)
+        assert KEYS.sign(receipt.topic, found.number, message) == found
+        assert messages.decode(message, Receipt).accepted
+        numbers.append(found.number)
+    assert numbers == sorted(set(numbers))
+    assert 1000 < numbers[0] <= scene.signed_until()
+
+
+def test_updates_that_come_together_are_written_together(scene: Scene) -> None:
+    plan = scene.plan("a")
+    for name in ("a", "b"):
+        send(scene, name, plan)
+    while scene.take_one():
+        pass
+    assert scene.on_disk() == 0
+    scene.service.idle()
+    assert scene.on_disk() == 2
+    assert all(scene.receipts(name)[0].accepted for name in ("a", "b"))
+
+
+def test_an_update_that_was_not_confirmed_comes_again_after_a_crash(scene: Scene) -> None:
+    send(scene, "a", scene.plan("a"))
+    while scene.take_one():
+        pass
+    scene.link.interrupt()  # the broker has no acknowledgement: it delivers again
+    topics = []
+    while (event := scene.link.poll(5.0)) is not None:
+        if isinstance(event, Received):
+            topics.append(event.topic)
+        if TOPICS.name(UpdateTopic("a", 1, 0)) in topics:
+            break
+    assert TOPICS.name(UpdateTopic("a", 1, 0)) in topics
+
+
+def test_the_round_s_end_is_told_after_its_commit(scene: Scene) -> None:
+    plan = scene.plan("a")
+    for name in AGENTS:
+        send(scene, name, plan)
+    scene.take_all()
+    assert "round" in scene.saved
+    with sqlite3.connect(f"file:{scene.file}?mode=ro", uri=True) as db:
+        assert db.execute("SELECT MAX(version) FROM versions").fetchone() == (1,)
+        assert db.execute("SELECT COUNT(*) FROM updates").fetchone() == (0,)
+    db.close()
+    assert all(scene.receipts(name)[0].accepted for name in AGENTS)
+
+
+def test_when_agents_were_heard_of_is_kept_also_of_those_that_fell_silent(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, machine = scene.service._store, scene.service._coordinator
+    start = {agent.agent_id: agent.heard_at for agent in store.agents()}
+    shift = 0.0
+    monotonic, wall = time.monotonic, time.time
+    monkeypatch.setattr(time, "monotonic", lambda: monotonic() + shift)
+    monkeypatch.setattr(time, "time", lambda: wall() + shift)
+    shift = 100.0
+    machine.roster.heard("a", time.monotonic())
+    shift = 1000.0
+    scene.service.wake()
+    heard = {agent.agent_id: agent.heard_at - start[agent.agent_id] for agent in store.agents()}
+    assert heard == pytest.approx({"a": 100.0, "b": 0.0, "c": 0.0}, abs=20)
+    scene.service.perform(SaveAgent("b", AgentStatus(state="offline", boot="b1")))
+    (b,) = (agent for agent in store.agents() if agent.agent_id == "b")
+    assert b.status.state == "offline"
+    assert b.heard_at == pytest.approx(start["b"], abs=20)
+
+
+def test_a_second_coordinator_on_one_state_folder_is_refused(tmp_path: Path) -> None:
+    with (
+        claimed(tmp_path / "state", "coordinator"),
+        pytest.raises(ConfigError, match="state is in use by proc"),
+    ):
+        run_coordinator(config(), tmp_path)
+    assert not (tmp_path / "state" / STORE_FILE).exists()
+
+
+def test_the_trained_model_is_replaced_file_by_file_as_a_whole(tmp_path: Path) -> None:
+    for value in (1, 2):
+        theta = np.full(3, value, np.float32)
+        _write_result(tmp_path / "model", PACKAGE, Progress(1, theta, {}))
+        found = load_package(tmp_path / "model")
+        assert found.initial.tolist() == theta.tolist()
+        assert found.digest != PACKAGE.digest
+        assert found.program == PACKAGE.program
+
+
+def test_a_model_that_cannot_be_written_ends_the_coordinator_and_says_so(
+    scene: Scene, tmp_path: Path
+) -> None:
+    (tmp_path / "model").write_text("")
+
+    def save() -> None:
+        _write_result(tmp_path / "model", PACKAGE, Progress(1, PACKAGE.initial, {}))
+
+    scene.service._save_result = save
+    with pytest.raises(StoreError, match=r"is not written: .*model.*mend the disk and start again"):
+        scene.service.perform(Finished("rounds"))

@@ -1,0 +1,63 @@
+"""From sums that agents send to a round's record."""
+
+from __future__ import annotations
+
+from coordinator.records.records import AgentResult
+from coordinator.records.results import with_central, with_evaluation, with_training
+from learning.vector.metrics import MetricSpec, Sums
+from tests.unit.coordinator.machine.test_stopping import record
+
+METRICS = (MetricSpec("mae"),)
+TRAINED = {"a": Sums(8.0, 2.0, {"mae": 2.0}), "b": Sums(4.0, 6.0, {"mae": 6.0})}
+
+
+def test_what_was_seen_while_training_stands_until_it_is_evaluated() -> None:
+    got = with_training(record(None), TRAINED, METRICS)
+    assert (got.loss, got.metrics) == (1.5, {"mae": 1.0})
+    assert (got.train_loss, got.train_metrics) == (1.5, {"mae": 1.0})
+    assert got.agents == {
+        "a": AgentResult(task="train", loss=4.0, metrics={"mae": 1.0}, num_examples=2),
+        "b": AgentResult(task="train", loss=4 / 6, metrics={"mae": 1.0}, num_examples=6),
+    }
+
+
+def test_an_evaluation_replaces_loss_and_metrics_and_keeps_those_of_training() -> None:
+    before = with_training(record(None), TRAINED, METRICS)
+    evaluated = {"a": Sums(1.0, 1.0, {"mae": 3.0}), "b": Sums(1.0, 3.0, {"mae": 1.0})}
+    got = with_evaluation(before, TRAINED, evaluated, set(), METRICS)
+    assert (got.loss, got.metrics) == (0.5, {"mae": 1.0})
+    assert (got.train_loss, got.train_metrics) == (1.5, {"mae": 1.0})
+    assert got.agents["a"] == AgentResult(
+        task="train", loss=1.0, metrics={"mae": 3.0}, num_examples=2
+    )
+
+
+def test_agents_that_measure_without_having_learned_this_time_count_their_held_out_rows() -> None:
+    got = with_evaluation(record(None), {}, {"c": Sums(2.0, 4.0, {})}, set(), METRICS)
+    assert got.agents == {"c": AgentResult(task="train", loss=0.5, metrics={}, num_examples=4)}
+
+
+def test_unseen_agents_have_figures_of_their_own() -> None:
+    before = with_training(record(None), TRAINED, METRICS)
+    evaluated = {"a": Sums(1.0, 1.0, {"mae": 3.0}), "new": Sums(8.0, 2.0, {"mae": 1.0})}
+    got = with_evaluation(before, TRAINED, evaluated, {"new"}, METRICS)
+    assert got.loss == 1.0
+    assert got.metrics == {"mae": 3.0, "unseen_loss": 4.0, "unseen_mae": 0.5}
+    assert got.agents["new"].task == "evaluate"
+    assert list(got.agents) == ["a", "b", "new"]
+
+
+def test_with_unseen_agents_alone_the_loss_is_theirs() -> None:
+    got = with_evaluation(record(None), {}, {"new": Sums(8.0, 2.0, {"mae": 1.0})}, {"new"}, METRICS)
+    assert got.loss == 4.0
+    assert got.metrics == {"unseen_loss": 4.0, "unseen_mae": 0.5}
+
+
+def test_when_nobody_answered_the_figures_of_training_stand() -> None:
+    before = with_training(record(None), TRAINED, METRICS)
+    assert with_evaluation(before, TRAINED, {}, set(), METRICS) == before
+
+
+def test_a_model_that_diverged_has_no_central_figures() -> None:
+    nan = float("nan")
+    assert with_central(record(0.5), Sums(nan, 4.0, {"mae": nan}), METRICS) == record(0.5)

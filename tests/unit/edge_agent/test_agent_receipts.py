@@ -1,0 +1,228 @@
+"""Updates until they are settled: receipts, residuals, power cuts, messages that are lost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from broker.protocol import blobs
+from broker.protocol.messages import Cohort, Resend
+from broker.protocol.topics import InboxTopic
+from broker.service.events import Connected, Publish, Started, Tick
+from edge_agent.machine.agent import Agent
+from edge_agent.machine.events import ForgetResidual, SettleUpdate, SpoolUpdate, StartJob
+from edge_agent.machine.pending_update import AgentMemory
+from edge_agent.machine.status import AgentFacts
+from learning.codecs import CodecConfig
+from tests.unit.edge_agent.agent_stage import (
+    MAX_PAYLOAD,
+    OTHER_PACKAGE,
+    PACKAGE,
+    THETA,
+    Device,
+    digest,
+    int8_round,
+    only,
+    ready,
+    rebooted,
+    ref,
+    report_in,
+    status_in,
+    trained,
+    training,
+    update_in,
+)
+
+# -- receipts -----------------------------------------------------------------------------------
+
+
+DELTA = [1.0, 0.001, -0.003, 0.5]
+
+
+def test_what_rounding_lost_is_made_up_for_once_the_receipt_is_there() -> None:
+    codec = CodecConfig("int8")
+    device = training(codec=codec)
+    arrived, _ = int8_round(device, 1, DELTA)
+    lost = np.array(DELTA, np.float32) - arrived
+    assert np.abs(lost).max() > 0
+    assert device.agent.residual is None
+    device.receipt(accepted=True)
+    assert device.agent.residual is not None
+    assert device.agent.residual.tolist() == lost.tolist()
+    device.plan(round_id=2, codec=codec)
+    arrived, _ = int8_round(device, 2, DELTA)
+    # Off by less than a level of what was wanted, residual included.
+    wanted = np.array(DELTA, np.float32) + lost
+    assert np.abs(arrived - wanted).max() <= np.abs(wanted).max() / 127 * 1.001
+
+
+def test_a_refusal_leaves_the_residual_as_it_was(caplog: pytest.LogCaptureFixture) -> None:
+    device = training(codec=CodecConfig("int8"))
+    int8_round(device, 1, DELTA)
+    device.receipt(accepted=False, reason="norm", detail="L2 norm 5, limit 1")
+    assert device.agent.residual is None
+    assert "round 1: update refused (norm): L2 norm 5, limit 1" in caplog.text
+    assert device.feed(Connected(MAX_PAYLOAD))[1:] == []  # and it is not sent again
+
+
+@pytest.mark.parametrize(
+    "changes", [{"boot": "b0"}, {"session": "s0"}, {"round_id": 2}, {"attempt": 2}]
+)
+def test_a_receipt_for_something_else_changes_nothing(changes: Any) -> None:
+    device = training(codec=CodecConfig("int8"))
+    int8_round(device, 1, DELTA)
+    device.receipt(accepted=True, **changes)
+    assert device.agent.residual is None
+    device.feed(Connected(MAX_PAYLOAD))
+    again = device.plan(codec=CodecConfig("int8"))
+    assert len(only(again, Publish)) == 1  # still without a receipt: sent again
+
+
+def test_a_receipt_that_comes_twice_counts_once() -> None:
+    device = training(codec=CodecConfig("int8"))
+    int8_round(device, 1, DELTA)
+    device.receipt(accepted=True)
+    first = device.agent.residual
+    device.receipt(accepted=True)
+    assert device.agent.residual is first
+
+
+def test_an_update_without_a_receipt_is_sent_again_on_every_connection_until_it_has_one() -> None:
+    device = training()
+    spooled, *sent = device.feed(trained([1, 2, 3, 4]))
+    assert isinstance(spooled, SpoolUpdate)
+    for _ in range(2):
+        assert status_in(device.feed(Connected(MAX_PAYLOAD))).state == "online"
+        assert device.plan() == sent  # retained: it comes with the subscription
+    assert device.receipt(accepted=True) == [SettleUpdate(accepted=True)]
+    device.feed(Connected(MAX_PAYLOAD))
+    assert device.plan() == []
+
+
+def test_the_evaluation_of_the_same_round_may_overtake_the_receipt() -> None:
+    device = training(codec=CodecConfig("int8"))
+    int8_round(device, 1, DELTA)
+    device.plan(task="evaluate", version=1)
+    device.receipt(accepted=True)
+    assert device.agent.residual is not None
+
+
+def test_a_later_round_ends_the_wait_for_a_receipt() -> None:
+    device = training()
+    device.feed(trained([1, 2, 3, 4]))
+    device.plan(round_id=2, cohort=Cohort(ids=()))
+    assert len(device.feed(Connected(MAX_PAYLOAD))) == 1
+
+
+def test_another_model_begins_without_the_residual_of_the_one_before() -> None:
+    device = training(codec=CodecConfig("int8"))
+    int8_round(device, 1, DELTA)
+    device.receipt(accepted=True)
+    device.manifest(OTHER_PACKAGE)
+    device.blob(OTHER_PACKAGE)
+    assert ForgetResidual() in device.loaded(OTHER_PACKAGE, fingerprint="f" * 16)
+    assert device.agent.residual is None
+    theta = np.zeros(6, np.float32)
+    changes: dict[str, Any] = {
+        "package": digest(OTHER_PACKAGE),
+        "fingerprint": "f" * 16,
+        "weights": ref(theta.tobytes()),
+        "round_id": 2,
+    }
+    device.plan(**changes)
+    device.blob(theta.tobytes())
+    header, *_ = update_in(device.feed(trained(range(6), **changes)))
+    assert header.size == 6
+
+
+def test_another_package_of_the_same_layout_goes_on_with_what_the_last_rounds_left() -> None:
+    device = training(codec=CodecConfig("int8"))
+    int8_round(device, 1, DELTA)
+    device.receipt(accepted=True)
+    device.manifest(OTHER_PACKAGE)
+    device.blob(OTHER_PACKAGE)
+    device.loaded(OTHER_PACKAGE)
+    assert device.agent.residual is not None
+
+
+# -- after a power cut, and when messages are lost ----------------------------------------------
+
+
+def test_after_a_power_cut_the_spooled_update_is_sent_again_and_nothing_is_trained_twice() -> None:
+    device = training(codec=CodecConfig("int8"))
+    _, *sent = device.feed(trained(DELTA, codec=CodecConfig("int8")))
+    again = rebooted(device)
+    actions = again.plan(codec=CodecConfig("int8"))
+    assert only(actions, StartJob) == []
+    assert only(actions, Publish) == sent
+    assert again.receipt(accepted=True) == [SettleUpdate(accepted=True)]
+    assert again.agent.residual is not None
+    assert again.plan(codec=CodecConfig("int8")) == []
+
+
+def test_after_a_power_cut_the_update_of_a_round_that_is_over_is_dropped() -> None:
+    device = training()
+    device.feed(trained([1, 2, 3, 4]))
+    again = rebooted(device)
+    actions = again.plan(round_id=2)
+    assert actions[0] == SettleUpdate(accepted=True), "it may have counted: its residual is right"
+    assert [a for a in only(actions, Publish) if "/updates/" in a.topic] == []
+
+
+def test_a_residual_of_another_model_is_not_used() -> None:
+    kept = AgentMemory(residual=np.ones(4, np.float32), fingerprint="f" * 16)
+    device = Device(connect=False)
+    device.agent = Agent(AgentFacts(agent_id="pi-1", federation="f", boot="b1"), kept)
+    device.feed(Started())
+    device.coordinator()
+    device.manifest()
+    device.blob(PACKAGE)
+    device.loaded()
+    assert device.agent.residual is None
+
+
+def test_without_a_receipt_the_update_is_sent_again_ever_more_rarely() -> None:
+    device = training()
+    _, *sent = device.feed(trained([1, 2, 3, 4]))
+    waits = []
+    for _ in range(4):
+        wait_s = device.agent.wait_s(device.now_s)
+        due_s = device.now_s + wait_s
+        device.now_s = due_s - 0.1
+        assert device.feed(Tick()) == []
+        device.now_s = due_s + 0.001  # the sum may fall short of the moment by its last bit
+        assert device.feed(Tick()) == sent
+        waits.append(wait_s)
+    assert all(30.0 * 2**n <= wait <= 45.0 * 2**n for n, wait in enumerate(waits))
+
+
+def test_chunks_the_coordinator_misses_are_sent_again_alone() -> None:
+    device = training()
+    device.feed(Connected(1024 + blobs.HEADER_BYTES))
+    theta = np.arange(1000, dtype=np.float32)
+    sent = only(device.feed(trained(theta)), Publish)
+    assert len(sent) > 2
+    ref = blobs.parse_chunk(sent[0].payload).ref
+    resend = Resend(session="s1", round_id=1, sha256=ref.sha256, chunks=(1,))
+    assert device.hear(InboxTopic("pi-1"), resend) == [sent[1]]
+    other = Resend(session="s1", round_id=1, sha256="0" * 64, chunks=(1,))
+    assert device.hear(InboxTopic("pi-1"), other) == []
+
+
+def test_a_stalled_fetch_is_reported_as_missing() -> None:
+    device = ready()
+    device.plan()
+    device.now_s += device.agent.wait_s(device.now_s)
+    report = report_in([a for a in device.feed(Tick()) if isinstance(a, Publish)])
+    assert (report.kind, report.sha256, report.chunks) == ("missing", digest(THETA.tobytes()), (0,))
+
+
+def test_heartbeats_come_also_while_it_trains() -> None:
+    device = ready(heartbeat_s=60.0)
+    device.plan()
+    device.blob(THETA.tobytes())
+    for _ in range(3):
+        device.now_s += 60.0
+        assert status_in(device.feed(Tick())).heartbeat_s == 60.0

@@ -1,0 +1,241 @@
+"""What an agent declines, and bytes that it does not take."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+import numpy as np
+import pytest
+
+from broker.protocol import blobs
+from broker.protocol.messages import BlobRef
+from broker.protocol.topics import (
+    ChunkTopic,
+    CoordinatorStatusTopic,
+    InboxTopic,
+    ProgramTopic,
+    RoundTopic,
+    Topic,
+)
+from broker.service.events import Connected, MessageArrived, Publish, Subscribe, Unsubscribe
+from edge_agent.machine.events import Evaluated, JobFailed, StartJob, Trained
+from edge_agent.training.result import TrainingResult
+from learning.codecs import CodecConfig
+from learning.vector.metrics import Sums
+from tests.unit.edge_agent.agent_stage import (
+    MAX_PAYLOAD,
+    PACKAGE,
+    THETA,
+    TOPICS,
+    Device,
+    digest,
+    only,
+    plan,
+    ready,
+    ref,
+    report_in,
+    status_in,
+    trained,
+    training,
+)
+
+# -- declining ----------------------------------------------------------------------------------
+
+
+def test_a_device_without_an_interpreter_says_so_and_declines() -> None:
+    device = Device(unable="no TFLite interpreter works here")
+    assert status_in(device.feed(Connected(MAX_PAYLOAD))).unable.startswith("no TFLite")
+    device.coordinator()
+    assert device.manifest() == []
+    report = report_in(device.plan())
+    assert (report.kind, report.reason) == ("declined", "no_runtime")
+    assert report_in(device.plan()) == report  # announced again, declined again
+
+
+def test_without_rows_for_the_task_it_declines() -> None:
+    device = Device()
+    device.coordinator()
+    device.manifest()
+    device.blob(PACKAGE)
+    device.loaded(train_examples=0)
+    report = report_in(device.plan())
+    assert (report.reason, report.detail) == ("no_data", "no rows to train on")
+    evaluate = device.plan(task="evaluate")
+    assert [type(a) for a in evaluate] == [Subscribe]  # it can measure all the same
+
+
+def test_a_codec_it_does_not_know_is_declined() -> None:
+    report = report_in(ready().plan(codec=CodecConfig("zip")))
+    assert report.reason == "codec"
+    assert "'zip' is unknown; known: float32" in report.detail
+
+
+def test_another_layout_than_the_models_is_declined() -> None:
+    report = report_in(ready().plan(fingerprint="f" * 16))
+    assert report.reason == "fingerprint"
+    assert "f" * 16 in report.detail
+
+
+def test_a_device_that_is_pinned_to_a_layout_takes_no_other() -> None:
+    device = Device(fingerprint="a" * 16)
+    device.coordinator()
+    device.manifest()
+    device.blob(PACKAGE)
+    assert status_in(device.loaded()).unable.startswith("fingerprint: layout 0123456789abcdef")
+    assert report_in(device.plan()).reason == "fingerprint"
+
+
+@pytest.mark.parametrize(
+    "blob",
+    [
+        b"\0" * 15,
+        np.array([1, np.nan], np.float32).tobytes(),
+        np.array([-np.inf, 1], np.float32).tobytes(),
+    ],
+)
+def test_weights_that_are_no_finite_vector_are_declined(blob: bytes) -> None:
+    device = ready()
+    device.plan(weights=ref(blob))
+    *_, answer = device.blob(blob)
+    assert report_in([answer]).reason == "weights"
+
+
+def test_weights_beyond_the_limit_are_declined_before_a_byte_is_fetched() -> None:
+    device = ready(max_blob_bytes=3000)
+    weights = BlobRef(sha256="0" * 64, size=3001, chunks=1)
+    report = report_in(device.plan(weights=weights))
+    assert report.reason == "weights"
+    assert device.filters[4:] == []
+
+
+def test_training_that_failed_is_declined_with_its_words() -> None:
+    device = training()
+    report = report_in(device.feed(JobFailed(plan(), "the loss is nan at step 3")))
+    assert (report.reason, report.detail) == ("training", "the loss is nan at step 3")
+    assert report_in(device.plan()) == report  # and it does not try again
+
+
+def test_measuring_that_failed_is_declined_as_such() -> None:
+    device = ready()
+    device.plan(task="evaluate")
+    device.blob(THETA.tobytes())
+    report = report_in(device.feed(JobFailed(plan(task="evaluate"), "Invoke failed")))
+    assert (report.reason, report.detail) == ("evaluation", "Invoke failed")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_delta_that_is_not_finite_is_declined_and_never_sent(value: float) -> None:
+    report = report_in(training().feed(trained([0, value, 0, 0])))
+    assert report.reason == "training"
+    assert "NaN or inf in 1 of 4 values" in report.detail
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e300])
+def test_figures_that_cannot_be_sent_are_declined(value: float) -> None:
+    device = training()
+    sums = Sums(1.0, 20.0, {"mae": value})
+    result = TrainingResult(np.zeros(4, np.float32), 20, sums, 1, 0.1)
+    report = report_in(device.feed(Trained(plan(), result)))
+    assert report.reason == "training"
+    assert report.detail.startswith("mae is ")
+    device.plan(task="evaluate")
+    report = report_in(
+        device.feed(Evaluated(plan(task="evaluate"), Sums(value, 20.0, {"mae": 1.0})))
+    )
+    assert (report.kind, report.reason) == ("declined", "evaluation")
+
+
+def test_a_value_beyond_float16_is_declined() -> None:
+    device = training(codec=CodecConfig("float16"))
+    report = report_in(device.feed(trained([1e6, 0, 0, 0], codec=CodecConfig("float16"))))
+    assert report.reason == "training"
+    assert "65504" in report.detail
+
+
+# -- odd bytes ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "topic",
+    [
+        CoordinatorStatusTopic(),
+        ProgramTopic(),
+        RoundTopic(),
+        InboxTopic("pi-1"),
+    ],
+)
+@pytest.mark.parametrize("payload", [b"rubbish", b"[]", b'{"session":"\xff"}', b"[" * 5000])
+def test_unreadable_bytes_are_counted_and_survived(topic: Topic, payload: bytes) -> None:
+    device = training()
+    assert device.hear(topic, payload) == []
+    assert device.agent.unreadable == 1
+    assert len(only(device.feed(trained([1, 2, 3, 4])), Publish)) == 1
+
+
+def test_foreign_topics_are_counted_and_survived() -> None:
+    device = ready()
+    assert device.feed(MessageArrived("fedge/v1/other/round", b"{}")) == []
+    assert device.agent.unreadable == 1
+
+
+def test_a_cleared_retained_message_means_nothing() -> None:
+    device = ready()
+    assert device.hear(RoundTopic(), b"") == []
+    assert device.hear(ProgramTopic(), b"") == []
+    assert device.agent.unreadable == 0
+
+
+def test_chunks_nobody_asked_for_are_ignored() -> None:
+    device = ready()
+    assert device.hear(ChunkTopic("0" * 64, 0), b"whatever") == []
+    assert device.agent.unreadable == 0
+
+
+def test_a_damaged_chunk_has_the_blob_fetched_again() -> None:
+    device = ready()
+    device.plan()
+    topic = ChunkTopic(digest(THETA.tobytes()), 0)
+    chunks = TOPICS.chunks_of(topic.sha256)
+    good = blobs.split(THETA.tobytes())[1][0]
+    damaged = good[:-1] + bytes([good[-1] ^ 1])
+    assert device.hear(topic, damaged) == [Unsubscribe(chunks), Subscribe(chunks)]
+    assert len(only(device.hear(topic, good), StartJob)) == 1
+
+
+def test_a_blob_that_never_comes_whole_is_given_up_and_the_round_declined() -> None:
+    device = ready()
+    device.plan()
+    topic = ChunkTopic(digest(THETA.tobytes()), 0)
+    for _ in range(2):
+        device.hear(topic, b"rubbish")
+    unsubscribe, answer = device.hear(topic, b"rubbish")
+    assert unsubscribe == Unsubscribe(TOPICS.chunks_of(topic.sha256))
+    assert report_in([answer]).reason == "weights"
+
+
+def test_a_package_that_never_comes_whole_makes_the_device_unable() -> None:
+    device = Device()
+    device.manifest()
+    topic = ChunkTopic(digest(PACKAGE), 0)
+    for _ in range(2):
+        device.hear(topic, b"rubbish")
+    assert status_in(device.hear(topic, b"rubbish")).unable.startswith("no_program: ")
+
+
+def test_what_is_fetched_for_a_plan_that_was_replaced_is_not_fetched_on() -> None:
+    device = ready()
+    device.plan()
+    theta = THETA * 2
+    assert device.plan(round_id=2, weights=ref(theta.tobytes())) == [
+        Unsubscribe(TOPICS.chunks_of(digest(THETA.tobytes()))),
+        Subscribe(TOPICS.chunks_of(digest(theta.tobytes()))),
+    ]
+    assert device.blob(THETA.tobytes()) == []
+
+
+def test_fields_of_a_newer_coordinator_are_ignored() -> None:
+    device = ready()
+    newer = msgspec.to_builtins(plan()) | {"field_of_a_newer_coordinator": [1, {}]}
+    actions = device.hear(RoundTopic(), msgspec.json.encode(newer))
+    assert [type(a) for a in actions] == [Subscribe]

@@ -1,0 +1,217 @@
+"""Lines, JSON and exit codes of the doctors; who owns our names; what they try at a broker."""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+from paho.mqtt.client import topic_matches_sub as matches
+
+from broker.diagnostics import host_and_files
+from broker.diagnostics.host_and_files import clock_check
+from broker.protocol.topics import Topics
+from broker.security.access_control import access_rules
+from broker.security.signing import SigningKeys
+from coordinator.config import CoordinatorConfig
+from coordinator.doctor import coordinator_rights, diagnose
+from edge_agent.data.dataset import LocalDataset
+from edge_agent.data.table import Array
+from edge_agent.doctor.data_checks import data_checks
+from edge_agent.doctor.doctor import agent_rights
+from fedge.check_result import Check, exit_code, failed, ok, report, skipped, warning
+from fedge.host_checks import disk_check, memory_check, owner_check
+from models.package.spec import TensorSpec
+from models.zoo import load_zoo
+from tests.users import as_nobody
+
+TOPICS = Topics("houses")
+
+
+def test_the_exit_code_is_that_of_who_must_act_here_first() -> None:
+    fine = [ok("a", ""), warning("b", "", "look"), skipped("c", "why")]
+    away, here = failed("d", "", "mend", "network"), failed("e", "", "mend")
+    assert exit_code(fine) == 0
+    assert exit_code([*fine, away]) == 3
+    assert exit_code([away, here]) == exit_code([here]) == 2
+
+
+def test_every_check_is_a_line_and_its_advice_below(capsys: pytest.CaptureFixture[str]) -> None:
+    long = "the broker shows another certificate " * 4
+    assert report([ok("clock", "noon"), failed("tls", long, "set the clock")], as_json=False) == 2
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "ok       clock        noon"
+    assert lines[1].startswith("failed   tls          the broker")
+    assert lines[-2] == " " * 22 + "> set the clock"
+    assert lines[-1] == "1 ok, 1 failed"
+    assert max(map(len, lines)) <= 100
+
+
+def test_what_a_stranger_left_at_the_broker_is_shown_as_text(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    report(
+        [ok("coordinator", "online, model \x1b[2J\x1b[H"), failed("x", "", "\x07")], as_json=False
+    )
+    out = capsys.readouterr().out
+    assert out.startswith("ok       coordinator  online, model \\x1b[2J\\x1b[H\n")
+    assert out.isascii()
+    assert out.replace("\n", "").isprintable()
+
+
+def test_as_json_it_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
+    assert report([ok("round trip", "1 ms", "network", median_s=0.001)], as_json=True) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["checks"] == [
+        {
+            "name": "round trip",
+            "state": "ok",
+            "found": "1 ms",
+            "advice": "",
+            "area": "network",
+            "facts": {"median_s": 0.001},
+        }
+    ]
+    assert document["exit_code"] == 0
+
+
+# -- here -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("year", [1970, 2000, 2024, 2100])
+def test_a_clock_without_a_battery_is_noticed(year: int) -> None:
+    check = clock_check(datetime(year, 1, 1, tzinfo=UTC))
+    assert (check.state, check.name) == ("failed", "clock")
+
+
+@pytest.mark.parametrize(("adrift", "state"), [(True, "warning"), (False, "ok")])
+def test_a_clock_that_nothing_keeps_right_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch, adrift: bool, state: str
+) -> None:
+    monkeypatch.setattr(host_and_files, "_is_unsynchronised", lambda: adrift)
+    assert clock_check(datetime(2026, 5, 4, tzinfo=UTC)).state == state
+
+
+def test_our_names_are_ours() -> None:
+    assert owner_check().state == "ok"
+
+
+def test_another_project_with_our_names_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As pip leaves it when a distribution brings a package of the same name."""
+    record = tmp_path / "edge_agent-1.0.dist-info"
+    record.mkdir()
+    (record / "METADATA").write_text("Metadata-Version: 2.1\nName: edge-agent\nVersion: 1.0\n")
+    (record / "RECORD").write_text("edge_agent/__init__.py,,\nedge_agent/agent.py,,\n")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    check = owner_check()
+    assert check.state == "failed"
+    assert "edge_agent also of edge-agent" in check.found
+    assert "environment of its own" in check.advice
+
+
+def test_a_state_folder_need_not_be_there_yet_but_writable(tmp_path: Path) -> None:
+    assert disk_check(tmp_path / "a" / "b", 1).state == "ok"
+    assert not (tmp_path / "a").exists()
+    assert disk_check(tmp_path, 1 << 60).state == "warning"
+    (tmp_path / "file").touch()
+    (tmp_path / "closed").mkdir(mode=0)
+    with as_nobody():
+        assert disk_check(tmp_path / "closed" / "state", 1).state == "failed"
+    check = disk_check(tmp_path / "file" / "state", 1)
+    assert (check.state, "cannot be written" in check.found) == ("failed", True)
+
+
+def test_memory_that_will_not_do_is_told_before_it_is_taken() -> None:
+    assert memory_check().state == "ok"
+    assert "will be needed" in memory_check(1 << 50).advice
+
+
+# -- access rights --------------------------------------------------------------------------------
+
+
+def granted(name: str, verb: str) -> list[str]:
+    """Filters that fedge's own access rules grant."""
+    rules = access_rules("houses", ["pi-1"])
+    block = rules.split(f"user {name}\n")[1].split("\n\n")[0]
+    return [
+        line.split(" ", 2)[2] for line in block.splitlines() if line.startswith(f"topic {verb}")
+    ]
+
+
+@pytest.mark.parametrize("name", ["pi-1", "coordinator"])
+def test_the_rights_that_are_tried_are_those_that_are_granted(name: str) -> None:
+    rights = coordinator_rights(TOPICS) if name == "coordinator" else agent_rights(TOPICS, name)
+    writes, reads = granted(name, "write"), granted(name, "read")
+    for pattern in writes:  # each is tried, and nothing else
+        assert any(matches(pattern, topic) for topic, _ in rights.publishes), pattern
+    assert len(rights.publishes) == len(writes)
+    assert len(rights.subscribes) == len(reads)
+    for topic, _ in rights.publishes:
+        assert any(matches(pattern, topic) for pattern in writes), topic
+    for topic, what in rights.forbidden:
+        assert not any(matches(pattern, topic) for pattern in writes), what
+
+
+# -- data -----------------------------------------------------------------------------------------
+
+
+def dataset(values: Array, target: Array, scaled: str = "features") -> LocalDataset:
+    index = np.arange(len(target))
+    cut = len(target) - len(target) // 4
+    scales = {scaled: None} if scaled else {}
+    arrays = {"features": values, "target": target}
+    return LocalDataset(arrays, index[:cut], index[cut:], index, scales)  # type: ignore[arg-type]
+
+
+def checked(values: Array, target: Array | None = None) -> dict[str, Check]:
+    spec = load_zoo("house_price").spec
+    if target is None:
+        target = np.linspace(1, 4, len(values)).astype(np.float32)
+    found = data_checks(dataset(values.astype(np.float32), target), spec, len(target))
+    return {check.name: check for check in found}
+
+
+def test_data_as_it_should_be() -> None:
+    rng = np.random.default_rng(0)
+    found = checked(rng.normal(size=(100, 2)))
+    assert {check.state for check in found.values()} == {"ok"}
+    assert found["data"].found == "75 rows to learn from, 25 held out"
+    assert set(found["input features"].facts["columns"]["median_income"]) == {"min", "max", "mean"}
+
+
+def test_few_rows_far_columns_and_dead_sensors_are_warnings() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(8, 2))
+    assert checked(values)["data"].state == "warning"
+    far = np.stack([values[:, 0] + 300, values[:, 1]], 1)
+    assert "median_income (+299.6)" in checked(far)["input features"].found
+    dead = np.stack([values[:, 0], np.zeros(8)], 1)
+    assert "never changes: rooms_per_household" in checked(dead)["input features"].found
+
+
+def test_classes_are_counted_by_name() -> None:
+    from edge_agent.doctor.data_checks import _target
+
+    spec = TensorSpec(name="target", dtype="int32", classes=("sit", "walk", "run"))
+    values = np.zeros((6, 1), np.float32)
+    found = _target(spec, dataset(values, np.array([0, 0, 2, 2, 2, 0], np.int32)))
+    assert (found.state, found.found) == ("ok", "2 of 3 classes: sit 3, run 3")
+    assert found.facts["classes"] == {"sit": 3, "walk": 0, "run": 3}
+    found = _target(spec, dataset(values, np.ones(6, np.int32)))
+    assert found.state == "warning"
+
+
+def test_a_signing_key_that_everybody_can_read_is_noticed(tmp_path: Path) -> None:
+    (file := tmp_path / "signing.key").write_bytes(SigningKeys.generate().encode())
+    config = CoordinatorConfig(federation="f", model="house_price", signing_key=Path("signing.key"))
+    found = {}
+    for mode in (0o644, 0o600):
+        file.chmod(mode)
+        checks = diagnose(config, tmp_path, offline=True)
+        found[mode] = [check.state for check in checks if check.name == "keys"]
+    assert found == {0o644: ["warning", "ok"], 0o600: ["ok"]}

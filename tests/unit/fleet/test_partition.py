@@ -1,0 +1,219 @@
+"""Partitioners: every row to one client, and the shape each kind promises."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from fedge.errors import ConfigError
+from fedge.yaml_config import parse_config
+from fleet.partition import (
+    Index,
+    PartitionConfig,
+    by_client,
+    dirichlet,
+    iid,
+    label_shards,
+    partition,
+)
+
+EXAMPLES = Path(__file__).parents[3] / "examples" / "data"
+
+LABELS = hnp.arrays(np.int8, st.integers(40, 120), elements=st.integers(0, 6))
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+def config(**keys: Any) -> PartitionConfig:
+    return parse_config(keys, PartitionConfig, "fleet.yaml", key="partition")
+
+
+def assert_each_row_once(parts: list[Index], n: int) -> None:
+    assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(n))
+    assert all((np.diff(part) > 0).all() for part in parts)
+
+
+@given(hnp.arrays(np.int16, st.integers(1, 80), elements=st.integers(-5, 5)))
+def test_each_client_gets_its_own_rows(client: np.ndarray[Any, np.dtype[np.int16]]) -> None:
+    parts = by_client(client)
+    assert_each_row_once(parts, len(client))
+    assert [set(client[part].tolist()) for part in parts] == [{v} for v in np.unique(client)]
+
+
+@given(n=st.integers(1, 200), data=st.data(), seed=SEEDS)
+def test_iid_covers_all_rows_evenly(n: int, data: st.DataObject, seed: int) -> None:
+    clients = data.draw(st.integers(1, n))
+    parts = iid(n, clients, np.random.default_rng(seed))
+    assert_each_row_once(parts, n)
+    assert len(parts) == clients
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@given(labels=LABELS, clients=st.integers(1, 10), shards=st.integers(1, 4), seed=SEEDS)
+def test_shards_cover_all_rows(
+    labels: np.ndarray[Any, np.dtype[np.int8]], clients: int, shards: int, seed: int
+) -> None:
+    parts = label_shards(labels, clients, shards, np.random.default_rng(seed))
+    assert_each_row_once(parts, len(labels))
+    assert len(parts) == clients
+    assert max(map(len, parts)) - min(map(len, parts)) <= shards
+
+
+@given(
+    labels=LABELS,
+    clients=st.integers(1, 40),
+    alpha=st.floats(1e-4, 1e4),
+    seed=SEEDS,
+)
+def test_dirichlet_covers_all_rows_evenly_for_any_alpha(
+    labels: np.ndarray[Any, np.dtype[np.int8]], clients: int, alpha: float, seed: int
+) -> None:
+    parts = dirichlet(labels, clients, alpha, np.random.default_rng(seed))
+    assert_each_row_once(parts, len(labels))
+    assert len(parts) == clients
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_two_shards_of_whole_labels_are_two_labels_per_client() -> None:
+    labels = np.tile(np.arange(10), 60)  # 600 rows: 20 shards of 30, two per label
+    parts = label_shards(labels, 10, 2, np.random.default_rng(1))
+    assert all(len(part) == 60 for part in parts)
+    assert max(len(np.unique(labels[part])) for part in parts) == 2
+
+
+def mean_largest_share(alpha: float) -> float:
+    """Mean over clients of the share of their most frequent label; 0.1 when all ten are even."""
+    labels = np.tile(np.arange(10), 1000)
+    parts = dirichlet(labels, 20, alpha, np.random.default_rng(5))
+    return float(np.mean([np.bincount(labels[part]).max() / len(part) for part in parts]))
+
+
+def test_alpha_goes_from_one_label_per_client_to_the_same_mix_for_all() -> None:
+    assert mean_largest_share(0.01) > 0.8
+    assert 0.2 < mean_largest_share(1.0) < 0.7
+    assert mean_largest_share(1e4) < 0.15
+
+
+def test_class_indices_stored_as_floats_are_class_labels() -> None:
+    labels = np.arange(60) % 3
+    whole, floats = (
+        dirichlet(array, 4, 1.0, np.random.default_rng(0)) for array in (labels, labels / 1.0)
+    )
+    assert [part.tolist() for part in whole] == [part.tolist() for part in floats]
+
+
+def test_dirichlet_follows_the_mix_of_all_rows() -> None:
+    labels = np.repeat([0, 1], [9000, 1000])
+    parts = dirichlet(labels, 10, 1e4, np.random.default_rng(0))
+    shares = [float(np.mean(labels[part])) for part in parts]
+    assert shares == pytest.approx([0.1] * 10, abs=0.05)
+
+
+@pytest.mark.parametrize("kind", ["iid", "shards", "dirichlet"])
+def test_the_seed_decides(kind: str) -> None:
+    labels = np.arange(60) % 5
+    cfg = config(kind=kind, clients=6)
+    one, same, other = (
+        partition(cfg, labels, None, np.random.default_rng(seed)) for seed in (1, 1, 2)
+    )
+    assert {k: v.tolist() for k, v in one.items()} == {k: v.tolist() for k, v in same.items()}
+    assert {k: v.tolist() for k, v in one.items()} != {k: v.tolist() for k, v in other.items()}
+    assert list(one) == [f"agent-{number}" for number in range(6)]
+
+
+def test_agents_are_named_after_their_client() -> None:
+    client = np.array([12, 5, 12, 7])
+    parts = partition(config(kind="client", prefix="writer"), None, client, np.random.default_rng())
+    assert {key: rows.tolist() for key, rows in parts.items()} == {
+        "writer-5": [1], "writer-7": [3], "writer-12": [0, 2],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("client", [np.array(["b", "a/x", "b"]), np.array([4, -1, 4])])
+def test_clients_that_make_no_agent_id_are_numbered(client: np.ndarray[Any, Any]) -> None:
+    parts = partition(config(kind="client"), None, client, np.random.default_rng())
+    assert {key: rows.tolist() for key, rows in parts.items()} == {
+        "agent-0": [1], "agent-1": [0, 2],
+    }  # fmt: skip
+
+
+def test_a_number_of_clients_takes_the_first_of_them() -> None:
+    client = np.array([3, 1, 2, 1])
+    parts = partition(config(kind="client", clients=2), None, client, np.random.default_rng())
+    assert {key: rows.tolist() for key, rows in parts.items()} == {
+        "agent-1": [1, 3], "agent-2": [2],
+    }  # fmt: skip
+
+
+def test_the_watch_data_makes_one_agent_per_wearer() -> None:
+    with np.load(EXAMPLES / "har_watch.npz") as file:
+        parts = partition(
+            config(kind="client", prefix="wearer"), None, file["client"], np.random.default_rng()
+        )
+    assert list(parts) == [f"wearer-{number}" for number in range(10)]
+    assert (min(map(len, parts.values())), sum(map(len, parts.values()))) == (150, 2369)
+
+
+@pytest.mark.parametrize(
+    ("keys", "labels", "client", "expected"),
+    [
+        ({"kind": "iid", "clients": 5}, np.arange(4), None, "4 rows are too few for 5 clients"),
+        (
+            {"kind": "shards", "clients": 3},
+            np.arange(4),
+            None,
+            "4 rows are too few for 6 shards",
+        ),
+        (
+            {"kind": "dirichlet", "clients": 2, "minimum": 3},
+            np.arange(4),
+            None,
+            "4 rows are too few for 2 clients of at least 3",
+        ),
+        (
+            {"kind": "dirichlet", "clients": 2},
+            np.array([1.0, 0.5]),
+            None,
+            "kind dirichlet needs class labels, got numbers with fractions",
+        ),
+        ({"kind": "iid", "clients": 2}, None, None, "kind iid needs the labels of the rows"),
+        ({"kind": "client"}, np.arange(4), None, "kind client needs an array that says whose"),
+        (
+            {"kind": "client", "clients": 3},
+            None,
+            np.array([1, 2, 1]),
+            "clients is 3, the data has 2",
+        ),
+    ],
+)
+def test_what_cannot_be_dealt_out_is_refused(
+    keys: dict[str, Any], labels: Any, client: Any, expected: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        partition(config(**keys), labels, client, np.random.default_rng(0))
+    assert str(caught.value).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"kind": "iid"}, "partition: kind iid needs the number of clients"),
+        ({"kind": "iid", "clients": 0}, "partition: clients must be at least 1, got 0"),
+        ({"kind": "sorted"}, "partition.kind: expected one of: client, iid, shards, dirichlet"),
+        ({"kind": "client", "prefix": "a/b"}, "partition: prefix must be 1 to 40 letters"),
+        ({"kind": "client", "prefix": ""}, "partition: prefix must be 1 to 40 letters"),
+        ({"kind": "dirichlet", "clients": 2, "alpha": 0}, "partition: alpha must be finite and"),
+        ({"kind": "dirichlet", "clients": 2, "alpha": float("nan")}, "partition: alpha must be"),
+        ({"kind": "shards", "clients": 2, "shards_per_client": 0}, "partition: shards_per_client"),
+        ({"kind": "client", "seed": 1}, "partition.seed: unknown key; known keys: alpha, client,"),
+    ],
+)
+def test_a_configuration_that_cannot_work_is_refused(keys: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config(**keys)
+    assert str(caught.value).startswith(f"fleet.yaml: {expected}")

@@ -1,0 +1,251 @@
+"""Which interpreter is taken, what a platform can install, and what is said where none fits."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from packaging.requirements import Requirement
+
+from fedge.command import cli
+from fedge.errors import ModelError
+from models.runtime import interpreters
+from models.runtime.interpreters import (
+    ENVIRONMENT,
+    RUNTIMES,
+    available_runtimes,
+    find_runtime,
+    this_platform,
+)
+from models.runtime.wheels import LIGHT, WHEELS, Platform, advice, obstacle
+
+ROOT = Path(__file__).parents[3]
+DEBIAN_12 = (2, 36)
+
+
+def platform(machine: str, minor: int, glibc: tuple[int, int] = DEBIAN_12) -> Platform:
+    return Platform(machine, (3, minor), "glibc", glibc)
+
+
+# What can be installed: pure.
+
+
+@pytest.mark.parametrize(
+    ("here", "says"),
+    [
+        (platform("x86_64", 11), "pip install tflite-runtime 'numpy<2'"),
+        (platform("aarch64", 11), "pip install tflite-runtime 'numpy<2'"),
+        (platform("x86_64", 12), "pip install ai-edge-litert"),
+        (platform("aarch64", 13), "pip install ai-edge-litert"),
+        # Debian 11 on Arm: too old for the first, not for the second.
+        (platform("aarch64", 11, (2, 31)), "pip install ai-edge-litert"),
+        (platform("x86_64", 11, (2, 31)), "pip install tflite-runtime 'numpy<2'"),
+    ],
+    ids=str,
+)
+def test_common_devices_need_one_command(here: Platform, says: str) -> None:
+    assert advice(here) == says
+
+
+@pytest.mark.parametrize(
+    ("here", "says"),
+    [
+        (platform("armv7l", 11), ["tflite-runtime 'numpy<2'", "msgspec", "piwheels or apt"]),
+        (
+            platform("armv7l", 13),
+            ["Python 3.8 to 3.11, this is 3.13", "Python 3.11, as in Debian 12", "64-bit system"],
+        ),
+        (platform("armv7l", 11, (2, 31)), ["needs glibc 2.34 on armv7l, this is 2.31", "newer"]),
+        (platform("aarch64", 11, (2, 24)), ["needs glibc 2.27", "take a newer system"]),
+        (platform("armv6l", 11), ["Armv6 (Raspberry Pi 1 and Zero)", "aarch64 or armv7l"]),
+        (platform("riscv64", 13), ["no runtime has a wheel for riscv64"]),
+        (platform("x86_64", 15), ["ai-edge-litert has wheels for Python 3.10 to 3.14", "3.11"]),
+        (Platform("x86_64", (3, 11), "musl"), ["musl (Alpine)", "python:3.11-slim", "Debian 12"]),
+        (Platform("aarch64", (3, 13), "musl"), ["musl (Alpine)"]),
+        (Platform("arm64", (3, 11), ""), ["agents run on Linux"]),
+    ],
+    ids=str,
+)
+def test_other_devices_are_told_what_to_change(here: Platform, says: list[str]) -> None:
+    line = advice(here)
+    assert all(part in line for part in says), line
+    assert "\n" not in line
+    assert len(f"no TFLite interpreter is installed here ({here}): {line}") <= 500
+
+
+def test_why_a_runtime_has_no_wheel() -> None:
+    assert obstacle("tflite-runtime", platform("x86_64", 13)) == (
+        "has wheels for Python 3.8 to 3.11, this is 3.13"
+    )
+    assert obstacle("ai-edge-litert", platform("armv7l", 11)) == "has no wheel for armv7l"
+    assert obstacle("tensorflow", platform("armv7l", 11)) == "has no wheel for armv7l"
+    assert obstacle("ai-edge-litert", platform("aarch64", 14)) == ""
+
+
+def test_the_wheels_are_those_of_the_runtimes() -> None:
+    assert list(WHEELS) == list(RUNTIMES)
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64", "armv7l", "armv6l", "riscv64"])
+@pytest.mark.parametrize("minor", [11, 12, 13])
+def test_pip_is_asked_for_a_runtime_just_where_one_has_a_wheel(machine: str, minor: int) -> None:
+    here = platform(machine, minor)
+    environment = {"python_version": f"3.{minor}", "platform_machine": machine}
+    lines = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    asked = [
+        requirement.name
+        for requirement in map(Requirement, lines)
+        if requirement.name in WHEELS
+        and (requirement.marker is None or requirement.marker.evaluate(environment))
+    ]
+    assert asked == [name for name in LIGHT if not obstacle(name, here)][:1]
+
+
+def test_a_32_bit_python_on_a_64_bit_kernel_is_32_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    monkeypatch.setattr(sys, "maxsize", 2**31 - 1)
+    assert this_platform().machine == "armv7l"
+
+
+def test_musl_is_told_by_what_it_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(name: str) -> str:
+        raise ValueError("unrecognized configuration name")
+
+    monkeypatch.setattr("os.confstr", unknown)
+    assert this_platform().libc == "musl"
+
+
+# What is taken.
+
+
+def hide(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    for name in names:
+        monkeypatch.setitem(sys.modules, RUNTIMES[name].partition(".")[0], None)
+
+
+def test_the_first_that_is_installed_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in available_runtimes():
+        if name in LIGHT:
+            assert find_runtime(None)[1].startswith(f"{name} ")
+            hide(monkeypatch, name)
+
+
+def test_one_that_does_not_load_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not set(LIGHT) <= set(available_runtimes()):
+        pytest.skip("only one runtime is installed")
+    monkeypatch.setitem(sys.modules, "tflite_runtime.interpreter", None)
+    assert find_runtime(None)[1].startswith("ai-edge-litert ")
+    with pytest.raises(ModelError, match="tflite-runtime is installed and does not load: "):
+        find_runtime("tflite-runtime")
+
+
+def test_where_none_is_installed_the_error_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hide(monkeypatch, *RUNTIMES)
+    assert available_runtimes() == []
+    here = this_platform()
+    with pytest.raises(ModelError) as caught:
+        find_runtime(None)
+    assert str(caught.value).endswith(f"installed here ({here}): {advice(here)}")
+
+
+def test_a_missing_one_that_has_no_wheel_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    hide(monkeypatch, "tflite-runtime", "ai-edge-litert")
+    monkeypatch.setattr(interpreters, "this_platform", lambda: platform("aarch64", 13))
+    with pytest.raises(ModelError, match=r"3\.11, this is 3\.13: pip install ai-edge-litert"):
+        find_runtime("tflite-runtime")
+    with pytest.raises(ModelError, match=r"not installed here \(aarch64.*: pip install ai-edge-l"):
+        find_runtime("ai-edge-litert")
+
+
+def test_numpy_2_is_named_before_tflite_runtime_meets_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    if "tflite-runtime" not in available_runtimes():
+        pytest.skip("tflite-runtime is not installed")
+    monkeypatch.setattr(np, "__version__", "2.4.6")
+    with pytest.raises(ModelError, match=r"needs NumPy 1, this is 2\.4\.6: pip install 'numpy<2'"):
+        find_runtime("tflite-runtime")
+
+
+def test_the_environment_chooses_where_nothing_else_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    *_, last = [name for name in available_runtimes() if name in LIGHT]
+    monkeypatch.setenv(ENVIRONMENT, last)
+    assert find_runtime(None)[1].startswith(f"{last} ")
+    monkeypatch.setenv(ENVIRONMENT, "onnx")
+    with pytest.raises(ModelError, match=r"^FEDGE_RUNTIME: runtime 'onnx' is unknown"):
+        find_runtime(None)
+    assert find_runtime(last)[1].startswith(f"{last} ")
+
+
+def test_one_that_pip_knows_by_another_name_runs_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Built for a board, or of a vendor's own wheel."""
+
+    def unknown(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", unknown)
+    interpreters.runtime_version.cache_clear()
+    try:
+        for name in (name for name in available_runtimes() if name in LIGHT):
+            assert find_runtime(name)[1] == f"{name} of an unknown version"
+        assert run("model", "runtimes").exit_code == 0
+    finally:
+        interpreters.runtime_version.cache_clear()
+
+
+# The commands.
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(cli, arguments)
+
+
+def test_runtimes_shows_what_is_here_and_what_is_taken() -> None:
+    result = run("model", "runtimes")
+    assert result.exit_code == 0, result.output
+    taken = find_runtime(None)[1].partition(" ")[0]
+    lines = {line.split()[0]: line for line in result.stdout.splitlines()}
+    assert list(lines) == ["here", *WHEELS]
+    assert str(this_platform()) in lines["here"]
+    assert [name for name, line in lines.items() if line.endswith(", taken")] == [taken]
+    report = json.loads(run("model", "runtimes", "--json").stdout)
+    assert report["taken"] == taken
+    assert list(report["installed"]) == available_runtimes()
+
+
+def test_runtimes_without_one_ends_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    hide(monkeypatch, *RUNTIMES)
+    monkeypatch.setattr(interpreters, "this_platform", lambda: platform("armv7l", 12))
+    result = run("model", "runtimes")
+    assert result.exit_code == 2
+    assert "ai-edge-litert  not installed; has no wheel for armv7l" in result.stdout
+    assert result.stderr.startswith("error: no TFLite interpreter is installed here (armv7l")
+    assert "use Python 3.11, as in Debian 12, or a 64-bit system" in result.stderr
+
+
+def test_check_and_inspect_take_the_runtime_that_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    *_, last = [name for name in available_runtimes() if name in LIGHT]
+    shown = run("model", "inspect", "house_price", "--json", "--runtime", last)
+    assert list(json.loads(shown.stdout)["runtimes"]) == [last]
+    config = tmp_path / "agent.yaml"
+    config.write_text(
+        "federation: houses\nagent_id: site-1\nruntime: tflite-runtime\n"
+        f"data: {{path: {ROOT}/examples/data/housing_california.npz, "
+        "inputs: {features: {array: x}}}\n"
+    )
+    command = ("agent", "check", "--config", str(config), "--model", "house_price", "--runtime")
+    assert f"parameters, {last} " in run(*command, last).stdout
+    hide(monkeypatch, last)
+    for refused in (run("model", "inspect", "house_price", "--runtime", last), run(*command, last)):
+        assert refused.exit_code == 2
+        assert f"runtime {last} is not installed here" in refused.stderr

@@ -1,0 +1,426 @@
+"""The documents say what the code does: keys and defaults, bytes, examples, commands, links."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import click
+import click.testing
+import msgspec
+import numpy as np
+import pytest
+import yaml
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+import coordinator.machine.update_intake
+import coordinator.machine.uploads
+import coordinator.rounds.round
+from broker.link.settings import BrokerSettings, TlsSettings
+from broker.link.transport_settings import ProxySettings, WebSocketSettings
+from broker.protocol import blobs, ed25519, messages, signed_messages
+from broker.security.signing import SigningKeys
+from coordinator import config as middle
+from coordinator.machine import admission
+from edge_agent.config import AgentConfig
+from edge_agent.data.config import DataConfig, InputSource, TargetSource, WeightSource
+from edge_agent.data.dataset import load_dataset
+from edge_agent.machine import agent, reports
+from edge_agent.machine.limits import LimitsConfig
+from fedge.command import cli
+from fedge.yaml_config import load_config, parse_config
+from fleet.cast import make_cast
+from fleet.partition import PartitionConfig
+from fleet.scenario import BaselineConfig, DetectionConfig, Scenario, load_scenario
+from fleet.virtual.faults import FaultPlan
+from learning.algorithms import StrategyConfig
+from learning.algorithms.registry import STRATEGIES
+from learning.codecs import CODECS, CodecConfig, make_codec
+from models.package.spec import ModelSpec, TensorSpec
+from models.zoo import load_zoo
+
+ROOT = Path(__file__).parents[3]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+CONFIGURATION = (ROOT / "docs/configuration.md").read_text()
+PROTOCOL = (ROOT / "docs/protocol.md").read_text()
+MODELS = (ROOT / "docs/models.md").read_text()
+
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+def section(text: str, heading: str) -> str:
+    """What stands below a heading, up to the next one."""
+    match = re.search(rf"(?ms)^#+ {re.escape(heading)}$\n(.*?)(?=^#+ |\Z)", text)
+    assert match, f"no heading {heading!r}"
+    return match[1]
+
+
+def rows(text: str) -> dict[str, list[str]]:
+    """The cells of every table row that begins with a name in backticks."""
+    lines = re.findall(r"(?m)^\| `(\w+)` \|(.*)\|$", text)
+    return {name: [cell.strip() for cell in rest.split(" | ")] for name, rest in lines}
+
+
+def shown(field: msgspec.structs.FieldInfo) -> str | None:
+    """The default as the tables write it; None for a section of its own."""
+    if field.required:
+        return "required"
+    value = field.default_factory() if field.default is msgspec.NODEFAULT else field.default
+    text: dict[Any, str] = {None: "none", "": "empty"}
+    if isinstance(value, str | None) and value in text:
+        return text[value]
+    if isinstance(value, msgspec.Struct):
+        return None
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if isinstance(value, tuple):
+        return f"`[{', '.join(value)}]`"
+    if isinstance(value, float):
+        return f"`{value:g}`"
+    return f"`{value}`"
+
+
+def check_table(text: str, struct: Any, column: int) -> None:
+    """Every field has a row, every row is a field, and the default is the right one."""
+    found = rows(text)
+    fields = {field.name: field for field in msgspec.structs.fields(struct)}
+    assert set(fields) <= set(found), "undocumented keys"
+    for name, field in fields.items():
+        default = shown(field)
+        if default is not None:
+            assert found[name][column] == default, name
+        else:
+            assert found[name][column].startswith(("see", "`{}`")), name
+
+
+@pytest.mark.parametrize(
+    ("heading", "struct"),
+    [
+        ("Agent: top level", AgentConfig),
+        ("limits", LimitsConfig),
+        ("data", DataConfig),
+        ("data.inputs.NAME", InputSource),
+        ("data.target", TargetSource),
+        ("data.weight", WeightSource),
+        ("broker", BrokerSettings),
+        ("broker.tls", TlsSettings),
+        ("broker.websocket", WebSocketSettings),
+        ("broker.proxy", ProxySettings),
+        ("Coordinator: top level", middle.CoordinatorConfig),
+        ("cohort", middle.CohortConfig),
+        ("round", middle.RoundConfig),
+        ("start", middle.StartConfig),
+        ("evaluation", middle.EvaluationConfig),
+        ("stop", middle.StopConfig),
+        ("training", messages.TrainingPlan),
+        ("codec", CodecConfig),
+        ("strategy", StrategyConfig),
+        ("Scenario: top level", Scenario),
+        ("partition", PartitionConfig),
+        ("baselines", BaselineConfig),
+        ("detection", DetectionConfig),
+    ],
+)
+def test_every_key_is_documented_with_its_default(heading: str, struct: Any) -> None:
+    text = section(CONFIGURATION, heading)
+    # Tables of codecs and strategies follow those of their keys.
+    table = text[text.index("| key |") :].split("\n\n")[0]
+    check_table(table, struct, 1)
+    assert set(rows(table)) == {field.name for field in msgspec.structs.fields(struct)}
+
+
+@pytest.mark.parametrize(
+    "struct",
+    [
+        *(messages.BlobRef, messages.CoordinatorStatus, messages.ProgramManifest),
+        *(messages.RoundPlan, messages.Cohort, messages.AgentStatus, messages.Report),
+        *(messages.Receipt, messages.Resend),
+    ],
+    ids=lambda struct: struct.__name__,
+)
+def test_every_message_is_documented_and_its_example_decodes(struct: Any) -> None:
+    text = section(PROTOCOL, struct.__name__)
+    check_table(text, struct, 1)
+    for example in re.findall(r"(?s)```json\n(.*?)```", text):
+        message = messages.decode(example.encode(), struct)
+        known = {f.name for f in msgspec.structs.fields(struct)}
+        assert set(json.loads(example)) <= known | {struct.__struct_config__.tag_field}
+        assert isinstance(message, struct)
+
+
+def test_the_header_of_updates_is_documented() -> None:
+    check_table(section(PROTOCOL, "Update"), messages.UpdateHeader, 1)
+
+
+def test_the_spec_is_documented() -> None:
+    text = section(MODELS, "spec.json")
+    spec, tensor = text.split("A tensor is described")
+    assert set(rows(spec)) == {field.name for field in msgspec.structs.fields(ModelSpec)}
+    check_table(tensor, TensorSpec, 1)
+
+
+def test_every_codec_and_strategy_is_documented() -> None:
+    assert set(rows(section(CONFIGURATION, "codec"))) >= set(CODECS)
+    assert set(rows(section(CONFIGURATION, "strategy"))) >= set(STRATEGIES)
+    for name in CODECS:
+        assert f"- `{name}`:" in section(PROTOCOL, "Codecs")
+
+
+# -- bytes ------------------------------------------------------------------------------------
+
+
+def block(kind: str) -> str:
+    match = re.search(rf"(?s)```{kind}\n(.*?)```", PROTOCOL)
+    assert match, kind
+    return match[1].strip()
+
+
+def test_the_vector_of_int8_is_the_code_s() -> None:
+    codec = make_codec(CodecConfig(name="int8", block_size=2))
+    vector = np.array([127, -3, 0, 0, 63.5], np.float32)
+    wire = bytes.fromhex(block("hex int8"))
+    assert codec.encode(vector, np.random.default_rng(0)) == wire
+    assert codec.decode(wire, 5).tolist() == vector.tolist()
+
+
+def test_the_update_frame_and_its_chunk_are_the_code_s() -> None:
+    text = block("json update").encode()
+    header = msgspec.json.decode(text, type=messages.UpdateHeader)
+    body = bytes.fromhex(block("hex int8"))
+    frame = bytes.fromhex(block("hex update")) + text + body
+    assert messages.encode_update(header, body) == frame
+    assert f"update of {len(frame)} bytes" in PROTOCOL
+    assert messages.decode_update(frame)[1] == body
+    _, chunks = blobs.split(frame)
+    assert chunks == [bytes.fromhex(block("hex chunk")) + frame]
+    assert f"header of {blobs.HEADER_BYTES} bytes" in PROTOCOL
+
+
+def test_the_vector_of_seals_is_the_code_s() -> None:
+    private = "9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60"  # RFC 8032, 7.1
+    keys = SigningKeys([Ed25519PrivateKey.from_private_bytes(bytes.fromhex(private))])
+    (public,) = keys.public
+    topic = "fedge/v1/houses/coordinator/status"
+    payload, signed = block("json sealed").encode(), block("text signed").encode()
+    message, line = signed_messages.split(payload)
+    found = signed_messages.parse(line)
+    assert signed_messages.signed_bytes(topic, found.number, message) == signed
+    assert f"The {len(signed)} bytes that are signed" in PROTOCOL
+    assert signed_messages.join(message, keys.sign(topic, found.number, message)) == payload
+    assert messages.decode(message, messages.CoordinatorStatus).keys == (public.hex(),)
+    assert ed25519.is_valid(
+        public, signed, bytes.fromhex(found.signatures[signed_messages.key_id(public)])
+    )
+    check_table(section(PROTOCOL, "Seals"), signed_messages.Seal, 1)
+
+
+def test_the_examples_of_fingerprint_and_cohort_are_the_code_s() -> None:
+    layout = load_zoo("house_price").spec.layout
+    compact = block("text").splitlines()[0]
+    assert msgspec.json.encode(layout.parameters).decode() == compact
+    assert hashlib.sha256(compact.encode()).hexdigest()[:16] == layout.fingerprint
+    assert f"fingerprint {layout.fingerprint}" in block("text")
+    rule = messages.Cohort(seed=42, fraction=0.5)
+    draws = re.findall(r"\| `(pi-\d+)` \| `([0-9a-f]{16})` \| (yes|no) \|", PROTOCOL)
+    assert len(draws) == 3
+    for name, draw, asked in draws:
+        assert hashlib.sha256(f"42:{name}".encode()).hexdigest()[:16] == draw
+        assert rule.includes(name) == (asked == "yes")
+
+
+def test_every_reason_is_documented() -> None:
+    documented = set(rows(section(PROTOCOL, "Reasons")))
+    places = (
+        admission,
+        coordinator.machine.update_intake,
+        coordinator.rounds.round,
+        coordinator.machine.uploads,
+    )
+    source = "\n".join(inspect.getsource(place) for place in places)
+    refusals = set(re.findall(r'(?:Rejected|Reject|_reject)\(\w+, "(\w+)"', source))
+    refusals |= set(re.findall(r'\("(\w+)", (?:header|set)', source))
+    assert {"late", "norm", "session", "malformed", "metrics"} <= refusals
+    assert refusals <= documented
+    source = inspect.getsource(agent) + inspect.getsource(reports)
+    declined = set(re.findall(r'(?:_decline(?:_running)?\(|declined\(plan, )"(\w+)"', source))
+    assert {"weights", "training", "evaluation", "stopping"} <= declined <= documented
+    told = re.search(r"(?s)reason: machine name: (.*?)\.", messages.Report.__doc__ or "")
+    assert told
+    assert set(re.findall(r"\w+", told[1])) <= documented
+
+
+# -- examples ---------------------------------------------------------------------------------
+
+
+def yaml_blocks() -> list[Any]:
+    return [
+        pytest.param(text, id=f"{page.stem}-{number}")
+        for page in PAGES
+        for number, text in enumerate(re.findall(r"(?s)```yaml\n(.*?)```", page.read_text()))
+    ]
+
+
+@pytest.mark.parametrize("text", yaml_blocks())
+def test_every_yaml_block_loads(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "example.yaml"
+    path.write_text(text)
+    keys = set(yaml.safe_load(text))
+    if "partition" in keys:
+        load_scenario(path)
+    elif "agent_id" in keys:
+        load_config(path, AgentConfig)
+    elif "model" in keys:
+        load_config(path, middle.CoordinatorConfig)
+    elif "until_s" in keys:
+        load_config(path, FaultPlan)
+    else:
+        assert keys == {"data"}
+        parse_config(yaml.safe_load(text)["data"], DataConfig, str(path), key="data")
+
+
+def test_the_files_in_deploy_load() -> None:
+    load_config(ROOT / "deploy/agent.yaml", AgentConfig)
+    load_config(ROOT / "deploy/coordinator.yaml", middle.CoordinatorConfig)
+
+
+def test_every_example_and_its_model_are_described() -> None:
+    readme, zoo = (ROOT / "README.md").read_text(), (ROOT / "docs/zoo.md").read_text()
+    for path in (ROOT / "examples").glob("*.yaml"):
+        assert f"](examples/{path.name}) |" in readme
+        assert f"| `{load_scenario(path).federation['model']}` |" in zoo
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_example_loads(path: Path) -> None:
+    assert load_scenario(path).name == path.stem
+
+
+def worked_example(heading: str, kind: str, folder: Path) -> DataConfig:
+    """Makes the data file of a section in `folder` and returns the section's configuration."""
+    text = section(CONFIGURATION, heading)
+    found = dict(re.findall(r"(?s)```(\w+)\n(.*?)```", text))
+    config = parse_config(yaml.safe_load(found["yaml"])["data"], DataConfig, heading)
+    if kind == "csv":
+        (folder / config.path).write_text(found["csv"])
+    else:
+        code = found["python"].replace('"houses.npz"', repr(str(folder / config.path)))
+        exec(compile(code, heading, "exec"), {})
+    return config
+
+
+def test_the_worked_csv_example_gives_what_the_page_says(tmp_path: Path) -> None:
+    config = worked_example("CSV files", "csv", tmp_path)
+    spec = load_zoo("house_price").spec
+    data = load_dataset(config, spec, tmp_path)
+    assert (data.num_train, data.num_test) == (6, 2)
+    np.testing.assert_allclose(data.arrays["features"][0], [-0.3174, -0.1008], atol=5e-5)
+    assert data.arrays["target"][0] == pytest.approx(1.8)
+    without = msgspec.structs.replace(config, inputs={})
+    again = load_dataset(without, spec, tmp_path)
+    np.testing.assert_array_equal(again.arrays["features"], data.arrays["features"])
+
+
+def test_the_worked_npz_example_gives_what_the_page_says(tmp_path: Path) -> None:
+    config = worked_example("NPZ files", "npz", tmp_path)
+    data = load_dataset(config, load_zoo("house_price").spec, tmp_path)
+    assert (data.num_train, data.num_test) == (3, 1)
+
+
+def test_the_five_minutes_of_models_fit_together(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = section(MODELS, "From a Keras function to a fleet")
+    code = re.findall(r"(?s)```python\n(.*?)```", text)
+    exec(compile(next(part for part in code if "pumps.csv" in part), "pumps.py", "exec"), {})
+    described = next(part for part in code if "TensorSpec(" in part)
+    keywords = re.search(r"(?s)TensorSpec\((.*?)\n    \)", described)
+    assert keywords
+    sensors = eval(f"TensorSpec({keywords[1]})", {"TensorSpec": TensorSpec})
+    spec = msgspec.structs.replace(load_zoo("house_price").spec, inputs=(sensors,))
+    path = tmp_path / "pumps.yaml"
+    path.write_text(next(t for t in re.findall(r"(?s)```yaml\n(.*?)```", text) if "partition" in t))
+    cast = make_cast(load_scenario(path), path, spec, None)
+    assert (len(cast.learners), cast.unseen) == (5, ["pump-5"])
+    assert cast.dataset("pump-0").num_train == 240
+
+
+def test_the_errors_on_the_page_are_the_code_s(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = {
+        "coordinator.yaml": "federation: a\nmodel: b\nround: {deadline: 5}\n",
+        "agent.yaml": "federation: a\nagent_id: b\ndata: {path: a.npz, test_fraction: a fifth}\n",
+    }
+    for name, text in files.items():
+        Path(name).write_text(text)
+        kind = name.removesuffix(".yaml")
+        result = click.testing.CliRunner().invoke(cli, [kind, "run", "--config", name])
+        assert result.exit_code == 2
+        assert f"    {result.output.strip()}\n" in CONFIGURATION
+
+
+# -- commands and links -----------------------------------------------------------------------
+
+_COMMAND = re.compile(
+    r"(?:sudo (?:-u \S+ )?)?(?:\S*/)?fedge ((?:agent|coordinator|broker|model|fleet)\b[^`]*)"
+)
+
+
+def resolved(words: list[str]) -> tuple[click.Command, list[str]]:
+    """The command that the first words name, and the rest."""
+    command: click.Command = cli
+    context = click.Context(cli)
+    while isinstance(command, click.Group) and words:
+        found = command.get_command(context, words[0])
+        assert found is not None, f"no command {words[0]!r}"
+        command, words = found, words[1:]
+    return command, words
+
+
+@every_page
+def test_every_command_parses(page: Path) -> None:
+    text = page.read_text()
+    for line in re.findall(r"(?m)^ {4}(.*)$", text):
+        if match := _COMMAND.match(line):
+            command, words = resolved(shlex.split(match[1], comments=True))
+            assert not isinstance(command, click.Group), line
+            command.make_context("fedge", words)
+    for inline in re.findall(r"`([^`\n]+)`", text):
+        if match := _COMMAND.fullmatch(inline):
+            command, words = resolved(shlex.split(match[1]))
+            known = {name for parameter in command.params for name in parameter.opts}
+            assert {word for word in words if word.startswith("--")} <= known, inline
+
+
+def anchor(heading: str) -> str:
+    """As the usual renderers make them."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@every_page
+def test_every_relative_link_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if "://" in target:
+            continue
+        name, _, fragment = target.partition("#")
+        path = page.parent / name if name else page
+        assert path.exists(), target
+        if fragment:
+            headings = re.findall(r"(?m)^#+ (.*)$", path.read_text())
+            assert fragment in {anchor(heading) for heading in headings}, target
+
+
+@every_page
+def test_every_make_target_exists(page: Path) -> None:
+    targets = set(re.findall(r"(?m)^(\w+):", (ROOT / "Makefile").read_text()))
+    named = re.findall(r"(?m)(?:^ {4}|`)make (\w+)", page.read_text())
+    assert set(named) <= targets
+
+
+@every_page
+def test_python_blocks_compile(page: Path) -> None:
+    for code in re.findall(r"(?s)```python\n(.*?)```", page.read_text()):
+        compile(code, page.name, "exec")
