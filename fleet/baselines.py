@@ -16,8 +16,8 @@ from coordinator.config import CoordinatorConfig
 from edge_agent.data.dataset import LocalDataset
 from edge_agent.training.trainer import train
 from fedge.errors import ConfigError, DataError, TrainingError
-from fleet.cast import Cast
 from fleet.detection import measure_detection
+from fleet.participants import Cast
 from fleet.scenario import BaselineConfig
 from learning.vector.metrics import Sums, add_sums, metric_values
 from learning.vector.parameters import F32, F64

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedge.errors import ConfigError
-from fleet.cast import Cast
+from fleet.participants import Cast
 from learning.vector.parameters import F32, F64
 from models.package.package import ModelPackage
 from models.runtime.program import Program, Rows

@@ -20,8 +20,8 @@ from broker.link.settings import BrokerSettings
 from coordinator.config import CoordinatorConfig
 from fedge.errors import ConfigError
 from fedge.yaml_config import located
-from fleet.cast import Cast
 from fleet.host import AGENT_FILE
+from fleet.participants import Cast
 from fleet.report import REPORT_FILE
 from fleet.scenario import coordinator_config, fleet_changes
 from models.package.package import ModelPackage

@@ -14,7 +14,7 @@ from coordinator.config import CoordinatorConfig
 from coordinator.records.records import RoundRecord
 from coordinator.report import bytes_text, decline_lines, matrix_lines
 from fedge.console import printable
-from fleet.cast import Cast
+from fleet.participants import Cast
 from fleet.report import federated_figure, verdicts
 from fleet.scenario import Scenario
 

@@ -29,14 +29,14 @@ from coordinator.store import Store
 from fedge.errors import ConfigError, FleetError, LinkError
 from fedge.yaml_config import load_config
 from fleet import folders
-from fleet.attendance import Attendance
+from fleet.availability import Attendance
 from fleet.baselines import Baselines, check_baselines, measure_baselines
-from fleet.cast import Cast, make_cast
 from fleet.host import AGENT_FILE
+from fleet.participants import Cast, make_cast
 from fleet.processes import Processes
 from fleet.report import build_report, write_report
+from fleet.retained_cleanup import clear_retained
 from fleet.scenario import Scenario, load_scenario, scenario_package
-from fleet.tidy import clear_retained
 from learning.vector.parameters import F32
 from models.package.package import INITIAL_FILE, ModelPackage
 

@@ -33,7 +33,7 @@ from edge_agent.service import WILL_DELAY_S
 from fleet.virtual.faults import ClockSkew
 from fleet.virtual.profiles import DeviceProfile
 from fleet.virtual.shells import Shell, World
-from fleet.virtual.workbench import Workbench
+from fleet.virtual.simulated_worker import Workbench
 
 _NO_SKEW = ClockSkew()
 

@@ -22,8 +22,8 @@ from coordinator.machine.events import (
 from coordinator.records.records import RoundRecord
 from coordinator.service import FLUSH_UPDATES, sealed
 from coordinator.store import Store
+from fleet.virtual.event_trace import Began, Flushed
 from fleet.virtual.faults import COORDINATOR
-from fleet.virtual.history import Began, Flushed
 from fleet.virtual.shells import Shell, World
 from learning.vector.metrics import Sums
 from learning.vector.parameters import F32

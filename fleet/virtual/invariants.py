@@ -1,7 +1,7 @@
 """What must hold after every event of a simulation, whatever goes wrong; a reusable checker.
 
-Feed it every entry (`fleet.virtual.history`) in order, then call `at_rest` once nothing happens any
-more. It keeps its own books from the entries alone, and never asks the machines it watches.
+Feed it every entry (`fleet.virtual.event_trace`) in order, then call `at_rest` once nothing happens
+any more. It keeps its own books from the entries alone, and never asks the machines it watches.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from edge_agent.machine.events import (
     Trained,
 )
 from fedge.errors import FederationError, WireError
+from fleet.virtual.event_trace import Began, Ended, Entry, Flushed, Handled, Sent, trace_line
 from fleet.virtual.faults import COORDINATOR
-from fleet.virtual.history import Began, Ended, Entry, Flushed, Handled, Sent, trace_line
-from fleet.virtual.rest import Rest, bound_problems, rest_problems
+from fleet.virtual.quiescence import Rest, bound_problems, rest_problems
 from learning.aggregation import make_aggregator
 from learning.algorithms import State, make_strategy, with_tracked
 from learning.codecs import make_codec

@@ -30,7 +30,7 @@ from broker.service.events import (
 )
 from fedge.console import log_less
 from fedge.errors import LinkError
-from fleet.virtual.history import Began, Ended, Entry, Handled, Observer, Sent
+from fleet.virtual.event_trace import Began, Ended, Entry, Handled, Observer, Sent
 
 log = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from coordinator.evaluation import central_measure
 from fedge.errors import ConfigError, FleetError
 from fedge.yaml_config import load_config, located
 from fleet.baselines import check_baselines, measure_baselines
-from fleet.cast import Cast, make_cast
 from fleet.folders import make_out
+from fleet.participants import Cast, make_cast
 from fleet.report import REPORT_FILE, build_report, write_report
 from fleet.run import Watcher
 from fleet.scenario import (
@@ -25,8 +25,8 @@ from fleet.scenario import (
     load_scenario,
     scenario_package,
 )
+from fleet.virtual.event_trace import TraceFile
 from fleet.virtual.faults import COORDINATOR, FaultPlan
-from fleet.virtual.history import TraceFile
 from fleet.virtual.invariants import Invariants
 from fleet.virtual.profiles import Profiles, load_profiles
 from fleet.virtual.simulation import Setting, Simulation, make_device

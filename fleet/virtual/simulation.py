@@ -13,6 +13,7 @@ from coordinator.config import CoordinatorConfig
 from fedge.errors import FleetError
 from fleet.virtual.agent_shell import AgentShell, Device
 from fleet.virtual.coordinator_shell import CoordinatorShell
+from fleet.virtual.event_trace import BrokerKilled, Observer
 from fleet.virtual.faults import (
     COORDINATOR,
     BrokerRestart,
@@ -22,11 +23,10 @@ from fleet.virtual.faults import (
     RandomCrashes,
     concerns,
 )
-from fleet.virtual.history import BrokerKilled, Observer
 from fleet.virtual.profiles import DeviceProfile
 from fleet.virtual.route import FaultyRoute
 from fleet.virtual.shells import Shell, World
-from fleet.virtual.workbench import Workbench
+from fleet.virtual.simulated_worker import Workbench
 from learning.vector.metrics import Sums
 from learning.vector.parameters import F32
 from models.package.package import ModelPackage

@@ -17,14 +17,14 @@ from pathlib import Path
 import msgspec
 
 from fedge.errors import FederationError
-from fleet.virtual.drawing import draw_faults, draw_setting
+from fleet.virtual.event_trace import Entry, Observer, TraceFile
 from fleet.virtual.faults import FaultPlan
-from fleet.virtual.history import Entry, Observer, TraceFile
 from fleet.virtual.invariants import Invariants, InvariantViolated
+from fleet.virtual.scenario_generator import draw_faults, draw_setting
 from fleet.virtual.shells import quiet
 from fleet.virtual.simulate import SETTLE_S, SimulationOptions, make_setting
+from fleet.virtual.simulated_worker import Workbench
 from fleet.virtual.simulation import Setting, Simulation, skew_of
-from fleet.virtual.workbench import Workbench
 from models.zoo import load_zoo
 
 #: Tries at leaving a fault out, in all.

@@ -16,7 +16,7 @@ from coordinator.config import CoordinatorConfig, EvaluationConfig, RoundConfig,
 from coordinator.machine.events import Commit
 from fedge.errors import FleetError
 from fleet.cli import cli
-from fleet.virtual.drawing import draw_dataset
+from fleet.virtual.event_trace import BrokerKilled, Ended, Entry, Handled, Sent
 from fleet.virtual.faults import (
     COORDINATOR,
     BrokerRestart,
@@ -26,13 +26,13 @@ from fleet.virtual.faults import (
     Partition,
     RandomCrashes,
 )
-from fleet.virtual.history import BrokerKilled, Ended, Entry, Handled, Sent
 from fleet.virtual.invariants import Invariants, InvariantViolated
 from fleet.virtual.profiles import DeviceProfile
+from fleet.virtual.scenario_generator import draw_dataset
 from fleet.virtual.shells import Shell
+from fleet.virtual.simulated_worker import Workbench
 from fleet.virtual.simulation import Setting, Simulation, make_device
 from fleet.virtual.sweep import plan_of, shrink, sweep, try_seed
-from fleet.virtual.workbench import Workbench
 from models.zoo import load_zoo
 
 SCENARIO = Path(__file__).parents[2] / "examples" / "house_price.yaml"

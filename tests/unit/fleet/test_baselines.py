@@ -14,7 +14,7 @@ from edge_agent.training.trainer import train
 from fedge.errors import ConfigError, DataError, TrainingError
 from fleet import baselines
 from fleet.baselines import Baselines, check_baselines, measure_baselines
-from fleet.cast import Cast, make_cast
+from fleet.participants import Cast, make_cast
 from fleet.report import check_compared, federated_figure, verdicts
 from fleet.scenario import BaselineConfig, coordinator_config, load_scenario
 from fleet.virtual.simulate import SimulationOptions, make_setting

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from fedge.errors import ConfigError, DataError
-from fleet.cast import Cast, make_cast
 from fleet.detection import measure_detection, ranking
+from fleet.participants import Cast, make_cast
 from fleet.scenario import load_scenario
 from models.zoo import load_zoo
 

@@ -14,7 +14,6 @@ from broker.memory.broker import Packet
 from broker.protocol.messages import TrainingPlan
 from fedge.errors import ConfigError
 from fedge.yaml_config import load_config
-from fleet.virtual.drawing import draw_agents, draw_faults
 from fleet.virtual.faults import (
     BrokerRestart,
     ClockSkew,
@@ -28,6 +27,7 @@ from fleet.virtual.faults import (
 )
 from fleet.virtual.profiles import DeviceProfile, Profiles, load_profiles
 from fleet.virtual.route import FaultyRoute
+from fleet.virtual.scenario_generator import draw_agents, draw_faults
 from fleet.virtual.simulation import skew_of
 from fleet.virtual.sweep import plan_text, without_one
 

@@ -17,12 +17,12 @@ from broker.protocol.topics import RoundTopic, Topics
 from broker.service.events import MessageArrived
 from coordinator.machine.events import Commit, RoundEnded, SaveOpenRound, StoreUpdate
 from edge_agent.machine.events import SpoolUpdate, StartJob
-from fleet.virtual.drawing import draw_setting
+from fleet.virtual.event_trace import Began, BrokerKilled, Ended, Entry, Flushed, Handled, Sent
 from fleet.virtual.faults import COORDINATOR, Crash, FaultPlan
-from fleet.virtual.history import Began, BrokerKilled, Ended, Entry, Flushed, Handled, Sent
 from fleet.virtual.invariants import LAST, Invariants, InvariantViolated
+from fleet.virtual.scenario_generator import draw_setting
+from fleet.virtual.simulated_worker import Workbench
 from fleet.virtual.simulation import Simulation
-from fleet.virtual.workbench import Workbench
 from models.zoo import load_zoo
 
 PACKAGE = load_zoo("house_price")

@@ -34,7 +34,7 @@ from edge_agent.machine import agent, reports
 from edge_agent.machine.limits import LimitsConfig
 from fedge.command import cli
 from fedge.yaml_config import load_config, parse_config
-from fleet.cast import make_cast
+from fleet.participants import make_cast
 from fleet.partition import PartitionConfig
 from fleet.scenario import BaselineConfig, DetectionConfig, Scenario, load_scenario
 from fleet.virtual.faults import FaultPlan

@@ -13,7 +13,7 @@ from edge_agent.config import AgentConfig
 from fedge.errors import ConfigError
 from fedge.yaml_config import load_config
 from fleet import folders
-from fleet.cast import Cast, make_cast
+from fleet.participants import Cast, make_cast
 from fleet.scenario import fleet_changes, load_scenario, scenario_package
 from models.zoo import load_zoo
 

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from fedge.errors import ConfigError
-from fleet.attendance import Attendance
+from fleet.availability import Attendance
 
 LEARNERS = [f"a-{n}" for n in range(4)]
 

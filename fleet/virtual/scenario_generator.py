@@ -16,6 +16,7 @@ from coordinator.config import (
     StartConfig,
 )
 from edge_agent.data.dataset import LocalDataset
+from fleet.virtual.event_trace import Observer
 from fleet.virtual.faults import (
     COORDINATOR,
     BrokerRestart,
@@ -27,10 +28,9 @@ from fleet.virtual.faults import (
     RandomCrashes,
     SlowLink,
 )
-from fleet.virtual.history import Observer
 from fleet.virtual.profiles import DeviceProfile
+from fleet.virtual.simulated_worker import Workbench
 from fleet.virtual.simulation import Setting, make_device
-from fleet.virtual.workbench import Workbench
 from learning.algorithms import StrategyConfig
 from learning.codecs import CodecConfig
 from models.package.package import ModelPackage
