@@ -1,35 +1,77 @@
-"""What every aggregator is: updates go in one by one, one mean delta comes out."""
+"""Aggregator: a round's updates go in one by one, one aggregate comes out."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol
 
-from learning.vector.parameters import F32
+from learning.algorithms.algorithm import Aggregate
+from learning.registry import Settings
+from learning.vector.vectors import Vectors
+
+
+@dataclass(frozen=True, eq=False)
+class Update:
+    """One agent's decoded update.
+
+    Attributes:
+        agent_id: whose it is.
+        vectors: float32, finite, by name, of the lengths that the aggregator was made for.
+        weights: by the vectors' names, 0 to 1e18: rows, so that every example counts alike (McMahan
+            et al. 2017, Algorithm 1), or 1, so that no device with a lot of data decides alone.
+    """
+
+    agent_id: str
+    vectors: Vectors
+    weights: Mapping[str, float]
 
 
 class Aggregator(Protocol):
-    """One round's updates, folded in as they are accepted. Not thread-safe."""
+    """One round's updates, taken as they are accepted. Not thread-safe.
+
+    The constructor takes the settings and the length of each vector by name.
+
+    Attributes:
+        needs: "sum": a stream, memory O(P), also where only sums can be had (secure aggregation);
+            "all": every update is kept until the round ends.
+    """
+
+    settings_type: ClassVar[type[Settings]]
+    needs: ClassVar[Literal["sum", "all"]]
 
     @property
-    def weight(self) -> float:
-        """Sum of the weights so far."""
+    def capacity(self) -> int | None:
+        """The most updates it can hold; None: any number."""
 
-    def add(self, delta: F32, weight: float) -> None:
-        """Folds one update in; `delta` is not kept and may be reused.
-
-        Args:
-            delta: float32, shape (P,), finite: admission has seen to that.
-            weight: the number of examples, so that every example counts alike (McMahan et al.
-                2017, Algorithm 1), or 1 for every agent, so that no device with a lot of data
-                decides alone. 0 to 1e18.
+    def add(self, update: Update) -> None:
+        """Takes one update; its arrays are not kept and may be reused.
 
         Raises:
-            ValueError: another shape or dtype, or a weight out of range.
+            ValueError: other names, another shape or dtype, a weight out of range, or it is full.
         """
 
-    def mean(self) -> F32:
-        """The aggregate so far: float32, shape (P,), a new array.
+    def result(self, population: int) -> Aggregate:
+        """The aggregate so far, of new arrays.
+
+        Args:
+            population: agents that could have been asked.
 
         Raises:
             TrainingError: no update, or only updates of weight 0: the round cannot be committed.
         """
+
+
+def check_update(update: Update, sizes: Mapping[str, int]) -> None:
+    """Raises ValueError unless names, shapes, dtypes and weights are as expected."""
+    found = {name: (str(v.dtype), v.shape) for name, v in update.vectors.items()}
+    wanted = {name: ("float32", (size,)) for name, size in sizes.items()}
+    if found != wanted:
+        raise ValueError(f"update of {update.agent_id} holds {found}, expected {wanted}")
+    for name in sizes:
+        if not 0 <= update.weights[name] <= MAX_WEIGHT:  # NaN fails too
+            raise ValueError(f"weight {update.weights[name]} is outside 0 to {MAX_WEIGHT:g}")
+
+
+#: Keeps weight × float32's largest number × any cohort inside float64.
+MAX_WEIGHT = 1e18

@@ -1,4 +1,4 @@
-"""FedAdagrad, FedAdam and FedYogi: a step size for every parameter.
+"""FedAdagrad, FedAdam and FedYogi: a step size for every parameter, on the server.
 
 Reddi et al. 2021, "Adaptive federated optimization", arXiv 2003.00295, Algorithm 2:
 
@@ -11,80 +11,98 @@ with m = 0 and v = τ² at the start and, as in the paper, no bias correction.
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Annotated, ClassVar
 
 import numpy as np
+from msgspec import Meta
 
-from learning.algorithms.strategy import State, StrategyConfig, check_state, check_step
+from learning.algorithms.algorithm import MAX_SETTING, Aggregate, ServerState
+from learning.algorithms.fedavg import Decay, FedAvg, Rate
+from learning.algorithms.training import TrainingPlan
+from learning.registry import Settings
 from learning.vector.parameters import F32
 
-_LEARNING_RATE = 0.01
-_NAMES = ("m", "v")
+#: Below it tau² leaves float32's normal range.
+MIN_TAU = 1e-15
 
 
-class _SecondMoment(Protocol):
-    def __call__(self, v: F32, square: F32, beta_2: float) -> F32:
-        """The next v, given Δ²."""
+class AdaptiveSettings(Settings, frozen=True):
+    """Settings of the adaptive server optimizers.
+
+    Attributes:
+        learning_rate: η of the server: a step has about this size in every parameter.
+        beta_1: decay of the mean delta; 0 is usual for fedadagrad.
+        beta_2: decay of its square; fedadagrad has none.
+        tau: τ, the degree of adaptivity: small adapts more; 1e-3 is the paper's default.
+    """
+
+    learning_rate: Rate = 0.01
+    beta_1: Decay = 0.9
+    beta_2: Decay = 0.99
+    tau: Annotated[float, Meta(ge=MIN_TAU, le=MAX_SETTING)] = 1e-3
 
 
-class _Adaptive:
+class _Adaptive(FedAvg):
     """Everything but v'."""
 
-    def __init__(self, config: StrategyConfig, second_moment: _SecondMoment) -> None:
-        self._rate = _LEARNING_RATE if config.learning_rate is None else config.learning_rate
-        self._beta_1 = config.beta_1
-        self._beta_2 = config.beta_2
-        self._tau = config.tau
-        self._second_moment = second_moment
+    #: (v, Δ², β2) -> v'.
+    second_moment: Callable[[F32, F32, float], F32]
 
-    def initial_state(self, size: int) -> State:
+    def __init__(self, settings: AdaptiveSettings, training: TrainingPlan | None = None) -> None:
+        del training
+        self.learning_rate = settings.learning_rate
+        self._beta_1, self._beta_2, self._tau = settings.beta_1, settings.beta_2, settings.tau
+
+    def init(self, theta: F32) -> ServerState:
         """`m`, the running mean of Δ: zeros; `v`, of Δ²: τ²."""
-        return {
-            "m": np.zeros(size, np.float32),
-            "v": np.full(size, self._tau * self._tau, np.float32),
-        }
+        v = np.full_like(theta, self._tau * self._tau)
+        return ServerState({"m": np.zeros_like(theta), "v": v})
 
-    def apply(self, theta: F32, delta: F32, state: State) -> tuple[F32, State]:
-        """See `Strategy.apply`."""
-        check_state(state, _NAMES, theta.size)
-        with np.errstate(over="ignore", invalid="ignore"):  # check_step names it
-            m: F32 = self._beta_1 * state["m"] + (1 - self._beta_1) * delta
-            v = self._second_moment(state["v"], delta * delta, self._beta_2)
-            after: F32 = theta + self._rate * m / (np.sqrt(v) + self._tau)
-        return check_step(after, {"m": m, "v": v}, self._rate)
+    def apply(
+        self, theta: F32, state: ServerState, aggregate: Aggregate
+    ) -> tuple[F32, ServerState]:
+        """m' / (√v' + τ)."""
+        del theta
+        delta = aggregate.vectors["delta"]
+        m = self._beta_1 * state.vectors["m"] + (1 - self._beta_1) * delta
+        v = self.second_moment(state.vectors["v"], delta * delta, self._beta_2)
+        return m / (np.sqrt(v) + self._tau), ServerState({"m": m, "v": v})
+
+
+class FedAdagradSettings(AdaptiveSettings, frozen=True, tag="fedadagrad"):
+    """Settings of FedAdagrad."""
 
 
 class FedAdagrad(_Adaptive):
     """v' = v + Δ²: steps shrink for good; suits sparse deltas (embeddings)."""
 
-    def __init__(self, config: StrategyConfig) -> None:
-        super().__init__(config, _adagrad)
+    settings_type: ClassVar[type[Settings]] = FedAdagradSettings
+
+    second_moment = staticmethod(lambda v, square, _: v + square)
+
+
+class FedAdamSettings(AdaptiveSettings, frozen=True, tag="fedadam"):
+    """Settings of FedAdam."""
 
 
 class FedAdam(_Adaptive):
     """v' = β2 v + (1 - β2) Δ²: steps follow the recent size of Δ."""
 
-    def __init__(self, config: StrategyConfig) -> None:
-        super().__init__(config, _adam)
+    settings_type: ClassVar[type[Settings]] = FedAdamSettings
+
+    second_moment = staticmethod(lambda v, square, beta_2: beta_2 * v + (1 - beta_2) * square)
+
+
+class FedYogiSettings(AdaptiveSettings, frozen=True, tag="fedyogi"):
+    """Settings of FedYogi."""
 
 
 class FedYogi(_Adaptive):
     """v' = v - (1 - β2) Δ² sign(v - Δ²): as FedAdam, but v falls slowly when Δ becomes small."""
 
-    def __init__(self, config: StrategyConfig) -> None:
-        super().__init__(config, _yogi)
+    settings_type: ClassVar[type[Settings]] = FedYogiSettings
 
-
-def _adagrad(v: F32, square: F32, beta_2: float) -> F32:
-    del beta_2
-    return v + square
-
-
-def _adam(v: F32, square: F32, beta_2: float) -> F32:
-    result: F32 = beta_2 * v + (1 - beta_2) * square
-    return result
-
-
-def _yogi(v: F32, square: F32, beta_2: float) -> F32:
-    result: F32 = v - (1 - beta_2) * square * np.sign(v - square)
-    return result
+    second_moment = staticmethod(
+        lambda v, square, beta_2: v - (1 - beta_2) * square * np.sign(v - square)
+    )

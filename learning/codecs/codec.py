@@ -1,49 +1,37 @@
-"""What every codec is: a vector in, few bytes out, and back.
+"""Codec: a vector in, few bytes out, and back.
 
-A payload holds values only. What is needed to read it (the codec's configuration and the vector's
-length) travels once per round in the plan, not in every update.
+A payload holds values only; the codec's settings and the vector's length travel beside it.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import ClassVar, Protocol
 
-import msgspec
 import numpy as np
 
 from fedge.errors import CodecError
+from learning.registry import Settings
 from learning.vector.parameters import F32
-
-#: Beyond this a block is nearly a whole layer and one outlier coarsens all of it.
-MAX_BLOCK_SIZE = 1 << 20
-
-
-class CodecConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Which codec and its settings; sender and receiver must use the same.
-
-    Attributes:
-        name: one of `CODECS`.
-        block_size: parameters that share one scale (int8 only). 4 bytes of scale per 1,024
-            values make 25.1 % of float32. Smaller blocks follow the values' spread more closely
-            and cost more: 256 make 25.4 %, 128 make 25.8 %.
-    """
-
-    name: str = "int8"
-    block_size: int = 1024
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.block_size <= MAX_BLOCK_SIZE:
-            raise ValueError(f"block_size {self.block_size} is outside 1 to {MAX_BLOCK_SIZE}")
 
 
 class Codec(Protocol):
-    """Vectors to bytes and back. Stateless: one instance serves any number of threads."""
+    """Vectors to bytes and back. Stateless: one instance serves any number of threads.
 
-    def encode(self, vector: F32, rng: np.random.Generator) -> bytes:
-        """The payload for `vector`.
+    The constructor takes the settings.
+
+    Attributes:
+        unbiased: the decoded vector is right on average over `rng`.
+    """
+
+    settings_type: ClassVar[type[Settings]]
+    unbiased: ClassVar[bool]
+
+    def encode(self, vector: F32, seed: int, rng: np.random.Generator) -> bytes:
+        """Returns the payload for `vector`.
 
         Args:
             vector: float32, shape (P,); P may be 0.
+            seed: of this round and agent, known to both sides: of rotations and positions.
             rng: source of the random rounding; codecs that round to nearest ignore it.
 
         Raises:
@@ -51,16 +39,16 @@ class Codec(Protocol):
                 local training diverged and there is nothing to send.
         """
 
-    def decode(self, data: bytes | memoryview, size: int) -> F32:
-        """The vector in `data`: finite, float32, shape (size,), the caller's own to change.
+    def decode(self, data: bytes | memoryview, size: int, seed: int) -> F32:
+        """Returns the vector in `data`: finite, float32, shape (size,), the caller's to change.
 
         Raises:
-            CodecError: not `encoded_size(size)` bytes (told before anything is allocated), or
-                bytes that no encoder writes (NaN, inf, a scale or level out of range).
+            CodecError: a length that no vector of `size` has (told before anything is allocated),
+                or bytes that no encoder writes (NaN, inf, a scale or level out of range).
         """
 
-    def encoded_size(self, size: int) -> int:
-        """Bytes that a vector of length `size` takes, always: known before a payload arrives."""
+    def max_bytes(self, size: int) -> int:
+        """Returns the most bytes that a vector of length `size` takes."""
 
 
 def check_vector(vector: F32) -> None:

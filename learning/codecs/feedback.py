@@ -18,37 +18,41 @@ from learning.vector.parameters import F32
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """A payload, and what it could not carry.
+    """A payload, what arrives of it, and what it could not carry.
 
     Attributes:
         payload: for the wire.
-        residual: float32, shape (P,), read-only. Becomes the caller's residual only once the
-            payload counts (the receipt says accepted); otherwise the old residual stays, because
-            what was sent never reached θ.
+        decoded: float32, shape (P,): the vector that the receiver decodes.
+        residual: float32, shape (P,): becomes the device's residual once the payload counts (the
+            receipt says accepted); otherwise the old residual stays, because what was sent never
+            reached θ.
     """
 
     payload: bytes
+    decoded: F32
     residual: F32
 
 
-def compensate(codec: Codec, delta: F32, residual: F32 | None, rng: np.random.Generator) -> Encoded:
-    """Encodes delta + residual and says what is left over.
+def encode_with_feedback(
+    codec: Codec, vector: F32, residual: F32 | None, seed: int, rng: np.random.Generator
+) -> Encoded:
+    """Encodes vector + residual and says what is left over.
 
     Args:
         codec: encodes, and decodes to learn what arrives.
-        delta: float32, shape (P,).
+        vector: float32, shape (P,).
         residual: of the last accepted update; None when there is none. It belongs to one model:
             drop it when the layout's fingerprint changes.
+        seed: passed on to the codec.
         rng: passed on to the codec.
 
     Raises:
         CodecError: shapes differ, or the sum is nothing to send (see `Codec.encode`).
     """
-    if residual is not None and residual.shape != delta.shape:
-        raise CodecError(f"residual of shape {residual.shape} for a delta of {delta.shape}")
+    if residual is not None and residual.shape != vector.shape:
+        raise CodecError(f"residual of shape {residual.shape} for a vector of {vector.shape}")
     with np.errstate(over="ignore"):  # the encoder refuses inf by name
-        wanted = delta if residual is None else delta + residual
-    payload = codec.encode(wanted, rng)
-    left: F32 = wanted - codec.decode(payload, wanted.size)
-    left.setflags(write=False)
-    return Encoded(payload, left)
+        wanted = vector if residual is None else vector + residual
+    payload = codec.encode(wanted, seed, rng)
+    decoded = codec.decode(payload, wanted.size, seed)
+    return Encoded(payload, decoded, wanted - decoded)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from fedge.errors import CodecError
-from learning.codecs.codec import CodecConfig, check_length, check_vector
+from learning.codecs.codec import check_length, check_vector
+from learning.registry import Settings
 from learning.vector.parameters import F32
 
 #: Largest finite float16 (IEEE 754 binary16).
@@ -17,25 +18,38 @@ _WIRE_32 = np.dtype("<f4")
 _WIRE_16 = np.dtype("<f2")
 
 
+class Float32Settings(Settings, frozen=True, tag="float32"):
+    """float32 has none."""
+
+
 class Float32Codec:
     """The vector itself: 4 bytes per parameter, lossless."""
 
-    def __init__(self, config: CodecConfig) -> None:
-        del config  # nothing to set
+    unbiased = True
 
-    def encode(self, vector: F32, rng: np.random.Generator) -> bytes:
+    settings_type: ClassVar[type[Settings]] = Float32Settings
+
+    def __init__(self, settings: Float32Settings) -> None:
+        del settings
+
+    def encode(self, vector: F32, seed: int, rng: np.random.Generator) -> bytes:
         """4 bytes per value; see `Codec.encode`."""
-        del rng  # exact, nothing is rounded
+        del seed, rng  # exact, nothing is rounded
         check_vector(vector)
         return vector.astype(_WIRE_32, copy=False).tobytes()
 
-    def decode(self, data: bytes | memoryview, size: int) -> F32:
+    def decode(self, data: bytes | memoryview, size: int, seed: int) -> F32:
         """The same vector, bit for bit; see `Codec.decode`."""
+        del seed
         return _decode(data, size, _WIRE_32)
 
-    def encoded_size(self, size: int) -> int:
+    def max_bytes(self, size: int) -> int:
         """4 × size."""
         return _WIRE_32.itemsize * size
+
+
+class Float16Settings(Settings, frozen=True, tag="float16"):
+    """float16 has none."""
 
 
 class Float16Codec:
@@ -44,27 +58,32 @@ class Float16Codec:
     Off by at most |x| / 2,048, or 3e-8 where |x| is below 6.1e-5 (float16's subnormals).
     """
 
-    def __init__(self, config: CodecConfig) -> None:
-        del config  # nothing to set
+    unbiased = False
 
-    def encode(self, vector: F32, rng: np.random.Generator) -> bytes:
+    settings_type: ClassVar[type[Settings]] = Float16Settings
+
+    def __init__(self, settings: Float16Settings) -> None:
+        del settings
+
+    def encode(self, vector: F32, seed: int, rng: np.random.Generator) -> bytes:
         """2 bytes per value; see `Codec.encode`.
 
         Raises:
             CodecError: also for a value beyond ±65,504, which would arrive as inf.
         """
-        del rng  # rounding to nearest needs none
+        del seed, rng  # rounding to nearest needs none
         check_vector(vector)
         peak = float(np.abs(vector).max(initial=0.0))
         if peak > FLOAT16_MAX:
             raise CodecError(f"largest value {peak:g} does not fit float16, limit {FLOAT16_MAX:g}")
         return vector.astype(_WIRE_16).tobytes()
 
-    def decode(self, data: bytes | memoryview, size: int) -> F32:
+    def decode(self, data: bytes | memoryview, size: int, seed: int) -> F32:
         """The vector after rounding; see `Codec.decode`."""
+        del seed
         return _decode(data, size, _WIRE_16)
 
-    def encoded_size(self, size: int) -> int:
+    def max_bytes(self, size: int) -> int:
         """2 × size."""
         return _WIRE_16.itemsize * size
 

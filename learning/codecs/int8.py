@@ -10,14 +10,20 @@ arXiv 1610.02132, section 3.1, with the largest value of a block in place of the
 
 from __future__ import annotations
 
+from typing import Annotated, ClassVar
+
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
 from fedge.errors import CodecError
-from learning.codecs.codec import CodecConfig, check_length, check_vector
+from learning.codecs.codec import check_length, check_vector
+from learning.registry import Settings
 from learning.vector.parameters import F32
 
 _LEVELS = 127
+#: Beyond this a block is nearly a whole layer and one outlier coarsens all of it.
+MAX_BLOCK_SIZE = 1 << 20
 _WIRE_SCALE = np.dtype("<f4")
 _FLOAT32 = np.finfo(np.float32)
 #: The smallest scale but zero. Dividing by a subnormal one would lose the precision that
@@ -25,6 +31,18 @@ _FLOAT32 = np.finfo(np.float32)
 MIN_SCALE = _FLOAT32.tiny
 #: The largest scale whose level 127 is still finite.
 MAX_SCALE = np.nextafter(np.float32(_FLOAT32.max / _LEVELS), np.float32(0))
+
+
+class Int8Settings(Settings, frozen=True, tag="int8"):
+    """Settings of int8.
+
+    Attributes:
+        block_size: parameters that share one scale. 4 bytes of scale per 1,024 values make
+            25.1 % of float32. Smaller blocks follow the values' spread more closely and cost
+            more: 256 make 25.4 %, 128 make 25.8 %.
+    """
+
+    block_size: Annotated[int, Meta(ge=1, le=MAX_BLOCK_SIZE)] = 1024
 
 
 class Int8Codec:
@@ -35,11 +53,16 @@ class Int8Codec:
     exact; a block whose max|x| is below 1.5e-36 has the scale 1.2e-38.
     """
 
-    def __init__(self, config: CodecConfig) -> None:
-        self.block_size = config.block_size
+    unbiased = True
 
-    def encode(self, vector: F32, rng: np.random.Generator) -> bytes:
+    settings_type: ClassVar[type[Settings]] = Int8Settings
+
+    def __init__(self, settings: Int8Settings) -> None:
+        self.block_size = settings.block_size
+
+    def encode(self, vector: F32, seed: int, rng: np.random.Generator) -> bytes:
         """Scales, then levels; see `Codec.encode`. Memory: about four float32 copies."""
+        del seed  # no rotation
         check_vector(vector)
         blocks = self._blocks(vector)
         scales = _scales(blocks)
@@ -47,9 +70,10 @@ class Int8Codec:
         levels = _round(blocks.reshape(-1)[: vector.size], rng)
         return scales.astype(_WIRE_SCALE, copy=False).tobytes() + levels.tobytes()
 
-    def decode(self, data: bytes | memoryview, size: int) -> F32:
+    def decode(self, data: bytes | memoryview, size: int, seed: int) -> F32:
         """Level × scale; see `Codec.decode`."""
-        check_length(data, self.encoded_size(size), size)
+        del seed
+        check_length(data, self.max_bytes(size), size)
         count = self._block_count(size)
         scales = np.frombuffer(data, _WIRE_SCALE, count)
         levels = np.frombuffer(data, np.int8, size, count * _WIRE_SCALE.itemsize)
@@ -63,7 +87,7 @@ class Int8Codec:
         vector[cut:] *= scales[full:]
         return vector
 
-    def encoded_size(self, size: int) -> int:
+    def max_bytes(self, size: int) -> int:
         """Size + 4 × ceil(size / block_size): 25.1 % of float32 with blocks of 1,024."""
         return size + _WIRE_SCALE.itemsize * self._block_count(size)
 

@@ -1,0 +1,170 @@
+"""Registry: the members of a kind (algorithms, codecs ...) by name.
+
+A member is a class with `settings_type`, a struct tagged with its name; the class is called
+with such settings. Members of other installed packages are found by their entry points (group
+`fedge.<kind>s`), only when no member here has the name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+import msgspec
+
+from fedge.errors import ConfigError, did_you_mean
+
+
+class Settings(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    omit_defaults=True,
+    tag_field="name",
+):
+    """Base of all settings; a subclass passes its member's name as `tag`."""
+
+    @property
+    def name(self) -> str:
+        """The member's name."""
+        return str(self.__struct_config__.tag)
+
+
+#: As written in a configuration or a plan: a member's name, or its name and settings.
+Choice = str | dict[str, Any]
+
+
+class Member(Protocol):
+    """A class whose settings say its name."""
+
+    settings_type: ClassVar[type[Settings]]
+
+
+M = TypeVar("M")
+_UNKNOWN_FIELD = re.compile(r"Object contains unknown field `(.*)`")
+
+
+class Registry(Generic[M]):
+    """Members of one kind by name.
+
+    Args:
+        kind: in messages, and in the entry points' group.
+        members: classes known from the start.
+    """
+
+    def __init__(self, kind: str, *members: type[Member]) -> None:
+        self.kind = kind
+        self._members: dict[str, type[Member]] = {}
+        for member in members:
+            self.add(member)
+
+    def add(self, member: type[Member]) -> type[Member]:
+        """Adds a member; usable as a decorator in a plug-in's file.
+
+        Raises:
+            ConfigError: another member has the name.
+        """
+        name = str(member.settings_type.__struct_config__.tag)
+        known = self._members.setdefault(name, member)
+        if known is not member and known.__qualname__ != member.__qualname__:
+            raise ConfigError(
+                f"{self.kind} {name!r} is defined by {known.__module__} and by {member.__module__}"
+            )
+        self._members[name] = member  # a plug-in's file may be loaded again
+        return member
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._members)
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and self._find(name) is not None
+
+    def __getitem__(self, name: str) -> type[Member]:
+        """The member of this name.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        member = self._find(name)
+        if member is None:
+            known = list(self._members)
+            raise ConfigError(
+                f"unknown {self.kind} {name!r}; {did_you_mean(name, known)}"
+                f"known: {', '.join(known)}"
+            )
+        return member
+
+    def settings(self, choice: Choice | Settings, *, key: str = "") -> Settings:
+        """The settings that a configuration or a plan names.
+
+        Args:
+            choice: a name, a mapping with `name` and settings, or settings already decoded.
+            key: where it stands in a configuration, for messages.
+
+        Raises:
+            ConfigError: no such member, or a setting is unknown, of the wrong type or out of range.
+        """
+        if isinstance(choice, Settings):
+            return choice
+        where = key or self.kind
+        given: Mapping[str, Any] = {"name": choice} if isinstance(choice, str) else choice
+        name = given.get("name")
+        if not isinstance(name, str):
+            raise ConfigError(f"{where}.name: required key is missing; known: {', '.join(self)}")
+        try:
+            struct = self[name].settings_type
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from error
+        return decode_settings(given, struct, where)
+
+    def make(self, choice: Choice | Settings, *arguments: Any, **named: Any) -> M:
+        """A member with its settings; further arguments are the kind's own.
+
+        Raises:
+            ConfigError: as `settings`, or the member refuses them.
+        """
+        settings = self.settings(choice)
+        member: Any = self[settings.name]
+        made: M = member(settings, *arguments, **named)
+        return made
+
+    def _find(self, name: str) -> type[Member] | None:
+        if name not in self._members:
+            self._load_entry_point(name)
+        return self._members.get(name)
+
+    def _load_entry_point(self, name: str) -> None:
+        from importlib import metadata  # 20 ms, for names that are not ours only
+
+        for point in metadata.entry_points(group=f"fedge.{self.kind}s", name=name):
+            self.add(point.load())
+
+
+T = TypeVar("T")
+
+
+def decode_settings(given: Mapping[str, Any], struct: type[T], where: str) -> T:
+    """Settings of one struct from a mapping that came from a file or a plan.
+
+    Raises:
+        ConfigError: a key is unknown, or a value of the wrong type or out of range.
+    """
+    try:
+        return msgspec.convert(given, struct)
+    except msgspec.ValidationError as error:
+        text = str(error)
+        if match := _UNKNOWN_FIELD.match(text):
+            known = [field.encode_name for field in msgspec.structs.fields(struct)]  # type: ignore[arg-type]
+            raise ConfigError(
+                f"{where}.{match[1]}: unknown key; {did_you_mean(match[1], known)}"
+                f"known keys: {', '.join(known) or 'none'}"
+            ) from error
+        raise ConfigError(f"{where}: {text}") from error
+
+
+def choice_of(settings: Settings) -> Choice:
+    """Settings as they travel: the name alone where all others are defaults."""
+    given: dict[str, Any] = msgspec.to_builtins(settings)
+    return settings.name if set(given) == {"name"} else given
