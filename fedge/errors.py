@@ -84,6 +84,18 @@ class TrainingError(FederationError):
     exit_code = 2
 
 
+class DeclinedError(FederationError):
+    """This device does not do what a plan asks.
+
+    Attributes:
+        reason: the machine name of the reason, as in reports (`no_data`, `algorithm`, ...).
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
 class UpdateRejected(FederationError):
     """A readable update that must not count.
 

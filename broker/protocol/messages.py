@@ -1,20 +1,22 @@
 """Protocol v1: the typed messages.
 
-Small messages are JSON that a person can read; unknown fields are ignored, so that newer
-coordinators and older agents understand each other. Limits are checked while decoding. An update
-is a binary frame (`learning.vector.frames`): an `UpdateHeader` and the encoded vector.
+Small messages are JSON that a person can read. Newer and older peers understand each other:
+defaults are not encoded, unknown fields are ignored, and what an agent must understand to obey a
+plan (phase, algorithm, training, codec) is carried as it came and decoded late, so that an agent
+that does not know it can decline. Limits are checked while decoding. An update is a binary frame
+(`learning.vector.frames`): an `UpdateHeader` and the encoded vectors, one behind the other.
 """
 
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import Meta
 
 from fedge.errors import WireError
-from learning.codecs import CodecConfig
+from learning.registry import Choice
 from learning.vector import frames
 from learning.vector.metrics import MAX_METRIC_NUMBERS
 
@@ -41,11 +43,22 @@ Measured = Annotated[float, Meta(ge=-1e100, le=1e100)]
 MetricSum = Measured | Annotated[tuple[Measured, ...], Meta(max_length=MAX_METRIC_NUMBERS)]
 MetricSums = Annotated[dict[str, MetricSum], Meta(max_length=MAX_METRICS)]
 ChunkIndex = Annotated[int, Meta(ge=0, le=100_000_000)]
-Task = Literal["train", "evaluate"]
+#: Of phases, vectors, capabilities: an open list, so that a newer peer may name others.
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}\Z")]
+#: A result that is no sum over rows: numbers by name.
+Values = Annotated[
+    dict[
+        Annotated[str, Meta(max_length=500)],
+        Annotated[tuple[Measured, ...], Meta(max_length=10_000)],
+    ],
+    Meta(max_length=1000),
+]
+MAX_VECTORS = 64
+Names = Annotated[tuple[Name, ...], Meta(max_length=1000)]
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True):
-    """Base of all messages."""
+class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Base of all messages; defaults are not encoded."""
 
 
 class BlobRef(Message, frozen=True):
@@ -65,7 +78,7 @@ class CoordinatorStatus(Message, frozen=True):
         keys: that the coordinator signs with, the newest first; none when it does not sign.
     """
 
-    state: Literal["online", "offline"]
+    state: Name
     session: Id
     version: Count = 0
     keys: Annotated[tuple[PublicKey, ...], Meta(max_length=4)] = ()
@@ -77,31 +90,6 @@ class ProgramManifest(Message, frozen=True):
     name: Text
     package: BlobRef
     fingerprint: Fingerprint
-
-
-class TrainingPlan(Message, frozen=True, forbid_unknown_fields=True):
-    """What an agent does with its training rows; part of a plan and of the coordinator's config.
-
-    Attributes:
-        epochs: passes over the rows.
-        max_steps: stop after so many steps; 0 has no limit.
-        batch_size: rows a step; 0 takes all rows (FedSGD of McMahan et al. 2017).
-        optimizer: "sgd" or "adam" (Kingma & Ba 2015, with its beta and epsilon).
-        learning_rate: of the local optimizer.
-        momentum: of "sgd" (classical, Polyak 1964).
-        proximal_mu: weight μ of FedProx's term μ/2·|θ-θ₀|² (Li et al. 2020, arXiv 1812.06127).
-    """
-
-    epochs: Annotated[int, Meta(ge=1, le=10_000)] = 1
-    max_steps: Annotated[int, Meta(ge=0, le=100_000_000)] = 0
-    batch_size: Annotated[int, Meta(ge=0, le=1_000_000)] = 32
-    optimizer: Literal["sgd", "adam"] = "sgd"
-    learning_rate: Annotated[float, Meta(gt=0, le=1000)] = 0.1
-    momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.0
-    beta_1: Annotated[float, Meta(ge=0, lt=1)] = 0.9
-    beta_2: Annotated[float, Meta(ge=0, lt=1)] = 0.999
-    epsilon: Annotated[float, Meta(gt=0, le=1)] = 1e-7
-    proximal_mu: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
 
 
 class Cohort(Message, frozen=True):
@@ -133,32 +121,60 @@ class RoundPlan(Message, frozen=True):
         session: of the coordinator that announced it.
         start: of its process, new at every start: within one, rounds only go forward. A coordinator
             whose state folder was put back from a backup begins again at an earlier one.
-        state: "open" to be worked on; "finished" when the federation has ended.
-        task: learn from the training rows, or measure θ on the held-out rows.
+        state: "open" to be worked on; "finished" when the federation has ended; others are not
+            worked on.
+        phase: name, or name and settings, of what is asked (`learning/phases`).
         version: of θ.
-        weights: θ as little-endian float32.
+        blobs: by name: `weights` (θ as little-endian float32), and what the algorithm shares.
         package: SHA-256 of the model package to use.
+        algorithm: name, or name and settings (`learning/algorithms`).
+        training: settings of local training that are not defaults (`TrainingPlan`).
+        codec: name, or name and settings, of the update's vectors (`learning/codecs`).
         deadline_s: seconds from the announcement until answers are late.
         fetch_jitter_s: agents wait a random part of it before they fetch the weights, so that a
             large fleet does not ask the broker for everything in one moment.
         seed: of this round; agents derive the order of rows and the rounding from it.
+        max_staleness: an update counts while θ has moved on by no more versions than this; 0: an
+            update of this version only.
     """
 
     session: Id
     start: Id
     round_id: RoundId
-    state: Literal["open", "finished"]
-    task: Task
+    state: Name
     version: Count
-    weights: BlobRef
+    blobs: Annotated[dict[Name, BlobRef], Meta(max_length=MAX_VECTORS)]
     package: Sha256
     fingerprint: Fingerprint
     cohort: Cohort
-    training: TrainingPlan = TrainingPlan()
-    codec: CodecConfig = CodecConfig()
+    phase: Choice = "train"
+    algorithm: Choice = "fedavg"
+    training: dict[str, Any] = {}
+    codec: Choice = "int8"
     deadline_s: Annotated[float, Meta(gt=0, le=1e7)] = 600.0
     fetch_jitter_s: Annotated[float, Meta(ge=0, le=1e5)] = 0.0
     seed: Count = 0
+    max_staleness: Annotated[int, Meta(ge=0, le=10_000)] = 0
+
+    def __post_init__(self) -> None:
+        if "weights" not in self.blobs:
+            raise ValueError("blobs lacks `weights`")
+
+    @property
+    def weights(self) -> BlobRef:
+        """The blob with θ."""
+        return self.blobs["weights"]
+
+    @property
+    def phase_name(self) -> str:
+        """The phase without its settings; empty when it has no name."""
+        return name_of(self.phase)
+
+
+def name_of(choice: Choice) -> str:
+    """Returns the name in a name, or in a name with settings; empty when there is none."""
+    name = choice if isinstance(choice, str) else choice.get("name")
+    return name if isinstance(name, str) else ""
 
 
 class AgentStatus(Message, frozen=True):
@@ -166,7 +182,7 @@ class AgentStatus(Message, frozen=True):
 
     Attributes:
         boot: new at every start of the agent's process.
-        tasks: what it takes part in; one that only evaluates is a wearer the model never saw.
+        phases: it takes part in; one that only evaluates is a wearer the model never saw.
         train_examples: rows it learns from.
         test_examples: rows it measures on.
         unable: why it cannot take part at all; empty when it can.
@@ -176,6 +192,7 @@ class AgentStatus(Message, frozen=True):
         runtime: the interpreter.
         memory_bytes: of the device, in all; 0 when unknown.
         codecs: it can encode.
+        algorithms: it can run.
         tags: from its configuration.
         software: version of the agent.
         heartbeat_s: it says this again so often, whether it trains or not; 0 never. Silence of
@@ -184,9 +201,9 @@ class AgentStatus(Message, frozen=True):
             signature.
     """
 
-    state: Literal["online", "offline"]
+    state: Name
     boot: Id
-    tasks: tuple[Task, ...] = ()
+    phases: Names = ()
     train_examples: Count = 0
     test_examples: Count = 0
     unable: Text = ""
@@ -194,11 +211,26 @@ class AgentStatus(Message, frozen=True):
     paused: Text = ""
     runtime: Text = ""
     memory_bytes: Count = 0
-    codecs: Annotated[tuple[Text, ...], Meta(max_length=64)] = ()
+    codecs: Names = ()
+    algorithms: Names = ()
     tags: Annotated[tuple[Id, ...], Meta(max_length=64)] = ()
     software: Text = ""
     heartbeat_s: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
     keys: Annotated[tuple[KeyId, ...], Meta(max_length=4)] = ()
+
+
+class VectorRef(Message, frozen=True):
+    """One vector of an update: how to read its part of the body.
+
+    Attributes:
+        codec: name, or name and settings.
+        size: numbers in the decoded vector.
+        bytes: of its part.
+    """
+
+    codec: Choice
+    size: Count
+    bytes: Count
 
 
 class UpdateHeader(Message, frozen=True):
@@ -206,7 +238,8 @@ class UpdateHeader(Message, frozen=True):
 
     Attributes:
         attempt: counts the times this boot trained for the round.
-        size: P of the encoded vector.
+        version: of θ that training began from.
+        vectors: by name, in the order of their parts in the body.
         num_examples: rows learned from: the update's weight.
         loss_sum, weight_sum, metric_sums: over the rows of the last epoch, each batch before its
             step; they add across agents.
@@ -220,40 +253,45 @@ class UpdateHeader(Message, frozen=True):
     attempt: Count
     version: Count
     fingerprint: Fingerprint
-    codec: CodecConfig
-    size: Count
+    vectors: Annotated[dict[Name, VectorRef], Meta(min_length=1, max_length=MAX_VECTORS)]
     num_examples: Count
     loss_sum: Measured
     weight_sum: Annotated[float, Meta(ge=0, le=1e100)]
-    metric_sums: MetricSums
-    training_s: Measured
-    received_bytes: Count
+    metric_sums: MetricSums = {}
+    training_s: Measured = 0.0
+    received_bytes: Count = 0
 
 
 class Report(Message, frozen=True):
     """An answer that is no update.
 
     Attributes:
-        kind: "declined" with a reason; "evaluation" with sums over the held-out rows; "missing"
-            when chunks of a blob do not come: the coordinator publishes them again.
-        reason: machine name: no_data, no_runtime, no_program, fingerprint, codec, weights,
-            training, evaluation, stopping, memory, too_hot, low_battery, metered, quiet_hours.
+        kind: "declined" with a reason; "result" with sums over rows or values; "missing" when
+            chunks of a blob do not come: the coordinator publishes them again.
+        phase: name of the phase that it answers.
+        reason: machine name: no_data, no_runtime, no_program, fingerprint, phase, algorithm, codec,
+            training, weights, evaluation, not_allowed, stopping, memory, too_hot, low_battery,
+            metered, quiet_hours.
         detail: for people.
         loss_sum, weight_sum, metric_sums: add across agents.
+        values: of a phase without θ.
+        num_examples: rows behind them.
         sha256, chunks: of the blob that is incomplete.
     """
 
     session: Id
     boot: Id
     round_id: RoundId
-    kind: Literal["declined", "evaluation", "missing"]
-    task: Task
+    kind: Name
+    phase: Name
     version: Count
     reason: Text = ""
     detail: Text = ""
     loss_sum: Measured = 0.0
     weight_sum: Annotated[float, Meta(ge=0)] = 0.0
     metric_sums: MetricSums = {}
+    values: Values = {}
+    num_examples: Count = 0
     received_bytes: Count = 0
     sha256: Sha256 | None = None
     chunks: Annotated[tuple[ChunkIndex, ...], Meta(max_length=MAX_MISSING)] = ()
@@ -327,7 +365,7 @@ def encode_update(header: UpdateHeader, body: bytes) -> bytes:
 
 
 def decode_update(data: bytes) -> tuple[UpdateHeader, memoryview]:
-    """Header and encoded vector.
+    """Header and encoded vectors.
 
     Raises:
         WireError: not an update frame.

@@ -1,0 +1,1 @@
+"""Phases: what a round is made of; one file each, with the device's half and the coordinator's."""

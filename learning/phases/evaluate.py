@@ -1,0 +1,59 @@
+"""Evaluate: devices measure θ on their held-out rows."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from learning.phases.phase import (
+    WEIGHTS,
+    Answer,
+    Collector,
+    CollectorContext,
+    Device,
+    Received,
+    Request,
+)
+from learning.registry import Settings
+from learning.vector.metrics import Sums
+
+
+class EvaluateSettings(Settings, frozen=True, tag="evaluate"):
+    """Evaluation has none."""
+
+
+class Evaluate:
+    """See the module."""
+
+    settings_type: ClassVar[type[Settings]] = EvaluateSettings
+    rows: ClassVar[Literal["train", "test", "any"]] = "test"
+
+    def __init__(self, settings: EvaluateSettings) -> None:
+        del settings
+
+    def answer(self, request: Request, device: Device) -> Answer:
+        """Measures θ, or what the algorithm keeps for this device in its place."""
+        theta = request.algorithm.personal(request.blobs[WEIGHTS], device.state)
+        return Answer(sums=device.evaluate(theta))
+
+    def collector(self, context: CollectorContext) -> Collector:
+        """Keeps the sums of each agent."""
+        del context
+        return EvaluateCollector()
+
+
+class EvaluateCollector:
+    """Sums over held-out rows.
+
+    Attributes:
+        sums: by agent; agents whose rows weigh nothing are not in it.
+    """
+
+    capacity: int | None = None
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Sums] = {}
+
+    def accept(self, agent_id: str, received: Received) -> None:
+        """Keeps one agent's sums."""
+        if received.sums.weight > 0:
+            self.sums[agent_id] = received.sums

@@ -1,0 +1,89 @@
+"""Train: devices improve θ on their rows and upload vectors; the coordinator aggregates them."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from learning.aggregation.aggregator import Update
+from learning.algorithms.algorithm import LocalContext
+from learning.phases.phase import (
+    WEIGHTS,
+    Answer,
+    Collector,
+    CollectorContext,
+    Device,
+    Received,
+    Request,
+)
+from learning.registry import Settings
+from learning.vector.metrics import Sums
+
+
+class TrainSettings(Settings, frozen=True, tag="train"):
+    """Training has none: plan, algorithm and codec say it all."""
+
+
+class Train:
+    """See the module."""
+
+    settings_type: ClassVar[type[Settings]] = TrainSettings
+    rows: ClassVar[Literal["train", "test", "any"]] = "train"
+
+    def __init__(self, settings: TrainSettings) -> None:
+        del settings
+
+    def answer(self, request: Request, device: Device) -> Answer:
+        """Trains from θ, as the algorithm says."""
+        shared = {name: blob for name, blob in request.blobs.items() if name != WEIGHTS}
+        context = LocalContext(
+            request.blobs[WEIGHTS],
+            shared,
+            device.state,
+            request.training,
+            device.rng,
+            device.loss,
+        )
+        run = request.algorithm.local(context)
+        trained = device.train(run, request.training)
+        return Answer(
+            run.finish(trained.theta, trained.summary),
+            run.commit,
+            trained.sums,
+            num_examples=trained.num_examples,
+            seconds=trained.seconds,
+        )
+
+    def collector(self, context: CollectorContext) -> Collector:
+        """Aggregates updates."""
+        return TrainCollector(context)
+
+
+class TrainCollector:
+    """The round's aggregator, and the sums that agents reported of their last epoch.
+
+    Attributes:
+        aggregator: holds the updates so far.
+        sums: by agent; those of a stale update too.
+    """
+
+    def __init__(self, context: CollectorContext) -> None:
+        self.aggregator = context.aggregator()
+        self.sums: dict[str, Sums] = {}
+        self._algorithm = context.algorithm
+        self._weighting = context.weighting
+
+    @property
+    def capacity(self) -> int | None:
+        """The aggregator's."""
+        return self.aggregator.capacity
+
+    def accept(self, agent_id: str, received: Received) -> None:
+        """Adds one update, its weight discounted by its staleness."""
+        discount = self._algorithm.discount(received.staleness)
+        weights = {
+            name: discount
+            * (received.num_examples if upload.weighting == self._weighting == "examples" else 1.0)
+            for name, upload in self._algorithm.uploads.items()
+        }
+        self.aggregator.add(Update(agent_id, received.vectors, weights))
+        self.sums[agent_id] = received.sums
