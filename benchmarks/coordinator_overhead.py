@@ -298,7 +298,7 @@ def run_real(agents: int, size: int, rounds: int) -> dict[str, list[float]]:
         store = Store(Path(folder), config.keep_versions)
         try:
             store.adopt(FEDERATION, package)
-            store.begin(coordinator.progress.theta, coordinator.progress.strategy_state)
+            store.begin(coordinator.progress.theta, coordinator.progress.server_state)
             link = TimedLink(
                 MqttLink(broker.settings, "overhead-coordinator", manual_ack=True), clock
             )

@@ -1,4 +1,4 @@
-"""`fedge coordinator`: what runs in the middle."""
+"""The `fedge coordinator` commands."""
 
 from __future__ import annotations
 
@@ -32,11 +32,10 @@ def run(config_path: Path, as_json: bool, give_up_after: float | None) -> None:
     kept in the state folder: started again, it goes on with the next round. The trained package is
     written to `model/` in that folder.
     """
-    from coordinator.config import CoordinatorConfig
+    from coordinator.config import load_federation
     from coordinator.service import run_coordinator
-    from fedge.yaml_config import load_config
 
-    config = load_config(config_path, CoordinatorConfig)
+    config = load_federation(config_path)
     folder = run_coordinator(config, config_path.parent, as_json=as_json, give_up_s=give_up_after)
     if not as_json:
         click.echo(f"trained model: {folder}")
@@ -48,12 +47,12 @@ def run(config_path: Path, as_json: bool, give_up_after: float | None) -> None:
 @command_errors
 def status(config_path: Path, as_json: bool) -> None:
     """Show rounds, versions and agents from the state folder; works while it runs."""
-    from coordinator.config import CoordinatorConfig
+    from coordinator.config import load_federation
     from coordinator.report import status_document, status_text
     from coordinator.store import Store
-    from fedge.yaml_config import load_config, located
+    from fedge.yaml_config import located
 
-    config = load_config(config_path, CoordinatorConfig)
+    config = load_federation(config_path)
     with closing(Store.open_existing(located(config.state_dir, config_path.parent))) as store:
         click.echo(json.dumps(status_document(store)) if as_json else status_text(store, config))
 
@@ -74,10 +73,9 @@ def doctor(config_path: Path, offline: bool, as_json: bool) -> None:
     Ends with 0 when nothing failed, 2 when something here has to be mended, 3 when it is the broker
     or the way to it.
     """
-    from coordinator.config import CoordinatorConfig
+    from coordinator.config import load_federation
     from coordinator.doctor import diagnose
     from fedge.check_result import report
-    from fedge.yaml_config import load_config
 
-    config = load_config(config_path, CoordinatorConfig)
+    config = load_federation(config_path)
     sys.exit(report(diagnose(config, config_path.parent, offline=offline), as_json=as_json))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,14 +9,20 @@ import msgspec
 from msgspec import Meta
 
 from broker.link.settings import BrokerSettings
-from broker.protocol.messages import Id, TrainingPlan
-from coordinator.machine.uploads import STALL_S
-from learning.aggregation import AGGREGATORS
-from learning.algorithms import STRATEGIES, StrategyConfig
-from learning.codecs import CODECS, CodecConfig
+from broker.protocol.messages import Id
+from fedge.errors import ConfigError
+from fedge.yaml_config import load_config
+from learning.aggregation.registry import AGGREGATORS
+from learning.algorithms.registry import ALGORITHMS
+from learning.algorithms.training import TrainingPlan
+from learning.codecs.registry import CODECS
+from learning.registry import Choice
 
 Fraction = Annotated[float, Meta(gt=0, le=1)]
 Positive = Annotated[int, Meta(ge=1, le=1_000_000_000)]
+#: No chunk of an unfinished update for so long: some were dropped on the way, or the link is slow.
+STALL_S = 10.0
+
 Seconds = Annotated[float, Meta(gt=0, le=1e7)]
 
 
@@ -104,9 +109,10 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
         state_dir: rounds, versions of θ and agents are kept here, and the result.
         rounds: committed rounds until the federation ends.
         training: what each agent does in a round.
-        codec: of the updates.
-        strategy: how the mean update becomes the next θ.
-        aggregator: how updates become one.
+        codec: name, or name and settings, of the codec of updates.
+        algorithm: name, or name and settings, of the federated learning algorithm.
+        aggregator: name, or name and settings, of how updates become one.
+        max_staleness: an update counts while θ has moved on by no more versions than this.
         weighting: "examples" weighs an update by its rows, "agents" weighs all alike.
         max_update_norm: larger updates (L2) are refused; no limit when not given.
         keep_versions: of θ in the store; older ones are deleted, 0 keeps all.
@@ -126,21 +132,35 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     evaluation: EvaluationConfig = EvaluationConfig()
     stop: StopConfig = StopConfig()
     training: TrainingPlan = TrainingPlan()
-    codec: CodecConfig = CodecConfig()
-    strategy: StrategyConfig = StrategyConfig()
-    aggregator: str = "mean"
+    codec: Choice = "int8"
+    algorithm: Choice = "fedavg"
+    aggregator: Choice = "mean"
+    max_staleness: Annotated[int, Meta(ge=0, le=1000)] = 0
     weighting: Literal["examples", "agents"] = "examples"
     max_update_norm: Annotated[float, Meta(gt=0, le=1e30)] | None = None
     keep_versions: Annotated[int, Meta(ge=0, le=1_000_000)] = 20
     signing_key: Path | None = None
     seed: Annotated[int, Meta(ge=0, le=1 << 31)] = 0
 
-    def __post_init__(self) -> None:
-        choices: list[tuple[str, str, Iterable[str]]] = [
-            ("codec.name", self.codec.name, CODECS),
-            ("strategy.name", self.strategy.name, STRATEGIES),
-            ("aggregator", self.aggregator, AGGREGATORS),
-        ]
-        for key, name, known in choices:
-            if name not in known:
-                raise ValueError(f"{key}: {name!r} is unknown; known: {', '.join(known)}")
+
+def load_federation(path: Path) -> CoordinatorConfig:
+    """Returns the coordinator's configuration in a file, its choices checked.
+
+    Raises:
+        ConfigError: see `load_config`; or an algorithm, codec or aggregator is unknown, or a
+            setting of it.
+    """
+    config = load_config(path, CoordinatorConfig)
+    try:
+        check_choices(config)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return config
+
+
+def check_choices(config: CoordinatorConfig) -> None:
+    """Raises ConfigError unless algorithm, codec and aggregator can be made as configured."""
+    ALGORITHMS.settings(config.algorithm, key="algorithm")
+    ALGORITHMS.make(config.algorithm, config.training)
+    CODECS.settings(config.codec, key="codec")
+    AGGREGATORS.settings(config.aggregator, key="aggregator")

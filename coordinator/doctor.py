@@ -34,9 +34,9 @@ from models.package.stored_versions import STORE_FILE
 
 #: No agent is called so; what is forbidden is tried on its topics.
 _NOBODY = "fedge-doctor"
-#: θ, the strategy's state and the versions that are kept, and room for what else grows.
+#: θ, the server state and the versions that are kept, and room for what else grows.
 _LITTLE_DISK = 100_000_000
-#: θ, the mean in float64, an update while it is decoded, the strategy's state, a copy for the
+#: θ, the mean in float64, an update while it is decoded, the server state, a copy for the
 #: store: bytes a parameter, counted; and of the process without a model.
 _PER_PARAMETER, _PROCESS_BYTES = 48, 60_000_000
 

@@ -22,18 +22,15 @@ from broker.protocol.topics import Topics
 from broker.service.events import LinkAction, Publish, Tick
 from broker.service.service import Service
 from coordinator.config import CoordinatorConfig
+from coordinator.durability import Durability
 from coordinator.evaluation import central_measure
 from coordinator.machine.coordinator import Coordinator
 from coordinator.machine.events import (
     Action,
-    Commit,
     Event,
     Finished,
     RoundEnded,
     SaveAgent,
-    SaveOpenRound,
-    SaveRound,
-    StoreUpdate,
     Unable,
     Waiting,
 )
@@ -54,8 +51,6 @@ log = logging.getLogger(__name__)
 #: Folder below state_dir with the trained model package.
 RESULT_FOLDER = "model"
 _READABLE = 0o644
-#: Updates written to disk together, at most.
-FLUSH_UPDATES = 32
 
 
 class CoordinatorService(Service):
@@ -87,22 +82,16 @@ class CoordinatorService(Service):
         self._store = store
         self._save_result = save_result
         self._tell = tell
-        self._unflushed = 0
+        self._durability = Durability(store)
         self._noted_s = time.monotonic()
-        self._is_dirty = False  # something was added to the store and not flushed
-        #: Receipts and acknowledgements of updates that are not on disk yet.
-        self._held: list[Callable[[], None]] = []
 
     def handle(self, event: Event) -> Sequence[Action]:
         """See `Coordinator.handle`."""
         return self._coordinator.handle(event, time.monotonic())
 
     def send(self, action: LinkAction) -> None:
-        """Send now, or once the updates before it are on disk."""
-        if self._unflushed:
-            self._held.append(lambda: self._transmit(action))
-        else:
-            self._transmit(action)
+        """Sends now, or once the updates before it are on disk."""
+        self._durability.after(lambda: self._transmit(action))
 
     def _transmit(self, action: LinkAction) -> None:
         # Signed as late as this, so that numbers are in the order of sending.
@@ -111,23 +100,14 @@ class CoordinatorService(Service):
         super().send(action)
 
     def finish(self, received: Received) -> None:
-        """Acknowledge now, or once the update it carried is on disk."""
-        if self._unflushed:
-            self._held.append(lambda: super(CoordinatorService, self).finish(received))
-        else:
-            super().finish(received)
-        if self._unflushed >= FLUSH_UPDATES:
+        """Acknowledges now, or once the update it carried is on disk."""
+        self._durability.after(lambda: super(CoordinatorService, self).finish(received))
+        if self._durability.is_full:
             self.idle()
 
     def idle(self) -> None:
-        """Nothing more to take in at once: write what was taken, then confirm it."""
-        if not self._is_dirty:
-            return
-        self._store.flush()
-        self._is_dirty = False
-        self._unflushed = 0
-        held, self._held = self._held, []
-        for confirm in held:
+        """Writes what was taken in, then confirms it: nothing more arrived at once."""
+        for confirm in self._durability.flush():
             confirm()
 
     def wait_s(self) -> float:
@@ -151,28 +131,18 @@ class CoordinatorService(Service):
         roster = self._coordinator.roster
         heard = {name: zero + agent.heard_s for name, agent in roster if agent.heard_s >= since_s}
         self._store.note_heard(heard)
-        self._is_dirty = self._is_dirty or bool(heard)
+        if heard:
+            self._durability.touch()
 
     def _heard_at(self, agent_id: str) -> float:
         agent, now_s = self._coordinator.roster.get(agent_id), time.monotonic()
         return time.time() - (0.0 if agent is None else now_s - agent.heard_s)
 
     def perform(self, action: Action) -> None:
-        """Store, tell, or end."""
+        """Stores, tells people, or ends."""
+        heard_at = self._heard_at(action.agent_id) if isinstance(action, SaveAgent) else None
+        self._durability.perform(action, heard_at)
         match action:
-            case SaveOpenRound(plan, asked, goal):
-                self._store.save_open_round(plan, asked, goal)
-            case StoreUpdate(round_id, agent_id, frame):
-                self._store.add_update(round_id, agent_id, frame)
-                self._unflushed += 1
-                self._is_dirty = True
-            case Commit(version, theta, strategy_state, record):
-                self._store.commit(version, theta, strategy_state, record)
-            case SaveRound(record):
-                self._store.save_round(record)
-            case SaveAgent(agent_id, status):
-                self._store.save_agent(agent_id, status, self._heard_at(agent_id))
-                self._is_dirty = True
             case RoundEnded(record):
                 rounds = self._coordinator.config.rounds
                 self._say("round", round_line(record, rounds), record=msgspec.to_builtins(record))
@@ -187,7 +157,6 @@ class CoordinatorService(Service):
                         {"event": "unable", "agent_id": agent_id, "reason": why, "passing": passing}
                     )
             case Finished(reason):
-                self._store.finish(reason)
                 self._save_result()
                 self._say("finished", f"finished: {reason}", reason=reason)
                 self.stop()
@@ -243,7 +212,7 @@ def run_coordinator(
         start = secrets.token_hex(8)
         coordinator = Coordinator(config, package, session, start, progress, measure, keys)
         if progress is None:
-            store.begin(coordinator.progress.theta, coordinator.progress.strategy_state)
+            store.begin(coordinator.progress.theta, coordinator.progress.state)
         else:
             _log_resumption(progress)
         store.finish("")

@@ -19,12 +19,14 @@ import msgspec
 import numpy as np
 
 from broker.protocol.messages import AgentStatus, RoundPlan
+from coordinator.machine.open_round import KEPT_ROUNDS, ClosedRound
 from coordinator.machine.progress import Progress, StoredRound
 from coordinator.machine.roster import MISSED_HEARTBEATS
 from coordinator.records.records import RoundRecord
 from fedge.errors import ConfigError, StoreError, WireError
 from fedge.files import touch_private
-from learning.algorithms import State, state_from_bytes, state_to_bytes
+from learning.algorithms.algorithm import ServerState
+from learning.algorithms.server_step import state_from_bytes, state_to_bytes
 from learning.vector.parameters import F32
 from models.package.package import ModelPackage
 from models.package.stored_versions import STORE_FILE, VERSIONS_TABLE, checksum
@@ -46,15 +48,17 @@ CREATE TABLE rounds (round_id INTEGER PRIMARY KEY, record TEXT NOT NULL, ended_a
 CREATE TABLE open_round (id INTEGER PRIMARY KEY CHECK (id = 1), round TEXT NOT NULL);
 CREATE TABLE updates (
     arrival INTEGER PRIMARY KEY, round_id INTEGER NOT NULL, agent_id TEXT NOT NULL,
-    frame BLOB NOT NULL, digest BLOB NOT NULL, UNIQUE (round_id, agent_id)
+    version INTEGER NOT NULL, frame BLOB NOT NULL, digest BLOB NOT NULL,
+    UNIQUE (round_id, agent_id, version)
 );
+CREATE TABLE closed_rounds (round_id INTEGER PRIMARY KEY, round TEXT NOT NULL);
 CREATE TABLE agents (agent_id TEXT PRIMARY KEY, status TEXT NOT NULL, heard_at REAL NOT NULL);
 """
 
 
 class _OpenRound(msgspec.Struct, frozen=True):
     plan: RoundPlan
-    asked: tuple[str, ...]
+    cohort: tuple[str, ...]
     goal: int
 
 
@@ -151,44 +155,54 @@ class Store:
         rows = self._read("SELECT value FROM meta WHERE key = ?", key)
         return str(rows[0][0]) if rows else None
 
-    def begin(self, theta: F32, state: State) -> None:
+    def begin(self, theta: F32, state: ServerState) -> None:
         """Store version 0, before anybody trains."""
         with self._transaction() as db:
             self._insert_version(db, 0, theta, state)
 
-    def commit(self, version: int, theta: F32, state: State, record: RoundRecord) -> None:
-        """A new version and its round, both or neither."""
+    def commit(
+        self,
+        version: int,
+        theta: F32,
+        state: ServerState,
+        record: RoundRecord,
+        closed: Sequence[ClosedRound] = (),
+    ) -> None:
+        """Stores a new version, its round and who counted, all or nothing."""
         with self._transaction() as db:
             self._insert_version(db, version, theta, state)
             self._insert_round(db, record)
+            self._insert_closed(db, closed)
             self._forget_open_round(db)
             if self._keep_versions:
                 oldest = version - self._keep_versions
                 db.execute("DELETE FROM versions WHERE version <= ?", (oldest,))
 
-    def save_round(self, record: RoundRecord) -> None:
-        """The round's record, replacing what is there of it; it takes no more updates."""
+    def save_round(self, record: RoundRecord, closed: Sequence[ClosedRound] = ()) -> None:
+        """Stores a round's record, replacing what is there of it; it takes no more updates."""
         with self._transaction() as db:
             self._insert_round(db, record)
+            self._insert_closed(db, closed)
             self._forget_open_round(db)
 
-    def save_open_round(self, plan: RoundPlan, asked: tuple[str, ...], goal: int) -> None:
-        """A learning phase begins; updates of an earlier one are forgotten."""
-        text = msgspec.json.encode(_OpenRound(plan, asked, goal)).decode()
+    def save_open_round(self, plan: RoundPlan, cohort: tuple[str, ...], goal: int) -> None:
+        """Stores that a phase with updates begins; those of an earlier one are forgotten."""
+        text = msgspec.json.encode(_OpenRound(plan, cohort, goal)).decode()
         with self._transaction() as db:
             self._forget_open_round(db)
             db.execute("INSERT INTO open_round VALUES (1, ?)", (text,))
 
-    def add_update(self, round_id: int, agent_id: str, frame: bytes) -> None:
-        """An update of the open round; on disk only after `flush`.
+    def add_update(self, round_id: int, agent_id: str, version: int, frame: bytes) -> None:
+        """Stores an update of the open round, begun at `version`; on disk only after `flush`.
 
         Many are written together: a synchronisation of the disk costs more than an update.
         """
         self._add(
-            "INSERT OR REPLACE INTO updates (round_id, agent_id, frame, digest) "
-            "VALUES (?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO updates (round_id, agent_id, version, frame, digest) "
+            "VALUES (?, ?, ?, ?, ?)",
             round_id,
             agent_id,
+            version,
             frame,
             checksum(frame),
         )
@@ -267,7 +281,7 @@ class Store:
             ConfigError: what is stored does not fit the model's P, or is damaged.
         """
         rows = self._read(
-            "SELECT version, theta, strategy_state, digest FROM versions "
+            "SELECT version, theta, server_state, digest FROM versions "
             "ORDER BY version DESC LIMIT 1"
         )
         if not rows:
@@ -282,7 +296,12 @@ class Store:
         theta.setflags(write=False)
         try:
             return Progress(
-                version, theta, state_from_bytes(state), self.history(), self._open_round(version)
+                version,
+                theta,
+                state_from_bytes(state),
+                self.history(),
+                self._open_round(version),
+                self._closed_rounds(),
             )
         except WireError as error:
             raise self._damaged(f"version {version}", error) from error
@@ -301,7 +320,11 @@ class Store:
         frames = tuple((name, frame) for name, frame, digest in rows if checksum(frame) == digest)
         for name in sorted({name for name, _, _ in rows} - {name for name, _ in frames}):
             log.warning("%s: the update of %s is damaged and left out", self.path, name)
-        return StoredRound(stored.plan, stored.asked, stored.goal, frames)
+        return StoredRound(stored.plan, stored.cohort, stored.goal, frames)
+
+    def _closed_rounds(self) -> tuple[ClosedRound, ...]:
+        rows = self._read("SELECT round FROM closed_rounds ORDER BY round_id")
+        return tuple(self._decoded("a closed round", text, ClosedRound) for (text,) in rows)
 
     def rounds(self, latest: int | None = None) -> list[RoundRecord]:
         """All rounds, or so many of the latest, in order."""
@@ -387,10 +410,21 @@ class Store:
         db.execute("DELETE FROM updates")
 
     @staticmethod
-    def _insert_version(db: sqlite3.Connection, version: int, theta: F32, state: State) -> None:
+    def _insert_version(
+        db: sqlite3.Connection, version: int, theta: F32, state: ServerState
+    ) -> None:
         parts = (theta.astype("<f4").tobytes(), state_to_bytes(state))
         values = (version, *parts, time.time(), checksum(*parts))
         db.execute("INSERT INTO versions VALUES (?, ?, ?, ?, ?)", values)
+
+    @staticmethod
+    def _insert_closed(db: sqlite3.Connection, closed: Sequence[ClosedRound]) -> None:
+        for each in closed:
+            text = msgspec.json.encode(each).decode()
+            db.execute("INSERT OR REPLACE INTO closed_rounds VALUES (?, ?)", (each.round_id, text))
+        if closed:
+            newest = max(each.round_id for each in closed)
+            db.execute("DELETE FROM closed_rounds WHERE round_id <= ?", (newest - KEPT_ROUNDS,))
 
     @staticmethod
     def _insert_round(db: sqlite3.Connection, record: RoundRecord) -> None:

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.progress import TimeElapsedColumn as Elapsed
 from rich.table import Table
 
+from broker.protocol.messages import name_of
 from coordinator.config import CoordinatorConfig
 from coordinator.records.records import RoundRecord
 from coordinator.report import bytes_text, decline_lines, matrix_lines
@@ -63,7 +64,8 @@ class LiveWatcher:
             learners += f", {len(cast.unseen)} only measure ({', '.join(cast.unseen)})"
         print_(f"model {_text(spec.name)}, {spec.size:,} parameters · {learners}")
         print_(
-            f"broker {_text(broker)} · updates as {config.codec.name} · {config.rounds} rounds\n"
+            f"broker {_text(broker)} · updates as {name_of(config.codec)}"
+            f" · {config.rounds} rounds\n"
         )
         metrics = [m.name for m in spec.metrics if m.kind != "confusion"]
         self._columns = ["loss", *metrics, *(f"unseen_{m}" for m in metrics if cast.unseen)]

@@ -21,6 +21,7 @@ from broker.link.link import LinkDown, LinkUp
 from broker.link.mqtt import MqttLink
 from broker.link.settings import BrokerSettings
 from broker.local.broker import LocalBroker
+from broker.protocol.messages import name_of
 from coordinator.config import CoordinatorConfig
 from coordinator.records.records import RoundRecord
 from coordinator.report import decline_lines
@@ -266,7 +267,7 @@ class _Run:
         replace(self.package, initial=theta).save(self.out / "model")
         facts = {
             "agents": len(self.cast.rows),
-            "codec": config.codec.name,
+            "codec": name_of(config.codec),
             "runtime": _runtime(state),
             "broker": kind,
             "reason": reason,

@@ -31,6 +31,7 @@ def draw_cohort(
     rng: np.random.Generator,
     minimum: int = 1,
     max_bytes: int = messages.MAX_MESSAGE_BYTES,
+    capacity: int | None = None,
 ) -> Draw:
     """Draws without replacement (McMahan et al. 2017, Algorithm 1), with over-selection.
 
@@ -42,9 +43,17 @@ def draw_cohort(
         rng: decides; the same state draws the same cohort.
         minimum: reports without which the round would be abandoned: the goal is no less.
         max_bytes: of the cohort in a plan; a longer list is announced as a rule.
+        capacity: the most agents whose answers can be held; None: any number.
     """
     goal = min(len(able), max(config.at_least, minimum, math.ceil(config.fraction * len(able))))
     wanted = min(len(able), math.ceil(goal * config.over_select))
+    if capacity is not None and wanted > capacity:
+        log.warning(
+            "cohort of %d limited to %d: the aggregator holds no more updates; raise its max_bytes",
+            wanted,
+            capacity,
+        )
+        wanted, goal = capacity, min(goal, capacity)
     if config.announce == "ids":
         picked = rng.permutation(len(able))[:wanted]
         asked = tuple(sorted(able[int(index)] for index in picked))

@@ -14,8 +14,9 @@ from broker.service.events import (
     Stopping,
     Tick,
 )
+from coordinator.machine.open_round import ClosedRound
 from coordinator.records.records import RoundRecord
-from learning.algorithms import State
+from learning.algorithms.algorithm import ServerState
 from learning.vector.parameters import F32
 
 Event = Started | Connected | Disconnected | MessageArrived | Stopping | Tick
@@ -23,37 +24,60 @@ Event = Started | Connected | Disconnected | MessageArrived | Stopping | Tick
 
 @dataclass(frozen=True)
 class SaveOpenRound:
-    """Store that a learning phase is announced, so that a restart goes on with it."""
+    """Store that a phase with updates is announced, so that a restart goes on with it."""
 
     plan: RoundPlan
-    asked: tuple[str, ...]
+    cohort: tuple[str, ...]
     goal: int
 
 
 @dataclass(frozen=True)
 class StoreUpdate:
-    """Store an update of the open round. What follows (its receipt) waits until it is on disk."""
+    """Store an update that counts in the open round; its receipt waits until it is on disk.
+
+    Attributes:
+        round_id: of the open round.
+        agent_id: the agent.
+        version: of θ that training began from.
+        frame: as it came.
+    """
 
     round_id: int
     agent_id: str
+    version: int
     frame: bytes
 
 
 @dataclass(frozen=True, eq=False)
 class Commit:
-    """Store the new θ and what is known of its round, and forget its updates, all in one."""
+    """Store the new θ and what is known of its round, and forget its updates, all in one.
+
+    Attributes:
+        version: of θ.
+        theta: float32, shape (P,).
+        state: of the algorithm's server half.
+        record: of the round.
+        closed: rounds whose counted answers are to be remembered.
+    """
 
     version: int
     theta: F32
-    strategy_state: State
+    state: ServerState
     record: RoundRecord
+    closed: tuple[ClosedRound, ...] = ()
 
 
 @dataclass(frozen=True)
 class SaveRound:
-    """Store a round's record: it was abandoned, or its evaluation is complete."""
+    """Store a round's record: it was abandoned, or its last phase is complete.
+
+    Attributes:
+        record: of the round.
+        closed: rounds whose counted answers are to be remembered.
+    """
 
     record: RoundRecord
+    closed: tuple[ClosedRound, ...] = ()
 
 
 @dataclass(frozen=True)

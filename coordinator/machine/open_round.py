@@ -1,41 +1,111 @@
-"""The round under way, with all that came in for it."""
+"""The round under way, with all that came in for it, and the rounds before it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from broker.protocol.messages import RoundPlan, Task
+import msgspec
+
+from broker.protocol.messages import RoundPlan
 from coordinator.records.records import RoundRecord
+from coordinator.rounds.protocol import ClosedPhase
 from coordinator.rounds.round import Round
-from learning.aggregation import Aggregator
-from learning.vector.metrics import Sums
+from learning.phases.phase import Collector
+from learning.registry import Settings
+
+#: Closed rounds whose counted answers are remembered: for lost receipts and stale updates.
+KEPT_ROUNDS = 16
 
 
 @dataclass(eq=False)
 class OpenRound:
-    """A round's plan, who answered, and what they said.
+    """A phase's plan, who answered, and what they said.
 
     Attributes:
-        task: of the phase: learning first, measuring the new θ after the commit.
         plan: as announced.
+        settings: of the phase.
         round: who answered.
-        started_s: when the learning was announced.
+        collector: what they answered.
+        is_durable: answers are updates: stored, and answered with receipts.
+        started_s: when the round's first phase was announced.
         deadline_s: when answers of this phase are late, on the same clock.
         record: as far as it is known.
-        aggregator: of the learning phase.
-        trained: sums of the last local epoch, by agent whose update counts.
-        evaluations: sums over held-out rows, by agent.
+        earlier: collectors of the round's phases before this one, by name.
     """
 
-    task: Task
     plan: RoundPlan
+    settings: Settings
     round: Round
+    collector: Collector
+    is_durable: bool
     started_s: float
     deadline_s: float
     record: RoundRecord
-    aggregator: Aggregator | None = None
-    trained: dict[str, Sums] = field(default_factory=dict)
-    evaluations: dict[str, Sums] = field(default_factory=dict)
+    earlier: dict[str, Collector] = field(default_factory=dict)
+
+    @property
+    def closed(self) -> ClosedPhase:
+        """For the round protocol."""
+        return ClosedPhase(self.settings, self.round, self.collector, self.record, self.earlier)
+
+
+class ClosedRound(msgspec.Struct, frozen=True):
+    """What is remembered of a round of updates that takes no more answers; stored.
+
+    Attributes:
+        round_id: of the round.
+        version: of θ that it began from.
+        seed: of its plan.
+        cohort: the agents that were asked.
+        counted: answer id by agent whose update counts.
+    """
+
+    round_id: int
+    version: int
+    seed: int
+    cohort: tuple[str, ...]
+    counted: dict[str, str]
+
+
+class ClosedRounds:
+    """The latest closed rounds; of the last one, with what was refused since.
+
+    Args:
+        rounds: from the store, in order.
+    """
+
+    def __init__(self, rounds: Iterable[ClosedRound] = ()) -> None:
+        self._rounds = {closed.round_id: closed for closed in rounds}
+        self.latest: Round | None = None
+
+    def add(self, opened: OpenRound) -> ClosedRound:
+        """Remembers a round that closed."""
+        ended = opened.round
+        closed = ClosedRound(
+            ended.round_id,
+            opened.plan.version,
+            opened.plan.seed,
+            tuple(sorted(ended.cohort)),
+            dict(ended.counted),
+        )
+        self._rounds[ended.round_id] = closed
+        for round_id in list(self._rounds)[:-KEPT_ROUNDS]:
+            del self._rounds[round_id]
+        return closed
+
+    def get(self, round_id: int) -> ClosedRound | None:
+        """The round, while it is remembered."""
+        return self._rounds.get(round_id)
+
+    def note_stale(self, counted: Iterable[tuple[str, int, str]]) -> list[ClosedRound]:
+        """Remembers (agent, round, answer id) of stale updates that count by now."""
+        changed = []
+        for agent_id, round_id, answer_id in counted:
+            if (closed := self._rounds.get(round_id)) is not None:
+                closed.counted[agent_id] = answer_id
+                changed.append(closed)
+        return changed
 
 
 @dataclass
@@ -46,7 +116,7 @@ class Traffic:
     down: int = 0
 
     def take(self) -> tuple[int, int]:
-        """Both, and begin anew."""
+        """Returns both, and begins anew."""
         found = (self.up, self.down)
         self.up = self.down = 0
         return found

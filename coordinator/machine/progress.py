@@ -1,32 +1,35 @@
-"""Where a federation stands: what the store keeps and a restart goes on with."""
+"""Progress of a federation: what the store keeps and a restart goes on with."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 from broker.protocol.messages import RoundPlan
+from coordinator.machine.open_round import ClosedRound
 from coordinator.records.records import RoundRecord
-from learning.algorithms import State
+from learning.algorithms.algorithm import ServerState
 from learning.vector.parameters import F32
 
 
 @dataclass(eq=False)
 class Progress:
-    """What a restart goes on with.
+    """Everything a restart goes on with.
 
     Attributes:
         version: of θ.
         theta: float32, shape (P,).
-        strategy_state: of the server optimizer.
+        state: of the algorithm's server half.
         records: summaries of all rounds so far, in order: a federation may go on for years.
         open: the round that was collecting updates when the coordinator ended.
+        closed: the latest rounds with those whose updates count.
     """
 
     version: int
     theta: F32
-    strategy_state: State
+    state: ServerState
     records: list[RoundRecord] = field(default_factory=list)
     open: StoredRound | None = None
+    closed: tuple[ClosedRound, ...] = ()
 
     @property
     def last_round(self) -> int:
@@ -40,12 +43,12 @@ class StoredRound:
 
     Attributes:
         plan: as announced.
-        asked: agents.
+        cohort: agents that were asked.
         goal: reports that are enough.
         frames: (agent, update frame) of those that count, in the order of their arrival.
     """
 
     plan: RoundPlan
-    asked: tuple[str, ...]
+    cohort: tuple[str, ...]
     goal: int
     frames: tuple[tuple[str, bytes], ...]

@@ -1,4 +1,4 @@
-"""What the coordinator keeps retained at the broker: manifest, blobs, plan, its own status."""
+"""Publisher: manifest, blobs, plan and status that the coordinator keeps retained at the broker."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from broker.protocol.topics import (
     Topics,
 )
 from broker.service.events import Publish
-from learning.vector.parameters import F32
+from learning.vector.vectors import Vectors
 from models.package.package import ModelPackage
 
 #: In a plan, for all but its cohort, and for its seal.
@@ -42,7 +42,8 @@ class Publisher:
         self._package = package
         self._session = session
         self.limit(messages.MAX_MESSAGE_BYTES)
-        self._weights: BlobRef | None = None
+        #: References by name of the sets that are out there, the latest last.
+        self._sets: list[dict[str, BlobRef]] = []
         #: Payloads that are out there, by blob, and when a chunk was last published again.
         self._out: dict[str, list[bytes]] = {}
         self._again_s: dict[tuple[str, int], float] = {}
@@ -71,20 +72,35 @@ class Publisher:
         )
         return [*chunks, self._retained(ProgramTopic(), messages.encode(manifest))]
 
-    def weights(self, theta: F32) -> tuple[BlobRef, list[Publish], list[Publish]]:
-        """θ's reference, its chunks, and the removal of the blob before it.
+    def vectors(
+        self, vectors: Vectors, keep: int = 0
+    ) -> tuple[dict[str, BlobRef], list[Publish], list[Publish]]:
+        """Publishes θ and what travels beside it.
 
-        Remove the old blob after the plan that named it was replaced.
+        Args:
+            vectors: float32, by the names that plans give them.
+            keep: sets before this one that stay: an agent may still be fetching one of them.
+
+        Returns:
+            The references, the chunks, and the removal of blobs that no longer serve: to be sent
+            after the plan that named them was replaced.
         """
-        ref, chunks = self._blob(theta.astype("<f4").tobytes())
-        old, self._weights = self._weights, ref
-        if old is not None and old.sha256 != ref.sha256:
-            self._out.pop(old.sha256, None)
-            self._again_s.clear()
-        if old is None or old.sha256 == ref.sha256:
-            return ref, chunks, []
-        removal = [self._retained(ChunkTopic(old.sha256, n), b"") for n in range(old.chunks)]
-        return ref, chunks, removal
+        refs, chunks = {}, []
+        for name, vector in vectors.items():
+            refs[name], payloads = self._blob(vector.astype("<f4").tobytes())
+            chunks += payloads
+        if not self._sets or self._sets[-1] != refs:
+            self._sets.append(refs)
+        over, self._sets = self._sets[: -1 - keep], self._sets[-1 - keep :]
+        live = {ref.sha256 for each in self._sets for ref in each.values()}
+        removal = []
+        for ref in (ref for each in over for ref in each.values()):
+            if ref.sha256 not in live and self._out.pop(ref.sha256, None) is not None:
+                self._again_s.clear()
+                removal += [
+                    self._retained(ChunkTopic(ref.sha256, n), b"") for n in range(ref.chunks)
+                ]
+        return refs, chunks, removal
 
     def again(self, sha256: str, indexes: Iterable[int], now_s: float) -> list[Publish]:
         """Chunks that an agent misses, once more; each at most every few seconds.

@@ -1,4 +1,4 @@
-"""Who is there: births and wills of agents, and what each link took in."""
+"""Roster: births and wills of agents, and the bytes that each agent's link received."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-from broker.protocol.messages import AgentStatus, Task
+from broker.protocol.messages import AgentStatus
 
 #: A fleet larger than this needs another coordinator; bounds memory against invented ids.
 MAX_AGENTS = 100_000
@@ -70,8 +70,8 @@ class Roster:
         if (entry := self._entries.get(agent_id)) is not None:
             entry.heard_s = now_s
 
-    def hear_everybody(self, now_s: float) -> None:
-        """Nobody could be heard for a while: whoever is here is given time to speak."""
+    def restart_heartbeat_timers(self, now_s: float) -> None:
+        """Restarts all heartbeat timers, after the coordinator was disconnected."""
         self._deaf_until_s = now_s
 
     def update(self, agent_id: str, status: AgentStatus, now_s: float) -> Change:
@@ -137,18 +137,39 @@ class Roster:
         statuses = (entry.status for entry in self._entries.values())
         return sum(status.state == "online" and bool(status.paused) for status in statuses)
 
-    def able(self, task: Task, codec: str | None = None) -> list[str]:
-        """Agents that can be asked for `task` now, sorted by id."""
+    def eligible_agents(
+        self, phase: str, codec: str | None = None, algorithm: str | None = None
+    ) -> list[str]:
+        """Returns the agents that can be asked for a phase now, sorted by id.
+
+        Args:
+            phase: name.
+            codec: that they must be able to encode; None: any.
+            algorithm: that they must be able to run; None: any.
+        """
 
         def can(status: AgentStatus) -> bool:
-            rows = status.train_examples if task == "train" else status.test_examples
             return (
                 status.state == "online"
                 and not status.unable
                 and not status.paused
-                and task in status.tasks
-                and rows > 0
+                and _has_part(status, phase)
                 and (codec is None or codec in status.codecs)
+                and (algorithm is None or algorithm in status.algorithms)
             )
 
         return sorted(name for name, entry in self._entries.items() if can(entry.status))
+
+    def takes_part(self, agent_id: str, phase: str) -> bool:
+        """Says whether an agent takes part in a phase; one never heard of is believed to."""
+        entry = self._entries.get(agent_id)
+        return entry is None or phase in entry.status.phases
+
+    def population(self, phase: str) -> int:
+        """Returns how many agents take part in a phase, whether they are online or not."""
+        return sum(_has_part(entry.status, phase) for entry in self._entries.values())
+
+
+def _has_part(status: AgentStatus, phase: str) -> bool:
+    rows = {"train": status.train_examples, "evaluate": status.test_examples}
+    return phase in status.phases and rows.get(phase, 1) > 0

@@ -1,8 +1,9 @@
-"""When the next round may begin: enough agents are here, and nothing asks for a pause."""
+"""Round scheduler: when the next round may start."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from coordinator.config import CoordinatorConfig
 from coordinator.machine.events import Waiting
@@ -18,8 +19,8 @@ _LOOK_S = 1e-5
 _SMALL_FLEET = 100
 
 
-class Turnout:
-    """Waits for agents, and between rounds that fail.
+class RoundScheduler:
+    """Decides when the next round may start: enough agents online, back-off elapsed.
 
     Args:
         config: of the federation.
@@ -51,27 +52,30 @@ class Turnout:
         """Before then nobody need look for agents."""
         return max(self.pause_until_s, self._look_again_s)
 
-    def able(self, roster: Roster, now_s: float, *, first: bool) -> list[str] | Waiting | None:
-        """The agents of a round that may begin now.
+    def eligible_agents(
+        self, eligible_agents: Callable[[], list[str]], roster: Roster, now_s: float, *, first: bool
+    ) -> list[str] | Waiting | None:
+        """Returns the agents of a round that may begin now.
 
         Args:
-            roster: who is here.
+            eligible_agents: the agents that can be asked now.
+            roster: counts the agents that pause.
             now_s: the time.
             first: no round has ended yet.
 
         Returns:
             Their ids; or that too few are here, or None when that was told before.
         """
-        able = roster.able("train", self._config.codec.name)
+        eligible = eligible_agents()
         wanted = self._wanted(now_s, first)
-        if len(able) >= wanted:
+        if len(eligible) >= wanted:
             self._told = None
-            return able
+            return eligible
         self._look_again_s = now_s + _LOOK_S * max(0, len(roster) - _SMALL_FLEET)
-        if self._told == (len(able), wanted):
+        if self._told == (len(eligible), wanted):
             return None
-        self._told = (len(able), wanted)
-        return Waiting(len(able), wanted, roster.resting)
+        self._told = (len(eligible), wanted)
+        return Waiting(len(eligible), wanted, roster.resting)
 
     def _wanted(self, now_s: float, first: bool) -> int:
         # Agents without which a round is not worth announcing.

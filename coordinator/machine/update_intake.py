@@ -1,4 +1,4 @@
-"""What agents send, taken in: put together, checked, folded, answered with a receipt."""
+"""Update intake: puts answers together, checks and collects them, and replies with receipts."""
 
 from __future__ import annotations
 
@@ -13,23 +13,12 @@ from broker.service.events import Publish
 from coordinator.config import CoordinatorConfig
 from coordinator.machine.admission import MAX_EXAMPLES, MIN_WEIGHT
 from coordinator.machine.events import StoreUpdate
-from coordinator.machine.open_round import OpenRound, Traffic
+from coordinator.machine.open_round import ClosedRounds, OpenRound, Traffic
 from coordinator.machine.roster import Roster
-from coordinator.machine.uploads import Upload, Uploads, peek_header
-from coordinator.rounds.round import (
-    Admit,
-    Again,
-    Counted,
-    Declined,
-    Offered,
-    Refused,
-    Reject,
-    Round,
-    RoundAction,
-    RoundEvent,
-)
+from coordinator.machine.uploads import ExpectedVectors, Upload, Uploads, peek_header
+from coordinator.rounds.round import Accept, Duplicate, Reject, Verdict
 from fedge.errors import UpdateRejected, WireError
-from learning.codecs import make_codec
+from learning.phases.phase import Received
 from learning.vector.metrics import Sums, fits
 from models.package.spec import ModelSpec
 
@@ -37,23 +26,23 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Taken:
-    """What came of an answer: store, then send receipts, then tell the round."""
+class IntakeResult:
+    """What to do about an answer: store, then send receipts."""
 
     store: StoreUpdate | None = None
     receipts: tuple[Publish, ...] = ()
-    event: RoundEvent | None = None
 
 
-class Intake:
-    """Judges the answers of agents; the round itself is somebody else's.
+class UpdateIntake:
+    """Judges the answers of agents and tells the open round.
 
     Args:
         config: of the federation.
         spec: of its model.
-        session: of this start of the coordinator.
+        session: of the coordinator's state folder.
         roster: credited with the bytes that agents report.
         traffic: likewise.
+        closed: the rounds before the open one.
     """
 
     def __init__(
@@ -63,37 +52,39 @@ class Intake:
         session: str,
         roster: Roster,
         traffic: Traffic,
+        closed: ClosedRounds,
     ) -> None:
         self._config = config
         self._spec = spec
         self._session = session
         self._roster = roster
         self._traffic = traffic
+        self._closed = closed
         self._topics = Topics(config.federation)
-        self._codec = make_codec(config.codec)
+        self._expected: ExpectedVectors | None = None
         self._uploads = Uploads(config.round.stall_s)
-        #: Kept after it closed: its agents may ask again for a receipt that was lost.
-        self._last_training: Round | None = None
 
     @property
     def uploading(self) -> int:
-        """Updates that are half there."""
+        """Updates that arrived in part."""
         return len(self._uploads)
 
     def begin(self, opened: OpenRound) -> None:
-        """A phase begins: what is half there of the one before is forgotten."""
-        # The plan's codec, not the configuration's: that may have changed since a restart.
-        self._codec = make_codec(opened.plan.codec)
-        self._uploads.begin(self._codec.encoded_size(self._spec.size), self._spec.metrics)
-        if opened.task == "train":
-            self._last_training = opened.round
+        """A phase begins: what arrived in part for the one before is forgotten."""
+        if opened.is_durable:
+            self._expected = ExpectedVectors(opened.plan, self._spec.size)
+            self._uploads.begin(self._expected.max_bytes, self._spec.metrics)
+            self._closed.latest = opened.round
+        else:
+            self._uploads.begin(0)
 
     def refusals(self) -> dict[str, int]:
-        """Number of refused answers of the last learning phase, by reason."""
-        return {} if self._last_training is None else dict(self._last_training.refusals)
+        """Number of refused answers of the last phase with updates, by reason."""
+        latest = self._closed.latest
+        return {} if latest is None else dict(latest.refusals)
 
     def tick(self, opened: OpenRound | None, now_s: float) -> list[Publish]:
-        """Ask for the chunks of updates that stopped half-way."""
+        """Asks for the missing chunks of updates that stopped half-way."""
         if opened is None:
             return []
         return [
@@ -112,59 +103,74 @@ class Intake:
         ]
 
     def next_s(self) -> float | None:
-        """When `tick` has something to do; None when never."""
+        """When `tick` is due; None when never."""
         return self._uploads.next_s()
 
     def update(
         self, opened: OpenRound | None, topic: UpdateTopic, payload: bytes, now_s: float
-    ) -> Taken:
-        """Take one chunk of an update."""
+    ) -> IntakeResult:
+        """Takes one chunk of an update."""
         agent_id = topic.agent_id
-        if (
-            opened is None
-            or opened.task != "train"
-            or opened.plan.round_id != topic.round_id
-            or agent_id not in opened.round.asked
-        ):
+        if opened is None or not self._may_count(opened, topic):
             return self._unexpected(topic, payload)
         try:
             upload = self._uploads.add(agent_id, payload, now_s)
         except UpdateRejected as error:
             _log_refusal(error)
-            return Taken(event=Refused(agent_id, error.reason))
-        return Taken() if upload is None else self._whole_update(opened, agent_id, upload)
+            opened.round.refuse(agent_id, error.reason)
+            return IntakeResult()
+        return IntakeResult() if upload is None else self._whole_update(opened, agent_id, upload)
+
+    def _may_count(self, opened: OpenRound, topic: UpdateTopic) -> bool:
+        """Whether an update of this topic is worth putting together."""
+        if not opened.is_durable:
+            return False
+        if topic.round_id == opened.plan.round_id:
+            return topic.agent_id in opened.round.cohort
+        former = self._closed.get(topic.round_id)
+        return (
+            former is not None
+            and opened.plan.version - former.version <= opened.plan.max_staleness
+            and topic.agent_id in former.cohort
+            and topic.agent_id not in former.counted
+        )
 
     def report(
         self, opened: OpenRound | None, agent_id: str, round_id: int, report: Report
-    ) -> Taken:
-        """Take an evaluation, or an agent's word that it cannot take part."""
+    ) -> IntakeResult:
+        """Takes a result without vectors, or an agent's word that it cannot take part."""
         self._credit(agent_id, report.boot, report.received_bytes)
         if (
             opened is None
             or report.session != self._session
             or (round_id, report.round_id) != (opened.plan.round_id, opened.plan.round_id)
-            or (report.task, report.version) != (opened.task, opened.plan.version)
+            or (report.phase, report.version) != (opened.plan.phase_name, opened.plan.version)
         ):
-            log.debug("%s reports on round %d, which is not open", agent_id, round_id)
-            return Taken()
+            log.debug("report of %s for round %d ignored: not open", agent_id, round_id)
+            return IntakeResult()
         if report.kind == "declined":
             log.info("%s declined (%s): %s", agent_id, report.reason, report.detail)
-            return Taken(event=Declined(agent_id, report.reason, report.detail))
+            opened.round.decline(agent_id, report.reason, report.detail)
+        elif report.kind == "result" and not opened.is_durable:
+            self._result(opened, agent_id, report)
+        return IntakeResult()
+
+    def _result(self, opened: OpenRound, agent_id: str, report: Report) -> None:
+        if not isinstance(opened.round.offer(agent_id, report.boot), Accept):
+            return
         try:
-            self._check_evaluation(agent_id, report)
+            self._check_sums(agent_id, report)
+            sums = Sums(report.loss_sum, report.weight_sum, report.metric_sums)
+            received = Received({}, sums, report.values, report.num_examples)
+            opened.collector.accept(agent_id, received)
         except UpdateRejected as error:
             _log_refusal(error)
-            return Taken(event=Refused(agent_id, error.reason))
-        (verdict,) = opened.round.handle(Offered(agent_id, report.boot))
-        if not isinstance(verdict, Admit):
-            return Taken()
-        if report.weight_sum > 0:
-            sums = Sums(report.loss_sum, report.weight_sum, report.metric_sums)
-            opened.evaluations[agent_id] = sums
-        return Taken(event=Counted(agent_id, report.boot))
+            opened.round.refuse(agent_id, error.reason)
+            return
+        opened.round.count(agent_id, report.boot)
 
-    def _check_evaluation(self, agent_id: str, report: Report) -> None:
-        if report.task != "evaluate" or not fits(report.metric_sums, self._spec.metrics):
+    def _check_sums(self, agent_id: str, report: Report) -> None:
+        if report.weight_sum and not fits(report.metric_sums, self._spec.metrics):
             detail = f"evaluation with metrics {sorted(report.metric_sums)}"
             raise UpdateRejected(agent_id, "metrics", detail)
         if report.weight_sum and not MIN_WEIGHT <= report.weight_sum <= MAX_EXAMPLES:
@@ -173,74 +179,103 @@ class Intake:
             )
             raise UpdateRejected(agent_id, "examples", detail)
 
-    def _unexpected(self, topic: UpdateTopic, payload: bytes) -> Taken:
+    def _unexpected(self, topic: UpdateTopic, payload: bytes) -> IntakeResult:
         """An update outside its round: late, not asked for, or sent again for a lost receipt.
 
         It is not put together: its first chunk says enough for a receipt.
         """
-        header, last = peek_header(payload), self._last_training
+        header = peek_header(payload)
         if header is None:
-            return Taken()
-        agent_id = topic.agent_id
-        verdict: RoundAction = Reject(agent_id, "late", f"round {topic.round_id} is not open")
-        if last is not None and (header.session, header.round_id) == (self._session, last.round_id):
-            (verdict,) = last.handle(Offered(agent_id, _answer_id(header)))
-        elif last is not None:
-            last.refusals["late"] += 1
-        if isinstance(verdict, Again):
-            return Taken(receipts=(self._receipt(agent_id, header),))
-        return self._rejected(verdict, header) if isinstance(verdict, Reject) else Taken()
+            return IntakeResult()
+        verdict = self._late_verdict(topic.agent_id, header)
+        if isinstance(verdict, Duplicate):
+            return IntakeResult(receipts=(self._receipt(topic.agent_id, header),))
+        return self._rejected(topic.agent_id, verdict, header)
 
-    def _whole_update(self, opened: OpenRound, agent_id: str, upload: Upload) -> Taken:
+    def _late_verdict(self, agent_id: str, header: UpdateHeader) -> Duplicate | Reject:
+        latest, answer_id = self._closed.latest, _answer_id(header)
+        if header.session == self._session:
+            if latest is not None and header.round_id == latest.round_id:
+                verdict = latest.offer(agent_id, answer_id)
+                if not isinstance(verdict, Accept):
+                    return verdict
+            if latest is not None and latest.stale.get((agent_id, header.round_id)) == answer_id:
+                return Duplicate()
+            former = self._closed.get(header.round_id)
+            if former is not None and former.counted.get(agent_id) == answer_id:
+                return Duplicate()
+        if latest is not None:
+            latest.refusals["late"] += 1
+        return Reject("late", f"round {header.round_id} is not open")
+
+    def _whole_update(self, opened: OpenRound, agent_id: str, upload: Upload) -> IntakeResult:
         header = upload.header
         self._credit(agent_id, header.boot, header.received_bytes)
-        (verdict,) = opened.round.handle(Offered(agent_id, _answer_id(header)))
-        if isinstance(verdict, Again):
-            return Taken(receipts=(self._receipt(agent_id, header),))
+        verdict = self._verdict(opened, agent_id, header)
+        if isinstance(verdict, Duplicate):
+            return IntakeResult(receipts=(self._receipt(agent_id, header),))
         if isinstance(verdict, Reject):
-            return self._rejected(verdict, header)
+            return self._rejected(agent_id, verdict, header)
         if header.session != self._session:
             # Left over from a run before this one, which may have had a round of this number: the
             # agent will yet answer ours.
             opened.round.refusals["session"] += 1
             detail = f"{header.session} instead of {self._session}"
-            return self._rejected(Reject(agent_id, "session", detail), header)
+            return self._rejected(agent_id, Reject("session", detail), header)
         try:
-            upload.check_plan(agent_id, opened.plan, self._spec.size, self._spec.metrics)
-            self._fold(opened, agent_id, upload)
+            self._collect(opened, agent_id, upload)
         except UpdateRejected as error:
             _log_refusal(error)
-            receipt = self._receipt(agent_id, header, error)
-            return Taken(receipts=(receipt,), event=Refused(agent_id, error.reason))
-        stored = StoreUpdate(header.round_id, agent_id, upload.frame)
-        receipt = self._receipt(agent_id, header)
-        return Taken(stored, (receipt,), Counted(agent_id, _answer_id(header)))
+            opened.round.refuse(agent_id, error.reason)
+            return IntakeResult(receipts=(self._receipt(agent_id, header, error),))
+        stored = StoreUpdate(opened.plan.round_id, agent_id, header.version, upload.frame)
+        _count(opened, agent_id, header)
+        return IntakeResult(stored, (self._receipt(agent_id, header),))
+
+    def _verdict(self, opened: OpenRound, agent_id: str, header: UpdateHeader) -> Verdict:
+        if header.round_id == opened.plan.round_id:
+            return opened.round.offer(agent_id, _answer_id(header))
+        former = self._closed.get(header.round_id)
+        if former is None:
+            return Accept()  # its content is refused: no such round
+        if agent_id not in former.cohort:
+            return Reject("not_asked", f"round {header.round_id} did not ask this agent")
+        if agent_id in former.counted:
+            return Reject("duplicate", "an answer of this agent counted in that round")
+        return opened.round.offer_stale(agent_id, header.round_id, _answer_id(header))
+
+    def _collect(self, opened: OpenRound, agent_id: str, upload: Upload) -> None:
+        expected, header, plan = self._expected, upload.header, opened.plan
+        assert expected is not None, "phases with updates have it"
+        staleness = upload.check_plan(agent_id, plan, expected, self._spec.metrics)
+        seed = plan.seed
+        if header.round_id != plan.round_id:
+            former = self._closed.get(header.round_id)
+            if former is None or former.version != header.version:
+                detail = f"round {header.round_id} of version {header.version} is not open"
+                raise UpdateRejected(agent_id, "round", detail)
+            seed = former.seed
+        vectors = upload.vectors(agent_id, expected, seed, self._config.max_update_norm)
+        sums = Sums(header.loss_sum, header.weight_sum, header.metric_sums)
+        received = Received(vectors, sums, {}, header.num_examples, staleness)
+        opened.collector.accept(agent_id, received)
 
     def restore(self, opened: OpenRound, frames: Sequence[tuple[str, bytes]]) -> None:
-        """Count the stored updates of a round that was open when the coordinator ended."""
+        """Counts the stored updates of a round that was open when the coordinator ended."""
         self.begin(opened)
         for agent_id, frame in frames:
             try:
                 upload = Upload.from_frame(frame)
-                upload.check_plan(agent_id, opened.plan, self._spec.size, self._spec.metrics)
-                self._fold(opened, agent_id, upload)
+                self._collect(opened, agent_id, upload)
             except (WireError, UpdateRejected) as error:
                 log.warning("stored update of %s is left out: %s", agent_id, error)
                 continue
-            opened.round.handle(Counted(agent_id, _answer_id(upload.header)))
+            _count(opened, agent_id, upload.header)
 
-    def _rejected(self, verdict: Reject, header: UpdateHeader) -> Taken:
-        error = UpdateRejected(verdict.agent_id, verdict.reason, verdict.detail)
+    def _rejected(self, agent_id: str, verdict: Reject, header: UpdateHeader) -> IntakeResult:
+        error = UpdateRejected(agent_id, verdict.reason, verdict.detail)
         _log_refusal(error)
-        return Taken(receipts=(self._receipt(verdict.agent_id, header, error),))
-
-    def _fold(self, opened: OpenRound, agent_id: str, upload: Upload) -> None:
-        header = upload.header
-        delta = upload.vector(agent_id, self._codec, self._spec.size, self._config.max_update_norm)
-        rows = float(header.num_examples)
-        assert opened.aggregator is not None, "learning phases have one"
-        opened.aggregator.add(delta, rows if self._config.weighting == "examples" else 1.0)
-        opened.trained[agent_id] = Sums(header.loss_sum, header.weight_sum, header.metric_sums)
+        return IntakeResult(receipts=(self._receipt(agent_id, header, error),))
 
     def _credit(self, agent_id: str, boot: str, received_bytes: int) -> None:
         self._traffic.down += self._roster.credit(agent_id, boot, received_bytes)
@@ -258,6 +293,13 @@ class Intake:
             detail="" if error is None else error.detail[:500],
         )
         return Publish(self._topics.name(InboxTopic(agent_id)), messages.encode(receipt))
+
+
+def _count(opened: OpenRound, agent_id: str, header: UpdateHeader) -> None:
+    if header.round_id == opened.plan.round_id:
+        opened.round.count(agent_id, _answer_id(header))
+    else:
+        opened.round.count_stale(agent_id, header.round_id, _answer_id(header))
 
 
 def _answer_id(header: UpdateHeader) -> str:

@@ -7,19 +7,53 @@ from dataclasses import dataclass
 
 from broker.protocol import blobs, messages
 from broker.protocol.messages import RoundPlan, UpdateHeader
+from broker.protocol.seeds import codec_seed
+from coordinator.config import STALL_S
 from coordinator.machine.admission import MAX_EXAMPLES, MIN_WEIGHT, check_examples, check_vector
 from fedge.errors import CodecError, UpdateRejected, WireError
-from learning.codecs import Codec
+from learning.algorithms.algorithm import Algorithm
+from learning.algorithms.registry import ALGORITHMS
+from learning.algorithms.training import training_plan
+from learning.codecs.codec import Codec
+from learning.codecs.registry import CODECS
+from learning.registry import Choice
 from learning.vector import frames
 from learning.vector.metrics import MetricSpec, fits
 from learning.vector.parameters import F32
 
-#: Room for an update's header beside its vector.
+#: Room for an update's header beside its vectors.
 _HEADER_ROOM = 64 << 10
 #: And for each number of a metric's sums, as text.
 _NUMBER_ROOM = 32
-#: No chunk of an unfinished update for so long: some were dropped on the way, or the link is slow.
-STALL_S = 10.0
+_LOSSLESS = "float32"
+
+
+class ExpectedVectors:
+    """The vectors that an update of a plan holds: names, lengths and codecs.
+
+    The plan's algorithm and codec, not the configuration's: these may have changed since a restart.
+
+    Args:
+        plan: of the round.
+        parameters: P.
+
+    Raises:
+        ConfigError: the plan names an algorithm or codec that there is not.
+    """
+
+    def __init__(self, plan: RoundPlan, parameters: int) -> None:
+        algorithm: Algorithm = ALGORITHMS.make(plan.algorithm, training_plan(plan.training))
+        self.sizes = {name: u.size(parameters) for name, u in algorithm.uploads.items()}
+        self.choices: dict[str, Choice] = {
+            name: _LOSSLESS if upload.lossless else plan.codec
+            for name, upload in algorithm.uploads.items()
+        }
+        self.codecs: dict[str, Codec] = {n: CODECS.make(c) for n, c in self.choices.items()}
+
+    @property
+    def max_bytes(self) -> int:
+        """The most bytes of an update's body."""
+        return sum(codec.max_bytes(self.sizes[name]) for name, codec in self.codecs.items())
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +63,7 @@ class Upload:
     Attributes:
         frame: as it came, to be stored.
         header: of the frame.
-        body: of the frame: the encoded vector.
+        body: of the frame: the encoded vectors.
     """
 
     frame: bytes
@@ -38,7 +72,7 @@ class Upload:
 
     @classmethod
     def from_frame(cls, frame: bytes) -> Upload:
-        """The update in a frame.
+        """Returns the update in a frame.
 
         Raises:
             WireError: there is none.
@@ -46,45 +80,75 @@ class Upload:
         return cls(frame, *messages.decode_update(frame))
 
     def check_plan(
-        self, agent_id: str, plan: RoundPlan, size: int, metrics: Sequence[MetricSpec]
-    ) -> None:
-        """Refuses an update that does not answer this plan.
+        self,
+        agent_id: str,
+        plan: RoundPlan,
+        expected: ExpectedVectors,
+        metrics: Sequence[MetricSpec],
+    ) -> int:
+        """Refuses an update that does not answer this plan; returns its staleness.
 
         Raises:
-            UpdateRejected: `session`, `round`, `version`, `fingerprint`, `codec`, `shape`,
+            UpdateRejected: `session`, `version`, `fingerprint`, `vectors`, `codec`, `shape`,
                 `metrics` or `examples`.
         """
         header = self.header
-        facts = [
+        staleness = plan.version - header.version
+        if not 0 <= staleness <= plan.max_staleness:
+            detail = f"version {header.version}, current {plan.version}, "
+            detail += f"max_staleness {plan.max_staleness}"
+            raise UpdateRejected(agent_id, "version", detail)
+        facts: list[tuple[str, object, object]] = [
             ("session", header.session, plan.session),
-            ("round", header.round_id, plan.round_id),
-            ("version", header.version, plan.version),
             ("fingerprint", header.fingerprint, plan.fingerprint),
-            ("codec", header.codec, plan.codec),
-            ("shape", header.size, size),
+            ("vectors", sorted(header.vectors), sorted(expected.sizes)),
         ]
-        for reason, found, expected in facts:
-            if found != expected:
-                raise UpdateRejected(agent_id, reason, f"{found} instead of {expected}")
+        for name, vector in header.vectors.items():
+            facts += [
+                ("codec", vector.codec, expected.choices.get(name)),
+                ("shape", vector.size, expected.sizes.get(name)),
+            ]
+        for reason, found, wanted in facts:
+            if found != wanted:
+                raise UpdateRejected(agent_id, reason, f"{found} instead of {wanted}")
         check_examples(agent_id, header.num_examples)
         if not (
             fits(header.metric_sums, metrics) and MIN_WEIGHT <= header.weight_sum <= MAX_EXAMPLES
         ):
             detail = f"sums of {sorted(header.metric_sums)} over a weight of {header.weight_sum:g}"
             raise UpdateRejected(agent_id, "metrics", detail)
+        return staleness
 
-    def vector(self, agent_id: str, codec: Codec, size: int, max_norm: float | None) -> F32:
-        """The decoded delta: float32, shape (P,), finite.
+    def vectors(
+        self, agent_id: str, expected: ExpectedVectors, round_seed: int, max_norm: float | None
+    ) -> dict[str, F32]:
+        """The decoded vectors: float32, of the expected lengths, finite.
+
+        Args:
+            agent_id: whose they are.
+            expected: by the plan, see `check_plan`.
+            round_seed: of the plan that the agent worked on.
+            max_norm: of `delta`; see `admission.check_vector`.
 
         Raises:
             UpdateRejected: `malformed`, or as `admission.check_vector`.
         """
-        try:
-            delta = codec.decode(self.body, size)
-        except CodecError as error:
-            raise UpdateRejected(agent_id, "malformed", str(error)) from error
-        check_vector(agent_id, delta, size=size, max_norm=max_norm)
-        return delta
+        found, start = {}, 0
+        seed = codec_seed(round_seed, agent_id)
+        for name, vector in self.header.vectors.items():
+            part = self.body[start : start + vector.bytes]
+            start += vector.bytes
+            size = expected.sizes[name]
+            try:
+                found[name] = expected.codecs[name].decode(part, size, seed)
+            except CodecError as error:
+                raise UpdateRejected(agent_id, "malformed", f"{name}: {error}") from error
+            limit = max_norm if name == "delta" else None
+            check_vector(agent_id, found[name], size=size, max_norm=limit)
+        if start != self.body.nbytes:
+            detail = f"body of {self.body.nbytes} bytes, its vectors take {start}"
+            raise UpdateRejected(agent_id, "malformed", detail)
+        return found
 
 
 class Uploads:
@@ -101,7 +165,7 @@ class Uploads:
         self._heard_s: dict[str, float] = {}
 
     def begin(self, body_bytes: int, metrics: Sequence[MetricSpec] = ()) -> None:
-        """Forget what is half there, and take vectors of `body_bytes` encoded bytes from now on."""
+        """Forgets unfinished updates; from now on a body may have so many bytes."""
         numbers = sum(metric.size for metric in metrics)
         self._max_bytes = body_bytes + _HEADER_ROOM + _NUMBER_ROOM * numbers
         self._receivers.clear()

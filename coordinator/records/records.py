@@ -41,6 +41,9 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
         status: committed, or abandoned below the minimum.
         version: of θ after the round.
         asked, reported, refused: agents asked to learn, updates that count, answers refused.
+        stale: updates that began in an earlier round and count in this one.
+        population: agents that take part in training, online or not.
+        left_out: reason by agent whose update the aggregator left out.
         refusals: number by reason.
         declined: reason by agent, of agents that said that they do not learn, or did not measure.
         details: by reason, the name and the words of the first agent that declined for it.
@@ -79,11 +82,16 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
     agents: dict[str, AgentResult]
     matrices: dict[str, list[list[float]]] = {}
     details: dict[str, str] = {}
+    stale: int = 0
+    population: int = 0
+    left_out: dict[str, str] = {}
 
     @property
     def summary(self) -> RoundRecord:
         """The record without what grows with the number of agents or classes."""
-        return msgspec.structs.replace(self, agents={}, declined={}, details={}, matrices={})
+        return msgspec.structs.replace(
+            self, agents={}, declined={}, details={}, matrices={}, left_out={}
+        )
 
     def value(self, metric: str) -> float | None:
         """The loss or a metric of the record; None when it has none of that name."""

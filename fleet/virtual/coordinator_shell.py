@@ -8,19 +8,11 @@ from typing import TYPE_CHECKING, Any
 from broker.link.link import Received, Will
 from broker.service.events import LinkAction, Publish
 from coordinator.config import CoordinatorConfig
+from coordinator.durability import Durability
 from coordinator.machine.coordinator import Coordinator
-from coordinator.machine.events import (
-    Action,
-    Commit,
-    Finished,
-    RoundEnded,
-    SaveAgent,
-    SaveOpenRound,
-    SaveRound,
-    StoreUpdate,
-)
+from coordinator.machine.events import Action, Finished, RoundEnded, StoreUpdate
 from coordinator.records.records import RoundRecord
-from coordinator.service import FLUSH_UPDATES, sealed
+from coordinator.service import sealed
 from coordinator.store import Store
 from fleet.virtual.event_trace import Began, Flushed
 from fleet.virtual.faults import COORDINATOR
@@ -75,8 +67,7 @@ class CoordinatorShell(Shell):
         self._measure = measure
         self._keys = keys
         self._signer: Signer | None = None
-        self._unflushed = 0
-        self._held: list[Callable[[], None]] = []
+        self._durability = Durability(self.store)
 
     def boot_machine(self) -> Will:
         """As `coordinator.service.run_coordinator`."""
@@ -97,9 +88,9 @@ class CoordinatorShell(Shell):
             names,
         )
         if progress is None:
-            store.begin(machine.progress.theta, machine.progress.strategy_state)
+            store.begin(machine.progress.theta, machine.progress.state)
         store.finish("")
-        self.machine, self._unflushed, self._held = machine, 0, []
+        self.machine, self._durability = machine, Durability(store)
         return Will(machine.will.topic, self.payload_of(machine.will))
 
     def _new_signer(self, keys: SigningKeys) -> Signer:
@@ -140,32 +131,24 @@ class CoordinatorShell(Shell):
         return self.coordinator.wait_s(self.now_s)
 
     def send(self, action: LinkAction) -> None:
-        """Send now, or once the updates before it are on disk."""
-        if self._unflushed:
-            self._held.append(lambda: super(CoordinatorShell, self).send(action))
-        else:
-            super().send(action)
+        """Sends now, or once the updates before it are on disk."""
+        self._durability.after(lambda: super(CoordinatorShell, self).send(action))
 
     def finish(self, received: Received) -> None:
-        """Acknowledge now, or once the update it carried is on disk."""
-        if self._unflushed:
-            self._held.append(lambda: self.link.acknowledge(received))
-        else:
-            self.link.acknowledge(received)
-        if self._unflushed >= FLUSH_UPDATES:
+        """Acknowledges now, or once the update it carried is on disk."""
+        self._durability.after(lambda: self.link.acknowledge(received))
+        if self._durability.is_full:
             self.settle()
 
     def settle(self) -> None:
-        """Write what was taken in, then confirm it."""
-        if not self._unflushed:
+        """Writes what was taken in, then confirms it."""
+        if not self._durability.unflushed:
             return
-        self.store.flush()
-        self._unflushed = 0
+        held = self._durability.flush()
         self._tell_flushed()
         if self._doom is not None:  # a power cut after the disk, before the receipts
             self.crash()
             return
-        held, self._held = self._held, []
         for confirm in held:
             confirm()
 
@@ -174,33 +157,22 @@ class CoordinatorShell(Shell):
 
     def perform(self, action: Any) -> None:
         """As `coordinator.service.CoordinatorService.perform`."""
-        store = self.store
+        waiting = self._durability.unflushed
+        is_stored = self._durability.perform(action)
         match action:
-            case StoreUpdate(round_id, agent_id, frame):
-                store.add_update(round_id, agent_id, frame)
-                if not self._unflushed:
+            case StoreUpdate():
+                if not waiting:
                     self.later(_FLUSH_S, self.settle)
-                self._unflushed += 1
                 return
-            case SaveOpenRound(plan, asked, goal):
-                store.save_open_round(plan, asked, goal)
-            case Commit(version, theta, strategy_state, record):
-                store.commit(version, theta, strategy_state, record)
-            case SaveRound(record):
-                store.save_round(record)
-            case SaveAgent(agent_id, status):
-                store.save_agent(agent_id, status)
             case RoundEnded(record):
                 self.records.append(record)
                 if self.on_round is not None:
                     self.on_round(record)
                 return
             case Finished(reason):
-                store.finish(reason)
                 self.finished = reason
-            case _:
-                return
-        self._tell_flushed()  # a transaction takes all that was added before it
+        if is_stored:
+            self._tell_flushed()  # a transaction takes all that was added before it
 
     def feed(self, event: Any) -> None:
         """See `Shell`; ends the process when the federation has ended."""

@@ -147,15 +147,15 @@ def _brief(thing: Any) -> str:
             return f"{name} {_short(topic)}"
         case Connected(_, present):
             return f"{name}{' to its session' if present else ''}"
-        case StoreUpdate(round_id, agent_id, frame):
-            return f"{name} {round_id} {agent_id} {_mark(frame)}"
+        case StoreUpdate(round_id, agent_id, version, frame):
+            return f"{name} {round_id} {agent_id} {version} {_mark(frame)}"
         case Commit(version, theta):
             return f"{name} {version} {_mark(theta.tobytes())}"
         case SaveOpenRound(plan) | StartJob(plan):
-            return f"{name} {plan.round_id} {plan.task}"
+            return f"{name} {plan.round_id} {plan.phase_name}"
         case SaveRound(record):
             return f"{name} {record.round_id} {record.status}"
         case LoadPackage(package) | PackageLoaded(package) | BlobRecalled(package):
             return f"{name} {package[:12]}"
     of = getattr(thing, "plan", None)
-    return name if of is None else f"{name} {of.round_id} {of.task}"
+    return name if of is None else f"{name} {of.round_id} {of.phase_name}"

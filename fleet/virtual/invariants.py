@@ -19,7 +19,7 @@ from broker.protocol.topics import InboxTopic, ReportTopic, RoundTopic, Topics, 
 from broker.service.events import MessageArrived
 from coordinator.config import CoordinatorConfig
 from coordinator.machine.events import Commit, RoundEnded, SaveOpenRound, SaveRound, StoreUpdate
-from coordinator.machine.uploads import peek_header
+from coordinator.machine.uploads import ExpectedVectors, Upload, peek_header
 from coordinator.records.records import RoundRecord
 from edge_agent.machine.events import (
     CancelJob,
@@ -33,9 +33,13 @@ from fedge.errors import FederationError, WireError
 from fleet.virtual.event_trace import Began, Ended, Entry, Flushed, Handled, Sent, trace_line
 from fleet.virtual.faults import COORDINATOR
 from fleet.virtual.quiescence import Rest, bound_problems, rest_problems
-from learning.aggregation import make_aggregator
-from learning.algorithms import State, make_strategy, with_tracked
-from learning.codecs import make_codec
+from learning.aggregation.registry import AGGREGATORS
+from learning.algorithms.algorithm import Algorithm, ServerState
+from learning.algorithms.registry import ALGORITHMS
+from learning.algorithms.server_step import server_step
+from learning.phases.phase import CollectorContext, Received
+from learning.phases.train import TrainCollector
+from learning.vector.metrics import Sums
 from learning.vector.parameters import F32
 from models.package.package import ModelPackage
 
@@ -78,9 +82,11 @@ class _Book:
 
     version: int
     theta: F32
-    state: State
-    frames: dict[str, bytes] = field(default_factory=dict)  # of the open round, on disk
-    fresh: dict[str, bytes] = field(default_factory=dict)  # not flushed yet
+    state: ServerState
+    #: By (agent, base version): of the open round, on disk; and not flushed yet.
+    frames: dict[tuple[str, int], bytes] = field(default_factory=dict)
+    fresh: dict[tuple[str, int], bytes] = field(default_factory=dict)
+    plans: dict[int, RoundPlan] = field(default_factory=dict)
     round_id: int = -1
     committed: set[int] = field(default_factory=set)
 
@@ -99,10 +105,9 @@ class Invariants:
         self._topics = Topics(config.federation)
         self._layout = package.spec.layout
         self._size = package.spec.size
-        self._codec = make_codec(config.codec)
-        self._strategy = make_strategy(config.strategy)
+        self._algorithm: Algorithm = ALGORITHMS.make(config.algorithm, config.training)
         self._seed = seed
-        self._book = _Book(0, package.initial, self._strategy.initial_state(self._size))
+        self._book = _Book(0, package.initial, self._algorithm.init(package.initial))
         self._last: deque[Entry] = deque(maxlen=LAST)
         self._bytes: dict[str, _Bytes] = {}
         #: (agent, round, boot, attempt) of updates that are on the coordinator's disk, ever.
@@ -213,16 +218,17 @@ class Invariants:
 
     def _store_update(self, action: StoreUpdate) -> None:
         book, name = self._book, action.agent_id
+        key = (name, action.version)
         self._check(
             action.round_id == book.round_id,
             f"update of {name} stored for round {action.round_id}, {book.round_id} is open",
         )
         self._check(
-            name not in book.frames and name not in book.fresh,
+            key not in book.frames and key not in book.fresh,
             f"a second update of {name} counts in round {action.round_id}",
         )
         header, _ = messages.decode_update(action.frame)
-        book.fresh[name] = action.frame
+        book.fresh[key] = action.frame
         self._fresh.add(_identity(name, header))
 
     def _open_round(self, plan: RoundPlan) -> None:
@@ -233,6 +239,7 @@ class Invariants:
             f"round {plan.round_id} is for version {plan.version}, {book.version} is current",
         )
         book.round_id = plan.round_id
+        book.plans[plan.round_id] = plan
         self._forget_open_round()
 
     def _forget_open_round(self) -> None:
@@ -253,10 +260,11 @@ class Invariants:
             f"round {record.round_id} committed, {book.round_id} was open",
         )
         self._check(
-            set(record.agents) == set(frames) and record.reported == len(frames),
+            set(record.agents) == {name for name, _ in frames}
+            and record.reported + record.stale == len(frames),
             f"round {record.round_id} counts {sorted(record.agents)}, stored are {sorted(frames)}",
         )
-        theta, state = self._derive(frames)
+        theta, state = self._derive(frames, record.population)
         self._check(
             theta.tobytes() == action.theta.tobytes(),
             f"version {action.version} is not what its {len(frames)} stored updates make",
@@ -265,16 +273,28 @@ class Invariants:
         book.committed.add(record.round_id)
         book.frames = {}
 
-    def _derive(self, frames: dict[str, bytes]) -> tuple[F32, State]:
-        aggregator = make_aggregator(self._config.aggregator, self._size)
-        for frame in frames.values():
-            header, body = messages.decode_update(frame)
-            rows = float(header.num_examples)
-            weight = rows if self._config.weighting == "examples" else 1.0
-            aggregator.add(self._codec.decode(body, self._size), weight)
-        before, delta = self._book.theta, aggregator.mean()
-        theta, state = self._strategy.apply(before, delta, self._book.state)
-        return with_tracked(self._layout, before, delta, theta), state
+    def _derive(
+        self, frames: dict[tuple[str, int], bytes], population: int
+    ) -> tuple[F32, ServerState]:
+        config, book = self._config, self._book
+        plan = book.plans[book.round_id]
+        expected = ExpectedVectors(plan, self._size)
+        collector = TrainCollector(
+            CollectorContext(
+                self._algorithm,
+                lambda: AGGREGATORS.make(config.aggregator, expected.sizes),
+                config.weighting,
+            )
+        )
+        for (name, version), frame in frames.items():
+            upload = Upload.from_frame(frame)
+            header = upload.header
+            vectors = upload.vectors(name, expected, book.plans[header.round_id].seed, None)
+            sums = Sums(header.loss_sum, header.weight_sum, header.metric_sums)
+            staleness = plan.version - version
+            collector.accept(name, Received(vectors, sums, {}, header.num_examples, staleness))
+        aggregate = collector.aggregator.result(population)
+        return server_step(self._algorithm, self._layout, book.theta, book.state, aggregate)
 
     def _round_ended(self, record: RoundRecord) -> None:
         count = self._bytes[COORDINATOR]

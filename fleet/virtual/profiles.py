@@ -11,8 +11,9 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from broker.protocol.messages import Count, TrainingPlan
+from broker.protocol.messages import Count
 from fedge.yaml_config import load_config
+from learning.algorithms.training import TrainingPlan
 
 #: Ships with the package.
 SHIPPED = Path(__file__).parent / "profiles.yaml"

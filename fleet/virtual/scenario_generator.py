@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from broker.protocol.messages import TrainingPlan
 from coordinator.config import (
     CohortConfig,
     CoordinatorConfig,
@@ -31,8 +30,7 @@ from fleet.virtual.faults import (
 from fleet.virtual.profiles import DeviceProfile
 from fleet.virtual.simulated_worker import Workbench
 from fleet.virtual.simulation import Setting, make_device
-from learning.algorithms import StrategyConfig
-from learning.codecs import CodecConfig
+from learning.algorithms.training import TrainingPlan
 from models.package.package import ModelPackage
 
 #: Nothing random goes wrong after so many virtual seconds: the federation must recover.
@@ -67,8 +65,8 @@ def draw_config(seed: int, agents: int) -> CoordinatorConfig:
         start=StartConfig(agents=agents, timeout_s=30.0),
         evaluation=EvaluationConfig(every=rng.choice((0, 1, 1, 2)), deadline_s=20.0),
         training=TrainingPlan(epochs=rng.randint(1, 2), batch_size=16, learning_rate=0.05),
-        codec=CodecConfig(rng.choice(("float32", "float16", "int8"))),
-        strategy=StrategyConfig(name=rng.choice(("fedavg", "fedavgm", "fedadam"))),
+        codec=rng.choice(("float32", "float16", "int8")),
+        algorithm=rng.choice(("fedavg", "fedavgm", "fedadam", "scaffold")),
         weighting=rng.choice(("examples", "agents")),
         keep_versions=rng.choice((1, 3, 0)),
         seed=seed % (1 << 31),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from broker.protocol.messages import name_of
 from coordinator.config import CoordinatorConfig
 from coordinator.evaluation import central_measure
 from fedge.errors import ConfigError, FleetError
@@ -173,7 +174,7 @@ def _conclude(
     replace(package, initial=theta.copy()).save(options.out / "model")
     facts = {
         "agents": len(cast.rows),
-        "codec": config.codec.name,
+        "codec": name_of(config.codec),
         "runtime": find_runtime(None)[1],
         "broker": "memory",
         "reason": reason,

@@ -1,4 +1,4 @@
-"""Phase: one request to a cohort and its answers, with the device's half and the coordinator's half.
+"""Phase: one request to a cohort and its answers; the device's half and the coordinator's half.
 
 A phase is named in a plan and decoded late: a device that does not know it declines. A round
 protocol (`coordinator/rounds`) chains phases.

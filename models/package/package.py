@@ -25,7 +25,8 @@ import msgspec
 import numpy as np
 
 from fedge.errors import CodecError, ModelError, WireError
-from learning.codecs import CodecConfig, make_codec
+from learning.codecs.codec import Codec
+from learning.codecs.registry import CODECS
 from learning.vector import frames
 from learning.vector.parameters import F32
 from models.package.spec import ModelSpec
@@ -45,7 +46,7 @@ _NO_ARRAY = (ValueError, OSError, EOFError, SyntaxError, TokenError, TypeError, 
 
 
 #: Of the tensors that are kept at a byte a number: a scale for every 256 of them.
-_ROUNDED = make_codec(CodecConfig(name="int8", block_size=256))
+_ROUNDED: Codec = CODECS.make({"name": "int8", "block_size": 256})
 #: Before each run of frozen numbers: whether they are rounded, and how many they are.
 _RUN = struct.Struct("<?I")
 
@@ -176,7 +177,7 @@ def encode_frozen(tensors: Iterable[F32], *, rounded: bool = True) -> bytes:
         numbers = np.ascontiguousarray(tensor, np.float32).reshape(-1)
         parts.append(_RUN.pack(is_rounded, numbers.size))
         if is_rounded:
-            parts.append(_ROUNDED.encode(numbers, _Nearest()))  # type: ignore[arg-type]
+            parts.append(_ROUNDED.encode(numbers, 0, _Nearest()))  # type: ignore[arg-type]
         else:
             parts.append(numbers.astype("<f4").tobytes())
     return b"".join(parts)
@@ -202,10 +203,10 @@ def _decode_frozen(spec: ModelSpec, data: bytes | memoryview) -> F32 | None:
             place += _RUN.size
             if count > spec.frozen - done:
                 raise ModelError(f"{FROZEN_FILE}: more than the {spec.frozen} numbers of the spec")
-            size = _ROUNDED.encoded_size(count) if is_rounded else 4 * count
+            size = _ROUNDED.max_bytes(count) if is_rounded else 4 * count
             part = data[place : place + size]
             vector[done : done + count] = (
-                _ROUNDED.decode(part, count) if is_rounded else np.frombuffer(part, "<f4")
+                _ROUNDED.decode(part, count, 0) if is_rounded else np.frombuffer(part, "<f4")
             )
             done, place = done + count, place + size
     except (CodecError, struct.error, ValueError) as error:

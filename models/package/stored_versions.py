@@ -20,7 +20,7 @@ from learning.vector.parameters import F32
 STORE_FILE = "federation.sqlite"
 VERSIONS_TABLE = """
 CREATE TABLE versions (
-    version INTEGER PRIMARY KEY, theta BLOB NOT NULL, strategy_state BLOB NOT NULL,
+    version INTEGER PRIMARY KEY, theta BLOB NOT NULL, server_state BLOB NOT NULL,
     created_at REAL NOT NULL, digest BLOB NOT NULL
 );
 """
@@ -99,7 +99,7 @@ def _read(
         raise ConfigError(f"{path}: no version {version}; versions kept: {kept} (keep_versions)")
     wanted = known[-1] if version is None else version
     theta, state, created_at, digest = db.execute(
-        "SELECT theta, strategy_state, created_at, digest FROM versions WHERE version = ?",
+        "SELECT theta, server_state, created_at, digest FROM versions WHERE version = ?",
         (wanted,),
     ).fetchone()
     if checksum(theta, state) != digest:

@@ -15,7 +15,7 @@ import pytest
 from broker.link.link import Received
 from broker.memory.link import MemoryBroker, MemoryLink
 from broker.protocol import blobs, messages, signed_messages
-from broker.protocol.messages import AgentStatus, Receipt, RoundPlan, UpdateHeader
+from broker.protocol.messages import AgentStatus, Receipt, RoundPlan, UpdateHeader, VectorRef
 from broker.protocol.topics import AgentStatusTopic, InboxTopic, RoundTopic, Topics, UpdateTopic
 from broker.security.signing import Signer, SigningKeys
 from coordinator.config import StartConfig
@@ -26,7 +26,8 @@ from coordinator.service import CoordinatorService, _write_result, run_coordinat
 from coordinator.store import Store
 from fedge.errors import ConfigError, StoreError
 from fedge.files import claimed
-from learning.codecs import make_codec
+from learning.algorithms.algorithm import ServerState
+from learning.codecs.registry import CODECS
 from models.package.package import load_package
 from models.package.stored_versions import STORE_FILE
 from tests.unit.coordinator.machine.coordinator_stage import PACKAGE, SESSION, config
@@ -93,7 +94,12 @@ class Scene:
 
 def status() -> AgentStatus:
     return AgentStatus(
-        state="online", boot="b1", tasks=("train",), train_examples=10, codecs=("float32",)
+        state="online",
+        boot="b1",
+        phases=("train",),
+        train_examples=10,
+        codecs=("float32",),
+        algorithms=("fedavg",),
     )
 
 
@@ -105,8 +111,7 @@ def frame(plan: RoundPlan) -> bytes:
         attempt=1,
         version=plan.version,
         fingerprint=plan.fingerprint,
-        codec=plan.codec,
-        size=3,
+        vectors={"delta": VectorRef(codec=plan.codec, size=3, bytes=12)},
         num_examples=10,
         loss_sum=10.0,
         weight_sum=10.0,
@@ -116,7 +121,7 @@ def frame(plan: RoundPlan) -> bytes:
     )
     vector = np.array([1, 2, 3], np.float32)
     return messages.encode_update(
-        header, make_codec(plan.codec).encode(vector, np.random.default_rng(0))
+        header, CODECS.make(plan.codec).encode(vector, 0, np.random.default_rng(0))
     )
 
 
@@ -129,7 +134,7 @@ def send(scene: Scene, name: str, plan: RoundPlan) -> None:
 def scene(tmp_path: Path) -> Iterator[Scene]:
     broker = MemoryBroker()
     store = Store(tmp_path)
-    store.begin(PACKAGE.initial, {})
+    store.begin(PACKAGE.initial, ServerState())
     link = MemoryLink(broker, "coordinator", manual_ack=True)
     machine = Coordinator(config(start=StartConfig(agents=3)), PACKAGE, SESSION, "c1")
     saved: list[str] = []
@@ -257,7 +262,7 @@ def test_a_second_coordinator_on_one_state_folder_is_refused(tmp_path: Path) -> 
 def test_the_trained_model_is_replaced_file_by_file_as_a_whole(tmp_path: Path) -> None:
     for value in (1, 2):
         theta = np.full(3, value, np.float32)
-        _write_result(tmp_path / "model", PACKAGE, Progress(1, theta, {}))
+        _write_result(tmp_path / "model", PACKAGE, Progress(1, theta, ServerState()))
         found = load_package(tmp_path / "model")
         assert found.initial.tolist() == theta.tolist()
         assert found.digest != PACKAGE.digest
@@ -270,7 +275,7 @@ def test_a_model_that_cannot_be_written_ends_the_coordinator_and_says_so(
     (tmp_path / "model").write_text("")
 
     def save() -> None:
-        _write_result(tmp_path / "model", PACKAGE, Progress(1, PACKAGE.initial, {}))
+        _write_result(tmp_path / "model", PACKAGE, Progress(1, PACKAGE.initial, ServerState()))
 
     scene.service._save_result = save
     with pytest.raises(StoreError, match=r"is not written: .*model.*mend the disk and start again"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from coordinator.records.records import AgentResult
 from coordinator.records.results import with_central, with_evaluation, with_training
 from learning.vector.metrics import MetricSpec, Sums
-from tests.unit.coordinator.machine.test_stopping import record
+from tests.unit.coordinator.test_stopping import record
 
 METRICS = (MetricSpec("mae"),)
 TRAINED = {"a": Sums(8.0, 2.0, {"mae": 2.0}), "b": Sums(4.0, 6.0, {"mae": 6.0})}

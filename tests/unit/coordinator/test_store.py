@@ -21,13 +21,17 @@ from coordinator.records.records import AgentResult
 from coordinator.report import matrix_lines, status_document, status_text
 from coordinator.store import Store
 from fedge.errors import ConfigError, StoreError
+from learning.algorithms.algorithm import ServerState
 from learning.vector.parameters import F32
 from models.package.package import ModelPackage
 from models.package.stored_versions import STORE_FILE
 from models.zoo import load_zoo
-from tests.unit.coordinator.machine.test_stopping import record
+from tests.unit.coordinator.test_stopping import record
 
 PACKAGE = load_zoo("house_price")
+
+
+NOTHING = ServerState()
 
 
 def theta(*values: float) -> F32:
@@ -71,8 +75,8 @@ def test_a_start_with_sudo_leaves_the_state_to_the_service(tmp_path: Path) -> No
 def test_what_was_committed_is_there_after_opening_it_again(tmp_path: Path) -> None:
     store = Store(tmp_path)
     velocity = theta(0.1, -0.2, 1e-30)
-    store.begin(theta(0, 0, 0), {"velocity": theta(0, 0, 0)})
-    store.commit(1, theta(1, 2, 3.25), {"velocity": velocity}, record(0.5))
+    store.begin(theta(0, 0, 0), ServerState({"velocity": theta(0, 0, 0)}))
+    store.commit(1, theta(1, 2, 3.25), ServerState({"velocity": velocity}), record(0.5))
     store.save_round(record(0.25, round_id=2, status="abandoned"))
     store.close()
     again = Store(tmp_path)
@@ -80,7 +84,7 @@ def test_what_was_committed_is_there_after_opening_it_again(tmp_path: Path) -> N
     assert progress is not None
     assert (progress.version, progress.theta.tolist()) == (1, [1.0, 2.0, 3.25])
     assert not progress.theta.flags.writeable
-    assert progress.strategy_state["velocity"].tobytes() == velocity.tobytes()
+    assert progress.state.vectors["velocity"].tobytes() == velocity.tobytes()
     assert progress.records == [record(0.5), record(0.25, round_id=2, status="abandoned")]
     assert progress.last_round == 2
     again.close()
@@ -88,7 +92,7 @@ def test_what_was_committed_is_there_after_opening_it_again(tmp_path: Path) -> N
 
 def test_of_what_agents_did_only_the_store_keeps_all(store: Store) -> None:
     agent = AgentResult(task="train", loss=0.5, metrics={"mae": 2.0}, num_examples=1)
-    store.begin(theta(0, 0, 0), {})
+    store.begin(theta(0, 0, 0), NOTHING)
     full = [
         record(
             0.5, round_id=n, agents={"a": agent}, declined={"b": "too_hot"}, matrices={"c": [[1.0]]}
@@ -110,22 +114,22 @@ def test_a_record_that_is_saved_again_replaces_the_first(store: Store) -> None:
 
 
 def test_a_commit_is_all_or_nothing(store: Store) -> None:
-    store.begin(theta(0, 0, 0), {})
+    store.begin(theta(0, 0, 0), NOTHING)
     with pytest.raises(StoreError):
-        store.commit(0, theta(1, 1, 1), {}, record(0.5))  # version 0 is there
+        store.commit(0, theta(1, 1, 1), NOTHING, record(0.5))  # version 0 is there
     assert store.rounds() == []
     assert loaded(store) == (0, [0.0, 0.0, 0.0])
-    store.commit(1, theta(1, 1, 1), {}, record(0.5))
+    store.commit(1, theta(1, 1, 1), NOTHING, record(0.5))
     assert loaded(store) == (1, [1.0, 1.0, 1.0])
 
 
 def test_a_process_that_is_killed_in_a_commit_leaves_the_version_before(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    store.begin(theta(0, 0, 0), {})
-    store.commit(1, theta(1, 1, 1), {}, record(0.5))
+    store.begin(theta(0, 0, 0), NOTHING)
+    store.commit(1, theta(1, 1, 1), NOTHING, record(0.5))
     # A copy of the files in the middle of a transaction is what a power cut leaves.
     store._db.execute("BEGIN IMMEDIATE")
-    store._insert_version(store._db, 2, theta(2, 2, 2), {})
+    store._insert_version(store._db, 2, theta(2, 2, 2), NOTHING)
     copy = tmp_path / "copy"
     copy.mkdir()
     for file in tmp_path.glob(f"{STORE_FILE}*"):
@@ -143,9 +147,9 @@ def test_old_versions_are_deleted_and_rounds_are_not(
     tmp_path: Path, keep: int, kept: list[int]
 ) -> None:
     store = Store(tmp_path, keep_versions=keep)
-    store.begin(theta(0, 0, 0), {})
+    store.begin(theta(0, 0, 0), NOTHING)
     for version in range(1, 5):
-        store.commit(version, theta(version, 0, 0), {}, record(0.5, round_id=version))
+        store.commit(version, theta(version, 0, 0), NOTHING, record(0.5, round_id=version))
     assert store.versions() == kept
     assert len(store.rounds()) == 4
     assert loaded(store) == (4, [4.0, 0.0, 0.0])
@@ -163,7 +167,7 @@ def test_it_belongs_to_one_federation_and_one_model(store: Store) -> None:
 
 
 def test_another_number_of_parameters_is_refused(store: Store) -> None:
-    store.begin(theta(0, 0, 0), {})
+    store.begin(theta(0, 0, 0), NOTHING)
     with pytest.raises(ConfigError, match="version 0 has 3 parameters, not 4"):
         store.load(4)
 
@@ -187,11 +191,11 @@ def test_a_federation_that_was_never_started_is_told(tmp_path: Path) -> None:
 
 def test_readers_do_not_wait_for_the_writer(tmp_path: Path, store: Store) -> None:
     store.adopt("f", PACKAGE)
-    store.begin(theta(0, 0, 0), {})
-    store.add_update(1, "a", b"frame")  # the writer holds its lock until it flushes
+    store.begin(theta(0, 0, 0), NOTHING)
+    store.add_update(1, "a", 0, b"frame")  # the writer holds its lock until it flushes
     reader = Store.open_existing(tmp_path)
     assert loaded(reader) == (0, [0.0, 0.0, 0.0])
-    store.commit(1, theta(1, 0, 0), {}, record(0.5))
+    store.commit(1, theta(1, 0, 0), NOTHING, record(0.5))
     assert loaded(reader) == (1, [1.0, 0.0, 0.0])
     reader.close()
 
@@ -246,7 +250,7 @@ def test_a_database_of_something_else_is_told_in_one_line(tmp_path: Path) -> Non
         "UPDATE versions SET theta = x'0102030405060708090a0b0c0d'",
         "UPDATE versions SET theta = x'0000803f0000803f0000803e'",  # one bit
         "UPDATE versions SET theta = 'text'",
-        "UPDATE versions SET strategy_state = x'00'",
+        "UPDATE versions SET server_state = x'00'",
         "UPDATE versions SET digest = x'00'",
         "UPDATE rounds SET record = 5",
         "UPDATE rounds SET record = '{}'",
@@ -259,8 +263,8 @@ def test_a_database_of_something_else_is_told_in_one_line(tmp_path: Path) -> Non
 )
 def test_damage_inside_is_told_in_one_line_when_it_is_read(tmp_path: Path, sql: str) -> None:
     store = Store(tmp_path)
-    store.begin(theta(0, 0, 0), {})
-    store.commit(1, theta(1, 1, 1), {}, record(0.5))
+    store.begin(theta(0, 0, 0), NOTHING)
+    store.commit(1, theta(1, 1, 1), NOTHING, record(0.5))
     store._db.execute(sql)
     with pytest.raises(ConfigError, match="put a backup in its place, or move") as caught:
         store.load(3)
@@ -271,9 +275,9 @@ def test_damage_inside_is_told_in_one_line_when_it_is_read(tmp_path: Path, sql: 
 def test_damaged_pages_are_told_in_one_line(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.adopt("f", PACKAGE)
-    store.begin(theta(0, 0, 0), {})
+    store.begin(theta(0, 0, 0), NOTHING)
     for number in range(1, 40):
-        store.commit(number, theta(1, 1, 1), {}, record(0.5, round_id=number))
+        store.commit(number, theta(1, 1, 1), NOTHING, record(0.5, round_id=number))
     store.close()
     path = tmp_path / STORE_FILE
     content = bytearray(path.read_bytes())
@@ -302,10 +306,10 @@ def test_damaged_agents_are_told_in_one_line(store: Store) -> None:
 
 def test_a_disk_that_fails_while_it_runs_is_a_store_error(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    store.begin(theta(0, 0, 0), {})
+    store.begin(theta(0, 0, 0), NOTHING)
     store._db.execute("PRAGMA max_page_count = 1")  # the disk is full
     with pytest.raises(StoreError, match="full"):
-        store.commit(1, theta(1, 1, 1), {}, record(0.5, declined={"x" * 64: "y" * 9000}))
+        store.commit(1, theta(1, 1, 1), NOTHING, record(0.5, declined={"x" * 64: "y" * 9000}))
     assert loaded(store) == (0, [0.0, 0.0, 0.0])
     store.close()
 
@@ -315,8 +319,8 @@ def test_a_disk_that_fails_while_it_runs_is_a_store_error(tmp_path: Path) -> Non
 
 def test_the_status_document_holds_all_but_the_weights(store: Store) -> None:
     store.adopt("f", PACKAGE)
-    store.begin(theta(0, 0, 0), {})
-    store.commit(1, theta(1, 1, 1), {}, record(0.5, metrics={"mae": 0.25}))
+    store.begin(theta(0, 0, 0), NOTHING)
+    store.commit(1, theta(1, 1, 1), NOTHING, record(0.5, metrics={"mae": 0.25}))
     store.save_agent("pi-1", AgentStatus(state="online", boot="1", train_examples=10))
     document = status_document(store)
     assert set(document) >= {"federation", "model", "fingerprint", "finished", "versions"}
@@ -335,10 +339,10 @@ def test_the_status_document_holds_all_but_the_weights(store: Store) -> None:
 
 def test_the_status_text_shows_rounds_and_agents(store: Store) -> None:
     store.adopt("f", PACKAGE)
-    store.begin(theta(0, 0, 0), {})
+    store.begin(theta(0, 0, 0), NOTHING)
     for number in range(1, 13):
         changes: dict[str, Any] = {"round_id": number, "version": number}
-        store.commit(number, theta(1, 1, 1), {}, record(0.5, **changes))
+        store.commit(number, theta(1, 1, 1), NOTHING, record(0.5, **changes))
     store.save_agent("pi-1", AgentStatus(state="online", boot="1", unable="no_data: no such file"))
     store.finish("rounds")
     config = CoordinatorConfig(federation="f", model="house_price", rounds=12)
@@ -353,7 +357,7 @@ def test_the_status_text_shows_rounds_and_agents(store: Store) -> None:
 
 def test_what_agents_say_cannot_command_a_terminal(store: Store) -> None:
     store.adopt("f", PACKAGE)
-    store.begin(theta(0, 0, 0), {})
+    store.begin(theta(0, 0, 0), NOTHING)
     store.save_agent("pi-1", AgentStatus(state="online", boot="1", unable="\x1b[2J\nagents: none"))
     config = CoordinatorConfig(federation="f", model="house_price")
     text = status_text(store, config)
@@ -362,7 +366,7 @@ def test_what_agents_say_cannot_command_a_terminal(store: Store) -> None:
 
 def test_an_agent_that_nobody_has_heard_of_for_long_is_silent_and_not_online(store: Store) -> None:
     store.adopt("f", PACKAGE)
-    store.begin(theta(0, 0, 0), {})
+    store.begin(theta(0, 0, 0), NOTHING)
     now = time.time()
     beats = AgentStatus(state="online", boot="1", heartbeat_s=60.0)
     store.save_agent("dead", beats, now - 300)
@@ -382,9 +386,9 @@ def test_an_agent_that_nobody_has_heard_of_for_long_is_silent_and_not_online(sto
 
 def test_the_status_shows_the_latest_confusion_matrix(store: Store) -> None:
     store.adopt("f", PACKAGE)
-    store.begin(theta(0, 0, 0), {})
+    store.begin(theta(0, 0, 0), NOTHING)
     matrices = {"confusion": [[150.0, 2.0], [0.5, 31.0]], "large": [[0.0] * 13] * 13}
-    store.commit(1, theta(1, 1, 1), {}, record(0.5, round_id=1, version=1, matrices=matrices))
+    store.commit(1, theta(1, 1, 1), NOTHING, record(0.5, round_id=1, version=1, matrices=matrices))
     config = CoordinatorConfig(federation="f", model="house_price", rounds=1)
     assert status_text(store, config).splitlines()[2:6] == [
         "confusion: true class by row, predicted by column",

@@ -10,7 +10,7 @@ from broker.link.settings import BrokerSettings
 from coordinator.config import CoordinatorConfig, EvaluationConfig, RoundConfig
 from fedge.errors import LinkError
 from fleet import run
-from tests.unit.coordinator.machine.test_stopping import record
+from tests.unit.coordinator.test_stopping import record
 
 
 class Notes:

@@ -7,7 +7,7 @@ import io
 from rich.console import Console
 
 from fleet.live import LiveWatcher
-from tests.unit.coordinator.machine.test_stopping import record
+from tests.unit.coordinator.test_stopping import record
 
 
 def test_words_of_logs_and_of_people_are_shown_as_they_are() -> None:

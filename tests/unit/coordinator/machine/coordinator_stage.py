@@ -9,7 +9,14 @@ import numpy as np
 
 from broker.link.link import publish_packet_bytes
 from broker.protocol import blobs, messages
-from broker.protocol.messages import AgentStatus, Receipt, Report, RoundPlan, UpdateHeader
+from broker.protocol.messages import (
+    AgentStatus,
+    Receipt,
+    Report,
+    RoundPlan,
+    UpdateHeader,
+    VectorRef,
+)
 from broker.protocol.topics import (
     AgentStatusTopic,
     ChunkTopic,
@@ -25,7 +32,7 @@ from coordinator.machine.coordinator import Coordinator
 from coordinator.machine.events import Action, Event, RoundEnded
 from coordinator.machine.progress import Progress
 from coordinator.records.records import RoundRecord
-from learning.codecs import CodecConfig, make_codec
+from learning.codecs.registry import CODECS
 from learning.vector.parameters import F32
 from models.package.package import ModelPackage
 from models.zoo import load_zoo
@@ -41,7 +48,7 @@ def config(**changes: Any) -> CoordinatorConfig:
         "federation": "f",
         "model": "house_price",
         "rounds": 100,
-        "codec": CodecConfig("float32"),
+        "codec": "float32",
         "evaluation": EvaluationConfig(every=0),
         "round": RoundConfig(deadline_s=60.0),
     }
@@ -119,11 +126,11 @@ class FakeAgent:
         boot: str = "b1",
         rows: int = 10,
         test_rows: int = 0,
-        tasks: Sequence[Any] = ("train", "evaluate"),
+        phases: Sequence[Any] = ("train", "evaluate"),
         join: bool = True,
     ) -> None:
         self.stage, self.name, self.boot = stage, name, boot
-        self.rows, self.test_rows, self.tasks = rows, test_rows, tuple(tasks)
+        self.rows, self.test_rows, self.phases = rows, test_rows, tuple(phases)
         self.paused = ""
         if join:
             self.status("online")
@@ -135,10 +142,11 @@ class FakeAgent:
         status = AgentStatus(
             state=state,
             boot=boot or self.boot,
-            tasks=self.tasks,
-            train_examples=self.rows if "train" in self.tasks else 0,
+            phases=self.phases,
+            train_examples=self.rows if "train" in self.phases else 0,
             test_examples=self.test_rows,
             codecs=("float32", "int8"),
+            algorithms=("fedavg", "fedavgm", "fedadam", "scaffold"),
             paused=self.paused,
         )
         return self.say(AgentStatusTopic(self.name), messages.encode(status))
@@ -158,8 +166,6 @@ class FakeAgent:
             "attempt": 1,
             "version": plan.version,
             "fingerprint": plan.fingerprint,
-            "codec": plan.codec,
-            "size": len(vector),
             "num_examples": self.rows,
             "weight_sum": float(rows),
             "loss_sum": changes.pop("loss", 1.0) * rows,
@@ -169,8 +175,11 @@ class FakeAgent:
         }
         rng = np.random.default_rng(0)
         body = changes.pop("body", None)
+        codec = changes.pop("codec", plan.codec)
         if body is None:
-            body = make_codec(plan.codec).encode(vector, rng)
+            body = CODECS.make(plan.codec).encode(vector, 0, rng)
+        size = changes.pop("size", len(vector))
+        facts["vectors"] = {"delta": VectorRef(codec=codec, size=size, bytes=len(body))}
         return messages.encode_update(UpdateHeader(**(facts | changes)), body)
 
     def update(self, delta: Sequence[float], **changes: Any) -> list[Action]:
@@ -192,7 +201,7 @@ class FakeAgent:
             "boot": self.boot,
             "round_id": plan.round_id,
             "kind": kind,
-            "task": plan.task,
+            "phase": plan.phase_name,
             "version": plan.version,
         }
         report = Report(**(facts | changes))
@@ -203,7 +212,7 @@ class FakeAgent:
     ) -> list[Action]:
         weight_sum = float(self.test_rows) if weight is None else weight
         sums = {"loss_sum": loss_sum, "weight_sum": weight_sum, "metric_sums": {"mae": mae_sum}}
-        return self.report("evaluation", **(sums | changes))
+        return self.report("result", **(sums | changes))
 
     def receipt(self, actions: Sequence[Action]) -> Receipt:
         """The one receipt for this agent among some actions."""

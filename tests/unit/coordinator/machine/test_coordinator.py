@@ -19,7 +19,6 @@ from broker.service.events import Connected, Publish, Started, Stopping, Subscri
 from coordinator.config import CohortConfig, EvaluationConfig, RoundConfig, StartConfig
 from coordinator.machine.coordinator import Coordinator
 from coordinator.machine.events import Action, Commit, RoundEnded, SaveAgent, SaveRound, Waiting
-from learning.codecs import CodecConfig
 from tests.unit.coordinator.machine.coordinator_stage import (
     MAX_PAYLOAD,
     PACKAGE,
@@ -375,7 +374,7 @@ def test_what_agents_say_of_themselves_is_saved() -> None:
 
 def test_the_same_events_at_the_same_times_give_the_same_actions() -> None:
     def play() -> list[Action]:
-        stage, a, b, c = three(cohort=CohortConfig(fraction=0.7), codec=CodecConfig("int8"))
+        stage, a, b, c = three(cohort=CohortConfig(fraction=0.7), codec="int8")
         for agent in (a, b, c):
             agent.update([1, 2, 3])
         stage.later(60.0)

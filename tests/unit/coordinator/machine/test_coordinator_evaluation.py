@@ -30,7 +30,7 @@ def test_the_loss_of_a_round_is_the_mean_over_all_held_out_rows_with_the_new_wei
     a.update([2, 0, 0], loss=9.0)
     b.update([4, 0, 0], loss=9.0)
     plan = stage.plan
-    assert (plan.task, plan.round_id, plan.version) == ("evaluate", 1, 1)
+    assert (plan.phase, plan.round_id, plan.version) == ("evaluate", 1, 1)
     assert stage.weights().tolist() == [3.0, 0.0, 0.0]
     a.evaluation(loss_sum=8.0, mae_sum=4.0)
     assert only(stage.actions, RoundEnded) == []
@@ -42,12 +42,12 @@ def test_the_loss_of_a_round_is_the_mean_over_all_held_out_rows_with_the_new_wei
     assert record.agents["a"].loss == pytest.approx(8.0)
     assert record.agents["b"].loss == pytest.approx(4 / 3)
     assert record.agents["b"].num_examples == 10  # that it learned from
-    assert stage.plan.task == "train"
+    assert stage.plan.phase == "train"
 
 
 def test_agents_that_never_learn_are_told_apart() -> None:
     stage = Stage(config(start=StartConfig(agents=1), evaluation=EvaluationConfig(every=1)))
-    new = FakeAgent(stage, "new", test_rows=2, tasks=["evaluate"])
+    new = FakeAgent(stage, "new", test_rows=2, phases=["evaluate"])
     a = FakeAgent(stage, "a", test_rows=4)
     learn = stage.plan
     a.update([1, 0, 0])
@@ -104,7 +104,7 @@ def test_evaluations_of_another_session_version_or_round_do_not_count() -> None:
     a.evaluation(9.0, 9.0, session="s0")
     a.evaluation(9.0, 9.0, version=0)
     a.evaluation(9.0, 9.0, round_id=3)
-    a.evaluation(9.0, 9.0, task="train")
+    a.evaluation(9.0, 9.0, phase="train")
     assert only(stage.actions, RoundEnded) == []
     a.evaluation(2.0, 2.0)
     assert stage.record.loss == 1.0
@@ -128,8 +128,8 @@ def test_evaluation_is_asked_for_every_so_many_versions_and_after_the_last() -> 
     a = FakeAgent(stage, "a", test_rows=1)
     tasks = []
     while stage.coordinator.finished is None:
-        tasks.append(stage.plan.task)
-        if stage.plan.task == "train":
+        tasks.append(stage.plan.phase)
+        if stage.plan.phase == "train":
             a.update([1, 0, 0])
         else:
             a.evaluation(1.0, 1.0)

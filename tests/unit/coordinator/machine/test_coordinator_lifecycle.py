@@ -25,8 +25,7 @@ from coordinator.machine.events import (
 )
 from coordinator.machine.progress import Progress, StoredRound
 from fedge.errors import ConfigError
-from learning.algorithms import StrategyConfig
-from learning.codecs import CodecConfig
+from learning.algorithms.algorithm import ServerState
 from tests.unit.coordinator.machine.coordinator_stage import (
     PACKAGE,
     SESSION,
@@ -91,8 +90,8 @@ def test_an_agent_that_rested_within_a_round_and_goes_on_still_counts() -> None:
 def test_agents_that_cannot_train_are_not_asked() -> None:
     stage = Stage(config(start=StartConfig(agents=1)))
     FakeAgent(stage, "empty", rows=0)
-    FakeAgent(stage, "eval", tasks=["evaluate"])
-    sick = AgentStatus(state="online", boot="b", tasks=("train",), train_examples=5, unable="sick")
+    FakeAgent(stage, "eval", phases=["evaluate"])
+    sick = AgentStatus(state="online", boot="b", phases=("train",), train_examples=5, unable="sick")
     foreign = msgspec.structs.replace(sick, unable="", codecs=("zip",))
     for name, status in (("sick", sick), ("foreign", foreign)):
         topic = stage.topics.name(AgentStatusTopic(name))
@@ -158,7 +157,9 @@ def test_a_restart_goes_on_with_the_next_round_and_the_same_model() -> None:
     kept = stage.coordinator.progress
     records = [r for r in kept.records if r.status == "committed"]
     again = Stage(
-        config(), session="s2", progress=Progress(kept.version, kept.theta, {}, list(records))
+        config(),
+        session="s2",
+        progress=Progress(kept.version, kept.theta, ServerState(), list(records)),
     )
     a = FakeAgent(again, "a")
     again.later(1.0)  # births of the others would have arrived by now
@@ -174,7 +175,7 @@ def test_after_a_restart_a_round_ends_only_when_births_had_time_to_arrive() -> N
     a, _ = (FakeAgent(stage, name, test_rows=2) for name in "ab")
     frames = (("a", a.frame([2, 0, 0])),)
     stored = StoredRound(stage.plan, ("a", "b"), 2, frames)
-    again = Stage(settings, progress=Progress(0, PACKAGE.initial, {}, [], stored))
+    again = Stage(settings, progress=Progress(0, PACKAGE.initial, ServerState(), [], stored))
     b = FakeAgent(again, "b", test_rows=2, join=False)
     # It was queued while nobody was there, and so comes before what is retained.
     assert b.receipt(b.update([4, 0, 0])).accepted
@@ -183,7 +184,7 @@ def test_after_a_restart_a_round_ends_only_when_births_had_time_to_arrive() -> N
     FakeAgent(again, "a", test_rows=2)
     again.later(again.coordinator.wait_s(again.now_s))
     assert again.coordinator.progress.theta.tolist() == [3.0, 0.0, 0.0]
-    assert (again.plan.task, again.plan.cohort.ids) == ("evaluate", ("a", "b"))
+    assert (again.plan.phase, again.plan.cohort.ids) == ("evaluate", ("a", "b"))
 
 
 def test_an_agent_lost_while_the_coordinator_was_away_is_not_waited_for() -> None:
@@ -191,7 +192,7 @@ def test_an_agent_lost_while_the_coordinator_was_away_is_not_waited_for() -> Non
     stage = Stage(settings)
     a, _ = FakeAgent(stage, "a"), FakeAgent(stage, "b")
     stored = StoredRound(stage.plan, ("a", "b"), 2, (("a", a.frame([2, 0, 0])),))
-    again = Stage(settings, progress=Progress(0, PACKAGE.initial, {}, [], stored))
+    again = Stage(settings, progress=Progress(0, PACKAGE.initial, ServerState(), [], stored))
     FakeAgent(again, "b", join=False).status("offline")  # its will, retained
     FakeAgent(again, "a")
     again.later(again.coordinator.wait_s(again.now_s))
@@ -199,21 +200,21 @@ def test_an_agent_lost_while_the_coordinator_was_away_is_not_waited_for() -> Non
     assert again.plan.cohort.ids == ("a",)
 
 
-def test_a_restart_with_another_strategy_is_told_at_once() -> None:
-    progress = Progress(1, PACKAGE.initial, {"velocity": np.zeros(3, np.float32)})
-    with pytest.raises(ConfigError, match="the strategy or the model was changed"):
+def test_a_restart_with_another_algorithm_is_told_at_once() -> None:
+    progress = Progress(1, PACKAGE.initial, ServerState({"velocity": np.zeros(3, np.float32)}))
+    with pytest.raises(ConfigError, match="the algorithm or the model was changed"):
         Coordinator(config(), PACKAGE, SESSION, "c1", progress)
-    Coordinator(config(strategy=StrategyConfig("fedavgm")), PACKAGE, SESSION, "c1", progress)
+    Coordinator(config(algorithm="fedavgm"), PACKAGE, SESSION, "c1", progress)
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"strategy": StrategyConfig("fedmagic")},
-        {"codec": CodecConfig("zip")},
+        {"algorithm": "fedmagic"},
+        {"codec": "zip"},
         {"aggregator": "mode"},
     ],
 )
 def test_unknown_names_are_told_at_once(changes: Any) -> None:
-    with pytest.raises(ValueError, match="unknown"):
-        config(**changes)
+    with pytest.raises(ConfigError, match="unknown"):
+        Coordinator(config(**changes), PACKAGE, SESSION, "c1")

@@ -14,6 +14,7 @@ from coordinator.config import StartConfig
 from coordinator.machine.events import Commit, RoundEnded, SaveOpenRound, SaveRound, StoreUpdate
 from coordinator.machine.progress import Progress
 from coordinator.store import Store
+from learning.algorithms.algorithm import ServerState
 from learning.vector.parameters import F32
 from tests.unit.coordinator.machine.coordinator_stage import (
     PACKAGE,
@@ -31,15 +32,15 @@ def keep(store: Store, stage: Stage, seen: int) -> int:
     """What the service would have stored of the stage's actions since `seen`."""
     for action in stage.actions[seen:]:
         match action:
-            case SaveOpenRound(plan, asked, goal):
-                store.save_open_round(plan, asked, goal)
-            case StoreUpdate(round_id, agent_id, frame):
-                store.add_update(round_id, agent_id, frame)
+            case SaveOpenRound(plan, cohort, goal):
+                store.save_open_round(plan, cohort, goal)
+            case StoreUpdate(round_id, agent_id, version, frame):
+                store.add_update(round_id, agent_id, version, frame)
                 store.flush()
-            case Commit(version, theta, state, record):
-                store.commit(version, theta, state, record)
-            case SaveRound(record):
-                store.save_round(record)
+            case Commit(version, theta, state, record, closed):
+                store.commit(version, theta, state, record, closed)
+            case SaveRound(record, closed):
+                store.save_round(record, closed)
     return len(stage.actions)
 
 
@@ -66,7 +67,7 @@ def test_stored_updates_count_after_a_kill_and_theta_is_the_same_bit_for_bit(
     tmp_path: Path, killed_after: int
 ) -> None:
     store = Store(tmp_path)
-    store.begin(PACKAGE.initial, {})
+    store.begin(PACKAGE.initial, ServerState())
     stage = Stage(settings())
     agents = {name: FakeAgent(stage, name) for name in DELTAS}
     names = list(DELTAS)
@@ -92,16 +93,16 @@ def test_stored_updates_count_after_a_kill_and_theta_is_the_same_bit_for_bit(
 
 def test_a_kill_between_the_last_update_and_the_commit_loses_nothing(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    store.begin(PACKAGE.initial, {})
+    store.begin(PACKAGE.initial, ServerState())
     stage = Stage(settings())
     agents = {name: FakeAgent(stage, name) for name in DELTAS}
     for name, agent in agents.items():
         agent.update(DELTAS[name])
     for action in stage.actions:
         if isinstance(action, SaveOpenRound) and action.plan.round_id == 1:
-            store.save_open_round(action.plan, action.asked, action.goal)
+            store.save_open_round(action.plan, action.cohort, action.goal)
         if isinstance(action, StoreUpdate):
-            store.add_update(action.round_id, action.agent_id, action.frame)
+            store.add_update(action.round_id, action.agent_id, action.version, action.frame)
     store.flush()
 
     again = Stage(settings(), progress=progress_of(store))
@@ -116,7 +117,7 @@ def test_a_stored_update_that_rotted_is_left_out_and_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = Store(tmp_path)
-    store.begin(PACKAGE.initial, {})
+    store.begin(PACKAGE.initial, ServerState())
     stage = Stage(settings())
     for name, agent in {name: FakeAgent(stage, name) for name in DELTAS}.items():
         if name != "c":
@@ -136,7 +137,7 @@ def test_an_update_sent_again_after_the_restart_gets_its_receipt_and_counts_once
     tmp_path: Path,
 ) -> None:
     store = Store(tmp_path)
-    store.begin(PACKAGE.initial, {})
+    store.begin(PACKAGE.initial, ServerState())
     stage = Stage(settings())
     agents = {name: FakeAgent(stage, name) for name in DELTAS}
     frame = agents["a"].frame(DELTAS["a"])
@@ -166,7 +167,7 @@ def test_the_update_is_stored_before_its_receipt_is_sent() -> None:
 
 def test_the_commit_forgets_the_round_and_its_updates(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    store.begin(PACKAGE.initial, {})
+    store.begin(PACKAGE.initial, ServerState())
     stage = Stage(settings(rounds=1))
     for name, agent in {name: FakeAgent(stage, name) for name in DELTAS}.items():
         agent.update(DELTAS[name])
@@ -189,7 +190,7 @@ def test_the_session_of_a_store_never_changes(tmp_path: Path) -> None:
 
 def test_a_round_that_goes_on_says_that_the_coordinator_has_started_again(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    store.begin(PACKAGE.initial, {})
+    store.begin(PACKAGE.initial, ServerState())
     stage = Stage(settings())
     for name in DELTAS:
         FakeAgent(stage, name)
@@ -204,7 +205,7 @@ def test_an_open_round_of_another_package_is_dropped_and_the_next_one_begins(
     tmp_path: Path,
 ) -> None:
     store = Store(tmp_path)
-    store.begin(PACKAGE.initial, {})
+    store.begin(PACKAGE.initial, ServerState())
     stage = Stage(settings())
     agents = {name: FakeAgent(stage, name) for name in DELTAS}
     agents["a"].update(DELTAS["a"])

@@ -14,7 +14,6 @@ from broker.service.events import MessageArrived
 from coordinator.config import EvaluationConfig, StartConfig
 from coordinator.machine.events import Commit
 from coordinator.records.records import RoundRecord
-from learning.codecs import CodecConfig
 from tests.unit.coordinator.machine.coordinator_stage import FakeAgent, Stage, config, only, three
 
 # -- updates that must not count ----------------------------------------------------------------
@@ -34,7 +33,7 @@ def nan_body() -> bytes:
         ("round", {"round_id": 77}),
         ("version", {"version": 5}),
         ("fingerprint", {"fingerprint": "0" * 16}),
-        ("codec", {"codec": CodecConfig("float16")}),
+        ("codec", {"codec": "float16"}),
         ("shape", {"size": 4}),
         ("metrics", {"metrics": {}}),
         ("metrics", {"metrics": {"mae": 1.0, "more": 1.0}}),
@@ -161,7 +160,7 @@ def test_an_update_sent_again_while_the_new_weights_are_measured_gets_its_receip
     plan = stage.plan
     a.update([2, 0, 0])
     b.update([4, 0, 0])
-    assert stage.plan.task == "evaluate"
+    assert stage.plan.phase == "evaluate"
     assert a.receipt(a.update([2, 0, 0], plan=plan)).accepted
     a.evaluation(1.0, 1.0)
     b.evaluation(1.0, 1.0)

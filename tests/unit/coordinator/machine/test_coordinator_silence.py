@@ -23,9 +23,10 @@ def beat(agent: FakeAgent) -> None:
     status = AgentStatus(
         state="online",
         boot=agent.boot,
-        tasks=("train",),
+        phases=("train",),
         train_examples=10,
         codecs=("float32",),
+        algorithms=("fedavg",),
         heartbeat_s=HEARTBEAT_S,
     )
     agent.say(AgentStatusTopic(agent.name), messages.encode(status))

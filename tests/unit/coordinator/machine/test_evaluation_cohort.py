@@ -23,7 +23,7 @@ def test_a_large_fleet_is_asked_to_measure_by_rule_too() -> None:
     a.update([2, 0, 0])
     b.update([4, 0, 0])
     plan = stage.plan
-    assert (plan.task, plan.cohort.ids) == ("evaluate", None)
+    assert (plan.phase, plan.cohort.ids) == ("evaluate", None)
     assert plan.cohort.includes("a")
     assert plan.cohort.includes("b")
     a.evaluation(loss_sum=8.0, mae_sum=4.0)

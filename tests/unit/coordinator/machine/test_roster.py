@@ -13,7 +13,7 @@ from coordinator.machine.roster import Roster
 
 def status(state: Any = "online", boot: str = "b1", **changes: Any) -> AgentStatus:
     facts: dict[str, Any] = {
-        "tasks": ("train", "evaluate"),
+        "phases": ("train", "evaluate"),
         "train_examples": 10,
         "test_examples": 5,
         "codecs": ("int8",),
@@ -34,9 +34,9 @@ def roster_of(**agents: AgentStatus) -> Roster:
 
 def test_a_birth_puts_an_agent_on_the_list_and_its_will_takes_it_off() -> None:
     found = roster_of(b=status(), a=status())
-    assert found.able("train") == ["a", "b"]
+    assert found.eligible_agents("train") == ["a", "b"]
     assert changes_something(found, "a", status("offline"))
-    assert found.able("train") == ["b"]
+    assert found.eligible_agents("train") == ["b"]
     entry = found.get("a")
     assert entry is not None
     assert not entry.online
@@ -48,9 +48,9 @@ def test_a_will_published_after_the_next_birth_is_ignored() -> None:
     found = roster_of(a=status(boot="b1"))
     assert changes_something(found, "a", status(boot="b2"))
     assert not changes_something(found, "a", status("offline", boot="b1"))
-    assert found.able("train") == ["a"]
+    assert found.eligible_agents("train") == ["a"]
     assert changes_something(found, "a", status("offline", boot="b2"))
-    assert found.able("train") == []
+    assert found.eligible_agents("train") == []
 
 
 def test_a_will_of_somebody_never_heard_of_says_nothing() -> None:
@@ -64,25 +64,25 @@ def test_a_will_of_somebody_never_heard_of_says_nothing() -> None:
     [
         {"state": "offline"},
         {"unable": "no interpreter"},
-        {"tasks": ("evaluate",)},
+        {"phases": ("evaluate",)},
         {"train_examples": 0},
         {"codecs": ("float32",)},
     ],
 )
 def test_only_those_who_can_are_asked_to_learn(changes: Any) -> None:
     found = roster_of(a=status())
-    assert found.able("train", "int8") == ["a"]
+    assert found.eligible_agents("train", "int8") == ["a"]
     changes_something(found, "a", status(**changes))
-    assert found.able("train", "int8") == []
+    assert found.eligible_agents("train", "int8") == []
 
 
 def test_measuring_needs_held_out_rows_and_no_codec() -> None:
     found = roster_of(
         a=status(train_examples=0, codecs=()),
         b=status(test_examples=0),
-        c=status(tasks=("train",)),
+        c=status(phases=("train",)),
     )
-    assert found.able("evaluate") == ["a"]
+    assert found.eligible_agents("evaluate") == ["a"]
 
 
 def test_bytes_are_credited_once_and_from_zero_after_a_boot() -> None:
@@ -128,15 +128,15 @@ def test_an_agent_whose_heartbeats_stop_is_lost_once_and_comes_back_with_the_nex
     found.heard("b", 100.0)  # any message is a sign of life
     assert found.expire(180.1) == ["a"]
     assert found.expire(200.0) == []
-    assert found.able("train") == ["b"]
+    assert found.eligible_agents("train") == ["b"]
     assert found.update("a", status(heartbeat_s=60.0), 201.0) == "changed"
-    assert found.able("train") == ["a", "b"]
+    assert found.eligible_agents("train") == ["a", "b"]
 
 
 def test_silence_while_nobody_could_be_heard_is_excused_and_not_called_a_word() -> None:
     found = Roster()
     found.update("a", status(heartbeat_s=60.0), 0.0)
-    found.hear_everybody(170.0)
+    found.restart_heartbeat_timers(170.0)
     assert found.expire(350.0) == []
     entry = found.get("a")
     assert entry is not None

@@ -8,7 +8,7 @@ from broker.protocol.messages import AgentStatus
 from coordinator.config import CohortConfig, CoordinatorConfig, StartConfig
 from coordinator.machine.events import Waiting
 from coordinator.machine.roster import Roster
-from coordinator.machine.round_scheduler import Turnout
+from coordinator.machine.round_scheduler import RoundScheduler
 
 
 def config(**changes: object) -> CoordinatorConfig:
@@ -21,41 +21,49 @@ def roster(count: int) -> Roster:
     made = Roster()
     for number in range(count):
         status = AgentStatus(
-            state="online", boot="b", train_examples=10, codecs=("int8",), tasks=("train",)
+            state="online", boot="b", train_examples=10, codecs=("int8",), phases=("train",)
         )
         made.update(f"pi-{number}", status, 0.0)
     return made
 
 
+def ask(
+    scheduler: RoundScheduler, agents: Roster, now_s: float, *, first: bool
+) -> list[str] | Waiting | None:
+    return scheduler.eligible_agents(
+        lambda: agents.eligible_agents("train", "int8"), agents, now_s, first=first
+    )
+
+
 def test_the_first_round_waits_for_more_until_its_patience_ends() -> None:
-    turnout = Turnout(config(), restarted=False)
-    assert turnout.connected(0.0)
-    assert turnout.able(roster(2), 1.0, first=True) == Waiting(2, 3, 0)
-    assert turnout.able(roster(2), 2.0, first=True) is None  # told before
-    assert turnout.able(roster(3), 3.0, first=True) == ["pi-0", "pi-1", "pi-2"]
-    assert turnout.able(roster(2), 3.0, first=False) == ["pi-0", "pi-1"]
-    assert turnout.able(roster(2), 61.0, first=True) == ["pi-0", "pi-1"]
-    assert turnout.able(roster(1), 61.0, first=True) == Waiting(1, 2, 0)
+    scheduler = RoundScheduler(config(), restarted=False)
+    assert scheduler.connected(0.0)
+    assert ask(scheduler, roster(2), 1.0, first=True) == Waiting(2, 3, 0)
+    assert ask(scheduler, roster(2), 2.0, first=True) is None  # told before
+    assert ask(scheduler, roster(3), 3.0, first=True) == ["pi-0", "pi-1", "pi-2"]
+    assert ask(scheduler, roster(2), 3.0, first=False) == ["pi-0", "pi-1"]
+    assert ask(scheduler, roster(2), 61.0, first=True) == ["pi-0", "pi-1"]
+    assert ask(scheduler, roster(1), 61.0, first=True) == Waiting(1, 2, 0)
 
 
 def test_rounds_that_fail_are_further_and_further_apart_until_one_succeeds() -> None:
-    turnout = Turnout(config(), restarted=False)
-    assert [turnout.abandoned(100.0) for _ in range(8)] == [1, 2, 4, 8, 16, 32, 60, 60]
-    assert turnout.due_s() == 160.0
-    turnout.committed()
-    assert turnout.abandoned(200.0) == 1.0
+    scheduler = RoundScheduler(config(), restarted=False)
+    assert [scheduler.abandoned(100.0) for _ in range(8)] == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert scheduler.due_s() == 160.0
+    scheduler.committed()
+    assert scheduler.abandoned(200.0) == 1.0
 
 
 def test_after_a_restart_births_have_a_moment_to_arrive() -> None:
-    turnout = Turnout(config(), restarted=True)
-    assert turnout.connected(10.0)
-    assert turnout.pause_until_s == 11.0
-    assert not turnout.connected(20.0)  # a reconnection is no start
-    assert turnout.pause_until_s == 11.0
+    scheduler = RoundScheduler(config(), restarted=True)
+    assert scheduler.connected(10.0)
+    assert scheduler.pause_until_s == 11.0
+    assert not scheduler.connected(20.0)  # a reconnection is no start
+    assert scheduler.pause_until_s == 11.0
 
 
 def test_a_large_fleet_that_is_too_small_is_not_counted_at_every_birth() -> None:
-    turnout = Turnout(config(start=StartConfig(agents=10_000)), restarted=False)
-    turnout.connected(0.0)
-    assert turnout.able(roster(1100), 1.0, first=True) == Waiting(1100, 10_000, 0)
-    assert 1.009 < turnout.due_s() < 1.011
+    scheduler = RoundScheduler(config(start=StartConfig(agents=10_000)), restarted=False)
+    scheduler.connected(0.0)
+    assert ask(scheduler, roster(1100), 1.0, first=True) == Waiting(1100, 10_000, 0)
+    assert 1.009 < scheduler.due_s() < 1.011

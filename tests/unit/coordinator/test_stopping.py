@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from coordinator.config import CoordinatorConfig, EvaluationConfig, StopConfig
-from coordinator.machine.stopping import stop_reason
 from coordinator.records.records import RoundRecord
+from coordinator.rounds.stopping import stop_reason
 
 
 def record(loss: float | None, **changes: Any) -> RoundRecord:

@@ -1,0 +1,90 @@
+"""Durability: what depends on an update waits until the update is on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from coordinator.machine.events import (
+    Action,
+    Commit,
+    Finished,
+    SaveAgent,
+    SaveOpenRound,
+    SaveRound,
+    StoreUpdate,
+)
+from coordinator.store import Store
+
+#: Updates written to disk together, at most.
+FLUSH_UPDATES = 32
+
+
+class Durability:
+    """Performs the actions that store, and holds receipts and acknowledgements behind updates.
+
+    Args:
+        store: of the federation.
+
+    Attributes:
+        unflushed: updates that are not on disk yet.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.unflushed = 0
+        self._store = store
+        self._is_dirty = False
+        self._held: list[Callable[[], None]] = []
+
+    def perform(self, action: Action, heard_at: float | None = None) -> bool:
+        """Stores; returns whether the action was one that stores.
+
+        Args:
+            action: any.
+            heard_at: when the agent of a `SaveAgent` was last heard, in seconds since 1970.
+        """
+        store = self._store
+        match action:
+            case SaveOpenRound(plan, cohort, goal):
+                store.save_open_round(plan, cohort, goal)
+            case StoreUpdate(round_id, agent_id, version, frame):
+                store.add_update(round_id, agent_id, version, frame)
+                self.unflushed += 1
+                self._is_dirty = True
+            case Commit(version, theta, state, record, closed):
+                store.commit(version, theta, state, record, closed)
+            case SaveRound(record, closed):
+                store.save_round(record, closed)
+            case SaveAgent(agent_id, status):
+                store.save_agent(agent_id, status, heard_at)
+                self._is_dirty = True
+            case Finished(reason):
+                store.finish(reason)
+            case _:
+                return False
+        return True
+
+    def touch(self) -> None:
+        """Notes that something else was added to the store and not flushed."""
+        self._is_dirty = True
+
+    def after(self, confirm: Callable[[], None]) -> None:
+        """Calls `confirm` now, or once the updates before it are on disk."""
+        if self.unflushed:
+            self._held.append(confirm)
+        else:
+            confirm()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether as many updates wait as are written together."""
+        return self.unflushed >= FLUSH_UPDATES
+
+    def flush(self) -> list[Callable[[], None]]:
+        """Writes what was added; returns what waited for it, to be called in order."""
+        if not self._is_dirty:
+            return []
+        self._store.flush()
+        self._is_dirty = False
+        self.unflushed = 0
+        held, self._held = self._held, []
+        return held

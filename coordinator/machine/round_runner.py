@@ -1,0 +1,334 @@
+"""Round runner: announces the phases that the round protocol orders, and acts on its decisions."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+
+import msgspec
+import numpy as np
+
+from broker.protocol.messages import BlobRef, Cohort, RoundPlan
+from coordinator.config import CoordinatorConfig
+from coordinator.machine.cohort import Draw, draw_cohort
+from coordinator.machine.events import (
+    Action,
+    Commit,
+    Finished,
+    RoundEnded,
+    SaveOpenRound,
+    SaveRound,
+)
+from coordinator.machine.open_round import ClosedRound, ClosedRounds, OpenRound, Traffic
+from coordinator.machine.progress import Progress, StoredRound
+from coordinator.machine.publisher import Publisher
+from coordinator.machine.round_scheduler import RoundScheduler
+from coordinator.machine.update_intake import UpdateIntake
+from coordinator.records.records import RoundRecord, new_record
+from coordinator.records.results import with_central
+from coordinator.rounds import protocol
+from coordinator.rounds.protocol import PhaseOrder, RoundProtocol
+from coordinator.rounds.round import Round
+from learning.aggregation.aggregator import Aggregator
+from learning.aggregation.registry import AGGREGATORS
+from learning.algorithms.algorithm import Algorithm
+from learning.phases.phase import WEIGHTS, CollectorContext, Phase
+from learning.phases.registry import PHASES
+from learning.registry import choice_of
+from learning.vector.metrics import Sums
+from learning.vector.parameters import F32
+from learning.vector.vectors import Vectors
+from models.package.package import ModelPackage
+
+log = logging.getLogger(__name__)
+
+
+class RoundRunner:
+    """See the module.
+
+    Args:
+        config: of the federation.
+        package: the model.
+        session: of the coordinator's state folder.
+        instance: of this process.
+        progress: where the federation stands; changed as it goes on.
+        algorithm: whose state is shared with devices.
+        round_protocol: decides.
+        publisher: of blobs and plans.
+        intake: told when a phase begins.
+        scheduler: told how rounds end.
+        closed: the rounds before the open one.
+        traffic: of the open round.
+        measure: sums of loss and metrics over the coordinator's own data for a θ, or None.
+
+    Attributes:
+        open: the round under way.
+        finished: why the federation has ended; None before.
+        has_measured: the last call took the time of a measurement.
+    """
+
+    def __init__(
+        self,
+        config: CoordinatorConfig,
+        package: ModelPackage,
+        session: str,
+        instance: str,
+        progress: Progress,
+        algorithm: Algorithm,
+        round_protocol: RoundProtocol,
+        publisher: Publisher,
+        intake: UpdateIntake,
+        scheduler: RoundScheduler,
+        closed: ClosedRounds,
+        traffic: Traffic,
+        measure: Callable[[F32], Sums] | None,
+    ) -> None:
+        self.open: OpenRound | None = None
+        self.finished: str | None = None
+        self.has_measured = False
+        self._config = config
+        self._package = package
+        self._session = session
+        self._instance = instance
+        self._progress = progress
+        self._algorithm = algorithm
+        self._protocol = round_protocol
+        self._publisher = publisher
+        self._intake = intake
+        self._scheduler = scheduler
+        self._closed = closed
+        self._traffic = traffic
+        self._measure = measure
+        self._next_round_id = progress.last_round + 1
+
+    # -- beginning ------------------------------------------------------------------------------
+
+    def restore(self, stored: StoredRound) -> None:
+        """Goes on with a round where the last process left it, unless it is of another package."""
+        plan = stored.plan
+        if plan.package != self._package.digest:
+            log.warning(
+                "round %d was for another package of this model and is dropped", plan.round_id
+            )
+            self._next_round_id = plan.round_id + 1
+            return
+        self._next_round_id = plan.round_id
+        phase: Phase = PHASES.make(plan.phase)
+        self.open = OpenRound(
+            plan=msgspec.structs.replace(plan, start=self._instance),
+            settings=PHASES.settings(plan.phase),
+            round=Round(
+                plan.round_id,
+                frozenset(stored.cohort),
+                stored.goal,
+                self._config.round.minimum,
+            ),
+            collector=phase.collector(self._collector_context()),
+            is_durable=True,
+            started_s=0.0,
+            deadline_s=math.inf,  # set when connected: nobody could answer before
+            record=self._new_record(len(stored.cohort)),
+        )
+        self._intake.restore(self.open, stored.frames)
+
+    def connected(self, now_s: float, *, first: bool) -> list[Action]:
+        """Publishes the open round again: the broker may have lost it."""
+        opened = self.open
+        if opened is None:
+            return []
+        if first:
+            opened.started_s, opened.deadline_s = now_s, now_s + opened.plan.deadline_s
+        refs, chunks, removal = self._publish_vectors()
+        # This connection may take other chunks than the one before.
+        opened.plan = msgspec.structs.replace(opened.plan, blobs=refs)
+        return [*chunks, self._publisher.plan(opened.plan), *removal]
+
+    def begin(self, eligible: list[str], now_s: float) -> list[Action]:
+        """Announces a round's first phase, when the draw gives enough agents."""
+        order = self._protocol.first(eligible)
+        round_id = self._next_round_id
+        draw = self._draw(order, round_id)
+        if len(draw.asked) < order.minimum:
+            self._scheduler.too_few_drawn(now_s)
+            self._next_round_id += 1
+            return []  # by the rule: the round would be abandoned
+        return self._announce(order, draw, self._new_record(len(draw.asked)), now_s)
+
+    def _new_record(self, asked: int) -> RoundRecord:
+        round_id, self._next_round_id = self._next_round_id, self._next_round_id + 1
+        return new_record(round_id, self._progress.version, asked)
+
+    def _draw(self, order: PhaseOrder, round_id: int) -> Draw:
+        key = [self._config.seed, round_id, order.stream]
+        rng = np.random.default_rng(key if order.stream else key[:2])
+        phase: Phase = PHASES.make(order.settings)
+        capacity = phase.collector(self._collector_context()).capacity
+        minimum = order.minimum if order.is_durable else 1
+        room = self._publisher.max_cohort_bytes
+        return draw_cohort(order.eligible, order.cohort, rng, minimum, room, capacity)
+
+    def _announce(
+        self, order: PhaseOrder, draw: Draw, record: RoundRecord, now_s: float
+    ) -> list[Action]:
+        refs, chunks, removal = self._publish_vectors()
+        plan = self._plan(order, record.round_id, refs, draw.cohort)
+        phase: Phase = PHASES.make(order.settings)
+        before = self.open
+        earlier = {} if before is None else dict(before.earlier)
+        if before is not None:
+            earlier[before.settings.name] = before.collector
+        self.open = OpenRound(
+            plan=plan,
+            settings=order.settings,
+            round=Round(record.round_id, frozenset(draw.asked), draw.goal, order.minimum),
+            collector=phase.collector(self._collector_context()),
+            is_durable=order.is_durable,
+            started_s=now_s if before is None else before.started_s,
+            deadline_s=now_s + order.deadline_s,
+            record=record,
+            earlier=earlier,
+        )
+        self._intake.begin(self.open)
+        actions: list[Action] = [*chunks, self._publisher.plan(plan), *removal]
+        if order.is_durable:
+            actions.insert(0, SaveOpenRound(plan, draw.asked, draw.goal))
+        return actions
+
+    def _collector_context(self) -> CollectorContext:
+        sizes = {n: u.size(self._package.spec.size) for n, u in self._algorithm.uploads.items()}
+
+        def aggregator() -> Aggregator:
+            made: Aggregator = AGGREGATORS.make(self._config.aggregator, sizes)
+            return made
+
+        return CollectorContext(self._algorithm, aggregator, self._config.weighting)
+
+    def _publish_vectors(self) -> tuple[dict[str, BlobRef], list[Action], list[Action]]:
+        vectors: Vectors = {
+            WEIGHTS: self._progress.theta,
+            **self._algorithm.shared(self._progress.state),
+        }
+        refs, chunks, removal = self._publisher.vectors(vectors, keep=self._config.max_staleness)
+        return refs, [*chunks], [*removal]
+
+    def _plan(
+        self, order: PhaseOrder, round_id: int, blobs: dict[str, BlobRef], cohort: Cohort
+    ) -> RoundPlan:
+        config, spec = self._config, self._package.spec
+        return RoundPlan(
+            session=self._session,
+            start=self._instance,
+            round_id=round_id,
+            state="open",
+            phase=choice_of(order.settings),
+            version=self._progress.version,
+            blobs=blobs,
+            package=self._package.digest,
+            fingerprint=spec.fingerprint,
+            cohort=cohort,
+            algorithm=config.algorithm,
+            training=msgspec.to_builtins(config.training),
+            codec=config.codec,
+            deadline_s=order.deadline_s,
+            fetch_jitter_s=config.round.fetch_jitter_s,
+            seed=int(np.random.default_rng([config.seed, round_id, 1]).integers(1 << 53)),
+            max_staleness=config.max_staleness,
+        )
+
+    # -- ending ---------------------------------------------------------------------------------
+
+    def close(self, now_s: float) -> list[Action]:
+        """Carries out what the protocol makes of the phase that closed."""
+        opened = self.open
+        assert opened is not None, "a phase closed"
+        progress = self._progress
+        outcome = self._protocol.close(opened.closed, progress.theta, progress.state)
+        match outcome:
+            case protocol.Commit():
+                return self._commit(opened, outcome, now_s)
+            case protocol.Next(order, record):
+                return self._next(order, record, now_s)
+            case protocol.Abandon(record, reason):
+                return self._abandon(opened, record, reason, now_s)
+            case protocol.Result(record):
+                return self._end_round(record, now_s, self._remember(opened))
+
+    def _commit(self, opened: OpenRound, commit: protocol.Commit, now_s: float) -> list[Action]:
+        progress, record = self._progress, commit.record
+        self._scheduler.committed()
+        progress.version = record.version
+        progress.theta, progress.state = commit.theta, commit.state
+        progress.records.append(record.summary)
+        stored = Commit(
+            progress.version, commit.theta, commit.state, record, self._remember(opened)
+        )
+        order = self._protocol.after_commit(record)
+        rest = [] if order is None else self._next(order, record, now_s)
+        return [stored, *(rest or self._end_round(record, now_s))]
+
+    def _next(self, order: PhaseOrder, record: RoundRecord, now_s: float) -> list[Action]:
+        """Announces the next phase; nothing when nobody can be asked."""
+        if not order.eligible:
+            return []
+        draw = self._draw(order, record.round_id)
+        return self._announce(order, draw, record, now_s) if draw.asked else []
+
+    def _remember(self, opened: OpenRound) -> tuple[ClosedRound, ...]:
+        if not opened.is_durable:
+            return ()
+        stale = [(agent, number, answer) for (agent, number), answer in opened.round.stale.items()]
+        return (*self._closed.note_stale(stale), self._closed.add(opened))
+
+    def _abandon(
+        self, opened: OpenRound, record: RoundRecord, reason: str, now_s: float
+    ) -> list[Action]:
+        pause_s = self._scheduler.abandoned(now_s)
+        log.warning(
+            "round %d abandoned: %s; the next one in %g s", record.round_id, reason, pause_s
+        )
+        self._progress.records.append(record.summary)
+        return self._end_round(record, now_s, self._remember(opened))
+
+    def _end_round(
+        self, record: RoundRecord, now_s: float, closed: tuple[ClosedRound, ...] = ()
+    ) -> list[Action]:
+        opened, self.open = self.open, None
+        started = now_s if opened is None else opened.started_s
+        refusals = self._intake.refusals()
+        up, down = self._traffic.take()
+        if record.status == "committed" and self._measure is not None:
+            record = self._measured(record, self._measure)
+        record = msgspec.structs.replace(
+            record,
+            refused=sum(refusals.values()),
+            refusals=refusals,
+            bytes_up=up,
+            bytes_down=down,
+            seconds=now_s - started,
+        )
+        if self._progress.last_round == record.round_id:
+            self._progress.records[-1] = record.summary
+        else:
+            self._progress.records.append(record.summary)
+        return [SaveRound(record, closed), RoundEnded(record)]
+
+    def _measured(self, record: RoundRecord, measure: Callable[[F32], Sums]) -> RoundRecord:
+        """The record with the figures of the coordinator's own rows, if they can be had."""
+        self.has_measured = True
+        try:
+            sums = measure(self._progress.theta)
+        except Exception:
+            # θ has moved on, and the actions that store it are not done yet.
+            log.exception("round %d: the coordinator's own rows are not measured", record.round_id)
+            return record
+        return with_central(record, sums, self._package.spec.metrics)
+
+    def finish(self, reason: str) -> list[Action]:
+        """Announces that the federation has ended."""
+        self.finished = reason
+        refs, chunks, removal = self._publish_vectors()
+        order = PhaseOrder(self._protocol.first([]).settings, (), self._config.cohort, 1.0)
+        plan = self._plan(order, self._progress.last_round, refs, Cohort(ids=()))
+        plan = msgspec.structs.replace(plan, state="finished")
+        return [*chunks, self._publisher.plan(plan), *removal, Finished(reason)]
