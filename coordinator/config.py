@@ -16,12 +16,16 @@ from learning.aggregation.registry import AGGREGATORS
 from learning.algorithms.registry import ALGORITHMS
 from learning.algorithms.training import TrainingPlan
 from learning.codecs.registry import CODECS
+from learning.phases.registry import PHASES
 from learning.registry import Choice
 
 Fraction = Annotated[float, Meta(gt=0, le=1)]
 Positive = Annotated[int, Meta(ge=1, le=1_000_000_000)]
 #: No chunk of an unfinished update for so long: some were dropped on the way, or the link is slow.
 STALL_S = 10.0
+
+#: Phases that a federation may begin its rounds with.
+TASKS = ("train", "statistics")
 
 Seconds = Annotated[float, Meta(gt=0, le=1e7)]
 
@@ -110,6 +114,7 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
         rounds: committed rounds until the federation ends.
         training: what each agent does in a round.
         codec: name, or name and settings, of the codec of updates.
+        task: "train" (then evaluate), or "statistics", or the latter's name and settings.
         algorithm: name, or name and settings, of the federated learning algorithm.
         aggregator: name, or name and settings, of how updates become one.
         max_staleness: an update counts while θ has moved on by no more versions than this.
@@ -133,6 +138,7 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     stop: StopConfig = StopConfig()
     training: TrainingPlan = TrainingPlan()
     codec: Choice = "int8"
+    task: Choice = "train"
     algorithm: Choice = "fedavg"
     aggregator: Choice = "mean"
     max_staleness: Annotated[int, Meta(ge=0, le=1000)] = 0
@@ -164,3 +170,6 @@ def check_choices(config: CoordinatorConfig) -> None:
     ALGORITHMS.make(config.algorithm, config.training)
     CODECS.settings(config.codec, key="codec")
     AGGREGATORS.settings(config.aggregator, key="aggregator")
+    name = PHASES.settings(config.task, key="task").name
+    if name not in TASKS:
+        raise ConfigError(f"task: {name!r} is no task; known: {', '.join(TASKS)}")

@@ -40,7 +40,7 @@ from coordinator.machine.roster import Roster
 from coordinator.machine.round_runner import RoundRunner
 from coordinator.machine.round_scheduler import RoundScheduler
 from coordinator.machine.update_intake import IntakeResult, UpdateIntake
-from coordinator.rounds.train_then_evaluate import TrainThenEvaluate
+from coordinator.rounds.registry import make_round_protocol
 from fedge.errors import ConfigError, WireError
 from learning.algorithms.algorithm import Algorithm
 from learning.algorithms.registry import ALGORITHMS
@@ -103,7 +103,7 @@ class Coordinator:
         self._intake = UpdateIntake(
             config, package.spec, session, self.roster, self._traffic, closed
         )
-        self._protocol = TrainThenEvaluate(config, package.spec, algorithm, self.roster)
+        self._protocol = make_round_protocol(config, package.spec, algorithm, self.roster)
         self._scheduler = RoundScheduler(config, restarted=progress is not None)
         self._rounds = RoundRunner(
             config,

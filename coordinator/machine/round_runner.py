@@ -295,7 +295,7 @@ class RoundRunner:
     ) -> list[Action]:
         opened, self.open = self.open, None
         started = now_s if opened is None else opened.started_s
-        refusals = self._intake.refusals()
+        refusals = record.refusals or self._intake.refusals()
         up, down = self._traffic.take()
         if record.status == "committed" and self._measure is not None:
             record = self._measured(record, self._measure)

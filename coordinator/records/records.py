@@ -6,9 +6,11 @@ from typing import Literal
 
 import msgspec
 
+from learning.phases.statistics import Moments
+
 _FALLING = frozenset({"loss", "mae", "mse", "rmse"})
 
-RoundStatus = Literal["committed", "abandoned"]
+RoundStatus = Literal["committed", "answered", "abandoned"]
 
 
 def falls(metric: str) -> bool:
@@ -38,11 +40,12 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         round_id: counts from 1, abandoned rounds included.
-        status: committed, or abandoned below the minimum.
+        status: committed; answered, where no θ is made; or abandoned below the minimum.
         version: of θ after the round.
         asked, reported, refused: agents asked to learn, updates that count, answers refused.
         stale: updates that began in an earlier round and count in this one.
         population: agents that take part in training, online or not.
+        statistics: columns of all devices together, by name.
         left_out: reason by agent whose update the aggregator left out.
         refusals: number by reason.
         declined: reason by agent, of agents that said that they do not learn, or did not measure.
@@ -85,13 +88,13 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
     stale: int = 0
     population: int = 0
     left_out: dict[str, str] = {}
+    statistics: dict[str, Moments] = {}
 
     @property
     def summary(self) -> RoundRecord:
         """The record without what grows with the number of agents or classes."""
-        return msgspec.structs.replace(
-            self, agents={}, declined={}, details={}, matrices={}, left_out={}
-        )
+        nothing = ("agents", "declined", "details", "matrices", "left_out", "statistics")
+        return msgspec.structs.replace(self, **{key: {} for key in nothing})
 
     def value(self, metric: str) -> float | None:
         """The loss or a metric of the record; None when it has none of that name."""

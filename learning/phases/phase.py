@@ -11,19 +11,33 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from learning.aggregation.aggregator import Aggregator
 from learning.algorithms.algorithm import Algorithm, LocalRun, Summary, Weighting
 from learning.algorithms.training import TrainingPlan
 from learning.registry import Settings
 from learning.vector.metrics import Sums
-from learning.vector.parameters import F32
+from learning.vector.parameters import F32, F64
 from learning.vector.vectors import Vectors
 
 #: The blob with θ; the others of a plan are what its algorithm shares.
 WEIGHTS = "weights"
 
 Values = Mapping[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """A device's columns.
+
+    Attributes:
+        values: by name, shape (n,) or (n, k): k numbers a row; NaN is missing.
+        weights: of the n rows; None: all 1.
+    """
+
+    values: Mapping[str, NDArray[Any]]
+    weights: F64 | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +83,7 @@ class Device(Protocol):
     def evaluate(self, theta: F32) -> Sums:
         """Sums of loss and metrics over the held-out rows."""
 
-    def columns(self) -> Mapping[str, np.ndarray[Any, np.dtype[Any]]]:
+    def columns(self) -> Columns:
         """The numeric columns of the device's data as they are stored, before normalising.
 
         Raises:

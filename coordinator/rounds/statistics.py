@@ -1,0 +1,72 @@
+"""Statistics: one phase, whose answers become a table of columns; θ stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from coordinator.config import CoordinatorConfig
+from coordinator.records.records import RoundRecord
+from coordinator.rounds.protocol import Abandon, Agents, ClosedPhase, Outcome, PhaseOrder, Result
+from learning.algorithms.algorithm import ServerState
+from learning.phases.registry import PHASES
+from learning.phases.statistics import StatisticsCollector
+from learning.vector.parameters import F32
+
+
+class StatisticsRound:
+    """See the module.
+
+    Args:
+        config: of the federation; `task` holds the phase's settings.
+        agents: says who can be asked.
+    """
+
+    def __init__(self, config: CoordinatorConfig, agents: Agents) -> None:
+        self._config = config
+        self._settings = PHASES.settings(config.task, key="task")
+        self._agents = agents
+
+    def eligible_agents(self) -> list[str]:
+        """Agents that know the phase."""
+        return self._agents.eligible_agents(self._settings.name)
+
+    def first(self, eligible: Sequence[str]) -> PhaseOrder:
+        """The only phase."""
+        config = self._config
+        minimum = config.round.minimum
+        deadline_s = config.round.deadline_s
+        return PhaseOrder(self._settings, eligible, config.cohort, deadline_s, minimum)
+
+    def close(self, closed: ClosedPhase, theta: F32, state: ServerState) -> Outcome:
+        """Keeps the table."""
+        del theta, state
+        ended, collector = closed.round, closed.collector
+        assert isinstance(collector, StatisticsCollector), "the phase of this protocol"
+        record = msgspec.structs.replace(
+            closed.record,
+            reported=len(ended.counted),
+            declined=ended.declined,
+            details=ended.details,
+            closed=str(ended.closed),
+            refusals=dict(ended.refusals),
+            refused=sum(ended.refusals.values()),
+        )
+        minimum = self._config.round.minimum
+        if len(ended.counted) < minimum:
+            return Abandon(record, f"{record.reported} answers, minimum {minimum}")
+        return Result(
+            msgspec.structs.replace(
+                record, status="answered", statistics=dict(sorted(collector.columns.items()))
+            )
+        )
+
+    def after_commit(self, record: RoundRecord) -> PhaseOrder | None:
+        """Nothing is committed."""
+        del record
+        return None  # noqa: RET501  the protocol says PhaseOrder or None
+
+    def stop_reason(self, records: Sequence[RoundRecord]) -> str | None:
+        """`answered`: the table is there."""
+        return "answered" if any(record.status == "answered" for record in records) else None
