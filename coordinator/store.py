@@ -1,30 +1,25 @@
-"""What the coordinator keeps on disk: rounds, versions of θ, agents, in one SQLite file.
-
-Write-ahead logging with full synchronisation: a commit that returned survives a power cut, and
-readers (`fedge coordinator status`) never wait for the writer.
-"""
+"""Store: rounds, versions of θ and agents of one federation, in one SQLite file."""
 
 from __future__ import annotations
 
 import logging
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 import numpy as np
 
 from broker.protocol.messages import AgentStatus, RoundPlan
+from coordinator.database import Database
 from coordinator.machine.open_round import KEPT_ROUNDS, ClosedRound
 from coordinator.machine.progress import Progress, StoredRound
 from coordinator.machine.roster import MISSED_HEARTBEATS
 from coordinator.records.records import RoundRecord
-from fedge.errors import ConfigError, StoreError, WireError
-from fedge.files import touch_private
+from fedge.errors import ConfigError, WireError
 from learning.algorithms.algorithm import ServerState
 from learning.algorithms.server_step import state_from_bytes, state_to_bytes
 from learning.vector.parameters import F32
@@ -39,8 +34,6 @@ T = TypeVar("T")
 NOTED_EVERY_S = 60.0
 _FORMAT = "1"
 _RECORD = "a round's record"
-#: Of a damaged file sqlite's own message may quote bytes that are no text.
-_SQL_ERRORS = (sqlite3.Error, UnicodeDecodeError)
 _SCHEMA = f"""
 {VERSIONS_TABLE}
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -87,7 +80,7 @@ class KnownAgent:
         return "silent" if is_silent else self.status.state
 
 
-class Store:
+class Store(Database):
     """One federation's file. Used from one thread.
 
     Args:
@@ -99,20 +92,8 @@ class Store:
     """
 
     def __init__(self, folder: Path | None, keep_versions: int = 0) -> None:
-        self.path = Path(":memory:") if folder is None else folder / STORE_FILE
+        super().__init__(folder, STORE_FILE, _SCHEMA, _FORMAT)
         self._keep_versions = keep_versions
-        try:
-            if folder is not None:
-                folder.mkdir(parents=True, exist_ok=True)
-                touch_private(self.path)  # what updates reveal is not for all
-            self._db = sqlite3.connect(self.path, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")
-            self._create()
-        except (OSError, sqlite3.OperationalError, StoreError) as error:
-            raise ConfigError(f"state_dir {folder} cannot be used: {error}") from error
-        except _SQL_ERRORS as error:
-            raise self._damaged("it", error) from error
 
     @classmethod
     def open_existing(cls, folder: Path) -> Store:
@@ -124,10 +105,6 @@ class Store:
         if not (folder / STORE_FILE).is_file():
             raise ConfigError(f"{folder / STORE_FILE}: no such file; was the coordinator started?")
         return cls(folder)
-
-    def close(self) -> None:
-        """Release the file."""
-        self._db.close()
 
     def adopt(self, federation: str, package: ModelPackage) -> None:
         """Tie the store to a federation and its model, at its first use.
@@ -149,11 +126,6 @@ class Store:
                     f"{self.path} holds {key} {found!r}, the configuration says {value!r}: "
                     "use another state_dir, or delete the folder to begin anew"
                 )
-
-    def meta(self, key: str) -> str | None:
-        """A fact about the store: federation, model, fingerprint, finished."""
-        rows = self._read("SELECT value FROM meta WHERE key = ?", key)
-        return str(rows[0][0]) if rows else None
 
     def begin(self, theta: F32, state: ServerState) -> None:
         """Store version 0, before anybody trains."""
@@ -206,27 +178,6 @@ class Store:
             frame,
             checksum(frame),
         )
-
-    def _add(self, statement: str, *values: object) -> None:
-        try:
-            if not self._db.in_transaction:
-                self._db.execute("BEGIN IMMEDIATE")
-            self._db.execute(statement, values)
-        except _SQL_ERRORS as error:
-            raise self._failed(error) from error
-
-    def flush(self) -> None:
-        """Updates that were added are on disk when this returns."""
-        if self._db.in_transaction:
-            try:
-                self._db.execute("COMMIT")
-            except _SQL_ERRORS as error:
-                raise self._failed(error) from error
-
-    def lose_unflushed(self) -> None:
-        """What a power cut does: updates that were added since the last `flush` are gone."""
-        if self._db.in_transaction:
-            self._db.execute("ROLLBACK")
 
     def session(self, new: str) -> str:
         """The name of this store's run: `new` at its first use, the same ever after."""
@@ -350,59 +301,6 @@ class Store:
     def versions(self) -> list[int]:
         """Versions of θ that are still kept."""
         return [row[0] for row in self._read("SELECT version FROM versions ORDER BY version")]
-
-    def _read(self, query: str, *values: object) -> list[Any]:
-        return list(self._rows(query, *values))
-
-    def _rows(self, query: str, *values: object) -> Iterator[Any]:
-        try:
-            for row in self._db.execute(query, values):  # noqa: UP028  it would close the cursor
-                yield row
-        except _SQL_ERRORS as error:
-            raise self._damaged("it", error) from error
-
-    def _create(self) -> None:
-        if not self._read("SELECT name FROM sqlite_master WHERE type = 'table'"):
-            with self._transaction() as db:
-                for statement in filter(str.strip, _SCHEMA.split(";")):
-                    db.execute(statement)
-                db.execute("INSERT INTO meta VALUES ('format', ?)", (_FORMAT,))
-        if (found := self.meta("format")) != _FORMAT:
-            raise ConfigError(f"{self.path} has format {found}, this version reads {_FORMAT}")
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        try:
-            self.flush()
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._db
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
-        except _SQL_ERRORS as error:
-            raise self._failed(error) from error
-
-    def _decoded(self, what: str, text: Any, kind: type[T]) -> T:
-        try:
-            return msgspec.json.decode(text, type=kind)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, TypeError) as error:
-            # TypeError: a flipped bit made a number of it.
-            raise self._damaged(what, error) from error
-
-    def _damaged(self, what: str, error: object) -> ConfigError:
-        # Nothing is set aside unasked: a federation that quietly began anew would lose its rounds.
-        return ConfigError(
-            f"{self.path}: {what} is damaged: {error}; put a backup in its place, "
-            "or move the folder away to begin anew"
-        )
-
-    def _failed(self, error: Exception) -> StoreError:
-        return StoreError(
-            f"{self.path}: {error}; what was confirmed is safe: mend the disk and start again"
-        )
 
     @staticmethod
     def _forget_open_round(db: sqlite3.Connection) -> None:

@@ -65,7 +65,7 @@ class StatisticsRound:
     def after_commit(self, record: RoundRecord) -> PhaseOrder | None:
         """Nothing is committed."""
         del record
-        return None  # noqa: RET501  the protocol says PhaseOrder or None
+        return None
 
     def stop_reason(self, records: Sequence[RoundRecord]) -> str | None:
         """`answered`: the table is there."""

@@ -1,0 +1,135 @@
+"""Database: one SQLite file of the coordinator, its transactions and its errors.
+
+Write-ahead logging with full synchronisation: a commit that returned survives a power cut, and
+readers (`fedge coordinator status`) never wait for the writer.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from fedge.errors import ConfigError, StoreError
+from fedge.files import touch_private
+
+T = TypeVar("T")
+
+#: Of a damaged file sqlite's own message may quote bytes that are no text.
+_SQL_ERRORS = (sqlite3.Error, UnicodeDecodeError)
+
+
+class Database:
+    """One file. Used from one thread.
+
+    Args:
+        folder: made when absent; None keeps everything in memory.
+        name: of the file.
+        schema: SQL statements that make its tables; one of them is `meta (key, value)`.
+        version: of the format.
+
+    Raises:
+        ConfigError: the folder cannot be written, or the file is none of this format.
+    """
+
+    def __init__(self, folder: Path | None, name: str, schema: str, version: str) -> None:
+        self.path = Path(":memory:") if folder is None else folder / name
+        try:
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+                touch_private(self.path)  # what updates reveal is not for all
+            self._db = sqlite3.connect(self.path, isolation_level=None)
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = FULL")
+            self._create(schema, version)
+        except (OSError, sqlite3.OperationalError, StoreError) as error:
+            raise ConfigError(f"state_dir {folder} cannot be used: {error}") from error
+        except _SQL_ERRORS as error:
+            raise self._damaged("it", error) from error
+
+    def close(self) -> None:
+        """Release the file."""
+        self._db.close()
+
+    def meta(self, key: str) -> str | None:
+        """A fact about the store: federation, model, fingerprint, finished."""
+        rows = self._read("SELECT value FROM meta WHERE key = ?", key)
+        return str(rows[0][0]) if rows else None
+
+    def _add(self, statement: str, *values: object) -> None:
+        try:
+            if not self._db.in_transaction:
+                self._db.execute("BEGIN IMMEDIATE")
+            self._db.execute(statement, values)
+        except _SQL_ERRORS as error:
+            raise self._failed(error) from error
+
+    def flush(self) -> None:
+        """Updates that were added are on disk when this returns."""
+        if self._db.in_transaction:
+            try:
+                self._db.execute("COMMIT")
+            except _SQL_ERRORS as error:
+                raise self._failed(error) from error
+
+    def lose_unflushed(self) -> None:
+        """What a power cut does: updates that were added since the last `flush` are gone."""
+        if self._db.in_transaction:
+            self._db.execute("ROLLBACK")
+
+    def _read(self, query: str, *values: object) -> list[Any]:
+        return list(self._rows(query, *values))
+
+    def _rows(self, query: str, *values: object) -> Iterator[Any]:
+        try:
+            for row in self._db.execute(query, values):  # noqa: UP028  it would close the cursor
+                yield row
+        except _SQL_ERRORS as error:
+            raise self._damaged("it", error) from error
+
+    def _create(self, schema: str, version: str) -> None:
+        if not self._read("SELECT name FROM sqlite_master WHERE type = 'table'"):
+            with self._transaction() as db:
+                for statement in filter(str.strip, schema.split(";")):
+                    db.execute(statement)
+                db.execute("INSERT INTO meta VALUES ('format', ?)", (version,))
+        if (found := self.meta("format")) != version:
+            raise ConfigError(f"{self.path} has format {found}, this version reads {version}")
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        try:
+            self.flush()
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+        except _SQL_ERRORS as error:
+            raise self._failed(error) from error
+
+    def _decoded(self, what: str, text: Any, kind: type[T]) -> T:
+        try:
+            return msgspec.json.decode(text, type=kind)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, TypeError) as error:
+            # TypeError: a flipped bit made a number of it.
+            raise self._damaged(what, error) from error
+
+    def _damaged(self, what: str, error: object) -> ConfigError:
+        # Nothing is set aside unasked: a federation that quietly began anew would lose its rounds.
+        return ConfigError(
+            f"{self.path}: {what} is damaged: {error}; put a backup in its place, "
+            "or move the folder away to begin anew"
+        )
+
+    def _failed(self, error: Exception) -> StoreError:
+        return StoreError(
+            f"{self.path}: {error}; what was confirmed is safe: mend the disk and start again"
+        )
