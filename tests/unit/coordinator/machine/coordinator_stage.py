@@ -105,7 +105,11 @@ class Stage:
 
     def weights(self) -> F32:
         """θ as an agent fetches it: only from what is retained."""
-        ref = self.plan.weights
+        return self.blob("weights")
+
+    def blob(self, name: str) -> F32:
+        """A vector of the plan, likewise."""
+        ref = self.plan.blobs[name]
         receiver = blobs.BlobReceiver(ref, 1 << 20)
         blob = None
         for n in range(ref.chunks):
@@ -180,6 +184,10 @@ class FakeAgent:
             body = CODECS.make(plan.codec).encode(vector, 0, rng)
         size = changes.pop("size", len(vector))
         facts["vectors"] = {"delta": VectorRef(codec=codec, size=size, bytes=len(body))}
+        for name, more in changes.pop("more", {}).items():
+            part = CODECS.make(plan.codec).encode(np.array(more, np.float32), 0, rng)
+            facts["vectors"][name] = VectorRef(codec=codec, size=len(more), bytes=len(part))
+            body += part
         return messages.encode_update(UpdateHeader(**(facts | changes)), body)
 
     def update(self, delta: Sequence[float], **changes: Any) -> list[Action]:

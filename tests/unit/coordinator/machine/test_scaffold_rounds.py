@@ -1,0 +1,109 @@
+"""SCAFFOLD through the coordinator: control variates down, two vectors up, c in the store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from coordinator.config import StartConfig
+from coordinator.durability import Durability
+from coordinator.store import Store
+from fedge.errors import ConfigError
+from learning.algorithms.algorithm import LocalContext, LocalRun, Summary
+from learning.algorithms.registry import ALGORITHMS
+from learning.algorithms.training import TrainingPlan
+from learning.vector.parameters import F32
+from tests.unit.coordinator.machine.coordinator_stage import (
+    PACKAGE,
+    FakeAgent,
+    Stage,
+    config,
+    three,
+)
+
+RATE = 0.125
+TRAINING = TrainingPlan(learning_rate=RATE, epochs=1, batch_size=0)
+#: Each device minimises |θ - target|² / 2: its gradient is θ - target.
+TARGETS = {"a": [1.0, 0.0, 4.0], "b": [3.0, -2.0, 0.0], "c": [-1.0, 8.0, 2.0]}
+
+
+def local_run(stage: Stage, name: str, states: dict[str, dict[str, F32]]) -> tuple[LocalRun, F32]:
+    algorithm = ALGORITHMS.make("scaffold", TRAINING)
+    theta = np.array(stage.weights())
+    context = LocalContext(
+        theta,
+        {"control": stage.blob("control")},
+        states.get(name, {}),
+        TRAINING,
+        np.random.default_rng(0),
+        lambda _: 0.0,
+    )
+    run = algorithm.local(context)
+    target = np.array(TARGETS[name], np.float32)
+    after = theta - np.float32(RATE) * run.direction(lambda at, rows=None: at - target, theta)
+    return run, after
+
+
+def play_round(
+    stage: Stage, agents: dict[str, FakeAgent], states: dict[str, dict[str, F32]]
+) -> None:
+    for name, agent in agents.items():
+        run, after = local_run(stage, name, states)
+        vectors = run.finish(after, Summary(steps=1, rate_sum=RATE))
+        agent.update(vectors["delta"].tolist(), more={"control": vectors["control"].tolist()})
+        states[name] = dict(run.commit(vectors))
+
+
+def test_one_step_of_all_agents_is_gradient_descent_round_after_round() -> None:
+    stage, a, b, c = three(algorithm="scaffold", training=TRAINING, weighting="agents")
+    agents, states = {"a": a, "b": b, "c": c}, dict[str, dict[str, F32]]()
+    theta = np.zeros(3)
+    mean = np.mean(list(TARGETS.values()), axis=0)
+    for _ in range(5):
+        play_round(stage, agents, states)
+        theta = theta - RATE * (theta - mean)
+        assert stage.coordinator.progress.theta == pytest.approx(theta, abs=1e-6)
+        control = stage.coordinator.progress.state.vectors["control"]
+        own = np.mean([states[name]["control"] for name in TARGETS], axis=0)
+        assert control == pytest.approx(own, abs=1e-6)
+
+
+def test_the_control_variate_survives_a_restart(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    settings = config(
+        start=StartConfig(agents=3), algorithm="scaffold", training=TRAINING, weighting="agents"
+    )
+    stage = Stage(settings)
+    store.begin(PACKAGE.initial, stage.coordinator.progress.state)
+    agents = {name: FakeAgent(stage, name) for name in TARGETS}
+    play_round(stage, agents, {})
+    durability = Durability(store)
+    for action in stage.actions:
+        durability.perform(action)
+    durability.flush()
+    control = stage.coordinator.progress.state.vectors["control"]
+    assert control.any()
+    again = Stage(settings, progress=store.load(PACKAGE.spec.size))
+    for name in TARGETS:
+        FakeAgent(again, name)
+    assert again.blob("control").tolist() == control.tolist()
+    store.close()
+
+
+def test_an_update_without_its_control_variate_is_refused() -> None:
+    _, a, _, _ = three(algorithm="scaffold", training=TRAINING)
+    receipt = a.receipt(a.update([1, 0, 0]))
+    assert (receipt.accepted, receipt.reason) == (False, "vectors")
+
+
+def test_momentum_is_refused_when_the_coordinator_starts() -> None:
+    with pytest.raises(ConfigError, match=r"needs training\.optimizer sgd with momentum 0"):
+        Stage(config(algorithm="scaffold", training=TrainingPlan(momentum=0.9)))
+
+
+def test_agents_that_do_not_know_the_algorithm_are_not_asked() -> None:
+    stage = Stage(config(start=StartConfig(agents=1), algorithm="fedyogi"))
+    FakeAgent(stage, "a")  # its status names fedavg, fedavgm, fedadam and scaffold
+    assert "fedge/v1/f/round" not in stage.retained
