@@ -68,9 +68,14 @@ def check_update(update: Update, sizes: Mapping[str, int]) -> None:
     wanted = {name: ("float32", (size,)) for name, size in sizes.items()}
     if found != wanted:
         raise ValueError(f"update of {update.agent_id} holds {found}, expected {wanted}")
-    for name in sizes:
-        if not 0 <= update.weights[name] <= MAX_WEIGHT:  # NaN fails too
-            raise ValueError(f"weight {update.weights[name]} is outside 0 to {MAX_WEIGHT:g}")
+    if update.weights.keys() != sizes.keys():
+        raise ValueError(
+            f"update of {update.agent_id} has weights of {sorted(update.weights)}, "
+            f"expected {sorted(sizes)}"
+        )
+    for weight in update.weights.values():
+        if not 0 <= weight <= MAX_WEIGHT:  # NaN fails too
+            raise ValueError(f"weight {weight} of {update.agent_id} is outside 0 to {MAX_WEIGHT:g}")
 
 
 #: Keeps weight × float32's largest number × any cohort inside float64.
