@@ -1,8 +1,8 @@
 """Base of the aggregators that need every update at once: rows kept until the round ends.
 
 Memory is 4 bytes per parameter and update, capped by `max_bytes`. Results are made in blocks of
-columns, which take 2 MiB at most beside the rows and the result (of more than 262,144 updates: 4 bytes for
-each).
+columns, which take at most 2 MiB beside the rows and the result (of more than 262,144 updates:
+8 bytes for each).
 """
 
 from __future__ import annotations

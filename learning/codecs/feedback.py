@@ -23,9 +23,9 @@ class Encoded:
     Attributes:
         payload: for the wire.
         decoded: float32, shape (P,): the vector that the receiver decodes.
-        residual: float32, shape (P,): becomes the device's residual once the payload counts (the
-            receipt says accepted); otherwise the old residual stays, because what was sent never
-            reached θ.
+        residual: float32, shape (P,), read-only: becomes the device's residual once the payload
+            counts (the receipt says accepted); otherwise the old residual stays, because what was
+            sent never reached θ.
     """
 
     payload: bytes
@@ -55,4 +55,6 @@ def encode_with_feedback(
         wanted = vector if residual is None else vector + residual
     payload = codec.encode(wanted, seed, rng)
     decoded = codec.decode(payload, wanted.size, seed)
-    return Encoded(payload, decoded, wanted - decoded)
+    residual = wanted - decoded
+    residual.setflags(write=False)
+    return Encoded(payload, decoded, residual)
