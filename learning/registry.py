@@ -43,7 +43,7 @@ class Member(Protocol):
 
 
 M = TypeVar("M")
-_UNKNOWN_FIELD = re.compile(r"Object contains unknown field `(.*)`")
+_UNKNOWN_FIELD = re.compile(r"Object contains unknown field `([^`]*)`")
 
 
 class Registry(Generic[M]):
@@ -67,10 +67,10 @@ class Registry(Generic[M]):
             ConfigError: another member has the name.
         """
         name = str(member.settings_type.__struct_config__.tag)
-        known = self._members.setdefault(name, member)
-        if known is not member and known.__qualname__ != member.__qualname__:
+        known = self._members.get(name, member)
+        if _path(known) != _path(member):
             raise ConfigError(
-                f"{self.kind} {name!r} is defined by {known.__module__} and by {member.__module__}"
+                f"{self.kind} {name!r} is defined by {_path(known)} and by {_path(member)}"
             )
         self._members[name] = member  # a plug-in's file may be loaded again
         return member
@@ -85,7 +85,7 @@ class Registry(Generic[M]):
         """The member of this name.
 
         Raises:
-            ConfigError: there is none.
+            ConfigError: there is none, or an installed package's cannot be loaded.
         """
         member = self._find(name)
         if member is None:
@@ -139,7 +139,16 @@ class Registry(Generic[M]):
         from importlib import metadata  # 20 ms, for names that are not ours only
 
         for point in metadata.entry_points(group=f"fedge.{self.kind}s", name=name):
-            self.add(point.load())
+            try:
+                self.add(point.load())
+            except (ImportError, AttributeError) as error:
+                raise ConfigError(
+                    f"{self.kind} {name!r}: entry point {point.value} cannot be loaded: {error}"
+                ) from error
+
+
+def _path(member: type[Member]) -> str:
+    return f"{member.__module__}.{member.__qualname__}"
 
 
 T = TypeVar("T")
@@ -155,7 +164,7 @@ def decode_settings(given: Mapping[str, Any], struct: type[T], where: str) -> T:
         return msgspec.convert(given, struct)
     except msgspec.ValidationError as error:
         text = str(error)
-        if match := _UNKNOWN_FIELD.match(text):
+        if match := _UNKNOWN_FIELD.fullmatch(text):
             known = [field.encode_name for field in msgspec.structs.fields(struct)]  # type: ignore[arg-type]
             raise ConfigError(
                 f"{where}.{match[1]}: unknown key; {did_you_mean(match[1], known)}"

@@ -33,8 +33,9 @@ def server_step(
         after = theta + rate * step
         for place in layout.tracked:
             after[place] = theta[place] + aggregate.vectors["delta"][place]
-    for name, vector in {"θ": after, **after_state.vectors}.items():
-        if not np.isfinite(vector).all():
+    scalars = {name: np.array(value) for name, value in after_state.scalars.items()}
+    for name, values in {"θ": after, **after_state.vectors, **scalars}.items():
+        if not np.isfinite(values).all():
             raise TrainingError(
                 f"{name} has NaN or inf after the server's step: training diverged, "
                 f"try an algorithm.learning_rate below {algorithm.learning_rate:g}"
