@@ -37,7 +37,7 @@ from broker.link.network_loop import NetworkLoop
 from broker.link.settings import BrokerSettings
 from broker.local.broker import LocalBroker
 from broker.protocol import blobs, messages
-from broker.protocol.messages import AgentStatus, RoundPlan, UpdateHeader
+from broker.protocol.messages import AgentStatus, RoundPlan, UpdateHeader, VectorRef
 from broker.protocol.messages import Report as AgentReport
 from broker.protocol.topics import AgentStatusTopic, ReportTopic, RoundTopic, Topics, UpdateTopic
 from broker.service.events import Connected, MessageArrived, Publish
@@ -46,7 +46,7 @@ from coordinator.machine.coordinator import Coordinator
 from coordinator.machine.events import Action, Commit, Event, SaveOpenRound, SaveRound, StoreUpdate
 from coordinator.service import CoordinatorService
 from coordinator.store import Store
-from learning.codecs import CODECS, CodecConfig, make_codec
+from learning.codecs.registry import CODECS
 from learning.vector.parameters import Layout, ParameterSpec
 from models.package.package import ModelPackage
 from models.zoo import load_zoo
@@ -81,10 +81,11 @@ class LightAgent:
         status = AgentStatus(
             state="online",
             boot=BOOT,
-            tasks=("train", "evaluate"),
+            phases=("train", "evaluate"),
             train_examples=100,
             test_examples=25,
             codecs=tuple(CODECS),
+            algorithms=("fedavg",),
         )
         return _publish(AgentStatusTopic(self.agent_id), messages.encode(status), retain=True)
 
@@ -92,7 +93,7 @@ class LightAgent:
         plan = messages.decode(payload, RoundPlan)
         if plan.state != "open":
             return []
-        return self.update(plan) if plan.task == "train" else [self.report(plan)]
+        return self.update(plan) if plan.phase_name == "train" else [self.report(plan)]
 
     def update(self, plan: RoundPlan) -> list[Publish]:
         header = UpdateHeader(
@@ -102,8 +103,7 @@ class LightAgent:
             attempt=plan.round_id,
             version=plan.version,
             fingerprint=plan.fingerprint,
-            codec=plan.codec,
-            size=self.size,
+            vectors={"delta": VectorRef(codec=plan.codec, size=self.size, bytes=len(self.body))},
             num_examples=100,
             loss_sum=50.0,
             weight_sum=100.0,
@@ -122,8 +122,8 @@ class LightAgent:
             session=plan.session,
             boot=BOOT,
             round_id=plan.round_id,
-            kind="evaluation",
-            task="evaluate",
+            kind="result",
+            phase="evaluate",
             version=plan.version,
             loss_sum=10.0,
             weight_sum=25.0,
@@ -138,9 +138,11 @@ def _publish(topic: Any, payload: bytes, **how: Any) -> Publish:
 
 def light_agents(count: int, size: int) -> list[LightAgent]:
     """Agents with different vectors."""
-    codec = make_codec(CodecConfig())
+    codec = CODECS.make("int8")
     rng = np.random.default_rng(0)
-    bodies = [codec.encode(rng.normal(0, 1e-3, size).astype(np.float32), rng) for _ in range(count)]
+    bodies = [
+        codec.encode(rng.normal(0, 1e-3, size).astype(np.float32), 0, rng) for _ in range(count)
+    ]
     return [LightAgent(f"agent-{n}", body, size) for n, body in enumerate(bodies)]
 
 
@@ -215,7 +217,7 @@ class TimedLink:
     def publish(self, topic: str, payload: bytes, **how: Any) -> None:
         """Notes plans."""
         if topic == self._round_topic:
-            self._clock.plan(messages.decode(payload, RoundPlan).task)
+            self._clock.plan(messages.decode(payload, RoundPlan).phase_name)
         self._link.publish(topic, payload, **how)
 
     def poll(self, timeout_s: float) -> Any:
@@ -298,7 +300,7 @@ def run_real(agents: int, size: int, rounds: int) -> dict[str, list[float]]:
         store = Store(Path(folder), config.keep_versions)
         try:
             store.adopt(FEDERATION, package)
-            store.begin(coordinator.progress.theta, coordinator.progress.server_state)
+            store.begin(coordinator.progress.theta, coordinator.progress.state)
             link = TimedLink(
                 MqttLink(broker.settings, "overhead-coordinator", manual_ack=True), clock
             )
@@ -351,7 +353,7 @@ def run_in_memory(agents: int, size: int, rounds: int) -> list[float]:
         actions = tell(MessageArrived(birth.topic, birth.payload))
     while machine.finished is None:
         plan = _plan_in(actions)
-        if plan.task == "train":
+        if plan.phase_name == "train":
             found.append(spent)
             spent = 0.0
         answers = [out for agent in fleet for out in agent.answer(messages.encode(plan))]

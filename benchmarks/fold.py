@@ -21,8 +21,11 @@ from typing import Any
 
 import numpy as np
 
-from learning.aggregation import WeightedMean
-from learning.codecs import CodecConfig, make_codec
+from learning.aggregation.aggregator import Update
+from learning.aggregation.mean import MeanSettings, WeightedMean
+from learning.codecs.codec import Codec
+from learning.codecs.int8 import Int8Settings
+from learning.codecs.registry import CODECS
 from learning.vector.parameters import F32, F64
 
 WEIGHT = 137.0  # any number of examples but 1
@@ -31,6 +34,22 @@ BATCH = 3  # folds per timing
 INT8 = "int8: decode + WeightedMean.add"
 FLOAT32 = "float32: decode + WeightedMean.add"
 Fold = Callable[[], object]
+
+
+def codec(name: str) -> Codec:
+    """A codec with its defaults."""
+    made: Codec = CODECS.make(name)
+    return made
+
+
+def new_mean(size: int) -> WeightedMean:
+    """Of one vector."""
+    return WeightedMean(MeanSettings(), {"delta": size})
+
+
+def update(delta: F32) -> Update:
+    """As the coordinator adds it."""
+    return Update("agent", {"delta": delta}, {"delta": WEIGHT})
 
 
 def int8_plain(data: bytes, size: int, block_size: int) -> F64:
@@ -62,34 +81,32 @@ def int8_fused(data: bytes, total: F64, block_size: int, blocks: int = 64) -> No
 
 def folds(size: int) -> dict[str, Fold]:
     """Each way to fold, ready to be called; all fold the same vector."""
-    config = CodecConfig()
-    int8, float32 = make_codec(config), make_codec(CodecConfig("float32"))
+    block_size = Int8Settings().block_size
+    int8, float32 = codec("int8"), codec("float32")
     rng = np.random.default_rng(0)
     delta = rng.normal(0, 0.01, size).astype(np.float32)
-    small, large = int8.encode(delta, rng), float32.encode(delta, rng)
-    mean, mean_32 = WeightedMean(size), WeightedMean(size)
+    small, large = int8.encode(delta, 0, rng), float32.encode(delta, 0, rng)
+    mean, mean_32 = new_mean(size), new_mean(size)
     sums = {name: np.zeros(size) for name in ("int8", "fused", "float32")}
     sum_32 = np.zeros(size, np.float32)
 
     def plain_int8() -> None:
-        sums["int8"] = sums["int8"] + int8_plain(small, size, config.block_size) * WEIGHT
+        sums["int8"] = sums["int8"] + int8_plain(small, size, block_size) * WEIGHT
 
     def plain_float32() -> None:
         vector = np.frombuffer(large, "<f4").astype(np.float64)
         sums["float32"] = sums["float32"] + vector * WEIGHT
 
     def float32_sum() -> None:
-        np.add(sum_32, int8.decode(small, size) * np.float32(WEIGHT), out=sum_32)
+        np.add(sum_32, int8.decode(small, size, 0) * np.float32(WEIGHT), out=sum_32)
 
     return {
-        INT8: lambda: mean.add(int8.decode(small, size), WEIGHT),
+        INT8: lambda: mean.add(update(int8.decode(small, size, 0))),
         "int8: plain numpy, float64, unchecked": plain_int8,
-        "int8: fused into float64, unchecked": lambda: int8_fused(
-            small, sums["fused"], config.block_size
-        ),
+        "int8: fused into float64, unchecked": lambda: int8_fused(small, sums["fused"], block_size),
         "int8: decode + float32 sum (order matters)": float32_sum,
-        "int8: decode alone": lambda: int8.decode(small, size),
-        FLOAT32: lambda: mean_32.add(float32.decode(large, size), WEIGHT),
+        "int8: decode alone": lambda: int8.decode(small, size, 0),
+        FLOAT32: lambda: mean_32.add(update(float32.decode(large, size, 0))),
         "float32: plain numpy, float64, unchecked": plain_float32,
     }
 
@@ -116,16 +133,16 @@ def measure_speed(size: int, repeats: int) -> dict[str, dict[str, float]]:
 
 def fold_cohort(payload: bytes, size: int, cohort: int) -> F32:
     """A round as the coordinator runs it."""
-    codec, mean = make_codec(CodecConfig()), WeightedMean(size)
+    int8, mean = codec("int8"), new_mean(size)
     for _ in range(cohort):
-        mean.add(codec.decode(payload, size), WEIGHT)
-    return mean.mean()
+        mean.add(update(int8.decode(payload, size, 0)))
+    return mean.result(cohort).vectors["delta"]
 
 
 def keep_cohort(payload: bytes, size: int, cohort: int) -> F32:
     """Collect first, average afterwards."""
-    codec = make_codec(CodecConfig())
-    deltas = [codec.decode(payload, size) for _ in range(cohort)]
+    int8 = codec("int8")
+    deltas = [int8.decode(payload, size, 0) for _ in range(cohort)]
     result: F32 = np.average(np.stack(deltas), axis=0).astype(np.float32)
     return result
 
@@ -134,7 +151,7 @@ def measure_memory(size: int) -> dict[str, int]:
     """Peak bytes allocated by a whole round (tracemalloc, which numpy reports to)."""
     rng = np.random.default_rng(0)
     delta = rng.normal(size=size).astype(np.float32)
-    payload = make_codec(CodecConfig()).encode(delta, rng)
+    payload = codec("int8").encode(delta, 0, rng)
     rounds = [("streamed", fold_cohort, 10), ("streamed", fold_cohort, 1000)]
     rounds += [("kept", keep_cohort, 10), ("kept", keep_cohort, 100)]
     peaks = {}
@@ -148,10 +165,7 @@ def measure_memory(size: int) -> dict[str, int]:
 
 def wire_bytes(size: int) -> dict[str, int]:
     """Payload bytes of one update by codec."""
-    return {
-        name: make_codec(CodecConfig(name)).encoded_size(size)
-        for name in ("float32", "float16", "int8")
-    }
+    return {name: codec(name).max_bytes(size) for name in ("float32", "float16", "int8")}
 
 
 def print_report(report: dict[str, Any]) -> None:

@@ -9,7 +9,6 @@ encoded vector: the frame's JSON, the chunks' headers, topics and the packets' o
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 from measure import Report, budget, finish, option_parser
@@ -22,14 +21,14 @@ from broker.protocol.messages import (
     Message,
     Receipt,
     RoundPlan,
-    TrainingPlan,
     UpdateHeader,
+    VectorRef,
 )
 from broker.protocol.topics import ChunkTopic, InboxTopic, RoundTopic, Topic, Topics, UpdateTopic
-from learning.codecs import CodecConfig, make_codec
+from learning.codecs.registry import CODECS
 
 SIZES = (10_000, 50_000, 250_000, 2_500_000)
-CODECS = ("float32", "float16", "int8")
+NAMES = ("float32", "float16", "int8")
 TOPICS = Topics("wearable_activity")
 AGENT = "wearer-0"
 SESSION, BOOT = "5c0f1d2e3b4a5968", "a1b2c3d4e5f60718"
@@ -38,7 +37,7 @@ ROUND = 17
 DEADLINE_S = 600
 
 
-def header(codec: CodecConfig, size: int) -> UpdateHeader:
+def header(codec: str, size: int, body_bytes: int) -> UpdateHeader:
     """What an agent writes in the middle of a federation: numbers of full length."""
     return UpdateHeader(
         session=SESSION,
@@ -47,8 +46,7 @@ def header(codec: CodecConfig, size: int) -> UpdateHeader:
         attempt=ROUND,
         version=ROUND - 1,
         fingerprint=FINGERPRINT,
-        codec=codec,
-        size=size,
+        vectors={"delta": VectorRef(codec=codec, size=size, bytes=body_bytes)},
         num_examples=187,
         loss_sum=187 * math.pi / 10,
         weight_sum=187.0,
@@ -65,11 +63,10 @@ def packets(topic: Topic, payload: bytes, expiry_s: int | None = None) -> int:
 
 def update_bytes(codec_name: str, size: int) -> dict[str, float]:
     """One update on its way up."""
-    config = CodecConfig(codec_name)
     rng = np.random.default_rng(0)
     delta = rng.normal(0, 0.01, size).astype(np.float32)
-    body = make_codec(config).encode(delta, rng)
-    frame = messages.encode_update(header(config, size), body)
+    body = CODECS.make(codec_name).encode(delta, 0, rng)
+    frame = messages.encode_update(header(codec_name, size, len(body)), body)
     _, payloads = blobs.split(frame)
     total = sum(
         packets(UpdateTopic(AGENT, ROUND, index), payload, DEADLINE_S)
@@ -85,20 +82,19 @@ def update_bytes(codec_name: str, size: int) -> dict[str, float]:
     }
 
 
-def plan(ref: BlobRef, task: Any) -> RoundPlan:
+def plan(ref: BlobRef, phase: str) -> RoundPlan:
     """A plan for ten agents by name."""
     return RoundPlan(
         session=SESSION,
         start=SESSION,
         round_id=ROUND,
         state="open",
-        task=task,
+        phase=phase,
         version=ROUND,
-        weights=ref,
+        blobs={"weights": ref},
         package="0" * 64,
         fingerprint=FINGERPRINT,
         cohort=Cohort(ids=tuple(f"wearer-{n}" for n in range(10))),
-        training=TrainingPlan(),
         seed=1 << 52,
     )
 
@@ -106,10 +102,14 @@ def plan(ref: BlobRef, task: Any) -> RoundPlan:
 def down_bytes(size: int) -> dict[str, float]:
     """What one agent takes in for a round: weights, two plans, the receipt."""
     ref, chunks = blobs.split(np.random.default_rng(0).bytes(4 * size))
+    receipt = Receipt(session=SESSION, round_id=ROUND, boot=BOOT, attempt=ROUND, accepted=True)
     small: list[tuple[Topic, Message]] = [
         (RoundTopic(), plan(ref, "train")),
         (RoundTopic(), plan(ref, "evaluate")),
-        (InboxTopic(AGENT), Receipt(SESSION, ROUND, BOOT, ROUND, accepted=True)),
+        (
+            InboxTopic(AGENT),
+            Receipt(session=SESSION, round_id=ROUND, boot=BOOT, attempt=ROUND, accepted=True),
+        ),
     ]
     messages_bytes = sum(packets(topic, messages.encode(message)) for topic, message in small)
     weights = sum(packets(ChunkTopic(ref.sha256, n), chunk) for n, chunk in enumerate(chunks))
@@ -122,7 +122,7 @@ def down_bytes(size: int) -> dict[str, float]:
 
 def measure() -> Report:
     """Every size with every codec."""
-    up = {str(size): {name: update_bytes(name, size) for name in CODECS} for size in SIZES}
+    up = {str(size): {name: update_bytes(name, size) for name in NAMES} for size in SIZES}
     budgets = []
     for size in SIZES:
         int8 = up[str(size)]["int8"]
