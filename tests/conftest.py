@@ -22,24 +22,10 @@ AnyLink = MqttLink | MemoryLink
 _numbers = itertools.count(1)
 
 
-#: Folders of tests with real processes and brokers.
-_REAL = tuple(Path(__file__).parent / name for name in ("acceptance", "integration"))
-
-
 def pytest_configure() -> None:
     """A shell starts what it runs in the background deaf to Ctrl-C, and children inherit that."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One more try for real processes, told as a rerun in the summary.
-
-    A stalled machine misses a deadline once; a defect of ours fails twice.
-    """
-    for item in items:
-        if any(item.path.is_relative_to(folder) for folder in _REAL):
-            item.add_marker(pytest.mark.flaky(reruns=1))
 
 
 def need(kind: str) -> None:

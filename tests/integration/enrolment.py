@@ -44,6 +44,10 @@ class Service:
         """Whether it says so soon."""
         return bool(until(lambda: words in self.said()))
 
+    def is_connected(self) -> bool:
+        """Whether it has reached its broker."""
+        return " INFO    connected" in self.said()
+
     def stranger(self, client_id: str = "") -> Client:
         """Somebody without a certificate, who does not care whom it talks to."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -53,8 +57,17 @@ class Service:
 
 
 @contextlib.contextmanager
-def serving(fleet: Fleet, folder: Path, mosquitto: Path, *options: str) -> Iterator[Service]:
-    """Runs `fedge broker serve-enrolment`."""
+def serving(fleet: Fleet, folder: Path, mosquitto: Path) -> Iterator[Service]:
+    """Runs `fedge broker serve-enrolment` until it is stopped; devices may ask at once."""
+    with started(fleet, folder, mosquitto) as service:
+        until(lambda: service.is_connected() or service.process.poll() is not None, 20)
+        assert service.is_connected(), service.said()
+        yield service
+
+
+@contextlib.contextmanager
+def started(fleet: Fleet, folder: Path, mosquitto: Path, *options: str) -> Iterator[Service]:
+    """Starts `fedge broker serve-enrolment` and does not wait for anything."""
     log = folder / "enrolment.log"
     arguments = ["broker", "serve-enrolment", str(fleet.folder), *options]
     path = f"{mosquitto.parent}{os.pathsep}{os.environ.get('PATH', '')}"
@@ -67,10 +80,7 @@ def serving(fleet: Fleet, folder: Path, mosquitto: Path, *options: str) -> Itera
             stderr=output,
         )
     try:
-        service = Service(fleet, log, process)
-        until(lambda: " INFO    connected" in service.said() or process.poll() is not None, 20)
-        assert process.poll() is None, service.said()
-        yield service
+        yield Service(fleet, log, process)
     finally:
         process.terminate()
         process.wait(10)

@@ -30,7 +30,7 @@ from edge_agent.enrolment.request_certificate import ask_for_certificate
 from fedge.errors import ConfigError, LinkError
 from fedge.files import Account
 from tests.conftest import gone_within, wait_up
-from tests.integration.enrolment import TOPICS, Service, request_in, serving
+from tests.integration.enrolment import TOPICS, Service, request_in, serving, started
 from tests.integration.fleet_folder import (
     FEDERATION,
     NOT_AUTHORISED,
@@ -350,9 +350,10 @@ def test_a_flood_of_connections_leaves_the_fleet_alone(program: Path, tmp_path: 
 
 def test_it_ends_by_itself_and_leaves_no_process(program: Path, tmp_path: Path) -> None:
     fleet = make_fleet(tmp_path / "fleet")
-    with serving(fleet, tmp_path, program, "--for", "0.02") as service:
-        assert service.process.wait(20) == 0
-        assert service.says("no more devices are enrolled")
+    with started(fleet, tmp_path, program, "--for", "0.02") as service:
+        assert service.process.wait(40) == 0, service.said()
+        assert "no more devices are enrolled" in service.said()
+        assert "enrolment broker: " in service.said()  # there was a broker
         with pytest.raises(OSError, match="refused"):
             service.stranger().connect()
 
