@@ -1,4 +1,4 @@
-# demo and test set up what they need in .venv; nothing is installed outside it.
+# Each target installs what it needs into .venv; nothing is installed outside it.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 # Versions known to work together, so that a release of another project breaks nothing here;
 # `make test CONSTRAINTS=` in a clean clone takes the newest there are.
@@ -10,7 +10,7 @@ OUT ?= runs/wearable_activity
 WORKERS ?= 2
 ARM ?= arm64 arm64-trixie armhf
 
-.PHONY: demo test test-arm test-install check coverage bench brokers constraints wheel clean
+.PHONY: demo test unit check fix test-arm test-install coverage bench brokers constraints wheel clean
 
 demo: .venv/.fleet
 	.venv/bin/fedge fleet run examples/wearable_activity.yaml --out $(OUT)
@@ -19,6 +19,10 @@ demo: .venv/.fleet
 test: .venv/.dev
 	.venv/bin/pytest tests --ignore=tests/tensorflow -n $(WORKERS) --dist loadfile
 	.venv/bin/pytest tests/tensorflow -n $(WORKERS) --dist loadfile
+
+# No broker and no TensorFlow.
+unit: .venv/.check
+	.venv/bin/pytest tests/unit tests/conformance -m 'not broker' -n $(WORKERS) --dist loadfile
 
 # Installs in a Debian of its own: root, a network, debootstrap and systemd-container; minutes.
 test-install: .venv/.dev wheel
@@ -29,14 +33,18 @@ test-arm: .venv/.dev wheel
 	.venv/bin/python -m tests.arm.root dist/*.whl $(ARM)
 	FEDGE_ARM='$(ARM)' .venv/bin/pytest tests/arm --timeout=1800
 
-check: .venv/.dev
+check: .venv/.check
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/mypy benchmarks
 	.venv/bin/lint-imports
 
-coverage: .venv/.dev
+fix: .venv/.check
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+coverage: .venv/.check
 	.venv/bin/pytest tests --ignore=tests/tensorflow --cov --cov-report=term-missing:skip-covered
 
 bench: .venv/.dev
@@ -74,7 +82,12 @@ clean:
 	$(PIP) -e '.[fleet]'
 	@touch $@
 
+.venv/.check: pyproject.toml $(CONSTRAINTS) | .venv/bin/python
+	@echo "installing into .venv: tests and checks, without TensorFlow ..."
+	$(PIP) -e '.[test,check]'
+	@touch $@ .venv/.fleet
+
 .venv/.dev: pyproject.toml $(CONSTRAINTS) | .venv/bin/python
 	@echo "installing into .venv, with TensorFlow for the exporter's tests (1.6 GB) ..."
 	$(PIP) -e '.[dev]'
-	@touch $@ .venv/.fleet
+	@touch $@ .venv/.check .venv/.fleet

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from broker.link.link import LinkDown, LinkUp, Received
@@ -20,6 +21,11 @@ from tests.transports import Transports, mosquitto_of_all_transports
 AnyLink = MqttLink | MemoryLink
 
 _numbers = itertools.count(1)
+
+
+# No example has a deadline: how long one takes depends on what else the machine does.
+hypothesis.settings.register_profile("fedge", deadline=None)
+hypothesis.settings.load_profile("fedge")
 
 
 def pytest_configure() -> None:

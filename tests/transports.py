@@ -18,8 +18,9 @@ import msgspec
 import broker.local.embedded
 from broker.link.settings import BrokerSettings, TlsSettings
 from broker.link.transport_settings import WebSocketSettings
-from broker.local.broker import HOST, LocalBroker, free_port
+from broker.local.broker import HOST, LocalBroker
 from broker.security.certificate_authority import Authority
+from tests.ports import free_port, free_ports
 
 #: rumqttd, the embedded broker, told to listen for MQTT 3.1.1 alone.
 _OLD_BROKER = """\
@@ -99,7 +100,7 @@ def make_certificates(folder: Path) -> None:
 def mosquitto_of_all_transports(folder: Path) -> Iterator[Transports]:
     """It runs while the block lasts, its certificates in `folder`."""
     make_certificates(folder)
-    ports = [free_port() for _ in range(4)]
+    ports = free_ports(4)
     tls = f"cafile {folder}/ca.pem\ncertfile {folder}/server.pem\nkeyfile {folder}/server.pem\n"
     # libwebsockets binds to an address of IPv4 only where it is told to be of IPv4.
     websockets = "protocol websockets\nsocket_domain ipv4\n"

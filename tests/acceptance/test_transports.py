@@ -15,9 +15,10 @@ import pytest
 import yaml
 
 from broker.link.settings import BrokerSettings
-from broker.local.broker import HOST, LocalBroker, free_port
+from broker.local.broker import HOST, LocalBroker
 from tests.acceptance.federation import ROOT, Federation, running
 from tests.conftest import need
+from tests.ports import free_port
 from tests.transports import Transports, broker_of_3_1_1, make_certificates
 
 _ROUNDS = 2

@@ -92,9 +92,12 @@ def network() -> Iterator[NetworkLoop]:
 
 #: Of a Mosquitto that listens in all ways; "3.1.1" is TCP with the older MQTT.
 _TRANSPORTS = ["tls", "websockets", "wss", "3.1.1"]
+_KINDS = ["mosquitto", "embedded", *_TRANSPORTS]
+
+_REAL = [pytest.param(kind, marks=pytest.mark.broker) for kind in _KINDS]
 
 
-@pytest.fixture(params=["memory", "mosquitto", "embedded", *_TRANSPORTS])
+@pytest.fixture(params=["memory", *_REAL])
 def world(
     request: pytest.FixtureRequest, unique: Callable[[str], str], network: NetworkLoop
 ) -> Iterator[World]:

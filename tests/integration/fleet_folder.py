@@ -23,7 +23,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from broker.link.link import LinkDown, LinkUp
 from broker.link.mqtt import MqttLink
 from broker.link.settings import BrokerSettings, TlsSettings
-from broker.local.broker import find_mosquitto, free_port
+from broker.local.broker import find_mosquitto
 from broker.local.child_process import dying_with
 from broker.security.access_control import PID_FILE
 from broker.security.certificate_authority import Authority
@@ -34,6 +34,7 @@ from broker.security.log_reader import Refusals
 from broker.security.reload_mosquitto import reload_mosquitto
 from edge_agent.enrolment.enrol import enrol
 from fedge.files import Account
+from tests.ports import free_ports
 
 REPOSITORY = Path(__file__).parents[2]
 FEDERATION = "houses"
@@ -50,12 +51,14 @@ def brokers() -> list[Path]:
 
 def make_fleet(folder: Path, port: int | None = None, now: datetime | None = None) -> Fleet:
     """A fleet whose broker listens on loopback and runs as whoever runs the tests."""
+    free, enrolment_port = free_ports(2)
     settings = FleetSettings(
         FEDERATION,
         ["localhost", "127.0.0.1"],
-        port or free_port(),
+        port or free,
         "127.0.0.1",
         Account.current().name,
+        enrolment_port,
     )
     return create_fleet(folder, settings, now or utc_now())
 

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import itertools
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -23,7 +24,7 @@ import pytest
 from broker.link.mqtt import MqttLink
 from broker.link.settings import BrokerSettings, TlsSettings
 from broker.link.transport_settings import ProxyKind, ProxySettings
-from broker.local.broker import LocalBroker, find_mosquitto, free_port
+from broker.local.broker import LocalBroker, find_mosquitto
 from broker.protocol import blobs, messages
 from broker.protocol.messages import AgentStatus, CoordinatorStatus, ProgramManifest
 from broker.protocol.signed_messages import read_public_keys
@@ -63,6 +64,7 @@ from tests.integration.fleet_folder import (
     signed,
     until,
 )
+from tests.ports import free_port
 from tests.transports import Transports
 
 pytestmark = pytest.mark.mosquitto
@@ -618,7 +620,7 @@ def test_an_interpreter_that_crashes_does_not_take_the_doctor_with_it(
     for name in [name for name in sys.modules if name.startswith("ai_edge_litert")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "path", [str(tmp_path / "site"), *sys.path])
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"), prepend=os.pathsep)
     found = locally(tmp_path, runtime="ai-edge-litert")
     for name in ("ai_edge_litert.interpreter", "ai_edge_litert"):
         sys.modules.pop(name, None)  # for good: monkeypatch would put the impostor back

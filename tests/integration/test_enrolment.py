@@ -20,7 +20,6 @@ import msgspec
 import pytest
 
 from broker.enrolment.messages import Answer, Request, decode_answer
-from broker.local.broker import free_port
 from broker.security.access_control import PID_FILE
 from broker.security.create_fleet import create_fleet
 from broker.security.fleet import utc_now
@@ -45,6 +44,7 @@ from tests.integration.fleet_folder import (
     until,
     why_refused,
 )
+from tests.ports import free_ports
 
 pytestmark = pytest.mark.mosquitto
 
@@ -189,8 +189,10 @@ def test_the_secret_is_sent_to_no_service_of_another_fleet(
 
 
 def test_a_service_under_another_name_is_not_told_the_secret(program: Path, tmp_path: Path) -> None:
-    me, port = Account.current().name, free_port()
-    settings = FleetSettings(FEDERATION, ["broker.example.org"], port, "127.0.0.1", me)
+    me, (port, enrolment_port) = Account.current().name, free_ports(2)
+    settings = FleetSettings(
+        FEDERATION, ["broker.example.org"], port, "127.0.0.1", me, enrolment_port
+    )
     with serving(
         create_fleet(tmp_path / "fleet", settings, utc_now()), tmp_path, program
     ) as service:
@@ -210,7 +212,7 @@ def test_a_clock_that_is_wrong_is_named(program: Path, tmp_path: Path) -> None:
 
 
 def test_without_a_service_there_is_one_line(tmp_path: Path) -> None:
-    fleet = make_fleet(tmp_path / "fleet", free_port())
+    fleet = make_fleet(tmp_path / "fleet")
     fedge("broker", "enrol", fleet.folder, "pi-1", "--token")
     tokens = fedge("broker", "enrol", fleet.folder, "pi-2", "--token").splitlines()
     done = command("agent", "enrol", tokens[1], "--dir", tmp_path / "pi", "--timeout", "1")
@@ -364,7 +366,10 @@ def test_who_talks_to_strangers_is_not_root(program: Path) -> None:
     uid = pwd.getpwnam("mosquitto").pw_uid
     with tempfile.TemporaryDirectory(prefix="fedge-test-") as name:
         Path(name).chmod(0o755)  # unlike pytest's folders: other accounts pass through
-        settings = FleetSettings(FEDERATION, ["localhost"], free_port(), "127.0.0.1", "mosquitto")
+        port, enrolment_port = free_ports(2)
+        settings = FleetSettings(
+            FEDERATION, ["localhost"], port, "127.0.0.1", "mosquitto", enrolment_port
+        )
         fleet = create_fleet(Path(name) / "fleet", settings, utc_now())
         with serving(fleet, Path(name), program) as service:
             pid = service.process.pid

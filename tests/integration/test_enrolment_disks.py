@@ -130,7 +130,7 @@ def test_a_device_whose_disk_is_full_keeps_what_it_has(disk: Path, tmp_path: Pat
 
 
 #: That write a fleet's files.
-FLEET = ("broker.security.fleet", "broker.security.fleet_layout")
+FLEET = ("broker.security.create_fleet", "broker.security.fleet", "broker.security.fleet_layout")
 
 
 def cut_at_write(number: int, modules: Sequence[str], *arguments: str | Path) -> None:

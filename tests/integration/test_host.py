@@ -22,7 +22,7 @@ import yaml
 from broker.link.link import LinkUp, Received
 from broker.link.mqtt import MqttLink
 from broker.link.network_loop import NetworkLoop
-from broker.local.broker import LocalBroker, free_port
+from broker.local.broker import LocalBroker
 from broker.protocol import messages
 from broker.protocol.messages import AgentStatus
 from broker.protocol.topics import AgentStatusTopic, Topics
@@ -33,6 +33,7 @@ from fleet.host import AgentHost, find_agents
 from fleet.run import RunOptions, run_scenario
 from models.package.package import INITIAL_FILE
 from tests.conftest import need, take, wait_up
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 FEDGE = [sys.executable, "-P", "-m", "fedge"]

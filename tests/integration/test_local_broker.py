@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from broker.link.mqtt import MqttLink
-from broker.local.broker import LocalBroker, answers, choose_kind, free_port
+from broker.local.broker import LocalBroker, answers, choose_kind
 from fedge.errors import ConfigError
 from tests.conftest import gone_within, lives, need, take, wait_up
+from tests.ports import free_port
 
 KINDS = ["mosquitto", "embedded"]
 

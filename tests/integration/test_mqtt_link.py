@@ -20,9 +20,10 @@ from broker.link.link import LinkDown, LinkUp, Received, Will
 from broker.link.mqtt import MqttLink
 from broker.link.network_loop import NetworkLoop
 from broker.link.settings import BrokerSettings, TlsSettings
-from broker.local.broker import LocalBroker, free_port
+from broker.local.broker import LocalBroker
 from fedge.errors import ConfigError, LinkError
 from tests.conftest import need, nothing_comes, take, wait_down, wait_up
+from tests.ports import free_port
 
 pytestmark = pytest.mark.mosquitto
 

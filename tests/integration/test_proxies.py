@@ -15,10 +15,10 @@ from broker.link.mqtt import MqttLink
 from broker.link.network_loop import NetworkLoop
 from broker.link.settings import BrokerSettings
 from broker.link.transport_settings import ProxyKind, ProxySettings
-from broker.local.broker import free_port
 from fedge.errors import ConfigError
 from tests.conftest import take, wait_down, wait_up
 from tests.gateway import Gateway
+from tests.ports import free_port
 from tests.transports import Transports
 
 _LOGIN = ("pi", "s3cret:word")

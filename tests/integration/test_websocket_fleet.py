@@ -13,7 +13,6 @@ import pytest
 from broker.link.link import LinkUp
 from broker.link.mqtt import MqttLink
 from broker.link.settings import BrokerSettings
-from broker.local.broker import free_port
 from broker.security.create_fleet import create_fleet
 from broker.security.fleet import utc_now
 from broker.security.fleet_settings import FleetSettings
@@ -24,19 +23,21 @@ from fedge.files import Account
 from fedge.yaml_config import load_config
 from tests.conftest import nothing_comes, take, wait_down, wait_up
 from tests.integration.fleet_folder import FEDERATION, ROOT, RunningFleet, running, until
+from tests.ports import free_ports
 
 
 @pytest.fixture(scope="module")
 def fleet(program: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningFleet]:
     folder = tmp_path_factory.mktemp("websockets")
+    port, enrolment_port, websockets = free_ports(3)
     settings = FleetSettings(
         FEDERATION,
         ["localhost", "127.0.0.1"],
-        free_port(),
+        port,
         "127.0.0.1",
         Account.current().name,
-        free_port(),
-        free_port(),
+        enrolment_port,
+        websockets,
     )
     with running(create_fleet(folder / "fleet", settings, utc_now()), folder, program) as made:
         assert until(lambda: " running" in made.said(), 20)  # before, SIGHUP would end it
