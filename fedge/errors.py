@@ -1,7 +1,7 @@
 """The one tree of errors.
 
 The class says who must act; `exit_code` is what a command that ends with the error returns to its
-shell. Codes are part of the command-line contract (README, "Exit codes").
+shell. Codes are part of the command-line contract (docs/exit-codes.md).
 """
 
 from __future__ import annotations

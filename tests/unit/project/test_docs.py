@@ -21,23 +21,30 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 import coordinator.machine.update_intake
 import coordinator.machine.uploads
 import coordinator.rounds.round
+import fleet.cli
 from broker.link.settings import BrokerSettings, TlsSettings
 from broker.link.transport_settings import ProxySettings, WebSocketSettings
 from broker.protocol import blobs, ed25519, messages, signed_messages
 from broker.security.signing import SigningKeys
 from coordinator import config as middle
 from coordinator.machine import admission
+from coordinator.records.records import AgentResult, RoundRecord
 from edge_agent.config import AgentConfig
 from edge_agent.data.config import DataConfig, InputSource, TargetSource, WeightSource
 from edge_agent.data.dataset import load_dataset
 from edge_agent.machine import agent, reports
 from edge_agent.machine.limits import LimitsConfig
+from fedge import console
 from fedge.command import cli
+from fedge.errors import FederationError
 from fedge.yaml_config import load_config, parse_config
+from fleet.baselines import Baselines
 from fleet.participants import make_cast
 from fleet.partition import PartitionConfig
+from fleet.report import build_report
 from fleet.scenario import BaselineConfig, DetectionConfig, Scenario, load_scenario
 from fleet.virtual.faults import FaultPlan
+from fleet.virtual.invariants import InvariantViolated
 from learning.algorithms import StrategyConfig
 from learning.algorithms.registry import STRATEGIES
 from learning.codecs import CODECS, CodecConfig, make_codec
@@ -46,9 +53,11 @@ from models.zoo import load_zoo
 
 ROOT = Path(__file__).parents[3]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 CONFIGURATION = (ROOT / "docs/configuration.md").read_text()
 PROTOCOL = (ROOT / "docs/protocol.md").read_text()
 MODELS = (ROOT / "docs/models.md").read_text()
+REPORT = (ROOT / "docs/report.md").read_text()
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
@@ -254,6 +263,45 @@ def test_every_reason_is_documented() -> None:
     assert set(re.findall(r"\w+", told[1])) <= documented
 
 
+# -- results ----------------------------------------------------------------------------------
+
+
+def first_cells(text: str) -> set[str]:
+    """The names in backticks in the first cell of every row."""
+    cells = re.findall(r"(?m)^\| (`[^|]*) \|", text)
+    return {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
+
+
+def test_every_key_of_the_report_is_documented() -> None:
+    text = section(REPORT, "report.json")
+    scenario = load_scenario(ROOT / "examples/house_price.yaml")
+    facts = dict.fromkeys(("agents", "codec", "runtime", "broker", "reason", "seconds"), "")
+    baselines = Baselines(failed={"own": "why"}, detection={"own": {"auc": 1.0}})
+    report = build_report(scenario, load_zoo("house_price"), [], baselines, facts)
+    assert first_cells(text) == set(report)
+    (final,) = re.findall(r"(?m)^\| `final` \| (.*) \|$", text)
+    assert set(re.findall(r"`(\w+)`", final)) == set(report["final"])
+
+
+@pytest.mark.parametrize(("heading", "struct"), [("rounds", RoundRecord), ("agents", AgentResult)])
+def test_every_key_of_a_round_is_documented(heading: str, struct: Any) -> None:
+    fields = {field.name for field in msgspec.structs.fields(struct)}
+    assert first_cells(section(REPORT, heading)) == fields
+
+
+def all_subclasses(kind: type[FederationError]) -> set[type[FederationError]]:
+    return {kind}.union(*map(all_subclasses, kind.__subclasses__()))
+
+
+def test_every_exit_code_is_documented() -> None:
+    page = (ROOT / "docs/exit-codes.md").read_text()
+    documented = [int(code) for code in re.findall(r"(?m)^\| (\d+) \|", page)]
+    codes = {0, console._INTERRUPTED, console._NO_READER, fleet.cli._BROKEN_PROMISE}
+    codes |= {kind.exit_code for kind in all_subclasses(FederationError)}
+    assert InvariantViolated.exit_code in codes
+    assert documented == sorted(codes)
+
+
 # -- examples ---------------------------------------------------------------------------------
 
 
@@ -413,7 +461,7 @@ def test_every_relative_link_leads_somewhere(page: Path) -> None:
             assert fragment in {anchor(heading) for heading in headings}, target
 
 
-@every_page
+@pytest.mark.parametrize("page", [*PAGES, CONTRIBUTING], ids=lambda page: page.name)
 def test_every_make_target_exists(page: Path) -> None:
     targets = set(re.findall(r"(?m)^(\w+):", (ROOT / "Makefile").read_text()))
     named = re.findall(r"(?m)(?:^ {4}|`)make (\w+)", page.read_text())
