@@ -106,10 +106,7 @@ def down_bytes(size: int) -> dict[str, float]:
     small: list[tuple[Topic, Message]] = [
         (RoundTopic(), plan(ref, "train")),
         (RoundTopic(), plan(ref, "evaluate")),
-        (
-            InboxTopic(AGENT),
-            Receipt(session=SESSION, round_id=ROUND, boot=BOOT, attempt=ROUND, accepted=True),
-        ),
+        (InboxTopic(AGENT), receipt),
     ]
     messages_bytes = sum(packets(topic, messages.encode(message)) for topic, message in small)
     weights = sum(packets(ChunkTopic(ref.sha256, n), chunk) for n, chunk in enumerate(chunks))
