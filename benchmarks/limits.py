@@ -30,7 +30,8 @@ from fedge.errors import TrainingError
 from fedge.system import resident_bytes
 from learning.codecs import CodecConfig, compensate, make_codec
 from models.package.package import ModelPackage
-from models.runtime.program import Program, Rows
+from models.runtime.program import Program
+from models.runtime.rows import Rows
 from models.zoo import load_zoo, zoo_names
 
 ROWS = 500

@@ -244,7 +244,7 @@ def resident_bytes() -> int:
 def work(task: str, engine: str, models: list[str], packages: Path) -> Any:
     """One task in this process: steps by model and way, memory, limits, or an export."""
     if task == "export":
-        from models.zoo.exported import export_record
+        from models.zoo.exporting import export_record
 
         export_record(small_record()).save(packages / SMALL)
         return {}

@@ -58,12 +58,12 @@ def check(config_path: Path, model_name: str, runtime: str | None) -> None:
     from fedge.yaml_config import load_config, located
     from learning.vector.metrics import metric_values
     from models.runtime.program import Program
-    from models.runtime.quiet_stderr import quiet_stderr
+    from models.runtime.stderr import suppress_stderr
     from models.zoo import open_model
 
     config = load_config(config_path, AgentConfig)
     package = open_model(model_name)
-    with quiet_stderr():  # what the interpreter announces
+    with suppress_stderr():  # what the interpreter announces
         program = Program(
             package.program, package.spec, frozen=package.frozen, runtime=runtime or config.runtime
         )

@@ -20,8 +20,8 @@ from learning.vector.parameters import Layout, ParameterSpec
 from models.package.npz import open_npz
 from models.package.spec import ModelSpec
 from models.runtime.inference import InferenceModel, Release, load_release
-from models.runtime.program import Array
-from models.runtime.quiet_stderr import quiet_stderr
+from models.runtime.rows import Array
+from models.runtime.stderr import suppress_stderr
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +85,7 @@ def predict(
     """
     tflite, release = load_release(model)
     spec = _spec(release, model)
-    with quiet_stderr():  # what the interpreter announces
+    with suppress_stderr():  # what the interpreter announces
         runner = InferenceModel(
             tflite,
             release.inputs,

@@ -43,7 +43,8 @@ from fedge.yaml_config import located
 from learning.vector.metrics import Sums, add_sums
 from learning.vector.parameters import F32
 from models.package.package import Unpacked, unpack_wire
-from models.runtime.program import Program, Rows
+from models.runtime.program import Program
+from models.runtime.rows import Rows
 
 log = logging.getLogger(__name__)
 

@@ -23,8 +23,9 @@ from learning.vector.metrics import Sums, add_sums, metric_values
 from learning.vector.parameters import F32, F64
 from models.package.package import ModelPackage
 from models.package.spec import ModelSpec
-from models.runtime.program import Program, Rows
-from models.runtime.quiet_stderr import quiet_stderr
+from models.runtime.program import Program
+from models.runtime.rows import Rows
+from models.runtime.stderr import suppress_stderr
 
 
 @dataclass
@@ -116,7 +117,7 @@ class _Trial:
 
     def __init__(self, cast: Cast, config: CoordinatorConfig, package: ModelPackage) -> None:
         self.metric = cast.scenario.baselines.metric
-        with quiet_stderr():  # between our own lines, what the interpreter announces is noise
+        with suppress_stderr():  # between our own lines, what the interpreter announces is noise
             self.program = Program(package.program, package.spec, frozen=package.frozen)
         self.initial = package.whole(package.initial)
         self.learners = _usable(cast, cast.learners)

@@ -16,8 +16,9 @@ from fedge.errors import ConfigError
 from fleet.participants import Cast
 from learning.vector.parameters import F32, F64
 from models.package.package import ModelPackage
-from models.runtime.program import Program, Rows
-from models.runtime.quiet_stderr import quiet_stderr
+from models.runtime.program import Program
+from models.runtime.rows import Rows
+from models.runtime.stderr import suppress_stderr
 
 Array = NDArray[Any]
 
@@ -40,7 +41,7 @@ def measure_detection(
     """
     config = cast.scenario.detection
     assert config is not None
-    with quiet_stderr():
+    with suppress_stderr():
         program = Program(package.program, package.spec, frozen=package.frozen)
     judged = [cast.dataset(name) for name in cast.unseen or cast.learners]
     held_out = [(data.part("test"), data.rows[data.test]) for data in judged if data.num_test]

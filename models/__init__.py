@@ -1,1 +1,1 @@
-"""What is learned: parameters, model packages, programs, codecs."""
+"""Models: packages, program runtime, cost estimates, exporter, zoo, `fedge model` commands."""

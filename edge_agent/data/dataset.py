@@ -19,7 +19,7 @@ from fedge.errors import DataError
 from fedge.yaml_config import located
 from models.package.spec import ModelSpec, TensorSpec
 from models.runtime.central_rows import first_wrong
-from models.runtime.program import Rows
+from models.runtime.rows import Rows
 
 __all__ = [
     "DataConfig",

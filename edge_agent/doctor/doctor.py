@@ -49,7 +49,8 @@ from fedge.host_checks import disk_check, memory_check, owner_check, temperature
 from fedge.system import available_bytes
 from fedge.yaml_config import located
 from models.package.package import Unpacked, unpack_wire
-from models.runtime.program import Program, Rows
+from models.runtime.program import Program
+from models.runtime.rows import Rows
 from models.zoo import load_zoo
 
 #: No agent is called so; what is forbidden is tried on its topics.

@@ -12,7 +12,8 @@ from edge_agent.data.table import Table
 from fedge.errors import DataError, TrainingError
 from learning.vector.metrics import Sums, add_sums
 from learning.vector.parameters import F32
-from models.runtime.program import Program, Rows
+from models.runtime.program import Program
+from models.runtime.rows import Rows
 
 
 def try_rows(program: Program, theta: F32, table: Table, data: LocalDataset) -> Sums:

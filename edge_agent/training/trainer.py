@@ -19,7 +19,8 @@ from edge_agent.training.result import TrainingResult
 from fedge.errors import TrainingError
 from learning.vector.metrics import Sums, add_arrays, as_totals
 from learning.vector.parameters import F32, F64
-from models.runtime.program import Gradient, Program, Rows, row_count
+from models.runtime.program import Gradient, Program
+from models.runtime.rows import Rows, row_count
 
 
 class LocalOptimizer(Protocol):

@@ -1,4 +1,4 @@
-"""What `fedge model inspect` says about cost: operators, arithmetic, memory, time."""
+"""Cost section of `fedge model inspect`: operators, arithmetic, memory, time."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from models.inspect.cost import (
 )
 from models.package.package import ModelPackage
 
-#: Kinds of operators in a line.
+#: Kinds of operators shown per line.
 _SHOWN = 6
 
 
 def cost_report(
     package: ModelPackage, device: str, rows: int, runtime: str | None
 ) -> dict[str, Any]:
-    """Costs of the signatures, and of training on a device.
+    """Returns the costs of the signatures and of training on a device, as JSON has them.
 
     Raises:
-        ModelError: the program is damaged, or does not run here.
+        ModelError: the program is damaged, or does not run on this machine.
     """
     costs = analyse(package.program)
     estimate: dict[str, Any] = {
@@ -53,7 +53,7 @@ def cost_report(
 
 
 def cost_lines(report: dict[str, Any]) -> Iterator[str]:
-    """The same for people."""
+    """Returns the cost report as lines of text."""
     yield "cost of one call"
     for name, cost in report["costs"].items():
         kinds = cost["operators"]

@@ -1,4 +1,4 @@
-"""What `fedge model inspect` says about a package: what goes in, what comes out, how θ is cut."""
+"""Package section of `fedge model inspect`: inputs, outputs, layout, signatures, runtimes."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ import msgspec
 
 from fedge.errors import ModelError
 from models.package.package import ModelPackage
+from models.package.signatures import expected_signatures
 from models.package.spec import ModelSpec
 from models.runtime.interpreters import available_runtimes, find_runtime
-from models.runtime.program import Program, expected_signatures
-from models.runtime.wheels import LIGHT
+from models.runtime.program import Program
+from models.runtime.wheels import DEVICE_RUNTIMES
 
 
 def package_report(package: ModelPackage, runtime: str | None) -> dict[str, Any]:
-    """The package as JSON has it; costs aside.
+    """Returns the description of a package, as JSON has it.
 
     Args:
-        package: to look at.
-        runtime: that is to load the program; None tries those that are installed.
+        package: the package.
+        runtime: runtime that loads the program; None tries all that are installed.
     """
     spec = package.spec
     return {
@@ -49,7 +50,7 @@ def package_report(package: ModelPackage, runtime: str | None) -> dict[str, Any]
 
 
 def _layout(spec: ModelSpec) -> Iterator[dict[str, Any]]:
-    """The tensors of the vector that the program takes: θ's, then the personal ones."""
+    """Returns the tensors of the program's vector: those of θ, then the personal ones."""
     for layout, start in ((spec.layout, 0), (spec.personal, spec.size)):
         for parameter, place in layout.slices() if layout is not None else ():
             yield {
@@ -62,19 +63,19 @@ def _layout(spec: ModelSpec) -> Iterator[dict[str, Any]]:
 
 
 def _names(tensors: dict[str, tuple[tuple[int, ...], str]]) -> dict[str, str]:
-    """`{"theta": "float32[3767]", …}`."""
+    """Returns tensors as `{"theta": "float32[3767]", …}`."""
     return {
         name: f"{dtype}[{', '.join(map(str, shape))}]" for name, (shape, dtype) in tensors.items()
     }
 
 
 def _runtimes(package: ModelPackage, only: str | None) -> dict[str, str]:
-    """Installed interpreter -> its version when it takes the program, else what it says."""
+    """Returns per installed runtime whether it loads the program, or its error."""
     found = {}
     installed = available_runtimes()
-    light = [name for name in installed if name in LIGHT]
+    light = [name for name in installed if name in DEVICE_RUNTIMES]
     if only is not None:
-        find_runtime(only)  # asked for and not there: an error, and no line among others
+        find_runtime(only)  # raises if the named runtime is missing
     for runtime in [only] if only else light or installed:
         try:
             version = Program(
@@ -88,7 +89,7 @@ def _runtimes(package: ModelPackage, only: str | None) -> dict[str, str]:
 
 
 def report_lines(report: dict[str, Any]) -> Iterator[str]:
-    """The report for people."""
+    """Returns the description as lines of text."""
     for key in ("name", "source", "parameters", "loss", "metrics", "batch_size"):
         value = report[key]
         text = ", ".join(value) if isinstance(value, list) else value

@@ -1,7 +1,4 @@
-"""`fedge model`: export a Keras model, list the zoo, look into a package, release a version of θ.
-
-And which TFLite interpreters this machine has.
-"""
+"""`fedge model`: exports, lists, inspects and releases models; shows the TFLite interpreters."""
 
 from __future__ import annotations
 
@@ -14,13 +11,13 @@ from fedge.console import command_errors
 from fedge.errors import ConfigError, ExportError
 from models.cli.costs import cost_lines, cost_report
 from models.cli.inspect import package_report, report_lines
-from models.cli.output import check_folder, writing
+from models.cli.output import check_folder, output_errors
 from models.cli.release import release
 from models.cli.runtimes import runtime_option, runtimes
-from models.cli.user_code import load_function, parse_reference, running
+from models.cli.user_code import load_function, parse_reference, user_code_errors
 from models.inspect.cost import DEVICES, THIS
 from models.package.package import ModelPackage
-from models.runtime.quiet_stderr import quiet_stderr
+from models.runtime.stderr import suppress_stderr
 from models.zoo import load_zoo, open_model, zoo_names, zoo_record
 
 
@@ -95,11 +92,11 @@ def export(
     check_folder(out)
     click.echo("loading TensorFlow, which takes some seconds ...", err=True)
     # Only this command needs TensorFlow. Imported before the user's file, so that a missing
-    # TensorFlow is reported as such, and what it prints on import is hidden.
+    # TensorFlow is reported as such, and its messages on import are suppressed.
     from models.export.exporter import export_model
 
     build = load_function(place, attribute)
-    with running(f"{function}()"):
+    with user_code_errors(f"{function}()"):
         built = build()
     if isinstance(built, ModelPackage):
         if name is not None or any((batch_size, train, personal, reconstruct, metrics)):
@@ -122,7 +119,7 @@ def export(
             )
         except ExportError as error:
             raise ExportError(f"{function}: {error}") from error
-    with writing(out):
+    with output_errors(out):
         package.save(out)
     click.echo(
         f"{out}: {package.spec.name}, {package.spec.size:,} parameters{_parts(package)}, "
@@ -131,7 +128,7 @@ def export(
 
 
 def _parts(package: ModelPackage) -> str:
-    """What of the model is not in θ."""
+    """Returns the numbers of the model that are not in θ."""
     personal = package.personal.size
     frozen = package.spec.frozen
     return (f" + {personal:,} personal" if personal else "") + (
@@ -192,8 +189,8 @@ def inspect(model: str, as_json: bool, device: str, rows: int, runtime: str | No
     memory and time of training on a device.
     """
     package = open_model(model)
-    # What interpreters announce, not what they refuse: that comes as an error.
-    with quiet_stderr():
+    # Suppresses messages of the interpreters; their errors are exceptions.
+    with suppress_stderr():
         costs = cost_report(package, device, rows, runtime)  # a damaged program may crash runtimes
         report = package_report(package, runtime) | costs
     if as_json:

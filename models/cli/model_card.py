@@ -1,4 +1,4 @@
-"""The model card of a released model: its description as a page for people."""
+"""Model card of a released model: its description as a page for people."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from models.runtime.inference import Release
 
 
 def model_card(release: Release) -> str:
-    """The description as a page of Markdown for people."""
+    """Returns the model card in Markdown."""
     lines = [f"# {release.name}", ""]
     where = f"federation `{release.federation}`" if release.federation else "not stated"
     version = "" if release.version is None else f", version {release.version} of its weights"

@@ -1,4 +1,4 @@
-"""`--out` of commands that compute for minutes before they write."""
+"""Checks of `--out`, for commands that compute for minutes before they write."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from fedge.errors import ConfigError
 
 
 @contextlib.contextmanager
-def writing(out: Path) -> Iterator[None]:
-    """What fails while writing to `--out`, as a ConfigError that names it."""
+def output_errors(out: Path) -> Iterator[None]:
+    """Turns an OSError in the block into a ConfigError that names `--out`."""
     try:
         yield
     except OSError as error:
@@ -20,22 +20,22 @@ def writing(out: Path) -> Iterator[None]:
 
 
 def check_folder(out: Path) -> None:
-    """Tries whether a folder can be made, or written into, without leaving a trace.
+    """Checks that a folder can be created, or written into; leaves no trace.
 
     Raises:
-        ConfigError: it cannot; says why.
+        ConfigError: the folder cannot be created or written into; says why.
     """
-    with writing(out):
+    with output_errors(out):
         _try_folder(out)
 
 
 def check_file(out: Path) -> None:
-    """Tries whether a file can be made, or replaced, without changing it.
+    """Checks that a file can be created or replaced; changes nothing.
 
     Raises:
-        ConfigError: it cannot; says why.
+        ConfigError: the file cannot be created or replaced; says why.
     """
-    with writing(out):
+    with output_errors(out):
         if out.exists():
             out.open("ab").close()
         else:
@@ -43,6 +43,6 @@ def check_file(out: Path) -> None:
 
 
 def _try_folder(folder: Path) -> None:
-    # Of one that is still to be made, the nearest one that is there.
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    tempfile.TemporaryFile(dir=there).close()
+    # The nearest parent that exists.
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    tempfile.TemporaryFile(dir=existing).close()

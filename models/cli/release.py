@@ -1,4 +1,4 @@
-"""`fedge model release`: an inference model from a version of θ."""
+"""`fedge model release`: makes an inference model from a version of θ."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from fedge.console import command_errors
 from fedge.errors import ConfigError, ModelError
 from learning.vector.parameters import F32
 from models.cli.model_card import model_card
-from models.cli.output import check_file, writing
-from models.cli.user_code import find_function, parse_reference, running
+from models.cli.output import check_file, output_errors
+from models.cli.user_code import find_function, parse_reference, user_code_errors
 from models.package.package import ModelPackage, load_package, read_vector
 from models.package.spec import ModelSpec
 from models.package.stored_versions import STORE_FILE, StoredVersion, read_version
@@ -33,15 +33,15 @@ _PATH = click.Path(path_type=Path)
 @click.option(
     "--weights",
     metavar="VERSION|FILE|FOLDER",
-    help="Which θ: a version that the coordinator keeps (then FOLDER is its state folder, or "
-    "--state names it), an initial.npy, or another package folder. Default: the latest, or the "
-    "package's own.",
+    help="Weights to release: a version that the coordinator keeps (then FOLDER is its state "
+    "folder, or --state names it), an initial.npy, or another package folder. Default: the latest "
+    "version, or the package's own.",
 )
 @click.option("--state", type=_PATH, help="The coordinator's state_dir, for --weights VERSION.")
 @click.option(
     "--int8",
     is_flag=True,
-    help="All of it integer: weights take a quarter. A file of few weights may grow.",
+    help="Integer weights and arithmetic: weights take a quarter. A file of few weights may grow.",
 )
 @click.option("--float16", is_flag=True, help="Weights take half. A file of few weights may grow.")
 @click.option("--float32", is_flag=True, help="As trained (default).")
@@ -103,7 +103,7 @@ def release(
         data = calibration
     measured = read_rows(data, content.spec) if data else None
     click.echo("loading TensorFlow, which takes some seconds ...", err=True)
-    from models.export.release.release import Origin, release_model
+    from models.export.release.releaser import Origin, release_model
 
     made = release_model(
         content,
@@ -114,18 +114,18 @@ def release(
         origin=Origin(
             federation=found.federation if found else "",
             version=found.version if found else None,
-            trained_at=_moment(datetime.fromtimestamp(found.created_at, UTC)) if found else "",
+            trained_at=_iso_time(datetime.fromtimestamp(found.created_at, UTC)) if found else "",
             agents=found.agents if found else 0,
-            figures=found.figures if found else {},
+            evaluation=found.evaluation if found else {},
             licence=licence,
-            made_at=_moment(datetime.now(UTC)),
+            made_at=_iso_time(datetime.now(UTC)),
             machine=f"{platform.machine()} {platform.system()}",
         ),
         build=_builder(function),
         batch_size=batch_size,
     )
     description = msgspec.json.format(msgspec.json.encode(made.release), indent=1)
-    with writing(path):
+    with output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(made.tflite)
         path.with_suffix(".json").write_bytes(description + b"\n")
@@ -138,10 +138,10 @@ def release(
 
 
 def _only_one(**flags: bool) -> str | None:
-    """The flag that was given.
+    """Returns the flag that is given, None without any.
 
     Raises:
-        ConfigError: several were.
+        ConfigError: several are given.
     """
     given = [name for name, is_given in flags.items() if is_given]
     if len(given) > 1:
@@ -150,7 +150,7 @@ def _only_one(**flags: bool) -> str | None:
 
 
 def _size_advice(release: Release, spec: ModelSpec) -> list[str]:
-    """Where fewer bytes a weight may have made no smaller file."""
+    """Returns a hint if smaller weights may not have made the file smaller."""
     weights_bytes = 4 * (spec.whole_size + spec.frozen)
     if release.numbers == "float32" or release.bytes <= weights_bytes:
         return []
@@ -160,14 +160,14 @@ def _size_advice(release: Release, spec: ModelSpec) -> list[str]:
     ]
 
 
-def _moment(when: datetime) -> str:
+def _iso_time(when: datetime) -> str:
     return when.isoformat(timespec="seconds")
 
 
 def _find(
     reference: str, weights: str | None, state: Path | None
 ) -> tuple[ModelPackage, F32, StoredVersion | None]:
-    """Package, θ, and where it comes from, if that is a federation."""
+    """Returns package, θ, and the stored version if θ comes from a federation."""
     content, home = _package(reference)
     state = state or home
     if weights is None or weights.isdigit():
@@ -175,7 +175,7 @@ def _find(
             if weights is None:
                 return content, np.array(content.initial), None
             raise ConfigError(
-                f"--weights {weights}: of which federation? --state names the coordinator's folder"
+                f"--weights {weights} is a version: name the coordinator's folder with --state"
             )
         found = read_version(
             state, None if weights is None else int(weights), content.spec.fingerprint
@@ -191,7 +191,7 @@ def _find(
 
 
 def _package(reference: str) -> tuple[ModelPackage, Path | None]:
-    """The package, and the coordinator's state folder where it lies in one."""
+    """Returns the package, and the coordinator's state folder that holds it, if any."""
     if reference in zoo_names():
         return load_zoo(reference), None
     folder = Path(reference)
@@ -203,7 +203,7 @@ def _package(reference: str) -> tuple[ModelPackage, Path | None]:
 def _is_state(folder: Path) -> bool:
     try:
         return (folder / STORE_FILE).is_file()
-    except OSError:  # may not be looked into: who opens the package says so
+    except OSError:  # no permission: opening the package reports it
         return False
 
 
@@ -213,7 +213,7 @@ def _builder(reference: str | None) -> Callable[[], Any] | None:
     function = find_function(reference)
 
     def build() -> Any:
-        with running(f"{reference}()"):
+        with user_code_errors(f"{reference}()"):
             return function()
 
     return build

@@ -10,13 +10,13 @@ import click
 
 from fedge.console import command_errors
 from fedge.errors import ModelError
-from models.runtime.wheels import WHEELS, advice, obstacle
+from models.runtime.wheels import WHEELS, install_advice, missing_wheel_reason
 
-#: `--runtime NAME`; None leaves the choice to configuration, environment and what is installed.
+#: `--runtime NAME`; None: configuration or environment name it, else the first installed is taken.
 runtime_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
     "--runtime",
     type=click.Choice(list(WHEELS)),
-    help="TFLite interpreter (default: the one that is configured, else the first installed).",
+    help="TFLite interpreter (default: the configured one, else the first installed).",
 )
 
 
@@ -50,14 +50,19 @@ def runtimes(as_json: bool) -> None:
             "libc_version": ".".join(map(str, here.libc_version)),
             "taken": taken,
             "installed": installed,
-            "no_wheel": {name: text for name in WHEELS if (text := obstacle(name, here))},
-            "advice": advice(here),
+            "no_wheel": {
+                name: text for name in WHEELS if (text := missing_wheel_reason(name, here))
+            },
+            "advice": install_advice(here),
         }
         click.echo(json.dumps(report, indent=1))
     else:
         click.echo(f"{'here':<15} {here}")
         for name in WHEELS:
-            state = installed.get(name) or f"not installed; {obstacle(name, here) or 'has a wheel'}"
+            state = (
+                installed.get(name)
+                or f"not installed; {missing_wheel_reason(name, here) or 'has a wheel'}"
+            )
             click.echo(f"{name:<15} {state}{', taken' if name == taken else ''}")
     if trouble:
         raise ModelError(trouble)

@@ -1,1 +1,1 @@
-"""Keras models to programs: the only place that imports TensorFlow."""
+"""Exporter: compiled Keras models -> programs that devices train. Imports TensorFlow."""

@@ -1,7 +1,7 @@
-"""TensorFlow and Keras, imported quietly; exporter and builders take them from here.
+"""Imports TensorFlow and Keras, for the exporter and the builders of models.
 
-Importing this module takes seconds and some 500 MB, and fails with an `ExportError` that says what
-to install. Nothing a device runs imports it.
+Importing this module takes seconds and some 500 MB; without TensorFlow it raises an `ExportError`
+that says what to install. Devices never import it.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from fedge.errors import ExportError
-from models.runtime.quiet_stderr import quiet_stderr
+from models.runtime.stderr import suppress_stderr
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 try:
-    with quiet_stderr():
+    with suppress_stderr():
         import keras
         import tensorflow as tf
 except ImportError as error:
@@ -34,13 +34,13 @@ if keras.backend.backend() != "tensorflow":
 
 
 @contextlib.contextmanager
-def hushed() -> Iterator[None]:
-    """Without warnings and chatter about TensorFlow itself, which say nothing about the model."""
+def suppress_tensorflow_output() -> Iterator[None]:
+    """Suppresses warnings and messages of TensorFlow itself until the block ends."""
     logger = tf.get_logger()
     level = logger.level
     logger.setLevel("ERROR")
     try:
-        with warnings.catch_warnings(), quiet_stderr():
+        with warnings.catch_warnings(), suppress_stderr():
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -51,4 +51,4 @@ def hushed() -> Iterator[None]:
 Tensor = Any
 Operation = Any
 
-__all__ = ["Operation", "Tensor", "hushed", "keras", "tf"]
+__all__ = ["Operation", "Tensor", "keras", "suppress_tensorflow_output", "tf"]

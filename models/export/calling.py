@@ -1,4 +1,4 @@
-"""Keras models as functions of their variables: every caller passes and gets flat lists."""
+"""Calls Keras models as pure functions of their variables, with flat inputs and outputs."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from models.export.backend import Tensor, keras, tf
 def call_model(
     model: Any, values: Mapping[int, Tensor], inputs: Sequence[Tensor], *, training: bool
 ) -> tuple[list[Tensor], dict[int, Tensor]]:
-    """Outputs in the model's order, and by id what its other variables are afterwards.
+    """Returns outputs in the model's order, and non-trainable variables after the call, by id.
 
     Args:
-        model: built; nothing in it changes.
-        values: of its variables, by `id(variable)`. Those left out are seeds of Keras's random
-            numbers, which nothing reads: random layers are replaced or have nothing to do.
+        model: a built model; it is not changed.
+        values: values of its variables, by `id(variable)`. Seeds of Keras's random numbers may be
+            missing: nothing reads them, because random layers are replaced or inactive.
         inputs: in the model's order.
         training: as for `keras.Model`.
 
     Raises:
-        ExportError: the model is not built to the end, adds losses of its own, which a program
-            would ignore, or masks steps of an output, which a program would count.
+        ExportError: a variable is not built, the model adds losses (a program would ignore them),
+            or a mask reaches an output (a program would count masked steps).
     """
     for variable in model.trainable_variables:
         if id(variable) not in values:
@@ -37,7 +37,7 @@ def call_model(
         for variable in model.non_trainable_variables
     ]
     output, after, losses = model.stateless_call(
-        trained, others, arranged_inputs(model, inputs), training=training, return_losses=True
+        trained, others, pack_inputs(model, inputs), training=training, return_losses=True
     )
     if losses:
         raise ExportError(
@@ -56,22 +56,22 @@ def call_model(
     return outputs, {id(variable): value for variable, value in pairs}
 
 
-def arranged_inputs(model: Any, inputs: Sequence[Any]) -> Any:
-    """A flat list of inputs as the model was built to take them: one, a list or a dict."""
-    return inputs[0] if isinstance(model, keras.Sequential) else _arranged(model.input, inputs)
+def pack_inputs(model: Any, inputs: Sequence[Any]) -> Any:
+    """Packs a flat list of inputs into the model's input structure: a tensor, list or dict."""
+    return inputs[0] if isinstance(model, keras.Sequential) else _packed(model.input, inputs)
 
 
-def arranged_outputs(model: Any, values: Sequence[Any]) -> Any:
-    """A flat list of one value per output, arranged as the model's outputs are."""
-    return values[0] if len(values) == 1 else _arranged(model.output, values)
+def pack_outputs(model: Any, values: Sequence[Any]) -> Any:
+    """Packs a flat list of one value per output into the model's output structure."""
+    return values[0] if len(values) == 1 else _packed(model.output, values)
 
 
 def output_keys(model: Any) -> list[str] | None:
-    """Keys of the outputs in the model's order, where it was built with a dict of them."""
+    """Returns the keys of a dict of outputs, in the model's order; None for other structures."""
     if isinstance(model, keras.Sequential) or not isinstance(model.output, dict):
         return None
-    return sorted(model.output)  # Keras's order of a dict
+    return sorted(model.output)  # Keras orders a dict by its keys
 
 
-def _arranged(like: Any, values: Sequence[Any]) -> Any:
+def _packed(like: Any, values: Sequence[Any]) -> Any:
     return keras.tree.pack_sequence_as(like, list(values))

@@ -1,4 +1,4 @@
-"""`export_model`: a compiled Keras model -> a model package that devices can train.
+"""`export_model`: compiled Keras model -> model package that devices can train.
 
 model = keras.Sequential([keras.Input((4,), name="sensors"), keras.layers.Dense(1)])
 model.compile(loss="mean_squared_error", metrics=["mae"])
@@ -19,20 +19,22 @@ import numpy as np
 from fedge.errors import ExportError
 from models.export.backend import keras
 from models.export.layers.randomness import random_function
-from models.export.layers.supported import check_layers, leaves
+from models.export.layers.supported import check_layers, leaf_layers
 from models.export.lowering import lower
 from models.export.objective.losses import Contrastive, Triplet
-from models.export.objective.objective import Objective, Wishes, read_objective
+from models.export.objective.objective import Objective
+from models.export.objective.reading import ObjectiveOptions, read_objective
+from models.export.reference import Reference
 from models.export.release.architecture import describe
-from models.export.release.verify import Reference, outputs_differ_by, verify
 from models.export.variables import Variables, freeze_all_but, is_seed, read_variables
+from models.export.verify import outputs_differ_by, verify
 from models.package.package import ModelPackage, encode_frozen
 from models.package.spec import ModelSpec, TensorSpec
 
 log = logging.getLogger(__name__)
 
-#: Change of the outputs, norm over norm, above which frozen layers are not rounded.
-MOST_ROUNDING = 0.1
+#: Relative change of the outputs (norms) above which frozen layers are stored unrounded.
+MAX_ROUNDING_CHANGE = 0.1
 
 
 def export_model(
@@ -50,44 +52,39 @@ def export_model(
     train: Sequence[str] = (),
     personal: Sequence[str] = (),
 ) -> ModelPackage:
-    """The package of `model`: program, spec, and the model's present weights as initial θ.
+    """Exports `model` as a package: program, spec, and its present weights as initial θ.
 
-    The program was run and its gradient compared with Keras's own before it is returned. Layers
-    with `trainable = False` are frozen: the package holds their weights once, matrices at a byte a
-    number unless that changes the outputs by more than a tenth, and they never travel again.
+    The program is run and its gradient compared with Keras's own before it is returned. Layers
+    with `trainable = False` are frozen: the package holds their weights once, matrices at one byte
+    per number unless that changes the outputs by more than a tenth; updates do not contain them.
 
     Args:
         model: a built and compiled `keras.Model`; `compile()`'s losses, loss weights and metrics
             become the program's, its optimizer is ignored (devices choose their own).
-        name: of the model, in the spec and in reports.
-        source: where architecture or task come from, for people.
+        name: name of the model, in the spec and in reports.
+        source: source of architecture or task, for people.
         batch_size: rows of one program call. Larger is faster per row; padding of the last batch
-            costs as much as real rows. Several make the program larger by signatures for each; the
-            first is the one that training uses.
-        inputs: one `TensorSpec` per input, in the model's order, to add what Keras does not know:
-            features, units, mean, std and what stands for a missing value. Shapes and dtypes must
+            costs as much as real rows. With several sizes the program has signatures for each; the
+            first one is the main size.
+        inputs: one `TensorSpec` per input, in the model's order, to add what Keras lacks: features,
+            units, mean, std and the substitute for missing values. Shapes and dtypes must
             agree with the model. Without them, names are those of `keras.Input(name=...)`.
         classes: names of the classes, for classification.
-        metrics: more metrics of the first output by name: also "confusion", which Keras has not.
-        class_weight: what a row of each class counts in the loss; 1 for those not named.
-        loss: of a model whose outputs are embeddings, in place of a compiled one.
+        metrics: names of additional metrics of the first output; also "confusion", which Keras
+            lacks.
+        class_weight: weight of a row of each class in the loss; 1 for classes not named.
+        loss: loss of a model whose outputs are embeddings, in place of a compiled one.
         reconstruct: name of the input that the output is compared with (an autoencoder): the data
             then needs no target.
-        train: names of layers, or patterns (`head*`): all others are frozen.
-        personal: names of layers, or patterns, that each device learns for itself and never sends.
+        train: names of layers, or patterns (`head*`), to train; all others are frozen.
+        personal: names of layers, or patterns, that each device trains for itself and never sends.
 
     Raises:
         ExportError: the model cannot become a program; names the layer, loss, metric or operator
             and what to use instead.
     """
-    lists = {"classes": classes, "metrics": metrics, "train": train, "personal": personal}
-    for option, value in lists.items():
-        if isinstance(value, str) and value:  # a text is a sequence too, of letters
-            raise ExportError(f"{option}={value!r}: give a list, [{value!r}]")
-    if not isinstance(class_weight or {}, Mapping):
-        raise ExportError(
-            f"class_weight={class_weight!r}: give a weight for each class, {{0: 1.0}}"
-        )
+    _check_types(class_weight, classes=classes, metrics=metrics, train=train, personal=personal)
+    main, *more = _batch_sizes(batch_size)
     _check_model(model)
     if train:
         freeze_all_but(model, train)
@@ -95,13 +92,9 @@ def export_model(
     variables = read_variables(model, personal)
     _check_finite(model)
     tensors = tuple(_inputs(model, inputs))
-    wishes = Wishes(loss, reconstruct, class_weight or {}, metrics, classes)
-    sizes = [batch_size] if isinstance(batch_size, int | np.integer) else list(batch_size)
-    if not sizes:
-        raise ExportError("batch_size is empty: give a number of rows, or several")
-    main, *more = (int(size) for size in sizes)
+    options = ObjectiveOptions(loss, reconstruct, class_weight or {}, metrics, classes)
     try:
-        objective = read_objective(model, tensors, wishes)
+        objective = read_objective(model, tensors, options)
         spec = ModelSpec(
             name=name,
             source=source,
@@ -112,7 +105,7 @@ def export_model(
             metrics=objective.metrics,
             batch_size=main,
             layout=variables.layout,
-            stochastic=any(map(random_function, leaves(model))),
+            stochastic=any(map(random_function, leaf_layers(model))),
             personal=variables.personal_layout,
             frozen=sum(tensor.size for tensor in variables.frozen_tensors),
             more_batch_sizes=tuple(more) or msgspec.UNSET,
@@ -125,28 +118,46 @@ def export_model(
         variables.values(variables.shared),
         variables.values(variables.personal),
         encode_frozen(variables.frozen_tensors),
-        describe(model, wishes, variables),
+        describe(model, options, variables),
     )
-    package = _without_harm(model, package, objective, variables)
+    package = _with_precise_frozen_layers(model, package, objective, variables)
     verify(model, package, objective, variables)
     return package
 
 
-def _without_harm(
+def _check_types(class_weight: object, **lists: object) -> None:
+    """Raises ExportError for a text in place of a list, and for class weights in a list."""
+    for option, value in lists.items():
+        if isinstance(value, str) and value:  # a text is a sequence of letters
+            raise ExportError(f"{option}={value!r}: give a list, [{value!r}]")
+    if not isinstance(class_weight or {}, Mapping):
+        raise ExportError(
+            f"class_weight={class_weight!r}: give a weight for each class, {{0: 1.0}}"
+        )
+
+
+def _batch_sizes(given: int | Sequence[int]) -> list[int]:
+    sizes = [given] if isinstance(given, int | np.integer) else list(given)
+    if not sizes:
+        raise ExportError("batch_size is empty: give a number of rows, or several")
+    return [int(size) for size in sizes]
+
+
+def _with_precise_frozen_layers(
     model: Any, package: ModelPackage, objective: Objective, variables: Variables
 ) -> ModelPackage:
-    """The package; with exact frozen layers where rounded ones would change the outputs much."""
+    """Returns the package with unrounded frozen layers, if rounding changes the outputs much."""
     if not variables.frozen:
         return package
     exact = replace(package, frozen_bytes=encode_frozen(variables.frozen_tensors, rounded=False))
     pair = (Reference(model, made, objective, variables) for made in (package, exact))
     change = outputs_differ_by(model, package.spec, *pair)
-    if change <= MOST_ROUNDING:
+    if change <= MAX_ROUNDING_CHANGE:
         return package
     log.warning(
-        "model %s: frozen layers are stored at four bytes a number: at one byte each its outputs "
-        "would change by %.0f %% (limit %.0f %%)",
-        package.spec.name, 100 * change, 100 * MOST_ROUNDING, extra={"event": "frozen_exact"},
+        "model %s: frozen layers are stored at four bytes a number: at one byte a number its "
+        "outputs would change by %.0f %% (limit %.0f %%)",
+        package.spec.name, 100 * change, 100 * MAX_ROUNDING_CHANGE, extra={"event": "frozen_exact"},
     )  # fmt: skip
     return exact
 
@@ -181,7 +192,7 @@ def _check_finite(model: Any) -> None:
 
 
 def _inputs(model: Any, given: Sequence[TensorSpec]) -> Iterator[TensorSpec]:
-    """The inputs of the model, with what `given` adds."""
+    """Returns the input specs of the model, with those of `given` where there are any."""
     if given and len(given) != len(model.inputs):
         raise ExportError(f"{len(given)} input specs for a model of {len(model.inputs)} inputs")
     for index, tensor in enumerate(model.inputs):
@@ -209,7 +220,7 @@ def _inputs(model: Any, given: Sequence[TensorSpec]) -> Iterator[TensorSpec]:
 
 
 def _input_name(name: str, index: int, count: int) -> str:
-    # Keras numbers unnamed inputs through the life of the process; a package should not.
+    # Keras numbers unnamed inputs consecutively in a process: not the same for every export.
     if re.fullmatch(r"(keras_tensor|input|input_layer)(_\d+)?", name):
         return "input" if count == 1 else f"input_{index}"
     return name

@@ -1,7 +1,7 @@
-"""A Keras model and its objective -> the bytes of a TFLite program.
+"""Lowering: Keras model and objective -> bytes of a TFLite program.
 
 The model is traced unchanged, once per signature, with its weights cut from θ
-(`Model.stateless_call`); gradients are taken under `gradients.OVERRIDES`.
+(`Model.stateless_call`); gradients are taken under `gradients.overrides.OVERRIDES`.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ from math import prod
 from typing import Any
 
 from fedge.errors import ExportError, one_line
-from models.export.backend import Operation, Tensor, hushed, tf
+from models.export.backend import Operation, Tensor, suppress_tensorflow_output, tf
 from models.export.calling import call_model
-from models.export.gradients.convolutions import MOST_DEPTH
+from models.export.gradients.convolutions import MAX_DEPTHWISE_CHANNELS
 from models.export.gradients.overrides import OVERRIDES
-from models.export.layers.substitutes import Training, exportable
-from models.export.layers.supported import leaves
+from models.export.layers.substitutes import Training, substitute_layers
+from models.export.layers.supported import leaf_layers
 from models.export.objective.objective import Objective
-from models.export.polish import polish
+from models.export.optimize import optimize_program
 from models.export.variables import Variables
+from models.package.signatures import expected_signatures
 from models.package.spec import ModelSpec
-from models.runtime.program import expected_signatures
 
-# The two ways in which the converter names what it cannot express.
+# The two forms in which the converter names operators that it cannot express.
 _FLEX = re.compile(r"(?:Flex|Custom) ops?: ([\w, ]+)|'tf\.(\w+)' op is neither")
 
 #: Keras's own functions, one for each of `keras.ops`.
 _BACKEND = re.compile(r"keras/src/backend/tensorflow/(numpy|nn|math|linalg|image|core)\.py$")
 _PLACE = re.compile(r"^.*?error: loc\(.*\): ", re.MULTILINE)
-#: Operator -> what does the same, or what is meant.
+#: (operator, what to use instead).
 _ADVICE = (
     (re.compile("Erfc?"), "keras.activations.gelu"),
     (re.compile(".*Random.*"), "Dropout, GaussianNoise or another random layer of Keras"),
@@ -39,7 +39,7 @@ _ADVICE = (
 
 
 def lower(model: Any, objective: Objective, variables: Variables, spec: ModelSpec) -> bytes:
-    """The program: three signatures, TFLite built-in operators only, names of tensors stripped.
+    """Returns the program: TFLite built-in operators only, tensor names stripped.
 
     Raises:
         ExportError: an operator has no TFLite built-in; names it and, where known, the layer.
@@ -47,20 +47,20 @@ def lower(model: Any, objective: Objective, variables: Variables, spec: ModelSpe
     functions = _trace(model, objective, variables, spec)
     module = tf.Module()
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
-    with tempfile.TemporaryDirectory() as folder, hushed():
+    with tempfile.TemporaryDirectory() as folder, suppress_tensorflow_output():
         tf.saved_model.save(module, folder, signatures=functions, options=options)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder, list(functions))
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
         try:
             program = bytes(converter.convert())
-        # ConverterError is no public class, and some failures are RuntimeError or ValueError.
+        # ConverterError is not public, and some failures are RuntimeError or ValueError.
         except Exception as error:
-            raise _explain(error, model, functions) from error
-    return _strip(program)
+            raise _conversion_error(error, model, functions) from error
+    return _finish(program)
 
 
 class _Signatures:
-    """The three pure functions of θ, as keyword-only TensorFlow functions."""
+    """Signatures of the program: pure functions of θ, with keyword-only arguments."""
 
     def __init__(
         self, model: Any, objective: Objective, variables: Variables, spec: ModelSpec
@@ -80,7 +80,7 @@ class _Signatures:
         **columns: Tensor,
     ) -> Any:
         parts = self._variables.by_id(theta, frozen, _split)
-        # Only here: the map changes nothing but gradients of the operators made under it.
+        # The map applies to gradients of the operators made under it, and to nothing else.
         graph = tf.compat.v1.get_default_graph()
         with graph.gradient_override_map(OVERRIDES):
             outputs, after = self._forward(parts, columns, Training(weight, seed))
@@ -111,13 +111,13 @@ class _Signatures:
         parts: dict[int, Tensor],
         after: dict[int, Tensor],
     ) -> Tensor:
-        """One vector: the gradient of Σ losses·shares, and the change of what is tracked."""
+        """Returns one vector: gradient of Σ losses·shares, and change of tracked statistics."""
         learned = self._variables.learned
         stepped = [parts[id(variable)] for spec, variable in learned if not spec.tracked]
-        # tf.gradients and not GradientTape: the tape ignores the map.
+        # tf.gradients and not GradientTape: the tape ignores the override map.
         gradients = iter(tf.gradients(losses, stepped, shares, unconnected_gradients="zero"))
         pieces = [
-            # What is tracked moves by the same sign as what is stepped: before - after.
+            # With the sign of a gradient: before - after.
             parts[id(variable)] - after[id(variable)] if spec.tracked else next(gradients)
             for spec, variable in learned
         ]
@@ -129,9 +129,9 @@ class _Signatures:
         columns: dict[str, Tensor],
         training: Training | None = None,
     ) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
-        """Outputs by name, and by id what the model's other variables are afterwards."""
+        """Returns outputs by name, and non-trainable variables after the call, by id."""
         ordered = [columns[tensor.name] for tensor in self._spec.inputs]
-        with exportable(leaves(self._model), training):
+        with substitute_layers(leaf_layers(self._model), training):
             found, after = call_model(self._model, parts, ordered, training=training is not None)
         outputs = {}
         for tensor, spec in zip(found, self._spec.outputs, strict=True):
@@ -149,7 +149,7 @@ def _split(vector: Tensor, shapes: list[tuple[int, ...]]) -> list[Tensor]:
 def _trace(
     model: Any, objective: Objective, variables: Variables, spec: ModelSpec
 ) -> dict[str, Any]:
-    """One concrete function per signature."""
+    """Returns one concrete function per signature."""
     signatures = _Signatures(model, objective, variables, spec)
     functions = {}
     for name, (inputs, _) in expected_signatures(spec).items():
@@ -167,12 +167,13 @@ def _traced(function: Callable[..., Any], arguments: dict[str, Any], name: str) 
         concrete = tf.function(function, autograph=False).get_concrete_function(**arguments)
     except ExportError:
         raise
-    except Exception as error:  # layers of a user's own raise what they like
-        # LookupError, but none of its kinds: TensorFlow itself has no gradient for an operator.
+    except Exception as error:  # a user's own layers may raise anything
+        # LookupError, not a subclass: TensorFlow has no gradient for an operator.
         if type(error) in (NotImplementedError, LookupError):
             what = str(error).partition(". ")[0]
             raise ExportError(f"{name}: no gradient made of TFLite built-ins: {what}") from error
-        what = f"{type(error).__name__}: {one_line(error, 2)}"  # Keras's first says in which layer
+        # Two lines: Keras's first line names the layer.
+        what = f"{type(error).__name__}: {one_line(error, 2)}"
         raise ExportError(f"{name} cannot be traced: {what}") from error
     if concrete.captured_inputs:
         raise ExportError(
@@ -181,25 +182,25 @@ def _traced(function: Callable[..., Any], arguments: dict[str, Any], name: str) 
         )
     for op in concrete.graph.get_operations():
         if op.type == "ReverseV2" and op.inputs[1].shape[0] > 1:
-            # tflite-runtime 2.14 reverses the first only, and says nothing.
+            # tflite-runtime 2.14 reverses only the first axis, without an error.
             raise ExportError(f"{name}: {op.name} reverses several axes: reverse one at a time")
-        if op.type == "DepthwiseConv2dNative" and op.outputs[0].shape[3] > MOST_DEPTH:
+        if op.type == "DepthwiseConv2dNative" and op.outputs[0].shape[3] > MAX_DEPTHWISE_CHANNELS:
             raise ExportError(
                 f"{name}: {op.name} has {op.outputs[0].shape[3]} channels, and TFLite's depthwise "
-                f"convolution never ends with more than {MOST_DEPTH}: use fewer"
+                f"convolution never ends with more than {MAX_DEPTHWISE_CHANNELS}: use fewer"
             )
     return concrete
 
 
-def _explain(error: Exception, model: Any, functions: dict[str, Any]) -> ExportError:
-    """The converter's page of text as one line that names operators and layers."""
+def _conversion_error(error: Exception, model: Any, functions: dict[str, Any]) -> ExportError:
+    """Returns the converter's error as one line that names operators and layers."""
     matches = [text for pair in _FLEX.findall(str(error)) for text in pair]
     found = sorted({operator for text in matches for operator in re.findall(r"\w+", text)})
     if not found:
-        # Where in a graph that nobody sees comes first, and takes a page.
+        # The message begins with a page of locations in the graph.
         shown = RuntimeError(_PLACE.sub("", str(error)))
         return ExportError(f"TensorFlow's converter failed: {one_line(shown)}")
-    layers = {layer.name: layer for layer in leaves(model)}
+    layers = {layer.name: layer for layer in leaf_layers(model)}
     parts = []
     for operator in found:
         # The converter writes FlexErf or Erf.
@@ -208,7 +209,7 @@ def _explain(error: Exception, model: Any, functions: dict[str, Any]) -> ExportE
             op for f in functions.values() for op in f.graph.get_operations() if op.type == kind
         ]
         names = [op.name for op in made]
-        # A layer called for the second time has its name numbered: dense_1 is then dense_1_1.
+        # The second call of a layer has a number: dense_1 becomes dense_1_1.
         scopes = [part for name in names for part in name.split("/")]
         candidates = [key for part in scopes for key in (part, re.sub(r"_\d+$", "", part))]
         hit = next((layers[key] for key in candidates if key in layers), None)
@@ -222,7 +223,7 @@ def _explain(error: Exception, model: Any, functions: dict[str, Any]) -> ExportE
 
 
 def _keras_function(made: Sequence[Operation]) -> str:
-    """Which function of Keras's backend made the first operator, or what it is the gradient of."""
+    """Returns the function of Keras's backend that made the operator or its forward operator."""
     for op in made:
         for frame in (op._original_op or op).traceback:
             if _BACKEND.search(frame.filename):
@@ -230,17 +231,17 @@ def _keras_function(made: Sequence[Operation]) -> str:
     return ""
 
 
-def _strip(program: bytes) -> bytes:
-    """Without what only a debugger reads: names of tensors and subgraphs, metadata, description.
+def _finish(program: bytes) -> bytes:
+    """Removes names of tensors and subgraphs, metadata and description, and optimizes the program.
 
-    Signatures keep their own names. Half of a small program is such names, and some of them differ
-    from one conversion to the next.
+    Signatures keep their names. The removed names are half of a small program, and some of them
+    differ from one conversion to the next.
     """
     from tensorflow.lite.tools import flatbuffer_utils
 
     model = flatbuffer_utils.convert_bytearray_to_object(bytearray(program))
     for entry in model.metadata or []:
-        # Buffers are addressed by number: emptied, not removed.
+        # Buffers are addressed by number: empty them, do not remove them.
         model.buffers[entry.buffer].data = None
     model.metadata = None
     model.description = None
@@ -248,5 +249,5 @@ def _strip(program: bytes) -> bytes:
         subgraph.name = None
         for tensor in subgraph.tensors:
             tensor.name = None
-    polish(model)
+    optimize_program(model)
     return bytes(flatbuffer_utils.convert_object_to_bytearray(model))

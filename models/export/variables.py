@@ -1,6 +1,6 @@
-"""Where each variable of a Keras model lives: in θ, in the personal part, or frozen in the package.
+"""Assigns each variable of a Keras model to θ, to the personal part, or to the frozen part.
 
-The rest are seeds of Keras's random numbers, which programs do not use.
+Seeds of Keras's random numbers belong to none: programs do not use them.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from learning.vector.parameters import F32, Layout, ParameterSpec
 from models.export.backend import keras
 
 _NUMBERED = re.compile(r"_\d+$")
-#: What Bidirectional puts before the names of its two layers.
+#: Prefix that Bidirectional gives to the names of its two layers.
 _DIRECTION = re.compile(r"^(forward|backward)_")
 
 
 @dataclass(frozen=True, eq=False)
 class Variables:
-    """The variables of a model by where they live, each list in the order of its vector.
+    """Variables of a model by part, each in the order of its vector.
 
     Attributes:
-        shared: of θ: (specification, variable).
-        personal: likewise, of what a device keeps to itself.
-        frozen: that are neither trained nor sent.
+        shared: (specification, variable) of θ.
+        personal: (specification, variable) of the personal part, which stays on the device.
+        frozen: variables that are neither trained nor sent.
     """
 
     shared: Sequence[tuple[ParameterSpec, Any]]
@@ -38,36 +38,36 @@ class Variables:
 
     @property
     def layout(self) -> Layout:
-        """Of θ."""
+        """Layout of θ."""
         return Layout(tuple(spec for spec, _ in self.shared))
 
     @property
     def personal_layout(self) -> Layout | None:
-        """Of the personal part; None when there is none."""
+        """Layout of the personal part; None when there is none."""
         return Layout(tuple(spec for spec, _ in self.personal)) if self.personal else None
 
     @property
     def learned(self) -> list[tuple[ParameterSpec, Any]]:
-        """θ and behind it the personal part, as the program takes them."""
+        """Variables of θ, then those of the personal part: the program's vector."""
         return [*self.shared, *self.personal]
 
     def values(self, part: Iterable[tuple[ParameterSpec, Any]]) -> F32:
-        """Present values of some of them as one vector."""
+        """Returns the present values of a part as one vector."""
         arrays = [np.asarray(variable, np.float32).reshape(-1) for _, variable in part]
         return np.concatenate(arrays) if arrays else np.zeros(0, np.float32)
 
     @property
     def frozen_tensors(self) -> list[F32]:
-        """Present values of the frozen ones."""
+        """Present values of the frozen variables."""
         return [np.asarray(variable, np.float32) for variable in self.frozen]
 
     def by_id(self, whole: Any, frozen: Any, split: Any) -> dict[int, Any]:
-        """Tensors for the variables, by `id(variable)`, cut from two vectors.
+        """Returns values of the variables, by `id(variable)`, cut from two vectors.
 
         Args:
-            whole: θ and the personal part.
+            whole: θ, then the personal part.
             frozen: the frozen numbers; None when there are none.
-            split: (vector, shapes) -> one array of each shape (NumPy's or TensorFlow's).
+            split: (vector, shapes) -> one array of each shape, of NumPy or TensorFlow.
         """
         pairs = [(variable, tuple(variable.shape)) for _, variable in self.learned]
         found = split(whole, [shape for _, shape in pairs])
@@ -79,19 +79,19 @@ class Variables:
 
 
 def is_seed(variable: Any) -> bool:
-    """Whether a variable is the state of Keras's random numbers, which programs do not use."""
+    """Whether a variable is the seed state of Keras's random numbers."""
     return bool(variable.name == "seed_generator_state")
 
 
 def read_variables(model: Any, personal: Sequence[str] = ()) -> Variables:
-    """The variables of `model`.
+    """Returns the variables of `model` by part.
 
     Args:
-        model: built. Layers with `trainable = False` are frozen.
+        model: a built model. Layers with `trainable = False` are frozen.
         personal: names of layers, or patterns (`head*`), that stay on the device.
 
     Raises:
-        ExportError: a pattern fits no layer, or nothing is left to train or to send.
+        ExportError: a pattern matches no layer, or no variable is left to train or to send.
     """
     names = dict(_names(model))
     mine = _chosen(model, personal)
@@ -113,37 +113,37 @@ def read_variables(model: Any, personal: Sequence[str] = ()) -> Variables:
     for pattern in personal:
         if not _chosen(model, [pattern]) & learned:
             raise ExportError(
-                f"personal {pattern!r}: these layers are frozen or have no weights, there is "
-                "nothing for a device to learn"
+                f"personal {pattern!r}: these layers are frozen or have no weights: name layers "
+                "that are trained"
             )
     frozen = [v for v in model.variables if id(v) not in learned and not is_seed(v)]
     return Variables(shared, kept, frozen)
 
 
 def named_variables(model: Any) -> dict[str, Any]:
-    """Every variable by the name that layouts give it."""
+    """Returns the variables by their names in layouts."""
     names = dict(_names(model))
     return {names[id(v)]: v for v in model.variables if id(v) in names}
 
 
 def freeze_all_but(model: Any, patterns: Sequence[str]) -> None:
-    """Set `trainable` so that only the named layers learn.
+    """Sets `trainable` so that only the named layers are trained.
 
     Raises:
-        ExportError: a pattern fits no layer.
+        ExportError: a pattern matches no layer.
     """
     chosen = {id(part) for layer in _matching(model, patterns) for part in layer._flatten_layers()}
     parts = model._flatten_layers(include_self=False)
-    # A model first: setting it sets everything inside.
+    # Models first: setting a model sets all layers in it.
     for part in sorted(parts, key=lambda part: not isinstance(part, keras.Model)):
         part.trainable = isinstance(part, keras.Model) or id(part) in chosen
 
 
 def layer_names(model: Any) -> Iterator[tuple[Any, str]]:
-    """Layers with names that depend on the model only.
+    """Returns layers with names that are the same for every export of the model.
 
-    Keras numbers unnamed layers through the life of the process (`dense_7`): such a number would
-    make the layout, and its fingerprint, differ from one export to the next.
+    Keras numbers unnamed layers consecutively in a process (`dense_7`): with such a number the
+    layout, and its fingerprint, would differ from one export to the next.
     """
     yield from _named(model.layers)
 
@@ -160,7 +160,7 @@ def _named(layers: Iterable[Any]) -> Iterator[tuple[Any, str]]:
 
 
 def _free(base: str, taken: Set[str]) -> str:
-    """`base`, numbered where it is taken."""
+    """Returns `base`, with a number if it is taken."""
     name, number = base, 0
     while name in taken:
         number += 1
@@ -169,14 +169,14 @@ def _free(base: str, taken: Set[str]) -> str:
 
 
 def plain_name(model: Any, name: str, default: str) -> str:
-    """A layer's name as `layer_names` gives it, as an identifier; `default` where it is none."""
+    """Returns a layer's name by `layer_names` as an identifier; `default` if it cannot be one."""
     plain = next((plain for layer, plain in layer_names(model) if layer.name == name), name)
     plain = re.sub(r"\W", "_", plain)
     return plain if plain.isidentifier() and plain.isascii() else default
 
 
 def _names(model: Any) -> Iterator[tuple[int, str]]:
-    """(id of a variable, its name in the layout), the first one for shared variables."""
+    """Returns (id of a variable, its name in the layout); of a shared variable the first name."""
     seen: set[int] = set()
     taken: set[str] = set()
     for layer, layer_name in layer_names(model):
@@ -188,7 +188,7 @@ def _names(model: Any) -> Iterator[tuple[int, str]]:
             *path, last = variable.path.split("/")
             if layer.name in path:
                 path = path[path.index(layer.name) + 1 :]
-            else:  # built before it was put into this one
+            else:  # the inner layer was built before the outer one
                 path = [part for part in path if part in inside]
             base = "/".join([layer_name, *(inside.get(part, part) for part in path), last])
             name = _free(base, taken)
@@ -197,15 +197,15 @@ def _names(model: Any) -> Iterator[tuple[int, str]]:
 
 
 def _inner_names(layer: Any) -> dict[str, str]:
-    """Names of the layers inside a model or wrapper, which Keras numbers too -> plain names."""
+    """Returns names in Keras -> names in layouts, for the layers in a model or wrapper."""
     parts = {part.name: part for part in layer._flatten_layers()[1:]}
-    # In the order of their weights: Keras's list of layers has no order to rely on.
+    # In the order of their weights: the order of Keras's list of layers is not reliable.
     named = dict.fromkeys(p for v in layer.variables for p in v.path.split("/") if p in parts)
     return {part.name: name for part, name in _named(parts[name] for name in named)}
 
 
 def _is_tracked(variable: Any, model: Any) -> bool:
-    """A moving average of a BatchNormalization that learns."""
+    """Whether a variable is a moving average of a trained BatchNormalization."""
     for layer in model._flatten_layers():
         if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable:
             moving = (layer.moving_mean, layer.moving_variance)
@@ -215,12 +215,12 @@ def _is_tracked(variable: Any, model: Any) -> bool:
 
 
 def _chosen(model: Any, patterns: Sequence[str]) -> set[int]:
-    """Ids of the variables of the layers that the patterns name."""
+    """Returns the ids of all variables of the layers that match the patterns."""
     return {id(variable) for layer in _matching(model, patterns) for variable in layer.variables}
 
 
 def _all_named(model: Any, above: str = "") -> Iterator[tuple[Any, str]]:
-    """Layers with their names; those of a model inside go by `name of the model/name`."""
+    """Returns all layers with names; a layer of an inner model is named `model/layer`."""
     for layer, name in layer_names(model):
         yield layer, above + name
         if isinstance(layer, keras.Model):

@@ -1,1 +1,1 @@
-"""Programs and models looked at without running them: cost, operators, file format."""
+"""Static analysis of programs: file format, operators, cost."""

@@ -1,7 +1,7 @@
-"""What a program costs, read from its file: operators, arithmetic, memory, and time on a device.
+"""Estimates the cost of a program from its file: operators, arithmetic, memory, time on a device.
 
-Nothing is run but for the device called `this`. Estimates are for planning: on devices that nobody
-has measured they may be off by a factor of two.
+Only the device `this` is measured by running the program. Estimates are for planning: for other
+devices they may be off by a factor of two.
 """
 
 from __future__ import annotations
@@ -15,38 +15,38 @@ import numpy as np
 
 from fedge.errors import ModelError
 from models.inspect.flatbuffer import File, Operator, Subgraph, Tensor, read
-from models.inspect.operators import MOVES, NAMES, Kind
+from models.inspect.operators import DATA_MOVEMENT, NAMES, Kind
 from models.package.package import ModelPackage
 from models.package.spec import ModelSpec
-from models.runtime.program import Program, Rows
+from models.runtime.program import Program
+from models.runtime.rows import Rows
 
-#: The agent's process, connected and with an interpreter, before it has a model: measured on 64-bit
-#: x86 (benchmarks/README.md).
+#: Memory of the agent's process, connected and with an interpreter, without a model: measured on
+#: 64-bit x86 (benchmarks/README.md).
 AGENT_BYTES = 52 << 20
-#: Vectors of θ's length beside the interpreter: as fetched, as trained, gradient, the optimizer's
-#: two, delta, residual, the update's frame.
+#: Vectors of θ's length outside the interpreter: fetched, trained, gradient, two of the optimizer,
+#: delta, residual, update frame.
 _VECTORS = 8
-#: An array as it is stored, and as the program takes it.
+#: Copies of the data: as stored, and as the program takes them.
 _COPIES = 2
-#: Additions and multiplications in the time that it takes to write a number.
-_MOVE_FLOPS = 10
-#: Operators in the time of everything else about a call, in Python and numpy.
+#: Time to write a number, in additions and multiplications.
+_WRITE_FLOPS = 10
+#: Overhead of a call in Python and numpy, in operators.
 _CALL_OPERATORS = 50
 _ALIGNMENT = 64
-#: `TensorType` of the schema -> bytes; all others have 4.
+#: `TensorType` of the schema -> bytes of a number; all others have 4.
 _BYTES = {1: 2, 3: 1, 4: 8, 6: 1, 7: 2, 9: 1, 10: 8, 12: 8}
 
 
 @dataclass(frozen=True)
 class Device:
-    """What an estimate needs to know of a device.
+    """Speed and memory of a device, for estimates.
 
     Attributes:
-        flops: multiplications and additions a second, in products of matrices, one core.
-        operator_s: what an operator takes beyond its work: 0.2 µs on 64-bit x86, for boards by
-            their clocks.
-        memory_bytes: that the board has.
-        source: of the numbers.
+        flops: multiplications and additions per second in matrix products, on one core.
+        operator_s: overhead of an operator: 0.2 µs on 64-bit x86, scaled by clock for boards.
+        memory_bytes: memory of the board.
+        source: source of the numbers.
     """
 
     flops: float
@@ -56,27 +56,28 @@ class Device:
 
 
 _XNNPACK = "XNNPACK's README: MobileNet v1 (1.14 GFLOP) in"
-#: Boards by name; of a Pi 3 and 4 the smallest variant.
+#: Boards by name; where a board has several memory sizes, the smallest.
 DEVICES = {
     "pi-zero-2w": Device(1.8e9, 3.4e-6, 512 << 20, "as pi-3, by its clock: 1.0 instead of 1.4 GHz"),
     "pi-3": Device(2.5e9, 2.4e-6, 1 << 30, f"{_XNNPACK} 115 ms on four cores of a 3B+"),
     "pi-4": Device(3.8e9, 1.2e-6, 1 << 30, f"{_XNNPACK} 75 ms on four cores"),
     "pi-5": Device(12e9, 0.6e-6, 2 << 30, "as pi-4, by clock (2.4 GHz) and two FMA pipes for one"),
 }
+#: Name of the machine that this process runs on.
 THIS = "this"
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one call of a signature.
+    """Cost of one call of a signature.
 
     Attributes:
-        operators: how many of each kind there are, those inside loops too; most first.
-        executed: operators that run, those inside loops once a turn.
-        flops: multiplications and additions; each function of a number, such as exp, counts as one.
-        numbers: that operators write.
-        arena_bytes: that are in use at once, constants not among them. What the interpreter takes
-            is more: it does not always find the best places.
+        operators: number of operators of each kind, including those in loops; most frequent first.
+        executed: operator executions; operators in loops count once per iteration.
+        flops: multiplications and additions; an elementary function such as exp counts as one.
+        numbers: numbers that operators write.
+        arena_bytes: largest size of live tensors, without constants. The interpreter takes more:
+            its memory plan is not optimal.
     """
 
     operators: dict[str, int]
@@ -86,14 +87,14 @@ class Cost:
     arena_bytes: int
 
     def seconds(self, device: Device) -> float:
-        """Of one call."""
-        work = self.flops + _MOVE_FLOPS * self.numbers
+        """Returns the time of one call."""
+        work = self.flops + _WRITE_FLOPS * self.numbers
         operators = self.executed + _CALL_OPERATORS
         return work / device.flops + operators * device.operator_s
 
 
 def analyse(program: bytes) -> dict[str, Cost]:
-    """Cost of each signature.
+    """Returns the cost of each signature.
 
     Raises:
         ModelError: the file is damaged.
@@ -109,9 +110,9 @@ def _sorted(operators: dict[str, int]) -> dict[str, int]:
 
 
 def tensor_bytes(program: bytes) -> int:
-    """Bytes of all tensors of the subgraph that has most of them, were none to share memory.
+    """Returns the size of all tensors of the largest subgraph, if no two share memory.
 
-    Interpreters let tensors share memory where one is not needed any more: they take less.
+    An upper bound: interpreters reuse the memory of tensors that are not needed any more.
 
     Raises:
         ModelError: the file is damaged.
@@ -121,7 +122,7 @@ def tensor_bytes(program: bytes) -> int:
 
 
 def memory_bytes(spec: ModelSpec, costs: dict[str, Cost], rows: int) -> int:
-    """Of the whole agent while it trains on so many rows."""
+    """Returns the memory of the whole agent while it trains on `rows` rows."""
     numbers = _VECTORS * spec.whole_size + 2 * spec.frozen
     arenas = sum(cost.arena_bytes for name, cost in costs.items() if not name.startswith("predict"))
     row = sum(4 * prod(tensor.shape) for tensor in spec.columns)
@@ -129,12 +130,12 @@ def memory_bytes(spec: ModelSpec, costs: dict[str, Cost], rows: int) -> int:
 
 
 def epoch_seconds(spec: ModelSpec, costs: dict[str, Cost], rows: int, device: Device) -> float:
-    """Of one pass over so many rows, on one core."""
+    """Returns the time of one pass over `rows` rows, on one core."""
     return -(-rows // spec.batch_size) * costs["gradient"].seconds(device)
 
 
 def measured_epoch_seconds(package: ModelPackage, rows: int, runtime: str | None) -> float:
-    """The same, by running the program here for a quarter of a second."""
+    """Measures the time of one pass over `rows` rows by running the program for 0.25 s."""
     spec = package.spec
     program = Program(package.program, spec, frozen=package.frozen, runtime=runtime)
     batch: Rows = {t.name: np.zeros((spec.batch_size, *t.shape), t.dtype) for t in spec.columns}
@@ -149,7 +150,7 @@ def measured_epoch_seconds(package: ModelPackage, rows: int, runtime: str | None
 
 
 def matrix_flops() -> float:
-    """Multiplications and additions a second that numpy reaches here in a product of matrices."""
+    """Measures how many multiplications and additions numpy does per second in matrix products."""
     side = 384
     left, right = np.ones((2, side, side), np.float32)
     best = 0.0
@@ -161,7 +162,7 @@ def matrix_flops() -> float:
 
 
 def _cost(file: File, index: int, known: dict[int, Cost | None]) -> Cost:
-    """Of a subgraph, with the loops in it; `known` holds None for those under way."""
+    """Returns the cost of a subgraph with its loops; `known` holds None for those in progress."""
     if index in known:
         cost = known[index]
         if cost is None:
@@ -185,31 +186,31 @@ def _cost(file: File, index: int, known: dict[int, Cost | None]) -> Cost:
 
 
 class _DamagedLoopError(ModelError):
-    """A loop without a body, or inside itself."""
+    """Raised for a loop without a body, or inside itself."""
 
     def __init__(self) -> None:
-        super().__init__("the program is damaged, or not one of TFLite: a loop without a body")
+        super().__init__("the program is damaged, or not a TFLite file: a loop without a body")
 
 
 def _with_loop(cost: Cost, file: File, operator: Operator, known: dict[int, Cost | None]) -> Cost:
-    """`cost` and that of a loop's turns."""
+    """Returns `cost` plus that of a loop's iterations."""
     if operator.options is None:
         raise _DamagedLoopError
     condition, body = (operator.options.number(field, "<i") for field in (0, 1))
     if not all(0 <= index < len(file.subgraphs) for index in (condition, body)):
         raise _DamagedLoopError
-    turns, inner = _turns(file.subgraphs[condition]), _cost(file, body, known)
+    iterations, inner = _iterations(file.subgraphs[condition]), _cost(file, body, known)
     return Cost(
         operators=Counter(cost.operators) + Counter(inner.operators),
-        executed=cost.executed + turns * inner.executed,
-        flops=cost.flops + turns * inner.flops,
-        numbers=cost.numbers + turns * inner.numbers,
+        executed=cost.executed + iterations * inner.executed,
+        flops=cost.flops + iterations * inner.flops,
+        numbers=cost.numbers + iterations * inner.numbers,
         arena_bytes=cost.arena_bytes + inner.arena_bytes,
     )
 
 
-def _turns(condition: Subgraph) -> int:
-    """Of a loop that counts from 0 up to a constant, as those of the exporter do; else 1."""
+def _iterations(condition: Subgraph) -> int:
+    """Returns the limit of a loop that counts from 0 to a constant, as the exporter's; else 1."""
     for operator in condition.operators:
         if operator.kind == Kind.LESS and len(operator.inputs) == 2 and operator.inputs[1] >= 0:
             limit = condition.tensors[operator.inputs[1]].constant
@@ -219,21 +220,21 @@ def _turns(condition: Subgraph) -> int:
 
 
 def _flops(graph: Subgraph, operator: Operator) -> int:
-    if operator.kind in MOVES or not operator.outputs:
+    if operator.kind in DATA_MOVEMENT or not operator.outputs:
         return 0
     shapes = [() if index < 0 else graph.tensors[index].shape for index in operator.inputs]
     written = prod(graph.tensors[operator.outputs[0]].shape)
     match operator.kind:
         case Kind.BATCH_MATMUL:
-            left_is_turned = operator.options is not None and operator.options.number(0, "<b")
-            return 2 * written * shapes[0][-2 if left_is_turned else -1]
+            is_transposed = operator.options is not None and operator.options.number(0, "<b")
+            return 2 * written * shapes[0][-2 if is_transposed else -1]
         case Kind.FULLY_CONNECTED:
             return 2 * written * shapes[1][-1] + _bias(operator, written)
         case Kind.CONV_2D:
             return 2 * written * prod(shapes[1][1:]) + _bias(operator, written)
         case Kind.DEPTHWISE_CONV_2D:
             return 2 * written * prod(shapes[1][1:3]) + _bias(operator, written)
-        case Kind.TRANSPOSE_CONV:  # every number of the input meets every tap and filter
+        case Kind.TRANSPOSE_CONV:  # each input number times each tap and filter
             return 2 * prod(shapes[2]) * prod(shapes[1][:3])
         case Kind.SUM | Kind.MEAN | Kind.REDUCE_MAX | Kind.REDUCE_MIN | Kind.REDUCE_PROD:
             return prod(shapes[0])
@@ -247,7 +248,7 @@ def _bias(operator: Operator, written: int) -> int:
 
 
 def _arena_bytes(graph: Subgraph) -> int:
-    """The most bytes in use while one operator runs."""
+    """Returns the largest size of live tensors while an operator runs."""
     last = dict.fromkeys(graph.inputs, -1)
     born = dict.fromkeys(graph.inputs, 0)
     for step, operator in enumerate(graph.operators):
@@ -256,7 +257,7 @@ def _arena_bytes(graph: Subgraph) -> int:
             last.setdefault(index, step)
         for index in operator.inputs:
             last[index] = step
-    for index in (*graph.inputs, *graph.outputs):  # both stay for the caller
+    for index in (*graph.inputs, *graph.outputs):  # both are live until the end
         last[index] = len(graph.operators)
     change = [0] * (len(graph.operators) + 2)
     for index, step in born.items():
@@ -268,6 +269,6 @@ def _arena_bytes(graph: Subgraph) -> int:
 
 
 def _size(tensor: Tensor) -> int:
-    """Bytes, with those up to the next tensor."""
+    """Returns the size with the padding up to the next tensor."""
     size = prod(tensor.shape) * _BYTES.get(tensor.type, 4)
     return -(-size // _ALIGNMENT) * _ALIGNMENT

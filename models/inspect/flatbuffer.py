@@ -1,7 +1,7 @@
-"""Reads TFLite programs without a library: FlatBuffers' tables, bounds checked.
+"""Reads TFLite programs without a library: FlatBuffers tables with checked bounds.
 
 The format: flatbuffers.dev, "FlatBuffer internals"; the field numbers: TensorFlow's public schema
-`tensorflow/lite/schema/schema.fbs`, version 3. Only what is asked for is read.
+`tensorflow/lite/schema/schema.fbs`, version 3. Fields are read on demand.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 
 from fedge.errors import ModelError
 
-#: More tables than a sane program has; a damaged file must not keep us busy.
+#: Limit of a vector's items, above that of any real program: bounds the work on a damaged file.
 _MAX_ITEMS = 200_000
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor of a subgraph: shape, `TensorType` of the schema, its constant's bytes if any."""
+    """Tensor of a subgraph: shape, `TensorType` of the schema, bytes if it is a constant."""
 
     shape: tuple[int, ...]
     type: int
@@ -27,7 +27,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Operator:
-    """An operator: `BuiltinOperator` of the schema, tensor numbers (-1: none given), options."""
+    """Operator: `BuiltinOperator` of the schema, tensor numbers (-1: not given), options."""
 
     kind: int
     inputs: tuple[int, ...]
@@ -37,7 +37,7 @@ class Operator:
 
 @dataclass(frozen=True)
 class Subgraph:
-    """Operators in the order they run."""
+    """Subgraph: tensors, and operators in the order of execution."""
 
     tensors: tuple[Tensor, ...]
     inputs: tuple[int, ...]
@@ -47,7 +47,7 @@ class Subgraph:
 
 @dataclass(frozen=True)
 class File:
-    """A program: subgraphs, and the number of the one behind each signature."""
+    """Program: subgraphs, and the number of the subgraph behind each signature."""
 
     subgraphs: tuple[Subgraph, ...]
     signatures: dict[str, int]
@@ -55,39 +55,39 @@ class File:
 
 @dataclass(frozen=True)
 class Table:
-    """A FlatBuffers table at `place` in `data`; fields by number, defaults where absent."""
+    """FlatBuffers table at `place` in `data`; fields by number, defaults where absent."""
 
     data: bytes
     place: int
 
     def number(self, index: int, form: str, default: int = 0) -> int:
-        """A scalar; `form` is that of `struct`."""
+        """Returns a scalar field; `form` is a format of `struct`."""
         place = self._field(index)
         return default if place is None else _unpack(self.data, place, form)
 
     def table(self, index: int) -> Table | None:
-        """A table in a table."""
+        """Returns a table field; None if absent."""
         place = self._field(index)
         return None if place is None else Table(self.data, _follow(self.data, place))
 
     def bytes(self, index: int) -> bytes:
-        """A vector of bytes, or a string."""
+        """Returns a vector of bytes, or a string."""
         start, count = self._vector(index)
         return self.data[start : start + count]
 
     def numbers(self, index: int) -> tuple[int, ...]:
-        """A vector of int32."""
+        """Returns a vector of int32."""
         start, count = self._vector(index, 4)
         return struct.unpack_from(f"<{count}i", self.data, start)
 
     def tables(self, index: int) -> Iterator[Table]:
-        """A vector of tables."""
+        """Returns a vector of tables."""
         start, count = self._vector(index, 4)
         for item in range(count):
             yield Table(self.data, _follow(self.data, start + 4 * item))
 
     def _field(self, index: int) -> int | None:
-        """Where a field lies; None when it is absent."""
+        """Returns the offset of a field; None if absent."""
         layout = self.place - _unpack(self.data, self.place, "<i")
         entry = 4 + 2 * index
         if entry + 2 > _unpack(self.data, layout, "<H"):
@@ -96,7 +96,7 @@ class Table:
         return self.place + offset if offset else None
 
     def _vector(self, index: int, size: int = 1) -> tuple[int, int]:
-        """First byte and number of items."""
+        """Returns the first byte and the number of items of a vector field."""
         place = self._field(index)
         if place is None:
             return 0, 0
@@ -108,10 +108,10 @@ class Table:
 
 
 def read(program: bytes) -> File:
-    """The program's subgraphs and signatures.
+    """Returns the program's subgraphs and signatures.
 
     Raises:
-        ModelError: damaged, or none.
+        ModelError: the file is damaged, or not a TFLite program.
     """
     try:
         model = Table(program, _follow(program, 0))
@@ -122,7 +122,7 @@ def read(program: bytes) -> File:
         if not all(0 <= index < len(graphs) for index in signatures.values()):
             raise ValueError("a signature without a subgraph")
     except (ValueError, IndexError, struct.error, UnicodeDecodeError) as error:
-        raise ModelError(f"the program is damaged, or not one of TFLite: {error}") from error
+        raise ModelError(f"the program is damaged, or not a TFLite file: {error}") from error
     return File(graphs, signatures)
 
 
@@ -137,18 +137,18 @@ def _subgraph(table: Table, buffers: list[bytes], codes: list[int]) -> Subgraph:
             codes[entry.number(0, "<I")], entry.numbers(1), entry.numbers(2), entry.table(4)
         )
         if not all(-1 <= number < len(tensors) for number in (*operator.inputs, *operator.outputs)):
-            raise ValueError("an operator on a tensor that is not there")
+            raise ValueError("an operator refers to a tensor that does not exist")
         operators.append(operator)
     inputs, outputs = table.numbers(1), table.numbers(2)
     if not all(0 <= number < len(tensors) for number in (*inputs, *outputs)):
-        raise ValueError("a subgraph returns a tensor that is not there")
+        raise ValueError("a subgraph refers to a tensor that does not exist")
     if any(side < 0 for tensor in tensors for side in tensor.shape):
         raise ValueError("a tensor of unknown size")
     return Subgraph(tensors, inputs, outputs, tuple(operators))
 
 
 def _follow(data: bytes, place: int) -> int:
-    """Where the offset at `place` points."""
+    """Returns the target of the offset at `place`."""
     target = place + _unpack(data, place, "<I")
     if target >= len(data):
         raise ValueError(f"an offset at byte {place} points beyond the end")

@@ -6,7 +6,7 @@ from enum import IntEnum
 
 
 class Kind(IntEnum):
-    """Operators that programs are made of."""
+    """Built-in operators that programs use."""
 
     ADD = 0
     AVERAGE_POOL_2D = 1
@@ -131,8 +131,8 @@ class Kind(IntEnum):
 #: Number -> name.
 NAMES = {int(kind): kind.name for kind in Kind}
 
-#: Operators that compute nothing: they move numbers, or name their shapes.
-MOVES = frozenset(
+#: Operators without arithmetic: they move numbers, or return shapes.
+DATA_MOVEMENT = frozenset(
     {
         Kind.BATCH_TO_SPACE_ND,
         Kind.BROADCAST_TO,

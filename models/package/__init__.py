@@ -1,1 +1,1 @@
-"""Model packages: spec, program, initial weights, and the versions a coordinator stores."""
+"""Model packages: spec, program, initial weights, and the versions that a coordinator stores."""

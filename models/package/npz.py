@@ -1,7 +1,7 @@
-"""Reading .npz files (arrays stored by `np.savez` or `np.savez_compressed`), an array at a time.
+"""Reads .npz files (arrays stored by `np.savez` or `np.savez_compressed`), one array at a time.
 
-Type and shape of an array come from its header before its data is read, so a file that does not
-fit costs no memory. Pickled objects are never loaded.
+Dtype and shape of an array come from its header before its data is read, so that a file that does
+not fit costs no memory. Pickled objects are never loaded.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fedge.errors import DataError
 
 _NPY: Any = np.lib.format  # numpy leaves it without types
 _SUFFIX = ".npy"
-#: What a damaged archive raises, depending on where the damage is.
+#: Exceptions for a damaged archive, depending on where the damage is.
 _DAMAGE = (
     zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError,
     NotImplementedError, SyntaxError, TokenError, TypeError, OverflowError,
@@ -36,8 +36,8 @@ class Npz:
     """An open .npz file.
 
     Attributes:
-        path: of the file, for messages.
-        archive: it.
+        path: path of the file, for messages.
+        archive: the open archive.
     """
 
     path: Path
@@ -45,15 +45,15 @@ class Npz:
 
     @cached_property
     def names(self) -> list[str]:
-        """Of its arrays."""
+        """Names of the arrays."""
         members = self.archive.namelist()
         return [name.removesuffix(_SUFFIX) for name in members if name.endswith(_SUFFIX)]
 
     def header(self, name: str) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
-        """Shape and type of an array; nothing else of it is read.
+        """Returns shape and dtype of an array; its data is not read.
 
         Raises:
-            DataError: the array is damaged, holds Python objects, or is one number without rows.
+            DataError: the array is damaged, holds Python objects, or has no row axis.
         """
         try:
             with self.archive.open(name + _SUFFIX) as file:
@@ -67,15 +67,15 @@ class Npz:
         return shape, dtype
 
     def read(self, name: str) -> NDArray[Any]:
-        """An array, as it is stored.
+        """Returns an array as it is stored.
 
         Raises:
-            DataError: it is damaged.
+            DataError: the array is damaged.
         """
         try:
             with self.archive.open(name + _SUFFIX) as file:
                 shape, dtype = _header(file)
-                # numpy takes the memory that a header promises before it looks for the data.
+                # numpy allocates the memory that the header claims before it reads the data.
                 size = self.archive.getinfo(name + _SUFFIX).file_size
                 if prod(shape) * dtype.itemsize > size:
                     raise ValueError(f"{size} bytes for {dtype} of shape {shape}")
@@ -91,10 +91,10 @@ class Npz:
 
 @contextmanager
 def open_npz(path: Path) -> Iterator[Npz]:
-    """The file, until the block ends.
+    """Opens a .npz file until the block ends.
 
     Raises:
-        DataError: it cannot be read, or is another kind of file.
+        DataError: the file cannot be read, or is not an .npz file.
     """
     try:
         file = path.open("rb")

@@ -1,11 +1,11 @@
-"""A model package: program + spec + initial θ, named by its content.
+"""Model package: program, spec and initial θ, named by the digest of its content.
 
-On disk it is a folder with `program.tflite`, `spec.json` and `initial.npy`; `personal.npy` and
-`frozen.bin` where the model has such parts; and `architecture.json`, Keras's own description of
-the model, from which a workstation makes inference models (`fedge model release`). On the wire it
-is one frame with the spec in the header and program, personal and frozen part as body: θ travels as
-version 0, not twice; the header holds θ's digest, so the package's digest covers everything that a
-device uses.
+On disk a package is a folder with `program.tflite`, `spec.json` and `initial.npy`; `personal.npy`
+and `frozen.bin` where the model has such parts; and `architecture.json`, Keras's own description of
+the model, from which a workstation makes inference models (`fedge model release`). On the wire a
+package is one frame: the spec in the header; program, personal and frozen part in the body. θ
+travels separately, as version 0; the header holds its digest, so that the package's digest covers
+everything that a device uses.
 """
 
 from __future__ import annotations
@@ -37,18 +37,17 @@ INITIAL_FILE = "initial.npy"
 PERSONAL_FILE = "personal.npy"
 FROZEN_FILE = "frozen.bin"
 ARCHITECTURE_FILE = "architecture.json"
-#: Programs carry no weights; anything larger than this is not one.
+#: Largest program: programs carry no weights.
 MAX_PROGRAM_BYTES = 64 << 20
 _FLATBUFFER_ID = b"TFL3"
 _NPY: Any = np.lib.format  # numpy leaves it without types
-#: What numpy raises for damaged files, whose headers it reads as Python's words.
-_NO_ARRAY = (ValueError, OSError, EOFError, SyntaxError, TokenError, TypeError, OverflowError)
+#: Exceptions for damaged arrays: numpy parses their headers as Python expressions.
+_DAMAGE = (ValueError, OSError, EOFError, SyntaxError, TokenError, TypeError, OverflowError)
 
-
-#: Of the tensors that are kept at a byte a number: a scale for every 256 of them.
+#: Codec of rounded frozen tensors: one byte per number, a scale for every 256 numbers.
 _ROUNDED: Codec = CODECS.make({"name": "int8", "block_size": 256})
-#: Before each run of frozen numbers: whether they are rounded, and how many they are.
-_RUN = struct.Struct("<?I")
+#: Header of each frozen tensor: whether it is rounded, and its number of elements.
+_TENSOR_HEADER = struct.Struct("<?I")
 
 
 class _WireHeader(msgspec.Struct, frozen=True):
@@ -59,14 +58,13 @@ class _WireHeader(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, eq=False)
 class Unpacked:
-    """What a device gets: everything but θ.
+    """Content of a package that a device uses: everything but θ.
 
     Attributes:
-        spec: of the model.
+        spec: the model's spec.
         program: the .tflite file.
-        personal: what every device starts its own part with; float32, shape (spec.personal.size,),
-            empty when the model has none.
-        frozen: numbers of frozen layers, decoded; None when the model has none.
+        personal: initial personal part; float32, shape (spec.personal.size,), or empty.
+        frozen: decoded numbers of frozen layers; None when the model has none.
     """
 
     spec: ModelSpec
@@ -77,10 +75,10 @@ class Unpacked:
 
 @dataclass(frozen=True, eq=False)
 class ModelPackage:
-    """A model as it is exported.
+    """Exported model.
 
     Attributes:
-        spec: what the program expects and returns.
+        spec: inputs, outputs and layout of the program.
         program: the .tflite file.
         initial: θ of version 0; float32, shape (P,).
         personal: initial personal part; float32, shape (spec.personal.size,), or empty.
@@ -97,8 +95,8 @@ class ModelPackage:
 
     def __post_init__(self) -> None:
         check_program_bytes(self.program, PROGRAM_FILE)
-        # As decoded from its JSON: validated also when built in Python, and the same bytes, hence
-        # the same digest, whether 0 or 0.0 was given and whether it was ever on disk.
+        # Decoded from its JSON: a spec built in Python is validated too, and gives the same bytes,
+        # hence the same digest, whether 0 or 0.0 was given and whether it was ever on disk.
         object.__setattr__(self, "spec", ModelSpec.from_json(self.spec.to_json(), SPEC_FILE))
         self.spec.layout.check(self.initial)
         _check_personal(self.spec, self.personal)
@@ -110,7 +108,7 @@ class ModelPackage:
 
     @cached_property
     def wire(self) -> bytes:
-        """The frame that agents fetch: spec, program, personal and frozen part."""
+        """Frame that agents fetch: spec, program, personal and frozen part."""
         digest = hashlib.sha256(self.initial.astype("<f4").tobytes()).hexdigest()
         header = _WireHeader(self.spec, digest, len(self.program))
         body = self.program + self.personal.astype("<f4").tobytes() + self.frozen_bytes
@@ -123,24 +121,24 @@ class ModelPackage:
 
     @property
     def frozen(self) -> F32 | None:
-        """Numbers of frozen layers as the program takes them; None when there are none."""
+        """Decoded numbers of frozen layers; None when there are none."""
         return _decode_frozen(self.spec, self.frozen_bytes)
 
     @property
     def content(self) -> Unpacked:
-        """What a device gets of it."""
+        """Content that a device gets."""
         return Unpacked(self.spec, self.program, self.personal, self.frozen)
 
     def whole(self, theta: F32) -> F32:
-        """The vector that the program takes: θ, then the initial personal part."""
+        """Returns the vector that the program takes: θ, then the initial personal part."""
         return np.concatenate([theta, self.personal]) if self.personal.size else theta
 
     def save(self, folder: Path, write: Callable[[Path, bytes], object] = Path.write_bytes) -> None:
-        """Write the package's files into `folder`, which is made when absent.
+        """Writes the package's files into `folder`, which is created when absent.
 
         Args:
-            folder: the files of the package that was there before are replaced or removed.
-            write: puts one file in its place.
+            folder: files of a package that is there already are replaced or removed.
+            write: writes one file.
         """
         folder.mkdir(parents=True, exist_ok=True)
         write(folder / PROGRAM_FILE, self.program)
@@ -165,17 +163,17 @@ def _npy(vector: F32) -> bytes:
 
 
 def encode_frozen(tensors: Iterable[F32], *, rounded: bool = True) -> bytes:
-    """Frozen tensors one behind the other, each with its own header and scales.
+    """Encodes frozen tensors one after the other, each with its own header and scales.
 
-    Matrices and kernels are rounded to a byte a number, half a level of 127 off at most. Vectors
-    (biases, the statistics of a normalization) are few and may span orders of magnitude: they stay
-    float32, as does everything without `rounded`.
+    Matrices and kernels are rounded to one byte per number, off by at most half of 1/127 of the
+    block's largest. Vectors (biases, the statistics of a normalization) are small and may span
+    orders of magnitude: they stay float32, as does everything without `rounded`.
     """
     parts = []
     for tensor in tensors:
         is_rounded = rounded and tensor.ndim > 1
         numbers = np.ascontiguousarray(tensor, np.float32).reshape(-1)
-        parts.append(_RUN.pack(is_rounded, numbers.size))
+        parts.append(_TENSOR_HEADER.pack(is_rounded, numbers.size))
         if is_rounded:
             parts.append(_ROUNDED.encode(numbers, 0, _Nearest()))  # type: ignore[arg-type]
         else:
@@ -184,7 +182,7 @@ def encode_frozen(tensors: Iterable[F32], *, rounded: bool = True) -> bytes:
 
 
 class _Nearest:
-    """In place of a random generator: stochastic rounding with 1/2 rounds to nearest."""
+    """Substitute for a random generator: stochastic rounding at 1/2 rounds to nearest."""
 
     def random(self, size: int, dtype: Any) -> F32:
         return np.full(size, 0.5, dtype)
@@ -199,8 +197,8 @@ def _decode_frozen(spec: ModelSpec, data: bytes | memoryview) -> F32 | None:
     done = place = 0
     try:
         while place < len(data):
-            is_rounded, count = _RUN.unpack_from(data, place)
-            place += _RUN.size
+            is_rounded, count = _TENSOR_HEADER.unpack_from(data, place)
+            place += _TENSOR_HEADER.size
             if count > spec.frozen - done:
                 raise ModelError(f"{FROZEN_FILE}: more than the {spec.frozen} numbers of the spec")
             size = _ROUNDED.max_bytes(count) if is_rounded else 4 * count
@@ -211,10 +209,10 @@ def _decode_frozen(spec: ModelSpec, data: bytes | memoryview) -> F32 | None:
             done, place = done + count, place + size
     except (CodecError, struct.error, ValueError) as error:
         raise ModelError(f"{FROZEN_FILE}: damaged: {error}") from error
-    if done != spec.frozen or not np.isfinite(vector).all():
-        raise ModelError(
-            f"{FROZEN_FILE}: {done} of {spec.frozen} numbers, or one that is not finite"
-        )
+    if done != spec.frozen:
+        raise ModelError(f"{FROZEN_FILE}: {done} numbers, expected {spec.frozen}")
+    if not np.isfinite(vector).all():
+        raise ModelError(f"{FROZEN_FILE}: a number is not finite")
     return vector
 
 
@@ -228,7 +226,7 @@ def _check_personal(spec: ModelSpec, personal: F32) -> None:
 
 
 def load_package(folder: Path) -> ModelPackage:
-    """The package in `folder`.
+    """Reads the package in `folder`.
 
     Raises:
         ModelError: a file is missing or does not fit the others; names the file.
@@ -248,10 +246,10 @@ def load_package(folder: Path) -> ModelPackage:
 
 
 def read_vector(path: Path) -> F32:
-    """A vector as packages keep them (`initial.npy`): float32, one axis, finite.
+    """Reads a vector in the format of `initial.npy`: float32, one axis, finite.
 
     Raises:
-        ModelError: no such file, or it holds something else.
+        ModelError: the file is missing or holds something else.
     """
     theta = _read_array(path)
     if theta.dtype != np.float32 or theta.ndim != 1 or not np.isfinite(theta).all():
@@ -261,7 +259,7 @@ def read_vector(path: Path) -> F32:
 
 
 def unpack_wire(data: bytes) -> Unpacked:
-    """What a package's wire form holds.
+    """Decodes the wire form of a package.
 
     Raises:
         WireError: not a package.
@@ -270,7 +268,7 @@ def unpack_wire(data: bytes) -> Unpacked:
     spec = header.spec
     cuts = header.program_bytes, header.program_bytes + 4 * (spec.whole_size - spec.size)
     if not 0 <= cuts[0] <= cuts[1] <= len(body):
-        raise WireError(f"package: {len(body)} bytes, its header promises {cuts[1]}")
+        raise WireError(f"package: body has {len(body)} bytes, its header claims {cuts[1]} or more")
     program = bytes(body[: cuts[0]])
     try:
         check_program_bytes(program, "package")
@@ -279,12 +277,12 @@ def unpack_wire(data: bytes) -> Unpacked:
         raise WireError(str(error)) from error
     personal = np.frombuffer(body[cuts[0] : cuts[1]], "<f4").astype(np.float32)
     if not np.isfinite(personal).all():
-        raise WireError("package: its personal part has NaN or inf")
+        raise WireError("package: personal part has NaN or inf")
     return Unpacked(spec, program, personal, frozen)
 
 
 def check_program_bytes(program: bytes, origin: str) -> None:
-    """Raises ModelError unless `program` looks like a TFLite flatbuffer of a sane size."""
+    """Raises ModelError unless `program` is a TFLite flatbuffer within the size limit."""
     if len(program) > MAX_PROGRAM_BYTES:
         raise ModelError(f"{origin}: {len(program)} bytes, limit {MAX_PROGRAM_BYTES}")
     if program[4:8] != _FLATBUFFER_ID:
@@ -294,7 +292,7 @@ def check_program_bytes(program: bytes, origin: str) -> None:
 def _read_array(path: Path) -> Any:
     data = _read(path)
     try:
-        # The header first: numpy takes the memory that it promises before it looks for the data.
+        # The header first: numpy allocates the memory that it claims before it reads the data.
         file = io.BytesIO(data)
         if _NPY.read_magic(file) != (1, 0):
             raise ValueError("not written by `fedge model export`")
@@ -302,8 +300,8 @@ def _read_array(path: Path) -> Any:
         if prod(shape) * dtype.itemsize > len(data):
             raise ValueError(f"{len(data)} bytes for {dtype} of shape {shape}")
         return np.load(io.BytesIO(data), allow_pickle=False)
-    except _NO_ARRAY as error:
-        raise ModelError(f"{path}: no numpy array: {error}") from error
+    except _DAMAGE as error:
+        raise ModelError(f"{path}: not a numpy array: {error}") from error
 
 
 def _read(path: Path) -> bytes:

@@ -1,6 +1,6 @@
-"""ModelSpec: everything about a model that is not its program: what goes in, what comes out.
+"""ModelSpec: inputs, targets, outputs and layout of a model.
 
-Stored as `spec.json` in a model package. Decoding validates: a spec that exists is consistent.
+Stored as `spec.json` in a model package. Decoding validates: every decoded spec is consistent.
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ from learning.vector.parameters import MAX_PARAMETERS, Layout
 
 Dtype = Literal["float32", "int32"]
 
-#: Names that the signatures use themselves, so no input or metric may.
+#: Names used by the signatures themselves: no input or metric may have them.
 RESERVED_NAMES = frozenset(
     {"theta", "frozen", "target", "weight", "loss", "gradient", "loss_sum", "weight_sum"}
 )
 
 _MODEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 
-#: Signatures for more sizes only make the file larger.
+#: Each size adds three signatures to the file.
 MAX_BATCH_SIZES = 4
 _MAX_SPEC_BYTES = 1 << 20
 
 
 class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One input, target or output: per row, without the batch axis.
+    """One input, target or output, described per row, without the batch axis.
 
     Attributes:
-        name: as in the program's signatures.
-        shape: of one row; () is a number per row.
+        name: name in the program's signatures.
+        shape: shape of one row; () is one number per row.
         dtype: float32 or int32.
-        features: what the last axis (or the only number) holds, in order: a name for each; or a
-            name for every number of a row, in row-major order, as columns of a .csv file have.
+        features: a name for each element of the last axis (or for the only number); or for every
+            number of a row, in row-major order, as in the columns of a .csv file.
         units: the unit of each feature, or one for all.
         mean: subtracted from each feature of the raw data, when given.
         std: divides each feature after the mean was subtracted, when given.
         classes: names of the classes, for an int32 target.
-        missing: of a float32 input: data may hold NaN there, and the model sees this number in
-            its place (after mean and std).
+        missing: for a float32 input: the number that replaces NaN in the data, after mean and std;
+            None: NaN is an error.
     """
 
     name: str = msgspec.field()
@@ -61,7 +61,10 @@ class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
         if not (self.name.isidentifier() and self.name.isascii() and len(self.name) <= 64):
             raise ValueError(f"tensor name {self.name!r} must be a plain identifier")
         if any(side < 1 for side in self.shape) or prod(self.shape) > 100_000_000:
-            raise ValueError(f"tensor {self.name!r} has shape {self.shape}")
+            raise ValueError(
+                f"tensor {self.name!r} has shape {self.shape}: sides must be at least 1, and 100 "
+                "million numbers at most"
+            )
         if len(self.mean) != len(self.std):
             raise ValueError(f"tensor {self.name!r}: mean and std must be given together")
         self._check_lengths()
@@ -89,28 +92,28 @@ class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
 
 
 class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
-    """What a program expects and returns.
+    """Inputs, outputs and layout of a program.
 
     Attributes:
-        name: of the model, as in the zoo; files are named after it.
-        source: where architecture or task come from (paper, section).
+        name: name of the model; files are named after it.
         inputs: in the order of the signatures.
-        targets: what is learned; float32 for regression, int32 class indices for classification.
-            One is called `target`; of several outputs each has `target_<output>`. None when the
-            loss needs none: an autoencoder's target is its input.
-        outputs: what `predict` returns.
-        loss: Keras's name of the loss, for people; the program computes it.
-        metrics: the program returns each as sums over rows that add across agents.
+        targets: float32 for regression, int32 class indices for classification.
+            A single target is named `target`; with several outputs, each is named
+            `target_<output>`. Empty when the loss needs none: an autoencoder's target is its input.
+        outputs: tensors that `predict` returns.
+        loss: Keras's name of the loss, for people; the program computes the loss.
+        metrics: the program returns each as sums over rows, which add across agents.
         batch_size: rows of one program call.
-        layout: of θ, the vector that travels.
+        layout: layout of θ, the shared vector.
+        source: source of architecture or task (paper, section), for people.
         format: version of this structure.
         stochastic: True when `gradient` takes a `seed` (int32) for its random numbers (dropout).
-        personal: layout of what each device learns for itself and never sends; the program takes
-            it after θ in the same vector.
-        frozen: numbers of frozen layers, which the program takes as `frozen`; the package holds
-            them.
-        more_batch_sizes: rows of calls for which the program has signatures of their own, named
-            `gradient_<rows>` and so on. Absent from the JSON of most specs.
+        personal: layout of the personal part, which each device trains and never sends; the program
+            takes it after θ in the same vector.
+        frozen: how many numbers frozen layers have; the package holds them, and the program takes
+            them as `frozen`.
+        more_batch_sizes: further batch sizes, each with its own signatures (`gradient_<rows>`,
+            ...). Absent from the JSON of most specs.
     """
 
     name: str
@@ -165,7 +168,7 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tr
                 f"{sorted(RESERVED_NAMES)}: {names}"
             )
         if self.stochastic and "seed" in names:
-            raise ValueError("'seed' is the name of the random numbers' seed in a stochastic model")
+            raise ValueError("'seed' is reserved in a stochastic model: name the input differently")
 
     def _check_classes(self) -> None:
         for target in self.targets:
@@ -176,10 +179,10 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tr
                 )
 
     def class_count(self, tensor: TensorSpec) -> int:
-        """How many classes an int32 column can hold, 0 to n - 1; 0 where it holds no classes.
+        """Returns the number of classes of an int32 column; 0 if it holds no classes.
 
-        A target has as many as its output has numbers for each of its elements, and two where
-        there is one number for each (binary cross-entropy), or a pair that is alike or not.
+        A target has one class per number that the output has for each target element; two classes
+        if that is one number (binary cross-entropy) or the target compares a pair of embeddings.
         """
         if tensor.dtype != "int32":
             return 0
@@ -189,25 +192,25 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tr
         return max(2, shape[-1]) if len(shape) == len(tensor.shape) + 1 else 2
 
     def _output_shape(self, target: TensorSpec) -> tuple[int, ...]:
-        """Of what a target is compared with; () where that is several embeddings."""
+        """Returns the shape that a target is compared with; () for several embeddings."""
         if len(self.targets) > 1:
             return self.outputs[self.targets.index(target)].shape
         return self.outputs[0].shape if len(self.outputs) == 1 else ()
 
     @property
     def columns(self) -> tuple[TensorSpec, ...]:
-        """Inputs and targets: everything that comes out of a data file."""
+        """Inputs and targets: all columns of a data file."""
         return (*self.inputs, *self.targets)
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
-        """Rows of one program call, each that it has signatures for; the main one first."""
+        """All batch sizes that the program has signatures for; the main one first."""
         more = self.more_batch_sizes
         return (self.batch_size, *(() if isinstance(more, msgspec.UnsetType) else more))
 
     @cached_property
     def size(self) -> int:
-        """P, the number of parameters that travel."""
+        """P, the number of shared parameters."""
         return self.layout.size
 
     @cached_property
@@ -217,23 +220,23 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tr
 
     @cached_property
     def tracked(self) -> tuple[slice, ...]:
-        """Parts of that vector that are averaged and not stepped (`ParameterSpec.tracked`)."""
+        """Slices of the program's vector that are averaged, not stepped (see `ParameterSpec`)."""
         personal = self.personal.tracked if self.personal else ()
         moved = (slice(self.size + part.start, self.size + part.stop) for part in personal)
         return (*self.layout.tracked, *moved)
 
     @property
     def fingerprint(self) -> str:
-        """The layout's: updates carry it, so that a vector of another model never counts."""
+        """Fingerprint of the layout; an update with another fingerprint is rejected."""
         return self.layout.fingerprint
 
     def to_json(self) -> bytes:
-        """Indented JSON, the same bytes for the same spec."""
+        """Returns indented JSON: the same bytes for the same spec."""
         return msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n"
 
     @classmethod
     def from_json(cls, data: bytes, origin: str = "spec.json") -> ModelSpec:
-        """The spec in `data`.
+        """Decodes a spec from JSON.
 
         Raises:
             ModelError: not a valid spec; the message begins with `origin` and names the key.

@@ -1,6 +1,6 @@
-"""Versions of θ in a federation's state folder, for those who only read.
+"""Reads versions of θ from a coordinator's state folder.
 
-The coordinator writes them (`coordinator.store`); a model is released from one of them.
+The coordinator writes them (`coordinator.store`); `fedge model release` reads one of them.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ CREATE TABLE versions (
 
 @dataclass(frozen=True, eq=False)
 class StoredVersion:
-    """One version of θ and where it comes from.
+    """One version of θ and its origin.
 
     Attributes:
-        federation: its name.
-        version: of θ.
+        federation: name of the federation.
+        version: version of θ.
         theta: float32, shape (P,).
         created_at: seconds since 1970.
-        agents: whose updates made it; 0 for version 0.
-        figures: loss and metrics on the agents' held-out rows; empty where nothing was evaluated.
+        agents: number of agents whose updates made it; 0 for version 0.
+        evaluation: loss and metrics on the agents' held-out rows; empty if nothing was evaluated.
     """
 
     federation: str
@@ -44,13 +44,13 @@ class StoredVersion:
     theta: F32
     created_at: float
     agents: int
-    figures: dict[str, float]
+    evaluation: dict[str, float]
 
 
 def checksum(*parts: object) -> bytes:
-    """Of what a flipped bit would change unnoticed: SQLite itself has no checksums.
+    """Returns the SHA-256 of the parts: SQLite itself does not detect flipped bits.
 
-    Empty, which no digest is, when a part is no bytes: that too is what a flipped bit does.
+    Empty, which no digest is, if a part is not bytes: a flipped bit can change the type as well.
     """
     digest = hashlib.sha256()
     for part in parts:
@@ -61,15 +61,16 @@ def checksum(*parts: object) -> bytes:
 
 
 def read_version(folder: Path, version: int | None, fingerprint: str) -> StoredVersion:
-    """A version of θ, the latest when none is named; also while the coordinator runs.
+    """Reads a version of θ; the coordinator may be running.
 
     Args:
         folder: the coordinator's `state_dir`.
-        version: which; None takes the latest.
-        fingerprint: of the model that it must be of.
+        version: version of θ; None takes the latest.
+        fingerprint: fingerprint of the model.
 
     Raises:
-        ConfigError: no such folder or version, another model, or the file is damaged.
+        ConfigError: there is no such folder or version, the versions belong to another model, or
+            the file is damaged.
     """
     path = folder / STORE_FILE
     if not path.is_file():
@@ -103,14 +104,17 @@ def _read(
         (wanted,),
     ).fetchone()
     if checksum(theta, state) != digest:
-        raise ConfigError(f"{path}: version {wanted} is damaged: its checksum is wrong")
+        raise ConfigError(
+            f"{path}: version {wanted} is damaged (wrong checksum): "
+            "choose another one with --weights"
+        )
     vector = np.frombuffer(theta, "<f4").astype(np.float32)
-    agents, figures = _made_by(db, wanted)
-    return StoredVersion(meta.get("federation", ""), wanted, vector, created_at, agents, figures)
+    agents, evaluation = _round_result(db, wanted)
+    return StoredVersion(meta.get("federation", ""), wanted, vector, created_at, agents, evaluation)
 
 
-def _made_by(db: sqlite3.Connection, version: int) -> tuple[int, dict[str, float]]:
-    """How many agents made a version, and what they measured of it."""
+def _round_result(db: sqlite3.Connection, version: int) -> tuple[int, dict[str, float]]:
+    """Returns how many agents made a version, and their loss and metrics."""
     for (text,) in db.execute("SELECT record FROM rounds"):
         record: dict[str, Any] = json.loads(text)
         if record["version"] == version and record["status"] == "committed":

@@ -1,1 +1,1 @@
-"""Programs run by a TFLite interpreter: gradients, evaluation, predictions."""
+"""Runs programs with a TFLite interpreter: gradients, evaluation, predictions."""

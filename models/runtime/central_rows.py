@@ -1,6 +1,6 @@
-"""Rows of a .npz file for programs in the middle or on a workstation, scaled by the spec.
+"""Reads rows of a .npz file on the coordinator or a workstation, and scales them by the spec.
 
-Devices read their own data with `edge_agent.data`, which knows columns, groups and much more.
+Devices read their own data with `edge_agent.data`, which also reads columns and groups.
 """
 
 from __future__ import annotations
@@ -14,31 +14,34 @@ import numpy as np
 from fedge.errors import DataError
 from models.package.npz import Npz, open_npz
 from models.package.spec import ModelSpec, TensorSpec
-from models.runtime.program import Array, Rows
+from models.runtime.rows import Array, Rows
 
 _INT32 = np.iinfo(np.int32)
 _LARGEST = np.finfo(np.float32).max
 
 
 def read_rows(path: Path, spec: ModelSpec, *, targets: bool = True) -> Rows:
-    """One array per column of the spec, in its types, with mean, std and missing values applied.
+    """Returns one array per column of the spec: scaled, missing values filled, of its dtype.
 
     Args:
         path: .npz with one array of shape (n, *shape) per column, in the units of the spec;
             `y` serves as `target` too, as on devices.
-        spec: of the model.
-        targets: whether the targets are wanted too.
+        spec: the model's spec.
+        targets: whether targets are read too.
 
     Raises:
-        DataError: no such file, it is damaged, or an array is missing, misshapen, not finite,
-            empty or of classes that do not exist.
+        DataError: the file is missing or damaged; or an array is missing, empty, of the wrong
+            shape, not finite, or holds classes that do not exist.
     """
     columns = spec.columns if targets else spec.inputs
     with open_npz(path) as file:
         arrays = {tensor.name: _read(file, spec, tensor) for tensor in columns}
     counts = {name: len(array) for name, array in arrays.items()}
     if len(set(counts.values())) != 1 or 0 in counts.values():
-        raise DataError(f"{path}: arrays of {counts} rows; all need the same number, at least 1")
+        raise DataError(
+            f"{path}: arrays have different numbers of rows, or none: {counts}; "
+            "all need the same number, at least 1"
+        )
     return arrays
 
 
@@ -46,20 +49,20 @@ def has_targets(path: Path, spec: ModelSpec) -> bool:
     """Whether the file has an array for each target.
 
     Raises:
-        DataError: it is no .npz file.
+        DataError: not an .npz file.
     """
     with open_npz(path) as file:
         return all(_array_name(target, file.names) in file.names for target in spec.targets)
 
 
 def first_wrong(values: Array, classes: int) -> tuple[int, int, str] | None:
-    """The first number that an int32 column cannot hold: its row, its place there, what is wrong.
+    """Returns the first number that an int32 column cannot hold: row, index in the row, problem.
 
-    A class that does not exist would not fail: it has no loss and no gradient, or an absurd one.
+    A program does not fail on a class that does not exist: its loss and gradient are 0 or absurd.
 
     Args:
-        values: of any type of numbers, shape (n, ...).
-        classes: what `ModelSpec.class_count` says of the column.
+        values: of any numeric dtype, shape (n, ...).
+        classes: number of classes (`ModelSpec.class_count`); 0 for other integers.
     """
     low, high = (0, classes - 1) if classes else (int(_INT32.min), int(_INT32.max))
     flat = values.reshape(len(values), prod(values.shape[1:]))
@@ -74,7 +77,7 @@ def first_wrong(values: Array, classes: int) -> tuple[int, int, str] | None:
 
 
 def _array_name(tensor: TensorSpec, names: Sequence[str]) -> str:
-    """Which of the arrays of a file holds a column."""
+    """Returns the name of the array in the file that holds a column."""
     return (
         "y" if tensor.name == "target" and "target" not in names and "y" in names else tensor.name
     )

@@ -1,7 +1,7 @@
-"""Released models: one `.tflite` for predicting, with its description beside it.
+"""Loads and runs released models: one `.tflite` for predicting, with its description beside it.
 
-`fedge model release` writes them, any TFLite interpreter runs them. Inputs and outputs of a
-full-integer model are int8; `InferenceModel` converts, so that callers see float32 either way.
+`fedge model release` writes them; any TFLite interpreter runs them. Inputs and outputs of a
+full-integer model are int8; `InferenceModel` converts, so that callers always see float32.
 """
 
 from __future__ import annotations
@@ -17,46 +17,46 @@ import numpy as np
 from fedge.errors import ModelError, TrainingError, one_line
 from models.package.spec import TensorSpec
 from models.runtime.interpreters import find_runtime
-from models.runtime.program import Array, Rows, row_count
+from models.runtime.rows import Array, Rows, row_count
 
-#: A description is a page; more is a mistake.
-_MAX_BYTES = 1 << 20
+#: A description takes a few kB; a larger file is not one.
+_MAX_DESCRIPTION_BYTES = 1 << 20
 
 
 class Release(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a released model is: the `.json` beside the `.tflite`.
+    """Description of a released model: the `.json` beside the `.tflite`.
 
     Attributes:
-        name: of the model.
+        name: name of the model.
         numbers: `float32`, `float16` (weights only) or `int8` (everything).
-        inputs: what it takes, before mean and std.
-        outputs: what it gives.
+        inputs: input tensors, before mean and std.
+        outputs: output tensors.
         batch_size: rows of one call.
-        loss: that it was trained with.
-        classes: names of the classes of the first output, where they are classes.
-        threshold: of a first output of one number: above it the class is the second one.
-        sha256: of the `.tflite` file.
-        federation: where it was trained; empty when it was not.
-        version: of θ.
+        loss: the training loss.
+        sha256: digest of the `.tflite` file.
+        classes: names of the classes of the first output, if it is a classification.
+        threshold: threshold of a first output of one number; above it, class 1 is predicted.
+        federation: where the model was trained; empty if it was not trained in a federation.
+        version: version of θ.
         trained_at: when that version was made, ISO 8601, UTC.
-        agents: whose updates made it.
-        federation_metrics: loss and metrics of that version on the agents' held-out rows, as the
-            coordinator added them up.
-        personal: numbers of personal layers, of which the file has the package's initial ones.
-        source: of architecture or task.
-        licence: of the data, as given.
-        made_at: ISO 8601, UTC.
-        metrics: of the float model, on the data it was compared on.
-        released_metrics: of this file, on the same rows.
+        agents: number of agents whose updates made that version.
+        federation_metrics: loss and metrics of that version on the agents' held-out rows.
+        personal: numbers of personal layers; the file holds their initial values.
+        source: source of architecture or task.
+        licence: licence of the data, as given.
+        made_at: when the release was made, ISO 8601, UTC.
+        metrics: metrics of the float model on the comparison data.
+        released_metrics: metrics of this file on the same rows.
         released_matrices: confusion matrices of this file, on the same rows; rows are true classes.
-        rows: how many there were.
-        agreement: share of rows with the same best class; or, of a regression, the root mean
-            square of the difference over that of the float model's output.
-        classifies: whether the first output picks a class, and `agreement` is such a share.
-        bytes: of the file.
-        program_seconds, seconds: median time of a row, of the program's `predict` and of this file,
-            where the release was made, each in calls of its own batch size.
-        machine: that was.
+        rows: number of rows of the comparison data.
+        agreement: share of rows with the same best class; for a regression, the root mean square
+            of the difference, relative to that of the float model's output.
+        classifies: whether the first output predicts a class, so that `agreement` is a share.
+        bytes: size of the file.
+        program_seconds: median time per row of the program's `predict` on `machine`, in calls of
+            the program's batch size.
+        seconds: median time per row of this file on `machine`, in calls of `batch_size` rows.
+        machine: where the release was made and timed.
     """
 
     name: str
@@ -90,10 +90,10 @@ class Release(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def load_release(path: Path) -> tuple[bytes, Release]:
-    """The model file and its description.
+    """Returns the model file and its description.
 
     Raises:
-        ModelError: one of the two is missing, or the file is another than the description says.
+        ModelError: one of the two is missing, or they do not belong together.
     """
     beside = path.with_suffix(".json")
     try:
@@ -103,31 +103,32 @@ def load_release(path: Path) -> tuple[bytes, Release]:
             f"{error.filename}: {error.strerror}; a released model is a .tflite with its .json "
             "beside it (made by `fedge model release`)"
         ) from error
-    if len(text) > _MAX_BYTES:
-        raise ModelError(f"{beside}: {len(text)} bytes, limit {_MAX_BYTES}")
+    if len(text) > _MAX_DESCRIPTION_BYTES:
+        raise ModelError(f"{beside}: {len(text)} bytes, limit {_MAX_DESCRIPTION_BYTES}")
     try:
         release = msgspec.json.decode(text, type=Release)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ModelError(f"{beside}: {error}") from error
-    # The interpreters do not check what they read and may crash on a damaged file.
+    # The interpreters do not validate the file and may crash on a damaged one.
     if hashlib.sha256(data).hexdigest() != release.sha256:
         raise ModelError(f"{path}: damaged, or not the file that {beside.name} describes")
     return data, release
 
 
 class InferenceModel:
-    """A released model in whichever interpreter there is.
+    """Released model, loaded into a TFLite interpreter.
 
     Args:
-        data: the `.tflite` file, whole.
+        data: content of the `.tflite` file.
         inputs: in the model's order.
-        outputs: likewise.
+        outputs: in the model's order.
         batch_size: rows of one call.
         runtime: see `models.runtime.interpreters`.
-        threads: of the interpreter.
+        threads: number of threads of the interpreter.
 
     Raises:
-        ModelError: no interpreter, it refuses the file, or the file takes or gives something else.
+        ModelError: there is no interpreter, it refuses the file, or the file has other inputs or
+            outputs.
     """
 
     def __init__(
@@ -155,13 +156,13 @@ class InferenceModel:
         _check_fit("output", outputs, batch_size, self._output_details)
 
     def predict(self, rows: Rows) -> dict[str, Array]:
-        """One float32 array of shape (n, *shape) per output.
+        """Returns one float32 array of shape (n, *shape) per output.
 
         Args:
-            rows: one array of shape (n, *shape) per input, scaled as the spec says.
+            rows: one array of shape (n, *shape) per input, scaled by the spec.
 
         Raises:
-            ModelError: an input is missing or misshapen.
+            ModelError: an input is missing or has the wrong shape.
             TrainingError: the interpreter failed.
         """
         count, size = self._check(rows), self._batch_size
@@ -179,7 +180,7 @@ class InferenceModel:
         }
 
     def seconds(self, rows: Rows, repeats: int = 50) -> float:
-        """Median time of one row, in seconds."""
+        """Returns the median time of one row, in seconds."""
         batch = {t.name: rows[t.name][: self._batch_size] for t in self._inputs}
         times = []
         for _ in range(repeats + 3):

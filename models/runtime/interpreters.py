@@ -1,4 +1,4 @@
-"""Which TFLite interpreter a process uses: the only place that imports one."""
+"""Finds and imports the TFLite interpreter of this process; no other module imports one."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ from typing import Any
 import numpy as np
 
 from fedge.errors import ModelError
-from models.runtime.quiet_stderr import quiet_stderr
-from models.runtime.wheels import Platform, advice, obstacle
+from models.runtime.stderr import suppress_stderr
+from models.runtime.wheels import Platform, install_advice, missing_wheel_reason
 
 log = logging.getLogger(__name__)
 
-#: Interpreters in the order they are tried, and their modules.
+#: Runtime -> module of its interpreter, in the order in which they are tried.
 RUNTIMES: dict[str, str] = {
     "tflite-runtime": "tflite_runtime.interpreter",
     "ai-edge-litert": "ai_edge_litert.interpreter",
     "tensorflow": "tensorflow.lite.python.interpreter",
 }
-#: Names under which a runtime is installed, where there is not just its own.
+#: Runtime -> distributions that provide it, where the names differ.
 _DISTRIBUTIONS = {"tensorflow": ("tensorflow", "tensorflow-cpu")}
-#: Environment variable that names the runtime where no file and no option does.
+#: Environment variable that names the runtime, below configuration files and options.
 ENVIRONMENT = "FEDGE_RUNTIME"
 
 
 def available_runtimes() -> list[str]:
-    """The interpreters installed here, in the order they are tried."""
+    """Returns the runtimes installed here, in the order in which they are tried."""
     return [name for name in RUNTIMES if _installed(name)]
 
 
 def find_runtime(name: str | None) -> tuple[Callable[..., Any], str]:
-    """The interpreter class and `name version`.
+    """Returns the interpreter class and `name version`.
 
     Args:
-        name: a key of `RUNTIMES`; None takes what the environment variable FEDGE_RUNTIME says, else
-            the first that is installed and works.
+        name: a key of `RUNTIMES`; None takes the one named by the environment variable
+            FEDGE_RUNTIME, else the first that is installed and works.
 
     Raises:
-        ModelError: none is installed, or not the one asked for; says what to install here.
+        ModelError: no runtime, or not the named one, is installed and works; says what to install.
     """
     where = ""
     if name is None and (name := os.environ.get(ENVIRONMENT) or None):
@@ -56,10 +56,11 @@ def find_runtime(name: str | None) -> tuple[Callable[..., Any], str]:
         raise ModelError(f"{where}runtime {name!r} is unknown; known: {', '.join(RUNTIMES)}")
     if name is not None and not _installed(name):
         here = this_platform()
-        reason = obstacle(name, here)
+        reason = missing_wheel_reason(name, here)
         why = f"; it {reason}" if reason else ""
         raise ModelError(
-            f"{where}runtime {name} is not installed here ({here}){why}: {_way_out(name, here)}"
+            f"{where}runtime {name} is not installed here ({here}){why}: "
+            f"{_install_hint(name, here)}"
         )
     problems = []
     for candidate in available_runtimes() if name is None else [name]:
@@ -67,19 +68,19 @@ def find_runtime(name: str | None) -> tuple[Callable[..., Any], str]:
         if not problem:
             try:
                 return _load(candidate)
-            except ImportError as error:  # a library it needs is missing, or it is damaged
+            except ImportError as error:  # a library is missing, or the package is damaged
                 problem = f"is installed and does not load: {error}"
         log.debug("runtime %s %s", candidate, problem)
         problems.append(f"{candidate} {problem}")
     if problems:
         raise ModelError(f"{where}no TFLite interpreter works here: {'; '.join(problems)}")
     here = this_platform()
-    raise ModelError(f"no TFLite interpreter is installed here ({here}): {advice(here)}")
+    raise ModelError(f"no TFLite interpreter is installed here ({here}): {install_advice(here)}")
 
 
-@functools.cache  # reads the distribution's files: a host of many agents asks for each of them
+@functools.cache  # reads the distribution's files; a host process asks once per agent
 def runtime_version(name: str) -> str:
-    """Version of an installed runtime, without importing it."""
+    """Returns the version of an installed runtime, without importing it."""
     if name == "tensorflow" and (loaded := sys.modules.get(name)):
         return str(loaded.__version__)
     for distribution in _DISTRIBUTIONS.get(name, (name,)):
@@ -87,18 +88,18 @@ def runtime_version(name: str) -> str:
             return metadata.version(distribution)
         except metadata.PackageNotFoundError:
             continue
-    return "of an unknown version"  # built here, or of a distribution that is called otherwise
+    return "of an unknown version"  # built locally, or from a distribution of another name
 
 
 def this_platform() -> Platform:
-    """The machine, Python and C library of this process."""
+    """Returns machine, Python version and C library of this process."""
     machine = platform.machine().lower()
-    if sys.maxsize < 2**32:  # a 32-bit system on a 64-bit kernel, as Raspberry Pi OS has it
+    if sys.maxsize < 2**32:  # a 32-bit system on a 64-bit kernel, as in Raspberry Pi OS
         machine = {"aarch64": "armv7l", "armv8l": "armv7l", "x86_64": "i686"}.get(machine, machine)
     try:
         libc, _, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
         major, minor = map(int, version.split(".")[:2])
-    except (ValueError, OSError):  # only glibc knows that name
+    except (ValueError, OSError):  # only glibc has that name
         libc, major, minor = ("musl" if sys.platform == "linux" else ""), 0, 0
     return Platform(machine, sys.version_info[:2], libc, (major, minor))
 
@@ -108,11 +109,11 @@ def _installed(name: str) -> bool:
     if package in sys.modules:
         return sys.modules[package] is not None
     spec = importlib.util.find_spec(package)
-    return spec is not None and spec.origin is not None  # a folder of that name is no package
+    return spec is not None and spec.origin is not None  # a folder of that name is not a package
 
 
 def _conflict(name: str) -> str:
-    """Why an installed runtime cannot be used in this process; found out before it crashes."""
+    """Returns why an installed runtime would crash this process; empty when it would not."""
     if name != "tflite-runtime":
         return ""
     if sys.modules.get("tensorflow") is not None:
@@ -128,18 +129,18 @@ def _load(name: str) -> tuple[Callable[..., Any], str]:
         interpreter: Callable[..., Any] = importlib.import_module(RUNTIMES[name]).Interpreter
     else:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-        with quiet_stderr():
+        with suppress_stderr():
             module = importlib.import_module(RUNTIMES[name])
         interpreter = functools.partial(_without_warning, module.Interpreter)
     return interpreter, f"{name} {runtime_version(name)}"
 
 
 def _without_warning(interpreter: Callable[..., Any], **arguments: Any) -> Any:
-    """TensorFlow's interpreter, which announces its retirement at each start."""
+    """Makes TensorFlow's interpreter without its deprecation warning."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*tf.lite.Interpreter is deprecated")
         return interpreter(**arguments)
 
 
-def _way_out(name: str, here: Platform) -> str:
-    return advice(here) if obstacle(name, here) else f"pip install {name}"
+def _install_hint(name: str, here: Platform) -> str:
+    return install_advice(here) if missing_wheel_reason(name, here) else f"pip install {name}"

@@ -1,7 +1,7 @@
-"""Which TFLite interpreter can be installed on a device, and what to do where none can.
+"""Wheels of the TFLite interpreters: which fit a platform, and what to do where none does.
 
-Pure: a function of machine, Python and C library, so that each odd combination has a test. Read off
-the file names of the releases named in `WHEELS`.
+Pure functions of machine, Python and C library, so that each combination has a test. The data come
+from the file names of the releases named in `WHEELS`.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ Version = tuple[int, int]
 
 @dataclass(frozen=True)
 class Platform:
-    """What decides which wheel fits.
+    """Properties of a machine that decide which wheel fits.
 
     Attributes:
-        machine: as pip names it: x86_64, aarch64, armv7l, … A 32-bit Python on a 64-bit kernel is
+        machine: pip's name: x86_64, aarch64, armv7l, … A 32-bit Python on a 64-bit kernel is
             armv7l, not aarch64.
         python: major and minor version.
-        libc: "glibc", "musl", or "" where it is not Linux.
-        libc_version: of glibc.
+        libc: "glibc", "musl", or "" where the system is not Linux.
+        libc_version: version of glibc.
     """
 
     machine: str
@@ -36,12 +36,12 @@ class Platform:
 
 @dataclass(frozen=True)
 class Wheels:
-    """What one project publishes, built for Linux.
+    """Linux wheels that one project publishes.
 
     Attributes:
-        release: the release this was read off.
-        pythons: the first and the last version it is built for.
-        glibc: the oldest that works, for each machine it is built for.
+        release: the release that these data describe.
+        pythons: first and last Python version.
+        glibc: machine -> the oldest glibc that works.
     """
 
     release: str
@@ -49,7 +49,7 @@ class Wheels:
     glibc: Mapping[str, Version]
 
 
-#: In the order in which they are tried.
+#: Runtime -> its wheels, in the order in which the runtimes are tried.
 WHEELS: dict[str, Wheels] = {
     "tflite-runtime": Wheels(
         "2.14.0", ((3, 8), (3, 11)), {"x86_64": (2, 17), "aarch64": (2, 34), "armv7l": (2, 34)}
@@ -57,17 +57,17 @@ WHEELS: dict[str, Wheels] = {
     "ai-edge-litert": Wheels("2.3.0", ((3, 10), (3, 14)), {"x86_64": (2, 27), "aarch64": (2, 27)}),
     "tensorflow": Wheels("2.21.0", ((3, 10), (3, 13)), {"x86_64": (2, 27), "aarch64": (2, 27)}),
 }
-#: What a device can carry: TensorFlow, 1.6 GB, is recommended to nobody.
-LIGHT = ("tflite-runtime", "ai-edge-litert")
+#: Runtimes small enough for devices: TensorFlow takes 1.6 GB.
+DEVICE_RUNTIMES = ("tflite-runtime", "ai-edge-litert")
 
 
-def obstacle(runtime: str, platform: Platform) -> str:
-    """Why a runtime has no wheel for a platform; empty when it has one."""
+def missing_wheel_reason(runtime: str, platform: Platform) -> str:
+    """Returns why a runtime has no wheel for a platform; empty when it has one."""
     wheels = WHEELS[runtime]
     if platform.libc == "musl":
         return "has no wheel for musl"
     if platform.libc != "glibc":
-        return "is known here for Linux only"
+        return "is supported on Linux only"
     if platform.machine not in wheels.glibc:
         return f"has no wheel for {platform.machine}"
     first, last = wheels.pythons
@@ -85,10 +85,10 @@ def obstacle(runtime: str, platform: Platform) -> str:
     return ""
 
 
-def advice(platform: Platform) -> str:
-    """What a person does to get a runtime on a platform: one line."""
-    for name in LIGHT:
-        if not obstacle(name, platform):
+def install_advice(platform: Platform) -> str:
+    """Returns how to get a runtime on a platform, in one line."""
+    for name in DEVICE_RUNTIMES:
+        if not missing_wheel_reason(name, platform):
             return _install(name, platform)
     if platform.libc == "musl":
         return (
@@ -97,7 +97,7 @@ def advice(platform: Platform) -> str:
         )
     if platform.libc != "glibc":
         return "agents run on Linux with glibc, on x86_64, aarch64 and armv7l"
-    return _another(platform)
+    return _platform_advice(platform)
 
 
 def _install(name: str, platform: Platform) -> str:
@@ -109,14 +109,14 @@ def _install(name: str, platform: Platform) -> str:
     return line
 
 
-def _another(platform: Platform) -> str:
-    """What to change where there is glibc and yet no wheel."""
+def _platform_advice(platform: Platform) -> str:
+    """Returns what to change on a glibc platform without a wheel."""
     machine = platform.machine
-    known = {name: WHEELS[name] for name in LIGHT if machine in WHEELS[name].glibc}
+    known = {name: WHEELS[name] for name in DEVICE_RUNTIMES if machine in WHEELS[name].glibc}
     if not known:
         which = "Armv6 (Raspberry Pi 1 and Zero)" if machine == "armv6l" else machine
         return f"no runtime has a wheel for {which}: take x86_64, aarch64 or armv7l"
-    # A newer system brings a newer glibc, another Python is installed beside the first.
+    # A newer glibc needs a newer system; another Python does not.
     if platform.libc_version < min(wheels.glibc[machine] for wheels in known.values()):
         return (
             f"{_reasons(known, platform)}: take a newer system, such as Debian 12 or Raspberry Pi "
@@ -127,7 +127,7 @@ def _another(platform: Platform) -> str:
 
 
 def _reasons(names: Mapping[str, Wheels], platform: Platform) -> str:
-    return "; ".join(f"{name} {obstacle(name, platform)}" for name in names)
+    return "; ".join(f"{name} {missing_wheel_reason(name, platform)}" for name in names)
 
 
 def _dotted(version: Version) -> str:

@@ -1,8 +1,8 @@
-"""Small models, one task a file, named by it; their packages are made and committed.
+"""Zoo: small models, one task per file, with their exported packages.
 
-`load_zoo` reads a committed package and needs neither TensorFlow nor an interpreter. To make one
-anew after changing its builder: `fedge model export models.zoo.NAME:package --out
-models/zoo/packages/NAME`, of the two in `handwritten_digit` with `package_dense` and `package_cnn`.
+`load_zoo` reads a committed package and needs neither TensorFlow nor an interpreter. After a change
+of a builder, export its package again: `fedge model export models.zoo.NAME:package --out
+models/zoo/packages/NAME`; `handwritten_digit` has `package_dense` and `package_cnn`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 PACKAGES = Path(__file__).parent / "packages"
 
-#: Name -> (module, attribute) of its record. Modules are imported by name, so that nothing that
-#: loads a package depends on a builder, and through it on TensorFlow.
+#: Name -> (module, attribute) of its record. Modules are imported by name, so that loading a
+#: package does not depend on a builder, and through it on TensorFlow.
 _RECORDS = {
     "anomaly_autoencoder": ("models.zoo.anomaly_autoencoder", "MODEL"),
     "audio_visual_digit": ("models.zoo.audio_visual_digit", "MODEL"),
@@ -37,28 +37,28 @@ _RECORDS = {
 
 
 def zoo_names() -> list[str]:
-    """The zoo's models, sorted."""
+    """Returns the names of the zoo's models, sorted."""
     return sorted(_RECORDS)
 
 
 def load_zoo(name: str) -> ModelPackage:
-    """The committed package of a zoo model.
+    """Returns the committed package of a zoo model.
 
     Raises:
-        ModelError: no such model; names those there are.
+        ModelError: there is no such model; names the known ones.
     """
     _check(name)
     return load_package(PACKAGES / name)
 
 
 def open_model(reference: str) -> ModelPackage:
-    """The package in a folder, or the zoo model of that name.
+    """Returns the package in a folder, or the zoo model of that name.
 
-    A name of the zoo wins; write `./name` for a folder that is called like one.
+    A name of the zoo takes precedence; write `./name` for a folder of the same name.
 
     Raises:
-        ModelError: neither, or the folder may not be looked into; names the zoo's models and what
-            a folder must hold.
+        ModelError: the reference is neither, or the folder cannot be read; names the zoo's models
+            and the files that a folder must hold.
     """
     if reference in _RECORDS:
         return load_zoo(reference)
@@ -69,14 +69,14 @@ def open_model(reference: str) -> ModelPackage:
         raise ModelError(f"{reference}: {error.strerror}") from error
     if not is_folder:
         raise ModelError(
-            f"{reference!r} is neither a package folder nor in the zoo; {_meant(folder)}"
+            f"{reference!r} is neither a package folder nor in the zoo; {_suggestion(folder)}"
             f"the zoo has: {', '.join(zoo_names())}"
         )
     return load_package(folder)
 
 
-def _meant(folder: Path) -> str:
-    """The package folder beside it, or the model of the zoo, that is called nearly so."""
+def _suggestion(folder: Path) -> str:
+    """Returns the package folder or zoo model with the most similar name, as a question."""
     beside = [spec.parent.name for spec in folder.parent.glob(f"*/{SPEC_FILE}")]
     if folder.parent == Path():
         return did_you_mean(folder.name, [*beside, *zoo_names()])
@@ -84,10 +84,10 @@ def _meant(folder: Path) -> str:
 
 
 def zoo_record(name: str) -> ZooModel:
-    """Task, source and builder of a zoo model.
+    """Returns task, source and builder of a zoo model.
 
     Raises:
-        ModelError: no such model; names those there are.
+        ModelError: there is no such model; names the known ones.
     """
     module, attribute = _RECORDS[_check(name)]
     record: ZooModel = getattr(importlib.import_module(module), attribute)

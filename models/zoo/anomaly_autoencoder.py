@@ -1,13 +1,13 @@
-"""Anomaly autoencoder: what is unlike the sensor readings of healthy machines.
+"""Anomaly autoencoder: detects sensor readings that differ from those of healthy machines.
 
 A dense autoencoder with a bottleneck of eight, as in the anomaly detection task of MLPerf Tiny
-(Banbury et al. 2021, arXiv 2106.07597; there 640-128-...-8-...-128-640 on sound). It learns to give
-back what it is given, without labels, from machines that are well; what it cannot give back is
-unlike them. A row's score is its loss.
+(Banbury et al. 2021, arXiv 2106.07597; there 640-128-...-8-...-128-640 on sound). It learns to
+reconstruct readings of healthy machines, without labels; readings that it cannot reconstruct are
+anomalies. A row's score is its loss.
 
-On the server and road series of the Numenta Anomaly Benchmark the idea was tried and does not pay:
-linear reconstruction told labelled anomalies from the rest with an area under the curve of 0.5 to
-0.6 on most, no better than a reading's distance from its mean.
+On the server and road series of the Numenta Anomaly Benchmark the method does not help:
+linear reconstruction separated labelled anomalies from the rest with an area under the curve of 0.5
+to 0.6 on most series, no better than a reading's distance from its mean.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _WINDOW = TensorSpec(
 
 
 def build() -> Any:
-    """420-32-8-32-420, 27,884 parameters."""
+    """Builds the 420-32-8-32-420 autoencoder: 27,884 parameters."""
     from models.export.backend import keras
 
     keras.utils.set_random_seed(2006)
@@ -58,7 +58,7 @@ def build() -> Any:
 
 MODEL = ZooModel(
     name="anomaly_autoencoder",
-    task="give back 30 cycles of 14 sensors: a large loss says that they are unlike those learned",
+    task="reconstruct 30 cycles of 14 sensors: a large loss means an anomaly",
     source="dense autoencoder as in MLPerf Tiny, Banbury et al. 2021, arXiv 2106.07597",
     build=build,
     inputs=(_WINDOW,),
@@ -67,7 +67,7 @@ MODEL = ZooModel(
 
 
 def package() -> ModelPackage:
-    """For `fedge model export`."""
-    from models.zoo.exported import export_record
+    """Returns the package, for `fedge model export`."""
+    from models.zoo.exporting import export_record
 
     return export_record(MODEL)

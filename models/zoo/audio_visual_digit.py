@@ -1,9 +1,9 @@
-"""Audio-visual digit: which digit is seen, heard, or both.
+"""Audio-visual digit: recognizes a digit from an image, from sound, or from both.
 
 Two small networks, one for the image and one for the sound, each ending in a score per digit; the
 scores are added (late fusion, Baltrusaitis et al. 2019, Multimodal Machine Learning, arXiv
-1705.09406, section 6.1). A device without camera or without microphone has no such numbers: the
-model sees `missing` in their place and leaves that half out, in training as in use.
+1705.09406, section 6.1). A device without camera or microphone has missing values there: the
+model gets `missing` in their place and ignores that half, in training and in prediction.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from models.package.package import ModelPackage
 from models.package.spec import TensorSpec
 from models.zoo.record import ZooModel
 
-#: No pixel and no level comes out so low.
+#: Below every scaled pixel and level.
 _MISSING = -9.0
 _IMAGE = TensorSpec(
     "image", (28, 28), units=("grey 0 to 255",), mean=(0.0,), std=(255.0,), missing=_MISSING
@@ -32,7 +32,7 @@ _CLASSES = tuple("0123456789")
 
 
 def build() -> Any:
-    """A convolution with pooling for each half, 6,020 parameters in all."""
+    """Builds a small CNN for each half: 6,020 parameters in all."""
     from models.export.backend import keras
 
     keras.utils.set_random_seed(2021)
@@ -64,7 +64,7 @@ MODEL = ZooModel(
 
 
 def package() -> ModelPackage:
-    """For `fedge model export`."""
-    from models.zoo.exported import export_record
+    """Returns the package, for `fedge model export`."""
+    from models.zoo.exporting import export_record
 
     return export_record(MODEL)

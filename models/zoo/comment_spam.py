@@ -1,9 +1,9 @@
-"""Comment spam: is a comment wanted, from its words.
+"""Comment spam: classifies a comment from its words.
 
 Task and data: Alberto, Lochter and Almeida 2015, TubeSpam: Comment Spam Filtering on YouTube
 (ICMLA). The words are hashed to columns (Weinberger et al. 2009, Feature Hashing for Large Scale
-Multitask Learning, arXiv 0902.2206): devices need no common dictionary, and none could leak one. A
-hidden layer of 16 was tried: sixteen times the parameters and no better.
+Multitask Learning, arXiv 0902.2206): devices need no common dictionary, which could leak words. A
+hidden layer of 16 was tried: sixteen times the parameters, and no better.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _CLASSES = ("wanted", "spam")
 
 
 def build() -> Any:
-    """Logistic regression on 1,024 counts: 1,025 parameters."""
+    """Builds a logistic regression on 1,024 counts: 1,025 parameters."""
     from models.export.backend import keras
 
     keras.utils.set_random_seed(2015)
@@ -44,7 +44,7 @@ MODEL = ZooModel(
 
 
 def package() -> ModelPackage:
-    """For `fedge model export`."""
-    from models.zoo.exported import export_record
+    """Returns the package, for `fedge model export`."""
+    from models.zoo.exporting import export_record
 
     return export_record(MODEL)

@@ -1,4 +1,4 @@
-"""Handwritten digits: the two networks that federated averaging was introduced with, one smaller.
+"""Handwritten digits: two networks of the paper that introduced federated averaging.
 
 McMahan et al. 2017, Communication-Efficient Learning of Deep Networks from Decentralized Data
 (arXiv 1602.05629), section 3: "a simple multilayer-perceptron with 2-hidden layers with 200 units
@@ -17,12 +17,12 @@ from models.zoo.record import ZooModel
 
 _PAPER = "McMahan et al. 2017, arXiv 1602.05629, section 3"
 _CLASSES = tuple("0123456789")
-# Pixels come as 0 to 255 and go in as 0 to 1.
+# Pixels from 0 to 255 are scaled to 0 to 1.
 _IMAGE = TensorSpec("image", (28, 28), units=("grey 0 to 255",), mean=(0.0,), std=(255.0,))
 
 
 def build_dense() -> Any:
-    """The 2NN: 784-200-200-10, 199,210 parameters."""
+    """Builds the 2NN: 784-200-200-10, 199,210 parameters."""
     from models.export.backend import keras
 
     keras.utils.set_random_seed(2017)
@@ -40,7 +40,7 @@ def build_dense() -> Any:
 
 
 def build_cnn() -> Any:
-    """Two 5x5 convolutions of 8 and 16 channels, each with 2x2 max pooling, and a dense layer."""
+    """Builds a CNN: 5x5 convolutions of 8 and 16 channels, 2x2 max pooling, a dense layer."""
     from models.export.backend import keras
 
     keras.utils.set_random_seed(2017)
@@ -80,14 +80,14 @@ CNN = ZooModel(
 
 
 def package_dense() -> ModelPackage:
-    """For `fedge model export`."""
-    from models.zoo.exported import export_record
+    """Returns the package, for `fedge model export`."""
+    from models.zoo.exporting import export_record
 
     return export_record(DENSE)
 
 
 def package_cnn() -> ModelPackage:
-    """For `fedge model export`."""
-    from models.zoo.exported import export_record
+    """Returns the package, for `fedge model export`."""
+    from models.zoo.exporting import export_record
 
     return export_record(CNN)

@@ -1,10 +1,10 @@
-"""Heart disease: whether a patient has one, from thirteen findings of which many are missing.
+"""Heart disease: diagnosis from thirteen findings, of which many are missing.
 
 Task and data: Detrano et al. 1989, International Application of a New Probability Algorithm for the
 Diagnosis of Coronary Artery Disease (American Journal of Cardiology 64); by hospital as in FLamby
 (Ogier du Terrail et al. 2022, arXiv 2210.04620), which trains a logistic regression too and drops
-patients with gaps. Here nobody is dropped and nothing is guessed: beside each finding the model
-gets whether it is there, and one that is not counts as average.
+patients with gaps. Here no patient is dropped and no value imputed: the model also gets a mask
+of the known findings, and a missing finding counts as the mean.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _CLASSES = ("healthy", "diseased")
 
 
 def build() -> Any:
-    """Logistic regression on the findings and on which of them are there: 27 parameters."""
+    """Builds a logistic regression on the findings and their mask: 27 parameters."""
     from models.export.backend import keras
 
     keras.utils.set_random_seed(1989)
@@ -70,7 +70,7 @@ MODEL = ZooModel(
 
 
 def package() -> ModelPackage:
-    """For `fedge model export`."""
-    from models.zoo.exported import export_record
+    """Returns the package, for `fedge model export`."""
+    from models.zoo.exporting import export_record
 
     return export_record(MODEL)

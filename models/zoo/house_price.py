@@ -1,4 +1,4 @@
-"""House prices: linear regression on two features, the textbook's first model.
+"""House prices: linear regression on two features.
 
 Task and data: Pace and Barry 1997, Sparse Spatial Autoregressions (California, census of 1990, one
 row per block group), used as a first regression by Géron, Hands-On Machine Learning, chapter 2.
@@ -25,7 +25,7 @@ _HOUSEHOLD = TensorSpec(
 
 
 def build() -> Any:
-    """One dense unit without activation: 3 parameters, all zero at the start."""
+    """Builds one dense unit without activation: 3 parameters, initially zero."""
     from models.export.backend import keras
 
     model = keras.Sequential(
@@ -44,13 +44,13 @@ MODEL = ZooModel(
     source="linear regression; task: Pace and Barry 1997, Sparse Spatial Autoregressions",
     build=build,
     inputs=(_HOUSEHOLD,),
-    # The program is a handful of multiplications: what a call costs is the call.
+    # The program is a few multiplications: the overhead of a call dominates.
     batch_size=256,
 )
 
 
 def package() -> ModelPackage:
-    """For `fedge model export`."""
-    from models.zoo.exported import export_record
+    """Returns the package, for `fedge model export`."""
+    from models.zoo.exporting import export_record
 
     return export_record(MODEL)

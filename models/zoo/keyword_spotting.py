@@ -1,4 +1,4 @@
-"""Keyword spotting: which of twelve words was said, from a second of sound.
+"""Keyword spotting: recognizes one of twelve words in a second of sound.
 
 Architecture: the DS-CNN of Zhang et al. 2017, Hello Edge: Keyword Spotting on Microcontrollers
 (arXiv 1711.07128), section 3: a convolution, then depthwise separable ones. Task: Warden 2018,
@@ -6,10 +6,10 @@ Speech Commands (arXiv 1804.03209), with its twelve classes; MLPerf Tiny (Banbur
 2106.07597) has the same pair. Far smaller here: two blocks of 24 channels instead of four of 64.
 
 The paper's network has batch normalization and an activation after each half of a block, and pools
-averages. Without normalization, federated learning with activations between the halves was right
-about .17 of the words after ten rounds, without them about .62; averages were slower too. Batch
-normalization was tried on top: .65 instead of .62 of a new speaker's words after twenty rounds, for
-a program of 1.7 times the size.
+averages. Without normalization, federated learning reached an accuracy of about .17 after ten
+rounds with activations between the halves, about .62 without; average pooling was slower too. With
+batch normalization the accuracy on a new speaker after twenty rounds was .65 instead of .62, for a
+program of 1.7 times the size.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _CLASSES = (
 
 
 def build() -> Any:
-    """One 10x4 convolution, two depthwise separable blocks, global max pooling, a dense layer."""
+    """Builds a 10x4 convolution, two depthwise separable blocks, max pooling, a dense layer."""
     from models.export.backend import keras
 
     keras.utils.set_random_seed(2017)
@@ -69,7 +69,7 @@ MODEL = ZooModel(
 
 
 def package() -> ModelPackage:
-    """For `fedge model export`."""
-    from models.zoo.exported import export_record
+    """Returns the package, for `fedge model export`."""
+    from models.zoo.exporting import export_record
 
     return export_record(MODEL)

@@ -1,4 +1,4 @@
-"""Machine wear: how many cycles an engine still has, from its last thirty.
+"""Machine wear: predicts the remaining cycles of an engine from its last thirty.
 
 Task and data: Saxena et al. 2008, Damage Propagation Modeling for Aircraft Engine Run-to-Failure
 Simulation (PHM); the remaining life is capped at 125 cycles as in Heimes 2008, Recurrent Neural
@@ -14,9 +14,9 @@ from models.package.package import ModelPackage
 from models.package.spec import TensorSpec
 from models.zoo.record import ZooModel
 
-#: Sensors of the simulator that change at all, by its numbers.
+#: Sensors whose readings change, by the simulator's numbers.
 SENSORS = tuple(f"sensor_{n}" for n in (2, 3, 4, 7, 8, 9, 11, 12, 13, 14, 15, 17, 20, 21))
-#: Cycles, and sensors of each.
+#: (cycles, sensors).
 WINDOW_SHAPE = (30, len(SENSORS))
 _WINDOW = TensorSpec(
     "window",
@@ -35,7 +35,7 @@ _WINDOW = TensorSpec(
 
 
 def build() -> Any:
-    """Means of ten cycles, two dense layers of 16, one output in cycles: 977 parameters."""
+    """Builds means of ten cycles, two dense layers of 16, an output in cycles: 977 parameters."""
     from models.export.backend import keras
 
     keras.utils.set_random_seed(2008)
@@ -67,7 +67,7 @@ MODEL = ZooModel(
 
 
 def package() -> ModelPackage:
-    """For `fedge model export`."""
-    from models.zoo.exported import export_record
+    """Returns the package, for `fedge model export`."""
+    from models.zoo.exporting import export_record
 
     return export_record(MODEL)

@@ -1,4 +1,4 @@
-"""What the zoo knows about one of its models."""
+"""Record of a zoo model: task, source and builder."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ class ZooModel:
     """One model of the zoo.
 
     Attributes:
-        name: in the zoo, in configurations and on the wire.
-        task: one line: what is learned from what.
-        source: where architecture or task come from.
-        build: the compiled Keras model; imports TensorFlow when called, and gives the same
+        name: name in the zoo, in configurations and on the wire.
+        task: the prediction and its inputs, in one line.
+        source: source of architecture or task.
+        build: returns the compiled Keras model; imports TensorFlow when called, and gives the same
             initial weights every time.
-        inputs: what Keras does not know about the inputs: features, units, mean, std.
-        classes: their names, for classification.
+        inputs: input specs with what Keras lacks: features, units, mean, std.
+        classes: names of the classes, for classification.
         batch_size: rows of one program call.
-        metrics: more metrics than the compiled ones, by name.
-        class_weight: what a row of each class counts in the loss.
-        reconstruct: name of the input that an autoencoder is compared with.
+        metrics: names of metrics in addition to the compiled ones.
+        class_weight: weight of a row of each class in the loss.
+        reconstruct: name of the input that an autoencoder's output is compared with.
     """
 
     name: str

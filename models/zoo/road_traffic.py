@@ -1,9 +1,9 @@
-"""Road traffic: what a road sensor will read on average in the next hour, from its last two.
+"""Road traffic: predicts a road sensor's mean reading in the next hour from its last two hours.
 
 A gated recurrent unit (Cho et al. 2014, arXiv 1406.1078) of eight cells over twelve steps; data:
 the road sensors of the Numenta Anomaly Benchmark (Lavin and Ahmad 2015, arXiv 1510.03336). The time
-of day goes in as sine and cosine, so that one model serves morning and night. Giving the recurrent
-layer differences from the last reading or from the window's mean was tried: worse.
+of day is given as sine and cosine. Differences from the last reading or from the window's mean as
+input were tried, and were worse.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _RECENT = TensorSpec(
 
 
 def build() -> Any:
-    """GRU(8) and a dense unit: 321 parameters."""
+    """Builds a GRU(8) and a dense unit: 321 parameters."""
     from models.export.backend import keras
 
     keras.utils.set_random_seed(2014)
@@ -49,7 +49,7 @@ MODEL = ZooModel(
 
 
 def package() -> ModelPackage:
-    """For `fedge model export`."""
-    from models.zoo.exported import export_record
+    """Returns the package, for `fedge model export`."""
+    from models.zoo.exporting import export_record
 
     return export_record(MODEL)

@@ -1,14 +1,14 @@
-"""Wearable activity: which shoulder exercise a wrist watch feels, from two seconds of motion.
+"""Wearable activity: recognizes a shoulder exercise from two seconds of a wrist watch's motion.
 
 Task and data: Burns et al. 2018, Shoulder Physiotherapy Exercise Recognition: Machine Learning the
-Inertial Signals from a Smartwatch (arXiv 1802.01489); ten people, seven exercises. What matters is
-a wearer who was never recorded: each of the 24 filters looks for one movement of 0.4 s, and global
-max pooling keeps how clearly it was seen, not when. Deeper and larger networks were tried, leaving
-people out: they knew new wearers less well.
+Inertial Signals from a Smartwatch (arXiv 1802.01489); ten people, seven exercises. The aim is
+accuracy on new wearers: each of the 24 filters detects one movement of 0.4 s, and global max
+pooling keeps its strength, not its time. Deeper and larger networks were less accurate on people
+held out.
 
-A good plan, chosen the same way: Adam with learning rate 0.002, 2 local epochs of batches of 32,
-30 rounds. Accuracy on the people 8 and 9, mean of 3 seeds: 0.64 when each of the people 0 to 7
-trains alone, 0.78 federated, 0.82 with all their data in one place.
+A good training plan, chosen the same way: Adam with learning rate 0.002, 2 local epochs of batches
+of 32, 30 rounds. Accuracy on the people 8 and 9, mean of 3 seeds: 0.64 when each of the people 0 to
+7 trains alone, 0.78 federated, 0.82 with all their data in one place.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _CLASSES = ("PEN", "ABD", "FEL", "IR", "ER", "TRAP", "ROW")
 
 
 def build() -> Any:
-    """One strided convolution over time, global max pooling, one dense layer: 3,223 parameters."""
+    """Builds a strided convolution over time, max pooling, a dense layer: 3,223 parameters."""
     from models.export.backend import keras
 
     keras.utils.set_random_seed(2018)
@@ -61,7 +61,7 @@ MODEL = ZooModel(
 
 
 def package() -> ModelPackage:
-    """For `fedge model export`."""
-    from models.zoo.exported import export_record
+    """Returns the package, for `fedge model export`."""
+    from models.zoo.exporting import export_record
 
     return export_record(MODEL)

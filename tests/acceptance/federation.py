@@ -30,7 +30,8 @@ from edge_agent.data.dataset import load_dataset
 from edge_agent.training.trainer import train
 from fedge.yaml_config import parse_config
 from learning.vector.parameters import F32
-from models.runtime.program import Program, row_count
+from models.runtime.program import Program
+from models.runtime.rows import row_count
 from models.zoo import load_zoo
 
 ROOT = Path(__file__).parents[2]

@@ -18,7 +18,7 @@ import pytest
 
 from broker.local.broker import LocalBroker
 from learning.vector.parameters import F32
-from models.runtime.wheels import LIGHT
+from models.runtime.wheels import DEVICE_RUNTIMES
 from models.zoo import load_zoo
 from tests.acceptance.federation import Federation, Rows, running
 from tests.arm.conftest import Figure
@@ -103,7 +103,7 @@ def loaded(seen: dict[str, Any], runtime: str, folder: Path) -> tuple[dict[str, 
     return seen, np.load(folder / f"{runtime}-{seen['machine']}.npy")
 
 
-@pytest.mark.parametrize("runtime", LIGHT)
+@pytest.mark.parametrize("runtime", DEVICE_RUNTIMES)
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: job.model)
 def test_a_round_s_training_gives_the_weights_of_x86(
     root: Root, job: Job, runtime: str, tmp_path: Path, note: Note
@@ -142,7 +142,7 @@ def test_a_user_sees_which_runtime_is_taken_and_whether_the_data_fit(
     assert (runtimes["machine"], runtimes["libc"]) == (root.system.machine.name, "glibc")
     assert runtimes["taken"] == root.system.runtimes[0]
     assert tuple(runtimes["installed"]) == root.system.runtimes
-    assert set(LIGHT) - set(runtimes["no_wheel"]) == set(root.system.runtimes)
+    assert set(DEVICE_RUNTIMES) - set(runtimes["no_wheel"]) == set(root.system.runtimes)
     federation = Federation(tmp_path, names=("pi",), model="wearable_activity")
     federation.write([JOBS[1].rows()])
     config = str(federation.config("pi"))

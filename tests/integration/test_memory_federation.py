@@ -45,7 +45,8 @@ from fedge.errors import TrainingError
 from learning.codecs import CodecConfig
 from learning.vector.parameters import F32
 from models.package.package import unpack_wire
-from models.runtime.program import Program, Rows, row_count
+from models.runtime.program import Program
+from models.runtime.rows import Rows, row_count
 from models.zoo import load_zoo
 
 HOUSING = Path(__file__).parents[2] / "examples" / "data" / "housing_california.npz"

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from learning.vector.parameters import F32
 from models.export.backend import keras
 from models.export.exporter import export_model
-from models.export.release.verify import Reference, random_batch
+from models.export.random_rows import random_batch
+from models.export.reference import Reference
 from models.export.variables import read_variables
 from models.package.package import ModelPackage
 from tests.tensorflow.cases import FRAMES, Case

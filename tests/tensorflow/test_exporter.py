@@ -16,7 +16,7 @@ from fedge.errors import ExportError, ModelError
 from learning.vector.metrics import MetricSpec
 from models.export.backend import keras
 from models.export.exporter import export_model
-from models.export.release.verify import random_batch
+from models.export.random_rows import random_batch
 from models.package.package import load_package
 from models.package.spec import TensorSpec
 from models.runtime.program import Program
@@ -249,7 +249,7 @@ def test_an_operator_without_a_builtin_is_named_with_its_layer() -> None:
         (keras.ops.erf, r"Erf .*: use keras.activations.gelu there"),
         (
             lambda x: keras.ops.take_along_axis(x, keras.ops.argsort(x, -1), -1),
-            r"built-ins: GatherV2: a gather with other indexes for every row",
+            r"built-ins: GatherV2: a gather with different indexes for each row",
         ),
         (
             lambda x: keras.ops.slice_update(x, (0, 1, 0), np.ones((1, 2, 4), np.float32)),
@@ -329,14 +329,14 @@ def test_input_specs_must_fit_the_model() -> None:
         export_model(build(), name="m", inputs=[TensorSpec("a"), TensorSpec("b")])
     with pytest.raises(ExportError, match=r"input and metric names must differ"):
         export_model(build(), name="m", inputs=[TensorSpec("loss", (12, 6))])
-    with pytest.raises(ExportError, match="a target of mean_squared_error is no class"):
+    with pytest.raises(ExportError, match="target of mean_squared_error is not a class"):
         export_model(build(), name="m", classes=["a", "b"])
 
 
 def test_a_fresh_process_gives_the_same_bytes(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from models.zoo import zoo_record;"
-        "from models.zoo.exported import export_record;"
+        "from models.zoo.exporting import export_record;"
         "export_record(zoo_record('house_price')).save(Path(sys.argv[1]))"
     )
     root = Path(__file__).parents[2]

@@ -16,8 +16,10 @@ import pytest
 from fedge.errors import TrainingError
 from models.export.backend import keras
 from models.export.exporter import export_model
-from models.export.layers import unfolded
-from models.export.release.verify import Reference, random_batch, relative_error
+from models.export.layers import im2col
+from models.export.random_rows import random_batch
+from models.export.reference import Reference
+from models.export.verify import relative_error
 from models.inspect.cost import analyse
 from models.runtime.program import Program
 from tests.tensorflow.cases import all_cases, table
@@ -148,7 +150,7 @@ def convolutions() -> Any:
 def test_convolutions_whose_windows_are_too_many_stay_convolutions(
     largest: int, kernels: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unfolded, "MAX_NUMBERS", largest)
+    monkeypatch.setattr(im2col, "MAX_NUMBERS", largest)
     model = convolutions()
     model.compile(loss="sparse_categorical_crossentropy")
     package = export_model(model, name="convolutions", batch_size=ROWS)

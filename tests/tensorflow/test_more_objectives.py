@@ -12,10 +12,13 @@ from learning.vector.metrics import add_sums, metric_matrices, metric_values
 from models.export.backend import keras
 from models.export.exporter import export_model
 from models.export.objective.losses import Contrastive, Triplet
-from models.export.objective.objective import Wishes, read_objective
-from models.export.release.verify import Reference, random_batch, relative_error
+from models.export.objective.reading import ObjectiveOptions, read_objective
+from models.export.random_rows import random_batch
+from models.export.reference import Reference
+from models.export.verify import relative_error
 from models.package.package import ModelPackage
-from models.runtime.program import Array, Program
+from models.runtime.program import Program
+from models.runtime.rows import Array
 
 layers = keras.layers
 ROWS = 16
@@ -25,10 +28,12 @@ def rows_of(package: ModelPackage, seed: int = 4) -> dict[str, Array]:
     return random_batch(package.spec, np.random.default_rng(seed))
 
 
-def assert_gradient(model: Any, package: ModelPackage, wishes: Wishes | None = None) -> None:
+def assert_gradient(
+    model: Any, package: ModelPackage, options: ObjectiveOptions | None = None
+) -> None:
     rows = rows_of(package)
     got = Program(package.program, package.spec).gradient(package.initial, rows)
-    objective = read_objective(model, package.spec.inputs, wishes or Wishes())
+    objective = read_objective(model, package.spec.inputs, options or ObjectiveOptions())
     loss, gradient, _ = Reference(model, package, objective).gradient(package.initial, rows)
     assert got.sums.loss / package.spec.batch_size == pytest.approx(loss, rel=1e-5)
     assert relative_error(got.vector, gradient) <= 1e-5
@@ -85,7 +90,7 @@ def test_an_autoencoder_needs_no_target() -> None:
     model = autoencoder()
     package = export_model(model, name="auto", batch_size=ROWS, reconstruct="sensors")
     assert package.spec.targets == ()
-    assert_gradient(model, package, Wishes(reconstruct="sensors"))
+    assert_gradient(model, package, ObjectiveOptions(reconstruct="sensors"))
     x = rows_of(package)["sensors"]
     program = Program(package.program, package.spec)
     rebuilt = program.predict(package.initial, {"sensors": x})["prediction"]
@@ -104,8 +109,8 @@ def test_a_grey_image_is_reconstructed(loss: str) -> None:
     model.compile(loss=loss, metrics=["mae"])
     package = export_model(model, name="grey", batch_size=ROWS, reconstruct="image")
     assert package.spec.outputs[0].shape == (4, 4)
-    wishes = Wishes(reconstruct="image")
-    assert_gradient(model, package, wishes)
+    options = ObjectiveOptions(reconstruct="image")
+    assert_gradient(model, package, options)
     image = np.random.default_rng(1).random((ROWS, 4, 4, 1), dtype=np.float32)
     sums = Program(package.program, package.spec).evaluate(package.initial, {"image": image})
     made = np.asarray(model(image))
@@ -116,7 +121,7 @@ def test_a_grey_image_is_reconstructed(loss: str) -> None:
 
 @pytest.mark.parametrize(
     ("reconstruct", "says"),
-    [("motor", r"the name of an input \(sensors\)"), ("sensors", "they must be alike")],
+    [("motor", r"the name of an input \(sensors\)"), ("sensors", "must have one shape and dtype")],
 )
 def test_what_cannot_be_reconstructed_is_refused(reconstruct: str, says: str) -> None:
     x = keras.Input((6,), name="sensors")
@@ -137,7 +142,7 @@ def test_triplet_loss_is_that_of_the_paper() -> None:
     model = embeddings(["anchor", "positive", "negative"])
     package = export_model(model, name="triplet", batch_size=ROWS, loss=Triplet(0.5))
     assert (package.spec.targets, package.spec.loss) == ((), "triplet")
-    assert_gradient(model, package, Wishes(loss=Triplet(0.5)))
+    assert_gradient(model, package, ObjectiveOptions(loss=Triplet(0.5)))
     rows = rows_of(package)
     a, p, n = (np.asarray(e) for e in model([rows[t.name] for t in package.spec.inputs]))
     like, unlike = ((a - p) ** 2).sum(1), ((a - n) ** 2).sum(1)
@@ -149,7 +154,7 @@ def test_triplet_loss_is_that_of_the_paper() -> None:
 def test_contrastive_loss_is_that_of_the_paper_and_equal_embeddings_are_no_nan() -> None:
     model = embeddings(["left", "right"])
     package = export_model(model, name="pair", batch_size=ROWS, loss=Contrastive(2.0))
-    assert_gradient(model, package, Wishes(loss=Contrastive(2.0)))
+    assert_gradient(model, package, ObjectiveOptions(loss=Contrastive(2.0)))
     rows = rows_of(package)
     left, right = (np.asarray(e) for e in model([rows["left"], rows["right"]]))
     d = np.sqrt(((left - right) ** 2).sum(1))
@@ -181,7 +186,7 @@ def test_class_weights_are_those_of_keras() -> None:
     weights = {0: 0.5, 2: 4.0}
     model = classifier(3, "sparse_categorical_crossentropy", ["accuracy"])
     package = export_model(model, name="m", batch_size=ROWS, class_weight=weights)
-    assert_gradient(model, package, Wishes(class_weight=weights))
+    assert_gradient(model, package, ObjectiveOptions(class_weight=weights))
     rows = rows_of(package)
     each = -np.log(np.asarray(model(rows["sensors"]))[np.arange(ROWS), rows["target"]])
     counted = np.array([0.5, 1.0, 4.0])[rows["target"]]

@@ -11,7 +11,9 @@ from fedge.errors import ExportError
 from learning.vector.metrics import metric_values
 from models.export.backend import keras
 from models.export.exporter import export_model
-from models.export.release.verify import Reference, random_batch, relative_error
+from models.export.random_rows import random_batch
+from models.export.reference import Reference
+from models.export.verify import relative_error
 from models.package.package import ModelPackage
 from models.runtime.program import Program
 

@@ -10,8 +10,10 @@ import pytest
 from fedge.errors import ExportError
 from models.export.backend import keras
 from models.export.exporter import export_model
-from models.export.release.verify import Reference, random_batch, relative_error
+from models.export.random_rows import random_batch
+from models.export.reference import Reference
 from models.export.variables import read_variables
+from models.export.verify import relative_error
 from models.package.package import ModelPackage, load_package, unpack_wire
 from models.runtime.program import Program
 

@@ -10,7 +10,7 @@ from edge_agent.training.trainer import train
 from models.export.backend import keras, tf
 from models.export.exporter import export_model
 from models.export.layers.randomness import Noise
-from models.export.release.verify import random_batch
+from models.export.random_rows import random_batch
 from models.package.package import ModelPackage
 from models.package.spec import ModelSpec
 from models.runtime.program import Program

@@ -24,9 +24,9 @@ from models.cli.model_card import model_card
 from models.export.backend import keras
 from models.export.exporter import export_model
 from models.export.objective.losses import Triplet
-from models.export.release.architecture import rebuild, wishes
-from models.export.release.release import release_model
-from models.export.release.verify import relative_error
+from models.export.release.architecture import read_options, rebuild
+from models.export.release.releaser import release_model
+from models.export.verify import relative_error
 from models.package.package import ModelPackage, load_package
 from models.package.spec import TensorSpec
 from models.runtime.inference import InferenceModel, load_release
@@ -383,7 +383,7 @@ def test_a_layer_that_cannot_be_written_down_is_exported_and_released_by_its_fun
         return model
 
     package = export_model(made(), name="opaque", reconstruct="sensors")
-    with pytest.raises(ExportError, match="does not say how its model is built: name the function"):
+    with pytest.raises(ExportError, match="has no description of its model: name the function"):
         release_model(package, package.initial, "float32")
     rows = {"sensors": np.ones((3, 4), np.float32)}
     got = release_model(package, package.initial, "float32", data=rows, build=made)
@@ -443,7 +443,7 @@ def test_frozen_and_personal_parts_and_pairs_are_released_too() -> None:
     inputs = [keras.Input((5,), name=name) for name in ("anchor", "positive", "negative")]
     model = keras.Model(inputs, [encoder(x) for x in inputs])
     package = export_model(model, name="triplet", loss=Triplet(0.3))
-    assert wishes(package).loss == Triplet(0.3)
+    assert read_options(package).loss == Triplet(0.3)
     assert len(rebuild(package).outputs) == 3
     rows = {
         t.name: np.random.default_rng(1).normal(size=(20, 5)).astype(np.float32)

@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 
 from fedge.errors import ExportError, TrainingError
+from models.export import verify
 from models.export.backend import keras, tf
 from models.export.exporter import export_model
 from models.export.gradients.overrides import OVERRIDES
 from models.export.objective.losses import Triplet
-from models.export.release import verify
-from models.export.release.verify import Reference, relative_error
+from models.export.reference import Reference
+from models.export.verify import relative_error
 from models.package.package import ModelPackage
-from models.runtime.program import Array, Program
+from models.runtime.program import Program
+from models.runtime.rows import Array
 
 layers = keras.layers
 ROWS = 8

@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from models.export.release.architecture import fill, rebuild, wishes
-from models.export.release.verify import random_batch, relative_error
+from models.export.random_rows import random_batch
+from models.export.release.architecture import assign_weights, read_options, rebuild
 from models.export.variables import read_variables
+from models.export.verify import relative_error
 from models.package.package import ModelPackage
 from models.runtime.program import Program
 from models.zoo import load_zoo, zoo_names, zoo_record
-from models.zoo.exported import export_record, reference, wishes_of
+from models.zoo.exporting import export_record, objective_options, reference
 
 
 @pytest.fixture(scope="module", params=zoo_names())
@@ -41,7 +42,7 @@ def test_the_committed_program_computes_keras_gradient(committed: ModelPackage) 
 
 def test_the_committed_architecture_is_that_model(committed: ModelPackage) -> None:
     model = rebuild(committed)
-    fill(model, committed, committed.initial)
+    assign_weights(model, committed, committed.initial)
     record = zoo_record(committed.spec.name)
-    assert wishes(committed) == wishes_of(record)
+    assert read_options(committed) == objective_options(record)
     assert read_variables(model).layout == committed.spec.layout

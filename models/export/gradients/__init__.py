@@ -1,1 +1,1 @@
-"""Gradients made of TFLite built-in operators."""
+"""Gradients of TensorFlow operators, made of TFLite built-in operators."""

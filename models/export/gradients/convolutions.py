@@ -5,16 +5,16 @@ from __future__ import annotations
 from models.export.backend import Operation, Tensor, tf
 from models.export.gradients.windows import Axis, axes_of, cut, fit, interleave, unfit
 
-#: Output channels of a DEPTHWISE_CONV_2D: TFLite sums into a buffer of so many floats; with more
-#: it never ends (`kAccBufferMaxSize` in optimized/depthwiseconv_float.h).
-MOST_DEPTH = 4832
+#: Largest number of output channels of a DEPTHWISE_CONV_2D, the size of TFLite's accumulator: with
+#: more it never ends (`kAccBufferMaxSize` in optimized/depthwiseconv_float.h).
+MAX_DEPTHWISE_CHANNELS = 4832
 
 
 def _filter_gradient(x: Tensor, dy: Tensor, axes: list[Axis]) -> Tensor:
-    """dL/dkernel of y = conv(x, kernel), as (kh, kw, ci, co).
+    """Returns dL/dkernel of y = conv(x, kernel), shape (kh, kw, ci, co).
 
-    kernel[i, j] meets x at i·dilation + o·stride for every output position o: again a convolution,
-    of x with dy as its kernel, where batch and channels change places and stride and dilation too.
+    kernel[i, j] is multiplied with x at i·dilation + o·stride for every output position o. That is
+    a convolution of x with dy as kernel, with batch and channels swapped, and stride and dilation.
     """
     rows, cols = axes
     gradient = tf.nn.conv2d(
@@ -28,7 +28,7 @@ def _filter_gradient(x: Tensor, dy: Tensor, axes: list[Axis]) -> Tensor:
 
 
 def _input_gradient(kernel: Tensor, dy: Tensor, shape: list[int], axes: list[Axis]) -> Tensor:
-    """dL/dx of y = conv(x, kernel): the transposed convolution."""
+    """Returns dL/dx of y = conv(x, kernel): the transposed convolution."""
     rows, cols = axes
     if rows.dilation != 1 or cols.dilation != 1:
         return _input_gradient_of_dilated(kernel, dy, axes)
@@ -38,8 +38,8 @@ def _input_gradient(kernel: Tensor, dy: Tensor, shape: list[int], axes: list[Axi
 
 
 def _input_gradient_of_dilated(kernel: Tensor, dy: Tensor, axes: list[Axis]) -> Tensor:
-    # TRANSPOSE_CONV knows no dilation: a convolution of dy with the kernel turned by 180° instead.
-    # It would do for all strides of 1, but multiplies the padding too (5x5 over 12x12, "valid":
+    # TRANSPOSE_CONV has no dilation: this is a convolution of dy with the kernel rotated by 180°.
+    # Not used without dilation, because it multiplies the padding too (5x5 over 12x12, "valid":
     # 20 % more time for the whole step).
     if any(axis.stride != 1 for axis in axes):
         raise NotImplementedError("a convolution with both strides and dilation")
@@ -47,29 +47,29 @@ def _input_gradient_of_dilated(kernel: Tensor, dy: Tensor, axes: list[Axis]) -> 
     for axis in axes:
         full = (axis.kernel - 1) * axis.dilation
         pads.append((full - axis.before, axis.size + axis.before - axis.out))
-    turned = tf.transpose(_turned(kernel), [0, 1, 3, 2])
+    rotated = tf.transpose(_rotated(kernel), [0, 1, 3, 2])
     return tf.nn.conv2d(
         tf.pad(dy, [(0, 0), *pads, (0, 0)]),
-        turned,
+        rotated,
         strides=1,
         padding="VALID",
         dilations=[axis.dilation for axis in axes],
     )
 
 
-def _turned(kernel: Tensor) -> Tensor:
-    """The kernel turned by 180°."""
-    # Along one axis: given two, tflite-runtime 2.14 reverses the first only, and says nothing.
+def _rotated(kernel: Tensor) -> Tensor:
+    """Returns the kernel rotated by 180°."""
+    # Along one axis: of two, tflite-runtime 2.14 reverses only the first, without an error.
     taps, rest = kernel.shape[0] * kernel.shape[1], kernel.shape[2] * kernel.shape[3]
     return tf.reshape(tf.reverse(tf.reshape(kernel, [taps, rest]), [0]), kernel.shape)
 
 
 def conv2d(op: Operation, dy: Tensor) -> list[Tensor | None]:
-    """Gradients of Conv2D, with groups or without: of x and of the kernel."""
+    """Returns the gradients of Conv2D, with or without groups: of x and of the kernel."""
     x, kernel = op.inputs
     axes = axes_of(op, x.shape[1:3], kernel.shape[:2], dy.shape[1:3])
     groups = x.shape[3] // kernel.shape[2]
-    # The first layer's input needs no gradient: the converter drops what nothing reads.
+    # The converter drops the gradient of the first layer's input, which nothing reads.
     if groups == 1:
         return [_input_gradient(kernel, dy, list(x.shape), axes), _filter_gradient(x, dy, axes)]
     shape = [*x.shape[:3], kernel.shape[2]]
@@ -83,9 +83,9 @@ def conv2d(op: Operation, dy: Tensor) -> list[Tensor | None]:
 
 
 def conv2d_transpose(op: Operation, dy: Tensor) -> list[Tensor | None]:
-    """Gradients of Conv2DBackpropInput(shape, kernel, x): of the kernel and of x."""
-    # It is the input gradient of a convolution from dy's shape to x's: its own gradients are that
-    # convolution and its filter gradient.
+    """Returns the gradients of Conv2DBackpropInput(shape, kernel, x): of the kernel and of x."""
+    # The operator is the input gradient of a convolution from dy's shape to x's; its gradients are
+    # that convolution and its filter gradient.
     _, kernel, x = op.inputs
     axes = axes_of(op, dy.shape[1:3], kernel.shape[:2], x.shape[1:3])
     if any(axis.dilation != 1 for axis in axes):
@@ -97,17 +97,17 @@ def conv2d_transpose(op: Operation, dy: Tensor) -> list[Tensor | None]:
 
 
 def depthwise_conv2d(op: Operation, dy: Tensor) -> list[Tensor | None]:
-    """Gradients of DepthwiseConv2dNative: of x and of the kernel (kh, kw, channels, multiplier)."""
+    """Returns the gradients of DepthwiseConv2dNative: of x and of the kernel."""
     x, kernel = op.inputs
     axes = axes_of(op, x.shape[1:3], kernel.shape[:2], dy.shape[1:3])
     return [_depthwise_input_gradient(kernel, dy, axes), _depthwise_filter_gradient(x, dy, axes)]
 
 
 def _depthwise_filter_gradient(x: Tensor, dy: Tensor, axes: list[Axis]) -> Tensor:
-    """As `_filter_gradient`; rows of the batch become channels, and are added up at the end."""
+    """Returns dL/dkernel; rows of the batch become channels, and are summed at the end."""
     x = fit(x, axes)
     n, depth = dy.shape[0], dy.shape[3]
-    at_once = max(1, MOST_DEPTH // depth)
+    at_once = max(1, MAX_DEPTHWISE_CHANNELS // depth)
     if n <= at_once:
         total = _depthwise_filter_gradient_of(x, dy, axes)
     else:
@@ -119,7 +119,7 @@ def _depthwise_filter_gradient(x: Tensor, dy: Tensor, axes: list[Axis]) -> Tenso
 
 
 def _depthwise_filter_gradient_of(x: Tensor, dy: Tensor, axes: list[Axis]) -> Tensor:
-    """Of some rows; shape (taps, channels · multiplier)."""
+    """Returns the filter gradient of some rows; shape (taps, channels · multiplier)."""
     rows, cols = axes
     n, height, width, channels = x.shape
     multiplier = dy.shape[3] // channels
@@ -137,7 +137,7 @@ def _depthwise_filter_gradient_of(x: Tensor, dy: Tensor, axes: list[Axis]) -> Te
 
 
 def _depthwise_input_gradient(kernel: Tensor, dy: Tensor, axes: list[Axis]) -> Tensor:
-    """dy with zeros between its elements (the stride), convolved with the kernel turned by 180°."""
+    """Returns dL/dx: dy, spread by the stride, convolved with the rotated kernel."""
     rows, cols = axes
     n, channels, multiplier = dy.shape[0], kernel.shape[2], kernel.shape[3]
     zeros = tf.zeros_like(dy)
@@ -146,10 +146,10 @@ def _depthwise_input_gradient(kernel: Tensor, dy: Tensor, axes: list[Axis]) -> T
     size = ((rows.out - 1) * rows.stride + 1, (cols.out - 1) * cols.stride + 1)
     spread = cut(interleave(parts), size)
     full = [((a.kernel - 1) * a.dilation,) * 2 for a in axes]
-    turned = tf.reshape(_turned(kernel), [rows.kernel, cols.kernel, channels * multiplier, 1])
+    rotated = tf.reshape(_rotated(kernel), [rows.kernel, cols.kernel, channels * multiplier, 1])
     each = tf.raw_ops.DepthwiseConv2dNative(
         input=tf.pad(spread, [(0, 0), *full, (0, 0)]),
-        filter=turned,
+        filter=rotated,
         strides=[1, 1, 1, 1],
         padding="VALID",
         dilations=[1, rows.dilation, cols.dilation, 1],

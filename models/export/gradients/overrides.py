@@ -1,12 +1,10 @@
-"""Gradients made of TFLite built-in operators.
+"""Gradients of elementwise operators and of operators that move elements; table of all overrides.
 
 TensorFlow's own gradients of these operators (`ReluGrad`, `Conv2DBackpropFilter`, `MaxPoolGrad`, …)
 exist in TFLite only as Flex operators, which the interpreters on devices lack. Each function here
-gives the same gradient in terms of operators that TFLite does have. `OVERRIDES` goes into
-`tf.Graph.gradient_override_map`, which `tf.gradients` obeys (`tf.GradientTape` does not).
-
-This file holds elementwise operators and those that move elements; convolutions and pooling have
-files of their own. All shapes are static: a program has a fixed batch size.
+computes the same gradient with TFLite built-in operators. `OVERRIDES` is for
+`tf.Graph.gradient_override_map`, which `tf.gradients` uses and `tf.GradientTape` ignores. All
+shapes are static: a program has a fixed batch size.
 """
 
 from __future__ import annotations
@@ -25,14 +23,14 @@ from models.export.gradients.pooling import average_pool, max_pool
 SELU_ALPHA = 1.6732632423543772
 SELU_SCALE = 1.0507009873554805
 
-#: Of a layer with one output: products with each row, added up, are faster than a product of
-#: matrices, before which the interpreters transpose the rows. With fewer inputs they are not.
+#: Inputs of a layer with one output from which a sum of products per row is faster than a matrix
+#: product, for which the interpreters transpose the rows.
 _MANY_INPUTS = 64
 
 
-# Comparing with a number is slow in tflite-runtime; `tf.sign` says the same.
+# Comparing with a number is slow in tflite-runtime; `tf.sign` is not.
 def _positive(x: Tensor) -> Tensor:
-    """1 where x > 0, else 0."""
+    """Returns 1 where x > 0, else 0."""
     return tf.nn.relu(tf.sign(x))
 
 
@@ -62,7 +60,7 @@ def _selu(op: Operation, dy: Tensor) -> Tensor:
 
 
 def _max(op: Operation, dy: Tensor) -> list[Tensor | None]:
-    # As TensorFlow does, equal maxima share the gradient.
+    # As in TensorFlow, equal maxima share the gradient.
     x, axis = op.inputs
     y = op.outputs[0]
     if not op.get_attr("keep_dims"):
@@ -98,23 +96,23 @@ def _rsqrt(op: Operation, dy: Tensor) -> Tensor:
 
 def _mat_mul(op: Operation, dy: Tensor) -> list[Tensor]:
     a, b = op.inputs
-    turned_a, turned_b = op.get_attr("transpose_a"), op.get_attr("transpose_b")
-    if not (turned_a or turned_b) and dy.shape[1] == 1 and a.shape[1] >= _MANY_INPUTS:
+    transposed_a, transposed_b = op.get_attr("transpose_a"), op.get_attr("transpose_b")
+    if not (transposed_a or transposed_b) and dy.shape[1] == 1 and a.shape[1] >= _MANY_INPUTS:
         db = tf.reshape(tf.reduce_sum(a * dy, 0), b.shape)
         return [tf.matmul(dy, b, transpose_b=True), db]
-    if turned_a:
-        da = tf.matmul(b, dy, transpose_a=turned_b, transpose_b=True)
+    if transposed_a:
+        da = tf.matmul(b, dy, transpose_a=transposed_b, transpose_b=True)
     else:
-        da = tf.matmul(dy, b, transpose_b=not turned_b)
-    if turned_b:
-        db = tf.matmul(dy, a, transpose_a=True, transpose_b=turned_a)
+        da = tf.matmul(dy, b, transpose_b=not transposed_b)
+    if transposed_b:
+        db = tf.matmul(dy, a, transpose_a=True, transpose_b=transposed_a)
     else:
-        db = tf.matmul(a, dy, transpose_a=not turned_a)
+        db = tf.matmul(a, dy, transpose_a=not transposed_a)
     return [da, db]
 
 
 def _strided_slice(op: Operation, dy: Tensor) -> list[Tensor | None]:
-    # Zeros go back where the slice did not look, one axis after the other.
+    # Zeros for elements outside the slice, one axis after the other.
     shape = op.inputs[0].shape
     taken = _taken(op, list(shape))
     dx = tf.reshape(dy, [len(places) for places in taken])
@@ -130,7 +128,7 @@ def _strided_slice(op: Operation, dy: Tensor) -> list[Tensor | None]:
 
 
 def _taken(op: Operation, shape: list[int]) -> list[Any]:
-    """Of each axis, which of its places a slice takes, in its order."""
+    """Returns for each axis the indexes that a slice takes, in its order."""
     begin, end, step = (tf.get_static_value(tensor) for tensor in op.inputs[1:])
     if begin is None or end is None or step is None:
         raise NotImplementedError("a slice whose bounds are known only at run time")
@@ -153,12 +151,12 @@ def _taken(op: Operation, shape: list[int]) -> list[Any]:
 
 
 def _consuming(op: Operation, numbers: range) -> int:
-    """How many of a slice's entries stand for an axis of what is sliced."""
+    """Returns how many of a slice's entries stand for an axis of the input."""
     return sum(not op.get_attr("new_axis_mask") & (1 << number) for number in numbers)
 
 
 def _spread(x: Tensor, axis: int, step: int) -> Tensor:
-    """With step - 1 zeros between neighbours along an axis."""
+    """Inserts step - 1 zeros between neighbours along an axis."""
     if step == 1:
         return x
     shape = [int(side) for side in x.shape]
@@ -170,8 +168,8 @@ def _spread(x: Tensor, axis: int, step: int) -> Tensor:
 
 
 def _tile(op: Operation, dy: Tensor) -> list[Tensor | None]:
-    # Sum over the copies, one axis after the other: in three dimensions, which the interpreters'
-    # fast paths for sums support (TensorFlow sums over twice as many as the tensor has).
+    # Sum over the copies, one axis after the other, in three dimensions: the interpreters' fast
+    # paths for sums support them (TensorFlow doubles the rank for its sum).
     shape = [int(side) for side in dy.shape]
     for axis, side in enumerate(op.inputs[0].shape):
         copies = shape[axis] // side
@@ -184,15 +182,15 @@ def _tile(op: Operation, dy: Tensor) -> list[Tensor | None]:
 
 
 def _gather(op: Operation, dy: Tensor) -> list[Tensor | None]:
-    # Rows of a table (an embedding): every row gets the sum over the places that read it.
+    # Each row of a table (an embedding) gets the sum over the positions that read it.
     table, indices, axis = op.inputs
     if op.get_attr("batch_dims"):
-        raise NotImplementedError("a gather with other indexes for every row (take_along_axis)")
+        raise NotImplementedError("a gather with different indexes for each row (take_along_axis)")
     shape = [int(side) for side in table.shape]
     where = int(tf.get_static_value(axis)) % len(shape)
     before, rows, after = prod(shape[:where]), shape[where], prod(shape[where + 1 :])
     count = prod(indices.shape)
-    if before > 1:  # what is gathered along another axis than the first comes first meanwhile
+    if before > 1:  # gathered along another axis than the first: move that axis to the front
         dy = tf.transpose(tf.reshape(dy, [before, count, after]), [1, 0, 2])
     summed = tf.math.unsorted_segment_sum(
         tf.reshape(dy, [count, before * after]), tf.reshape(indices, [count]), rows
@@ -225,12 +223,12 @@ _FORMULAS: dict[str, Callable[[Operation, Tensor], Any]] = {
     "Tile": _tile,
 }
 
-#: For `tf.Graph.gradient_override_map`: operator -> registered name of its built-in-only gradient.
+#: Operator -> registered name of its gradient, for `tf.Graph.gradient_override_map`.
 OVERRIDES: dict[str, str] = {op: f"FedgeBuiltin{op}" for op in _FORMULAS}
 
 
 def _named(formula: Callable[[Operation, Tensor], Any]) -> Callable[[Operation, Tensor], Any]:
-    """The formula, whose errors say which operator it was asked about."""
+    """Adds the operator's name to the formula's errors."""
 
     def gradient(op: Operation, dy: Tensor) -> Any:
         try:

@@ -14,9 +14,9 @@ def _pool_axes(op: Operation, dy: Tensor) -> list[Axis]:
 
 
 def max_pool(op: Operation, dy: Tensor) -> Tensor:
-    """Gradient of MaxPool."""
-    # As TensorFlow does, the first maximum of a window gets all of the gradient. Ties are common (a
-    # blank background is the same number everywhere); giving it to each would count it many times.
+    """Returns the gradient of MaxPool."""
+    # As in TensorFlow, the first maximum of a window gets all of the gradient. Ties are common (a
+    # blank background is one number); giving the gradient to each would count it several times.
     axes = _pool_axes(op, dy)
     rows, cols = axes
     x = fit(op.inputs[0], axes, fill=float(np.finfo(np.float32).min))
@@ -26,7 +26,7 @@ def max_pool(op: Operation, dy: Tensor) -> Tensor:
         line = strided(x, 1, i, rows)
         taps.append([])
         for j in range(cols.kernel):
-            # 1 where another tap is the maximum, which has not been met yet.
+            # 1 where the maximum is at a later tap.
             other = tf.sign(y - strided(line, 2, j, cols))
             rest = left * other
             taps[-1].append(left - rest)
@@ -35,20 +35,20 @@ def max_pool(op: Operation, dy: Tensor) -> Tensor:
 
 
 def average_pool(op: Operation, dy: Tensor) -> Tensor:
-    """Gradient of AvgPool."""
+    """Returns the gradient of AvgPool."""
     axes = _pool_axes(op, dy)
     rows, cols = axes
-    # With padding "same" a window at the edge averages only what lies inside the input.
+    # With padding "same" a window at the edge averages only elements inside the input.
     counts = np.outer(_elements_inside(rows), _elements_inside(cols)).astype(np.float32)
     share = dy / counts[None, :, :, None]
     return unfit(_scatter([[share] * cols.kernel] * rows.kernel, axes), axes)
 
 
 def _scatter(taps: list[list[Tensor]], axes: list[Axis]) -> Tensor:
-    """The image in which element (i, j) of window (o, p) is added at (o·stride + i, p·stride + j).
+    """Adds element (i, j) of window (o, p) at (o·stride + i, p·stride + j) of an image.
 
     Taps a stride apart fall on the same elements, shifted by a window: they are padded and added.
-    What is then left, one image per phase of the stride, is interleaved.
+    The results, one image per phase of the stride, are interleaved.
     """
     rows, cols = axes
     windows = [-(-a.kernel // a.stride) for a in axes]  # that overlap on one element

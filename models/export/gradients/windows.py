@@ -1,4 +1,4 @@
-"""Geometry of sliding windows: what convolutions and pooling, and their gradients, share.
+"""Geometry of sliding windows, for convolutions, pooling and their gradients.
 
 All shapes are static: a program has a fixed batch size. Images are channels-last.
 """
@@ -12,13 +12,13 @@ from models.export.backend import Operation, Tensor, tf
 
 @dataclass(frozen=True)
 class Axis:
-    """One spatial axis of a convolution or pooling window.
+    """Spatial axis of a convolution or pooling operator.
 
     Attributes:
-        size: of the input.
-        kernel: of the window, in taps.
-        stride: from one window to the next.
-        dilation: from one tap to the next.
+        size: size of the input.
+        kernel: taps of a window.
+        stride: distance from one window to the next.
+        dilation: distance from one tap to the next.
         out: number of windows.
         before: padding before the first input element.
     """
@@ -32,12 +32,12 @@ class Axis:
 
     @property
     def reach(self) -> int:
-        """Input elements, padding included, that some window touches."""
+        """Number of input elements, padding included, that the windows cover."""
         return (self.out - 1) * self.stride + (self.kernel - 1) * self.dilation + 1
 
 
 def axes_of(op: Operation, size: list[int], kernel: list[int], out: list[int]) -> list[Axis]:
-    """Height and width of a convolution or pooling operator (padding as TensorFlow defines it)."""
+    """Returns height and width axis of a convolution or pooling operator."""
     if op.get_attr("data_format") != b"NHWC":
         raise NotImplementedError(f"{op.type} with data_format {op.get_attr('data_format')!r}")
     strides = op.get_attr("strides")[1:3]
@@ -54,7 +54,7 @@ def axes_of(op: Operation, size: list[int], kernel: list[int], out: list[int]) -
 
 
 def window(size: int, kernel: int, stride: int, dilation: int, same: bool) -> Axis:
-    """One axis of a convolution, padding "same" or none."""
+    """Returns an axis of a convolution, with padding "same" or none."""
     covers = (kernel - 1) * dilation + 1
     out = -(-size // stride) if same else (size - covers) // stride + 1
     before = max((out - 1) * stride + covers - size, 0) // 2 if same else 0
@@ -62,7 +62,7 @@ def window(size: int, kernel: int, stride: int, dilation: int, same: bool) -> Ax
 
 
 def fit(x: Tensor, axes: list[Axis], fill: float = 0.0) -> Tensor:
-    """`x` padded and cut, so that windows start at 0 and cover all of it."""
+    """Pads and cuts `x` so that windows start at 0 and cover all of it."""
     pads = [(a.before, max(a.reach - a.size - a.before, 0)) for a in axes]
     if any(pad != (0, 0) for pad in pads):
         x = tf.pad(x, [(0, 0), *pads, (0, 0)], constant_values=fill)
@@ -70,7 +70,7 @@ def fit(x: Tensor, axes: list[Axis], fill: float = 0.0) -> Tensor:
 
 
 def cut(x: Tensor, size: tuple[int, int], start: tuple[int, int] = (0, 0)) -> Tensor:
-    """A part of an image, itself when that is all of it."""
+    """Returns a part of an image; the image itself if that is all of it."""
     (top, left), (height, width) = start, size
     if top == left == 0 and x.shape[1] <= height and x.shape[2] <= width:
         return x
@@ -78,9 +78,9 @@ def cut(x: Tensor, size: tuple[int, int], start: tuple[int, int] = (0, 0)) -> Te
 
 
 def strided(x: Tensor, axis: int, tap: int, window: Axis) -> Tensor:
-    """What a tap of every window sees along axis 1 or 2 of an image: `x[tap::stride]`.
+    """Returns the elements at a tap of every window along axis 1 or 2: `x[tap::stride]`.
 
-    By slices without steps: LiteRT is ten times slower with steps.
+    Uses slices without steps: with steps LiteRT is ten times slower.
     """
     first, place = divmod(tap, window.stride)
     groups = first + window.out
@@ -94,12 +94,12 @@ def strided(x: Tensor, axis: int, tap: int, window: Axis) -> Tensor:
 
 
 def _sized(x: Tensor, axis: int, size: int) -> Tensor:
-    """Axis 1 or 2 of an image cut at its end, or with zeros put there."""
+    """Cuts axis 1 or 2 of an image to `size`, or pads it at its end."""
     return pad_to(cut(x, (size, x.shape[2]) if axis == 1 else (x.shape[1], size)), axis, size)
 
 
 def pad_to(x: Tensor, axis: int, size: int) -> Tensor:
-    """Zeros after the end of an axis that is shorter than `size`."""
+    """Pads an axis that is shorter than `size` with zeros at its end."""
     missing = size - x.shape[axis]
     if missing <= 0:
         return x
@@ -107,7 +107,7 @@ def pad_to(x: Tensor, axis: int, size: int) -> Tensor:
 
 
 def unfit(x: Tensor, axes: list[Axis]) -> Tensor:
-    """The inverse of `fit` for gradients: padding dropped, what no window touched is 0."""
+    """Inverts `fit` for gradients: drops padding; elements outside all windows are 0."""
     (rows, cols) = axes
     size = tuple(min(a.size, s - a.before) for a, s in zip(axes, x.shape[1:3], strict=True))
     x = cut(x, size, (rows.before, cols.before))
@@ -116,10 +116,10 @@ def unfit(x: Tensor, axes: list[Axis]) -> Tensor:
 
 
 def interleave(parts: list[list[Tensor]]) -> Tensor:
-    """One image from `parts[i][j]`, the (n, h, w, c) elements i, j of every pooling window.
+    """Interleaves `parts[i][j]`, the (n, h, w, c) elements i, j of every window, to one image.
 
-    Neighbours on the channel axis become neighbours in a row, rows become neighbours in a column:
-    concatenations and reshapes in four dimensions only, as TFLite's operators want them.
+    Neighbours on the channel axis become neighbours in a row, rows become neighbours in a column.
+    Uses concatenations and reshapes in four dimensions, the limit of TFLite's operators.
     """
     n, height, width, channels = parts[0][0].shape
     wide = width * len(parts[0])

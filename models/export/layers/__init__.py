@@ -1,1 +1,1 @@
-"""Which Keras layers can be exported, and what replaces those TFLite cannot run."""
+"""Keras layers: checks whether they can be exported, and substitutes that TFLite can run."""

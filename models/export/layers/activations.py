@@ -1,4 +1,4 @@
-"""Activations whose TensorFlow operator has no TFLite built-in, written with ones that have."""
+"""Activations whose TensorFlow operator has no TFLite built-in, made of operators that have one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from models.export.gradients.overrides import SELU_ALPHA, SELU_SCALE
 
 
 def _softplus(x: Tensor) -> Tensor:
-    # log(1 + exp(x)) that overflows nowhere. The slope at 0 must be ½: zero biases meet rows of 0.
+    # log(1 + exp(x)) without overflow. The slope at 0 must be ½: zero biases and rows of 0 occur.
     size = tf.abs(x)
     return 0.5 * (x + size) + tf.math.log(1 + tf.exp(-size))
 
@@ -21,12 +21,12 @@ def _log_sigmoid(x: Tensor) -> Tensor:
 
 
 def _selu(x: Tensor) -> Tensor:
-    # At 0 the slope is that above it, as TensorFlow has it.
+    # At 0 the slope is the one for x > 0, as in TensorFlow.
     return tf.where(x >= 0, SELU_SCALE * x, SELU_SCALE * SELU_ALPHA * tf.nn.elu(x))
 
 
 def gelu(x: Tensor) -> Tensor:
-    """Hendrycks and Gimpel 2016: x Φ(x), whose derivative is Φ(x) + x φ(x)."""
+    """Returns x Φ(x) with derivative Φ(x) + x φ(x) (Hendrycks and Gimpel 2016)."""
 
     def with_gradient(x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         below = 0.5 * (1 + _erf(x * math.sqrt(0.5)))
@@ -63,7 +63,7 @@ def _erf(x: Tensor) -> Tensor:
 
 
 def _polynomial(x: Tensor, coefficients: tuple[float, ...]) -> Tensor:
-    """Horner's rule, highest power first."""
+    """Evaluates a polynomial by Horner's rule, highest power first."""
     value = x * coefficients[0] + coefficients[1]
     for coefficient in coefficients[2:]:
         value = value * x + coefficient
@@ -79,7 +79,7 @@ _REPLACED: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def replacement(activation: Any) -> Callable[[Tensor], Tensor] | None:
-    """What to use in place of Keras's function; None when its operator is a built-in."""
+    """Returns the substitute for an activation of Keras; None when its operator is a built-in."""
     is_kerass = str(getattr(activation, "__module__", "")).startswith("keras.")
     name = getattr(activation, "__name__", "")  # a layer, which may be an activation too, has none
     if name == "gelu" and activation is not keras.activations.gelu:

@@ -1,8 +1,8 @@
 """Random layers as pure functions of a seed, made of TFLite's integer operators.
 
-A program is given a `seed`; every random number is a hash of it, of the layer call's position in
+A program takes a `seed`; every random number is a hash of the seed, of the layer call's position in
 the model and of the element's position in the tensor. The same seed gives the same bits on every
-interpreter and in TensorFlow itself, which is how the exporter compares gradients of such models.
+interpreter and in TensorFlow itself, so that the exporter can compare gradients of such models.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _STEP = 0x9E3779B9
 
 
 class Noise:
-    """Random tensors for one pass through a model.
+    """Generator of random tensors for one pass through a model.
 
     Args:
-        seed: int32, a scalar.
+        seed: int32 scalar.
     """
 
     def __init__(self, seed: Tensor) -> None:
@@ -34,10 +34,10 @@ class Noise:
         self._calls = 0
 
     def bits(self, shape: tuple[int, ...]) -> Tensor:
-        """int32 of `shape`, uniform over all 2^32 values; other ones with every call."""
+        """Returns int32 of `shape`, uniform over all 2^32 values; different in every call."""
         self._calls += 1
         hashed = _mix(self._seed + _signed(self._calls * _STEP))
-        # Axis after axis, so that the program holds a row of numbers per axis and not one per
+        # Axis after axis, so that the program holds one constant per axis position, not per
         # element.
         for side in shape:
             steps = np.arange(1, side + 1, dtype=np.uint32) * np.uint32(_STEP)
@@ -45,15 +45,15 @@ class Noise:
         return hashed
 
     def keep(self, shape: tuple[int, ...], rate: float) -> Tensor:
-        """float32: 0 with probability `rate`, else 1."""
+        """Returns float32 of `shape`: 0 with probability `rate`, else 1."""
         if rate >= 1:
             return tf.zeros(shape)
         threshold = round(rate * 2**32) - 2**31
         return tf.cast(self.bits(shape) >= threshold, tf.float32)
 
     def normal(self, shape: tuple[int, ...]) -> Tensor:
-        """float32, mean 0 and variance 1, within ±5.8 (Box and Muller 1958)."""
-        # 24 bits each, which float32 holds exactly: in (0, 1] for the logarithm, and an angle.
+        """Returns float32 of `shape`: mean 0, variance 1, within ±5.8 (Box and Muller 1958)."""
+        # 24 bits each, exact in float32: in (0, 1] for the logarithm, and an angle.
         radius, angle = (
             tf.cast(tf.bitwise.right_shift(self.bits(shape), 8), tf.float32) for _ in range(2)
         )
@@ -68,13 +68,13 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def _shift(x: Tensor, count: int) -> Tensor:
-    """To the right, zeros coming in. TFLite copies the sign: -1 stands for 32 bits of it."""
+    """Shifts to the right with zeros; TFLite's shift copies the sign, which is subtracted."""
     copied = tf.bitwise.right_shift(x, 31) * _signed(1 << (32 - count))
     return tf.bitwise.right_shift(x, count) - copied
 
 
 def _signed(value: int) -> Any:
-    """The int32 of the same 32 bits."""
+    """Returns the int32 of the same 32 bits."""
     return np.array(value % 2**32, np.uint32).view(np.int32)[()]
 
 
@@ -88,7 +88,7 @@ def _dropout(layer: Any, noise: Noise, x: Tensor) -> Tensor:
 
 
 def _spatial_dropout(layer: Any, noise: Noise, x: Tensor) -> Tensor:
-    # One decision for a whole feature map.
+    # One draw per feature map.
     shape = (x.shape[0], *[1] * (len(x.shape) - 2), x.shape[-1])
     return x * (noise.keep(shape, layer.rate) * _scale(layer.rate))
 
@@ -107,8 +107,8 @@ def _gaussian_noise(layer: Any, noise: Noise, x: Tensor) -> Tensor:
 
 
 def _alpha_dropout(layer: Any, noise: Noise, x: Tensor) -> Tensor:
-    # Klambauer et al. 2017, section 3: what is dropped becomes selu's lowest value, and an affine
-    # map restores mean and variance.
+    # Klambauer et al. 2017, section 3: dropped elements get selu's lowest value, and an affine map
+    # restores mean and variance.
     low, rate = -SELU_ALPHA * SELU_SCALE, layer.rate
     given = layer.noise_shape or [None] * len(x.shape)
     shape = tuple(int(g or side) for g, side in zip(given, x.shape, strict=True))
@@ -127,9 +127,9 @@ _RANDOM: dict[str, _Random] = {
 
 
 def random_function(layer: Any) -> _Random | None:
-    """What `layer` does in training, as a function of noise; None when nothing is random in it.
+    """Returns the training behaviour of a random layer as a function of noise; None for others.
 
-    A subclass that computes something of its own is not recognised: its `call` stays.
+    A subclass with its own `call` is not recognised: its `call` stays.
     """
     if not (getattr(layer, "rate", 0) or getattr(layer, "stddev", 0)):
         return None
@@ -137,6 +137,6 @@ def random_function(layer: Any) -> _Random | None:
 
 
 def call_owner(layer: Any) -> str:
-    """The class of Keras whose `call` the layer uses; "" for a `call` that a user wrote."""
+    """Returns the class of Keras whose `call` the layer uses; "" for a user's own `call`."""
     owner = next(base for base in type(layer).__mro__ if "call" in vars(base))
     return owner.__name__ if owner.__module__.startswith("keras.") else ""

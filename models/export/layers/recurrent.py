@@ -1,9 +1,9 @@
-"""Recurrent layers over many steps, as two loops in the program instead of one copy a step.
+"""Recurrent layers over many steps, as two loops in the program instead of one copy per step.
 
-Both loops go over blocks of some steps, unrolled, which share what a turn costs beyond its work.
-The first keeps the state at the beginning of each block; the second goes backwards, computes a
-block once more from there, and its gradient (checkpointing: Chen et al. 2016, arXiv 1604.06174,
-section 3). So memory grows with the blocks, and the program does not grow with the steps.
+Both loops go over blocks of a few unrolled steps, which share the overhead of an iteration. The
+first loop stores the state at the beginning of each block; the second goes backwards, recomputes a
+block from there, and computes its gradient (checkpointing: Chen et al. 2016, arXiv 1604.06174,
+section 3). Memory grows with the number of blocks; the program does not grow with the steps.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ from functools import partial
 from math import prod
 from typing import Any
 
-from models.export.backend import Tensor, hushed, keras, tf
+from models.export.backend import Tensor, keras, suppress_tensorflow_output, tf
 
 # TensorFlow has no public name for the operator that becomes DYNAMIC_UPDATE_SLICE.
-with hushed():
+with suppress_tensorflow_output():
     from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 
-#: Steps up to which a layer is unrolled. Measured with GRU(16), 32 rows: at 24 steps a loop takes
-#: 1.7 times as long and 40 % of the bytes; at 100 steps 1.2 to 1.3 times as long and 9 %.
+#: Largest number of steps that is unrolled. Measured with GRU(16), 32 rows: at 24 steps a loop
+#: takes 1.7 times as long and 40 % of the bytes; at 100 steps 1.2 to 1.3 times as long and 9 %.
 UNROLLED = 32
-#: Steps of a block; the first that leaves the fewest steps for after the loop is taken. Blocks of
-#: 10 or 16 steps are no faster, and every step adds its bytes.
+#: Candidate steps of a block; the one that leaves the fewest steps after the loop is taken. Blocks
+#: of 10 or 16 steps are not faster, and each step adds to the program.
 _BLOCKS = (5, 6, 4, 7)
 
 Call = Callable[..., Any]
 
 
 def recurrent_call(layer: Any, overrides: dict[str, str]) -> Call:
-    """In place of a recurrent layer's `call`.
+    """Returns a substitute for a recurrent layer's `call`.
 
     Args:
         layer: a `keras.layers.RNN` of any kind.
-        overrides: for `tf.Graph.gradient_override_map`, in the second loop.
+        overrides: gradients for `tf.Graph.gradient_override_map` in the second loop.
     """
 
     def call(
@@ -45,12 +45,12 @@ def recurrent_call(layer: Any, overrides: dict[str, str]) -> Call:
         long = sequences.shape[1] > UNROLLED
         if long and mask is None and initial_state is None and not layer.return_state:
             return _looped(layer, sequences, overrides)
-        with contextlib.ExitStack() as turned:
+        with contextlib.ExitStack() as restored:
             if mask is not None and layer.go_backwards:
-                # Unrolled, Keras 3.15 turns the steps and not the mask by which it zeroes outputs.
+                # Unrolled, Keras 3.15 reverses the steps but not the mask that zeroes outputs.
                 sequences, mask = tf.reverse(sequences, [1]), tf.reverse(mask, [1])
                 layer.go_backwards = False
-                turned.callback(setattr, layer, "go_backwards", True)
+                restored.callback(setattr, layer, "go_backwards", True)
             return type(layer).call(
                 layer, sequences, initial_state=initial_state, mask=mask, training=training
             )
@@ -68,7 +68,7 @@ def _looped(layer: Any, sequences: Tensor, overrides: dict[str, str]) -> Tensor:
     weights = list(layer.weights)
     values = [tf.convert_to_tensor(variable) for variable in weights]
     shapes = [tuple(state.shape) for state in tf.nest.flatten(layer.get_initial_state(n))]
-    # A number that is 0 and no constant: constants would fill the file.
+    # A 0 that is not a constant: constant tensors would enlarge the file.
     zero = tf.minimum(tf.abs(sequences[0, 0, 0]), 0.0)
     states = [tf.fill(shape, zero) for shape in shapes]
     loop = _Loop(
@@ -80,7 +80,7 @@ def _looped(layer: Any, sequences: Tensor, overrides: dict[str, str]) -> Tensor:
         states=shapes,
         zero=zero,
         overrides=overrides,
-        backwards_to_x=_depends_on_theta(x),
+        needs_dx=_depends_on_theta(x),
     )
     first = tf.reshape(x[: blocks * size], [blocks, size * n * features])
     outputs, *states = tf.custom_gradient(loop.run)(first, *states, *values)
@@ -99,7 +99,7 @@ def _block(
     values: Sequence[Tensor],
     sequences: bool,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Outputs (steps, n, units), or the last one (n, units), and states after `x` (steps, n, …)."""
+    """Returns outputs (steps, n, units), or the last (n, units), and states after `x`."""
     structure = layer.cell.state_size
     state = tf.nest.pack_sequence_as(structure, list(states)) if _nested(structure) else [*states]
     outputs = []
@@ -121,15 +121,15 @@ class _Loop:
     """Both loops over the blocks of one layer call.
 
     Attributes:
-        block: of steps, as `_block` without layer and weights.
-        blocks: how many.
-        size: steps in each.
-        shape: of one step's input.
-        sequences: whether every step's output is wanted, or the last one's.
-        states: their shapes.
-        zero: a number.
-        overrides: of gradients.
-        backwards_to_x: whether anybody wants the gradient of the input.
+        block: computes a block: `_block` without layer and weights.
+        blocks: number of blocks.
+        size: steps of a block.
+        shape: shape of one step's input.
+        sequences: whether every step's output is returned, or only the last.
+        states: shapes of the states.
+        zero: scalar 0 that is not a constant.
+        overrides: gradients for `tf.Graph.gradient_override_map`.
+        needs_dx: whether the gradient of the input is needed.
     """
 
     block: Callable[..., tuple[Tensor, list[Tensor]]]
@@ -140,19 +140,19 @@ class _Loop:
     states: list[tuple[int, ...]]
     zero: Tensor
     overrides: dict[str, str]
-    backwards_to_x: bool
+    needs_dx: bool
 
     def run(self, x: Tensor, *tensors: Tensor) -> tuple[list[Tensor], Call]:
-        """Outputs and last states; and their gradient.
+        """Returns outputs and last states, and their gradient function.
 
         Args:
-            x: (blocks, steps of a block · rows · features).
-            tensors: the states before, then the weights.
+            x: shape (blocks, steps of a block · rows · features).
+            tensors: the initial states, then the weights.
         """
         count = len(self.states)
         values = tensors[count:]
 
-        def turn(index: Tensor, output: Tensor, *kept: Tensor) -> tuple[Tensor, ...]:
+        def iteration(index: Tensor, output: Tensor, *kept: Tensor) -> tuple[Tensor, ...]:
             states, stores = kept[:count], kept[count:]
             stores = tuple(map(partial(_put, index), stores, states))
             new, after = self._block(tf.gather(x, index), states, values)
@@ -161,7 +161,7 @@ class _Loop:
 
         stores = [tf.fill([self.blocks, prod(shape)], self.zero) for shape in self.states]
         start = (tf.constant(0), self._blank_output(tensors), *tensors[:count], *stores)
-        _, output, *kept = self._while(turn, start)
+        _, output, *kept = self._while(iteration, start)
         after, stores = kept[:count], kept[count:]
         result = (
             tf.reshape(output, [-1, *self._output_shape(tensors)]) if self.sequences else output
@@ -171,13 +171,13 @@ class _Loop:
     def _gradient(
         self, x: Tensor, values: Sequence[Tensor], stores: Sequence[Tensor], *dys: Tensor
     ) -> list[Tensor | None]:
-        """Of x, the states before, and the weights; `dys`: of the outputs and the last states."""
+        """Returns the gradients of x, initial states and weights."""
         count = len(self.states)
         dy, *dstates = dys
         if self.sequences:
             dy = tf.reshape(dy, [self.blocks, -1])
 
-        def turn(index: Tensor, last: Tensor, dx: Tensor, *sums: Tensor) -> tuple[Tensor, ...]:
+        def iteration(index: Tensor, last: Tensor, dx: Tensor, *sums: Tensor) -> tuple[Tensor, ...]:
             place = self.blocks - 1 - index
             states = [
                 tf.reshape(tf.gather(store, place), shape)
@@ -188,21 +188,21 @@ class _Loop:
             with tf.compat.v1.get_default_graph().gradient_override_map(self.overrides):
                 output, after = self._block(part, states, inner)
             dout = tf.reshape(tf.gather(dy, place), output.shape) if self.sequences else last
-            wanted = [*states, *inner, *([part] if self.backwards_to_x else [])]
+            wanted = [*states, *inner, *([part] if self.needs_dx else [])]
             found = tf.gradients(
                 [output, *after], wanted, [dout, *sums[:count]], unconnected_gradients="zero"
             )
-            if self.backwards_to_x:
+            if self.needs_dx:
                 dx = _put(place, dx, found.pop())
             totals = [a + b for a, b in zip(sums[count:], found[count:], strict=True)]
             return (index + 1, tf.zeros_like(last), dx, *found[:count], *totals)
 
         last = self.zero if self.sequences else dy
-        dx = tf.fill(x.shape if self.backwards_to_x else [], self.zero)
+        dx = tf.fill(x.shape if self.needs_dx else [], self.zero)
         totals = [tf.fill(value.shape, self.zero) for value in values]
         start = (tf.constant(0), last, dx, *dstates, *totals)
-        _, _, dx, *sums = self._while(turn, start)
-        return [dx if self.backwards_to_x else None, *sums]
+        _, _, dx, *sums = self._while(iteration, start)
+        return [dx if self.needs_dx else None, *sums]
 
     def _block(
         self, part: Tensor, states: Sequence[Tensor], values: Sequence[Tensor]
@@ -211,7 +211,7 @@ class _Loop:
         return self.block(steps, states, values, self.sequences)
 
     def _output_shape(self, tensors: Sequence[Tensor]) -> list[int]:
-        """Of one step, as tracing one says."""
+        """Returns the output shape of one step, by tracing it."""
         with tf.Graph().as_default():
             states = [tf.zeros(shape) for shape in self.states]
             values = [tf.zeros(value.shape) for value in tensors[len(self.states) :]]
@@ -223,19 +223,21 @@ class _Loop:
         whole = [self.blocks, self.size * prod(shape)] if self.sequences else shape
         return tf.fill(whole, self.zero)
 
-    def _while(self, turn: Call, start: Sequence[Tensor]) -> Any:
+    def _while(self, iteration: Call, start: Sequence[Tensor]) -> Any:
         limit = self.blocks
-        return tf.while_loop(lambda index, *_: index < limit, turn, start, parallel_iterations=1)
+        return tf.while_loop(
+            lambda index, *_: index < limit, iteration, start, parallel_iterations=1
+        )
 
 
 def _put(index: Tensor, store: Tensor, row: Tensor) -> Tensor:
-    """`store` with another row at `index`."""
+    """Returns `store` with its row at `index` replaced."""
     update = tf.reshape(row, [1, store.shape[1]])
     return gen_xla_ops.xla_dynamic_update_slice(store, update, tf.stack([index, 0]))
 
 
 def _depends_on_theta(tensor: Tensor) -> bool:
-    """Whether weights are in it, so that its gradient is wanted."""
+    """Whether a tensor depends on θ, so that its gradient is needed."""
     seen, waiting = set(), [tensor.op]
     while waiting:
         op = waiting.pop()

@@ -1,4 +1,4 @@
-"""Layers made exportable for as long as they are traced: what stands in for what TFLite lacks."""
+"""Substitutes for layers and functions of Keras that TFLite cannot run, active during tracing."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from models.export.backend import Tensor, hushed, keras, tf
+from models.export.backend import Tensor, keras, suppress_tensorflow_output, tf
 from models.export.gradients.overrides import OVERRIDES
 from models.export.layers import activations
+from models.export.layers.im2col import convolution
 from models.export.layers.randomness import Noise, call_owner, random_function
 from models.export.layers.recurrent import recurrent_call
-from models.export.layers.unfolded import convolution
 
-# Keras has no public name for what layers and functional models normalize by.
-with hushed():
+# Keras has no public name for the function by which layers and functional models normalize.
+with suppress_tensorflow_output():
     from keras.src.ops import nn as keras_nn
 
 _Attributes = Iterator[tuple[str, Any]]
@@ -24,11 +24,11 @@ _Attributes = Iterator[tuple[str, Any]]
 
 @dataclass(frozen=True, eq=False)
 class Training:
-    """What layers that behave differently in training need to know.
+    """Inputs of layers that behave differently in training.
 
     Attributes:
-        weight: float32, shape (rows,): rows of weight 0 are padding and belong to no batch.
-        seed: int32 scalar, of random layers; None leaves them alone.
+        weight: float32, shape (rows,): rows of weight 0 are padding and not part of the batch.
+        seed: int32 scalar, seed of random layers; None leaves them unchanged.
     """
 
     weight: Tensor
@@ -36,20 +36,20 @@ class Training:
 
 
 @contextlib.contextmanager
-def exportable(
+def substitute_layers(
     layers: Iterable[Any],
     training: Training | None = None,
     *,
     loops: bool = True,
     gelu: bool = True,
 ) -> Iterator[None]:
-    """Layers use substitutes while it lasts, and are as they were afterwards.
+    """Replaces layers and functions by substitutes until the block ends.
 
     Args:
-        layers: of the model, those inside wrappers too.
+        layers: all layers of the model, including those in wrappers.
         training: None when the model only predicts.
         loops: whether long recurrent layers may become loops; else all are unrolled.
-        gelu: whether it is written out, for its gradient; the converter knows it whole.
+        gelu: whether gelu is replaced, for its gradient; the converter has an operator for it.
     """
     noise = None if training is None or training.seed is None else Noise(training.seed)
     weight = None if training is None else training.weight
@@ -71,7 +71,7 @@ def exportable(
 
 @contextlib.contextmanager
 def _functions(gelu: bool) -> Iterator[None]:
-    """Likewise for functions of Keras that functional models and a user's own layers call."""
+    """Replaces functions of Keras that functional models and a user's layers call."""
     backend = keras_nn.backend.nn
     whole = backend.gelu
 
@@ -95,9 +95,9 @@ def _functions(gelu: bool) -> Iterator[None]:
 
 
 def _normalize(x: Any, axis: Any = -1, order: int = 2, epsilon: float | None = None) -> Tensor:
-    """`keras.ops.normalize`, of zeros too.
+    """Normalizes as `keras.ops.normalize`, also zeros.
 
-    Keras bounds 1/|x| where |x|² was 0, for which LiteRT's RSQRT gives NaN.
+    Keras limits 1/|x| after computing it; for |x|² = 0 LiteRT's RSQRT gives NaN.
     """
     x = tf.convert_to_tensor(x)
     least = keras.config.epsilon() if epsilon is None else epsilon
@@ -110,7 +110,7 @@ def _normalize(x: Any, axis: Any = -1, order: int = 2, epsilon: float | None = N
 
 @contextlib.contextmanager
 def seeded(layers: Iterable[Any], seed: Tensor) -> Iterator[None]:
-    """Only random layers are replaced, by ones with the program's random numbers."""
+    """Replaces random layers by ones with the program's random numbers until the block ends."""
     noise = Noise(seed)
     with contextlib.ExitStack() as stack:
         for layer in layers:
@@ -128,12 +128,12 @@ def _substitutes(
         yield "call", _batch_normalization_call(layer, weight)
     for name in ("activation", "recurrent_activation"):
         if isinstance(getattr(type(layer), name, None), property):
-            continue  # a recurrent layer shows its cell's
+            continue  # a recurrent layer only forwards its cell's
         replacement = activations.replacement(getattr(layer, name, None))
         if replacement is not None and (gelu or replacement is not activations.gelu):
             yield name, replacement
     if isinstance(layer, keras.layers.RNN):
-        # Keras's loop over tensor lists has no gradient made of built-ins; all lengths are known.
+        # Keras's loop over tensor lists has no gradient made of built-ins; lengths are static.
         yield "unroll", True
         if loops:
             yield "call", recurrent_call(layer, OVERRIDES)
@@ -149,8 +149,8 @@ def _substitutes(
 
 
 def _dense_of_one_call(layer: Any) -> Callable[..., Tensor]:
-    # The converter of TensorFlow 2.21 drops the axis of 1 where the number that comes in was a
-    # vector over the rows before, and fails.
+    # The converter of TensorFlow 2.21 fails on an input that was reshaped from (rows,) to
+    # (rows, 1): it drops the axis of 1.
     def call(inputs: Tensor, training: bool | None = None) -> Tensor:
         del training
         outputs = inputs * tf.convert_to_tensor(layer.kernel)
@@ -162,8 +162,8 @@ def _dense_of_one_call(layer: Any) -> Callable[..., Tensor]:
 
 
 def _convolution_call(layer: Any) -> Callable[[Tensor], Tensor]:
-    # In place of Keras's for speed, and where there are groups because Keras compiles those with
-    # XLA, whose gradients cannot be replaced.
+    # For speed; and with groups, because Keras compiles them with XLA, whose gradients cannot be
+    # replaced.
     def call(inputs: Tensor) -> Tensor:
         bias = tf.convert_to_tensor(layer.bias) if layer.use_bias else None
         kernel = tf.convert_to_tensor(layer.kernel)
@@ -176,7 +176,7 @@ def _convolution_call(layer: Any) -> Callable[[Tensor], Tensor]:
 
 
 def _separable_call(layer: Any) -> Callable[[Tensor], Tensor]:
-    # For speed: the second convolution, of one element, is a product of matrices.
+    # For speed: the second convolution, of 1x1, is a matrix product.
     def call(inputs: Tensor) -> Tensor:
         spread = keras.ops.depthwise_conv(
             inputs,
@@ -195,10 +195,9 @@ def _separable_call(layer: Any) -> Callable[[Tensor], Tensor]:
 
 def _batch_normalization_call(layer: Any, weight: Tensor | None) -> Callable[..., Tensor]:
     # Ioffe and Szegedy 2015, arXiv 1502.03167, Algorithm 1, with the moments of Keras (no Bessel
-    # correction), over the rows that count: padding of the last batch is no data, nor are steps
-    # that a mask leaves out.
+    # correction), over rows with a weight above 0 (without padding) and unmasked steps.
     def call(inputs: Tensor, training: bool = False, mask: Tensor | None = None) -> Tensor:
-        # Averages of quantized updates may come out a hair below 0.
+        # Averages of quantized updates may be slightly below 0.
         mean, variance = layer.moving_mean, tf.maximum(layer.moving_variance, 0.0)
         if training and layer.trainable:
             mean, variance = _moments(inputs, layer.axis, weight, mask)
@@ -219,13 +218,13 @@ def _batch_normalization_call(layer: Any, weight: Tensor | None) -> Callable[...
 def _moments(
     inputs: Tensor, axis: int, weight: Tensor | None, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Mean and variance over all axes but one, over rows of a weight above 0 and what is masked in.
+    """Returns mean and variance over all axes but one, of rows with weight > 0, unmasked steps.
 
     Args:
         inputs: float32, shape (rows, ...).
-        axis: of the channels.
-        weight: shape (rows,); None, or of another length where the layer is called on something
-            but rows: all count.
+        axis: axis of the channels.
+        weight: shape (rows,); None, or another length where the layer is not called on rows:
+            everything counts.
         mask: bool, the shape of `inputs` without its last axis; None: everything counts.
     """
     rank = len(inputs.shape)
@@ -236,7 +235,7 @@ def _moments(
         counts = tf.reshape(tf.cast(weight > 0, tf.float32), [-1, *[1] * (rank - 1)])
     if mask is not None:
         counts *= tf.cast(mask, tf.float32)[..., None]
-    # Axes over which nothing was counted one by one.
+    # Positions on axes that `counts` does not have.
     positions = prod(inputs.shape[a] for a in axes if counts.shape[a] == 1)
     total = tf.reduce_sum(counts) * float(positions)
     mean = tf.reduce_sum(inputs * counts, axes, keepdims=True) / total

@@ -1,7 +1,7 @@
-"""Which Keras layers can be exported, checked before anything is traced.
+"""Checks whether Keras layers can be exported, before tracing.
 
-The refusals here are those that conversion would report badly or not at all. Layers that nobody
-thought of are traced, converted and then compared with Keras, so they either work or are refused.
+The checks cover what conversion would report badly or not at all. All other layers are traced,
+converted and then compared with Keras: they work or are refused.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _REFUSED: dict[str, str] = {
 }
 
 
-#: What layers regularize or constrain.
+#: Prefixes of the regularizers and constraints of layers.
 _KINDS = (
     *("kernel", "bias", "activity", "gamma", "beta"),
     *("recurrent", "depthwise", "pointwise", "embeddings", "alpha"),
@@ -41,7 +41,7 @@ _KINDS = (
 
 def check_layers(model: Any) -> None:
     """Raises ExportError for the first layer that cannot be exported, with what to use instead."""
-    for layer in leaves(model):
+    for layer in leaf_layers(model):
         for check in _CHECKS:
             problem = check(layer)
             if problem:
@@ -50,12 +50,14 @@ def check_layers(model: Any) -> None:
                 )
 
 
-def leaves(model: Any) -> Iterator[Any]:
-    """Every layer, those inside models and wrappers too, each once; no models."""
+def leaf_layers(model: Any) -> Iterator[Any]:
+    """Returns every layer once, including those in models and wrappers; no models."""
     seen: set[int] = set()
     for layer in model.layers:
         # Keras has no public way to the layers inside a wrapper (TimeDistributed, RNN, attention).
-        for part in leaves(layer) if isinstance(layer, keras.Model) else layer._flatten_layers():
+        for part in (
+            leaf_layers(layer) if isinstance(layer, keras.Model) else layer._flatten_layers()
+        ):
             if id(part) not in seen and not isinstance(part, keras.Model):
                 seen.add(id(part))
                 yield part
@@ -78,7 +80,7 @@ def _dtype(layer: Any) -> str | None:
 def _hidden_state(layer: Any) -> str | None:
     if isinstance(layer, keras.layers.BatchNormalization):
         return None
-    # What layers inside it keep is said of them; what a frozen one keeps is frozen with it.
+    # Inner layers are checked themselves; state of a frozen layer is frozen with it.
     inside = {id(v) for part in layer._flatten_layers()[1:] for v in part.non_trainable_variables}
     own = [v for v in layer.non_trainable_variables if id(v) not in inside]
     state = [v.path for v in own if not is_seed(v)] if layer.trainable else []

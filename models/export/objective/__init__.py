@@ -1,1 +1,1 @@
-"""Losses and metrics of a Keras model, per row."""
+"""Objective of a Keras model: losses and metrics per row."""

@@ -1,4 +1,4 @@
-"""Keras's losses and metrics by name, however a model's author wrote them."""
+"""Identifies losses and metrics of Keras, given as name, object, class or configuration."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from models.export.backend import keras
 
 
 def identify(identifier: Any, what: str) -> tuple[str, dict[str, Any]]:
-    """Keras's snake-case name and the options of a loss or metric, however it was written."""
+    """Returns Keras's snake-case name and the options of a loss or metric."""
     if isinstance(identifier, keras.losses.Loss):
         _check_owner(type(identifier).__module__, type(identifier).__name__, what)
         _check_reduction(identifier)
@@ -18,7 +18,9 @@ def identify(identifier: Any, what: str) -> tuple[str, dict[str, Any]]:
         return _snake(type(identifier).__name__), {**identifier.get_config(), **hidden}
     if isinstance(identifier, dict):  # as serialised by Keras
         config = identifier.get("config")
-        if isinstance(config, str):  # a function: only its name is left, whoever wrote it
+        if isinstance(
+            config, str
+        ):  # a function: its configuration holds only its name, not its module
             raise ExportError(
                 f"{what} {config!r} is given as a function: give the name of one of Keras's own as "
                 "text"
@@ -55,7 +57,7 @@ _ALIASES = {
 
 
 def _snake(name: str) -> str:
-    """`MeanSquaredError`, `MSE` and `mse` are `mean_squared_error`."""
+    """Returns the snake-case name: `mean_squared_error` for `MeanSquaredError`, `MSE` or `mse`."""
     if name.upper() == name or name.islower():
         text = name.lower()
     else:

@@ -1,8 +1,8 @@
-"""Losses per row, as those of Keras and a few that Keras leaves to its users.
+"""Losses per row: those of Keras, and losses of embeddings.
 
-Keras reduces over the batch inside its losses; a program needs one number per row, because rows of
-padding count 0 and sums of agents must add. So the losses are written out here, each checked
-against Keras's own by the tests. All results are float32 of shape (rows,).
+Keras reduces over the batch inside its losses; a program needs one number per row, because padding
+has weight 0 and sums must add across agents. The losses are implemented here, and the tests compare
+each with Keras's own. All results are float32 of shape (rows,).
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ _LOSS_ADVICE = {
 
 @dataclass(frozen=True)
 class OutputLoss:
-    """What is minimised at one output.
+    """Loss of one output.
 
     Attributes:
         name: Keras's name of the loss.
-        target_shape: of one row.
+        target_shape: shape of one row of the target.
         target_dtype: int32 for classification, float32 for regression.
-        output_shape: of one row of what `predict` returns (a lone axis of 1 is dropped for
-            regression and binary classification, so that it has the target's shape).
-        per_row: of target and output.
-        from_logits: whether the output is one of logits, not of probabilities.
+        output_shape: shape of one row that `predict` returns (a last axis of 1 is dropped for
+            regression and binary classification, to match the target).
+        per_row: function of target and output.
+        from_logits: whether the output is logits, not probabilities.
     """
 
     name: str
@@ -54,17 +54,17 @@ class OutputLoss:
 
     @property
     def classes(self) -> int:
-        """How many classes a row can be of; 0 for regression and several yes-or-no questions."""
+        """Number of classes of a row; 0 for regression and for several binary labels per row."""
         if self.name in (SPARSE, CATEGORICAL):
             return self.output_shape[-1]
         return 2 if self.name == BINARY and not self.output_shape else 0
 
 
 def output_loss(name: str, options: Mapping[str, Any], shape: tuple[int, ...]) -> OutputLoss:
-    """The loss of an output of `shape` (of one row).
+    """Returns the loss of an output of `shape` (of one row).
 
     Raises:
-        ExportError: programs do not know it, or it does not fit the shape; says what to use.
+        ExportError: programs lack the loss, or it does not fit the shape; says what to use.
     """
     if name in (SPARSE, CATEGORICAL):
         return _classes(name, shape, options)
@@ -79,26 +79,26 @@ def output_loss(name: str, options: Mapping[str, Any], shape: tuple[int, ...]) -
 
 @dataclass(frozen=True)
 class Triplet:
-    """max(0, |a-p|² - |a-n|² + margin) of the embeddings of an anchor, one like it, one unlike.
+    """Triplet loss: max(0, |a-p|² - |a-n|² + margin) of anchor, positive and negative embedding.
 
     Schroff et al. 2015 (FaceNet), arXiv 1503.03832, equation 3. For a model whose three outputs
-    are those embeddings, in this order; it needs no target.
+    are these embeddings, in this order; it needs no target.
     """
 
     margin: float = 0.2
     name = "triplet"
 
     def loss(self, outputs: list[Tensor], target: Tensor | None) -> Tensor:
-        """Per row."""
+        """Returns the loss per row."""
         del target
-        like, unlike = self._distances(outputs)
-        return tf.nn.relu(like - unlike + self.margin)
+        near, far = self._distances(outputs)
+        return tf.nn.relu(near - far + self.margin)
 
-    def right(self, outputs: list[Tensor], target: Tensor | None) -> Tensor:
-        """1 where the anchor is nearer to the one that is like it."""
+    def correct(self, outputs: list[Tensor], target: Tensor | None) -> Tensor:
+        """Returns 1 where the anchor is nearer to the positive."""
         del target
-        like, unlike = self._distances(outputs)
-        return tf.cast(like < unlike, tf.float32)
+        near, far = self._distances(outputs)
+        return tf.cast(near < far, tf.float32)
 
     def _distances(self, outputs: list[Tensor]) -> tuple[Tensor, Tensor]:
         anchor, positive, negative = outputs
@@ -107,30 +107,30 @@ class Triplet:
 
 @dataclass(frozen=True)
 class Contrastive:
-    """½·D² for a pair that is alike, ½·max(0, margin - D)² for one that is not.
+    """Contrastive loss: ½·D² for a similar pair, ½·max(0, margin - D)² for a dissimilar one.
 
     D is the distance of the two embeddings. Hadsell, Chopra and LeCun 2006, Dimensionality
-    reduction by learning an invariant mapping, equation 4 (whose Y is 1 for unlike pairs; here the
-    target is 1 for a pair that is alike). For a model whose two outputs are the embeddings.
+    reduction by learning an invariant mapping, equation 4 (whose Y is 1 for dissimilar pairs; here
+    the target is 1 for a similar pair). For a model whose two outputs are the embeddings.
     """
 
     margin: float = 1.0
     name = "contrastive"
 
     def loss(self, outputs: list[Tensor], target: Tensor | None) -> Tensor:
-        """Per row."""
-        alike = tf.cast(target, tf.float32)
+        """Returns the loss per row."""
+        similar = tf.cast(target, tf.float32)
         square = _square_distance(*outputs)
         short = tf.nn.relu(self.margin - self._root(square))
-        return 0.5 * (alike * square + (1 - alike) * short * short)
+        return 0.5 * (similar * square + (1 - similar) * short * short)
 
-    def right(self, outputs: list[Tensor], target: Tensor | None) -> Tensor:
-        """1 where half the margin tells alike from unlike rightly."""
+    def correct(self, outputs: list[Tensor], target: Tensor | None) -> Tensor:
+        """Returns 1 where comparing the distance with half the margin predicts the target."""
         near = tf.cast(_square_distance(*outputs) < (0.5 * self.margin) ** 2, tf.int32)
         return tf.cast(tf.equal(near, target), tf.float32)
 
     def _root(self, square: Tensor) -> Tensor:
-        # The root's slope at 0 is infinite: equal embeddings would make the gradient NaN.
+        # The slope of the root at 0 is infinite: equal embeddings would give a gradient of NaN.
         return tf.sqrt(tf.maximum(square, 1e-12))
 
 
@@ -140,30 +140,30 @@ def _square_distance(left: Tensor, right: Tensor) -> Tensor:
 
 def _regression(name: str, shape: tuple[int, ...], options: Mapping[str, Any]) -> OutputLoss:
     delta = float(options.get("delta", 1.0))
-    apart: dict[str, Callable[[Tensor], _Apart]] = {
-        "mean_squared_error": lambda error: _Apart(tf.square(error), error, 2.0),
-        "mean_absolute_error": lambda error: _Apart(tf.abs(error), tf.sign(error)),
+    losses: dict[str, Callable[[Tensor], _ElementLosses]] = {
+        "mean_squared_error": lambda error: _ElementLosses(tf.square(error), error, 2.0),
+        "mean_absolute_error": lambda error: _ElementLosses(tf.abs(error), tf.sign(error)),
         "huber": lambda error: _huber(error, delta),
-        # log(cosh(e)) that overflows nowhere.
-        "log_cosh": lambda error: _Apart(
+        # log(cosh(e)) without overflow.
+        "log_cosh": lambda error: _ElementLosses(
             tf.abs(error) + _log1p_exp(-2.0 * tf.abs(error)) - math.log(2.0), tf.tanh(error)
         ),
     }
     row = row_shape(shape)
     return OutputLoss(
-        name, row, "float32", row, lambda y, p: _mean_per_row(p, lambda p: apart[name](p - y))
+        name, row, "float32", row, lambda y, p: _mean_per_row(p, lambda p: losses[name](p - y))
     )
 
 
-def _huber(error: Tensor, delta: float) -> _Apart:
+def _huber(error: Tensor, delta: float) -> _ElementLosses:
     # Huber 1964: quadratic up to delta, linear beyond.
     size = tf.abs(error)
     inner = tf.minimum(size, delta)
-    return _Apart(inner * (size - 0.5 * inner), tf.clip_by_value(error, -delta, delta))
+    return _ElementLosses(inner * (size - 0.5 * inner), tf.clip_by_value(error, -delta, delta))
 
 
 def _classes(name: str, shape: tuple[int, ...], options: Mapping[str, Any]) -> OutputLoss:
-    """Cross-entropy between classes; the target is a class index, or a probability per class."""
+    """Returns the cross-entropy for a class index, or for a probability per class."""
     if not shape or shape[-1] < 2:
         raise ExportError(
             f"{name} needs an output of one number per class, the model's last layer gives "
@@ -180,8 +180,8 @@ def _classes(name: str, shape: tuple[int, ...], options: Mapping[str, Any]) -> O
             wanted = wanted * (1 - smoothing) + smoothing / shape[-1]
         logits = output if from_logits else _logits(output, "Softmax")
         if logits is not None:
-            return _mean_per_row(logits, lambda z: _entropy_of_classes(z, wanted))
-        # Keras makes every row sum to 1: before it clips, and in the sparse loss afterwards.
+            return _mean_per_row(logits, lambda z: _class_entropy(z, wanted))
+        # Keras normalizes every row to 1: before clipping, in the sparse loss after it.
         share = output if name == SPARSE else _shares(output)
         share = tf.clip_by_value(share, _EPSILON, 1 - _EPSILON)
         logarithm = tf.math.log(_shares(share) if name == SPARSE else share)
@@ -196,16 +196,16 @@ def _shares(output: Tensor) -> Tensor:
     return output / tf.reduce_sum(output, -1, keepdims=True)
 
 
-def _entropy_of_classes(z: Tensor, wanted: Tensor) -> _Apart:
-    """-Σ y·log(softmax(z)) over the last axis.
+def _class_entropy(z: Tensor, wanted: Tensor) -> _ElementLosses:
+    """Returns -Σ y·log(softmax(z)) over the last axis.
 
-    Its slope is softmax(z) - y, as in TensorFlow's kernel: also where y does not sum to 1.
+    The slope is softmax(z) - y, as in TensorFlow's kernel, also where y does not sum to 1.
     """
     shifted = z - tf.reduce_max(z, -1, keepdims=True)
     raised = tf.exp(shifted)
     total = tf.reduce_sum(raised, -1, keepdims=True)
     values = -tf.reduce_sum(wanted * (shifted - tf.math.log(total)), -1)
-    return _Apart(values, raised * (1 / total) - wanted)
+    return _ElementLosses(values, raised * (1 / total) - wanted)
 
 
 def _binary(shape: tuple[int, ...], options: Mapping[str, Any]) -> OutputLoss:
@@ -218,17 +218,17 @@ def _binary(shape: tuple[int, ...], options: Mapping[str, Any]) -> OutputLoss:
         if logits is None:
             p = tf.clip_by_value(output, _EPSILON, 1 - _EPSILON)
             return row_mean(-wanted * tf.math.log(p) - (1 - wanted) * tf.math.log(1 - p))
-        yes = tf.sigmoid(logits) if from_logits else output
-        return _mean_per_row(logits, lambda z: _entropy_of_yes(z, yes, wanted))
+        probability = tf.sigmoid(logits) if from_logits else output
+        return _mean_per_row(logits, lambda z: _binary_entropy(z, probability, wanted))
 
     row = row_shape(shape)
     return OutputLoss(BINARY, row, "int32", row, loss, from_logits)
 
 
-def _entropy_of_yes(z: Tensor, yes: Tensor, wanted: Tensor) -> _Apart:
-    """-y·log(p) - (1 - y)·log(1 - p) of p = sigmoid(z), which is `yes`."""
-    # max(z, 0) - z·y + log(1 + exp(-|z|)): never overflows.
-    return _Apart(tf.nn.relu(z) - z * wanted + _log1p_exp(-tf.abs(z)), yes - wanted)
+def _binary_entropy(z: Tensor, probability: Tensor, wanted: Tensor) -> _ElementLosses:
+    """Returns -y·log(p) - (1 - y)·log(1 - p) for p = sigmoid(z), given as `probability`."""
+    # max(z, 0) - z·y + log(1 + exp(-|z|)) does not overflow.
+    return _ElementLosses(tf.nn.relu(z) - z * wanted + _log1p_exp(-tf.abs(z)), probability - wanted)
 
 
 def _log1p_exp(z: Tensor) -> Tensor:
@@ -236,10 +236,10 @@ def _log1p_exp(z: Tensor) -> Tensor:
 
 
 def _logits(output: Tensor, activation: str) -> Tensor | None:
-    """What went into the last activation, which gives a stabler loss (Keras does the same)."""
-    # A target without axes was compared with a reshaped output: look through the reshape.
+    """Returns the input of the last activation, for a stable loss (as in Keras); else None."""
+    # The output may be reshaped to the target's shape: look through the reshape.
     if tf.executing_eagerly():
-        return None  # a number is all there is
+        return None  # an eager tensor has no graph
     op = output.op
     if op.type == "Reshape" and op.inputs[0].op.type == activation:
         return tf.reshape(op.inputs[0].op.inputs[0], output.shape)
@@ -247,20 +247,20 @@ def _logits(output: Tensor, activation: str) -> Tensor | None:
 
 
 def row_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Without a last axis of 1."""
-    # Dense(1) gives (rows, 1) and its target is one number per row: compared as they are, they
-    # would broadcast to (rows, rows).
+    """Returns the shape without a last axis of 1."""
+    # Dense(1) gives (rows, 1), and its target is one number per row: without this, both would
+    # broadcast to (rows, rows).
     return shape[:-1] if shape and shape[-1] == 1 else shape
 
 
 @dataclass(frozen=True)
-class _Apart:
-    """A loss before it is averaged.
+class _ElementLosses:
+    """Loss of each element, before averaging over the row.
 
     Attributes:
-        values: of each number of a row, or of each place of a row that has a class.
-        slope: by what the loss is of, in its shape; times `factor`.
-        factor: the same for all.
+        values: loss of each element of a row (of each position, for classes).
+        slope: derivative with respect to the output, divided by `factor`.
+        factor: common factor of all slopes.
     """
 
     values: Tensor
@@ -268,15 +268,15 @@ class _Apart:
     factor: float = 1.0
 
 
-def _mean_per_row(output: Tensor, apart: Callable[[Tensor], _Apart]) -> Tensor:
-    """The mean over each row, differentiated by the slopes that are known.
+def _mean_per_row(output: Tensor, losses: Callable[[Tensor], _ElementLosses]) -> Tensor:
+    """Returns the mean over each row, with a gradient from the known slopes.
 
-    The chain rule would take two or three times as many operators, each of which costs a small
-    model as much as one of its layers, and a large output as much time as its layer.
+    Automatic differentiation would need two or three times as many operators, each as expensive as
+    a layer of a small model, or as the last layer of a model with a large output.
     """
 
     def mean(z: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        found = apart(z)
+        found = losses(z)
         factor = found.factor / prod(found.values.shape[1:])
 
         def gradient(dy: Tensor) -> Tensor:
@@ -289,5 +289,5 @@ def _mean_per_row(output: Tensor, apart: Callable[[Tensor], _Apart]) -> Tensor:
 
 
 def row_mean(values: Tensor) -> Tensor:
-    """Mean over every axis but the first."""
+    """Returns the mean over every axis but the first."""
     return tf.reduce_mean(values, list(range(1, len(values.shape)))) if values.shape[1:] else values

@@ -1,4 +1,4 @@
-"""Metrics per row, whose sums over rows add across agents (`learning.vector.metrics`)."""
+"""Metrics per row; their sums over rows add across agents (`learning.vector.metrics`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from learning.vector.metrics import MetricKind, MetricSpec
 from models.export.backend import Tensor, tf
 from models.export.objective.losses import BINARY, CATEGORICAL, SPARSE, OutputLoss, PerRow, row_mean
 
-#: A metric, and its numbers for every row: shape (rows, *shape of the metric).
+#: Metric, and its function of targets and outputs: shape (rows, *shape of the metric).
 Metric = tuple[MetricSpec, PerRow]
 
 _ACCURACY = {
@@ -24,7 +24,7 @@ _TOP = {
     SPARSE: "sparse_top_k_categorical_accuracy",
     CATEGORICAL: "top_k_categorical_accuracy",
 }
-#: Keras's names of metrics that Keras and this package both call otherwise.
+#: Keras's name of a metric -> name in a spec.
 _SHORT = {
     "f1_score": "f1",
     "f_beta_score": "f1",
@@ -33,7 +33,7 @@ _SHORT = {
     "confusion_matrix": "confusion",
 }
 
-#: Options of Keras's metrics that programs do not know -> their values that change nothing.
+#: Option of Keras's metrics that programs lack -> its allowed values, the defaults.
 _DEFAULTS: dict[str, tuple[Any, ...]] = {
     "class_id": (None,),
     "top_k": (None,),
@@ -46,16 +46,16 @@ _DEFAULTS: dict[str, tuple[Any, ...]] = {
 
 
 def output_metric(name: str, options: Mapping[str, Any], loss: OutputLoss) -> Metric:
-    """The metric that Keras calls `name`, for an output with this loss.
+    """Returns the metric with Keras's name `name` for an output with this loss.
 
     Raises:
-        ExportError: programs do not know it, or not with this loss; says which they know.
+        ExportError: programs do not have the metric, or not for this loss; names those they have.
     """
     name = _SHORT.get(name, name)
     if name in ("accuracy", "acc"):
-        # As Keras does, the loss decides which accuracy is meant.
+        # As in Keras, the loss decides which accuracy is meant.
         name = _ACCURACY.get(loss.name, name)
-        # Keras would compare a logit with 0.5 here; what is meant is a probability of one half.
+        # Not Keras's threshold of 0.5, which it would compare with a logit.
         options = {}
     _check_options(name, options)
     makers = _regression() if loss.name not in _ACCURACY else _classification()
@@ -159,7 +159,7 @@ def _top(loss: OutputLoss, options: Mapping[str, Any]) -> Metric:
     k = int(options.get("k", 5))
 
     def in_top(y: Tensor, p: Tensor) -> Tensor:
-        """Whether fewer than k classes are more likely than the true one."""
+        """Returns 1 where fewer than k classes are more likely than the true one."""
         true = tf.one_hot(y if loss.name == SPARSE else _best(y), p.shape[-1], dtype=tf.float32)
         likely = tf.reduce_sum(true * p, -1, keepdims=True)
         ahead = tf.reduce_sum(tf.cast(p > likely, tf.float32), -1)
@@ -169,7 +169,7 @@ def _top(loss: OutputLoss, options: Mapping[str, Any]) -> Metric:
 
 
 def _auc(loss: OutputLoss, options: Mapping[str, Any]) -> Metric:
-    # As Keras's AUC: thresholds at equal distances from 0 to 1, a trapezoid between them.
+    # As in Keras: equidistant thresholds from 0 to 1, trapezoids between them.
     bins = int(options.get("num_thresholds", 200)) - 1
     if options.get("curve", "ROC") not in ("ROC", "roc"):
         raise ExportError(f"metric 'auc' with curve {options['curve']!r}: use 'ROC'")
@@ -193,25 +193,25 @@ def _positive_share(loss: OutputLoss, p: Tensor) -> Tensor:
 
 
 def _counts(kind: MetricKind, loss: OutputLoss, options: Mapping[str, Any]) -> Metric:
-    """True positives, false positives, false negatives per class; of class 1 alone when binary."""
+    """Returns true positives, false positives, false negatives per class; binary: of class 1."""
     binary = loss.name == BINARY
     if options.get("average", "macro") not in (None, "macro") and not binary:
         raise ExportError(f"metric {kind!r} with average={options['average']!r}: use 'macro'")
     classes = 1 if binary else loss.classes
-    pick = _picks(loss, options)
+    one_hot = _one_hot_classes(loss, options)
 
     def counts(y: Tensor, p: Tensor) -> Tensor:
-        true, predicted = pick(y, p)
+        true, predicted = one_hot(y, p)
         return tf.stack([true * predicted, (1 - true) * predicted, true * (1 - predicted)], 1)
 
     return MetricSpec(kind, kind, (3, classes)), counts
 
 
 def _confusion(loss: OutputLoss, options: Mapping[str, Any]) -> Metric:
-    classes, binary, pick = loss.classes, loss.name == BINARY, _picks(loss, options)
+    classes, binary, one_hot = loss.classes, loss.name == BINARY, _one_hot_classes(loss, options)
 
     def counts(y: Tensor, p: Tensor) -> Tensor:
-        true, predicted = pick(y, p)
+        true, predicted = one_hot(y, p)
         if binary:
             true, predicted = (tf.concat([1 - each, each], 1) for each in (true, predicted))
         return true[:, :, None] * predicted[:, None, :]
@@ -219,25 +219,28 @@ def _confusion(loss: OutputLoss, options: Mapping[str, Any]) -> Metric:
     return MetricSpec("confusion", "confusion", (classes, classes)), counts
 
 
-def _picks(
+def _one_hot_classes(
     loss: OutputLoss, options: Mapping[str, Any]
 ) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """True and predicted class as 0 and 1, shape (rows, classes); (rows, 1) when binary."""
+    """Returns true and predicted class, one-hot: shape (rows, classes); (rows, 1) when binary."""
     if loss.name == BINARY:
         cut = _threshold(loss, options)
         return lambda y, p: (_number(y)[:, None], tf.cast(p > cut, tf.float32)[:, None])
 
     if options.get("threshold", options.get("thresholds")) is not None:
-        raise ExportError("a threshold for several classes cannot be exported: the best one is it")
+        raise ExportError(
+            "a threshold for several classes cannot be exported: leave it out; the class with "
+            "the largest output is predicted"
+        )
 
-    def picks(y: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+    def classes_of(y: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
         true = y if loss.name == SPARSE else _best(y)
         return (
             tf.one_hot(true, loss.classes, dtype=tf.float32),
             tf.one_hot(_best(p), loss.classes, dtype=tf.float32),
         )
 
-    return picks
+    return classes_of
 
 
 def _r2_sums(y: Tensor, p: Tensor) -> Tensor:
@@ -257,7 +260,7 @@ def _equal(left: Tensor, right: Tensor) -> Tensor:
 
 
 def total(spec: MetricSpec, per_row: Tensor, weight: Tensor) -> Tensor:
-    """The sum over rows that a program returns: float32 of the metric's shape."""
+    """Returns the weighted sum over rows: float32 of the metric's shape."""
     if not spec.shape:
         return tf.reduce_sum(per_row * weight)
     flat = tf.reshape(per_row, [weight.shape[0], prod(spec.shape)])

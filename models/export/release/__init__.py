@@ -1,1 +1,1 @@
-"""Released models, and fresh programs compared with Keras."""
+"""Released models: weights and model in one `.tflite` for predicting."""

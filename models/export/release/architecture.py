@@ -1,6 +1,7 @@
-"""A Keras model as JSON beside its package, and back: what a release is made of.
+"""Describes a Keras model as JSON in its package, and rebuilds it for a release.
 
-Devices never see it. Layers of a user's own need their code again (`fedge model release --model`).
+Devices do not get the description. A user's own layers need their code (`fedge model release
+--model`).
 """
 
 from __future__ import annotations
@@ -13,27 +14,27 @@ import numpy as np
 
 from fedge.errors import ExportError, one_line
 from learning.vector.parameters import F32
-from models.export.backend import hushed, keras
+from models.export.backend import keras, suppress_tensorflow_output
 from models.export.objective.losses import Contrastive, Triplet
-from models.export.objective.objective import Wishes
+from models.export.objective.reading import ObjectiveOptions
 from models.export.variables import Variables, is_seed, named_variables
 from models.package.package import ARCHITECTURE_FILE, ModelPackage
 
 log = logging.getLogger(__name__)
 
-#: What Keras raises for layers that have no `get_config`, or one that JSON cannot hold.
+#: Exceptions for layers without `get_config`, or with a configuration that is not JSON.
 _NO_JSON = (
     *(NotImplementedError, TypeError, ValueError, AttributeError, KeyError, RuntimeError),
-    OSError,  # a lambda that was typed in: Python cannot show its source
+    OSError,  # a lambda without a source file
 )
-_NAME_IT = "name the function that builds it, --model FILE.py:FUNCTION"
+_NAME_FUNCTION = "name the function that builds it, --model FILE.py:FUNCTION"
 _PAIRS: dict[str, type[Triplet | Contrastive]] = {"triplet": Triplet, "contrastive": Contrastive}
 
 
-def describe(model: Any, told: Wishes, variables: Variables) -> bytes:
-    """The model and what `export_model` was told beside it, as JSON.
+def describe(model: Any, told: ObjectiveOptions, variables: Variables) -> bytes:
+    """Returns the model and the options of `export_model` as JSON.
 
-    A layer that cannot describe itself leaves the model out: a release then needs its function.
+    The model is left out if a layer has no JSON: a release then needs the function that builds it.
     """
     try:
         document = json.loads(model.to_json())
@@ -52,14 +53,14 @@ def describe(model: Any, told: Wishes, variables: Variables) -> bytes:
         "metrics": list(told.metrics),
         "classes": list(told.classes),
     }
-    # By position: the paths that Keras gives to variables of nested models do not survive JSON.
+    # By position: JSON does not preserve Keras's paths of variables in nested models.
     known = {id(variable): spec.name for spec, variable in variables.learned}
     names = [known.get(id(variable)) for variable in model.variables]
     return json.dumps({"keras": document, "options": options, "variables": names}).encode() + b"\n"
 
 
 def rebuild(package: ModelPackage) -> Any:
-    """The Keras model that the package was exported from, with its initial weights unset.
+    """Rebuilds the Keras model that the package was exported from, with random weights.
 
     Raises:
         ExportError: the package has no architecture, or Keras cannot rebuild it.
@@ -67,31 +68,31 @@ def rebuild(package: ModelPackage) -> Any:
     document = _document(package).get("keras")
     if document is None:
         raise ExportError(
-            f"package {package.spec.name!r} does not say how its model is built: {_NAME_IT}"
+            f"package {package.spec.name!r} has no description of its model: {_NAME_FUNCTION}"
         )
     try:
-        with hushed():
+        with suppress_tensorflow_output():
             return keras.models.model_from_json(json.dumps(document))
-    # Layers of a user's own raise what they like.
+    # A user's own layers may raise anything.
     except Exception as error:
         raise ExportError(
             f"{ARCHITECTURE_FILE} of {package.spec.name!r} cannot be rebuilt by this Keras "
-            f"{keras.__version__}: {one_line(error)}; {_NAME_IT}"
+            f"{keras.__version__}: {one_line(error)}; {_NAME_FUNCTION}"
         ) from error
 
 
-def wishes(package: ModelPackage) -> Wishes:
-    """What `export_model` was told beside the model; nothing when the package does not say.
+def read_options(package: ModelPackage) -> ObjectiveOptions:
+    """Returns the options of `export_model`; the defaults when the package does not hold them.
 
     Raises:
         ExportError: the description is damaged.
     """
     options = _document(package).get("options")
     if options is None:
-        return Wishes()
+        return ObjectiveOptions()
     try:
         pair = options["loss"]
-        return Wishes(
+        return ObjectiveOptions(
             loss=None if pair is None else _PAIRS[pair[0]](pair[1]),
             reconstruct=options["reconstruct"],
             class_weight={int(key): value for key, value in options["class_weight"].items()},
@@ -118,11 +119,11 @@ def _document(package: ModelPackage) -> dict[str, Any]:
     return document
 
 
-def fill(model: Any, package: ModelPackage, theta: F32) -> None:
-    """Put θ, the initial personal part and the frozen numbers into the model's variables.
+def assign_weights(model: Any, package: ModelPackage, theta: F32) -> None:
+    """Assigns θ, the initial personal part and the frozen numbers to the model's variables.
 
     Raises:
-        ExportError: the model has not the variables that the package's layouts name.
+        ExportError: the model lacks variables that the package's layouts name.
     """
     tensors = dict(package.spec.layout.unflatten(theta))
     if package.spec.personal is not None:
@@ -131,7 +132,7 @@ def fill(model: Any, package: ModelPackage, theta: F32) -> None:
     missing = sorted(set(tensors) - set(names))
     if missing:
         raise ExportError(
-            f"the model does not fit the package: it has no weights {', '.join(missing[:3])}"
+            f"the model does not fit the package: it lacks the weights {', '.join(missing[:3])}"
         )
     frozen = []
     for variable, name in zip(model.variables, names, strict=True):
@@ -143,7 +144,7 @@ def fill(model: Any, package: ModelPackage, theta: F32) -> None:
 
 
 def _variable_names(model: Any, package: ModelPackage) -> list[str]:
-    """The layout's name of each variable of the model; "" for those that no layout has."""
+    """Returns the layout's name of each variable of the model; "" if no layout has it."""
     names = [name or "" for name in _document(package).get("variables", ())]
     if len(names) == len(model.variables):
         return names

@@ -11,7 +11,8 @@ from click.testing import CliRunner, Result
 from fedge.command import cli
 from fedge.errors import TrainingError
 from learning.vector.metrics import Sums
-from models.runtime.program import Program, Rows, row_count
+from models.runtime.program import Program
+from models.runtime.rows import Rows, row_count
 
 
 def run(*arguments: str) -> Result:

@@ -72,15 +72,15 @@ def test_frozen_tensors_are_kept_each_for_itself() -> None:
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        (b"", "0 of 2 numbers"),
+        (b"", "0 numbers, expected 2"),
         (b"\0\2\0\0", "damaged"),
         (b"\0\2\0\0\0" + bytes(7), "damaged"),
         (b"\1\2\0\0\0" + bytes(5), "damaged"),
         (b"\0\3\0\0\0" + bytes(12), "more than the 2 numbers"),
         (b"\0\xff\xff\xff\xff" + bytes(12), "more than the 2 numbers"),
-        (b"\0\1\0\0\0" + bytes(4), "1 of 2 numbers"),
+        (b"\0\1\0\0\0" + bytes(4), "1 numbers, expected 2"),
         (b"\0\2\0\0\0" + np.array([1, np.inf], "<f4").tobytes(), "not finite"),
-        (b"\0\0\0\0\0" * 9, "0 of 2 numbers"),
+        (b"\0\0\0\0\0" * 9, "0 numbers, expected 2"),
     ],
 )
 def test_damaged_frozen_tensors_are_refused(data: bytes, says: str) -> None:
@@ -179,14 +179,14 @@ def test_a_damaged_header_of_the_weights_is_refused(tmp_path: Path, old: bytes, 
     header = whole[:127].replace(old, new).rstrip().ljust(127)
     assert len(header) == 127
     path.write_bytes(header + b"\n" + whole[128:])
-    with pytest.raises(ModelError, match="no numpy array"):
+    with pytest.raises(ModelError, match="not a numpy array"):
         load_package(tmp_path)
 
 
 def test_pickled_weights_are_refused(tmp_path: Path) -> None:
     package().save(tmp_path)
     np.save(tmp_path / INITIAL_FILE, np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(ModelError, match="no numpy array"):
+    with pytest.raises(ModelError, match="not a numpy array"):
         load_package(tmp_path)
 
 

@@ -13,10 +13,12 @@ from fedge.errors import ModelError, TrainingError
 from learning.vector.metrics import MetricSpec
 from learning.vector.parameters import F32, Layout, ParameterSpec
 from models.package.package import ModelPackage
+from models.package.signatures import expected_signatures
 from models.package.spec import ModelSpec, TensorSpec
 from models.runtime.interpreters import available_runtimes
-from models.runtime.program import Program, calls, expected_signatures
-from models.runtime.wheels import LIGHT
+from models.runtime.program import Program
+from models.runtime.rows import plan_calls
+from models.runtime.wheels import DEVICE_RUNTIMES
 from models.zoo import load_zoo
 from tests.rows import labelled
 
@@ -24,7 +26,7 @@ BATCH = 256  # of house_price
 THETA = np.array([0.5, -0.25, 2.0], np.float32)  # two slopes and a bias
 
 
-@pytest.fixture(params=LIGHT)
+@pytest.fixture(params=DEVICE_RUNTIMES)
 def runtime(request: pytest.FixtureRequest) -> str:
     if request.param not in available_runtimes():
         pytest.skip(f"{request.param} is not installed")
@@ -163,7 +165,7 @@ def test_arrays_that_do_not_fit_are_refused(program: Program, count: int) -> Non
 
 
 def test_both_runtimes_agree() -> None:
-    if not set(LIGHT) <= set(available_runtimes()):
+    if not set(DEVICE_RUNTIMES) <= set(available_runtimes()):
         pytest.skip("only one runtime is installed")
     package = load_zoo("wearable_activity")
     rng = np.random.default_rng(2)
@@ -173,7 +175,7 @@ def test_both_runtimes_agree() -> None:
         Program(package.program, package.spec, runtime=name).gradient(
             package.initial, labelled(inputs, target)
         )
-        for name in LIGHT
+        for name in DEVICE_RUNTIMES
     )
     assert np.linalg.norm(one.vector - two.vector) <= 1e-5 * np.linalg.norm(one.vector)
     assert one.sums.metrics == two.sums.metrics
@@ -283,7 +285,7 @@ def test_programs_load_from_the_folder_they_ship_in(tmp_path: Path, runtime: str
 def test_rows_are_cut_into_calls_with_little_padding(
     rows: int, sizes: tuple[int, ...], expected: list[tuple[int, int, int]]
 ) -> None:
-    assert list(calls(rows, sizes)) == expected
+    assert list(plan_calls(rows, sizes)) == expected
 
 
 def test_the_main_batch_size_has_the_plain_names() -> None:

@@ -76,8 +76,11 @@ def test_inputs_do_without_targets_when_only_they_are_wanted(tmp_path: Path) -> 
         ({"sensors": [["a", "b"]] * 2}, "array 'sensors' is <U1 of (2, 2), expected numbers"),
         ({"sensors": [[1.0, np.inf]] * 2}, "array 'sensors' has NaN or infinity"),
         ({"sensors": [[1.0, 1e39]] * 2}, "array 'sensors' has NaN or infinity"),
-        ({"sensors": np.zeros((0, 2))}, "arrays of {'sensors': 0"),
-        ({"target": [0]}, "arrays of {'sensors': 2, 'steps': 2, 'target': 1} rows; all need"),
+        (
+            {"sensors": np.zeros((0, 2))},
+            "arrays have different numbers of rows, or none: {'sensors': 0",
+        ),
+        ({"target": [0]}, "none: {'sensors': 2, 'steps': 2, 'target': 1}; all need"),
         ({"target": 0}, "array 'target' is one number, expected one per row"),
         ({"target": np.array([{}, {}])}, "array 'target' holds Python objects"),
         ({"target": [0, 3]}, "array 'target', row 1: 3 is not one of 3 classes, 0 to 2"),

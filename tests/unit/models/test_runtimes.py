@@ -23,7 +23,13 @@ from models.runtime.interpreters import (
     find_runtime,
     this_platform,
 )
-from models.runtime.wheels import LIGHT, WHEELS, Platform, advice, obstacle
+from models.runtime.wheels import (
+    DEVICE_RUNTIMES,
+    WHEELS,
+    Platform,
+    install_advice,
+    missing_wheel_reason,
+)
 
 ROOT = Path(__file__).parents[3]
 DEBIAN_12 = (2, 36)
@@ -50,7 +56,7 @@ def platform(machine: str, minor: int, glibc: tuple[int, int] = DEBIAN_12) -> Pl
     ids=str,
 )
 def test_common_devices_need_one_command(here: Platform, says: str) -> None:
-    assert advice(here) == says
+    assert install_advice(here) == says
 
 
 @pytest.mark.parametrize(
@@ -73,19 +79,21 @@ def test_common_devices_need_one_command(here: Platform, says: str) -> None:
     ids=str,
 )
 def test_other_devices_are_told_what_to_change(here: Platform, says: list[str]) -> None:
-    line = advice(here)
+    line = install_advice(here)
     assert all(part in line for part in says), line
     assert "\n" not in line
     assert len(f"no TFLite interpreter is installed here ({here}): {line}") <= 500
 
 
 def test_why_a_runtime_has_no_wheel() -> None:
-    assert obstacle("tflite-runtime", platform("x86_64", 13)) == (
+    assert missing_wheel_reason("tflite-runtime", platform("x86_64", 13)) == (
         "has wheels for Python 3.8 to 3.11, this is 3.13"
     )
-    assert obstacle("ai-edge-litert", platform("armv7l", 11)) == "has no wheel for armv7l"
-    assert obstacle("tensorflow", platform("armv7l", 11)) == "has no wheel for armv7l"
-    assert obstacle("ai-edge-litert", platform("aarch64", 14)) == ""
+    assert (
+        missing_wheel_reason("ai-edge-litert", platform("armv7l", 11)) == "has no wheel for armv7l"
+    )
+    assert missing_wheel_reason("tensorflow", platform("armv7l", 11)) == "has no wheel for armv7l"
+    assert missing_wheel_reason("ai-edge-litert", platform("aarch64", 14)) == ""
 
 
 def test_the_wheels_are_those_of_the_runtimes() -> None:
@@ -104,7 +112,7 @@ def test_pip_is_asked_for_a_runtime_just_where_one_has_a_wheel(machine: str, min
         if requirement.name in WHEELS
         and (requirement.marker is None or requirement.marker.evaluate(environment))
     ]
-    assert asked == [name for name in LIGHT if not obstacle(name, here)][:1]
+    assert asked == [name for name in DEVICE_RUNTIMES if not missing_wheel_reason(name, here)][:1]
 
 
 def test_a_32_bit_python_on_a_64_bit_kernel_is_32_bit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,13 +139,13 @@ def hide(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
 
 def test_the_first_that_is_installed_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in available_runtimes():
-        if name in LIGHT:
+        if name in DEVICE_RUNTIMES:
             assert find_runtime(None)[1].startswith(f"{name} ")
             hide(monkeypatch, name)
 
 
 def test_one_that_does_not_load_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not set(LIGHT) <= set(available_runtimes()):
+    if not set(DEVICE_RUNTIMES) <= set(available_runtimes()):
         pytest.skip("only one runtime is installed")
     monkeypatch.setitem(sys.modules, "tflite_runtime.interpreter", None)
     assert find_runtime(None)[1].startswith("ai-edge-litert ")
@@ -153,7 +161,7 @@ def test_where_none_is_installed_the_error_says_what_to_install(
     here = this_platform()
     with pytest.raises(ModelError) as caught:
         find_runtime(None)
-    assert str(caught.value).endswith(f"installed here ({here}): {advice(here)}")
+    assert str(caught.value).endswith(f"installed here ({here}): {install_advice(here)}")
 
 
 def test_a_missing_one_that_has_no_wheel_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,7 +182,7 @@ def test_numpy_2_is_named_before_tflite_runtime_meets_it(monkeypatch: pytest.Mon
 
 
 def test_the_environment_chooses_where_nothing_else_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    *_, last = [name for name in available_runtimes() if name in LIGHT]
+    *_, last = [name for name in available_runtimes() if name in DEVICE_RUNTIMES]
     monkeypatch.setenv(ENVIRONMENT, last)
     assert find_runtime(None)[1].startswith(f"{last} ")
     monkeypatch.setenv(ENVIRONMENT, "onnx")
@@ -194,7 +202,7 @@ def test_one_that_pip_knows_by_another_name_runs_all_the_same(
     monkeypatch.setattr(metadata, "version", unknown)
     interpreters.runtime_version.cache_clear()
     try:
-        for name in (name for name in available_runtimes() if name in LIGHT):
+        for name in (name for name in available_runtimes() if name in DEVICE_RUNTIMES):
             assert find_runtime(name)[1] == f"{name} of an unknown version"
         assert run("model", "runtimes").exit_code == 0
     finally:
@@ -234,7 +242,7 @@ def test_runtimes_without_one_ends_with_what_to_do(monkeypatch: pytest.MonkeyPat
 def test_check_and_inspect_take_the_runtime_that_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    *_, last = [name for name in available_runtimes() if name in LIGHT]
+    *_, last = [name for name in available_runtimes() if name in DEVICE_RUNTIMES]
     shown = run("model", "inspect", "house_price", "--json", "--runtime", last)
     assert list(json.loads(shown.stdout)["runtimes"]) == [last]
     config = tmp_path / "agent.yaml"

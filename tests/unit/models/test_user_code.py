@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedge.errors import ConfigError
-from models.cli.user_code import find_function, running
+from models.cli.user_code import find_function, user_code_errors
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ def test_a_file_that_ends_the_process_is_an_error_in_it(
 
 
 def test_a_function_that_ends_the_process_is_an_error_in_it() -> None:
-    with pytest.raises(ConfigError, match="it called sys"), running("own.py:build()"):
+    with pytest.raises(ConfigError, match="it called sys"), user_code_errors("own.py:build()"):
         raise SystemExit("no data")
 
 

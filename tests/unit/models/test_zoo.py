@@ -12,12 +12,13 @@ import pytest
 from fedge.errors import ModelError
 from models.package.spec import ModelSpec
 from models.runtime.interpreters import available_runtimes
-from models.runtime.program import Array, Program
-from models.runtime.wheels import LIGHT
+from models.runtime.program import Program
+from models.runtime.rows import Array
+from models.runtime.wheels import DEVICE_RUNTIMES
 from models.zoo import PACKAGES, load_zoo, open_model, zoo_names, zoo_record
 
 every_model = pytest.mark.parametrize("name", zoo_names())
-every_runtime = pytest.mark.parametrize("runtime", LIGHT)
+every_runtime = pytest.mark.parametrize("runtime", DEVICE_RUNTIMES)
 
 
 def classes_of(spec: ModelSpec) -> tuple[str, ...]:

@@ -17,7 +17,8 @@ from learning.aggregation import make_aggregator
 from learning.algorithms import StrategyConfig, make_strategy
 from learning.vector.metrics import metric_values
 from learning.vector.parameters import F32, F64
-from models.runtime.program import Gradient, Program, Rows
+from models.runtime.program import Gradient, Program
+from models.runtime.rows import Rows
 from models.zoo import load_zoo
 
 HOUSING = Path(__file__).parents[4] / "examples" / "data" / "housing_california.npz"

@@ -1,4 +1,4 @@
-"""TensorFlow and the interpreters without what they say about themselves."""
+"""Suppresses messages of native code on standard error."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def quiet_stderr() -> Iterator[None]:
-    """Hides what native code writes to file descriptor 2; Python errors still propagate.
+def suppress_stderr() -> Iterator[None]:
+    """Discards output to file descriptor 2; Python errors still propagate.
 
-    TensorFlow's libraries announce CPU features and conversion passes there, whatever Python's
-    logging says. Affects the whole process while it lasts.
+    TensorFlow's libraries print CPU features and conversion passes there, whatever Python's
+    logging level is. Affects the whole process until the block ends.
     """
     try:
         sys.stderr.flush()
         saved = os.dup(2)
-    except OSError:  # a service started without stderr has nothing to hide
+    except OSError:  # a service started without stderr
         yield
         return
     with tempfile.TemporaryFile() as sink:

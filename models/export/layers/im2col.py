@@ -1,9 +1,8 @@
-"""Convolutions as one matrix product: the windows are laid out as the rows of a matrix.
+"""Convolutions as matrix products (im2col): the windows are the rows of a matrix.
 
-TFLite's fast kernels (XNNPACK) take convolutions with constant kernels only, and in a program
-kernels are cut from θ: the others that TFLite has are three to four times slower than its product
-of two matrices. Laying the windows out costs moves of memory, and saves them in the gradient: that
-of the kernel is a product with the same matrix.
+TFLite's fast kernels (XNNPACK) support convolutions with constant kernels only, and in a program
+kernels are cut from θ. Its other convolutions are three to four times slower than its matrix
+product. Building the matrix costs memory moves, but the kernel's gradient reuses the matrix.
 """
 
 from __future__ import annotations
@@ -14,18 +13,18 @@ from dataclasses import dataclass
 from models.export.backend import Tensor, tf
 from models.export.gradients.windows import Axis, cut, fit, pad_to, window
 
-#: Numbers in the matrix of windows. It stays in memory until its gradient is computed.
+#: Largest matrix of windows, in numbers: it stays in memory until the gradient is computed.
 MAX_NUMBERS = 1 << 20
-#: What moving a number costs, in multiplications and additions.
+#: Cost of moving a number, in multiplications and additions.
 _MOVE = 50
 
 
 @dataclass(frozen=True)
 class _Columns:
-    """How the width is laid out: `phases` neighbouring outputs in one row of the matrix.
+    """Layout of the width: one row of the matrix serves `phases` neighbouring outputs.
 
-    A row then holds `taps` blocks of `block` input columns, where the windows of its outputs
-    overlap: fewer numbers are moved, and some are multiplied with zeros.
+    A row holds `taps` blocks of `block` input columns, which the windows of its outputs share:
+    fewer numbers are moved, and some are multiplied by zeros.
     """
 
     phases: int
@@ -34,7 +33,7 @@ class _Columns:
 
     @property
     def width(self) -> int:
-        """Input columns in one row of the matrix."""
+        """Number of input columns in one row of the matrix."""
         return self.block * self.taps
 
 
@@ -46,7 +45,7 @@ def convolution(
     padding: str,
     dilations: Sequence[int],
 ) -> Tensor:
-    """As `tf.nn.convolution` in one or two dimensions, "causal" padding and groups included."""
+    """Computes a convolution in one or two dimensions; supports "causal" padding and groups."""
     if padding == "causal":
         before = dilations[0] * (kernel.shape[0] - 1)
         x, padding = tf.pad(x, [(0, 0), (before, 0), (0, 0)]), "valid"
@@ -75,15 +74,15 @@ def _one_group(
     x: Tensor, kernel: Tensor, bias: Tensor | None, axes: Sequence[Axis], same: bool
 ) -> Tensor:
     channels = (kernel.shape[2], kernel.shape[3])
-    if _unfolds(axes, channels, x.shape[0]):
+    if _fits_memory(axes, channels, x.shape[0]):
         return _product(x, kernel, bias, axes)
     strides, dilations = [axis.stride for axis in axes], [axis.dilation for axis in axes]
     y = tf.nn.conv2d(x, kernel, strides, "SAME" if same else "VALID", dilations=dilations)
     return y if bias is None else y + bias
 
 
-def _unfolds(axes: Sequence[Axis], channels: tuple[int, int], rows: int) -> bool:
-    """Whether the matrix is worth its memory, for so many rows in a batch."""
+def _fits_memory(axes: Sequence[Axis], channels: tuple[int, int], rows: int) -> bool:
+    """Whether the matrix for `rows` rows is within the memory limit."""
     height, width = axes
     if any(axis.stride != 1 and axis.dilation != 1 for axis in axes):
         return False
@@ -92,7 +91,7 @@ def _unfolds(axes: Sequence[Axis], channels: tuple[int, int], rows: int) -> bool
 
 
 def _product(x: Tensor, kernel: Tensor, bias: Tensor | None, axes: Sequence[Axis]) -> Tensor:
-    """`x` (n, h, w, ci) convolved with `kernel` (kh, kw, ci, co): (n, oh, ow, co)."""
+    """Convolves `x` (n, h, w, ci) with `kernel` (kh, kw, ci, co): returns (n, oh, ow, co)."""
     height, width = axes
     n, channels, filters = x.shape[0], kernel.shape[2], kernel.shape[3]
     columns = _columns(height, width, (channels, filters))
@@ -102,13 +101,13 @@ def _product(x: Tensor, kernel: Tensor, bias: Tensor | None, axes: Sequence[Axis
     matrix = tf.reshape(x, [n * height.out * (width.out // columns.phases), depth])
     spread = tf.reshape(_spread(kernel, width, columns), [depth, outputs])
     y = tf.matmul(matrix, spread)
-    if bias is not None:  # added, and its gradient summed, in long rows
+    if bias is not None:  # in long rows, which are fast to add and to sum
         y = y + (tf.tile(bias, [columns.phases]) if columns.phases > 1 else bias)
     return tf.reshape(y, [n, height.out, width.out, filters])
 
 
 def _columns(height: Axis, width: Axis, channels: tuple[int, int]) -> _Columns:
-    """The cheapest layout."""
+    """Returns the cheapest layout."""
     if width.dilation != 1:
         return _Columns(1, 1, width.kernel)
     choices = []
@@ -123,13 +122,13 @@ def _columns(height: Axis, width: Axis, channels: tuple[int, int]) -> _Columns:
 
 
 def _numbers(height: Axis, width: Axis, columns: _Columns, channels: int) -> int:
-    """In the matrix, for one row of the batch."""
+    """Returns the size of the matrix for one row of the batch."""
     places = height.out * (width.out // columns.phases)
     return places * height.kernel * columns.width * channels
 
 
 def _columns_of_windows(x: Tensor, width: Axis, columns: _Columns) -> Tensor:
-    """(n, h, w, c) -> (n, h, ow / phases, taps·block·c)."""
+    """Gathers windows along the width: (n, h, w, c) -> (n, h, ow / phases, taps·block·c)."""
     n, high, _, channels = x.shape
     places = width.out // columns.phases
     if width.dilation != 1:
@@ -139,36 +138,36 @@ def _columns_of_windows(x: Tensor, width: Axis, columns: _Columns) -> Tensor:
         needed = (places - 1 + columns.taps) * columns.block
         x = pad_to(x, 2, needed)
         x = tf.reshape(x, [n, high, needed // columns.block, columns.block * channels])
-    return _beside([cut(x, (high, places), (0, start)) for start in starts])
+    return _concatenated([cut(x, (high, places), (0, start)) for start in starts])
 
 
 def _rows_of_windows(x: Tensor, height: Axis) -> Tensor:
-    """(n, h, w, c) -> (n, oh, w, kh·c)."""
+    """Gathers windows along the height: (n, h, w, c) -> (n, oh, w, kh·c)."""
     n, _, wide, channels = x.shape
     stride = height.stride
     if stride == 1:
         starts = [tap * height.dilation for tap in range(height.kernel)]
-        return _beside([cut(x, (height.out, wide), (start, 0)) for start in starts])
-    # Neighbouring rows side by side: a slice without steps, which both interpreters do fast.
+        return _concatenated([cut(x, (height.out, wide), (start, 0)) for start in starts])
+    # Neighbouring rows side by side: slices without steps are fast in both interpreters.
     groups = height.out - 1 + -(-height.kernel // stride)
     x = tf.reshape(pad_to(x, 1, groups * stride), [n, groups, stride * wide, channels])
     parts = []
     for tap in range(height.kernel):
         group, row = divmod(tap, stride)
         parts.append(cut(x, (height.out, wide), (group, row * wide)))
-    return _beside(parts)
+    return _concatenated(parts)
 
 
-def _beside(parts: list[Tensor]) -> Tensor:
+def _concatenated(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else tf.concat(parts, 3)
 
 
 def _spread(kernel: Tensor, width: Axis, columns: _Columns) -> Tensor:
-    """The kernel for each output of a row, side by side: zeros where its window does not reach."""
+    """Returns the kernels of a row's outputs side by side, with zeros outside their windows."""
     shifted = []
     for phase in range(columns.phases):
         before = phase * width.stride
         after = columns.width - before - width.kernel
         pads = [(0, 0), (before, after), (0, 0), (0, 0)]
         shifted.append(tf.pad(kernel, pads) if before or after else kernel)
-    return _beside(shifted)
+    return _concatenated(shifted)

@@ -1,18 +1,18 @@
-"""Packages of the zoo made anew; `models.zoo.load_zoo` reads those that were committed."""
+"""Exports packages of zoo models; `models.zoo.load_zoo` reads the committed ones."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from models.export.exporter import export_model
-from models.export.objective.objective import Wishes, read_objective
-from models.export.release.verify import Reference
+from models.export.objective.reading import ObjectiveOptions, read_objective
+from models.export.reference import Reference
 from models.package.package import ModelPackage
 from models.zoo.record import ZooModel
 
 
 def export_record(record: ZooModel) -> ModelPackage:
-    """The package of a zoo model, with its initial weights."""
+    """Exports a zoo model with its initial weights."""
     return export_model(
         record.build(),
         name=record.name,
@@ -27,14 +27,14 @@ def export_record(record: ZooModel) -> ModelPackage:
 
 
 def reference(record: ZooModel, model: Any, package: ModelPackage) -> Reference:
-    """`model`, built from `record`, as Keras's side of a comparison with a program."""
-    wishes = wishes_of(record)
-    return Reference(model, package, read_objective(model, package.spec.inputs, wishes))
+    """Returns `model`, built from `record`, as the reference for a comparison with a program."""
+    options = objective_options(record)
+    return Reference(model, package, read_objective(model, package.spec.inputs, options))
 
 
-def wishes_of(record: ZooModel) -> Wishes:
-    """What the exporter is told beside the model."""
-    return Wishes(
+def objective_options(record: ZooModel) -> ObjectiveOptions:
+    """Returns the options that the exporter gets for a zoo model."""
+    return ObjectiveOptions(
         reconstruct=record.reconstruct,
         class_weight=record.class_weight,
         metrics=record.metrics,

@@ -1,7 +1,7 @@
-"""A converted program made faster and smaller, operator by operator, in TFLite's own terms.
+"""Optimizes a converted program: rewrites operators, removes copies, shares buffers.
 
-What the converter chooses suits constant weights. Here they are cut from θ, and other operators
-are faster: XNNPACK multiplies any two matrices, if neither is to be transposed on the way.
+The converter chooses operators for constant weights. In a program weights are cut from θ, and other
+operators are faster: XNNPACK multiplies any two matrices, unless one has to be transposed.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ from typing import Any
 import numpy as np
 from tensorflow.lite.python import schema_py_generated as schema
 
-from models.runtime.program import MAIN_SIGNATURE
+from models.package.signatures import MAIN_SIGNATURE
 
 Operators = schema.BuiltinOperator
-#: Multiplications below which a transposed operand is left to the operator: one more operator
+#: Multiplications below which the product transposes its operand itself: a separate operator
 #: takes about a microsecond.
 _SMALL_PRODUCT = 1 << 16
 
 
-def polish(model: Any) -> None:
-    """Rewrites a `ModelT` in place; it computes the same, up to the order of sums."""
-    _training_first(model)
+def optimize_program(model: Any) -> None:
+    """Rewrites a `ModelT` in place; results stay the same, up to the order of sums."""
+    _make_gradient_main(model)
     for subgraph in model.subgraphs:
         graph = _Graph(model, subgraph)
         graph.find_transposed()
-        graph.rewrite(_plain_product)
-        graph.rewrite(_pairwise_sum)
-        _drop_copies(graph)
+        graph.rewrite(_rewrite_product)
+        graph.rewrite(_rewrite_sum)
+        _remove_copies(graph)
     _share_buffers(model)
 
 
-def _training_first(model: Any) -> None:
-    """The step of training becomes the main subgraph, which interpreters run with least ado."""
+def _make_gradient_main(model: Any) -> None:
+    """Makes `gradient` the main subgraph, which interpreters run with the least overhead."""
     key = MAIN_SIGNATURE.encode()
     main = next(s.subgraphIndex for s in model.signatureDefs if s.signatureKey == key)
     others = [index for index in range(len(model.subgraphs)) if index != main]
@@ -46,7 +46,7 @@ def _training_first(model: Any) -> None:
         signature.subgraphIndex = places[signature.subgraphIndex]
     for subgraph in model.subgraphs:
         for operator in subgraph.operators:
-            # WHILE, IF and the like name the subgraphs they run.
+            # WHILE, IF and similar operators hold the numbers of their subgraphs.
             options = vars(operator.builtinOptions) if operator.builtinOptions else {}
             for name, index in options.items():
                 if name.endswith("SubgraphIndex"):
@@ -55,25 +55,30 @@ def _training_first(model: Any) -> None:
 
 @dataclass
 class _Graph:
-    """One subgraph while operators are replaced."""
+    """Subgraph during rewriting.
+
+    Attributes:
+        model: the `ModelT` that holds the subgraph.
+        subgraph: the `SubGraphT`.
+        transposed: tensor -> the tensor with its last two axes swapped.
+    """
 
     model: Any
     subgraph: Any
-    #: Tensor -> the one with its last two axes exchanged.
     transposed: dict[int, int] = field(default_factory=dict)
 
     def find_transposed(self) -> None:
-        """What need not be transposed back."""
+        """Records tensors that are results of a transposition of the last two axes."""
         for operator in self.subgraph.operators:
             if self.kind(operator) == Operators.TRANSPOSE:
                 source, axes = (int(index) for index in operator.inputs)
                 data = self.model.buffers[self.subgraph.tensors[axes].buffer].data
                 order = [] if data is None else np.frombuffer(bytes(data), "<i4").tolist()
-                if order == _exchanged(len(order)):
+                if order == _swap_last_axes(len(order)):
                     self.transposed[int(operator.outputs[0])] = source
 
     def rewrite(self, rule: Callable[[_Graph, Any], list[Any] | None]) -> None:
-        """Every operator replaced by what `rule` makes of it; None leaves it."""
+        """Replaces every operator by the operators that `rule` returns; None keeps it."""
         operators = []
         for operator in self.subgraph.operators:
             replaced = rule(self, operator)
@@ -81,24 +86,24 @@ class _Graph:
         self.subgraph.operators = operators
 
     def kind(self, operator: Any) -> int:
-        """The `BuiltinOperator`."""
+        """Returns the `BuiltinOperator` of an operator."""
         code = self.model.operatorCodes[operator.opcodeIndex]
         return int(max(code.builtinCode, code.deprecatedBuiltinCode))
 
     def shape(self, tensor: int) -> tuple[int, ...]:
-        """Of a tensor; () for a number."""
+        """Returns the shape of a tensor; () for a number."""
         shape = self.subgraph.tensors[tensor].shape
         return () if shape is None else tuple(int(side) for side in shape)
 
     def tensor(self, shape: tuple[int, ...], like: int) -> int:
-        """A new tensor of the type of `like`."""
+        """Adds a tensor with the type of `like`."""
         new = schema.TensorT()
         new.shape, new.type, new.buffer = list(shape), self.subgraph.tensors[like].type, 0
         self.subgraph.tensors.append(new)
         return len(self.subgraph.tensors) - 1
 
     def constant(self, values: list[int]) -> int:
-        """An int32 vector in a buffer of its own."""
+        """Adds an int32 vector in a buffer of its own."""
         buffer = schema.BufferT()
         buffer.data = np.frombuffer(np.array(values, "<i4").tobytes(), np.uint8)
         self.model.buffers.append(buffer)
@@ -111,7 +116,7 @@ class _Graph:
     def operator(
         self, kind: int, inputs: list[int], output: int, options: str, **values: Any
     ) -> Any:
-        """A new operator with one output; `options` is the schema's name of its options."""
+        """Returns a new operator with one output; `options` is the schema's name of its options."""
         new = schema.OperatorT()
         new.opcodeIndex = self._code(kind)
         new.inputs, new.outputs = inputs, [output]
@@ -131,26 +136,26 @@ class _Graph:
         return len(self.model.operatorCodes) - 1
 
 
-def _plain_product(graph: _Graph, operator: Any) -> list[Any] | None:
-    """FULLY_CONNECTED and BATCH_MATMUL -> the product of two matrices as they lie in memory.
+def _rewrite_product(graph: _Graph, operator: Any) -> list[Any] | None:
+    """Rewrites FULLY_CONNECTED and BATCH_MATMUL to products of matrices without transposition.
 
-    Transposed operands become operators of their own, and where the right one is a matrix, the left
-    one becomes one too: tflite-runtime 2.14 repeats the right one for every matrix on the left.
+    Transpositions become separate operators. If the right operand is a matrix, the left one is
+    reshaped to a matrix: tflite-runtime 2.14 repeats the right one for every matrix on the left.
     """
-    turns = _turns(graph, operator)
-    if turns is None:
+    transposes = _transposes(graph, operator)
+    if transposes is None:
         return None
     left, right = (int(index) for index in operator.inputs[:2])
     output = int(operator.outputs[0])
     flat = len(graph.shape(right)) == 2 and len(graph.shape(left)) != 2
-    if not (any(turns) or flat):
+    if not (any(transposes) or flat):
         return None
-    depth = graph.shape(right)[-1 if turns[1] else -2]
+    depth = graph.shape(right)[-1 if transposes[1] else -2]
     if prod(graph.shape(output)) * depth < _SMALL_PRODUCT:
         return None
     new: list[Any] = []
-    left = _turned(graph, left, new) if turns[0] else left
-    right = _turned(graph, right, new) if turns[1] else right
+    left = _transposed(graph, left, new) if transposes[0] else left
+    right = _transposed(graph, right, new) if transposes[1] else right
     product = output
     if flat:
         left = _reshaped(graph, left, (-1, depth), new)
@@ -168,8 +173,8 @@ def _plain_product(graph: _Graph, operator: Any) -> list[Any] | None:
     return new
 
 
-def _turns(graph: _Graph, operator: Any) -> tuple[bool, bool] | None:
-    """Whether a product transposes its left and right operand; None for all other operators."""
+def _transposes(graph: _Graph, operator: Any) -> tuple[bool, bool] | None:
+    """Returns whether a product transposes its left and right operand; None for other operators."""
     kind, options = graph.kind(operator), operator.builtinOptions
     if kind == Operators.BATCH_MATMUL:
         return bool(options.adjX), bool(options.adjY)
@@ -177,7 +182,7 @@ def _turns(graph: _Graph, operator: Any) -> tuple[bool, bool] | None:
     if kind != Operators.FULLY_CONNECTED or bias or options.fusedActivationFunction:
         return None
     left, right = (graph.shape(int(index)) for index in operator.inputs[:2])
-    # Otherwise it cuts its left operand into other rows.
+    # Otherwise FULLY_CONNECTED reshapes its left operand to other rows.
     return (False, True) if left[-1] == right[-1] else None
 
 
@@ -188,7 +193,7 @@ def _reshaped(
     new: list[Any],
     output: int | None = None,
 ) -> int:
-    """`tensor` in another shape (one side may be -1); the operator is appended to `new`."""
+    """Appends a RESHAPE of `tensor` to `new` and returns its output; one side may be -1."""
     known = prod(side for side in shape if side != -1)
     shape = tuple(prod(graph.shape(tensor)) // known if side == -1 else side for side in shape)
     output = graph.tensor(shape, tensor) if output is None else output
@@ -199,11 +204,11 @@ def _reshaped(
     return output
 
 
-def _turned(graph: _Graph, tensor: int, new: list[Any]) -> int:
-    """`tensor` with its last two axes exchanged; an operator for it may be appended to `new`."""
+def _transposed(graph: _Graph, tensor: int, new: list[Any]) -> int:
+    """Returns `tensor` with its last two axes swapped; appends a TRANSPOSE to `new` if needed."""
     if tensor not in graph.transposed:
         shape = graph.shape(tensor)
-        axes = _exchanged(len(shape))
+        axes = _swap_last_axes(len(shape))
         output = graph.tensor(tuple(shape[axis] for axis in axes), tensor)
         inputs = [tensor, graph.constant(axes)]
         new.append(graph.operator(Operators.TRANSPOSE, inputs, output, "TransposeOptions"))
@@ -211,13 +216,13 @@ def _turned(graph: _Graph, tensor: int, new: list[Any]) -> int:
     return graph.transposed[tensor]
 
 
-def _exchanged(rank: int) -> list[int]:
-    """The permutation that exchanges the last two of so many axes."""
+def _swap_last_axes(rank: int) -> list[int]:
+    """Returns the permutation that swaps the last two of `rank` axes."""
     return [*range(rank - 2), rank - 1, rank - 2]
 
 
-def _pairwise_sum(graph: _Graph, operator: Any) -> list[Any] | None:
-    """ADD_N -> ADDs, which XNNPACK has."""
+def _rewrite_sum(graph: _Graph, operator: Any) -> list[Any] | None:
+    """Rewrites ADD_N to ADDs, which XNNPACK has."""
     if graph.kind(operator) != Operators.ADD_N:
         return None
     first, *rest = (int(index) for index in operator.inputs)
@@ -230,8 +235,8 @@ def _pairwise_sum(graph: _Graph, operator: Any) -> list[Any] | None:
     return new
 
 
-def _drop_copies(graph: _Graph) -> None:
-    """Without RESHAPEs of RESHAPEs, those to the same shape, and what then nobody reads."""
+def _remove_copies(graph: _Graph) -> None:
+    """Removes RESHAPEs of RESHAPEs and to the same shape, then operators without readers."""
     sources: dict[int, int] = {}
     final = {int(tensor) for tensor in graph.subgraph.outputs}
     same: dict[int, int] = {}
@@ -257,12 +262,12 @@ def _drop_copies(graph: _Graph) -> None:
 
 
 def _share_buffers(model: Any) -> None:
-    """One buffer for all constants of the same bytes; those that nothing reads are dropped."""
+    """Shares one buffer among constants of the same bytes, and removes unused buffers."""
     places: dict[bytes, int] = {b"": 0}
     kept = [model.buffers[0]]  # by convention the empty one
     for subgraph in model.subgraphs:
         for tensor in subgraph.tensors:
-            tensor.quantization = None  # without numbers in it, as nothing is quantized
+            tensor.quantization = None  # empty: nothing is quantized
             data = model.buffers[tensor.buffer].data
             key = b"" if data is None else bytes(np.asarray(data, np.uint8))
             if key not in places:
