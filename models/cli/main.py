@@ -182,10 +182,10 @@ def list_models(as_json: bool) -> None:
 @runtime_option
 @command_errors
 def inspect(model: str, as_json: bool, device: str, rows: int, runtime: str | None) -> None:
-    """Show what is in a package: a folder, or the name of a model in the zoo.
+    """Show the content of a package: a folder, or the name of a model in the zoo.
 
-    Loads the program into every TFLite interpreter installed here, or only into --runtime, and says
-    which take it. TensorFlow, which takes seconds to load, is tried when named or alone. Estimates
+    Loads the program into every TFLite interpreter installed here, or only into --runtime, and shows
+    which accept it. TensorFlow, which takes seconds to load, is tried only if named or alone. Estimates
     memory and time of training on a device.
     """
     package = open_model(model)

@@ -82,7 +82,7 @@ def release(
     batch_size: int,
     as_json: bool,
 ) -> None:
-    """Bake weights into one .tflite for predicting, and measure it.
+    """Write a version of the weights as one .tflite for predicting, and measure it.
 
     Writes NAME.tflite, NAME.json (what it takes and gives, for `fedge agent predict`) and NAME.md
     (a model card: origin, figures of the float model and of this one, size, speed here). Needs

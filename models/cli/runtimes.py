@@ -24,10 +24,10 @@ runtime_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.optio
 @click.option("--json", "as_json", is_flag=True, help="For scripts.")
 @command_errors
 def runtimes(as_json: bool) -> None:
-    """Show the TFLite interpreters of this machine, which one is taken, and what can be installed.
+    """Show the TFLite interpreters: installed, taken, and available for this machine.
 
-    The order is that in which they are tried; `runtime` in agent.yaml, --runtime and the
-    environment variable FEDGE_RUNTIME choose another. Ends with code 2 when none works.
+    They are tried in this order; `runtime` in agent.yaml, --runtime and the environment variable
+    FEDGE_RUNTIME choose another. Ends with code 2 when none works.
     """
     from models.runtime.interpreters import (
         available_runtimes,

@@ -1,4 +1,4 @@
-"""What the exporter is held to: every layer whose exported gradient is compared with Keras's own.
+"""Cases of the exporter's tests: layers whose exported gradient is compared with Keras's own.
 
 `docs/models.md` shows these cases as a table (`python -m tests.tensorflow.cases` prints it). Cases
 of one frame are branches of one model, so that a test does not pay for an export of its own.
@@ -35,7 +35,7 @@ FRAMES: dict[str, tuple[tuple[int, ...], str, Piece | None]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison.
+    """One layer or expression to compare.
 
     Attributes:
         family: row of the table.
@@ -299,7 +299,7 @@ def _activations() -> Iterator[Case]:
 
 
 def all_cases() -> list[Case]:
-    """Every case, new layers each time."""
+    """Returns every case, with new layers."""
     families = (
         *(_dense, _convolutions, _pooling, _normalizing, _recurrent, _embedding, _attention),
         *(_random, _shapes, _joining, _activations),
@@ -308,7 +308,7 @@ def all_cases() -> list[Case]:
 
 
 def table() -> str:
-    """The table of `docs/models.md`."""
+    """Returns the table of `docs/models.md`."""
     rows: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for case in all_cases():
         forms = rows[case.family][case.layer]

@@ -24,7 +24,7 @@ _FOREIGN = (
 
 
 def _obstacle(config: pytest.Config) -> str | None:
-    """Why the tests here cannot run now."""
+    """Returns why the tests of this folder cannot run; empty if they can."""
     if importlib.util.find_spec("tensorflow") is None:
         return "TensorFlow is not installed: install fedge with its extra, fedge[export]"
     asked = [config.invocation_params.dir / argument.split("::")[0] for argument in config.args]

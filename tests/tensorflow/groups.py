@@ -1,4 +1,4 @@
-"""Exports the cases, several to a model, and says which part of θ belongs to which."""
+"""Exports the cases, several per model, with the part of θ that belongs to each."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _BRANCHES = 20
 
 @dataclass(frozen=True, eq=False)
 class Exported:
-    """One group of cases, exported, and what Keras makes of a batch.
+    """Exported group of cases, with Keras's results for a batch.
 
     Attributes:
         parts: case name -> indexes into θ.
@@ -42,7 +42,7 @@ class Exported:
 
 
 def grouped(cases: list[Case]) -> dict[str, list[Case]]:
-    """Cases that share a model, by the model's name."""
+    """Returns the cases that share a model, by the model's name."""
     together: dict[str, list[Case]] = {}
     for case in cases:
         kind = f"{case.frame} random" if case.family == "random" else case.frame
@@ -54,7 +54,7 @@ def grouped(cases: list[Case]) -> dict[str, list[Case]]:
 
 
 def export_group(cases: list[Case]) -> Exported:
-    """The model whose branches are `cases`."""
+    """Exports the model whose branches are `cases`."""
     keras.utils.set_random_seed(3)
     shape, dtype, stem = FRAMES[cases[0].frame]
     start = keras.Input(shape, dtype=dtype, name="x")
@@ -78,7 +78,7 @@ def export_group(cases: list[Case]) -> Exported:
 
 
 def _part(model: Any, start: Any, end: Any, package: ModelPackage) -> NDArray[np.intp]:
-    """Where the weights on the way from `start` to `end` are in θ."""
+    """Returns the indexes in θ of the weights between `start` and `end`."""
     mine = {id(variable) for variable in keras.Model(start, end).variables}
     slices = [place for _, place in package.spec.layout.slices()]
     places = [

@@ -1,4 +1,4 @@
-"""`fedge model export`, from file and module."""
+"""`fedge model export` of functions in files and modules."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def run(*arguments: str) -> Result:
     return CliRunner().invoke(cli, ["model", "export", *arguments])
 
 
-def test_a_file_becomes_a_package(folder: Path) -> None:
+def test_a_function_in_a_file_is_exported(folder: Path) -> None:
     result = run(
         "pump.py:build", "--out", "out/pump_wear", "--batch-size", "8", "--batch-size", "2"
     )
@@ -58,7 +58,7 @@ def test_a_file_becomes_a_package(folder: Path) -> None:
     assert "loading TensorFlow" in result.stderr
 
 
-def test_a_module_of_the_working_folder_becomes_a_package(folder: Path) -> None:
+def test_a_module_of_the_working_folder_is_exported(folder: Path) -> None:
     result = run("pump:build", "--out", "out", "--name", "pump")
     assert result.exit_code == 0, result.output
     assert load_package(folder / "out").spec.name == "pump"

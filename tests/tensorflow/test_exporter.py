@@ -1,4 +1,4 @@
-"""What an export gives, and what is refused before or after conversion."""
+"""Exported packages, and models that are rejected before or after conversion."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def build(*middle: Any, shape: tuple[int, ...] = (12, 6)) -> Any:
     return model
 
 
-def test_the_spec_says_what_the_model_is() -> None:
+def test_the_spec_describes_the_model() -> None:
     given = TensorSpec("window", (12, 6), units=("g",), mean=(0.5,), std=(2.0,))
     package = export_model(
         build(layers.Conv1D(4, 3)), name="m", source="here", batch_size=7, inputs=[given]
@@ -50,7 +50,7 @@ def test_the_spec_says_what_the_model_is() -> None:
 
 
 def test_a_second_export_in_the_same_process_is_the_same() -> None:
-    """Keras counts layers and inputs through the life of a process; a package does not show it."""
+    """Keras numbers layers and inputs per process; packages do not depend on it."""
 
     def once() -> Any:
         model = keras.Sequential([keras.Input((3,)), layers.Dense(4), layers.Dense(1)])
@@ -87,7 +87,7 @@ def test_layers_inside_models_and_wrappers_have_the_same_names_in_every_export()
 
 
 @pytest.mark.parametrize("rows", [3, 5, 8, 11, 29])
-def test_several_batch_sizes_compute_what_one_does(
+def test_several_batch_sizes_give_the_results_of_one(
     rows: int, both_sizes: tuple[Program, Program, Any]
 ) -> None:
     one, two, theta = both_sizes
@@ -115,7 +115,7 @@ def both_sizes() -> tuple[Program, Program, Any]:
     return next(programs), next(programs), one.initial
 
 
-def test_batch_sizes_differ_and_are_few() -> None:
+def test_equal_or_too_many_batch_sizes_are_rejected() -> None:
     for sizes in ((8, 8), (1, 2, 3, 4, 5), (0,)):
         with pytest.raises(ExportError, match="batch"):
             export_model(build(), name="m", batch_size=sizes)
@@ -127,7 +127,7 @@ def test_the_digest_survives_the_disk(tmp_path: Path) -> None:
     assert load_package(tmp_path).digest == package.digest
 
 
-def test_a_program_whose_main_subgraph_does_not_train_is_refused() -> None:
+def test_a_program_with_another_main_subgraph_is_rejected() -> None:
     package = export_model(build(), name="m")
     model = flatbuffer_utils.convert_bytearray_to_object(bytearray(package.program))
     model.subgraphs.append(model.subgraphs.pop(0))
@@ -147,7 +147,7 @@ def test_programs_are_small_and_carry_no_weights() -> None:
     assert len(wide.program) < 20_000
 
 
-def test_tensorflow_s_own_interpreter_checks_programs_where_no_other_is(
+def test_programs_are_verified_with_tensorflow_if_no_other_runtime_is_installed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
@@ -166,14 +166,14 @@ def test_tensorflow_s_own_interpreter_agrees_with_litert() -> None:
     assert np.linalg.norm(one.vector - two.vector) <= 1e-5 * np.linalg.norm(two.vector)
 
 
-def test_tflite_runtime_beside_tensorflow_is_refused_before_it_fails() -> None:
+def test_tflite_runtime_beside_tensorflow_is_rejected() -> None:
     package = export_model(build(), name="m")
     with pytest.raises(ModelError, match="cannot share a process with TensorFlow"):
         Program(package.program, package.spec, runtime="tflite-runtime")
 
 
 class Table(keras.layers.Layer):  # type: ignore[misc]
-    """Numbers that are never trained."""
+    """Layer with state that is not trained."""
 
     def build(self, shape: Any) -> None:
         self.table = self.add_weight(shape=shape[1:], name="table", trainable=False)
@@ -209,25 +209,25 @@ def in_image(layer: Callable[..., Any], *sizes: Any, **options: Any) -> Callable
         (named(Table), r"culprit/table\): freeze the layer \(trainable=False\), or make what ne"),
     ],
 )
-def test_layers_that_are_refused_by_name(make: Callable[[], Any], says: str) -> None:
+def test_unsupported_layers_are_named(make: Callable[[], Any], says: str) -> None:
     with pytest.raises(ExportError, match=f"layer 'culprit' .*{says}"):
         export_model(make(), name="m")
 
 
-def test_a_stateful_layer_inside_a_wrapper_is_refused_by_name() -> None:
+def test_an_unsupported_layer_inside_a_wrapper_is_named() -> None:
     inner = layers.Normalization(name="inside")
     with pytest.raises(ExportError, match=r"'inside' .*give mean and std of the input"):
         export_model(build(layers.TimeDistributed(inner)), name="m")
 
 
 class Turn(keras.layers.Layer):  # type: ignore[misc]
-    """Reverses two axes in one operator."""
+    """Layer that reverses two axes in one operator."""
 
     def call(self, x: Any) -> Any:
         return keras.ops.flip(x, [1, 2])
 
 
-def test_an_operator_that_an_interpreter_gets_wrong_is_refused() -> None:
+def test_reversing_several_axes_is_rejected() -> None:
     with pytest.raises(ExportError, match="reverses several axes: reverse one at a time"):
         export_model(build(Turn()), name="m")
 
@@ -267,7 +267,7 @@ def test_functions_without_builtins_are_named(function: Callable[[Any], Any], sa
 
 
 class Noisy(keras.layers.Layer):  # type: ignore[misc]
-    """Draws as Keras does."""
+    """Layer that draws random numbers of Keras."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -277,24 +277,24 @@ class Noisy(keras.layers.Layer):  # type: ignore[misc]
         return x + keras.random.normal(keras.ops.shape(x), seed=self.seed) if training else x
 
 
-def test_random_numbers_of_a_layer_s_own_have_a_way_out() -> None:
+def test_custom_random_layers_get_alternatives() -> None:
     with pytest.raises(ExportError, match=r"Random.* 'noisy.*: use Dropout, GaussianNoise or "):
         export_model(build(Noisy()), name="m")
 
 
 class OnlyWhileTraining(keras.layers.Layer):  # type: ignore[misc]
-    """A layer whose state no check knows: it doubles in training."""
+    """Layer that doubles its input in training only; no check detects it."""
 
     def call(self, x: Any, training: bool = False) -> Any:
         return 2 * x if training else x
 
 
-def test_a_model_that_evaluates_otherwise_than_it_trains_is_refused() -> None:
+def test_a_model_that_evaluates_differently_from_training_is_rejected() -> None:
     with pytest.raises(ExportError, match=r"evaluate returns .*: does a layer of your own behave"):
         export_model(build(OnlyWhileTraining()), name="m")
 
 
-def test_models_without_what_a_program_needs() -> None:
+def test_invalid_models_are_rejected() -> None:
     with pytest.raises(ExportError, match=r"expected a compiled keras.Model, got int"):
         export_model(3, name="m")
     unbuilt = keras.Sequential([layers.Dense(1)])
@@ -314,7 +314,7 @@ def test_models_without_what_a_program_needs() -> None:
         export_model(two, name="m")
 
 
-def test_an_input_whose_name_is_no_identifier_is_named() -> None:
+def test_an_input_name_that_is_not_an_identifier_is_rejected() -> None:
     x = keras.Input((3,), name="my sensor")
     model = keras.Model(x, layers.Dense(1)(x))
     model.compile(loss="mse")
@@ -333,7 +333,7 @@ def test_input_specs_must_fit_the_model() -> None:
         export_model(build(), name="m", classes=["a", "b"])
 
 
-def test_a_fresh_process_gives_the_same_bytes(tmp_path: Path) -> None:
+def test_exports_in_two_processes_have_the_same_bytes(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from models.zoo import zoo_record;"
         "from models.zoo.exporting import export_record;"

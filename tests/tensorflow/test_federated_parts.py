@@ -1,4 +1,4 @@
-"""Exported models through whole federations: moving averages, frozen layers, several outputs."""
+"""Exported models in whole federations: moving averages, frozen layers, several outputs."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def several():
 
 
 def write(folder: Path, rounds: int, targets: dict[str, Any], **federation: Any) -> NDArray[Any]:
-    """Models, scenario and data of sites whose features have unlike means and spreads."""
+    """Writes models, scenario and data of sites with different means and variances."""
     rng = np.random.default_rng(2)
     site = np.repeat(np.arange(SITES), ROWS)
     x = rng.normal(size=(SITES * ROWS, 2)) * (1 + site[:, None]) + 3.0 * site[:, None]
@@ -92,9 +92,7 @@ def simulate(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("strategy", ["fedavg", "fedadam"])
-def test_moving_averages_are_the_mean_of_what_the_agents_found(
-    tmp_path: Path, strategy: str
-) -> None:
+def test_moving_averages_are_the_mean_of_the_agents_averages(tmp_path: Path, strategy: str) -> None:
     """One full-batch step: a tenth of the way to each site's moments, whatever the strategy."""
     x = write(
         tmp_path,

@@ -1,4 +1,4 @@
-"""Every layer's exported gradient against Keras's own, by gradient tape, on random rows."""
+"""Exported gradients of all layers, compared with Keras's gradient tape on random rows."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def computed(group: str) -> Any:
 
 
 @pytest.mark.parametrize(("group", "case"), CASES, ids=[f"{g}: {c}" for g, c in CASES])
-def test_gradient_is_keras_own(group: str, case: str) -> None:
+def test_gradients_equal_keras_s(group: str, case: str) -> None:
     it = exported(group)
     part = it.parts[case]
     assert np.linalg.norm(it.gradient[part]) > 1e-6
@@ -56,7 +56,7 @@ def test_gradient_is_keras_own(group: str, case: str) -> None:
 
 
 @pytest.mark.parametrize("group", GROUPS)
-def test_loss_and_prediction_are_keras_own(group: str) -> None:
+def test_loss_and_predictions_equal_keras_s(group: str) -> None:
     it = exported(group)
     got, prediction = computed(group)
     assert got.sums.loss / ROWS == pytest.approx(it.loss, rel=1e-5)
@@ -123,7 +123,7 @@ def random_and_used_twice() -> Any:
 
 
 @pytest.mark.parametrize("build", [two_inputs, nested_and_used_twice, random_and_used_twice])
-def test_models_of_other_forms(build: Callable[[], Any]) -> None:
+def test_nested_shared_and_multi_input_models_are_exported(build: Callable[[], Any]) -> None:
     model = build()
     model.compile(loss="sparse_categorical_crossentropy")
     package = export_model(model, name="form", batch_size=ROWS)
@@ -147,7 +147,7 @@ def convolutions() -> Any:
 
 
 @pytest.mark.parametrize(("largest", "kernels"), [(0, 3), (1 << 20, 0)])
-def test_convolutions_whose_windows_are_too_many_stay_convolutions(
+def test_convolutions_above_the_memory_limit_stay_convolutions(
     largest: int, kernels: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(im2col, "MAX_NUMBERS", largest)
@@ -164,8 +164,8 @@ def test_convolutions_whose_windows_are_too_many_stay_convolutions(
     assert got.sums.loss / ROWS == pytest.approx(loss, rel=1e-5)
 
 
-def test_large_products_transpose_by_an_operator_of_their_own() -> None:
-    """XNNPACK takes no product that transposes."""
+def test_large_products_have_separate_transpositions() -> None:
+    """XNNPACK has no product with a transposed operand."""
     model = keras.Sequential(
         [keras.Input((64,)), *[layers.Dense(128, activation="relu") for _ in range(2)]]
     )
@@ -194,7 +194,7 @@ def test_a_program_does_not_grow_with_the_steps_of_a_long_layer() -> None:
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_the_first_of_equal_maxima_gets_the_gradient(stride: int) -> None:
-    """A blank image is one big tie, behind a convolution with a bias too."""
+    """In a blank image all elements of a window are equal, also after a convolution with bias."""
     pool = layers.MaxPooling2D(2, strides=stride)
     model = keras.Sequential(
         [
@@ -217,7 +217,7 @@ def test_the_first_of_equal_maxima_gets_the_gradient(stride: int) -> None:
 
 
 @pytest.mark.parametrize("index", [9, -10, 2**31 - 1])
-def test_an_index_outside_an_embedding_ends_the_step(index: int) -> None:
+def test_an_index_outside_an_embedding_is_a_training_error(index: int) -> None:
     it = exported("words.1")
     program = Program(it.package.program, it.package.spec, runtime="ai-edge-litert")
     words = it.rows["x"].copy()

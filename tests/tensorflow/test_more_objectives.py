@@ -1,4 +1,4 @@
-"""Several outputs, no target, pairs and triplets, class weights, and metrics that are no means."""
+"""Several outputs, reconstructions, embeddings, class weights, and metrics that are not means."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_an_autoencoder_needs_no_target() -> None:
 
 @pytest.mark.parametrize("loss", ["mse", "binary_crossentropy"])
 def test_a_grey_image_is_reconstructed(loss: str) -> None:
-    """Its last axis of 1, which outputs are left without, and shares from 0 to 1."""
+    """The input has a last axis of 1, which outputs do not have, and values from 0 to 1."""
     keras.utils.set_random_seed(3)
     x = keras.Input((4, 4, 1), name="image")
     small = layers.Conv2D(2, 3, strides=2, padding="same")(x)
@@ -123,7 +123,7 @@ def test_a_grey_image_is_reconstructed(loss: str) -> None:
     ("reconstruct", "says"),
     [("motor", r"the name of an input \(sensors\)"), ("sensors", "must have one shape and dtype")],
 )
-def test_what_cannot_be_reconstructed_is_refused(reconstruct: str, says: str) -> None:
+def test_invalid_reconstructions_are_rejected(reconstruct: str, says: str) -> None:
     x = keras.Input((6,), name="sensors")
     model = keras.Model(x, layers.Dense(5)(x))
     model.compile(loss="mse")
@@ -151,7 +151,7 @@ def test_triplet_loss_is_that_of_the_paper() -> None:
     assert sums.metrics == {"accuracy": float((like < unlike).sum())}
 
 
-def test_contrastive_loss_is_that_of_the_paper_and_equal_embeddings_are_no_nan() -> None:
+def test_contrastive_loss_is_that_of_the_paper_also_for_equal_embeddings() -> None:
     model = embeddings(["left", "right"])
     package = export_model(model, name="pair", batch_size=ROWS, loss=Contrastive(2.0))
     assert_gradient(model, package, ObjectiveOptions(loss=Contrastive(2.0)))
@@ -168,7 +168,7 @@ def test_contrastive_loss_is_that_of_the_paper_and_equal_embeddings_are_no_nan()
     assert np.isfinite(program.gradient(package.initial, same).vector).all()
 
 
-def test_embeddings_that_do_not_fit_the_loss_are_refused() -> None:
+def test_embeddings_that_do_not_fit_the_loss_are_rejected() -> None:
     with pytest.raises(ExportError, match="needs a model of 3 embeddings of one shape"):
         export_model(embeddings(["left", "right"]), name="m", loss=Triplet())
 
@@ -196,14 +196,14 @@ def test_class_weights_are_those_of_keras() -> None:
 
 
 @pytest.mark.parametrize("weights", [{3: 1.0}, {0: -1.0}, {0: float("nan")}])
-def test_class_weights_that_mean_nothing_are_refused(weights: dict[int, float]) -> None:
+def test_invalid_class_weights_are_rejected(weights: dict[int, float]) -> None:
     model = classifier(3, "sparse_categorical_crossentropy")
     with pytest.raises(ExportError, match="keys are classes from 0 to 2, values 0 or more"):
         export_model(model, name="m", class_weight=weights)
 
 
 def measured(model: Any, batches: int = 3, **options: Any) -> tuple[Any, Array, Array]:
-    """Finished metrics of sums of several batches, and Keras's predictions of all rows."""
+    """Returns metrics from the sums of several batches, and Keras's predictions of all rows."""
     package = export_model(model, name="m", batch_size=ROWS, **options)
     program = Program(package.program, package.spec)
     parts = [rows_of(package, seed) for seed in range(batches)]
@@ -255,7 +255,7 @@ def test_metrics_of_several_classes_are_means_over_classes() -> None:
         (keras.metrics.F1Score("micro"), "with average='micro': use 'macro'"),
     ],
 )
-def test_options_that_would_be_ignored_are_refused(metric: Any, says: str) -> None:
+def test_unsupported_options_of_metrics_are_rejected(metric: Any, says: str) -> None:
     with pytest.raises(ExportError, match=says):
         export_model(classifier(3, "sparse_categorical_crossentropy", [metric]), name="m")
 
@@ -268,12 +268,12 @@ def test_options_that_would_be_ignored_are_refused(metric: Any, says: str) -> No
         (keras.metrics.AUC(summation_method="majoring"), "summation_method='majoring'"),
     ],
 )
-def test_areas_that_are_computed_otherwise_are_refused(metric: Any, says: str) -> None:
+def test_unsupported_kinds_of_auc_are_rejected(metric: Any, says: str) -> None:
     with pytest.raises(ExportError, match=says):
         export_model(classifier(1, "binary_crossentropy", [metric], "sigmoid"), name="m")
 
 
-def test_a_metric_of_too_many_numbers_is_refused() -> None:
+def test_a_metric_of_too_many_numbers_is_rejected() -> None:
     model = classifier(101, "sparse_categorical_crossentropy")
     with pytest.raises(ExportError, match=r"'confusion' has 10,201 numbers \(101, 101\), limit"):
         export_model(model, name="m", metrics=["confusion"])

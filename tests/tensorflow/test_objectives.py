@@ -1,4 +1,4 @@
-"""Losses and metrics of exported programs against Keras's own, and how rows are weighed."""
+"""Losses and metrics of exported programs, compared with Keras's own; row weights."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ REGRESSIONS = [
 
 
 def shown(value: Any) -> str:
-    """For a test's id, which must be the same in every process."""
+    """Returns a test id that is the same in every process."""
     return str(getattr(value, "name", value))
 
 
@@ -127,7 +127,7 @@ def test_categorical_crossentropy(activation: str | None, loss: Any) -> None:
     assert_as_keras(model, program, package)
 
 
-def test_categorical_targets_that_do_not_sum_to_one_pull_as_keras_s_do() -> None:
+def test_gradients_of_unnormalized_categorical_targets_equal_keras_s() -> None:
     model = build(3, "softmax", "categorical_crossentropy")
     package, program = export(model)
     rows = dict(random_batch(package.spec, np.random.default_rng(6)))
@@ -139,8 +139,8 @@ def test_categorical_targets_that_do_not_sum_to_one_pull_as_keras_s_do() -> None
 
 
 @pytest.mark.parametrize("loss", ["sparse_categorical_crossentropy", "categorical_crossentropy"])
-def test_probabilities_that_no_softmax_made(loss: str) -> None:
-    """Then there are no logits to go back to, and the logarithm is taken of the output."""
+def test_probabilities_without_softmax_have_keras_s_loss(loss: str) -> None:
+    """Without logits the logarithm is taken of the output."""
     x = keras.Input((4,))
     mixed = keras.layers.Average()(
         [keras.layers.Dense(3, activation="softmax")(x) for _ in range(2)]
@@ -151,8 +151,8 @@ def test_probabilities_that_no_softmax_made(loss: str) -> None:
     assert_as_keras(model, program, package)
 
 
-def test_sparse_classes_of_numbers_that_are_no_shares() -> None:
-    """Keras takes the logarithm and then makes every row sum to 1."""
+def test_sparse_classes_of_unnormalized_outputs_have_keras_s_loss() -> None:
+    """Keras normalizes every row to 1 after clipping."""
     model = build(3, "relu", "sparse_categorical_crossentropy", ["accuracy"])
     package, program = export(model)
     assert_as_keras(model, program, package)
@@ -169,7 +169,7 @@ def test_sparse_classes_of_numbers_that_are_no_shares() -> None:
     ],
     ids=shown,
 )
-def test_a_last_layer_that_does_not_go_with_its_loss_is_named(
+def test_a_last_activation_that_does_not_fit_the_loss_is_rejected(
     activation: str | None, loss: Any, says: str
 ) -> None:
     with pytest.raises(ExportError, match=rf"'prediction' ends with .* \(layer 'dense.* {says}"):
@@ -227,7 +227,7 @@ def test_metrics_are_sums_of_keras_means(outputs: int, loss: str, metric: Any) -
     assert values[name] == pytest.approx(expected[keras_name], abs=1e-6)
 
 
-def test_weights_of_rows_weigh_loss_gradient_and_metrics() -> None:
+def test_row_weights_scale_loss_gradient_and_metrics() -> None:
     package, program = export(build(3, "softmax", "sparse_categorical_crossentropy", ["accuracy"]))
     rows = random_batch(package.spec, np.random.default_rng(8))
     weight = np.array([2, 0, 1, 0, 0, 1], np.float32)
@@ -256,11 +256,11 @@ def test_weights_of_rows_weigh_loss_gradient_and_metrics() -> None:
         (None, None, "has no loss: call model.compile"),
     ],
 )
-def test_what_cannot_be_exported_is_named(loss: Any, metrics: Any, says: str) -> None:
+def test_unsupported_losses_and_metrics_are_named(loss: Any, metrics: Any, says: str) -> None:
     with pytest.raises(ExportError, match=says):
         export(build(3, "softmax", loss, metrics))
 
 
-def test_one_output_for_sparse_classes_is_refused() -> None:
+def test_one_output_for_sparse_classes_is_rejected() -> None:
     with pytest.raises(ExportError, match="for two classes and one output use binary_crossentr"):
         export(build(1, "sigmoid", "sparse_categorical_crossentropy"))

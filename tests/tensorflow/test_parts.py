@@ -1,4 +1,4 @@
-"""Frozen and personal layers, moving averages, and padding that is no data."""
+"""Frozen and personal layers, moving averages, and padding."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def names(package: ModelPackage) -> list[str]:
     return [parameter.name for parameter in package.spec.layout.parameters]
 
 
-def test_only_the_named_layers_are_trained_and_the_rest_is_stored_once_at_a_byte_each() -> None:
+def test_layers_not_named_by_train_are_frozen_and_rounded_to_bytes() -> None:
     model = build()
     package, program = export(model, train=["neck", "head"])
     assert names(package) == ["neck/kernel", "neck/bias", "head/kernel", "head/bias"]
@@ -66,7 +66,7 @@ def test_only_the_named_layers_are_trained_and_the_rest_is_stored_once_at_a_byte
     assert np.abs(rounded - exact).max() < 0.05
 
 
-def test_a_package_with_parts_survives_disk_and_wire(tmp_path: Any) -> None:
+def test_frozen_and_personal_parts_survive_disk_and_wire(tmp_path: Any) -> None:
     package, _ = export(build(), train=["neck", "head"], personal=["head"])
     package.save(tmp_path)
     again = load_package(tmp_path)
@@ -78,7 +78,7 @@ def test_a_package_with_parts_survives_disk_and_wire(tmp_path: Any) -> None:
     assert np.array_equal(content.frozen, package.frozen)
 
 
-def test_personal_layers_come_after_theta_and_are_none_of_it() -> None:
+def test_personal_layers_follow_theta_in_the_program_s_vector() -> None:
     model = build()
     package, program = export(model, personal=["head", "norm"])
     assert names(package) == ["backbone/kernel", "backbone/bias", "neck/kernel", "neck/bias"]
@@ -96,7 +96,7 @@ def test_personal_layers_come_after_theta_and_are_none_of_it() -> None:
     assert relative_error(got.vector, gradient) <= 1e-5
 
 
-def test_layers_of_a_model_inside_are_named_behind_it() -> None:
+def test_layers_of_an_inner_model_are_named_with_its_prefix() -> None:
     keras.utils.set_random_seed(8)
     x = keras.Input((6,), name="sensors")
     lower, upper = layers.Dense(5, name="lower"), layers.Dense(4, name="upper")
@@ -121,7 +121,7 @@ def test_layers_of_a_model_inside_are_named_behind_it() -> None:
         ({"train": ["neck"], "personal": ["head"]}, "personal 'head': these layers are frozen"),
     ],
 )
-def test_parts_that_do_not_exist_are_refused(options: dict[str, Any], says: str) -> None:
+def test_patterns_without_a_layer_are_rejected(options: dict[str, Any], says: str) -> None:
     with pytest.raises(ExportError, match=says):
         export(build(), **options)
 
@@ -141,7 +141,7 @@ def test_moving_averages_are_tracked_and_follow_the_data() -> None:
     assert got["norm/moving_variance"] == pytest.approx(change, abs=1e-6)
 
 
-def test_padding_of_the_last_batch_is_no_data_for_batch_normalization() -> None:
+def test_batch_normalization_ignores_padding() -> None:
     package, program = export(build())
     rows = random_batch(package.spec, np.random.default_rng(1))
     few = {name: array[:3] for name, array in rows.items()}
@@ -152,8 +152,8 @@ def test_padding_of_the_last_batch_is_no_data_for_batch_normalization() -> None:
     assert padded.vector == pytest.approx(exact.vector, rel=1e-4, abs=1e-6)
 
 
-def test_a_variance_below_zero_predicts_all_the_same() -> None:
-    """Averages of quantized updates may come out a hair below 0."""
+def test_a_negative_moving_variance_counts_as_zero() -> None:
+    """Averages of quantized updates may be slightly below 0."""
     package, program = export(build())
     theta = package.initial.copy()
     for parameter, place in package.spec.layout.slices():

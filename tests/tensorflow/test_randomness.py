@@ -1,4 +1,4 @@
-"""Random layers: what they draw, and that a seed decides all of it."""
+"""Random layers: distribution of their numbers, and dependence on the seed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def package(*middle: object) -> ModelPackage:
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 0.9, 1.0])
-def test_as_many_are_dropped_as_asked_for(rate: float) -> None:
+def test_dropout_drops_the_given_share(rate: float) -> None:
     kept = noise(3).keep(SHAPE, rate).numpy()
     assert set(np.unique(kept)) <= {0.0, 1.0}
     deviation = (rate * (1 - rate) / kept.size) ** 0.5
@@ -42,13 +42,13 @@ def test_as_many_are_dropped_as_asked_for(rate: float) -> None:
         assert np.abs(1 - means - rate).max() <= 5 * expected
 
 
-def test_every_bit_is_a_fair_coin() -> None:
+def test_every_bit_is_uniform() -> None:
     bits = np.unpackbits(noise(5).bits(SHAPE).numpy().view(np.uint8).reshape(-1, 4), axis=1)
     assert np.abs(bits.mean(0) - 0.5).max() <= 5 * 0.5 / len(bits) ** 0.5
     assert np.abs(np.corrcoef(bits.T) - np.eye(32)).max() <= 5 / len(bits) ** 0.5
 
 
-def test_normal_numbers_are_normal() -> None:
+def test_normal_numbers_have_the_normal_distribution() -> None:
     drawn = np.sort(noise(7).normal(SHAPE).numpy().ravel())
     n = len(drawn)
     assert abs(drawn.mean()) <= 4 / n**0.5
@@ -81,7 +81,7 @@ def test_a_seed_decides_the_gradient() -> None:
     assert len({gradient(seed) for seed in (0, 1, 2, -1, 2**31)}) == 5
 
 
-def test_batches_of_one_call_draw_different_numbers() -> None:
+def test_batches_of_one_call_use_different_random_numbers() -> None:
     made = package(layers.GaussianNoise(1.0))
     program = Program(made.program, made.spec)
     rows = random_batch(made.spec, np.random.default_rng(2))
@@ -93,7 +93,7 @@ def test_batches_of_one_call_draw_different_numbers() -> None:
     assert both.vector == pytest.approx(mean, rel=1e-5, abs=1e-6)
 
 
-def test_evaluation_and_prediction_draw_nothing() -> None:
+def test_evaluation_and_prediction_are_not_random() -> None:
     noisy, plain = package(layers.Dropout(0.5), layers.GaussianNoise(1.0)), package()
     rows = random_batch(plain.spec, np.random.default_rng(2))
     programs = [Program(made.program, made.spec) for made in (noisy, plain)]
@@ -108,7 +108,7 @@ def test_a_layer_that_drops_nothing_is_not_random() -> None:
     assert not made.spec.stochastic
 
 
-def test_training_is_repeatable_and_draws_for_every_step() -> None:
+def test_training_is_repeatable_with_a_new_seed_per_step() -> None:
     made = package(layers.Dropout(0.5))
     program = Program(made.program, made.spec)
     rows = random_batch(made.spec, np.random.default_rng(2))

@@ -1,4 +1,4 @@
-"""Released models: θ baked in, measured beside the program, run on a device without TensorFlow."""
+"""Released models: compared with the program, and run without TensorFlow."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def raw_rows(count: int = 64) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A coordinator's state folder with versions 0 to 2, and rows beside it."""
+    """Returns a coordinator's state folder with versions 0 to 2, and rows beside it."""
     folder = tmp_path_factory.mktemp("federation")
     package = classifier()
     rng = np.random.default_rng(1)
@@ -95,7 +95,7 @@ def release(trained: Path, *options: str) -> Result:
 @pytest.mark.parametrize(
     ("numbers", "agreement"), [("float32", 1.0), ("float16", 0.98), ("int8", 0.85)]
 )
-def test_a_version_of_a_federation_becomes_a_file_that_predicts_like_it(
+def test_a_released_version_predicts_like_the_program(
     trained: Path, tmp_path: Path, numbers: str, agreement: float
 ) -> None:
     out = tmp_path / "made" / "waves.tflite"
@@ -156,7 +156,7 @@ def test_int8_is_integer_throughout_and_small(trained: Path, tmp_path: Path) -> 
 
 
 def divides(x: Any) -> Any:
-    """A division, a root and logarithms, which one of the interpreters has not for int8."""
+    """Returns a model with operators that tflite-runtime lacks for int8: DIV, SQRT, LOG."""
     spread = keras.ops.std(x, axis=1, keepdims=True)
     masked = keras.layers.Masking()(keras.layers.Dense(4, activation="softplus")(x / spread))
     return keras.layers.GlobalAveragePooling1D()(masked)
@@ -181,7 +181,7 @@ np.save(sys.argv[3], model.predict({"x": np.load(sys.argv[2])["x"]})["prediction
     [divides, lambda x: keras.layers.Flatten()(keras.layers.Dense(8, activation="gelu")(x))],
     ids=["divides", "gelu"],
 )
-def test_int8_of_what_tflite_runtime_computes_in_float_runs_there(
+def test_int8_models_with_float_operators_run_on_tflite_runtime(
     tmp_path: Path, part: Callable[[Any], Any]
 ) -> None:
     keras.utils.set_random_seed(2)
@@ -207,7 +207,7 @@ def test_int8_of_what_tflite_runtime_computes_in_float_runs_there(
     assert relative_error(np.load(tmp_path / "y.npy"), expected) <= 0.1
 
 
-def test_a_file_that_few_weights_cannot_make_smaller_says_so(tmp_path: Path) -> None:
+def test_a_float16_file_of_few_weights_hints_at_float32(tmp_path: Path) -> None:
     advice = "most of the file is not weights (12 bytes as float32): --float32 may make a smaller"
     options = ["release", "house_price", "--out", str(tmp_path / "a.tflite")]
     assert advice in CliRunner().invoke(cli, [*options, "--float16"]).stdout
@@ -241,7 +241,7 @@ def test_a_device_without_tensorflow_predicts(trained: Path, tmp_path: Path, num
     assert hits == pytest.approx(described.released_metrics["accuracy"], abs=0.02)
 
 
-def test_predictions_go_to_a_file_of_the_wanted_kind(trained: Path, tmp_path: Path) -> None:
+def test_predictions_are_written_as_csv_or_jsonl(trained: Path, tmp_path: Path) -> None:
     out = tmp_path / "waves.tflite"
     assert release(trained, "--out", str(out)).exit_code == 0
     options = ["predict", "--model", str(out), "--data", str(trained / "rows.npz"), "--out"]
@@ -259,7 +259,7 @@ def test_predictions_go_to_a_file_of_the_wanted_kind(trained: Path, tmp_path: Pa
     assert "must end in .npz, .csv or .jsonl" in refused.stderr
 
 
-def test_a_damaged_or_exchanged_file_never_reaches_an_interpreter(
+def test_a_damaged_or_exchanged_file_is_rejected_before_loading(
     trained: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "waves.tflite"
@@ -274,7 +274,7 @@ def test_a_damaged_or_exchanged_file_never_reaches_an_interpreter(
 
 @pytest.fixture(scope="module")
 def released(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A released model; its description lies beside it."""
+    """Returns a released model with its description beside it."""
     out = tmp_path_factory.mktemp("released") / "waves.tflite"
     assert release(trained, "--out", str(out)).exit_code == 0
     return out
@@ -297,7 +297,7 @@ def released(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"inputs": []}, "waves.json: a spec needs at least one input"),
     ],
 )
-def test_a_description_of_another_model_is_refused_before_data_are_read(
+def test_a_description_of_another_model_is_rejected(
     released: Path, tmp_path: Path, changes: dict[str, Any], says: str
 ) -> None:
     out = tmp_path / "waves.tflite"
@@ -323,20 +323,22 @@ def test_a_description_of_another_model_is_refused_before_data_are_read(
         (["--model", "none.py:build"], "none.py: no such file"),
     ],
 )
-def test_what_is_missing_is_said(trained: Path, options: list[str], says: str) -> None:
+def test_missing_inputs_of_a_release_are_named(
+    trained: Path, options: list[str], says: str
+) -> None:
     done = release(trained, *options)
     assert done.exit_code == 2
     assert says in done.stderr
 
 
 class Own(keras.layers.Layer):  # type: ignore[misc]
-    """A layer of a user's own."""
+    """Custom layer."""
 
     def call(self, x: Any) -> Any:
         return 2.0 * x
 
 
-def test_layers_of_a_user_s_own_need_their_code_again(tmp_path: Path) -> None:
+def test_custom_layers_need_the_function_that_builds_them(tmp_path: Path) -> None:
     def made() -> Any:
         keras.utils.set_random_seed(1)
         model = keras.Sequential([keras.Input((4,), name="x"), Own(), layers.Dense(1)])
@@ -353,7 +355,7 @@ def test_layers_of_a_user_s_own_need_their_code_again(tmp_path: Path) -> None:
     assert runner.predict(x)["prediction"] == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_function_that_fails_is_named_with_its_line(trained: Path, tmp_path: Path) -> None:
+def test_a_failing_function_is_named_with_its_line(trained: Path, tmp_path: Path) -> None:
     path = tmp_path / "made.py"
     path.write_text("def build():\n    return 1 / 0\n")
     done = release(trained, "--model", f"{path}:build")
@@ -362,7 +364,7 @@ def test_a_function_that_fails_is_named_with_its_line(trained: Path, tmp_path: P
 
 
 class Opaque(keras.layers.Layer):  # type: ignore[misc]
-    """Says nothing of its argument, so that Keras cannot write it down."""
+    """Layer without `get_config`, so that Keras cannot describe it."""
 
     def __init__(self, inner: Any) -> None:
         super().__init__()
@@ -372,8 +374,8 @@ class Opaque(keras.layers.Layer):  # type: ignore[misc]
         return self._inner(x)
 
 
-def test_a_layer_that_cannot_be_written_down_is_exported_and_released_by_its_function() -> None:
-    """What was told beside the model is known without it."""
+def test_a_layer_without_json_is_released_by_its_function() -> None:
+    """The package holds the options of `export_model` without the model."""
 
     def made() -> Any:
         keras.utils.set_random_seed(1)
@@ -392,8 +394,8 @@ def test_a_layer_that_cannot_be_written_down_is_exported_and_released_by_its_fun
         release_model(package, package.initial, "float32", build=lambda: package)
 
 
-def test_a_recurrent_layer_of_many_steps_is_released_in_all_numbers() -> None:
-    """What is a loop in the program: TensorFlow crashes when it calibrates one."""
+def test_a_long_recurrent_layer_is_released_in_all_formats() -> None:
+    """The program has a loop; TensorFlow crashes when it calibrates one."""
     keras.utils.set_random_seed(2)
     model = keras.Sequential(
         [keras.Input((33, 2), name="series"), layers.SimpleRNN(3), layers.Dense(1)]
@@ -412,7 +414,7 @@ def test_a_recurrent_layer_of_many_steps_is_released_in_all_numbers() -> None:
     assert far[2] < 0.3
 
 
-def test_a_release_says_whose_personal_layers_it_has() -> None:
+def test_a_model_card_names_initial_personal_layers() -> None:
     model = build()
     model.compile(loss="sparse_categorical_crossentropy")
     package = export_model(model, name="mine", personal=["dense"])
@@ -422,7 +424,7 @@ def test_a_release_says_whose_personal_layers_it_has() -> None:
     assert "personal layers" not in model_card(msgspec.structs.replace(made.release, personal=0))
 
 
-def test_fewer_calibration_rows_than_a_batch_are_enough() -> None:
+def test_calibration_accepts_fewer_rows_than_a_batch() -> None:
     package, few = classifier(), {"window": raw_rows(5)["window"]}
     whole, single = (
         release_model(package, package.initial, "int8", calibration=few, batch_size=size)
@@ -435,7 +437,7 @@ def test_fewer_calibration_rows_than_a_batch_are_enough() -> None:
     assert np.abs(batched["prediction"] - alone["prediction"]).max() < 0.05
 
 
-def test_frozen_and_personal_parts_and_pairs_are_released_too() -> None:
+def test_models_with_frozen_parts_personal_parts_and_embeddings_are_released() -> None:
     keras.utils.set_random_seed(6)
     encoder = keras.Sequential(
         [keras.Input((5,)), layers.Dense(4, name="back"), layers.Dense(3, name="top")], name="enc"

@@ -1,4 +1,4 @@
-"""What a batch of plain random rows does not show: short batches, masks, tables, penalties."""
+"""Cases that plain random batches do not cover: short batches, masks, embeddings, penalties."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def cosine() -> Any:
     ],
     ids=["table", "mask", "norm", "angle"],
 )
-def test_fewer_rows_than_a_batch_are_as_good_as_keras_s(build: Callable[[], Any]) -> None:
+def test_gradients_of_a_short_batch_equal_keras_s(build: Callable[[], Any]) -> None:
     model = build()
     made = export(model)
     rng = np.random.default_rng(1)
@@ -89,7 +89,7 @@ def test_fewer_rows_than_a_batch_are_as_good_as_keras_s(build: Callable[[], Any]
     assert np.isfinite(made[1].evaluate(made[0].initial, rows).loss)
 
 
-def test_batch_normalization_behind_a_mask_takes_the_moments_of_what_is_there() -> None:
+def test_batch_normalization_ignores_masked_steps() -> None:
     model = masked(layers.Dense(3), layers.BatchNormalization())
     made = export(model)
     rng = np.random.default_rng(2)
@@ -99,21 +99,21 @@ def test_batch_normalization_behind_a_mask_takes_the_moments_of_what_is_there() 
     assert_keras_own(model, made, {"x": x, "target": target})
 
 
-def test_short_sequences_of_ids_are_drawn_so_that_keras_itself_has_a_number() -> None:
+def test_random_rows_have_an_unmasked_id() -> None:
     table = layers.Embedding(3, 4, mask_zero=True)
     parts = (table, layers.GlobalAveragePooling1D(), layers.Dense(1))
     export(chain(*parts, shape=(2,), dtype="int32"))
 
 
 class Spread(keras.layers.Layer):  # type: ignore[misc]
-    """Divides by nothing."""
+    """Layer that divides by 0."""
 
     def call(self, x: Any) -> Any:
         return x / (x - x)
 
 
 class Penalty(keras.layers.Layer):  # type: ignore[misc]
-    """Adds a loss of its own."""
+    """Layer that adds a loss."""
 
     def call(self, x: Any) -> Any:
         self.add_loss(0.5 * keras.ops.mean(x * x))
@@ -135,12 +135,12 @@ class Penalty(keras.layers.Layer):  # type: ignore[misc]
     ],
     ids=["not finite", "add_loss", "constraint"],
 )
-def test_what_devices_would_not_compute_is_refused(build: Callable[[], Any], says: str) -> None:
+def test_added_losses_constraints_and_nan_are_rejected(build: Callable[[], Any], says: str) -> None:
     with pytest.raises(ExportError, match=says):
         export(build())
 
 
-def test_a_constraint_of_a_frozen_layer_is_nobody_s_business() -> None:
+def test_a_constraint_of_a_frozen_layer_is_accepted() -> None:
     frozen = layers.Dense(3, kernel_constraint="non_neg", trainable=False)
     export(chain(layers.Flatten(), frozen, layers.Dense(1)))
 
@@ -168,7 +168,7 @@ def test_each_frozen_matrix_has_scales_of_its_own() -> None:
     assert np.abs(package.frozen[: small.size] - small).max() <= np.abs(small).max() / 127
 
 
-def test_frozen_layers_that_a_byte_would_spoil_are_stored_whole(
+def test_frozen_layers_are_stored_unrounded_if_rounding_changes_outputs(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     model = chain(layers.Dense(64, name="wide"), layers.Dense(1, name="head"), shape=(300,))
@@ -221,20 +221,20 @@ def mae(y: Any, p: Any) -> Any:
 
 
 class MeanSquaredError(keras.losses.Loss):  # type: ignore[misc]
-    """Not Keras's."""
+    """Custom loss with a name of Keras."""
 
     def call(self, y: Any, p: Any) -> Any:
         return keras.ops.mean(abs(y - p))
 
 
 @pytest.mark.parametrize("loss", [mae, MeanSquaredError()])
-def test_a_loss_of_a_user_s_own_that_has_keras_s_name_is_refused(loss: Any) -> None:
+def test_a_custom_loss_with_a_keras_name_is_rejected(loss: Any) -> None:
     model = compiled(chain(layers.Flatten(), layers.Dense(1)), loss)
     with pytest.raises(ExportError, match="cannot be exported: name one of Keras's own"):
         export(model)
 
 
-def test_metrics_are_not_taken_for_others() -> None:
+def test_custom_and_ambiguous_metrics_are_rejected() -> None:
     model = chain(layers.Flatten(), layers.Dense(1, activation="sigmoid"))
     with pytest.raises(ExportError, match="metric 'mae' is given as a function: give the name"):
         export(compiled(model, metrics=[mae]))
@@ -246,7 +246,7 @@ def test_metrics_are_not_taken_for_others() -> None:
     assert [metric.name for metric in package.spec.metrics] == ["mae"]
 
 
-def test_an_auc_of_sequences_is_refused_in_words() -> None:
+def test_an_auc_of_sequences_is_rejected() -> None:
     model = chain(layers.Dense(2, activation="softmax"))
     with pytest.raises(ExportError, match="metric 'auc' cannot be exported"):
         export(compiled(model, "sparse_categorical_crossentropy"), metrics=["auc"])
@@ -262,7 +262,7 @@ def test_an_auc_of_sequences_is_refused_in_words() -> None:
     ],
     ids=lambda given: next(iter(given)),
 )
-def test_what_does_not_go_with_triplets_is_refused(given: dict[str, Any]) -> None:
+def test_options_of_compiled_losses_are_rejected_with_triplets(given: dict[str, Any]) -> None:
     inputs = [keras.Input((4,), name=name) for name in ("anchor", "like", "unlike")]
     shared = layers.Dense(2)
     model = keras.Model(inputs, [shared(x) for x in inputs])
@@ -270,7 +270,7 @@ def test_what_does_not_go_with_triplets_is_refused(given: dict[str, Any]) -> Non
         export(model, loss=Triplet(), **given)
 
 
-def test_a_reconstruction_has_no_classes() -> None:
+def test_classes_of_a_reconstruction_are_rejected() -> None:
     model = chain(layers.Dense(4), shape=(4,))
     with pytest.raises(ExportError, match="classes given for a reconstruction"):
         export(model, reconstruct="x", classes=("a", "b"))
@@ -279,7 +279,7 @@ def test_a_reconstruction_has_no_classes() -> None:
 # --- shapes of models -----------------------------------------------------------------------------
 
 
-def test_dicts_of_inputs_and_outputs_go_by_their_keys() -> None:
+def test_dicts_of_inputs_and_outputs_are_named_by_their_keys() -> None:
     keras.utils.set_random_seed(7)
     inputs = {"late": keras.Input((3,), name="late"), "early": keras.Input((2,), name="early")}
     hidden = layers.Dense(5)(layers.Concatenate()(list(inputs.values())))
@@ -292,18 +292,18 @@ def test_dicts_of_inputs_and_outputs_go_by_their_keys() -> None:
 
 
 @pytest.mark.parametrize("size", [np.int64(4), [np.int64(4)]])
-def test_a_batch_size_may_be_numpy_s(size: Any) -> None:
+def test_a_batch_size_may_be_a_numpy_integer(size: Any) -> None:
     model = chain(layers.Flatten(), layers.Dense(1))
     assert export_model(model, name="m", batch_size=size).spec.batch_size == 4
 
 
-def test_no_batch_size_at_all_is_refused() -> None:
+def test_an_empty_batch_size_is_rejected() -> None:
     with pytest.raises(ExportError, match="batch_size is empty"):
         export_model(chain(layers.Flatten(), layers.Dense(1)), name="m", batch_size=[])
 
 
 def gelu(x: Any) -> Any:
-    """Another one than Keras's."""
+    """Custom gelu: x·sigmoid(1.702 x)."""
     return x * keras.ops.sigmoid(1.702 * x)
 
 
@@ -315,7 +315,7 @@ class Standardized(keras.layers.Conv1D):  # type: ignore[misc]
         return keras.ops.conv(x, kernel, padding="valid")
 
 
-def test_a_user_s_own_layer_and_activation_stay_what_they_are() -> None:
+def test_custom_layers_and_activations_are_not_replaced() -> None:
     export(
         chain(
             Standardized(4, 3, use_bias=False),
@@ -327,7 +327,7 @@ def test_a_user_s_own_layer_and_activation_stay_what_they_are() -> None:
 
 
 class Broken(keras.layers.Layer):  # type: ignore[misc]
-    """Fails when it is traced for a fixed batch, not when the model is built."""
+    """Layer that fails when traced for a fixed batch, not when the model is built."""
 
     def call(self, x: Any) -> Any:
         if x.shape[0] is not None:
@@ -345,7 +345,7 @@ def test_a_layer_that_raises_ends_the_export_in_one_line() -> None:
 
 
 @pytest.mark.parametrize("channels", [151, 160, 1280])
-def test_depthwise_convolutions_of_many_channels_and_rows_end(channels: int) -> None:
+def test_depthwise_convolutions_of_many_channels_and_rows_run(channels: int) -> None:
     depthwise = layers.DepthwiseConv2D(3, padding="same")
     model = chain(
         depthwise, layers.GlobalAveragePooling2D(), layers.Dense(1), shape=(4, 4, channels)
@@ -353,13 +353,13 @@ def test_depthwise_convolutions_of_many_channels_and_rows_end(channels: int) -> 
     export_model(model, name="m", batch_size=32)
 
 
-def test_a_depthwise_convolution_that_would_never_end_is_refused() -> None:
+def test_a_depthwise_convolution_above_the_channel_limit_is_rejected() -> None:
     model = chain(layers.DepthwiseConv2D(1), layers.Flatten(), layers.Dense(1), shape=(1, 1, 4833))
     with pytest.raises(ExportError, match=r"4833 channels, .* never ends with more than 4832"):
         export(model)
 
 
-def test_pixels_are_drawn_as_pixels_where_a_model_rescales_them() -> None:
+def test_random_rows_of_rescaled_inputs_are_in_the_input_s_range() -> None:
     for seed in range(3):
         keras.utils.set_random_seed(seed)
         parts = [layers.Conv2D(4, 3), layers.BatchNormalization(), layers.ReLU()]
@@ -370,7 +370,7 @@ def test_pixels_are_drawn_as_pixels_where_a_model_rescales_them() -> None:
 
 @pytest.mark.parametrize("cell", [layers.LSTM, layers.GRU, layers.SimpleRNN])
 @pytest.mark.parametrize("masked_steps", [0, 3, 6])
-def test_layers_in_both_directions_heed_masks(cell: Any, masked_steps: int) -> None:
+def test_bidirectional_layers_use_masks(cell: Any, masked_steps: int) -> None:
     both = layers.Bidirectional(cell(3, return_sequences=True))
     parts = (layers.Masking(-1.0), both, layers.Bidirectional(cell(3)), layers.Dense(1))
     model = chain(*parts)
@@ -385,17 +385,17 @@ def test_layers_in_both_directions_heed_masks(cell: Any, masked_steps: int) -> N
     assert predicted == pytest.approx(np.asarray(model(x))[:, 0], abs=1e-5)
 
 
-def test_a_mask_that_reaches_an_output_is_refused() -> None:
+def test_a_mask_that_reaches_an_output_is_rejected() -> None:
     steps = layers.LSTM(3, return_sequences=True)
     with pytest.raises(ExportError, match="a mask reaches output 0: Keras leaves masked steps out"):
         export(chain(layers.Masking(-1.0), steps, layers.Dense(1)))
 
 
 @pytest.mark.parametrize("bad_draws", [2, 3])
-def test_one_draw_of_rows_that_agrees_is_enough(
+def test_verification_passes_if_one_draw_agrees(
     monkeypatch: pytest.MonkeyPatch, bad_draws: int
 ) -> None:
-    """Rounding decides where activations are all but 0; a wrong formula is wrong everywhere."""
+    """Rounding affects draws with activations near 0; a wrong formula affects all draws."""
     draws: list[int] = []
     compare = verify._compare
 
@@ -415,7 +415,7 @@ def test_one_draw_of_rows_that_agrees_is_enough(
         assert len(draws) == bad_draws + 2  # a full batch and half of one
 
 
-def test_a_program_goes_on_after_rows_that_it_cannot_take() -> None:
+def test_a_program_works_after_a_failed_call() -> None:
     package, program = export(words())
     good: dict[str, Array] = {
         "x": np.ones((ROWS, 5), np.int32),
@@ -442,7 +442,7 @@ def test_a_layer_may_be_an_activation() -> None:
 
 
 @pytest.mark.parametrize("name", ["gelu", "softplus", "log_sigmoid", "mish"])
-def test_functions_that_a_layer_calls_are_as_good_as_activations(name: str) -> None:
+def test_functions_called_by_layers_are_replaced_like_activations(name: str) -> None:
     """Also far from 0, where the converter's softplus is infinite."""
     function = layers.Lambda(lambda x: getattr(keras.activations, name)(x))
     model = chain(layers.Flatten(), layers.Dense(4), function, layers.Dense(1))
@@ -453,7 +453,7 @@ def test_functions_that_a_layer_calls_are_as_good_as_activations(name: str) -> N
         assert_keras_own(model, made, rows)
 
 
-def test_weights_that_are_made_by_a_call_need_one() -> None:
+def test_weights_that_are_not_built_are_named() -> None:
     model = chain(layers.Flatten(), layers.Dense(4, activation=layers.PReLU()), layers.Dense(1))
     with pytest.raises(ExportError, match=r"/alpha' are made only when the model is called: call"):
         export(model)
@@ -461,7 +461,7 @@ def test_weights_that_are_made_by_a_call_need_one() -> None:
     assert any("alpha" in part.name for part in export(model)[0].spec.layout.parameters)
 
 
-def test_gelu_by_tanh_stays_what_it_is() -> None:
+def test_approximate_gelu_is_not_replaced() -> None:
     parts = (layers.Flatten(), layers.Dense(4, activation=keras.ops.gelu), layers.Dense(1))
     export(chain(*parts))
 
@@ -476,8 +476,8 @@ def test_gelu_by_tanh_stays_what_it_is() -> None:
     ],
     ids=["softplus", "selu", "selu as a function", "norm"],
 )
-def test_rows_of_zeros_are_as_good_as_keras_s(part: Callable[[], Any]) -> None:
-    """Where every bias is 0 as well, activations are met at 0 itself."""
+def test_gradients_at_zero_equal_keras_s(part: Callable[[], Any]) -> None:
+    """With zero biases, activations are evaluated at exactly 0."""
     model = chain(layers.Flatten(), layers.Dense(4), part(), layers.Dense(1))
     made = export(model)
     rows: dict[str, Array] = {
@@ -488,7 +488,7 @@ def test_rows_of_zeros_are_as_good_as_keras_s(part: Callable[[], Any]) -> None:
     assert np.isfinite(made[1].predict(made[0].initial, rows)["prediction"]).all()
 
 
-def test_a_lambda_whose_source_is_lost_is_exported(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_lambda_without_source_is_exported(caplog: pytest.LogCaptureFixture) -> None:
     typed: dict[str, Any] = {}
     exec("twice = lambda x: 2 * x", typed)
     export(chain(layers.Flatten(), layers.Dense(3, activation=typed["twice"]), layers.Dense(1)))
@@ -498,7 +498,7 @@ def test_a_lambda_whose_source_is_lost_is_exported(caplog: pytest.LogCaptureFixt
 # --- what Keras itself does not compute -----------------------------------------------------------
 
 
-def test_a_model_of_so_many_rows_is_refused_in_one_line() -> None:
+def test_a_model_for_one_number_of_rows_is_rejected_in_one_line() -> None:
     model = chain(
         layers.Flatten(), layers.Dense(1), layers.Lambda(lambda x: x[:ROWS] + 0 * _all(x))
     )
@@ -511,13 +511,13 @@ def _all(x: Any) -> Any:
     return keras.ops.reshape(x, (ROWS, 1))
 
 
-def test_loss_weights_of_some_outputs_only_are_refused_in_one_line() -> None:
+def test_loss_weights_of_only_some_outputs_are_rejected_in_one_line() -> None:
     model = compiled(both(), ["sparse_categorical_crossentropy", "mse"], loss_weights={"age": 0.5})
     with pytest.raises(ExportError, match="loss_weights: none for output 'kind': give all or none"):
         export(model)
 
 
-def test_weights_that_are_no_numbers_are_named() -> None:
+def test_weights_with_nan_are_named() -> None:
     model = chain(layers.Flatten(), layers.Dense(1, name="odd"))
     model.get_layer("odd").bias.assign([np.nan])
     with pytest.raises(ExportError, match=r"weights 'sequential.*/odd/bias' have NaN or inf"):
@@ -525,21 +525,21 @@ def test_weights_that_are_no_numbers_are_named() -> None:
 
 
 class Doubled(keras.Model):  # type: ignore[misc]
-    """Minimises another loss than the compiled one."""
+    """Model with another loss than the compiled one."""
 
     def compute_loss(self, *arguments: Any, **options: Any) -> Any:
         return 2 * super().compute_loss(*arguments, **options)
 
 
 class Stepped(keras.Model):  # type: ignore[misc]
-    """Trains in its own way."""
+    """Model with a custom training step."""
 
     def train_step(self, data: Any) -> Any:
         return {"loss": self.compute_loss(*data)}
 
 
 @pytest.mark.parametrize(("kind", "method"), [(Doubled, "compute_loss"), (Stepped, "train_step")])
-def test_training_of_a_model_s_own_is_refused(kind: Any, method: str) -> None:
+def test_a_custom_train_step_or_compute_loss_is_rejected(kind: Any, method: str) -> None:
     x = keras.Input((4,), name="x")
     model = compiled(kind(x, layers.Dense(1)(x)))
     with pytest.raises(ExportError, match=f"has a {method} of its own .* devices would not run"):
@@ -548,12 +548,12 @@ def test_training_of_a_model_s_own_is_refused(kind: Any, method: str) -> None:
 
 
 @pytest.mark.parametrize("option", ["classes", "metrics", "train", "personal"])
-def test_a_text_is_no_list(option: str) -> None:
+def test_a_text_in_place_of_a_list_is_rejected(option: str) -> None:
     with pytest.raises(ExportError, match=rf"{option}='f1': give a list, \['f1'\]"):
         export(chain(layers.Flatten(), layers.Dense(1)), **{option: "f1"})
 
 
-def test_weights_of_classes_in_a_list_are_refused() -> None:
+def test_class_weights_in_a_list_are_rejected() -> None:
     model = chain(layers.Flatten(), layers.Dense(1, activation="sigmoid"))
     with pytest.raises(ExportError, match="give a weight for each class"):
         export(model, class_weight=[1.0, 2.0])
@@ -562,7 +562,7 @@ def test_weights_of_classes_in_a_list_are_refused() -> None:
 @pytest.mark.parametrize("transpose_a", [False, True])
 @pytest.mark.parametrize("transpose_b", [False, True])
 @pytest.mark.parametrize("columns", [1, 3])
-def test_products_of_matrices_have_tensorflow_s_gradient_however_they_lie(
+def test_gradients_of_transposed_products_equal_tensorflow_s(
     transpose_a: bool, transpose_b: bool, columns: int
 ) -> None:
     rng = np.random.default_rng(8)

@@ -1,4 +1,4 @@
-"""The committed packages of the zoo are what their builders give today."""
+"""Committed packages of the zoo, compared with their builders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a program costs, against numbers checked by hand and against a real process."""
+"""Costs of programs, compared with hand counts and with a real process."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize("name", zoo_names())
-def test_every_program_of_the_zoo_is_read(name: str) -> None:
+def test_every_program_of_the_zoo_is_analysed(name: str) -> None:
     package = load_zoo(name)
     file = read(package.program)
     assert set(file.signatures) == {"gradient", "evaluate", "predict"}
@@ -33,7 +33,7 @@ def test_every_program_of_the_zoo_is_read(name: str) -> None:
         assert theta in [graph.tensors[index].shape for index in graph.inputs]
 
 
-def test_products_are_counted_as_by_hand() -> None:
+def test_flops_of_matrix_products_match_a_hand_count() -> None:
     """784-200-200-10, 32 rows: forward, and backward twice but to the input."""
     layers = [784 * 200, 200 * 200, 200 * 10]
     products = 2 * 32 * sum(layers)
@@ -43,7 +43,7 @@ def test_products_are_counted_as_by_hand() -> None:
     assert products + backward < costs["gradient"].flops < 1.02 * (products + backward)
 
 
-def test_a_convolution_is_counted_as_by_hand() -> None:
+def test_flops_of_a_convolution_match_a_hand_count() -> None:
     """24 filters of 21 steps of 6 channels at 27 places, 32 rows, forward."""
     convolution = 2 * 32 * 27 * 24 * (21 * 6)
     flops = analyse(load_zoo("wearable_activity").program)["predict"].flops
@@ -51,7 +51,7 @@ def test_a_convolution_is_counted_as_by_hand() -> None:
 
 
 @pytest.mark.parametrize("name", zoo_names())
-def test_the_arena_holds_what_is_alive_at_once(name: str) -> None:
+def test_the_arena_holds_the_live_tensors(name: str) -> None:
     package = load_zoo(name)
     costs = analyse(package.program)
     graph = read(package.program).subgraphs[read(package.program).signatures["gradient"]]
@@ -62,7 +62,7 @@ def test_the_arena_holds_what_is_alive_at_once(name: str) -> None:
     assert gradient.flops > costs["evaluate"].flops > costs["predict"].flops
 
 
-def test_a_slower_board_takes_longer_and_more_rows_too() -> None:
+def test_epoch_time_grows_with_rows_and_slower_boards() -> None:
     package = load_zoo("wearable_activity")
     costs = analyse(package.program)
     times = [epoch_seconds(package.spec, costs, 320, board) for board in DEVICES.values()]
@@ -91,7 +91,7 @@ print([int(l.split()[1]) * 1024 for l in open("/proc/self/status") if l.startswi
 
 
 @pytest.mark.parametrize("name", ["house_price", "handwritten_digit_cnn"])
-def test_the_estimate_of_memory_is_near_what_a_process_takes(name: str) -> None:
+def test_the_memory_estimate_is_near_the_measured_memory(name: str) -> None:
     package = load_zoo(name)
     estimate = memory_bytes(package.spec, analyse(package.program), 1000)
     done = subprocess.run(
@@ -119,8 +119,8 @@ def _damaged() -> list[bytes]:
     return [b"", b"TFL3", *files]
 
 
-def test_damaged_files_give_one_line() -> None:
-    """Or are read: not every byte matters."""
+def test_a_damaged_file_is_a_model_error_of_one_line() -> None:
+    """A file may also stay readable: not every byte matters."""
     problems = [problem for problem in map(_problem, _damaged()) if problem]
     assert len(problems) > 100
     for problem in problems:
@@ -155,12 +155,12 @@ def test_inspect_measures_this_machine() -> None:
     assert report["estimate"]["matrix_flops"] > 1e8
 
 
-def test_an_unknown_device_is_refused_with_those_known() -> None:
+def test_an_unknown_device_is_rejected_with_the_known_ones() -> None:
     result = CliRunner().invoke(cli, ["inspect", "house_price", "--device", "pi-9"])
     assert result.exit_code == 2
     assert "pi-zero-2w" in result.output
 
 
 def test_kinds_have_the_schemas_numbers() -> None:
-    """A few that are far apart."""
+    """Compares a sample of the numbers."""
     assert (Kind.ADD, Kind.WHILE, Kind.BATCH_MATMUL, Kind.SIGN) == (0, 119, 126, 158)

@@ -1,4 +1,4 @@
-"""Whether a program fits is said before it is loaded."""
+"""Memory estimates of training, before a program is loaded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from models.zoo import load_zoo
 MB = 1_000_000
 
 
-def test_it_grows_with_the_vector_and_the_data(tmp_path: Path) -> None:
+def test_the_memory_estimate_grows_with_the_vector_and_the_data(tmp_path: Path) -> None:
     spec, program = (package := load_zoo("house_price")).spec, package.program
     missing = tmp_path / "missing.npz"
     small = estimate(spec, program, missing)
@@ -29,7 +29,7 @@ def test_it_grows_with_the_vector_and_the_data(tmp_path: Path) -> None:
     assert estimate(large, program, missing).total - small.total >= 8 * 4 * 999_000
 
 
-def test_packed_arrays_count_as_they_are_unpacked(tmp_path: Path) -> None:
+def test_compressed_arrays_count_with_their_uncompressed_size(tmp_path: Path) -> None:
     spec = load_zoo("house_price").spec
     np.savez_compressed(tmp_path / "data.npz", x=np.zeros((100_000, 2), np.float32))
     (tmp_path / "data.csv").write_text("a,b\n" * 1000)
@@ -38,14 +38,14 @@ def test_packed_arrays_count_as_they_are_unpacked(tmp_path: Path) -> None:
     assert estimate(spec, b"", tmp_path / "data.csv").data_bytes >= 4000
 
 
-def test_the_tensors_of_a_program_are_read_off_its_file() -> None:
+def test_tensor_sizes_are_read_from_the_program() -> None:
     package = load_zoo("handwritten_digit_cnn")
     rows = package.spec.batch_size
     first_layer = rows * 28 * 28 * 8 * 4  # its activations alone, with 8 filters or more
     assert first_layer < tensor_bytes(package.program) < 100 * MB
 
 
-def test_a_damaged_program_is_no_estimate_and_does_no_harm(tmp_path: Path) -> None:
+def test_a_damaged_program_gives_an_estimate_or_a_model_error(tmp_path: Path) -> None:
     good = load_zoo("house_price").program
     spec = load_zoo("house_price").spec
     rng = random.Random(0)
@@ -60,7 +60,7 @@ def test_a_damaged_program_is_no_estimate_and_does_no_harm(tmp_path: Path) -> No
             assert estimate(spec, bytes(data), tmp_path / "none").total > 0
 
 
-def test_it_says_what_is_short_and_of_what() -> None:
+def test_missing_memory_is_reported_with_its_parts() -> None:
     need = Need(60 * MB, 20 * MB)
     too_much = shortage(need, resident=50 * MB, available=500 * MB, ceiling=100 * MB)
     assert too_much == (
@@ -71,7 +71,7 @@ def test_it_says_what_is_short_and_of_what() -> None:
     assert too_little == "about 80 MB (model 60 MB, data 20 MB) is needed, 70 MB is available"
 
 
-def test_what_nobody_knows_refuses_nothing() -> None:
+def test_unknown_available_memory_is_not_an_error() -> None:
     need = Need(60 * MB, 20 * MB)
     assert not shortage(need, resident=None, available=None, ceiling=MB)
     assert not shortage(need, resident=10 * MB, available=80 * MB, ceiling=90 * MB)
@@ -102,7 +102,7 @@ print(peak() - before)
 
 
 @pytest.mark.parametrize("name", ["wearable_activity", "handwritten_digit_cnn"])
-def test_training_takes_no_more_than_was_said(name: str, tmp_path: Path) -> None:
+def test_training_stays_within_the_memory_estimate(name: str, tmp_path: Path) -> None:
     spec, program = (package := load_zoo(name)).spec, package.program
     need = estimate(spec, program, tmp_path / "none")
     command = [sys.executable, "-P", "-c", _TRAIN, name]

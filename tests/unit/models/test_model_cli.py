@@ -39,7 +39,7 @@ def test_list_for_scripts() -> None:
     assert "median house value" in rows["house_price"]["task"]
 
 
-def test_inspect_shows_what_devices_will_see() -> None:
+def test_inspect_shows_inputs_layout_and_signatures() -> None:
     result = run("inspect", "wearable_activity")
     assert result.exit_code == 0, result.output
     package = load_zoo("wearable_activity")
@@ -73,7 +73,7 @@ def test_inspect_a_folder_for_scripts(tmp_path: Path) -> None:
     assert report["signatures"]["predict"]["outputs"] == {"prediction": "float32[256]"}
 
 
-def test_inspect_says_which_runtime_refuses_a_program(tmp_path: Path) -> None:
+def test_inspect_shows_the_error_of_a_runtime_that_rejects_the_program(tmp_path: Path) -> None:
     load_zoo("house_price").save(tmp_path)
     (tmp_path / "program.tflite").write_bytes(load_zoo("wearable_activity").program)
     result = run("inspect", str(tmp_path))
@@ -109,7 +109,7 @@ def test_errors_are_one_line(arguments: list[str], says: str) -> None:
         (["export", "model.py:build", "--out", "file/new/a"], "file/new/a: Not a directory"),
     ],
 )
-def test_where_nothing_can_be_written_nothing_is_computed(
+def test_an_unwritable_out_is_rejected_before_computing(
     arguments: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -121,7 +121,7 @@ def test_where_nothing_can_be_written_nothing_is_computed(
     assert result.stderr == f"error: --out {says}\n"  # nor is TensorFlow loaded
 
 
-def test_trying_where_to_write_leaves_no_trace(tmp_path: Path) -> None:
+def test_checking_out_leaves_no_files(tmp_path: Path) -> None:
     kept = tmp_path / "kept.tflite"
     kept.write_bytes(b"model")
     check_file(kept)
@@ -157,14 +157,14 @@ def test_export_without_tensorflow_says_what_to_install() -> None:
 @pytest.mark.parametrize(
     "arguments", [["list"], ["inspect", "house_price"], ["inspect", "house_price", "--device=this"]]
 )
-def test_list_and_inspect_work_without_tensorflow_and_say_nothing_else(
+def test_list_and_inspect_work_without_tensorflow_or_warnings(
     arguments: list[str],
 ) -> None:
     done = fedge_without_tensorflow("model", *arguments)
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_inspecting_shows_what_stays_on_the_device_and_what_is_never_stepped(
+def test_inspect_marks_personal_and_tracked_tensors(
     tmp_path: Path,
 ) -> None:
     package = load_zoo("house_price")

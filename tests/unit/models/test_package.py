@@ -45,7 +45,7 @@ def with_frozen(count: int, data: bytes) -> ModelPackage:
     return ModelPackage(spec, PROGRAM, package().initial, frozen_bytes=data, architecture=b"{}")
 
 
-def test_a_folder_holds_all_of_a_package(tmp_path: Path) -> None:
+def test_a_saved_package_loads_unchanged(tmp_path: Path) -> None:
     folder = tmp_path / "a" / "b"
     package().save(folder)
     assert {path.name for path in folder.iterdir()} == {PROGRAM_FILE, SPEC_FILE, INITIAL_FILE}
@@ -54,7 +54,7 @@ def test_a_folder_holds_all_of_a_package(tmp_path: Path) -> None:
     assert np.array_equal(again.initial, [1, 2, 3])
 
 
-def test_frozen_tensors_are_kept_each_for_itself() -> None:
+def test_frozen_tensors_have_scales_of_their_own() -> None:
     small, large = (np.full((3, 90), size, np.float32) for size in (1e-4, 1e4))
     vector = np.array([1e-6, 1.0, 1e6], np.float32)
     data = encode_frozen([small, large, vector])
@@ -83,12 +83,12 @@ def test_frozen_tensors_are_kept_each_for_itself() -> None:
         (b"\0\0\0\0\0" * 9, "0 numbers, expected 2"),
     ],
 )
-def test_damaged_frozen_tensors_are_refused(data: bytes, says: str) -> None:
+def test_damaged_frozen_tensors_are_rejected(data: bytes, says: str) -> None:
     with pytest.raises(ModelError, match=f"frozen.bin: .*{says}"):
         with_frozen(2, data)
 
 
-def test_a_package_saved_over_another_leaves_nothing_of_it(tmp_path: Path) -> None:
+def test_saving_a_package_removes_files_of_the_previous_one(tmp_path: Path) -> None:
     with_frozen(1, encode_frozen([np.ones(1, np.float32)])).save(tmp_path)
     package().save(tmp_path)
     loaded = load_package(tmp_path)
@@ -123,7 +123,7 @@ def test_the_digest_does_not_depend_on_how_numbers_and_names_were_written() -> N
     assert with_input(0, "".join(["float", "32"])).digest == with_input(0.0, "float32").digest
 
 
-def test_a_spec_of_the_wrong_types_is_refused() -> None:
+def test_a_spec_of_the_wrong_types_is_rejected() -> None:
     tensor = TensorSpec("sensors", (2,), "float64")  # type: ignore[arg-type]
     with pytest.raises(ModelError, match=r"\$\.inputs\[0\]\.dtype"):
         ModelPackage(
@@ -136,7 +136,7 @@ def test_theta_is_read_only_in_a_package() -> None:
         package().initial[0] = 5
 
 
-def test_what_does_not_fit_together_is_refused() -> None:
+def test_parts_of_a_package_that_do_not_fit_are_rejected() -> None:
     with pytest.raises(ModelError, match=r"expected float32 of \(3,\)"):
         ModelPackage(SPEC, PROGRAM, np.zeros(4, np.float32))
     with pytest.raises(ModelError, match="initial weights have NaN"):
@@ -171,7 +171,9 @@ def test_a_damaged_file_is_a_model_error(tmp_path: Path, name: str, content: byt
         (b"'shape': (", b"'shape': (-9223372036854775809"),
     ],
 )
-def test_a_damaged_header_of_the_weights_is_refused(tmp_path: Path, old: bytes, new: bytes) -> None:
+def test_a_damaged_header_of_the_weights_is_rejected(
+    tmp_path: Path, old: bytes, new: bytes
+) -> None:
     package().save(tmp_path)
     path = tmp_path / INITIAL_FILE
     whole = path.read_bytes()
@@ -183,7 +185,7 @@ def test_a_damaged_header_of_the_weights_is_refused(tmp_path: Path, old: bytes, 
         load_package(tmp_path)
 
 
-def test_pickled_weights_are_refused(tmp_path: Path) -> None:
+def test_pickled_weights_are_rejected(tmp_path: Path) -> None:
     package().save(tmp_path)
     np.save(tmp_path / INITIAL_FILE, np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(ModelError, match="not a numpy array"):
@@ -191,7 +193,7 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", [0, 3, 7, 40, -1])
-def test_a_truncated_wire_form_never_passes_its_digest(cut: int) -> None:
+def test_a_truncated_wire_form_has_another_digest(cut: int) -> None:
     wire = package().wire
     assert hashlib.sha256(wire[:cut]).hexdigest() != package().digest
     if cut != -1:
@@ -199,7 +201,7 @@ def test_a_truncated_wire_form_never_passes_its_digest(cut: int) -> None:
             unpack_wire(wire[:cut])
 
 
-def test_a_wire_form_with_no_program_is_refused() -> None:
+def test_a_wire_form_without_program_is_rejected() -> None:
     class Header(msgspec.Struct):
         spec: ModelSpec
         initial_sha256: str

@@ -1,4 +1,4 @@
-"""Programs on both runtimes: numbers by hand, any number of rows, and what is refused."""
+"""Programs on both runtimes: results checked by hand, any number of rows, invalid arguments."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def rows(count: int) -> tuple[dict[str, F32], F32]:
 
 
 def by_hand(theta: F32, x: F32, y: F32, weight: F32) -> tuple[float, NDArray[np.float64], float]:
-    """Sum of losses, gradient of their weighted mean, sum of absolute errors."""
+    """Returns sum of losses, gradient of their weighted mean, sum of absolute errors."""
     design = np.c_[x, np.ones(len(x))]
     error = design @ theta.astype(np.float64) - y
     gradient = 2 * (design * (weight * error)[:, None]).sum(0) / weight.sum()
@@ -83,7 +83,7 @@ def test_evaluate_and_predict_any_number_of_rows(program: Program, count: int) -
 
 
 @pytest.mark.parametrize("count", [5, BATCH, BATCH + 3])
-def test_weights_weigh_rows(program: Program, count: int) -> None:
+def test_row_weights_scale_loss_and_gradient(program: Program, count: int) -> None:
     inputs, target = rows(count)
     weight = np.random.default_rng(1).integers(0, 3, count).astype(np.float32)
     weight[0] = 1
@@ -97,7 +97,7 @@ def test_weights_weigh_rows(program: Program, count: int) -> None:
         assert found.metrics == {"mae": pytest.approx(mae, rel=1e-5)}
 
 
-def test_rows_of_weight_0_might_hold_anything_finite(program: Program) -> None:
+def test_rows_of_weight_0_do_not_count(program: Program) -> None:
     inputs, target = rows(10)
     weight = np.array([1] * 5 + [0] * 5, np.float32)
     clean = program.gradient(THETA, labelled(inputs, target, weight))
@@ -107,7 +107,7 @@ def test_rows_of_weight_0_might_hold_anything_finite(program: Program) -> None:
     )
 
 
-def test_nothing_to_learn_from_is_a_training_error(program: Program) -> None:
+def test_rows_without_weight_are_a_training_error(program: Program) -> None:
     inputs, target = rows(0)
     with pytest.raises(TrainingError, match="no rows to learn from"):
         program.gradient(THETA, labelled(inputs, target))
@@ -136,7 +136,7 @@ def test_results_are_not_overwritten_by_the_next_call(program: Program) -> None:
     assert np.array_equal(first, kept)
 
 
-def test_other_dtypes_and_strided_rows_are_taken(program: Program) -> None:
+def test_other_dtypes_and_strided_rows_are_accepted(program: Program) -> None:
     inputs, target = rows(BATCH)
     expected = program.gradient(THETA, labelled(inputs, target)).vector
     doubled = np.repeat(inputs["features"].astype(np.float64), 2, axis=0)[::2]
@@ -145,7 +145,7 @@ def test_other_dtypes_and_strided_rows_are_taken(program: Program) -> None:
 
 
 @pytest.mark.parametrize("count", [7, BATCH])
-def test_arrays_that_do_not_fit_are_refused(program: Program, count: int) -> None:
+def test_arrays_that_do_not_fit_the_spec_are_rejected(program: Program, count: int) -> None:
     inputs, target = rows(count)
     x = inputs["features"]
     for theta in (np.zeros(4, np.float32), np.zeros(3)):
@@ -206,7 +206,7 @@ def other_layout() -> Layout:
         ({"outputs": (TensorSpec("prediction", (1,)),)}, r"predict output 'prediction' is"),
     ],
 )
-def test_a_program_that_does_not_fit_its_spec_is_refused(
+def test_a_program_that_does_not_fit_its_spec_is_rejected(
     package: ModelPackage, runtime: str, changes: dict[str, object], says: str
 ) -> None:
     spec = msgspec.structs.replace(package.spec, **changes)
@@ -216,12 +216,12 @@ def test_a_program_that_does_not_fit_its_spec_is_refused(
 
 # Damage behind an intact mark is not tested: tflite_runtime does not check and may crash.
 @pytest.mark.parametrize("data", [b"", b"garbage", bytes(1000)])
-def test_garbage_is_no_program(package: ModelPackage, runtime: str, data: bytes) -> None:
+def test_garbage_is_rejected_as_program(package: ModelPackage, runtime: str, data: bytes) -> None:
     with pytest.raises(ModelError, match=f"{runtime} .* cannot load the program"):
         Program(data, package.spec, runtime=runtime)
 
 
-def test_an_unknown_runtime_is_refused_with_the_known_ones(package: ModelPackage) -> None:
+def test_an_unknown_runtime_is_rejected_with_the_known_ones(package: ModelPackage) -> None:
     with pytest.raises(ModelError, match="'onnx' is unknown; known: tflite-runtime, ai-edge-li"):
         Program(package.program, package.spec, runtime="onnx")
 
@@ -288,7 +288,7 @@ def test_rows_are_cut_into_calls_with_little_padding(
     assert list(plan_calls(rows, sizes)) == expected
 
 
-def test_the_main_batch_size_has_the_plain_names() -> None:
+def test_signatures_of_the_main_batch_size_have_no_suffix() -> None:
     spec = msgspec.structs.replace(load_zoo("house_price").spec, more_batch_sizes=(8,))
     names = expected_signatures(spec)
     assert list(names) == [

@@ -31,7 +31,7 @@ SPEC = ModelSpec(
 
 
 def file(folder: Path, **arrays: Any) -> Path:
-    """A good file of two rows, with other arrays; None leaves one out."""
+    """Writes a valid file of two rows, with some arrays replaced; None leaves one out."""
     whole = {"sensors": [[1.0, 3.0], [np.nan, 5.0]], "steps": [1, 2], "target": [0, 2], **arrays}
     given: dict[str, Any] = {name: array for name, array in whole.items() if array is not None}
     np.savez(folder / "rows.npz", **given)
@@ -46,7 +46,7 @@ def refusal(path: Path) -> str:
     return line.replace(f"{path.parent}/", "")
 
 
-def test_rows_come_scaled_in_the_types_of_the_spec(tmp_path: Path) -> None:
+def test_rows_are_scaled_and_have_the_dtypes_of_the_spec(tmp_path: Path) -> None:
     rows = read_rows(file(tmp_path, target=[0.0, 2.0]), SPEC)
     assert rows["sensors"].tolist() == [[0.0, 1.0], [-9.0, 2.0]]
     assert rows["sensors"].dtype == np.float32
@@ -54,15 +54,15 @@ def test_rows_come_scaled_in_the_types_of_the_spec(tmp_path: Path) -> None:
     assert rows["target"].dtype == np.int32
 
 
-def test_y_is_the_target_unless_there_is_one_of_that_name(tmp_path: Path) -> None:
-    """As agents read it."""
+def test_y_is_the_target_unless_target_exists(tmp_path: Path) -> None:
+    """As in the data of agents."""
     path = file(tmp_path, y=[2, 2], target=None)
     assert has_targets(path, SPEC)
     assert read_rows(path, SPEC)["target"].tolist() == [2, 2]
     assert read_rows(file(tmp_path, y=[2, 2]), SPEC)["target"].tolist() == [0, 2]
 
 
-def test_inputs_do_without_targets_when_only_they_are_wanted(tmp_path: Path) -> None:
+def test_inputs_are_read_without_targets(tmp_path: Path) -> None:
     path = file(tmp_path, target=None)
     assert not has_targets(path, SPEC)
     assert list(read_rows(path, SPEC, targets=False)) == ["sensors", "steps"]
@@ -90,13 +90,13 @@ def test_inputs_do_without_targets_when_only_they_are_wanted(tmp_path: Path) -> 
         ({"steps": [2.0**31, 0]}, "row 0: 2147483648 is not a whole number, -2147483648 to"),
     ],
 )
-def test_what_does_not_fit_is_refused_in_one_line(
+def test_invalid_arrays_are_rejected_in_one_line(
     tmp_path: Path, arrays: dict[str, Any], says: str
 ) -> None:
     assert says in refusal(file(tmp_path, **arrays))
 
 
-def test_a_class_without_a_name_has_to_exist_too(tmp_path: Path) -> None:
+def test_classes_without_names_are_checked_by_number(tmp_path: Path) -> None:
     target = TensorSpec("target", (), "int32")
     three = msgspec.structs.replace(SPEC, targets=(target,))
     two = msgspec.structs.replace(three, outputs=(TensorSpec("prediction"),))
@@ -105,7 +105,7 @@ def test_a_class_without_a_name_has_to_exist_too(tmp_path: Path) -> None:
             read_rows(file(tmp_path, target=[0, wrong]), spec)
 
 
-def test_a_header_that_promises_more_than_there_is_takes_no_memory_for_it(tmp_path: Path) -> None:
+def test_a_header_that_claims_too_much_allocates_no_memory(tmp_path: Path) -> None:
     path = file(tmp_path, steps=None)
     with zipfile.ZipFile(path, "a") as archive, archive.open("steps.npy", "w") as member:
         np.lib.format.write_array_header_1_0(  # type: ignore[no-untyped-call]
@@ -114,13 +114,13 @@ def test_a_header_that_promises_more_than_there_is_takes_no_memory_for_it(tmp_pa
     assert "array 'steps' cannot be read: 128 bytes for float64" in refusal(path)
 
 
-def test_another_file_than_an_npz_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_not_npz_is_named(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("a,b\n1,2\n")
     assert "not an .npz file (save the arrays with numpy.savez)" in refusal(tmp_path / "rows.csv")
     assert "cannot be read: No such file" in refusal(tmp_path / "none.npz")
 
 
-def test_a_damaged_file_is_refused_wherever_the_damage_is(tmp_path: Path) -> None:
+def test_a_damaged_npz_file_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "rows.npz"
     sensors = np.random.default_rng(0).normal(size=(500, 2))
     np.savez_compressed(path, sensors=sensors, steps=np.ones(500), target=np.ones(500))

@@ -1,4 +1,4 @@
-"""Which interpreter is taken, what a platform can install, and what is said where none fits."""
+"""Choice of the runtime, wheels per platform, and advice where none fits."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def platform(machine: str, minor: int, glibc: tuple[int, int] = DEBIAN_12) -> Pl
     ],
     ids=str,
 )
-def test_common_devices_need_one_command(here: Platform, says: str) -> None:
+def test_common_devices_install_with_one_command(here: Platform, says: str) -> None:
     assert install_advice(here) == says
 
 
@@ -78,14 +78,14 @@ def test_common_devices_need_one_command(here: Platform, says: str) -> None:
     ],
     ids=str,
 )
-def test_other_devices_are_told_what_to_change(here: Platform, says: list[str]) -> None:
+def test_other_devices_get_advice(here: Platform, says: list[str]) -> None:
     line = install_advice(here)
     assert all(part in line for part in says), line
     assert "\n" not in line
     assert len(f"no TFLite interpreter is installed here ({here}): {line}") <= 500
 
 
-def test_why_a_runtime_has_no_wheel() -> None:
+def test_the_reason_for_a_missing_wheel_is_named() -> None:
     assert missing_wheel_reason("tflite-runtime", platform("x86_64", 13)) == (
         "has wheels for Python 3.8 to 3.11, this is 3.13"
     )
@@ -102,7 +102,7 @@ def test_the_wheels_are_those_of_the_runtimes() -> None:
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64", "armv7l", "armv6l", "riscv64"])
 @pytest.mark.parametrize("minor", [11, 12, 13])
-def test_pip_is_asked_for_a_runtime_just_where_one_has_a_wheel(machine: str, minor: int) -> None:
+def test_the_dependency_markers_match_the_wheels(machine: str, minor: int) -> None:
     here = platform(machine, minor)
     environment = {"python_version": f"3.{minor}", "platform_machine": machine}
     lines = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
@@ -121,7 +121,7 @@ def test_a_32_bit_python_on_a_64_bit_kernel_is_32_bit(monkeypatch: pytest.Monkey
     assert this_platform().machine == "armv7l"
 
 
-def test_musl_is_told_by_what_it_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_musl_is_detected_by_the_missing_glibc_version(monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(name: str) -> str:
         raise ValueError("unrecognized configuration name")
 
@@ -137,14 +137,14 @@ def hide(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
         monkeypatch.setitem(sys.modules, RUNTIMES[name].partition(".")[0], None)
 
 
-def test_the_first_that_is_installed_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_installed_runtime_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in available_runtimes():
         if name in DEVICE_RUNTIMES:
             assert find_runtime(None)[1].startswith(f"{name} ")
             hide(monkeypatch, name)
 
 
-def test_one_that_does_not_load_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_runtime_that_does_not_load_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     if not set(DEVICE_RUNTIMES) <= set(available_runtimes()):
         pytest.skip("only one runtime is installed")
     monkeypatch.setitem(sys.modules, "tflite_runtime.interpreter", None)
@@ -153,7 +153,7 @@ def test_one_that_does_not_load_is_passed_over(monkeypatch: pytest.MonkeyPatch) 
         find_runtime("tflite-runtime")
 
 
-def test_where_none_is_installed_the_error_says_what_to_install(
+def test_without_a_runtime_the_error_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     hide(monkeypatch, *RUNTIMES)
@@ -164,7 +164,7 @@ def test_where_none_is_installed_the_error_says_what_to_install(
     assert str(caught.value).endswith(f"installed here ({here}): {install_advice(here)}")
 
 
-def test_a_missing_one_that_has_no_wheel_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_runtime_without_wheel_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     hide(monkeypatch, "tflite-runtime", "ai-edge-litert")
     monkeypatch.setattr(interpreters, "this_platform", lambda: platform("aarch64", 13))
     with pytest.raises(ModelError, match=r"3\.11, this is 3\.13: pip install ai-edge-litert"):
@@ -173,7 +173,9 @@ def test_a_missing_one_that_has_no_wheel_says_so(monkeypatch: pytest.MonkeyPatch
         find_runtime("ai-edge-litert")
 
 
-def test_numpy_2_is_named_before_tflite_runtime_meets_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_numpy_2_is_rejected_before_tflite_runtime_is_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     if "tflite-runtime" not in available_runtimes():
         pytest.skip("tflite-runtime is not installed")
     monkeypatch.setattr(np, "__version__", "2.4.6")
@@ -181,7 +183,7 @@ def test_numpy_2_is_named_before_tflite_runtime_meets_it(monkeypatch: pytest.Mon
         find_runtime("tflite-runtime")
 
 
-def test_the_environment_chooses_where_nothing_else_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_names_the_default_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
     *_, last = [name for name in available_runtimes() if name in DEVICE_RUNTIMES]
     monkeypatch.setenv(ENVIRONMENT, last)
     assert find_runtime(None)[1].startswith(f"{last} ")
@@ -191,10 +193,10 @@ def test_the_environment_chooses_where_nothing_else_does(monkeypatch: pytest.Mon
     assert find_runtime(last)[1].startswith(f"{last} ")
 
 
-def test_one_that_pip_knows_by_another_name_runs_all_the_same(
+def test_a_runtime_from_another_distribution_runs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Built for a board, or of a vendor's own wheel."""
+    """The runtime is built locally, or from a vendor's wheel."""
 
     def unknown(name: str) -> str:
         raise metadata.PackageNotFoundError(name)
@@ -216,7 +218,7 @@ def run(*arguments: str) -> Result:
     return CliRunner().invoke(cli, arguments)
 
 
-def test_runtimes_shows_what_is_here_and_what_is_taken() -> None:
+def test_runtimes_shows_the_installed_and_the_taken_runtime() -> None:
     result = run("model", "runtimes")
     assert result.exit_code == 0, result.output
     taken = find_runtime(None)[1].partition(" ")[0]
@@ -229,7 +231,7 @@ def test_runtimes_shows_what_is_here_and_what_is_taken() -> None:
     assert list(report["installed"]) == available_runtimes()
 
 
-def test_runtimes_without_one_ends_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runtimes_without_a_runtime_exits_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
     hide(monkeypatch, *RUNTIMES)
     monkeypatch.setattr(interpreters, "this_platform", lambda: platform("armv7l", 12))
     result = run("model", "runtimes")
@@ -239,7 +241,7 @@ def test_runtimes_without_one_ends_with_what_to_do(monkeypatch: pytest.MonkeyPat
     assert "use Python 3.11, as in Debian 12, or a 64-bit system" in result.stderr
 
 
-def test_check_and_inspect_take_the_runtime_that_is_named(
+def test_check_and_inspect_use_the_named_runtime(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     *_, last = [name for name in available_runtimes() if name in DEVICE_RUNTIMES]

@@ -1,4 +1,4 @@
-"""ModelSpec: a spec that exists is consistent."""
+"""ModelSpec: validation and JSON."""
 
 from __future__ import annotations
 
@@ -65,12 +65,12 @@ def test_a_spec_survives_json_byte_for_byte() -> None:
         ({"name": "x", "dtype": "int32", "classes": ("a", "b", "a")}, "class names must differ"),
     ],
 )
-def test_impossible_tensors_are_refused(tensor: dict[str, Any], says: str) -> None:
+def test_invalid_tensors_are_rejected(tensor: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         TensorSpec(**tensor)
 
 
-def test_each_number_of_a_row_may_have_a_name_and_one_unit_serves_all() -> None:
+def test_features_may_name_each_number_of_a_row_with_one_unit() -> None:
     names = tuple("abcdef")
     assert TensorSpec("x", (2, 3), features=names).features == names
     assert TensorSpec("x", (2, 3), features=names[:3], units=("g",)).units == ("g",)
@@ -97,13 +97,13 @@ def test_each_number_of_a_row_may_have_a_name_and_one_unit_serves_all() -> None:
         ({"batch_size": 65_537}, "batch_size 65537 is outside"),
     ],
 )
-def test_impossible_specs_are_refused(changes: dict[str, Any], says: str) -> None:
+def test_invalid_specs_are_rejected(changes: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         make_spec(**changes)
 
 
 def broken(*path: Any, value: Any) -> bytes:
-    """The JSON of a good spec with one thing changed."""
+    """Returns the JSON of a valid spec with one value changed."""
     document = json.loads(make_spec().to_json())
     place = document
     for key in path[:-1]:
@@ -127,7 +127,7 @@ def broken(*path: Any, value: Any) -> bytes:
         (b" " * (1 << 20) + make_spec().to_json(), "limit 1048576"),
     ],
 )
-def test_json_that_is_no_spec_is_refused_with_its_place(data: bytes, says: str) -> None:
+def test_invalid_json_is_rejected_with_its_key(data: bytes, says: str) -> None:
     with pytest.raises(ModelError, match=says):
         ModelSpec.from_json(data)
 
@@ -143,7 +143,7 @@ def test_a_spec_cannot_be_changed() -> None:
     assert msgspec.structs.replace(make_spec(), batch_size=9).batch_size == 9
 
 
-def test_tracked_parts_of_theta_and_of_the_personal_part_are_found_in_the_whole() -> None:
+def test_tracked_slices_cover_theta_and_the_personal_part() -> None:
     layout = Layout(
         (ParameterSpec("w", (3,)), ParameterSpec("mean", (2,), True), ParameterSpec("b", (1,)))
     )
@@ -154,12 +154,12 @@ def test_tracked_parts_of_theta_and_of_the_personal_part_are_found_in_the_whole(
     assert ModelSpec.from_json(spec.to_json()) == spec
 
 
-def test_a_fingerprint_says_whether_a_part_is_tracked() -> None:
+def test_a_fingerprint_depends_on_tracked() -> None:
     one, two = (Layout((ParameterSpec("w", (3,), tracked),)) for tracked in (False, True))
     assert one.fingerprint != two.fingerprint
 
 
-def test_a_target_has_as_many_classes_as_its_output_tells_apart() -> None:
+def test_a_target_has_as_many_classes_as_its_output() -> None:
     kind, text = TensorSpec("target", (), "int32"), TensorSpec("target", (5,), "int32")
     cases: list[tuple[TensorSpec, list[tuple[int, ...]], int]] = [
         (kind, [(4,)], 4),
@@ -178,7 +178,7 @@ def test_a_target_has_as_many_classes_as_its_output_tells_apart() -> None:
     assert [spec.class_count(target) for target in several] == [4, 2]
 
 
-def test_an_input_has_the_classes_that_are_named() -> None:
+def test_an_input_has_the_named_classes() -> None:
     word, steps = (
         TensorSpec("word", (), "int32", classes=("a", "b", "c")),
         TensorSpec("x", (), "int32"),
@@ -200,6 +200,6 @@ def test_several_targets_are_named_after_the_outputs() -> None:
     "tensor",
     [{"name": "x", "missing": float("nan")}, {"name": "x", "dtype": "int32", "missing": 1.0}],
 )
-def test_a_number_for_missing_values_is_a_finite_float(tensor: dict[str, Any]) -> None:
+def test_missing_must_be_a_finite_float(tensor: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="missing must be a finite number"):
         TensorSpec(**tensor)

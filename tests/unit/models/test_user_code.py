@@ -1,4 +1,4 @@
-"""Errors of a user's own file, in one line that names its place."""
+"""Errors of a user's file, in one line with the place."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def find(folder: Path, source: str, name: str = "build") -> str:
-    """What is said of a function in a file."""
+    """Returns the error of a function in a file."""
     path = folder / "own.py"
     path.write_text(source)
     with pytest.raises(ConfigError) as caught:
@@ -25,14 +25,12 @@ def find(folder: Path, source: str, name: str = "build") -> str:
 
 
 @pytest.mark.parametrize(("call", "shown"), [("sys.exit(3)", "3"), ("sys.exit()", "")])
-def test_a_file_that_ends_the_process_is_an_error_in_it(
-    tmp_path: Path, call: str, shown: str
-) -> None:
+def test_a_file_that_exits_is_reported(tmp_path: Path, call: str, shown: str) -> None:
     said = find(tmp_path, f"import sys\n{call}\n")
     assert said.startswith(f"own.py failed: it called sys.exit({shown}) (line 2 of own.py)")
 
 
-def test_a_function_that_ends_the_process_is_an_error_in_it() -> None:
+def test_a_function_that_exits_is_reported() -> None:
     with pytest.raises(ConfigError, match="it called sys"), user_code_errors("own.py:build()"):
         raise SystemExit("no data")
 
@@ -45,12 +43,12 @@ def test_a_function_that_ends_the_process_is_an_error_in_it() -> None:
         ("import ast\n\nast.literal_eval('(')\n", "was never closed (line 3 of own.py)"),
     ],
 )
-def test_the_line_is_the_user_s_own(tmp_path: Path, source: str, says: str) -> None:
+def test_an_error_names_the_line_of_the_user_s_code(tmp_path: Path, source: str, says: str) -> None:
     said = find(tmp_path, source)
     assert said.endswith(f"{says}; -v shows the traceback")
 
 
-def test_a_function_that_wants_arguments_is_named_with_its_line(tmp_path: Path) -> None:
+def test_a_function_with_required_arguments_is_rejected_with_its_line(tmp_path: Path) -> None:
     said = find(tmp_path, "\ndef build(units, rate=0.1):\n    pass\n")
     assert said == (
         "own.py:build must work without arguments: missing a required argument: 'units' "
@@ -58,7 +56,7 @@ def test_a_function_that_wants_arguments_is_named_with_its_line(tmp_path: Path) 
     )
 
 
-def test_an_object_of_keras_s_is_no_function(tmp_path: Path) -> None:
+def test_a_keras_object_is_rejected_as_function(tmp_path: Path) -> None:
     source = "class Sequential:\n    __call__ = None\nSequential.__module__ = 'keras.src.models'\n"
     said = find(tmp_path, source + "model = Sequential()\n", "model")
     assert said == (
@@ -66,12 +64,12 @@ def test_an_object_of_keras_s_is_no_function(tmp_path: Path) -> None:
     )
 
 
-def test_a_relative_import_has_a_way_out(tmp_path: Path) -> None:
+def test_a_relative_import_error_names_the_alternative(tmp_path: Path) -> None:
     said = find(tmp_path, "from .parts import network\n")
     assert "no known parent package: name the module from the folder above, PACKAGE.MODULE:" in said
 
 
-def test_functions_that_could_be_meant_are_listed(tmp_path: Path) -> None:
+def test_an_unknown_function_lists_the_callable_ones(tmp_path: Path) -> None:
     (tmp_path / "shared_parts.py").write_text("def network():\n    pass\n")
     source = (
         "from collections import OrderedDict\n"

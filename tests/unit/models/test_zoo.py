@@ -1,4 +1,4 @@
-"""The zoo: complete, loadable on both runtimes, and learning."""
+"""Zoo: records, packages and training steps on both runtimes."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_the_published_number_of_parameters() -> None:
     assert not load_zoo("house_price").initial.any()
 
 
-def test_a_missing_finding_counts_as_average_and_is_told_from_one() -> None:
+def test_a_missing_finding_differs_from_an_average_one() -> None:
     package = load_zoo("heart_disease")
     program, (patient,) = Program(package.program, package.spec), package.spec.inputs
     average = np.zeros((1, 13), np.float32)
@@ -86,7 +86,7 @@ def test_a_missing_finding_counts_as_average_and_is_told_from_one() -> None:
     assert np.log(here / (1 - here)) - np.log(gone / (1 - gone)) == pytest.approx(1.3, abs=1e-4)
 
 
-def test_without_sound_the_image_alone_decides_and_the_other_way_round() -> None:
+def test_a_missing_input_does_not_change_the_prediction() -> None:
     package = load_zoo("audio_visual_digit")
     program, spec = Program(package.program, package.spec), package.spec
     rng = np.random.default_rng(0)
@@ -112,9 +112,7 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
         open_model("resnet")
 
 
-def test_a_name_nearly_right_is_answered_with_the_right_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_misspelt_name_gets_a_suggestion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load_zoo("house_price").save(tmp_path / "p" / "custom")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelError, match=r"in the zoo; did you mean p/custom\? the zoo has: "):
