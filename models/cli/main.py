@@ -184,9 +184,9 @@ def list_models(as_json: bool) -> None:
 def inspect(model: str, as_json: bool, device: str, rows: int, runtime: str | None) -> None:
     """Show the content of a package: a folder, or the name of a model in the zoo.
 
-    Loads the program into every TFLite interpreter installed here, or only into --runtime, and shows
-    which accept it. TensorFlow, which takes seconds to load, is tried only if named or alone. Estimates
-    memory and time of training on a device.
+    Loads the program into every TFLite interpreter installed here, or only into --runtime, and
+    shows which accept it. TensorFlow, which takes seconds to load, is tried only if named or alone.
+    Estimates memory and time of training on a device.
     """
     package = open_model(model)
     # Suppresses messages of the interpreters; their errors are exceptions.
