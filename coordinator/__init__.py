@@ -1,1 +1,1 @@
-"""What runs in the middle."""
+"""Coordinator: runs a federation's rounds and keeps its state."""

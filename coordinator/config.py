@@ -1,4 +1,4 @@
-"""What the coordinator's YAML file may say."""
+"""Configuration of a coordinator: the types of its YAML file."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Seconds = Annotated[float, Meta(gt=0, le=1e7)]
 
 
 class CohortConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Who is asked in a round.
+    """Cohort of a round: how many agents are asked.
 
     Attributes:
         fraction: of the agents that could take part; the report goal.
@@ -48,7 +48,7 @@ class CohortConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
 
 class RoundConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """When a round ends.
+    """Deadlines and minimum of a round.
 
     Attributes:
         deadline_s: after the announcement answers are late.
@@ -66,14 +66,14 @@ class RoundConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 class StartConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What the first round waits for: so many agents, or the time, whichever comes first."""
+    """Start of the first round: when so many agents are online, or after the time."""
 
     agents: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
     timeout_s: Seconds = 60.0
 
 
 class EvaluationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How each new θ is measured.
+    """Evaluation of each new θ.
 
     Attributes:
         every: rounds between evaluations on the devices; 0 asks for none.
@@ -89,7 +89,7 @@ class EvaluationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
 
 
 class StopConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """When to end before the last round.
+    """Conditions that end a federation before its last round.
 
     Attributes:
         metric: a metric of the evaluation, or "loss".

@@ -77,7 +77,7 @@ class Database:
                 raise self._failed(error) from error
 
     def lose_unflushed(self) -> None:
-        """What a power cut does: updates that were added since the last `flush` are gone."""
+        """Drops what was added since the last `flush`, as a power cut does; for simulations."""
         if self._db.in_transaction:
             self._db.execute("ROLLBACK")
 

@@ -73,7 +73,7 @@ def diagnose(config: CoordinatorConfig, base: Path, *, offline: bool = False) ->
 
 
 def coordinator_rights(topics: Topics) -> Rights:
-    """What the coordinator does at the broker; as `broker.security.access_control` grants it."""
+    """Returns the coordinator's access rights, as `broker.security.access_control` grants them."""
     writes = (
         CoordinatorStatusTopic(),
         ProgramTopic(),

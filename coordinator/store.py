@@ -202,7 +202,7 @@ class Store(Database):
             db.execute("INSERT OR REPLACE INTO meta VALUES ('signing_keys', ?)", values)
 
     def save_agent(self, agent_id: str, status: AgentStatus, heard_at: float | None = None) -> None:
-        """What an agent said of itself last; on disk only after `flush`.
+        """Stores an agent's latest status; on disk only after `flush`.
 
         A fleet is born in one moment, and nothing depends on its births being on disk.
 
@@ -216,7 +216,7 @@ class Store(Database):
         self._add("INSERT OR REPLACE INTO agents VALUES (?, ?, ?)", agent_id, text, heard_at)
 
     def note_heard(self, heard_at: Mapping[str, float]) -> None:
-        """When agents last said anything, in seconds since 1970; on disk only after `flush`."""
+        """Stores when agents were last heard, in seconds since 1970; on disk only after `flush`."""
         for agent_id, moment in heard_at.items():
             self._add("UPDATE agents SET heard_at = ? WHERE agent_id = ?", moment, agent_id)
 
@@ -226,7 +226,7 @@ class Store(Database):
             db.execute("INSERT OR REPLACE INTO meta VALUES ('finished', ?)", (reason,))
 
     def load(self, size: int) -> Progress | None:
-        """Where the federation stands; None before `begin`.
+        """Returns the federation's progress; None before `begin`.
 
         Raises:
             ConfigError: what is stored does not fit the model's P, or is damaged.

@@ -1,4 +1,4 @@
-"""What is refused, and why: checks of one decoded update before it counts.
+"""Admission: checks of one decoded update before it counts.
 
 Pure functions. Each raises `UpdateRejected` with the reason that goes into the receipt; the caller
 counts it and goes on with the next message.

@@ -1,4 +1,4 @@
-"""Who is asked: a random part of those who can."""
+"""Draws a round's cohort at random from the eligible agents."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ class Coordinator:
 
     @property
     def finished(self) -> str | None:
-        """Why the federation has ended; None before."""
+        """Reason why the federation has ended; None before."""
         return self._rounds.finished
 
     @property

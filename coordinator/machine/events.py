@@ -1,4 +1,4 @@
-"""What can happen to the coordinator (events) and what it can ask its shell to do (actions)."""
+"""Events that the coordinator handles, and actions that it asks its shell to perform."""
 
 from __future__ import annotations
 

@@ -46,12 +46,12 @@ class OpenRound:
 
     @property
     def closed(self) -> ClosedPhase:
-        """For the round protocol."""
+        """Returns the phase as the round protocol sees it."""
         return ClosedPhase(self.settings, self.round, self.collector, self.record, self.earlier)
 
 
 class ClosedRound(msgspec.Struct, frozen=True):
-    """What is remembered of a round of updates that takes no more answers; stored.
+    """Record of a closed round's updates, for receipts and stale updates; stored.
 
     Attributes:
         round_id: of the round.

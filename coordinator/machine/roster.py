@@ -66,7 +66,7 @@ class Roster:
         return self._entries.get(agent_id)
 
     def heard(self, agent_id: str, now_s: float) -> None:
-        """It said something."""
+        """Notes that an agent sent a message."""
         if (entry := self._entries.get(agent_id)) is not None:
             entry.heard_s = now_s
 
@@ -114,7 +114,7 @@ class Roster:
         return silent
 
     def _watch(self, status: AgentStatus, heard_s: float) -> float:
-        """When the agent's patience is over; infinite for one that is away or sends none."""
+        """Returns when the agent's heartbeats are overdue; infinite if offline or without any."""
         if status.state == "offline" or not status.heartbeat_s:
             return math.inf
         since_s = max(heard_s, self._deaf_until_s)

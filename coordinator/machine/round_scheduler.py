@@ -49,7 +49,7 @@ class RoundScheduler:
         return True
 
     def due_s(self) -> float:
-        """Before then nobody need look for agents."""
+        """Returns the time before which no round can start."""
         return max(self.pause_until_s, self._look_again_s)
 
     def eligible_agents(

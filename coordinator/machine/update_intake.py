@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class IntakeResult:
-    """What to do about an answer: store, then send receipts."""
+    """Actions for an answer: store it, then send receipts."""
 
     store: StoreUpdate | None = None
     receipts: tuple[Publish, ...] = ()
@@ -103,7 +103,7 @@ class UpdateIntake:
         ]
 
     def next_s(self) -> float | None:
-        """When `tick` is due; None when never."""
+        """Returns when `tick` is due; None when never."""
         return self._uploads.next_s()
 
     def update(

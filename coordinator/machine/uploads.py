@@ -207,7 +207,7 @@ class Uploads:
         return found
 
     def next_s(self) -> float | None:
-        """When `stalled` has something to say; None when never."""
+        """Returns when `stalled` is due; None when never."""
         moments = (self._heard_s[agent_id] + self._stall_s for agent_id in self._receivers)
         return min(moments, default=None)
 

@@ -1,4 +1,4 @@
-"""What is kept of a round; the names are those of `report.json`."""
+"""Records of rounds; the names are those of `report.json`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From what agents sent to a round's record."""
+"""Puts the sums that agents sent into a round's record."""
 
 from __future__ import annotations
 

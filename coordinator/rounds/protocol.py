@@ -96,7 +96,7 @@ Outcome = Next | Commit | Result | Abandon
 
 
 class Agents(Protocol):
-    """What a protocol asks about the fleet."""
+    """The fleet, as a round protocol sees it."""
 
     def eligible_agents(
         self, phase: str, codec: str | None = None, algorithm: str | None = None
@@ -104,7 +104,7 @@ class Agents(Protocol):
         """Agents that can be asked for a phase now, sorted by id."""
 
     def population(self, phase: str) -> int:
-        """How many agents take part in a phase, whether they are online or not."""
+        """Returns the number of agents that take part in a phase, online or not."""
 
     def takes_part(self, agent_id: str, phase: str) -> bool:
         """Whether an agent says that it takes part in a phase."""
@@ -120,10 +120,10 @@ class RoundProtocol(Protocol):
         """The phase that begins a round, for agents that can take part in it."""
 
     def close(self, closed: ClosedPhase, theta: F32, state: ServerState) -> Outcome:
-        """What becomes of a phase that is over."""
+        """Decides what becomes of a phase that is over."""
 
     def after_commit(self, record: RoundRecord) -> PhaseOrder | None:
         """The phase after a commit; None when the round is over."""
 
     def stop_reason(self, records: Sequence[RoundRecord]) -> str | None:
-        """Why the federation ends now; None to go on."""
+        """Returns why the federation ends now; None to go on."""

@@ -1,4 +1,4 @@
-"""When a federation has ended."""
+"""Conditions that end a federation."""
 
 from __future__ import annotations
 

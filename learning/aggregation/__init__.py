@@ -1,1 +1,1 @@
-"""How updates become one aggregate; one file per aggregator."""
+"""Aggregators: a round's updates become one aggregate; one file each."""

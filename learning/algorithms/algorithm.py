@@ -47,7 +47,7 @@ class Upload:
 
 @dataclass(frozen=True, eq=False)
 class ServerState:
-    """What the coordinator's half remembers between rounds; stored with each version of θ.
+    """State of the coordinator's half between rounds; stored with each version of θ.
 
     Attributes:
         vectors: float32, of any length, by name.
@@ -114,7 +114,7 @@ class LocalContext:
 
 @dataclass(frozen=True)
 class Summary:
-    """What happened during local training.
+    """Summary of a local training.
 
     Attributes:
         steps: optimizer steps; for a cohort an array of shape [n].
@@ -160,7 +160,7 @@ class Algorithm(Protocol):
 
     @property
     def learning_rate(self) -> float:
-        """Of the server: the step from `apply` is multiplied by it."""
+        """The server learning rate: the step from `apply` is multiplied by it."""
 
     def init(self, theta: F32) -> ServerState:
         """The state before the first round."""

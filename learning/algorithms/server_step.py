@@ -1,4 +1,4 @@
-"""What every server half shares: learning rate, tracked statistics, the check that all is finite.
+"""Server step: learning rate, tracked statistics and finite check that all algorithms share.
 
 Arithmetic is float32. Each parameter sees a handful of operations a round, whose rounding (1e-7)
 is far below what quantizing a delta costs; float64 would double the memory of a step for nothing,

@@ -17,7 +17,7 @@ from learning.vector.parameters import F32
 class TrainingPlan(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
 ):
-    """What an agent does with its training rows; part of a plan and of the coordinator's config.
+    """Settings of local training; part of a plan and of the coordinator's config.
 
     An unknown field is an error: agents must not run settings they do not understand.
 

@@ -64,11 +64,11 @@ class Device(Protocol):
 
     @property
     def state(self) -> Vectors:
-        """What the algorithm remembers on this device; empty at first."""
+        """The algorithm's state on this device; empty at first."""
 
     @property
     def rng(self) -> np.random.Generator:
-        """Of this device and round."""
+        """Random generator of this device and round."""
 
     def train(self, run: LocalRun, training: TrainingPlan) -> Trained:
         """Trains on the device's training rows.
@@ -93,7 +93,7 @@ class Device(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """What a plan asks, decoded.
+    """A plan's request, decoded.
 
     Attributes:
         blobs: vectors of the plan's blobs; θ is `weights`.
@@ -108,7 +108,7 @@ class Request:
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What a device answers; with vectors it is an update, kept until its receipt; else a report.
+    """A device's answer: with vectors an update, kept until its receipt; else a report.
 
     Attributes:
         vectors: to upload, by name.
@@ -163,7 +163,7 @@ class Collector(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class CollectorContext:
-    """What a coordinator's half starts from.
+    """Everything a coordinator's half starts from.
 
     Attributes:
         algorithm: with its settings.

@@ -36,7 +36,7 @@ Edges = Annotated[tuple[float, ...], Meta(max_length=MAX_EDGES)]
 
 
 class StatisticsSettings(Settings, frozen=True, tag="statistics"):
-    """What is asked of each device.
+    """Columns and histograms that each device is asked for.
 
     Attributes:
         columns: names, each with the edges of its histogram in ascending order (none: no

@@ -61,7 +61,7 @@ class MetricSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
 
     @property
     def size(self) -> int:
-        """How many numbers its sums are."""
+        """Returns the number of its sums."""
         return prod(self.shape)
 
 

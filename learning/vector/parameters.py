@@ -43,7 +43,7 @@ class ParameterSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
 
 
 class Layout(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
-    """How θ is cut into named tensors, in order and without gaps (row-major)."""
+    """Layout of θ: named tensors in order, without gaps (row-major)."""
 
     parameters: tuple[ParameterSpec, ...]
 
