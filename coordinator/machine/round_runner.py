@@ -9,7 +9,7 @@ from collections.abc import Callable
 import msgspec
 import numpy as np
 
-from broker.protocol.messages import BlobRef, Cohort, RoundPlan
+from broker.protocol.messages import BlobRef, Cohort, RoundPlan, name_of
 from coordinator.config import CoordinatorConfig
 from coordinator.machine.cohort import Draw, draw_cohort
 from coordinator.machine.events import (
@@ -30,6 +30,7 @@ from coordinator.records.results import with_central
 from coordinator.rounds import protocol
 from coordinator.rounds.protocol import PhaseOrder, RoundProtocol
 from coordinator.rounds.round import Round
+from fedge.errors import ConfigError
 from learning.aggregation.aggregator import Aggregator
 from learning.aggregation.registry import AGGREGATORS
 from learning.algorithms.algorithm import Algorithm
@@ -61,6 +62,9 @@ class RoundRunner:
         closed: the rounds before the open one.
         traffic: of the open round.
         measure: sums of loss and metrics over the coordinator's own data for a θ, or None.
+
+    Raises:
+        ConfigError: the aggregator cannot hold the updates of the smallest round.
 
     Attributes:
         open: the round under way.
@@ -101,6 +105,19 @@ class RoundRunner:
         self._traffic = traffic
         self._measure = measure
         self._next_round_id = progress.last_round + 1
+        self._check_capacity()
+
+    def _check_capacity(self) -> None:
+        """Refuses an aggregator that cannot hold the updates of the smallest round."""
+        config = self._config
+        capacity = self._collector_context().aggregator().capacity
+        needed = max(config.round.minimum, config.cohort.at_least)
+        if capacity is not None and capacity < needed:
+            raise ConfigError(
+                f"aggregator: {name_of(config.aggregator)} holds {capacity} updates of "
+                f"{self._package.spec.size} parameters, a round needs {needed}; raise "
+                "aggregator.max_bytes or take aggregator mean"
+            )
 
     # -- beginning ------------------------------------------------------------------------------
 

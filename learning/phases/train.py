@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+from fedge.errors import UpdateRejected
 from learning.aggregation.aggregator import Update
 from learning.algorithms.algorithm import LocalContext
 from learning.phases.phase import (
@@ -71,6 +72,7 @@ class TrainCollector:
         self.sums: dict[str, Sums] = {}
         self._algorithm = context.algorithm
         self._weighting = context.weighting
+        self._count = 0
 
     @property
     def capacity(self) -> int | None:
@@ -78,7 +80,15 @@ class TrainCollector:
         return self.aggregator.capacity
 
     def accept(self, agent_id: str, received: Received) -> None:
-        """Adds one update, its weight discounted by its staleness."""
+        """Adds one update, its weight discounted by its staleness.
+
+        Raises:
+            UpdateRejected: `full`.
+        """
+        if self.capacity is not None and self._count >= self.capacity:
+            detail = f"the round holds {self.capacity} updates already, the aggregator's limit"
+            raise UpdateRejected(agent_id, "full", detail)
+        self._count += 1
         discount = self._algorithm.discount(received.staleness)
         weights = {
             name: discount
