@@ -45,9 +45,10 @@ from fleet.report import build_report
 from fleet.scenario import BaselineConfig, DetectionConfig, Scenario, load_scenario
 from fleet.virtual.faults import FaultPlan
 from fleet.virtual.invariants import InvariantViolated
-from learning.algorithms import StrategyConfig
-from learning.algorithms.registry import STRATEGIES
-from learning.codecs import CODECS, CodecConfig, make_codec
+from learning.aggregation.registry import AGGREGATORS
+from learning.algorithms.registry import ALGORITHMS
+from learning.algorithms.training import TrainingPlan
+from learning.codecs.registry import CODECS
 from models.package.spec import ModelSpec, TensorSpec
 from models.zoo import load_zoo
 
@@ -126,9 +127,7 @@ def check_table(text: str, struct: Any, column: int) -> None:
         ("start", middle.StartConfig),
         ("evaluation", middle.EvaluationConfig),
         ("stop", middle.StopConfig),
-        ("training", messages.TrainingPlan),
-        ("codec", CodecConfig),
-        ("strategy", StrategyConfig),
+        ("training", TrainingPlan),
         ("Scenario: top level", Scenario),
         ("partition", PartitionConfig),
         ("baselines", BaselineConfig),
@@ -137,7 +136,6 @@ def check_table(text: str, struct: Any, column: int) -> None:
 )
 def test_every_key_is_documented_with_its_default(heading: str, struct: Any) -> None:
     text = section(CONFIGURATION, heading)
-    # Tables of codecs and strategies follow those of their keys.
     table = text[text.index("| key |") :].split("\n\n")[0]
     check_table(table, struct, 1)
     assert set(rows(table)) == {field.name for field in msgspec.structs.fields(struct)}
@@ -173,9 +171,23 @@ def test_the_spec_is_documented() -> None:
     check_table(tensor, TensorSpec, 1)
 
 
-def test_every_codec_and_strategy_is_documented() -> None:
-    assert set(rows(section(CONFIGURATION, "codec"))) >= set(CODECS)
-    assert set(rows(section(CONFIGURATION, "strategy"))) >= set(STRATEGIES)
+@pytest.mark.parametrize(
+    ("heading", "registry"),
+    [("codec", CODECS), ("algorithm", ALGORITHMS), ("aggregator", AGGREGATORS)],
+)
+def test_every_member_and_each_of_its_settings_is_documented(heading: str, registry: Any) -> None:
+    text = section(CONFIGURATION, heading)
+    assert set(rows(text)) >= set(registry)
+    found = re.findall(r"(?m)^\| `(\w+)` \| `(\w+)` \| .* \| (\S+) \| [^|]* \|$", text)
+    wanted = {
+        (name, field.name, shown(field))
+        for name in registry
+        for field in msgspec.structs.fields(registry[name].settings_type)
+    }
+    assert set(found) == wanted
+
+
+def test_every_codec_has_its_bytes_documented() -> None:
     for name in CODECS:
         assert f"- `{name}`:" in section(PROTOCOL, "Codecs")
 
@@ -190,11 +202,11 @@ def block(kind: str) -> str:
 
 
 def test_the_vector_of_int8_is_the_code_s() -> None:
-    codec = make_codec(CodecConfig(name="int8", block_size=2))
+    codec = CODECS.make({"name": "int8", "block_size": 2})
     vector = np.array([127, -3, 0, 0, 63.5], np.float32)
     wire = bytes.fromhex(block("hex int8"))
-    assert codec.encode(vector, np.random.default_rng(0)) == wire
-    assert codec.decode(wire, 5).tolist() == vector.tolist()
+    assert codec.encode(vector, 0, np.random.default_rng(0)) == wire
+    assert codec.decode(wire, 5, 0).tolist() == vector.tolist()
 
 
 def test_the_update_frame_and_its_chunk_are_the_code_s() -> None:
