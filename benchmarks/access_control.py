@@ -35,6 +35,7 @@ from broker.link.mqtt import MqttLink
 from broker.link.settings import BrokerSettings, TlsSettings
 from broker.local.broker import HOST, find_mosquitto, free_port
 from broker.protocol.topics import Topics
+from broker.security import devices
 from broker.security.bundle import check_bundle, read_bundle
 from broker.security.create_fleet import create_fleet
 from broker.security.fleet import Fleet, utc_now
@@ -107,7 +108,8 @@ class Place:
         self.fleet = make(folder / "fleet")
         self._devices = folder / "devices"
         for name in (*AWAY, "late"):
-            enrol(self.fleet.enrol(name, utc_now(), None, 5), self._devices / name, None, "")
+            bundle = devices.enrol(self.fleet, name, utc_now(), None, 5)
+            enrol(bundle, self._devices / name, None, "")
         config = self.fleet.broker_folder / "mosquitto.conf"
         self.roles = folder / "roles.json"
         if plugin:
@@ -216,11 +218,11 @@ def _come_back(place: Place) -> bool:
     return all(heard[: len(AWAY)])
 
 
-def enrolling(folder: Path, devices: int) -> Report:
+def enrolling(folder: Path, count: int) -> Report:
     fleet = make(folder / "fleet")
     by_bundle, by_token = [], []
-    for number in range(devices):
-        path = fleet.enrol(f"bundle-{number}", utc_now(), None, 5)
+    for number in range(count):
+        path = devices.enrol(fleet, f"bundle-{number}", utc_now(), None, 5)
         started = time.perf_counter()
         check_bundle(read_bundle(path), "bundle")
         by_bundle.append(time.perf_counter() - started)
@@ -230,7 +232,7 @@ def enrolling(folder: Path, devices: int) -> Report:
     while b" INFO    connected" not in service.stderr.readline():
         pass
     try:
-        for number in range(devices):
+        for number in range(count):
             token = invite(fleet, f"token-{number}", utc_now(), timedelta(hours=1), 5)
             key = folder / f"{number}.key"
             started = time.perf_counter()

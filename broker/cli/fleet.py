@@ -70,6 +70,7 @@ def enrol(
     get its rights back. Take another name; or restart Mosquitto, which ends every connection, and
     then say --again.
     """
+    from broker.security import devices
     from broker.security.fleet import Fleet, utc_now
 
     if out is not None and (as_token or len(agent_ids) > 1):
@@ -79,7 +80,7 @@ def enrol(
         valid = timedelta(hours=valid_h)
         print_tokens(fleet, agent_ids, valid, days, as_json=as_json, again=again)
     else:
-        paths = fleet.enrol_all(agent_ids, utc_now(), out, days, again=again)
+        paths = devices.enrol_all(fleet, agent_ids, utc_now(), out, days, again=again)
         found = list(zip(agent_ids, paths, strict=True))
         if as_json:
             click.echo(json.dumps([{"agent_id": n, "bundle": str(p)} for n, p in found]))
@@ -116,6 +117,7 @@ def rotate(
     it, when the key may be in other hands. With --token the old one is revoked when the device
     comes with its token.
     """
+    from broker.security import devices
     from broker.security.fleet import Fleet, utc_now
 
     fleet = Fleet(folder)
@@ -126,7 +128,7 @@ def rotate(
         print_tokens(fleet, [agent_id], timedelta(hours=valid_h), days, **options)
         _warn_of_websockets(fleet)
         return  # nothing has changed for the broker yet
-    path = fleet.rotate(agent_id, utc_now(), out, days, keep_old=keep_old)
+    path = devices.rotate(fleet, agent_id, utc_now(), out, days, keep_old=keep_old)
     click.echo(f"new bundle of {agent_id}: {path}")
     _warn_of_websockets(fleet)
     tell_broker(fleet, no_reload)
@@ -153,10 +155,11 @@ def revoke(folder: Path, agent_id: str, no_reload: bool) -> None:
     If it is connected it can neither send nor receive from then on; once its connection ends it
     gets no other.
     """
+    from broker.security import devices
     from broker.security.fleet import Fleet, utc_now
 
     fleet = Fleet(folder)
-    fleet.revoke(agent_id, utc_now())
+    devices.revoke(fleet, agent_id, utc_now())
     click.echo(f"revoked: {agent_id}")
     tell_broker(fleet, no_reload)
 

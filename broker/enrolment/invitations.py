@@ -10,16 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from broker.enrolment.token import Token, digest_of, fingerprint, new_secret
-from broker.security.register import Invitation, withdrawn
+from broker.security.certificate_authority import key_digest, requested_key
+from broker.security.devices import check_enrolled, check_new
+from broker.security.fleet import Fleet
+from broker.security.register import Invitation, Register, record_of, with_revoked, with_withdrawn
 from fedge.errors import ConfigError
-
-if TYPE_CHECKING:
-    from broker.security.fleet import Fleet
 
 #: An invitation that has ended is listed so much longer.
 _REMEMBERED = timedelta(days=30)
@@ -80,7 +79,7 @@ def invite_all(
         days: that the certificates will be valid.
         replaces: for devices that are enrolled: a rotation.
         keep_old: their earlier certificates stay valid.
-        again: names of devices that were revoked may be taken, see `Fleet.check_new`.
+        again: names of devices that were revoked may be taken, see `devices.check_new`.
 
     Raises:
         ConfigError: a name is not allowed, is enrolled already (or, with `replaces`, is not), was
@@ -89,15 +88,15 @@ def invite_all(
     with fleet.changing() as register:
         if replaces:
             for agent_id in agent_ids:
-                fleet.check_enrolled(agent_id)
+                check_enrolled(fleet, agent_id)
         else:
-            fleet.check_new(agent_ids, again=again)
+            check_new(register, agent_ids, again=again)
         ca = fingerprint(fleet.authority_certificate())
         where = (register.hosts[0], register.enrolment_port, register.federation)
         tokens = [Token(*where, agent_id, new_secret(), ca) for agent_id in agent_ids]
         kept = tuple(i for i in register.invitations if now - i.expires < _REMEMBERED)
         for agent_id in agent_ids:
-            kept = withdrawn(kept, agent_id)
+            kept = with_withdrawn(kept, agent_id)
         made = (
             Invitation(
                 agent_id=token.agent_id,
@@ -124,7 +123,7 @@ def withdraw(fleet: Fleet, agent_id: str, now: datetime) -> None:
         open_ones = [i for i in register.invitations if i.state(now) == "open"]
         if not any(i.agent_id == agent_id for i in open_ones):
             raise ConfigError(f"{agent_id[:80]!r} has no open token in {fleet.folder}")
-        fleet.save(now, invitations=withdrawn(register.invitations, agent_id))
+        fleet.save(now, invitations=with_withdrawn(register.invitations, agent_id))
 
 
 def redeem(fleet: Fleet, secret: str, request: str, now: datetime) -> Redeemed:
@@ -141,8 +140,6 @@ def redeem(fleet: Fleet, secret: str, request: str, now: datetime) -> Redeemed:
             request is damaged.
         ConfigError: something cannot be written; then the token may be used still.
     """
-    from broker.security.certificate_authority import key_digest, requested_key
-
     with fleet.changing() as register:
         invitation = _found(register.invitations, secret)
         try:
@@ -150,8 +147,8 @@ def redeem(fleet: Fleet, secret: str, request: str, now: datetime) -> Redeemed:
         except ConfigError as error:  # the device's fault, so it may know
             raise TokenRefused(f"{error}; the token may still be used") from error
         if invitation.ended == "used" and invitation.key_sha256 == key:
-            return _again(fleet, invitation)
-        _check_usable(fleet, invitation, now)
+            return _again(register, invitation)
+        _check_usable(register, invitation, now)
         issued = fleet.authority().certify(request, invitation.agent_id, now, invitation.days)
         pem = issued.certificate.decode()
         used = msgspec.structs.replace(
@@ -160,9 +157,9 @@ def redeem(fleet: Fleet, secret: str, request: str, now: datetime) -> Redeemed:
         devices = register.devices
         revokes = invitation.replaces and not invitation.keep_old
         if revokes:
-            devices = fleet.without(invitation.agent_id, now)
+            devices = with_revoked(devices, invitation.agent_id, now)
         others = tuple(used if i is invitation else i for i in register.invitations)
-        devices = (*devices, fleet.record(invitation.agent_id, issued))
+        devices = (*devices, record_of(invitation.agent_id, issued))
         fleet.save(now, devices=devices, invitations=others)
     return Redeemed(invitation.agent_id, issued.serial, pem, is_new=True, revoked=revokes)
 
@@ -175,8 +172,8 @@ def _found(invitations: tuple[Invitation, ...], secret: str) -> Invitation:
     raise TokenRefused("this fleet made no such token, or forgot it long ago")
 
 
-def _again(fleet: Fleet, invitation: Invitation) -> Redeemed:
-    if not any(r.serial == invitation.serial for r in fleet.active(invitation.agent_id)):
+def _again(register: Register, invitation: Invitation) -> Redeemed:
+    if not any(r.serial == invitation.serial for r in register.valid_records(invitation.agent_id)):
         raise TokenRefused(f"{invitation.agent_id} was revoked since: ask for a new token")
     return Redeemed(
         invitation.agent_id,
@@ -187,7 +184,7 @@ def _again(fleet: Fleet, invitation: Invitation) -> Redeemed:
     )
 
 
-def _check_usable(fleet: Fleet, invitation: Invitation, now: datetime) -> None:
+def _check_usable(register: Register, invitation: Invitation, now: datetime) -> None:
     name, state = invitation.agent_id, invitation.state(now)
     if state == "expired":
         clocks = f"it ended {invitation.expires:%Y-%m-%d %H:%M} UTC, here it is {now:%H:%M}"
@@ -199,6 +196,6 @@ def _check_usable(fleet: Fleet, invitation: Invitation, now: datetime) -> None:
         )
     if state == "withdrawn":
         raise TokenRefused(f"the token of {name} was withdrawn: ask for a new one")
-    if bool(fleet.active(name)) != invitation.replaces:
+    if bool(register.valid_records(name)) != invitation.replaces:
         what = "was revoked" if invitation.replaces else "was enrolled in another way"
         raise TokenRefused(f"{name} {what} since the token was made: ask for a new one")

@@ -13,14 +13,14 @@ from broker.security import access_control
 from broker.security.certificate_authority import Authority
 from broker.security.fleet import LIST_BACKDATED, Fleet
 from broker.security.fleet_layout import (
+    CENTRAL_DAYS,
     COORDINATOR_FOLDER,
     IDENTITY_FILE,
-    MIDDLE_DAYS,
     SIGNING_FILE,
     fill,
 )
 from broker.security.fleet_settings import FleetSettings
-from broker.security.register import Register
+from broker.security.register import Register, record_of
 from broker.security.signing import SigningKeys
 from fedge.errors import ConfigError
 from fedge.files import (
@@ -46,7 +46,7 @@ def create_fleet(folder: Path, settings: FleetSettings, now: datetime) -> Fleet:
     root = Authority.create(settings.federation, now)
     authority = Authority(root.certificate, root.key)
     signing = SigningKeys.generate()
-    middle = authority.issue(access_control.COORDINATOR, "client", now, MIDDLE_DAYS)
+    coordinator = authority.issue(access_control.COORDINATOR, "client", now, CENTRAL_DAYS)
     register = Register(
         federation=settings.federation,
         hosts=tuple(settings.hosts),
@@ -55,7 +55,7 @@ def create_fleet(folder: Path, settings: FleetSettings, now: datetime) -> Fleet:
         user=account.name,
         list_updated=now - LIST_BACKDATED,
         signing_keys=signing.names,
-        coordinator=(Fleet.record(access_control.COORDINATOR, middle),),
+        coordinator=(record_of(access_control.COORDINATOR, coordinator),),
         enrolment_port=settings.enrols_on,
         websockets=settings.websockets,
     )
@@ -66,7 +66,7 @@ def create_fleet(folder: Path, settings: FleetSettings, now: datetime) -> Fleet:
         raise ConfigError(f"{folder} cannot be made: {error.strerror}") from error
     try:
         fill(partial, folder, register, root, account, now)
-        identity = middle.certificate + middle.key
+        identity = coordinator.certificate + coordinator.key
         write_whole(partial / COORDINATOR_FOLDER / IDENTITY_FILE, identity)
         write_whole(partial / COORDINATOR_FOLDER / SIGNING_FILE, signing.encode())
         partial.replace(folder)  # takes the place of an empty folder, too

@@ -29,7 +29,7 @@ CA_KEY_FILE = "ca.key"
 IDENTITY_FILE = "coordinator.pem"
 SIGNING_FILE = "signing.key"
 #: Of the broker's and the coordinator's certificates: they sit on machines that are looked after.
-MIDDLE_DAYS = 3650
+CENTRAL_DAYS = 3650
 
 
 def fill(
@@ -82,7 +82,7 @@ def fill(
 
 def broker_identity(authority: Authority, hosts: Sequence[str], now: datetime) -> bytes:
     """A new certificate of the broker with its key, PEM."""
-    issued = authority.issue("fedge broker", "server", now, MIDDLE_DAYS, hosts)
+    issued = authority.issue("fedge broker", "server", now, CENTRAL_DAYS, hosts)
     return issued.certificate + issued.key
 
 

@@ -15,12 +15,12 @@ from broker.security.access_control import COORDINATOR, SERVER_FILE
 from broker.security.certificate_authority import check_host
 from broker.security.fleet import Fleet
 from broker.security.fleet_layout import (
+    CENTRAL_DAYS,
     COORDINATOR_FOLDER,
     IDENTITY_FILE,
-    MIDDLE_DAYS,
     broker_identity,
 )
-from broker.security.register import without
+from broker.security.register import record_of, with_revoked
 from broker.security.signing import SigningKeys
 from fedge.errors import ConfigError
 
@@ -77,9 +77,9 @@ def rotate_certificate(fleet: Fleet, now: datetime) -> Path:
     """
     path = fleet.folder / COORDINATOR_FOLDER / IDENTITY_FILE
     with fleet.changing() as register:
-        issued = fleet.authority().issue(COORDINATOR, "client", now, MIDDLE_DAYS)
-        earlier = without(register.coordinator, COORDINATOR, now)
-        certificates = (*earlier, fleet.record(COORDINATOR, issued))
+        issued = fleet.authority().issue(COORDINATOR, "client", now, CENTRAL_DAYS)
+        earlier = with_revoked(register.coordinator, COORDINATOR, now)
+        certificates = (*earlier, record_of(COORDINATOR, issued))
         identity = issued.certificate + issued.key
         fleet.save_with({path: identity}, now, coordinator=certificates)
     return path

@@ -1,4 +1,4 @@
-"""A fleet's register: what it is, and every certificate that was ever signed; no keys."""
+"""Register of a fleet: its settings, every certificate ever signed and every token; no keys."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from msgspec import Meta
 from broker.protocol.messages import Id, PublicKey, Sha256
 
 if TYPE_CHECKING:
-    pass
+    from broker.security.certificate_authority import Issued
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A device's certificate. A device may have several, one after the other."""
+    """Entry of one certificate. A device may have several certificates, one after the other."""
 
     agent_id: Id
     serial: Annotated[str, Meta(pattern="^[0-9a-f]{1,40}$")]
@@ -24,62 +24,30 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     revoked: datetime | None = None
 
     def state(self, now: datetime) -> str:
-        """`active`, `revoked` or `expired`."""
+        """Returns `active`, `revoked` or `expired`."""
         if self.revoked is not None:
             return "revoked"
         return "expired" if now > self.not_after else "active"
-
-
-def without(records: tuple[Record, ...], agent_id: str, now: datetime) -> tuple[Record, ...]:
-    """The same certificates, with those of a name revoked."""
-    return tuple(
-        msgspec.structs.replace(record, revoked=now)
-        if record.agent_id == agent_id and record.revoked is None
-        else record
-        for record in records
-    )
-
-
-class Register(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a fleet is and who belongs to it.
-
-    `hosts[0]` is where devices find the broker; `signing_keys` are public, the newest first;
-    `coordinator` has the certificates of the coordinator, as `devices` has theirs.
-    """
-
-    fedge_fleet: int = 1
-    federation: Id
-    hosts: Annotated[tuple[str, ...], Meta(min_length=1)]
-    port: Annotated[int, Meta(ge=1, le=65_535)]
-    websockets: Annotated[int, Meta(ge=0, le=65_535)] = 0  # port; 0: none
-    bind: str = ""
-    user: str
-    list_updated: datetime
-    signing_keys: tuple[PublicKey, ...]
-    enrolment_port: Annotated[int, Meta(ge=1, le=65_535)]
-    coordinator: tuple[Record, ...]
-    devices: tuple[Record, ...] = ()
-    invitations: tuple[Invitation, ...] = ()
 
 
 State = Literal["open", "used", "withdrawn", "expired"]
 
 
 class Invitation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One token.
+    """Entry of one token.
 
     Attributes:
-        agent_id: who it is for.
-        secret_sha256: of its secret.
-        made: when.
-        expires: after this moment it is refused.
-        days: that the certificate will be valid.
-        replaces: it is for a device that is enrolled: a rotation.
-        keep_old: that device's earlier certificates stay valid.
-        ended: used or withdrawn; None while it may be used.
-        key_sha256: of the public key that was certified.
-        serial: of the certificate.
-        certificate: PEM.
+        agent_id: the device that may use the token.
+        secret_sha256: SHA-256 of the token's secret.
+        made: time of creation.
+        expires: the token is refused after this time.
+        days: validity of the certificate.
+        replaces: the device is enrolled already: the token rotates its certificate.
+        keep_old: the device's earlier certificates stay valid.
+        ended: used or withdrawn; None while the token may be used.
+        key_sha256: SHA-256 of the public key that was certified.
+        serial: serial of that certificate.
+        certificate: that certificate, PEM.
     """
 
     agent_id: Id
@@ -95,14 +63,76 @@ class Invitation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     certificate: str = ""
 
     def state(self, now: datetime) -> State:
-        """What may be done with it."""
+        """Returns whether the token may be used, or how it ended."""
         if self.ended is not None:
             return self.ended
         return "expired" if now > self.expires else "open"
 
 
-def withdrawn(invitations: tuple[Invitation, ...], agent_id: str) -> tuple[Invitation, ...]:
-    """The same, with the open ones of a device ended."""
+class Register(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Settings and members of one fleet.
+
+    Attributes:
+        fedge_fleet: version of the format.
+        federation: the federation that the fleet belongs to.
+        hosts: names and addresses of the broker; devices connect to the first.
+        port: TLS port of the broker.
+        websockets: WebSocket port; 0: none.
+        bind: address of the broker's interface; empty: all interfaces.
+        user: account that Mosquitto runs under.
+        list_updated: time of the last list of revoked certificates.
+        signing_keys: public signing keys of the coordinator, the newest first.
+        enrolment_port: port of the enrolment service.
+        coordinator: certificates of the coordinator.
+        devices: certificates of the devices.
+        invitations: tokens.
+    """
+
+    fedge_fleet: int = 1
+    federation: Id
+    hosts: Annotated[tuple[str, ...], Meta(min_length=1)]
+    port: Annotated[int, Meta(ge=1, le=65_535)]
+    websockets: Annotated[int, Meta(ge=0, le=65_535)] = 0
+    bind: str = ""
+    user: str
+    list_updated: datetime
+    signing_keys: tuple[PublicKey, ...]
+    enrolment_port: Annotated[int, Meta(ge=1, le=65_535)]
+    coordinator: tuple[Record, ...]
+    devices: tuple[Record, ...] = ()
+    invitations: tuple[Invitation, ...] = ()
+
+    def valid_records(self, agent_id: str) -> list[Record]:
+        """Returns a device's certificates that are not revoked."""
+        return [r for r in self.devices if r.agent_id == agent_id and r.revoked is None]
+
+    def has_record(self, agent_id: str) -> bool:
+        """Returns whether a certificate was ever signed for a device."""
+        return any(record.agent_id == agent_id for record in self.devices)
+
+
+def record_of(agent_id: str, issued: Issued) -> Record:
+    """Returns the entry of a new certificate."""
+    return Record(
+        agent_id=agent_id,
+        serial=issued.serial,
+        not_before=issued.not_before,
+        not_after=issued.not_after,
+    )
+
+
+def with_revoked(records: tuple[Record, ...], agent_id: str, now: datetime) -> tuple[Record, ...]:
+    """Returns `records` with all certificates of `agent_id` revoked."""
+    return tuple(
+        msgspec.structs.replace(record, revoked=now)
+        if record.agent_id == agent_id and record.revoked is None
+        else record
+        for record in records
+    )
+
+
+def with_withdrawn(invitations: tuple[Invitation, ...], agent_id: str) -> tuple[Invitation, ...]:
+    """Returns `invitations` with the open token of `agent_id` withdrawn."""
     return tuple(
         msgspec.structs.replace(i, ended="withdrawn")
         if i.agent_id == agent_id and i.ended is None

@@ -25,6 +25,7 @@ from broker.link.mqtt import MqttLink
 from broker.link.settings import BrokerSettings, TlsSettings
 from broker.local.broker import find_mosquitto
 from broker.local.child_process import dying_with
+from broker.security import devices
 from broker.security.access_control import PID_FILE
 from broker.security.certificate_authority import Authority
 from broker.security.create_fleet import create_fleet
@@ -78,7 +79,7 @@ class RunningFleet:
 
     def device(self, agent_id: str) -> Path:
         """A newly enrolled device's folder."""
-        bundle = self.fleet.enrol(agent_id, utc_now(), None, 30)
+        bundle = devices.enrol(self.fleet, agent_id, utc_now(), None, 30)
         enrol(bundle, self.devices / agent_id, None, "")
         return self.devices / agent_id
 

@@ -15,6 +15,7 @@ import pytest
 from broker.link.link import LinkDown
 from broker.local.broker import answers
 from broker.protocol.topics import Topics
+from broker.security import devices
 from broker.security.certificate_authority import Authority
 from broker.security.fleet import utc_now
 from tests.conftest import wait_down
@@ -184,7 +185,7 @@ def test_a_revoked_device_is_mute_and_deaf_at_once_and_does_not_come_back(
     gone.subscribe(inbox, f"{ROOT}round")
     assert gone.publish(own, b"last words") == 0
     assert coordinator.heard() == [(own, b"last words")]
-    place.fleet.revoke("gone", utc_now())
+    devices.revoke(place.fleet, "gone", utc_now())
     reload(place)
     assert gone.publish(own) == NOT_AUTHORISED
     coordinator.publish(inbox, b"receipt")
@@ -229,7 +230,7 @@ def test_a_revoked_name_is_nobody_s_until_all_connections_were_ended(
 
 def test_an_agent_that_is_shut_out_ends_with_one_clear_line(place: RunningFleet) -> None:
     config = place.device("late") / "agent.yaml"
-    place.fleet.revoke("late", utc_now())
+    devices.revoke(place.fleet, "late", utc_now())
     reload(place)
     done = command("agent", "run", "--config", config)
     assert done.returncode == 3
@@ -306,7 +307,7 @@ def test_an_earlier_tls_session_does_not_outlive_the_certificate(
     context = context_as(place, name)
     context.minimum_version = context.maximum_version = version
     session = shake_hands(place, context, None)
-    place.fleet.revoke(name, utc_now())
+    devices.revoke(place.fleet, name, utc_now())
     reload(place)
     with pytest.raises(OSError, match=r"(?i)revoked|reset|eof|CONNACK|broken pipe"):
         shake_hands(place, context, session)
@@ -322,7 +323,7 @@ def test_a_rotated_device_comes_with_its_new_certificate_only(
     old = tmp_path / "old.pem"
     shutil.copy(folder / "agent.pem", old)
     alice, thief = connect("alice"), connect(name)
-    bundle = place.fleet.rotate(name, utc_now(), None, 30)
+    bundle = devices.rotate(place.fleet, name, utc_now(), None, 30)
     reload(place)
     assert "it was revoked" in why_refused(place, old)
     fedge("agent", "enrol", bundle, "--dir", folder)

@@ -36,6 +36,7 @@ from broker.protocol.topics import (
     ProgramTopic,
     Topics,
 )
+from broker.security import devices
 from broker.security.certificate_authority import Authority
 from broker.security.create_fleet import create_fleet
 from broker.security.fleet import utc_now
@@ -342,7 +343,7 @@ def test_a_revoked_certificate_is_named(tmp_path: Path) -> None:
     # A broker of its own: a reload is not good for Mosquitto 2.0's sessions (docs/security.md).
     with running(make_fleet(tmp_path / "fleet"), tmp_path) as place:
         place.device("alice")
-        place.fleet.revoke("alice", utc_now())
+        devices.revoke(place.fleet, "alice", utc_now())
         reload(place)
         found = look(tmp_path, tls_of(place))
     assert found.only_failure.name == "login"

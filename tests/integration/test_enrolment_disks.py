@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from broker.enrolment.invitations import invite, redeem
+from broker.security import devices
 from broker.security.bundle import check_bundle, read_bundle
 from broker.security.create_fleet import create_fleet
 from broker.security.fleet import Fleet, utc_now
@@ -85,7 +86,7 @@ def test_a_second_init_on_a_full_disk_is_no_trouble(disk: Path) -> None:
 @pytest.mark.parametrize("options", [[], ["--token"]])
 def test_who_cannot_be_written_down_is_not_enrolled(disk: Path, options: list[str]) -> None:
     fleet = make(disk / "fleet")
-    fleet.enrol("pi-1", utc_now(), None, 30)
+    devices.enrol(fleet, "pi-1", utc_now(), None, 30)
     fill(disk / "filler")
     before = content(disk / "fleet")
     assert FULL in error_of("broker", "enrol", disk / "fleet", "pi-2", *options)
@@ -111,13 +112,13 @@ def test_a_token_that_cannot_be_crossed_out_is_not_used_up(disk: Path, tmp_path:
 
 def test_a_device_whose_disk_is_full_keeps_what_it_has(disk: Path, tmp_path: Path) -> None:
     fleet = make(tmp_path / "fleet")
-    bundle = fleet.enrol("pi-1", utc_now(), None, 30)
+    bundle = devices.enrol(fleet, "pi-1", utc_now(), None, 30)
     fill(disk / "filler")
     assert FULL in error_of("agent", "enrol", bundle, "--dir", disk / "pi")
     assert content(disk / "pi") == {}
     (disk / "filler").unlink()
     fedge("agent", "enrol", bundle, "--dir", disk / "pi")
-    renewed = fleet.rotate("pi-1", utc_now(), None, 30)
+    renewed = devices.rotate(fleet, "pi-1", utc_now(), None, 30)
     fill(disk / "filler")
     before = content(disk / "pi")
     assert FULL in error_of("agent", "enrol", renewed, "--dir", disk / "pi")
@@ -159,14 +160,14 @@ def test_an_init_that_was_cut_is_made_anew(tmp_path: Path, number: int) -> None:
     cut_at_write(number, FLEET, *arguments)
     assert not (tmp_path / "fleet").exists()
     fedge(*arguments)
-    Fleet(tmp_path / "fleet").enrol("pi-1", utc_now(), None, 30)
+    devices.enrol(Fleet(tmp_path / "fleet"), "pi-1", utc_now(), None, 30)
 
 
 @pytest.mark.parametrize("number", [1, 3])
 def test_an_enrolment_that_was_cut_can_be_repeated(tmp_path: Path, number: int) -> None:
     """Whatever is on disk by then; the register is the last file, and what counts."""
     fleet = make(tmp_path / "fleet")
-    fleet.enrol("pi-1", utc_now(), None, 30)
+    devices.enrol(fleet, "pi-1", utc_now(), None, 30)
     cut_at_write(number, FLEET, "broker", "enrol", fleet.folder, "pi-2")
     assert [r.agent_id for r in Fleet(fleet.folder).register.devices] == ["pi-1"]
     fedge("broker", "enrol", fleet.folder, "pi-2")
@@ -178,7 +179,7 @@ def test_an_enrolment_that_was_cut_can_be_repeated(tmp_path: Path, number: int) 
 
 @pytest.mark.parametrize("number", [1, 3])
 def test_a_device_that_was_cut_off_while_joining_joins_again(tmp_path: Path, number: int) -> None:
-    bundle = make(tmp_path / "fleet").enrol("pi-1", utc_now(), None, 30)
+    bundle = devices.enrol(make(tmp_path / "fleet"), "pi-1", utc_now(), None, 30)
     cut_at_write(
         number, ["edge_agent.enrolment.enrol"], "agent", "enrol", bundle, "--dir", tmp_path / "pi"
     )

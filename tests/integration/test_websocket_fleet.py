@@ -13,6 +13,7 @@ import pytest
 from broker.link.link import LinkUp
 from broker.link.mqtt import MqttLink
 from broker.link.settings import BrokerSettings
+from broker.security import devices
 from broker.security.create_fleet import create_fleet
 from broker.security.fleet import utc_now
 from broker.security.fleet_settings import FleetSettings
@@ -47,7 +48,7 @@ def fleet(program: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[R
 def device(fleet: RunningFleet) -> AgentConfig:
     """Newly enrolled, with a configuration that goes through WebSockets."""
     agent_id = f"pi-{len(fleet.fleet.register.devices)}"
-    bundle = fleet.fleet.enrol(agent_id, utc_now(), None, 30)
+    bundle = devices.enrol(fleet.fleet, agent_id, utc_now(), None, 30)
     folder = fleet.devices / agent_id
     enrol(bundle, folder, None, "", websockets=True)
     config = load_config(folder / "agent.yaml", AgentConfig)
@@ -114,7 +115,7 @@ def test_without_a_certificate_nobody_gets_in(fleet: RunningFleet, links: list[M
 def test_who_is_revoked_may_do_nothing(fleet: RunningFleet, links: list[MqttLink]) -> None:
     """Mosquitto 2.0 may let it in: rules hold all the same."""
     config, other = device(fleet), device(fleet)
-    fleet.fleet.revoke(config.agent_id, utc_now())
+    devices.revoke(fleet.fleet, config.agent_id, utc_now())
     reload(fleet)
     identity = str(fleet.fleet.folder / "coordinator" / "coordinator.pem")
     assert other.broker.tls is not None
@@ -143,7 +144,7 @@ def test_an_old_key_does_not_open_the_port_of_mosquitto_2_1(
     if "version 2.0." in version:
         pytest.skip("2.0 looks at the list from its second reload on only (docs/security.md)")
     config = device(fleet)
-    fleet.fleet.rotate(config.agent_id, utc_now(), None, 30)
+    devices.rotate(fleet.fleet, config.agent_id, utc_now(), None, 30)
     reload(fleet)
     links.append(link_of(config.broker, config.agent_id))
     links[0].open()
@@ -171,7 +172,7 @@ def test_a_listener_that_cannot_be_is_refused(bind: str, websockets: int, messag
 
 
 def test_a_fleet_without_the_listener_says_so(fleet: RunningFleet, tmp_path: Path) -> None:
-    bundle = fleet.fleet.enrol(tmp_path.name[-20:], utc_now(), tmp_path / "b", 30)
+    bundle = devices.enrol(fleet.fleet, tmp_path.name[-20:], utc_now(), tmp_path / "b", 30)
     text = bundle.read_text()
     bundle.write_text(re.sub(r'"websockets": \d+', '"websockets": 0', text))
     with pytest.raises(ConfigError, match="does not listen for WebSockets"):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from broker.security import devices
 from broker.security.create_fleet import create_fleet
 from broker.security.fleet import Fleet, utc_now
 from broker.security.fleet_settings import FleetSettings
@@ -107,9 +108,9 @@ def test_a_device_that_is_out_stops_it_before_anybody_is_enrolled(
     fleet: Fleet, state: str, says: str
 ) -> None:
     age = timedelta(days=40 if state == "expired" else 0)
-    fleet.enrol("pi-1", utc_now() - age, None, 30)
+    devices.enrol(fleet, "pi-1", utc_now() - age, None, 30)
     if state == "revoked":
-        fleet.revoke("pi-1", utc_now())
+        devices.revoke(fleet, "pi-1", utc_now())
     done = send(fleet, "one pi-2\ntwo pi-1\n")
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
@@ -119,8 +120,8 @@ def test_a_device_that_is_out_stops_it_before_anybody_is_enrolled(
 
 
 def test_a_rotated_device_is_in_and_gets_its_new_bundle(fleet: Fleet) -> None:
-    fleet.enrol("pi-1", utc_now(), None, 30)
-    fleet.rotate("pi-1", utc_now(), None, 30)
+    devices.enrol(fleet, "pi-1", utc_now(), None, 30)
+    devices.rotate(fleet, "pi-1", utc_now(), None, 30)
     done = send(fleet, "one pi-1\n")
     assert done.returncode == 0, done.stderr
     assert "0 of 1 devices newly enrolled" in done.stdout

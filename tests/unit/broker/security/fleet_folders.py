@@ -65,7 +65,8 @@ def limited(max_file_bytes: int, code: str) -> str:
     script = (
         "import resource, sys; from pathlib import Path; from fedge.errors import ConfigError\n"
         "from broker.security.create_fleet import *; from broker.security.fleet import *\n"
-        "from fedge.files import *; from broker.security.fleet_settings import *\n"
+        "from broker.security.devices import *; from broker.security.fleet_settings import *\n"
+        "from fedge.files import *\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({max_file_bytes}, {max_file_bytes}))\n"
         f"try:\n    {code}\nexcept ConfigError as error: sys.stdout.write(str(error))\n"
     )

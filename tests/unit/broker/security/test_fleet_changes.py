@@ -15,6 +15,7 @@ import pytest
 from cryptography import x509
 
 from broker.protocol.signed_messages import key_id
+from broker.security import devices
 from broker.security.access_control import access_rules, check_device_id
 from broker.security.bundle import read_bundle
 from broker.security.fleet import Fleet, utc_now
@@ -35,11 +36,11 @@ from tests.unit.broker.security.fleet_folders import (
 @pytest.mark.parametrize("name", STRANGE)
 def test_a_strange_name_is_refused_before_anything_is_signed(fleet: Fleet, name: str) -> None:
     before = content(fleet.folder)
-    for action in (fleet.enrol, fleet.rotate):
+    for action in (devices.enrol, devices.rotate):
         with pytest.raises(ConfigError, match="is not allowed: use 1 to 64 letters"):
-            action(name, utc_now(), None, 30)
+            action(fleet, name, utc_now(), None, 30)
     with pytest.raises(ConfigError, match="is not allowed"):
-        fleet.revoke(name, utc_now())
+        devices.revoke(fleet, name, utc_now())
     with pytest.raises(ConfigError, match="is not allowed"):
         access_rules("houses", ["pi-1", name])
     assert {k: v for k, v in content(fleet.folder).items() if k != ".lock"} == before
@@ -61,12 +62,12 @@ def test_a_name_is_enrolled_once(fleet: Fleet) -> None:
 def test_a_revoked_name_is_enrolled_again_by_those_only_who_say_so(
     fleet: Fleet, options: list[str]
 ) -> None:
-    fleet.enrol("pi-1", utc_now(), None, 30)
-    fleet.revoke("pi-1", utc_now())
+    devices.enrol(fleet, "pi-1", utc_now(), None, 30)
+    devices.revoke(fleet, "pi-1", utc_now())
     before = content(fleet.folder)
     line = line_of(fedge("broker", "enrol", fleet.folder, "pi-1", "pi-2", *options))
     assert "pi-1 was revoked" in line
-    assert "take another name, or restart Mosquitto first and say --again" in line
+    assert "take another name, or restart Mosquitto first and then use --again" in line
     assert content(fleet.folder) == before
     assert fedge("broker", "enrol", fleet.folder, "pi-1", "--again", *options).exit_code == 0
     assert "user pi-1" in (fleet.broker_folder / "access.acl").read_text()
@@ -78,13 +79,13 @@ def test_a_revoked_name_is_enrolled_again_by_those_only_who_say_so(
     [
         (["pi-2", "pi-1"], "pi-1 is enrolled already"),
         (["pi-2", "a/b"], "is not allowed"),
-        (["pi-2", "pi-3", "pi-2"], "pi-2 is named twice"),
+        (["pi-2", "pi-3", "pi-2"], "pi-2 is listed twice"),
     ],
 )
 def test_of_many_all_are_enrolled_or_none(
     fleet: Fleet, names: list[str], words: str, options: list[str]
 ) -> None:
-    fleet.enrol("pi-1", utc_now(), None, 30)
+    devices.enrol(fleet, "pi-1", utc_now(), None, 30)
     before = content(fleet.folder)
     assert words in line_of(fedge("broker", "enrol", fleet.folder, *names, *options))
     assert content(fleet.folder) == before
@@ -95,7 +96,7 @@ def test_of_many_all_are_enrolled_or_none(
 def test_a_bundle_is_written_to_a_file_and_to_nothing_else(fleet: Fleet, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")  # whoever opens it waits for ever
     line = line_of(fedge("broker", "enrol", fleet.folder, "pi-1", "--out", tmp_path / "pipe"))
-    assert "pipe is no file: choose another --out" in line
+    assert "pipe is not a regular file: choose another --out" in line
 
 
 @pytest.mark.parametrize(
@@ -117,20 +118,20 @@ def test_a_bundle_does_not_replace_another_file(fleet: Fleet, tmp_path: Path) ->
     out = tmp_path / "notes.txt"
     out.write_text("mine")
     line = line_of(fedge("broker", "enrol", fleet.folder, "pi-1", "--out", out))
-    assert "is no bundle of pi-1" in line
+    assert "is not a bundle of pi-1" in line
     assert out.read_text() == "mine"
     assert fleet.register.devices == ()
 
 
 def test_rules_begin_with_a_user_and_end_with_the_enrolment(fleet: Fleet) -> None:
-    fleet.enrol("pi-1", utc_now(), None, 30)
-    fleet.enrol("pi-2", utc_now(), None, 30)
+    devices.enrol(fleet, "pi-1", utc_now(), None, 30)
+    devices.enrol(fleet, "pi-2", utc_now(), None, 30)
     rules = (fleet.broker_folder / "access.acl").read_text()
     first = next(line for line in rules.splitlines() if line and not line.startswith("#"))
     assert first == "user coordinator"
     assert "user pi-1\ntopic write fedge/v1/houses/agents/pi-1/status\n" in rules
     assert "%" not in rules
-    fleet.revoke("pi-1", utc_now())
+    devices.revoke(fleet, "pi-1", utc_now())
     rules = (fleet.broker_folder / "access.acl").read_text()
     assert "pi-1" not in rules
     assert "user pi-2" in rules
@@ -139,8 +140,8 @@ def test_rules_begin_with_a_user_and_end_with_the_enrolment(fleet: Fleet) -> Non
 def test_every_list_of_revocations_is_newer_than_the_last(fleet: Fleet) -> None:
     now, updates = utc_now(), [revoked_serials(fleet)[1]]
     for number in range(4):
-        fleet.enrol(f"pi-{number}", now, None, 30)
-        fleet.revoke(f"pi-{number}", now)
+        devices.enrol(fleet, f"pi-{number}", now, None, 30)
+        devices.revoke(fleet, f"pi-{number}", now)
         updates.append(revoked_serials(fleet)[1])
     assert updates == sorted(set(updates), key=str)  # strictly, within one second of the clock
     assert revoked_serials(fleet)[0] == {record.serial for record in fleet.register.devices}
@@ -150,17 +151,17 @@ def test_a_clock_that_was_ahead_locks_nobody_out_for_good(
     fleet: Fleet, caplog: pytest.LogCaptureFixture
 ) -> None:
     """OpenSSL refuses every certificate while the list of revoked ones is not yet valid."""
-    fleet.enrol("pi-1", utc_now() + timedelta(days=3650), None, 30)
+    devices.enrol(fleet, "pi-1", utc_now() + timedelta(days=3650), None, 30)
     assert not caplog.records
-    fleet.revoke("pi-1", utc_now())
+    devices.revoke(fleet, "pi-1", utc_now())
     crl = x509.load_pem_x509_crl((fleet.broker_folder / "ca.crl").read_bytes())
     assert crl.last_update_utc < utc_now()
     assert len(crl) == 1
-    assert "restart Mosquitto; else set it, and do this again" in caplog.text
+    assert "restart Mosquitto; otherwise set the clock and repeat this command" in caplog.text
 
 
 def test_rotation_revokes_the_old_unless_it_is_kept(fleet: Fleet) -> None:
-    fleet.enrol("pi-1", utc_now(), None, 30)
+    devices.enrol(fleet, "pi-1", utc_now(), None, 30)
     assert fedge("broker", "rotate", fleet.folder, "pi-1", "--keep-old").exit_code == 0
     assert revoked_serials(fleet)[0] == set()
     assert fedge("broker", "rotate", fleet.folder, "pi-1").exit_code == 0
@@ -172,7 +173,7 @@ def test_rotation_revokes_the_old_unless_it_is_kept(fleet: Fleet) -> None:
 
 def test_only_the_enrolled_are_rotated_and_revoked(fleet: Fleet) -> None:
     assert "pi-9 is not enrolled" in line_of(fedge("broker", "revoke", fleet.folder, "pi-9"))
-    fleet.enrol("pi-1", utc_now(), None, 30)
+    devices.enrol(fleet, "pi-1", utc_now(), None, 30)
     assert fedge("broker", "revoke", fleet.folder, "pi-1").exit_code == 0
     again = fedge("broker", "revoke", fleet.folder, "pi-1", "--no-reload")  # to be sure
     assert again.exit_code == 0
@@ -183,10 +184,10 @@ def test_only_the_enrolled_are_rotated_and_revoked(fleet: Fleet) -> None:
 def test_the_list_shows_serial_expiry_and_state(fleet: Fleet) -> None:
     assert "no device is enrolled" in fedge("broker", "list", fleet.folder).stdout
     now = utc_now()
-    fleet.enrol("old", now - timedelta(days=40), None, 30)
-    fleet.enrol("gone", now, None, 30)
-    fleet.revoke("gone", now)
-    fleet.enrol("here", now, None, 30)
+    devices.enrol(fleet, "old", now - timedelta(days=40), None, 30)
+    devices.enrol(fleet, "gone", now, None, 30)
+    devices.revoke(fleet, "gone", now)
+    devices.enrol(fleet, "here", now, None, 30)
     rows = json.loads(fedge("broker", "list", fleet.folder, "--json").stdout)
     assert {row["agent_id"]: row["state"] for row in rows} == {
         "old": "expired",
@@ -209,7 +210,7 @@ def test_a_signing_key_is_rotated_with_an_overlap(fleet: Fleet) -> None:
     assert kept == old
     assert f"new signing key: {key_id(bytes.fromhex(new))}" in begun.stdout
     assert "under way" in line_of(fedge("broker", "rotate-key", fleet.folder))
-    fleet.enrol("pi-1", utc_now(), None, 30)
+    devices.enrol(fleet, "pi-1", utc_now(), None, 30)
     assert read_bundle(fleet.folder / "bundles" / "pi-1.bundle").trusted_keys == (new, old)
     assert fedge("broker", "rotate-key", fleet.folder, "--finish").exit_code == 0
     assert signing(fleet) == (new,)
@@ -226,7 +227,7 @@ def test_a_rotation_that_was_cut_short_is_mended_by_the_next_command(
     assert fedge("broker", "rotate-key", fleet.folder, *options).exit_code == 0
     new = signing(fleet)
     (fleet.folder / "fleet.json").write_bytes(register)  # the file is written before it
-    fleet.enrol("pi-1", utc_now(), None, 30)
+    devices.enrol(fleet, "pi-1", utc_now(), None, 30)
     assert read_bundle(fleet.folder / "bundles" / "pi-1.bundle").trusted_keys == new
     assert signing(fleet) == new
 
@@ -296,7 +297,7 @@ def test_a_copy_of_a_fleet_does_not_claim_that_a_broker_was_told(
     fleet: Fleet, tmp_path: Path
 ) -> None:
     """The copy's pid file names a Mosquitto that reads the rules of the original."""
-    fleet.enrol("pi-1", utc_now(), None, 30)
+    devices.enrol(fleet, "pi-1", utc_now(), None, 30)
     copy = tmp_path / "copy"
     shutil.copytree(fleet.folder, copy)
     # A Mosquitto as far as anybody sees; SIGHUP would end it.
@@ -320,5 +321,5 @@ def test_whoever_has_mosquitto_s_account_does_not_hold_root_up(fleet: Fleet) -> 
     os.mkfifo(fleet.broker_folder / "mosquitto.pid")
     (fleet.broker_folder / "mosquitto.conf").unlink()
     os.mkfifo(fleet.broker_folder / "mosquitto.conf")
-    fleet.enrol("pi-1", utc_now(), None, 30)
+    devices.enrol(fleet, "pi-1", utc_now(), None, 30)
     assert "no broker runs" in fedge("broker", "revoke", fleet.folder, "pi-1").stdout

@@ -15,6 +15,7 @@ import pytest
 from click.testing import Result
 
 from broker.protocol.signed_messages import read_public_keys
+from broker.security import devices
 from broker.security.bundle import Bundle, check_bundle, encode_bundle, read_bundle
 from broker.security.certificate_authority import Authority
 from broker.security.create_fleet import create_fleet
@@ -41,14 +42,14 @@ def test_a_folder_that_is_there_keeps_its_rights(fleet: Fleet, tmp_path: Path) -
     """A service may have to look into it; what must not be read are its files."""
     folder = tmp_path / "etc"
     folder.mkdir(mode=0o750)
-    assert join(fleet.enrol("pi-1", utc_now(), None, 30), folder).exit_code == 0
+    assert join(devices.enrol(fleet, "pi-1", utc_now(), None, 30), folder).exit_code == 0
     assert stat.S_IMODE(folder.stat().st_mode) == 0o750
     assert stat.S_IMODE((folder / "agent.pem").stat().st_mode) == 0o600
 
 
 @pytest.fixture
 def bundle_path(fleet: Fleet) -> Path:
-    return fleet.enrol("pi-1", utc_now(), None, 30)
+    return devices.enrol(fleet, "pi-1", utc_now(), None, 30)
 
 
 def join(bundle: Path, folder: Path, *options: str | Path) -> Result:
@@ -92,7 +93,7 @@ def test_an_old_configuration_is_told_to_check_signatures(
     join(bundle_path, folder)
     path = folder / "agent.yaml"
     path.write_text(path.read_text().replace("trusted_keys: coordinator.pub\n", ""))
-    result = join(fleet.rotate("pi-1", utc_now(), None, 30), folder)
+    result = join(devices.rotate(fleet, "pi-1", utc_now(), None, 30), folder)
     assert f"add `trusted_keys: coordinator.pub` to {path}" in result.stdout
 
 
@@ -117,13 +118,13 @@ def test_a_new_bundle_renews_the_certificates_and_keeps_the_rest(
     before = content(folder)
     with (folder / "agent.yaml").open("a") as file:
         file.write("threads: 2\n")
-    result = join(fleet.rotate("pi-1", utc_now(), None, 30), folder)
+    result = join(devices.rotate(fleet, "pi-1", utc_now(), None, 30), folder)
     assert "certificates renewed" in result.stdout
     assert "check signatures" not in result.stdout
     assert "another broker?" not in result.stdout
     assert content(folder)["agent.pem"] != before["agent.pem"]
     assert load_config(folder / "agent.yaml", AgentConfig).threads == 2
-    other = fleet.enrol("pi-2", utc_now(), None, 30)
+    other = devices.enrol(fleet, "pi-2", utc_now(), None, 30)
     before = content(folder)
     assert "is of pi-1 in federation houses" in line_of(join(other, folder))
     assert content(folder) == before
@@ -135,7 +136,8 @@ def test_what_a_kept_configuration_says_otherwise_is_told(
     """As when the fleet was made anew on another machine."""
     assert join(bundle_path, tmp_path / "pi").exit_code == 0
     settings = FleetSettings("houses", ["::1"], port=9999, user=Account.current().name)
-    bundle = create_fleet(tmp_path / "anew", settings, utc_now()).enrol("pi-1", utc_now(), None, 30)
+    anew = create_fleet(tmp_path / "anew", settings, utc_now())
+    bundle = devices.enrol(anew, "pi-1", utc_now(), None, 30)
     said = join(bundle, tmp_path / "pi", "--data", "other.npz").stdout
     assert "agent.yaml has broker.example.org:8883, this fleet's is [::1]:9999" in said
     assert "the options:        they are for a new file" in said
@@ -159,9 +161,9 @@ def changed(path: Path, **values: object) -> Bundle:
 def test_a_bundle_whose_parts_do_not_fit_is_refused(
     fleet: Fleet, bundle_path: Path, tmp_path: Path
 ) -> None:
-    stranger = make(tmp_path / "other").enrol("pi-1", utc_now(), None, 30)
+    stranger = devices.enrol(make(tmp_path / "other"), "pi-1", utc_now(), None, 30)
     theirs = read_bundle(stranger)
-    two = read_bundle(fleet.enrol("pi-2", utc_now(), None, 30))
+    two = read_bundle(devices.enrol(fleet, "pi-2", utc_now(), None, 30))
     for bundle, words in (
         (changed(bundle_path, key=theirs.key), "do not belong together"),
         (changed(bundle_path, certificate="rubbish"), "are damaged"),
@@ -180,7 +182,7 @@ def test_a_bundle_whose_parts_do_not_fit_is_refused(
     [(40, "the certificate has expired"), (-40, "not yet valid: this machine's clock says 20")],
 )
 def test_a_clock_that_is_wrong_is_named(fleet: Fleet, days_ago: int, words: str) -> None:
-    path = fleet.enrol("pi-1", utc_now() - timedelta(days=days_ago), None, 30)
+    path = devices.enrol(fleet, "pi-1", utc_now() - timedelta(days=days_ago), None, 30)
     with pytest.raises(ConfigError, match=words):
         check_bundle(read_bundle(path), "bundle")
 

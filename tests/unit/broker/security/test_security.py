@@ -12,6 +12,7 @@ import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
+from broker.security import devices
 from broker.security.access_control import ListenerSettings, mosquitto_config
 from broker.security.bundle import read_bundle
 from broker.security.certificate_authority import check_host
@@ -37,7 +38,7 @@ from tests.users import as_nobody
 
 
 def test_only_the_owner_may_read_anything(fleet: Fleet) -> None:
-    fleet.enrol("pi-1", utc_now(), None, 30)
+    devices.enrol(fleet, "pi-1", utc_now(), None, 30)
     for path in (fleet.folder, *fleet.folder.rglob("*")):
         mode = stat.S_IMODE(path.stat().st_mode)
         assert mode == (0o700 if path.is_dir() else 0o600), path
@@ -79,7 +80,7 @@ def test_a_link_to_an_empty_folder_becomes_a_fleet(tmp_path: Path) -> None:
 
 
 def test_a_second_init_changes_nothing_and_says_what_is_there(fleet: Fleet) -> None:
-    fleet.enrol("pi-1", utc_now(), None, 30)
+    devices.enrol(fleet, "pi-1", utc_now(), None, 30)
     before = content(fleet.folder)
     result = fedge("broker", "init", fleet.folder, "--host", HOSTS, "--federation", "houses")
     assert result.exit_code == 0, result.output
@@ -95,7 +96,7 @@ def test_a_second_init_changes_nothing_and_says_what_is_there(fleet: Fleet) -> N
         (["--host", HOSTS, "--federation", "houses", "--port", "1"], "port 8883, not 1"),
         (
             ["--host", HOSTS, "--federation", "houses", "--bind", "10.1.2.3"],
-            "address to listen on none, not 10.1.2.3",
+            "listening address none, not 10.1.2.3",
         ),
         (
             ["--host", HOSTS, "--federation", "houses", "--user", "somebody"],
@@ -133,7 +134,7 @@ def test_the_broker_gets_a_new_certificate_and_other_names(fleet: Fleet) -> None
     assert "devices that look for it as 10.1.2.3 refuse it" in result.stdout
     assert broker_names(fleet) == names.split(",")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    bundle = read_bundle(Fleet(fleet.folder).enrol("pi-9", utc_now(), None, 30))
+    bundle = read_bundle(devices.enrol(Fleet(fleet.folder), "pi-9", utc_now(), None, 30))
     assert bundle.host == "new.example.org"
     key = serialization.load_pem_private_key(path.read_bytes(), None)
     certificate = x509.load_pem_x509_certificate(path.read_bytes())
@@ -141,7 +142,7 @@ def test_the_broker_gets_a_new_certificate_and_other_names(fleet: Fleet) -> None
 
 
 def test_a_change_of_the_broker_s_certificate_is_whole_or_not_made(fleet: Fleet) -> None:
-    fleet.enrol("pi-1", utc_now(), None, 30)
+    devices.enrol(fleet, "pi-1", utc_now(), None, 30)
     before = content(fleet.folder)
     for hosts in ("a b", "a,,b"):
         line = line_of(fedge("broker", "rotate-broker", fleet.folder, "--host", hosts))
@@ -214,23 +215,23 @@ def test_a_full_disk_during_init_leaves_nothing(tmp_path: Path, room: int) -> No
 
 def test_a_full_disk_during_enrolment_enrols_nobody(fleet: Fleet) -> None:
     for number in range(8):
-        fleet.enrol(f"pi-{number}", utc_now(), None, 30)
+        devices.enrol(fleet, f"pi-{number}", utc_now(), None, 30)
     before = content(fleet.folder)
     largest = max(len(data) for name, data in before.items() if name.endswith("bundle"))
     assert largest < len(before["broker/access.acl"]), "the bundle fits, the rules do not"
-    code = f"Fleet(Path({str(fleet.folder)!r})).enrol('pi-x', utc_now(), None, 30)"
+    code = f"enrol(Fleet(Path({str(fleet.folder)!r})), 'pi-x', utc_now(), None, 30)"
     for room in (largest // 2, largest + 64):
         assert "cannot be written" in limited(room, code)
         assert content(fleet.folder) == before
-    fleet.enrol("pi-x", utc_now(), None, 30)
+    devices.enrol(fleet, "pi-x", utc_now(), None, 30)
 
 
 def test_a_full_disk_leaves_a_bundle_that_is_not_carried_away_yet(fleet: Fleet) -> None:
     for number in range(8):
-        fleet.enrol(f"pi-{number}", utc_now(), None, 30)
+        devices.enrol(fleet, f"pi-{number}", utc_now(), None, 30)
     before = content(fleet.folder)
-    for action in ("rotate('pi-1'", "enrol_all(['pi-x', 'pi-y']"):
-        code = f"Fleet(Path({str(fleet.folder)!r})).{action}, utc_now(), None, 30)"
+    for action, names in (("rotate", "'pi-1'"), ("enrol_all", "['pi-x', 'pi-y']")):
+        code = f"{action}(Fleet(Path({str(fleet.folder)!r})), {names}, utc_now(), None, 30)"
         room = len(before["bundles/pi-1.bundle"]) + 64
         assert "access.acl cannot be written" in limited(room, code)
         assert content(fleet.folder) == before
@@ -279,7 +280,7 @@ def test_a_folder_that_this_user_may_not_enter_is_one_line(tmp_path: Path) -> No
 def test_a_command_with_sudo_leaves_the_fleet_to_its_owner(fleet: Fleet) -> None:
     for path in (fleet.folder, *fleet.folder.rglob("*")):
         os.chown(path, NOBODY, NOBODY)
-    fleet.enrol("pi-1", utc_now(), None, 30)
+    devices.enrol(fleet, "pi-1", utc_now(), None, 30)
     rotate_key(fleet, utc_now())
     rotate_certificate(fleet, utc_now())
     for path in (fleet.folder, *fleet.folder.rglob("*")):

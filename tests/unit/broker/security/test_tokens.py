@@ -21,6 +21,7 @@ from broker.enrolment.registrar import AT_ONCE, Granted, Note, Refused, Registra
 from broker.enrolment.token import Token, fingerprint
 from broker.link.link import LinkUp, Received
 from broker.link.settings import TlsSettings
+from broker.security import devices
 from broker.security.create_fleet import create_fleet
 from broker.security.fleet import Fleet, utc_now
 from broker.security.fleet_settings import FleetSettings
@@ -137,7 +138,7 @@ def test_rules_are_there_before_the_device_so_that_no_reload_is_needed(fleet: Fl
 
 
 def test_only_new_names_are_invited_and_only_known_ones_rotated(fleet: Fleet) -> None:
-    fleet.enrol("pi-1", utc_now(), None, 30)
+    devices.enrol(fleet, "pi-1", utc_now(), None, 30)
     with pytest.raises(ConfigError, match="is enrolled already"):
         invite(fleet, "pi-1", utc_now(), DAY, 30)
     with pytest.raises(ConfigError, match="pi-2 is not enrolled"):
@@ -189,7 +190,7 @@ def test_a_token_counts_once_and_the_same_key_gets_the_same_answer(fleet: Fleet)
     assert (again.certificate, again.is_new) == (first.certificate, False)
     with pytest.raises(TokenRefused, match="was used, by another key: if it was not you, revoke"):
         redeem(fleet, token.secret, request_of(new_key()), utc_now())
-    fleet.revoke("pi-1", utc_now())
+    devices.revoke(fleet, "pi-1", utc_now())
     with pytest.raises(TokenRefused, match="was revoked since"):
         redeem(fleet, token.secret, request, utc_now())
     assert len(Fleet(fleet.folder).register.devices) == 1
@@ -208,13 +209,13 @@ def test_tokens_that_do_not_count_say_why(fleet: Fleet) -> None:
     assert "pi-1 was withdrawn" in refusal(first.secret), "a new one ends the earlier"
     assert "of pi-1 has expired (it ended 20" in refusal(second.secret, 2 * DAY)
     assert "made no such token" in refusal("x" * 22)
-    fleet.revoke("pi-1", now)
+    devices.revoke(fleet, "pi-1", now)
     assert "was withdrawn" in refusal(second.secret), "revoking a device ends its token"
     third = invite(fleet, "pi-3", now, DAY, 30)
-    fleet.enrol("pi-3", now, None, 30)
+    devices.enrol(fleet, "pi-3", now, None, 30)
     assert "was enrolled in another way" in refusal(third.secret)
     fourth = invite(fleet, "pi-3", now, DAY, 30, replaces=True)
-    fleet.revoke("pi-3", now)
+    devices.revoke(fleet, "pi-3", now)
     assert "was withdrawn" in refusal(fourth.secret)
     assert all(record.agent_id == "pi-3" for record in fleet.register.devices)
 
@@ -238,7 +239,7 @@ def test_a_request_that_is_no_good_leaves_the_token_usable(fleet: Fleet) -> None
 
 @pytest.mark.parametrize("keep_old", [False, True])
 def test_a_rotation_revokes_the_old_when_the_new_is_there(fleet: Fleet, keep_old: bool) -> None:
-    fleet.enrol("pi-1", utc_now(), None, 30)
+    devices.enrol(fleet, "pi-1", utc_now(), None, 30)
     token = invite(fleet, "pi-1", utc_now(), DAY, 30, replaces=True, keep_old=keep_old)
     assert [r.revoked for r in fleet.register.devices] == [None]
     done = redeem(fleet, token.secret, request_of(new_key()), utc_now())
