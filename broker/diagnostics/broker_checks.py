@@ -136,7 +136,7 @@ def _login(settings: BrokerSettings, granted: Granted) -> Check:
     if not granted.mqtt5:
         return warning(
             "login",
-            f"{found}; {disconnect_reasons.OLDER}",
+            f"{found}; {disconnect_reasons.MQTT311_LIMITS}",
             "prefer a broker of MQTT 5",
             "network",
             **facts,

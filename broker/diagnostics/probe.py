@@ -19,10 +19,10 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from broker.link import disconnect_reasons
+from broker.link.connection_failures import VersionChoice
 from broker.link.link import QOS, LinkDown
 from broker.link.network_loop import NetworkLoop
 from broker.link.paho_client import Driver, Session
-from broker.link.protocol_version import VersionChoice
 from broker.link.send_queue import NO_PACKET_LIMIT
 from broker.link.settings import BrokerSettings
 from fedge.errors import LinkError
@@ -130,8 +130,8 @@ class Probe:
             if not again:
                 self._down = down
                 raise LinkError(down.reason)
-        if lacking := disconnect_reasons.lacking(properties):
-            raise LinkError(disconnect_reasons.not_admitted(self._settings, *lacking).reason)
+        if missing := disconnect_reasons.missing_feature(properties):
+            raise LinkError(disconnect_reasons.not_admitted(self._settings, *missing).reason)
         return Granted(
             mqtt5,
             getattr(properties, "MaximumPacketSize", None),
@@ -239,13 +239,13 @@ class Probe:
     def disconnected(self, by_broker: bool, code: ReasonCode) -> None:
         """The connection ended."""
         if by_broker:
-            down = disconnect_reasons.hung_up(
+            down = disconnect_reasons.disconnected_by_broker(
                 self._settings, self._client_id, code.value, code.getName()
             )
         elif self._is_up:
             down = disconnect_reasons.lost(self._settings, code.value)
         elif self._driver.farewell:
-            down = disconnect_reasons.said_goodbye(self._settings, self._driver.farewell)
+            down = disconnect_reasons.websocket_closed(self._settings, self._driver.farewell)
         else:
             down = disconnect_reasons.no_answer(self._settings, self._driver.complaint)
         self._answers.put(("down", down))

@@ -1,20 +1,20 @@
-"""When to try again: exponential back-off with full jitter."""
+"""Exponential back-off with full jitter."""
 
 from __future__ import annotations
 
 from random import Random
 
-#: A connection that lived this long was a good one: the next failure starts the back-off afresh.
-#: One that dies at once (two devices with one id) keeps climbing.
+#: A connection that lasted this long resets the back-off. One that ends at once (two devices with
+#: one id) does not, so the waits grow.
 STABLE_S = 10.0
 
 
 class FullJitter:
-    """Waits drawn from uniform(0, min(cap, base * 2 ** attempt)).
+    """Draws waits from uniform(0, min(cap, base * 2 ** attempt)).
 
     "Full jitter" of M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015:
-    a thousand devices that lost the same broker at the same moment come back spread out, and do
-    the least work of the variants compared there.
+    a thousand devices that lose a broker at the same moment reconnect spread out over time, with
+    the fewest attempts of the variants compared there.
 
     Attributes:
         attempt: failures since the last `reset`.
@@ -28,20 +28,20 @@ class FullJitter:
 
     @property
     def ceiling_s(self) -> float:
-        """The longest that the next wait can be."""
-        # 2 ** 1100 overflows a float; long before that the cap is reached.
+        """Upper limit of the next wait."""
+        # 2 ** 1100 overflows a float; the cap is reached long before.
         return min(self._cap_s, self._base_s * 2.0 ** min(self.attempt, 64))
 
     def next_s(self, *, at_cap: bool = False) -> float:
-        """How long to wait before the next attempt.
+        """Returns the wait before the next attempt.
 
         Args:
-            at_cap: draw from the whole range up to the cap: trying soon is known to be useless.
+            at_cap: draw from the whole range up to the cap, since an early retry would fail.
         """
         wait_s = self._rng.uniform(0.0, self._cap_s if at_cap else self.ceiling_s)
         self.attempt += 1
         return wait_s
 
     def reset(self) -> None:
-        """It worked: the next failure starts from the base again."""
+        """Starts from the base again, after a success."""
         self.attempt = 0

@@ -1,4 +1,4 @@
-"""Why a broker is not reached, refuses, or hangs up: MQTT 5 reason codes and errors in words."""
+"""Reasons of lost and failed connections, in words, from MQTT 5 reason codes and errors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from broker.link.websocket import WebSocketRefused
 
 UNKNOWN_VERSION = 0x84
 PROTOCOL = 0x82
-#: MQTT 5 §2.4. Codes after which trying again as we are will hardly help.
+#: MQTT 5 §2.4. Codes after which a retry without a change will hardly help.
 _REFUSALS = {
     UNKNOWN_VERSION: "it does not speak our version of MQTT",
     0x85: "the client id is not allowed",
@@ -21,52 +21,53 @@ _REFUSALS = {
     0x87: "not authorised",
     0x8A: "this client is banned",
     0x8C: "bad authentication method",
-    0x9A: "it offers no retained messages",
-    0x9B: "it offers no QoS 1",
+    0x9A: "it does not support retained messages",
+    0x9B: "it does not support QoS 1",
 }
 _LOGIN = (0x86, 0x87, 0x8C)
 
 TAKEN_OVER = 0x8E
 KEEPALIVE = 0x8D
-_HANG_UPS = {
+_DISCONNECTS = {
     0x81: "it could not read a packet",
     PROTOCOL: "protocol error",
     0x87: "not authorised",
     0x8B: "it is shutting down",
-    KEEPALIVE: "it did not hear from us in time",
+    KEEPALIVE: "keep-alive timeout",
     0x93: "too many unacknowledged messages at once",
-    0x95: "a packet was larger than it takes",
+    0x95: "a packet was larger than its limit",
     0x96: "too many messages",
     0x97: "quota exceeded",
     0x98: "an operator closed the connection",
 }
 
-_VERSIONS = {"auto": "5 or 3.1.1", "5": "5; `protocol: auto` also takes 3.1.1", "3.1.1": "3.1.1"}
+_VERSIONS = {"auto": "5 or 3.1.1", "5": "5; `protocol: auto` also allows 3.1.1", "3.1.1": "3.1.1"}
 
-#: What an operator should know of a connection with MQTT 3.1.1.
-OLDER = (
-    "MQTT 3.1.1: no message expiry, no session expiry, no will delay, no packet limits, no reasons"
+#: Features that a connection with MQTT 3.1.1 lacks, for operators.
+MQTT311_LIMITS = (
+    "MQTT 3.1.1: no message expiry, no session expiry, no will delay, no packet limits, no reason"
+    " codes"
 )
 
-#: Names of TLS alerts (RFC 8446 §6.2), as every OpenSSL ends its own names for them.
+#: Names of TLS alerts (RFC 8446 §6.2), as all versions of OpenSSL end their error names.
 _ALERT = re.compile(r"ALERT_([A-Z_]+)$")
 _CERTIFICATE_ALERTS = {
-    "CERTIFICATE_REQUIRED": "it wants one",
-    "HANDSHAKE_FAILURE": "it wants one, or knows none of our ciphers",
-    "CERTIFICATE_EXPIRED": "it has expired, by the broker's clock",
+    "CERTIFICATE_REQUIRED": "it requires one",
+    "HANDSHAKE_FAILURE": "it requires one, or supports none of our ciphers",
+    "CERTIFICATE_EXPIRED": "it has expired by the broker's clock",
     "CERTIFICATE_REVOKED": "it was revoked",
     "UNKNOWN_CA": "it is of another authority than the broker's",
     "BAD_CERTIFICATE": "it is damaged, or not yet valid by the broker's clock",
-    "UNSUPPORTED_CERTIFICATE": "it is not one for clients",
-    "CERTIFICATE_UNKNOWN": "it is not acceptable",
+    "UNSUPPORTED_CERTIFICATE": "it is not a client certificate",
+    "CERTIFICATE_UNKNOWN": "it is not accepted",
     "DECRYPT_ERROR": "its signature is wrong: of another authority than the broker's?",
 }
 #: OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID, _CERT_HAS_EXPIRED, _HOSTNAME_MISMATCH and of addresses.
 _NOT_YET_VALID, _EXPIRED, _WRONG_NAME = 9, 10, (62, 64)
 
 
-def lacking(properties: object) -> tuple[int, str] | None:
-    """Reason code for a server that lacks what we need; without the property it has it."""
+def missing_feature(properties: object) -> tuple[int, str] | None:
+    """Returns reason code and name of a feature that the server lacks; None: it has all."""
     if getattr(properties, "MaximumQoS", 1) == 0:
         return 0x9B, "QoS not supported"
     if getattr(properties, "RetainAvailable", 1) == 0:
@@ -77,7 +78,7 @@ def lacking(properties: object) -> tuple[int, str] | None:
 def unreachable(
     settings: BrokerSettings, error: BaseException, proxy: OpenProxy | None = None
 ) -> LinkDown:
-    """No connection could be made: DNS, TCP, the proxy, TLS or the WebSocket failed."""
+    """Returns why no connection could be made: DNS, TCP, proxy, TLS or WebSocket failed."""
     where = f"broker {settings.address}"
     if isinstance(error, ssl.SSLCertVerificationError):
         return _not_trusted(settings, error)
@@ -95,11 +96,11 @@ def unreachable(
 
 
 def _no_websocket(settings: BrokerSettings, error: WebSocketRefused) -> LinkDown:
-    """The server answered the WebSocket's first request with something else."""
+    """Returns why the server did not accept a WebSocket."""
     hint = {
         0: "is it a port for WebSockets?",
-        401: "it wants a login (headers_file)",
-        403: "it does not let us in",
+        401: "it requires a login (headers_file)",
+        403: "it denies access",
         404: f"check `path`, {settings.websocket.path if settings.websocket else ''}",
     }.get(error.status, "")
     words = f"no WebSocket at {settings.address}: {error}" + (f": {hint}" if hint else "")
@@ -107,16 +108,16 @@ def _no_websocket(settings: BrokerSettings, error: WebSocketRefused) -> LinkDown
 
 
 def _not_trusted(settings: BrokerSettings, error: ssl.SSLCertVerificationError) -> LinkDown:
-    """The broker's certificate does not convince us."""
+    """Returns why the broker's certificate is not trusted."""
     ca_file = settings.tls.ca_file if settings.tls else ""
     what = f"certificate of broker {settings.address} is not trusted: {error.verify_message}"
     if error.verify_code == _NOT_YET_VALID:
-        # Not for good: a device without a battery for its clock has the time a minute later.
+        # Transient: a device without a clock battery has the time a minute later.
         return LinkDown(f"{what}: this device's clock says {_clock()}; set it")
     if error.verify_code == _EXPIRED:
-        hint = f": by this device's clock, {_clock()}"
+        hint = f": this device's clock says {_clock()}"
     elif error.verify_code in _WRONG_NAME:
-        hint = f": `host` must be a name that the certificate was made for, not {settings.host}"
+        hint = f": `host` must be a name in the certificate, not {settings.host}"
     else:
         hint = f" (ca_file {ca_file or 'of the system'}): is that this fleet's authority?"
     return LinkDown(what + hint, refused=True)
@@ -127,7 +128,7 @@ def _clock() -> str:
 
 
 def _certificate_refused(settings: BrokerSettings, error: ssl.SSLError) -> LinkDown | None:
-    """The broker's TLS alert in words; None when it is about something else."""
+    """Returns why the broker refused our certificate; None: TLS failed for another reason."""
     match = _ALERT.search(error.reason or "")
     if match is None or match[1] not in _CERTIFICATE_ALERTS:
         return None
@@ -140,12 +141,12 @@ def _certificate_refused(settings: BrokerSettings, error: ssl.SSLError) -> LinkD
 
 
 def no_answer(settings: BrokerSettings, error: ssl.SSLError | None = None) -> LinkDown:
-    """TCP works, but the connection ended or stayed silent before the CONNACK.
+    """Returns why there was no CONNACK although TCP works.
 
     Args:
-        settings: of the broker.
-        error: what TLS said, if anything. In TLS 1.3 a client learns only after the handshake that
-            its certificate was refused.
+        settings: how to reach the broker.
+        error: error of TLS, if any. In TLS 1.3 a client learns only after the handshake that its
+            certificate was refused.
     """
     if error is not None and (down := _certificate_refused(settings, error)):
         return down
@@ -154,14 +155,16 @@ def no_answer(settings: BrokerSettings, error: ssl.SSLError | None = None) -> Li
 
 
 def not_admitted(settings: BrokerSettings, code: int, name: str) -> LinkDown:
-    """The broker answered CONNECT with a failure code."""
+    """Returns why the broker refused CONNECT."""
     text = _REFUSALS.get(code, name.lower())
     if code == UNKNOWN_VERSION:
         text = f"it does not speak MQTT {_VERSIONS[str(settings.protocol)]}"
     if code not in _LOGIN:
         return LinkDown(f"broker {settings.address} refused us ({text})", refused=code in _REFUSALS)
     secret = settings.password_file or settings.password_env
-    check = f"check username {settings.username!r}" if settings.username else "it wants a username"
+    check = (
+        f"check username {settings.username!r}" if settings.username else "it requires a username"
+    )
     if secret:
         check += f" and the password in {secret}"
     return LinkDown(
@@ -171,7 +174,7 @@ def not_admitted(settings: BrokerSettings, code: int, name: str) -> LinkDown:
 
 
 def not_subscribed(settings: BrokerSettings, topic_filter: str, code: int, name: str) -> LinkDown:
-    """The broker answered SUBSCRIBE with a failure code."""
+    """Returns why the broker refused SUBSCRIBE."""
     text = _REFUSALS.get(code, name.lower())
     return LinkDown(
         f"broker {settings.address} refused the subscription {topic_filter} ({text}):"
@@ -180,39 +183,41 @@ def not_subscribed(settings: BrokerSettings, topic_filter: str, code: int, name:
     )
 
 
-def hung_up(settings: BrokerSettings, client_id: str, code: int, name: str) -> LinkDown:
-    """The broker sent a DISCONNECT."""
+def disconnected_by_broker(
+    settings: BrokerSettings, client_id: str, code: int, name: str
+) -> LinkDown:
+    """Returns why the broker sent DISCONNECT."""
     if code == TAKEN_OVER:
         return LinkDown(
             f"session of {client_id!r} at broker {settings.address} was taken over:"
             " another client connected with the same id"
         )
     return LinkDown(
-        f"broker {settings.address} closed the connection: {_HANG_UPS.get(code, name.lower())}"
+        f"broker {settings.address} closed the connection: {_DISCONNECTS.get(code, name.lower())}"
     )
 
 
-def said_goodbye(settings: BrokerSettings, words: str) -> LinkDown:
-    """The WebSocket was closed with a reason."""
+def websocket_closed(settings: BrokerSettings, words: str) -> LinkDown:
+    """Returns the reason that the WebSocket was closed with."""
     return LinkDown(f"broker {settings.address} closed the WebSocket: {words}")
 
 
-def cannot_bear(settings: BrokerSettings, packet_bytes: int) -> LinkDown:
-    """It hung up, again and again, with the same large packet on its way."""
+def packet_too_large(settings: BrokerSettings, packet_bytes: int) -> LinkDown:
+    """Returns the reason after repeated disconnects with the same large packet in flight."""
     return LinkDown(
-        f"broker {settings.address} hung up three times on a packet of {packet_bytes} bytes:"
-        f" from now on at most {packet_bytes // 2} (MQTT 3.1.1: it cannot say its limit)"
+        f"broker {settings.address} disconnected three times on a packet of {packet_bytes} bytes:"
+        f" limit is {packet_bytes // 2} from now on (MQTT 3.1.1 does not announce limits)"
     )
 
 
 def lost(settings: BrokerSettings, code: int) -> LinkDown:
-    """The connection ended without a word."""
+    """Returns the reason of a connection that ended without one."""
     why = f": no answer for {settings.keepalive_s} s" if code == KEEPALIVE else ""
     return LinkDown(f"connection to broker {settings.address} lost{why}")
 
 
-def lost_again(settings: BrokerSettings, client_id: str, times: int) -> LinkDown:
-    """That, again and again and soon after connecting."""
+def lost_repeatedly(settings: BrokerSettings, client_id: str, times: int) -> LinkDown:
+    """Returns the reason of connections that ended repeatedly, soon after connecting."""
     return LinkDown(
         f"connection to broker {settings.address} lost {times} times within seconds:"
         f" does another client use the id {client_id!r}?"

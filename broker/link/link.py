@@ -1,8 +1,8 @@
-"""The Link: how a state machine's shell reaches the broker, whichever way messages travel.
+"""Link: the connection between a state machine's shell and the broker.
 
 Two implementations pass one conformance suite: `broker.link.mqtt.MqttLink` (paho, a real broker)
-and `broker.memory.link.MemoryLink` (no broker, virtual time). A shell owns its link from one thread
-and takes everything that happens from `poll`.
+and `broker.memory.link.MemoryLink` (simulated broker, virtual time). A shell owns its link from one
+thread and gets every event from `poll`.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ from typing import Protocol
 
 #: Subscriptions and publications are all QoS 1: at least once, and receipts make it once.
 QOS = 1
+#: MQTT 5 §1.5.4.
+_MAX_TOPIC_BYTES = 65_535
 
 
 @dataclass(frozen=True)
 class LinkUp:
-    """Connected and subscribed.
+    """Event: the link is connected and subscribed.
 
     Attributes:
-        session_present: the broker still had our session (nothing queued was lost by it).
-        max_payload_bytes: largest payload that `publish` takes on this connection.
+        session_present: the broker still had our session, with the messages queued in it.
+        max_payload_bytes: largest payload that `publish` accepts on this connection.
     """
 
     session_present: bool
@@ -29,12 +31,11 @@ class LinkUp:
 
 @dataclass(frozen=True)
 class LinkDown:
-    """The connection is gone or could not be made; the link tries again by itself.
+    """Event: the connection is lost or could not be made; the link reconnects by itself.
 
     Attributes:
-        reason: in words, with the broker's address.
-        refused: the broker answered and said no (credentials, access): trying again as we are
-            will hardly help.
+        reason: human-readable, with the broker's address.
+        refused: the broker denied access: a retry without a change will hardly help.
     """
 
     reason: str
@@ -43,13 +44,13 @@ class LinkDown:
 
 @dataclass(frozen=True)
 class Received:
-    """One message.
+    """Event: a message arrived.
 
     Attributes:
-        topic: it came on.
+        topic: topic of the message.
         payload: at most the configured size.
-        retain: it was stored at the broker when we subscribed.
-        token: what `acknowledge` needs.
+        retain: the broker had stored the message before we subscribed.
+        token: identifies the message for `acknowledge`.
     """
 
     topic: str
@@ -60,7 +61,7 @@ class Received:
 
 @dataclass(frozen=True)
 class Posted:
-    """Something that another thread of this process handed over with `post`."""
+    """Event: another thread of this process called `post`."""
 
     value: object
 
@@ -70,7 +71,7 @@ LinkEvent = LinkUp | LinkDown | Received | Posted
 
 @dataclass(frozen=True)
 class Will:
-    """What the broker publishes (retained) for us when we vanish, `delay_s` after it noticed."""
+    """Retained message that the broker publishes when the client vanishes, after `delay_s`."""
 
     topic: str
     payload: bytes
@@ -79,53 +80,53 @@ class Will:
 
 @dataclass
 class ByteCounters:
-    """Bytes of the PUBLISH packets that crossed the link, headers included, TLS and TCP not."""
+    """Counters of PUBLISH packet bytes: MQTT headers included, TLS and TCP excluded."""
 
     up: int = 0
     down: int = 0
 
 
 class Link(Protocol):
-    """One client's connection. All but `post` is called from the thread that owns the link."""
+    """Connection of one client. All methods but `post` belong to the owner's thread."""
 
-    #: Updated as messages are sent and received.
+    #: Updated with every message sent or received.
     counters: ByteCounters
 
     def open(self) -> None:
-        """Begin to connect, and keep connecting; returns at once."""
+        """Starts connecting and keeps the link connected; returns at once."""
 
     def subscribe(self, topic_filter: str) -> None:
-        """Take messages of `topic_filter` from now on, across reconnections."""
+        """Subscribes, now and after every reconnection."""
 
     def unsubscribe(self, topic_filter: str) -> None:
-        """Stop taking them."""
+        """Ends a subscription."""
 
     def publish(
         self, topic: str, payload: bytes, *, retain: bool = False, expiry_s: int | None = None
     ) -> None:
-        """Send at QoS 1; while disconnected it waits in a bounded queue.
+        """Sends at QoS 1; while disconnected, the message waits in a bounded queue.
 
         Raises:
             LinkError: larger than the server's limit, or the queue is full (both name the limit).
         """
 
     def acknowledge(self, received: Received) -> None:
-        """Tell the broker that it may forget the message (only with manual acknowledgement)."""
+        """Acknowledges a message to the broker (only with manual acknowledgement)."""
 
     def poll(self, timeout_s: float) -> LinkEvent | None:
-        """The next event, or None when none came within `timeout_s`."""
+        """Returns the next event; None when there is none within `timeout_s`."""
 
     def post(self, value: object) -> None:
-        """Have the owner's `poll` return `Posted(value)`; from any thread, or a signal handler."""
+        """Makes `poll` return `Posted(value)`; from any thread, or a signal handler."""
 
     def close(self) -> None:
-        """Send what waits, say goodbye (no will is published) and release everything."""
+        """Sends the waiting messages, disconnects (no will is published), releases everything."""
 
 
 def publish_packet_bytes(
     topic: str, payload_bytes: int, expiry_s: int | None = None, *, mqtt5: bool = True
 ) -> int:
-    """Length of a QoS 1 PUBLISH packet (MQTT 5 §3.3): what both links count.
+    """Returns the length of a QoS 1 PUBLISH packet (MQTT 5 §3.3), as both links count it.
 
     Fixed header, topic, packet identifier, properties (their length, and message expiry when given;
     none in MQTT 3.1.1), payload.
@@ -135,3 +136,37 @@ def publish_packet_bytes(
     remaining = 2 + topic_bytes + 2 + properties + payload_bytes
     length_bytes = 1 + (remaining >= 128) + (remaining >= 16_384) + (remaining >= 2_097_152)
     return 1 + length_bytes + remaining
+
+
+def check_filter(topic_filter: str) -> str:
+    """Returns `topic_filter` if it is valid.
+
+    Raises:
+        ValueError: empty, too long, a wildcard that is not alone in its level, or a shared
+            subscription.
+    """
+    if topic_filter.startswith("$share/"):
+        # Mosquitto's access-control file lets every client join a group. A message that the group
+        # passes to a client without the right to read it is lost: a device could starve the
+        # coordinator.
+        raise ValueError(f"shared subscriptions are not allowed: {topic_filter[:80]!r}")
+    levels = topic_filter.split("/")
+    alone = all(len(level) == 1 or not set(level) & {"+", "#"} for level in levels)
+    if not alone or "#" in levels[:-1] or not _is_mqtt_string(topic_filter):
+        raise ValueError(f"not a topic filter: {topic_filter[:80]!r}")
+    return topic_filter
+
+
+def check_topic(topic: str) -> str:
+    """Returns `topic` if a message can be published on it.
+
+    Raises:
+        ValueError: empty, too long, or with a wildcard.
+    """
+    if "+" in topic or "#" in topic or not _is_mqtt_string(topic):
+        raise ValueError(f"not a topic to publish on: {topic[:80]!r}")
+    return topic
+
+
+def _is_mqtt_string(text: str) -> bool:
+    return bool(text) and "\0" not in text and len(text.encode()) <= _MAX_TOPIC_BYTES

@@ -16,12 +16,20 @@ from random import Random
 
 from broker.link.backoff import FullJitter
 from broker.link.connection import Connection
-from broker.link.link import ByteCounters, LinkEvent, Posted, Received, Will, publish_packet_bytes
+from broker.link.link import (
+    ByteCounters,
+    LinkEvent,
+    Posted,
+    Received,
+    Will,
+    check_filter,
+    check_topic,
+    publish_packet_bytes,
+)
 from broker.link.network_loop import NetworkLoop
 from broker.link.paho_client import Session
 from broker.link.send_queue import Outgoing
 from broker.link.settings import BrokerSettings
-from broker.link.topic_filters import check_filter, check_topic
 from broker.link.transport_settings import proxy_arguments
 from fedge.errors import LinkError
 

@@ -1,21 +1,21 @@
-"""paho without its thread: a `NetworkLoop` reads, writes and keeps the time for it.
+"""Driver of a paho client on the network thread, instead of paho's own thread.
 
 Everything here runs on the network thread, except `paho.Client.reconnect`, which runs in a
-connector thread while this one keeps its hands off the client. So paho is never called by two
+connector thread while the network thread does not touch the client. So paho is never called by two
 threads at a time.
 
 paho surprises that shaped this file (2.1 and 2.2):
 
 - `reconnect` blocks (DNS, TCP, TLS handshake); everything after it does not.
 - Callbacks run under a lock that is not reentrant and that closing a socket takes as well: closing
-  or reconnecting inside a callback is a deadlock. Put such things off with `NetworkLoop.soon`.
-- A callback that raises leaves the packet in the input buffer, to be handled again for ever.
+  or reconnecting inside a callback is a deadlock. Defer such calls with `NetworkLoop.soon`.
+- A callback that raises leaves the packet in the input buffer, and paho handles it again for ever.
 - `on_disconnect` can come twice for one connection (a keep-alive that expires).
 - The one public way to drop a connection without a DISCONNECT is `connect_async`.
-- A TLS handshake that fails leaves its socket to the garbage collector.
-- In MQTT 3.1.1, refused because of its version, it calls `reconnect` by itself, inside a callback:
-  `reconnect_on_failure=False` ends that.
-- Which version it speaks is said when it is made: another version takes another client.
+- After a failed TLS handshake paho leaves the socket to the garbage collector.
+- When a broker refuses MQTT 3.1.1, paho calls `reconnect` by itself, inside a callback;
+  `reconnect_on_failure=False` prevents that.
+- A client speaks one version: another version takes another client.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ _Socket = socket.socket | WebSocket
 
 @dataclass(frozen=True)
 class Session:
-    """How a client presents itself.
+    """Identity and session settings of a client.
 
     Attributes:
         client_id: stable, so that the broker finds the session again.
-        will: what the broker says when we vanish.
-        expiry_s: how long the broker keeps the session while we are away.
+        will: message that the broker publishes when we vanish.
+        expiry_s: how long the broker keeps the session while we are disconnected.
         receive_maximum: messages that the broker may send ahead of our acknowledgements.
     """
 
@@ -68,30 +68,30 @@ class Session:
 
 
 class Handler(Protocol):
-    """What happens on the connection. Called inside paho's callbacks, but for `broken`."""
+    """Handler of connection events. Called inside paho's callbacks, except `broken`."""
 
     def connected(self, present: bool, code: ReasonCode, properties: Properties) -> None:
-        """CONNACK; the session was present or not."""
+        """Handles CONNACK; `present`: the broker still had the session."""
 
     def disconnected(self, by_broker: bool, code: ReasonCode) -> None:
-        """The connection ended; may come twice."""
+        """Handles the end of the connection; may be called twice."""
 
     def subscribed(self, mid: int, codes: list[ReasonCode]) -> None:
-        """SUBACK."""
+        """Handles SUBACK."""
 
     def acknowledged(self, mid: int, code: ReasonCode) -> None:
-        """PUBACK."""
+        """Handles PUBACK."""
 
     def received(self, message: paho.MQTTMessage) -> None:
-        """PUBLISH; paho does not acknowledge it."""
+        """Handles PUBLISH, which paho does not acknowledge by itself."""
 
     def broken(self) -> None:
-        """Reading or writing raised; the connection is to be dropped."""
+        """Handles an exception while reading or writing: the connection must be dropped."""
 
 
-@functools.lru_cache(maxsize=64)  # paho builds its table of all properties for each object
+@functools.lru_cache(maxsize=64)  # each Properties object builds a table of all properties
 def make_properties(packet_type: int, **values: int) -> Properties:
-    """Properties of a packet, by the names that paho gives them; shared, not to be changed."""
+    """Returns properties of a packet, by paho's names; shared, not to be changed."""
     properties = Properties(packet_type)  # type: ignore[no-untyped-call]
     for name, value in values.items():
         setattr(properties, name, value)
@@ -99,14 +99,14 @@ def make_properties(packet_type: int, **values: int) -> Properties:
 
 
 class Driver:
-    """A paho client whose socket is served by the network thread.
+    """Serves the socket of a paho client on the network thread.
 
     Attributes:
         client: to subscribe, publish and acknowledge; not to connect or disconnect. Another one
             after `speak`.
         mqtt5: whether it speaks MQTT 5, not 3.1.1.
-        complaint: what TLS said when the last connection ended, if anything.
-        farewell: what the WebSocket said then.
+        complaint: error that TLS reported when the last connection ended, if any.
+        farewell: reason that the WebSocket gave then; empty: none.
     """
 
     complaint: ssl.SSLError | None = None
@@ -125,15 +125,15 @@ class Driver:
         self._network = network
         self._handler = handler
         self._connecting = False  # a connector thread has the client
-        self._writing = False  # the socket was full: epoll says when it is not
-        self._held = False  # the owner has enough: what comes waits in the socket
+        self._writing = False  # the socket was full: epoll reports when it is not
+        self._paused = False  # the owner has enough: incoming bytes wait in the socket
         self._timer: asyncio.TimerHandle | None = None
         self._tls = tls
         self.mqtt5 = settings.protocol != "3.1.1"
         self.client = self._make_client()
 
     def speak(self, *, mqtt5: bool) -> None:
-        """Takes a client of that version of MQTT; only while there is no connection."""
+        """Switches to an MQTT version; only while there is no connection."""
         if mqtt5 != self.mqtt5:
             self.mqtt5 = mqtt5
             self.client = self._make_client()
@@ -143,14 +143,14 @@ class Driver:
             CallbackAPIVersion.VERSION2,
             client_id=self._session.client_id,
             protocol=paho.MQTTv5 if self.mqtt5 else paho.MQTTv311,
-            # MQTT 3.1.1 knows sessions that end with the connection and sessions that do not.
+            # In MQTT 3.1.1 a session either ends with the connection or never expires.
             clean_session=None if self.mqtt5 else self._session.expiry_s == 0,
             manual_ack=True,
             reconnect_on_failure=False,
         )
         client.suppress_exceptions = True  # `_guarded` has logged and counted them
         client.connect_timeout = self._settings.connect_timeout_s
-        client.max_inflight_messages_set(0)  # no limit: the connection's own window is the limit
+        client.max_inflight_messages_set(0)  # no limit: `Outbox` has its own window
         self._websockets = sockets.install(client, self._settings, self._tls)
         if will := self._session.will:
             delay = {"WillDelayInterval": will.delay_s}
@@ -188,7 +188,7 @@ class Driver:
         def guarded(*arguments: Any) -> None:
             try:
                 callback(*arguments)
-            except Exception:  # noqa: BLE001 - one bad packet must not end everyone's network
+            except Exception:  # noqa: BLE001 - one bad packet must not end the network thread
                 self._network.count_error("error while handling a packet")
 
         return guarded
@@ -202,9 +202,9 @@ class Driver:
             self._websockets.headers = secrets.headers
         if secrets.proxy is not None:
             self.client.proxy_set(**proxy_arguments(secrets.proxy))
-        self.drop()  # there is no socket: arms the client
+        self.drop()  # no socket yet: sets host, port and properties
         self._connecting = True
-        self._held = False
+        self._paused = False
 
         def opened(error: BaseException | None) -> None:
             self._connecting = False
@@ -218,7 +218,7 @@ class Driver:
         self._network.in_background(self.client.reconnect, opened)
 
     def drop(self) -> None:
-        """Closes the socket without a DISCONNECT. Not to be called inside a paho callback."""
+        """Closes the socket without DISCONNECT. Must not be called inside a paho callback."""
         self._stop_timer()
         limits = {
             "SessionExpiryInterval": self._session.expiry_s,
@@ -235,23 +235,23 @@ class Driver:
         )
 
     def goodbye(self) -> None:
-        """Sends DISCONNECT; `disconnected` is called when it is out."""
+        """Sends DISCONNECT; `disconnected` is called afterwards."""
         self.client.disconnect()
 
-    def hold(self) -> None:
-        """Reads no more, so that the broker must wait."""
-        self._held = True
+    def pause_reading(self) -> None:
+        """Stops reading, so that the broker must wait."""
+        self._paused = True
         if (sock := self._socket()) is not None:
             self._network.remove_reader(sock)
 
-    def go_on(self) -> None:
-        """Reads again."""
-        if not self._held:
+    def resume_reading(self) -> None:
+        """Reads again after `pause_reading`."""
+        if not self._paused:
             return
-        self._held = False
+        self._paused = False
         if (sock := self._socket()) is not None and not self._connecting:
             self._network.add_reader(sock, self._read)
-            self._network.soon(self._read)  # bytes that epoll knows nothing of
+            self._network.soon(self._read)  # bytes that TLS or WebSocket have buffered
 
     def _socket(self) -> socket.socket | WebSocket | None:
         return cast("_Socket | None", self.client.socket())
@@ -260,7 +260,7 @@ class Driver:
 
     def _on_socket_open(self, client: paho.Client, data: object, sock: _Socket) -> None:
         self.complaint, self.farewell = None, ""
-        # In a connector thread. Small requests and answers wait 40 ms for each other without it.
+        # In a connector thread. Without TCP_NODELAY small requests and answers wait 40 ms each.
         sockets.tcp_of(sock).setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def _on_socket_close(self, client: paho.Client, data: object, sock: _Socket) -> None:
@@ -272,8 +272,7 @@ class Driver:
 
     def _on_register_write(self, client: paho.Client, data: object, sock: _Socket) -> None:
         # In a connector thread while connecting: `opened` writes then. Otherwise write soon,
-        # together with whatever else this turn queues: mostly the socket takes it all, and
-        # epoll need not be told.
+        # together with all that this turn of the loop queues: the socket mostly takes all of it.
         if not self._connecting:
             self._network.soon(self._write)
 
@@ -296,13 +295,13 @@ class Driver:
             self._handler.broken()
 
     def _read(self) -> None:
-        if self._connecting or self._held:
+        if self._connecting or self._paused:
             return
         try:
             for _ in range(_READS_IN_A_ROW):
                 self.client.loop_read()
-                # The layers may hold whole packets that epoll knows nothing of.
-                if self._held or not sockets.has_more(self._socket()):
+                # TLS and WebSocket may have buffered whole packets, which epoll does not report.
+                if self._paused or not sockets.has_more(self._socket()):
                     return
             self._network.soon(self._read)
         except Exception:  # noqa: BLE001 - ends this connection, not the loop
@@ -312,7 +311,7 @@ class Driver:
     # --- keep-alive ------------------------------------------------------------------------------
 
     def _keep_time(self) -> None:
-        """Lets paho ping, every few seconds, and notice in time that nobody answers."""
+        """Calls paho every few seconds, so that it pings and notices a missing answer."""
         self.client.loop_misc()
         self._stop_timer()
         if self._socket() is not None:

@@ -1,8 +1,8 @@
-"""Messages on their way out: what waits, what paho has, and what the server lets us have in flight.
+"""Outgoing messages: a queue, and a window of messages in flight within the server's limits.
 
-paho gets a windowful and no more. After a reconnection it sends all it has at once, whatever
-Receive Maximum and Maximum Packet Size the server announced; a client that has too much in flight,
-or one message too large, is thrown out, comes back and does it again.
+paho gets no more messages than the window. After a reconnection paho sends all its messages at
+once, ignoring the server's Receive Maximum and Maximum Packet Size; the server then disconnects the
+client, which reconnects and does the same again.
 
 Everything here runs on the network thread.
 """
@@ -23,18 +23,19 @@ from broker.link.paho_client import Driver, make_properties
 
 log = logging.getLogger(__name__)
 
-#: MQTT 5 §3.2.2.3.6: without the property there is no limit beyond the protocol's.
+#: MQTT 5 §3.2.2.3.6: limit of the protocol, for servers that announce none.
 NO_PACKET_LIMIT = 268_435_455
-#: Our own limit of unacknowledged publications; the server's Receive Maximum may lower it.
+#: Most unacknowledged publications; the server's Receive Maximum may lower it.
 WINDOW = 64
-#: So many connections in a row that end with the same packet; one that no broker finds too large.
+#: A packet is given up after so many connections in a row that ended with it in flight.
 _SUSPICIONS = 3
-_ALWAYS_TAKEN = 4096
+#: Packets up to this size are never suspected.
+_ALWAYS_ACCEPTED_BYTES = 4096
 
 
 @dataclass(frozen=True)
 class Outgoing:
-    """A message that waits to be sent or acknowledged."""
+    """Message that waits to be sent or acknowledged."""
 
     topic: str
     payload: bytes
@@ -48,20 +49,18 @@ class Outbox:
 
     Attributes:
         max_packet_bytes: the server's Maximum Packet Size, once known.
-        dropped: messages given up: too large for the server, or refused by it.
-        learned_limit: the largest packet of a server that does not say what it takes.
+        learned_limit: largest packet for a server that announces no limit, learned from failures.
 
     Args:
-        driver: whose client sends.
-        finished: called when the broker has a message, or it can never be sent.
+        driver: sends the packets.
+        finished: called when the broker has a message, or the message can never be sent.
     """
 
     def __init__(self, driver: Driver, finished: Callable[[Outgoing], None]) -> None:
         self.max_packet_bytes = NO_PACKET_LIMIT
-        self.dropped = 0
+        self.learned_limit = NO_PACKET_LIMIT
         self._driver = driver
         self._finished = finished
-        self.learned_limit = NO_PACKET_LIMIT
         self._suspect: Outgoing | None = None
         self._suspicions = 0
         self._window = WINDOW
@@ -72,16 +71,16 @@ class Outbox:
         return len(self._waiting) + len(self._in_flight)
 
     def add(self, message: Outgoing) -> None:
-        """The last of those that wait."""
+        """Queues a message after those that wait."""
         self._waiting.append(message)
 
     def clear(self) -> None:
-        """Forgets everything."""
+        """Forgets all messages."""
         self._waiting.clear()
         self._in_flight.clear()
 
     def fit(self, max_packet_bytes: int, receive_maximum: int) -> None:
-        """A server said what it takes: takes back from paho what it must not resend."""
+        """Takes the server's limits; takes back from paho what it must not send again."""
         self.max_packet_bytes = max_packet_bytes
         self._window = min(WINDOW, receive_maximum)
         sizes = [message.packet_bytes for message in self._in_flight.values()]
@@ -90,19 +89,19 @@ class Outbox:
             self.take_back()
 
     def take_back(self) -> None:
-        """What paho had waits again: it has forgotten it."""
+        """Queues the messages in flight again, after paho forgot them."""
         self._waiting.extendleft(reversed(self._in_flight.values()))
         self._in_flight.clear()
 
     def suspect(self) -> int:
-        """Notes that the broker hung up on us; bytes of the packet that it cannot bear, or 0.
+        """Notes a lost connection; returns the size of the packet that the broker rejects, or 0.
 
-        MQTT 3.1.1 has no Maximum Packet Size: a broker hangs up on a packet that is too large,
-        gets it again and hangs up again. The largest of those in flight is suspected; the third
-        time it is given up, and half its size is the limit from then on.
+        MQTT 3.1.1 has no Maximum Packet Size: a broker disconnects on a packet that is too large,
+        gets it again and disconnects again. The largest packet in flight is suspected; the third
+        time half its size becomes the limit, and the packet is dropped.
         """
         largest = max(self._in_flight.values(), key=lambda m: m.packet_bytes, default=None)
-        if largest is None or largest.packet_bytes <= _ALWAYS_TAKEN:
+        if largest is None or largest.packet_bytes <= _ALWAYS_ACCEPTED_BYTES:
             self._suspect, self._suspicions = None, 0
             return 0
         self._suspicions = self._suspicions + 1 if largest is self._suspect else 1
@@ -114,12 +113,12 @@ class Outbox:
         return largest.packet_bytes
 
     def pump(self) -> None:
-        """Sends what the window allows."""
+        """Sends as many waiting messages as the window allows."""
         while self._waiting and len(self._in_flight) < self._window:
             message = self._waiting.popleft()
             if message.packet_bytes > self.max_packet_bytes:
-                # It was taken before the limit was known. Sending it would get us thrown out.
-                self._drop(message, f"the server's limit is {self.max_packet_bytes}")
+                # Queued before the limit was known. The server would disconnect us for it.
+                self._drop(message, f"the server's limit is {self.max_packet_bytes} bytes")
             else:
                 self._send(message)
 
@@ -133,14 +132,14 @@ class Outbox:
             message.topic, message.payload, QOS, message.retain, properties
         )
         if sent.rc == paho.MQTT_ERR_QUEUE_SIZE:
-            # Once round the 65,535 packet ids: this one's message is still unacknowledged. The
-            # next try takes the next id.
+            # Packet ids wrapped around, and the message of this id is still unacknowledged. The
+            # next attempt takes the next id.
             self._waiting.appendleft(message)
         else:
             self._in_flight[sent.mid] = message
 
     def acknowledged(self, mid: int, code: ReasonCode) -> None:
-        """The broker has the message, or will not have it."""
+        """Takes a PUBACK: the broker has the message, or refused it."""
         message = self._in_flight.pop(mid, None)
         if message is not None and code.is_failure:
             self._drop(message, f"the broker refused it: {code.getName().lower()}")
@@ -148,9 +147,8 @@ class Outbox:
             self._finished(message)
 
     def _drop(self, message: Outgoing, why: str) -> None:
-        self.dropped += 1
         log.error(
-            "message of %d bytes on %s is given up: %s",
+            "message of %d bytes on %s dropped: %s",
             message.packet_bytes,
             message.topic,
             why,

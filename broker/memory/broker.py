@@ -17,7 +17,7 @@ from math import inf
 from typing import Any, Protocol
 
 from broker.link.link import Link, Received, Will, publish_packet_bytes
-from broker.link.topic_filters import FilterTree, TopicTree
+from broker.memory.topic_filters import FilterTree, TopicTree
 
 
 @dataclass(frozen=True)

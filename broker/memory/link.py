@@ -21,9 +21,10 @@ from broker.link.link import (
     Posted,
     Received,
     Will,
+    check_filter,
+    check_topic,
     publish_packet_bytes,
 )
-from broker.link.topic_filters import check_filter, check_topic
 from broker.memory.broker import MemoryBroker, Message, Packet, PerfectRoute, Route
 from fedge.errors import LinkError
 

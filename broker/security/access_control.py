@@ -8,7 +8,7 @@ over it while it runs, so nobody but an administrator connected over MQTT can ch
 would be two truths about who is enrolled. What the plugin checks and this file does not is
 SUBSCRIBE: a forbidden subscription is granted and stays silent, because each message is checked
 when it is delivered. The one attack that this leaves, taking messages away from a `$share` group,
-has no target here: both links refuse to subscribe to one (`broker.link.topic_filters`).
+has no target here: both links refuse to subscribe to one (`broker.link.link.check_filter`).
 
 The price of a reload with Mosquitto 2.0: for a session whose client is away nothing more is
 queued until it is back, and the broker may crash later (docs/security.md). The protocol bears both.

@@ -531,7 +531,7 @@ def test_a_wrong_password_is_told_from_none_and_from_the_right_one(tmp_path: Pat
         secret.chmod(0o600)
         wrong = look(tmp_path, settings).only_failure
         assert (wrong.name, f"the password in {secret}" in wrong.found) == ("login", True)
-        assert "wants a username" in look(tmp_path, BrokerSettings(port=port)).only_failure.found
+        assert "requires a username" in look(tmp_path, BrokerSettings(port=port)).only_failure.found
         secret.write_text("right\n")
         assert "let in as pi" in look(tmp_path, settings).one("login").found
         secret.chmod(0o644)

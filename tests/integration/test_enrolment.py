@@ -197,7 +197,7 @@ def test_a_service_under_another_name_is_not_told_the_secret(program: Path, tmp_
         create_fleet(tmp_path / "fleet", settings, utc_now()), tmp_path, program
     ) as service:
         token = replace(service.token("pi-name"), host="127.0.0.1")
-        with pytest.raises(LinkError, match="must be a name that the certificate was made for"):
+        with pytest.raises(LinkError, match="must be a name in the certificate"):
             ask_for_certificate(token, request_in(tmp_path / "pi"), 5)
         assert "enrolled" not in service.said()
 

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.link.topic_filters import FilterTree, TopicTree, check_filter
+from broker.link.link import check_filter
+from broker.memory.topic_filters import FilterTree, TopicTree
 
 EXAMPLES = [
     ("sport/tennis/player1/#", "sport/tennis/player1", True),
@@ -89,5 +90,5 @@ def test_a_retained_message_is_replaced_and_discarded() -> None:
 
 def test_nobody_subscribes_to_a_shared_subscription() -> None:
     """Any device could join the group, and what falls to it would be lost for the coordinator."""
-    with pytest.raises(ValueError, match="shared subscriptions are not used"):
+    with pytest.raises(ValueError, match="shared subscriptions are not allowed"):
         check_filter("$share/coordinators/fedge/v1/houses/agents/+/updates/+/+")

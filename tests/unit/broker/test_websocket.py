@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.link.protocol_version import VersionChoice
+from broker.link.connection_failures import VersionChoice
 from broker.link.websocket import Opening, WebSocket, WebSocketRefused
 
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"

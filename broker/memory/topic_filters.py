@@ -1,7 +1,7 @@
-"""Topic filters (MQTT 5 §4.7): which subscriptions a topic reaches, and the other way round.
+"""Trees of topic filters and topics (MQTT 5 §4.7): find all matches of a topic, or of a filter.
 
-Both trees answer in time that depends on the depth of the topic and on what matches, not on how
-many are stored: a simulated broker asks for every message.
+A look-up takes time by the depth of the topic and the number of matches, not by the number of
+stored entries: the simulated broker makes one for every message.
 """
 
 from __future__ import annotations
@@ -10,41 +10,6 @@ from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 V = TypeVar("V")
-
-_LONGEST = 65_535
-
-
-def check_filter(topic_filter: str) -> str:
-    """Returns `topic_filter` when it is valid.
-
-    Raises:
-        ValueError: empty, too long, or a wildcard that does not stand alone in its level; or a
-            shared subscription.
-    """
-    if topic_filter.startswith("$share/"):
-        # Mosquitto's access-control file lets anybody join a group, and what falls to a member
-        # that may not read it is lost for all: a device could starve the coordinator.
-        raise ValueError(f"shared subscriptions are not used here: {topic_filter[:80]!r}")
-    levels = topic_filter.split("/")
-    alone = all(len(level) == 1 or not set(level) & {"+", "#"} for level in levels)
-    if not alone or "#" in levels[:-1] or not _printable(topic_filter):
-        raise ValueError(f"not a topic filter: {topic_filter[:80]!r}")
-    return topic_filter
-
-
-def check_topic(topic: str) -> str:
-    """Returns `topic` when a message can be published on it.
-
-    Raises:
-        ValueError: empty, too long, or with a wildcard.
-    """
-    if "+" in topic or "#" in topic or not _printable(topic):
-        raise ValueError(f"not a topic to publish on: {topic[:80]!r}")
-    return topic
-
-
-def _printable(text: str) -> bool:
-    return bool(text) and "\0" not in text and len(text.encode()) <= _LONGEST
 
 
 class _Node(Generic[V]):
@@ -56,7 +21,7 @@ class _Node(Generic[V]):
 
 
 class _Tree(Generic[V]):
-    """Values under (path, key), where a path is a topic or a filter."""
+    """Tree of values by (path, key), where a path is a topic or a filter."""
 
     def __init__(self) -> None:
         self._root: _Node[V] = _Node()
@@ -82,9 +47,9 @@ class _Tree(Generic[V]):
 
 
 class FilterTree(_Tree[V]):
-    """Subscriptions: which of them does a topic reach?
+    """Tree of subscriptions; finds those that a topic reaches.
 
-    Filters without wildcards, most of them, are found in one look-up; the tree has the others.
+    Filters without wildcards, the majority, are in a dict; the tree holds the others.
     """
 
     def __init__(self) -> None:
@@ -99,7 +64,7 @@ class FilterTree(_Tree[V]):
             self._exact.setdefault(topic_filter, {})[key] = value
 
     def discard(self, topic_filter: str, key: str) -> None:
-        """Forgets it, if it is there."""
+        """Removes the entry, if there is one."""
         if _has_wildcard(topic_filter):
             self._remove(topic_filter, key)
         elif (subscribers := self._exact.get(topic_filter)) is not None:
@@ -108,7 +73,7 @@ class FilterTree(_Tree[V]):
                 del self._exact[topic_filter]
 
     def matching(self, topic: str) -> dict[str, V]:
-        """Value by key of every subscriber that `topic` reaches, each once."""
+        """Returns value by key of every subscriber that `topic` reaches, each once."""
         found = dict(self._exact.get(topic, ()))
         levels = topic.split("/")
         self._collect(self._root, levels, 0, found, wild=not topic.startswith("$"))
@@ -117,9 +82,9 @@ class FilterTree(_Tree[V]):
     def _collect(
         self, node: _Node[V], levels: list[str], depth: int, found: dict[str, V], *, wild: bool
     ) -> None:
-        # A filter that begins with a wildcard does not reach $SYS and its like (§4.7.2).
+        # A filter that begins with a wildcard does not match topics that begin with $ (§4.7.2).
         if wild and (rest := node.below.get("#")):
-            found.update(rest.values)  # "a/#" takes "a" as well (§4.7.1.2)
+            found.update(rest.values)  # "a/#" matches "a" as well (§4.7.1.2)
         if depth == len(levels):
             found.update(node.values)
             return
@@ -134,18 +99,18 @@ def _has_wildcard(topic_filter: str) -> bool:
 
 
 class TopicTree(_Tree[V]):
-    """Retained messages: which of them does a filter take?"""
+    """Tree of retained messages; finds those that a filter matches."""
 
     def put(self, topic: str, value: V) -> None:
-        """Stores `value` under a topic, in the place of what was there."""
+        """Stores `value` under a topic, in place of an earlier value."""
         self._insert(topic, topic, value)
 
     def discard(self, topic: str) -> None:
-        """Forgets it, if it is there."""
+        """Removes the entry, if there is one."""
         self._remove(topic, topic)
 
     def matching(self, topic_filter: str) -> list[tuple[str, V]]:
-        """(topic, value) of everything the filter takes, in order of storing per level."""
+        """Returns (topic, value) of every match, in order of storing per level."""
         return list(self._walk(self._root, topic_filter.split("/"), 0))
 
     def _walk(self, node: _Node[V], levels: list[str], depth: int) -> Iterator[tuple[str, V]]:
