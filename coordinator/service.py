@@ -17,7 +17,7 @@ import numpy as np
 
 from broker.link.link import Link, Received, Will
 from broker.link.mqtt import MqttLink
-from broker.protocol.signed_messages import is_sealed, key_id
+from broker.protocol.signed_messages import is_signed, key_id
 from broker.protocol.topics import Topics
 from broker.service.events import LinkAction, Publish, Tick
 from broker.service.service import Service
@@ -170,9 +170,9 @@ class CoordinatorService(Service):
 
 def sealed(message: Publish, topics: Topics, signer: Signer) -> Publish:
     """The message with its seal; chunks, which need none, as they are."""
-    if not is_sealed(topics.parse(message.topic)):
+    if not is_signed(topics.parse(message.topic)):
         return message
-    payload = signer.sealed(message.topic, message.payload)
+    payload = signer.signed(message.topic, message.payload)
     return replace(message, payload=payload)
 
 

@@ -105,12 +105,12 @@ def serve_enrolment(folder: Path, for_min: float | None) -> None:
     from broker.enrolment.service import serve_enrolment
     from broker.link.settings import BrokerSettings
     from broker.security.fleet import Fleet
-    from broker.security.reload_mosquitto import reads_elsewhere
+    from broker.security.reload_mosquitto import warn_if_moved
 
     fleet = Fleet(folder)
     register = fleet.register
-    if elsewhere := reads_elsewhere(fleet.broker_folder):
-        click.echo(elsewhere, err=True)
+    if warning := warn_if_moved(fleet.broker_folder):
+        click.echo(warning, err=True)
     where = BrokerSettings(host=register.hosts[0], port=register.enrolment_port).address
     click.echo(f"devices with a token may ask on {where} (Ctrl-C ends it)", err=True)
     serve_enrolment(fleet, None if for_min is None else 60 * for_min)

@@ -204,9 +204,9 @@ def refusals(folder: Path, log: str) -> None:
     `log_type subscribe` are in DIR/broker/mosquitto.conf; refused connections always.
     """
     from broker.security.fleet import Fleet
-    from broker.security.log_reader import Refusals
+    from broker.security.log_reader import RefusalReader
 
-    reader = Refusals(Fleet(folder).register.federation)
+    reader = RefusalReader(Fleet(folder).register.federation)
     try:
         with click.open_file(log, errors="replace") as file:
             while line := file.readline(_LONGEST_LINE):

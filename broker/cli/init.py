@@ -85,7 +85,7 @@ def init(
 
 def _say_what_is_there(fleet: Fleet) -> None:
     from broker.security.fleet import utc_now
-    from broker.security.reload_mosquitto import reads_elsewhere
+    from broker.security.reload_mosquitto import warn_if_moved
 
     now = utc_now()
     active = {r.agent_id for r in fleet.register.devices if r.state(now) == "active"}
@@ -93,8 +93,8 @@ def _say_what_is_there(fleet: Fleet) -> None:
         f"{fleet.folder} holds fleet {fleet.register.federation!r} with {len(active)} devices"
         " enrolled; nothing was changed"
     )
-    if elsewhere := reads_elsewhere(fleet.broker_folder):
-        click.echo(elsewhere, err=True)
+    if warning := warn_if_moved(fleet.broker_folder):
+        click.echo(warning, err=True)
 
 
 def _say_next(fleet: Fleet) -> None:

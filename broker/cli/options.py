@@ -68,10 +68,10 @@ NO_RELOAD = click.option(
 def tell_broker(fleet: Fleet, no_reload: bool, *, quiet: bool = False) -> None:
     """Has a running broker read its rules again, and says so (`quiet`: on stderr)."""
     from broker.security.access_control import PID_FILE
-    from broker.security.reload_mosquitto import reads_elsewhere, reload_mosquitto
+    from broker.security.reload_mosquitto import reload_mosquitto, warn_if_moved
 
     if no_reload:
-        said = reads_elsewhere(fleet.broker_folder) or (
+        said = warn_if_moved(fleet.broker_folder) or (
             "the broker was not told: it takes effect when it is started again"
         )
     else:

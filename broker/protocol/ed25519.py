@@ -1,9 +1,8 @@
-"""Ed25519 signatures, verified without any library (RFC 8032, section 5.1).
+"""Verification of Ed25519 signatures without a library (RFC 8032, section 5.1).
 
-A device verifies a handful of small messages a round: some milliseconds of arithmetic on Python's
-integers cost it less than a cryptography library on its disk and in its memory
-(benchmarks/signatures.py). Nothing here is secret, so the time that it takes may depend on its
-input. Signing is another matter, see `broker.security.signing`.
+A device verifies a few small messages a round: some milliseconds of arithmetic on Python integers
+cost less than a cryptography library on disk and in memory (benchmarks/signatures.py). No input is
+secret, so the run time may depend on it. Signing is in `broker.security.signing`.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ _NEUTRAL: _Point = (0, 1, 1, 0)
 
 
 def is_valid(public_key: bytes, message: bytes, signature: bytes) -> bool:
-    """Whether `signature` is the key's on `message`.
+    """Returns whether `signature` is a signature of `message` by the key.
 
-    Judges as OpenSSL does: the equation without cofactor, S below the order of the base point.
-    The last verdicts are remembered, since brokers deliver again, and one process may host many
+    Verifies as OpenSSL does: the equation without cofactor, S below the order of the base point.
+    Caches the last results, since brokers deliver messages again, and one process may host many
     agents.
 
     Args:
@@ -54,7 +53,7 @@ def _is_valid(public_key: bytes, digest: bytes, signature: bytes) -> bool:
 
 @lru_cache(maxsize=16)
 def _table_of(public_key: bytes) -> tuple[_Point, _Point, _Point] | None:
-    """B, -A and B - A for the base point B and the key's point A; None when it is no point."""
+    """Returns B, -A and B - A for base point B and the key's point A; None if A is no point."""
     point = _decoded(public_key)
     if point is None:
         return None
@@ -64,7 +63,7 @@ def _table_of(public_key: bytes) -> tuple[_Point, _Point, _Point] | None:
 
 
 def _combined(s: int, k: int, table: tuple[_Point, _Point, _Point]) -> _Point:
-    """s·B - k·A in one pass over the bits of both (Straus 1964)."""
+    """Returns s·B - k·A in one pass over the bits of both (Straus 1964)."""
     result = _NEUTRAL
     for bit in range(max(s.bit_length(), k.bit_length()) - 1, -1, -1):
         result = _doubled(result)
@@ -75,7 +74,7 @@ def _combined(s: int, k: int, table: tuple[_Point, _Point, _Point]) -> _Point:
 
 
 def _sum(left: _Point, right: _Point) -> _Point:
-    """RFC 8032, section 5.1.4."""
+    """Adds two points (RFC 8032, section 5.1.4)."""
     x1, y1, z1, t1 = left
     x2, y2, z2, t2 = right
     a = (y1 - x1) * (y2 - x2) % _P
@@ -87,7 +86,7 @@ def _sum(left: _Point, right: _Point) -> _Point:
 
 
 def _doubled(point: _Point) -> _Point:
-    """RFC 8032, section 5.1.4."""
+    """Doubles a point (RFC 8032, section 5.1.4)."""
     x, y, z, _ = point
     a = x * x % _P
     b = y * y % _P
@@ -99,7 +98,7 @@ def _doubled(point: _Point) -> _Point:
 
 
 def _encoded(point: _Point) -> bytes:
-    """RFC 8032, section 5.1.2."""
+    """Encodes a point (RFC 8032, section 5.1.2)."""
     x, y, z, _ = point
     inverse = pow(z, -1, _P)
     x, y = x * inverse % _P, y * inverse % _P
@@ -107,7 +106,7 @@ def _encoded(point: _Point) -> bytes:
 
 
 def _decoded(data: bytes) -> _Point | None:
-    """RFC 8032, section 5.1.3; None when there is no such point."""
+    """Decodes a point (RFC 8032, section 5.1.3); None if there is no such point."""
     number = int.from_bytes(data, "little")
     odd, y = number >> 255, number & ((1 << 255) - 1)
     if y >= _P:

@@ -1,13 +1,13 @@
-"""Seals: what proves that a message is the coordinator's, and no older than another.
+"""Signed messages of the coordinator: the signature envelope proves origin and order.
 
-A sealed payload is two lines of JSON, the message and its seal:
+A signed payload is two lines of JSON, the message and its signature envelope:
 
     {"session":"8c1f","round_id":7, …}
     {"number":1764000000000,"signatures":{"<key id>":"<128 hex digits>"}}
 
-Signed are the bytes of the first line as they are, so nobody has to write JSON in one certain way,
-and both lines are read with `mosquitto_sub`. The topic is signed too, and with it the federation:
-what was said in one place counts nowhere else. Chunks have no seal: a sealed message names the
+The signature covers the bytes of the first line as they are, so no canonical form of JSON is
+needed, and `mosquitto_sub` shows both lines. It also covers the topic, and with it the federation:
+a message replayed on another topic is refused. Chunks are not signed: a signed message names the
 SHA-256 of their blob.
 """
 
@@ -35,10 +35,10 @@ from broker.protocol.topics import (
 )
 from fedge.errors import ConfigError, WireError
 
-#: Begins everything that is signed, so that no signature of another use of the key fits.
+#: Prefix of all signed bytes, so that a signature made for another purpose is never valid here.
 LABEL = b"fedge/v1 sealed"
-#: The coordinator's messages that carry a seal.
-SEALED_TOPICS = (CoordinatorStatusTopic, ProgramTopic, RoundTopic, InboxTopic)
+#: Topics of the coordinator's signed messages.
+SIGNED_TOPICS = (CoordinatorStatusTopic, ProgramTopic, RoundTopic, InboxTopic)
 MAX_KEYS = 4
 _MAX_PEM_BYTES = 64 << 10
 
@@ -48,64 +48,64 @@ _SPKI_PREFIX = bytes.fromhex("302a300506032b6570032100")
 _PEM = re.compile(r"-----BEGIN PUBLIC KEY-----([A-Za-z0-9+/=\s]+)-----END PUBLIC KEY-----")
 
 
-class Seal(msgspec.Struct, frozen=True, kw_only=True):
-    """The second line of a sealed payload.
+class SignatureEnvelope(msgspec.Struct, frozen=True, kw_only=True):
+    """Second line of a signed payload.
 
     Attributes:
-        number: grows with every message of the coordinator, also over restarts.
-        signatures: hexadecimal, by key; during a rotation the old key and the new one sign.
+        number: grows with every message of the coordinator, also across restarts.
+        signatures: hexadecimal, by key id; during a rotation the old and the new key sign.
     """
 
     number: Count
     signatures: Annotated[dict[KeyId, _Signature], Meta(min_length=1, max_length=MAX_KEYS)]
 
 
-def is_sealed(topic: Topic) -> bool:
-    """Whether messages on this topic carry a seal, when the coordinator has a key."""
-    return isinstance(topic, SEALED_TOPICS)
+def is_signed(topic: Topic) -> bool:
+    """Returns whether messages on this topic are signed, if the coordinator has a key."""
+    return isinstance(topic, SIGNED_TOPICS)
 
 
 def key_id(public_key: bytes) -> str:
-    """What a seal calls a key: the first 16 hex digits of its SHA-256."""
+    """Returns the id of a key: the first 16 hex digits of its SHA-256."""
     return hashlib.sha256(public_key).hexdigest()[:16]
 
 
 def signed_bytes(topic: str, number: int, message: bytes) -> bytes:
-    """What the signature is on.
+    """Returns the bytes that a signature covers.
 
     Args:
-        topic: as MQTT knows it, federation included.
-        number: of the seal.
+        topic: MQTT topic, federation included.
+        number: number of the signature envelope.
         message: the first line, byte for byte.
     """
     return b"\n".join((LABEL, topic.encode(), str(number).encode(), message))
 
 
-def join(message: bytes, seal: Seal) -> bytes:
-    """A sealed payload; `message` has no line feed in it."""
-    return message + b"\n" + msgspec.json.encode(seal)
+def join(message: bytes, envelope: SignatureEnvelope) -> bytes:
+    """Returns the signed payload; `message` contains no line feed."""
+    return message + b"\n" + msgspec.json.encode(envelope)
 
 
 def split(payload: bytes) -> tuple[bytes, bytes]:
-    """The message, and the line of its seal, empty when there is none."""
-    message, _, seal = payload.partition(b"\n")
-    return message, seal
+    """Splits a payload into message and signature envelope, which is empty if there is none."""
+    message, _, envelope = payload.partition(b"\n")
+    return message, envelope
 
 
-def parse(line: bytes) -> Seal:
-    """The seal in a line.
+def parse(line: bytes) -> SignatureEnvelope:
+    """Parses a signature envelope.
 
     Raises:
-        WireError: not a seal.
+        WireError: not a signature envelope.
     """
     try:
-        return msgspec.json.decode(line, type=Seal)
+        return msgspec.json.decode(line, type=SignatureEnvelope)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise WireError(f"seal: {error}") from error
+        raise WireError(f"signature envelope: {error}") from error
 
 
 def encode_public_keys(keys: Iterable[bytes]) -> bytes:
-    """Public keys as PEM, one after another."""
+    """Returns public keys as PEM, one after another."""
     blocks = []
     for key in keys:
         text = base64.b64encode(_SPKI_PREFIX + key).decode()
@@ -114,10 +114,10 @@ def encode_public_keys(keys: Iterable[bytes]) -> bytes:
 
 
 def read_public_keys(path: Path) -> tuple[bytes, ...]:
-    """The Ed25519 keys in a PEM file, 32 bytes each.
+    """Reads the Ed25519 keys in a PEM file, 32 bytes each.
 
     Raises:
-        ConfigError: unreadable; there is no key, there are too many, or one is of another kind.
+        ConfigError: unreadable, no key, too many keys, or a key of another type.
     """
     where = f"trusted_keys {path}"
     try:
@@ -132,7 +132,7 @@ def read_public_keys(path: Path) -> tuple[bytes, ...]:
         except binascii.Error as error:
             raise ConfigError(f"{where}: a public key is damaged: {error}") from error
         if len(der) != len(_SPKI_PREFIX) + KEY_BYTES or not der.startswith(_SPKI_PREFIX):
-            raise ConfigError(f"{where}: a public key is not of the kind Ed25519")
+            raise ConfigError(f"{where}: a public key is not an Ed25519 key")
         keys.append(der[len(_SPKI_PREFIX) :])
     if not 1 <= len(keys) <= MAX_KEYS:
         raise ConfigError(f"{where}: {len(keys)} public keys in PEM, must be 1 to {MAX_KEYS}")

@@ -1,17 +1,17 @@
-"""Who may do what at the broker: Mosquitto's configuration and its access-control file.
+"""Mosquitto's configuration file and access-control file.
 
-Rules are literal, one block per device, with no pattern in which a name could mean more than
-itself. Mosquitto reads the file again on SIGHUP, so a device comes and goes without a restart.
+Rules are literal, one block per device: there are no patterns that a device name could widen.
+Mosquitto reads the file again on SIGHUP, so devices are enrolled and revoked without a restart.
 
-Why not the dynamic security plugin: Mosquitto 2.0 reads the plugin's file at start only and writes
-over it while it runs, so nobody but an administrator connected over MQTT can change it, and there
-would be two truths about who is enrolled. What the plugin checks and this file does not is
-SUBSCRIBE: a forbidden subscription is granted and stays silent, because each message is checked
-when it is delivered. The one attack that this leaves, taking messages away from a `$share` group,
-has no target here: both links refuse to subscribe to one (`broker.link.link.check_filter`).
+Why not the dynamic security plugin: Mosquitto 2.0 reads the plugin's file at start only and
+overwrites it while it runs. Only an administrator connected over MQTT could change it, and enrolled
+devices would be listed in two places. Unlike this file, the plugin checks SUBSCRIBE: here the
+broker grants a forbidden subscription but delivers nothing, because each message is checked at
+delivery. The one remaining attack, taking messages away from a `$share` group, has no target: both
+links refuse to subscribe to such a group (`broker.link.link.check_filter`).
 
-The price of a reload with Mosquitto 2.0: for a session whose client is away nothing more is
-queued until it is back, and the broker may crash later (docs/security.md). The protocol bears both.
+A reload of Mosquitto 2.0 has a price: the broker queues no more messages for disconnected clients
+until they reconnect, and may crash later (docs/security.md). The protocol tolerates both.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Literal
 from broker.protocol.topics import Topics, check_id
 from fedge.errors import ConfigError
 
-#: The coordinator's name at the broker; no device may have it.
+#: The coordinator's name at the broker; devices must not use it.
 COORDINATOR = "coordinator"
 
 ACL_FILE = "access.acl"
@@ -34,7 +34,7 @@ PID_FILE = "mosquitto.pid"
 DATA_FOLDER = "data"
 CA_FILE = "ca.crt"
 CRL_FILE = "ca.crl"
-#: Certificate and key, in one file: they are changed together or not at all.
+#: Certificate and key in one file, so that they are replaced together.
 SERVER_FILE = "server.pem"
 
 _DEVICE_WRITES = ("agents/{id}/status", "agents/{id}/updates/+/+", "agents/{id}/reports/+")
@@ -44,26 +44,26 @@ _COORDINATOR_READS = ("agents/+/status", "agents/+/updates/+/+", "agents/+/repor
 
 
 def check_device_id(agent_id: str) -> str:
-    """`agent_id`, when a device may be called so.
+    """Returns `agent_id` if it is a valid name of a device.
 
     Raises:
         ConfigError: not a plain id, or the coordinator's name.
     """
     check_id(agent_id, "agent id")
     if agent_id == COORDINATOR:
-        raise ConfigError(f"agent id {agent_id!r} is the coordinator's name: take another")
+        raise ConfigError(f"agent id {agent_id!r} is the coordinator's name: choose another")
     return agent_id
 
 
 def access_rules(federation: str, agent_ids: Iterable[str]) -> str:
-    """The access-control file: nothing is allowed but what it lists.
+    """Returns the access-control file: whatever it does not list is denied.
 
     Raises:
         ConfigError: a name that is not a plain id.
     """
-    # Nothing may stand before the first "user": Mosquitto would grant it to everybody.
+    # No rule may stand before the first "user": Mosquitto would apply it to all clients.
     blocks = [
-        "# Written by `fedge broker`; changes by hand are lost with the next enrolment.",
+        "# Written by `fedge broker`; the next enrolment overwrites manual changes.",
         _block(federation, COORDINATOR, _COORDINATOR_WRITES, _COORDINATOR_READS),
     ]
     for agent_id in sorted(map(check_device_id, agent_ids)):
@@ -80,13 +80,13 @@ def _block(federation: str, name: str, writes: Sequence[str], reads: Sequence[st
 
 
 def may_write(federation: str, name: str, topic: str) -> bool:
-    """Whether the rules let `name` publish on `topic`, if it is enrolled."""
+    """Returns whether the rules let `name` publish on `topic`, if it is enrolled."""
     tails = _COORDINATOR_WRITES if name == COORDINATOR else _DEVICE_WRITES
     return _is_covered(federation, name, topic, tails)
 
 
 def may_read(federation: str, name: str, topic_filter: str) -> bool:
-    """Whether all that `topic_filter` reaches is for `name` to read, if it is enrolled."""
+    """Returns whether `name` may read every topic that `topic_filter` matches, if enrolled."""
     tails = _COORDINATOR_READS if name == COORDINATOR else _DEVICE_READS
     return _is_covered(federation, name, topic_filter, tails)
 
@@ -95,7 +95,7 @@ def _is_covered(federation: str, name: str, topic: str, tails: Sequence[str]) ->
     root, levels = Topics(federation).root, topic.split("/")
     for tail in tails:
         rule = (root + tail.format(id=name)).split("/")
-        # "+" stands for one level, of a filter too; "#" is in no rule.
+        # "+" matches one level, also a "+" of the filter; no rule contains "#".
         if len(rule) == len(levels) and all(
             have == want or (want == "+" and have != "#")
             for have, want in zip(levels, rule, strict=True)
@@ -106,13 +106,13 @@ def _is_covered(federation: str, name: str, topic: str, tails: Sequence[str]) ->
 
 @dataclass(frozen=True)
 class ListenerSettings:
-    """Where the broker listens and as whom.
+    """Settings of the broker's listeners.
 
     Attributes:
-        port: of TLS.
-        bind: address of the interface; empty: all.
+        port: TLS port.
+        bind: address of the interface; empty: all interfaces.
         user: account that Mosquitto runs under when started by root.
-        websockets: port of WebSockets in TLS; 0: none.
+        websockets: port of WebSockets over TLS; 0: none.
     """
 
     port: int
@@ -122,8 +122,8 @@ class ListenerSettings:
 
 
 def address_of(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """The address that `host` is; None: a name, or nothing of the kind."""
-    if "%" in host:  # behind it Python takes anything, line breaks included, for an IPv6 scope
+    """Returns `host` as an IP address; None if it is not one."""
+    if "%" in host:  # Python accepts any text after it as IPv6 scope, line breaks included
         return None
     try:
         return ipaddress.ip_address(host)
@@ -132,7 +132,7 @@ def address_of(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | Non
 
 
 def address_family(host: str) -> Literal["ipv4", "ipv6"] | None:
-    """Of an address; None: it is none."""
+    """Returns the family of an IP address; None if `host` is not one."""
     address = address_of(host)
     if address is None:
         return None
@@ -140,13 +140,13 @@ def address_family(host: str) -> Literal["ipv4", "ipv6"] | None:
 
 
 def mosquitto_config(folder: Path, listener: ListenerSettings) -> str:
-    """Mosquitto's configuration with its files in `folder`.
+    """Returns Mosquitto's configuration with its files in `folder`.
 
     Raises:
-        ConfigError: the folder's name would change the meaning of a line.
+        ConfigError: the folder's name contains characters that change the meaning of a line.
     """
     if any(not character.isprintable() for character in str(folder)) or "#" in str(folder):
-        raise ConfigError(f"{str(folder)!r}: Mosquitto takes no such folder name")
+        raise ConfigError(f"{str(folder)!r}: Mosquitto cannot use this folder name")
     files = {
         "folder": folder,
         "acl": ACL_FILE,
@@ -161,7 +161,7 @@ def mosquitto_config(folder: Path, listener: ListenerSettings) -> str:
         listener=f"{listener.port} {bind}".rstrip(), protocol="mqtt", **files
     )
     if listener.websockets:
-        # Without its family Mosquitto 2.0 passes over the address and listens on all.
+        # Without the family Mosquitto 2.0 ignores the address and listens on all interfaces.
         family = f"\nsocket_domain {address_family(bind)}" if bind else ""
         listeners += _WEBSOCKETS + _LISTENER.format(
             listener=f"{listener.websockets} {bind}".rstrip(),
@@ -171,7 +171,7 @@ def mosquitto_config(folder: Path, listener: ListenerSettings) -> str:
     return _CONFIG.format(user=listener.user, listeners=listeners, **files)
 
 
-# Comments stand on lines of their own: behind a value they would be part of it.
+# Comments are on lines of their own: Mosquitto takes a comment after a value as part of the value.
 _LISTENER = """\
 listener {listener}
 protocol {protocol}
@@ -181,35 +181,35 @@ keyfile {folder}/{server}
 crlfile {folder}/{crl}
 tls_version tlsv1.2
 require_certificate true
-# The user name is the certificate's name; what a client says it is called does not count.
+# The user name is the certificate's name; the name that a client sends is ignored.
 use_identity_as_username true
-# So is the client id: whatever id a client presents, it gets its own session and nobody else's.
+# So is the client id: whatever id a client sends, it gets its own session only.
 use_username_as_clientid true
 allow_anonymous false
 allow_zero_length_clientid false
-# Mosquitto 2.0.11 forgets this one at the first reload; LimitNOFILE of its unit holds then.
+# Mosquitto 2.0.11 forgets this limit at the first reload; then LimitNOFILE of its unit applies.
 max_connections 10000
 max_qos 1
 """
 
 _WEBSOCKETS = """
-# The same in WebSockets. Here Mosquitto 2.0 does not look at the list of revoked certificates until
-# its second reload: who is revoked gets in and may do nothing; an old key of a device that has a
-# new one still works.
+# The same over WebSockets. Here Mosquitto 2.0 ignores the list of revoked certificates until its
+# second reload: a revoked device can connect but has no rights; the old key of a rotated device
+# still works.
 """
 
 _CONFIG = """\
-# One broker for one federation, written by `fedge broker init`. Yours to change; it is not
+# One broker for one federation, written by `fedge broker init`. You may change it; it is not
 # written again. Reload after a change of the limits: kill -HUP $(cat {folder}/{pid})
 
 per_listener_settings false
-# Who Mosquitto becomes when root starts it.
+# Account of Mosquitto when root starts it.
 user {user}
 pid_file {folder}/{pid}
 
-# --- the only way in: TLS 1.2 or newer with a certificate of this fleet ---
+# --- listeners: TLS 1.2 or newer with a certificate of this fleet ---
 {listeners}
-# --- who may do what ---
+# --- access rules ---
 acl_file {folder}/{acl}
 
 # --- limits ---
@@ -218,15 +218,15 @@ acl_file {folder}/{acl}
 max_packet_size 1114112
 max_keepalive 3600
 max_inflight_messages 100
-# For each client that is away or slow. A blob of 64 MiB is 547 chunks, all queued at once.
+# For each disconnected or slow client. A blob of 64 MiB is 547 chunks, all queued at once.
 max_queued_messages 20000
 max_queued_bytes 134217728
 queue_qos0_messages false
-# Of the whole broker: beyond it Mosquitto refuses, before the machine kills it.
+# Of the whole broker: Mosquitto refuses messages beyond it, before the kernel kills the process.
 memory_limit 2147483648
 persistent_client_expiration 7d
 max_topic_alias 10
-# Without it each small answer waits 40 ms for the one before.
+# Without it each small answer waits 40 ms for the previous one.
 set_tcp_nodelay true
 sys_interval 30
 
@@ -241,7 +241,7 @@ log_type error
 log_type warning
 log_type notice
 log_type information
-# Uncomment both to have every refusal in the log, for `fedge broker refusals` to read.
+# Uncomment both to log every refusal, for `fedge broker refusals`.
 #log_type debug
 #log_type subscribe
 log_timestamp_format %Y-%m-%dT%H:%M:%S

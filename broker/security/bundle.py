@@ -1,4 +1,4 @@
-"""A bundle: the one file that a device needs to join a fleet. Read without cryptography."""
+"""Bundle: the one file that a device needs to join a fleet. Read without `cryptography`."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from fedge.errors import ConfigError
 MAX_BUNDLE_BYTES = 64 << 10
 _Pem = Annotated[str, Meta(min_length=1, max_length=16_384)]
 _FORMAT = 1
-#: OpenSSL's X509_V_ERR_…: what is wrong with a certificate.
+#: OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED.
 NOT_YET_VALID, EXPIRED = 9, 10
 
 
 class Bundle(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Who a device is and whom it trusts. Holds its private key: for this device's eyes only.
+    """Identity of a device and the keys it trusts. Contains the device's private key.
 
     Attributes:
         fedge_bundle: version of the format.
-        federation: that it takes part in.
-        agent_id: the device's name, also that of its certificate.
-        host: of the broker.
-        port: of the broker.
-        websockets: its port for WebSockets; 0: it has none.
-        ca: PEM of the fleet's authority.
-        certificate: PEM.
-        key: PEM, not encrypted; empty on the way to a device that made it and keeps it.
-        trusted_keys: that the coordinator signs with, hexadecimal.
+        federation: the device's federation.
+        agent_id: name of the device and of its certificate.
+        host: name or address of the broker.
+        port: TLS port of the broker.
+        websockets: WebSocket port of the broker; 0: none.
+        ca: certificate of the fleet's authority, PEM.
+        certificate: certificate of the device, PEM.
+        key: its private key, PEM, not encrypted; empty if the device made the key itself.
+        trusted_keys: public signing keys of the coordinator, hexadecimal.
     """
 
     fedge_bundle: int = _FORMAT
@@ -49,25 +49,25 @@ class Bundle(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     trusted_keys: Annotated[tuple[PublicKey, ...], Meta(min_length=1, max_length=MAX_KEYS)]
     key: Annotated[str, Meta(max_length=16_384)] = ""
 
-    def __repr__(self) -> str:  # the key must not end in a log
+    def __repr__(self) -> str:  # the key must not appear in a log
         return f"Bundle({self.agent_id!r} of {self.federation!r})"
 
     @property
     def identity(self) -> bytes:
-        """Certificate and key in one PEM file, so that no power cut can part them."""
+        """Certificate and key in one PEM file, so that they are replaced together."""
         return f"{self.certificate.strip()}\n{self.key.strip()}\n".encode()
 
 
 def encode_bundle(bundle: Bundle) -> bytes:
-    """As it is written to a file."""
+    """Returns the content of a bundle file."""
     return msgspec.json.format(msgspec.json.encode(bundle), indent=1) + b"\n"
 
 
 def read_bundle(path: Path) -> Bundle:
-    """The bundle in a file; nothing is said about its certificates, see `check_bundle`.
+    """Reads a bundle file, without checking the certificates in it, see `check_bundle`.
 
     Raises:
-        ConfigError: unreadable, only a part of it is there, or no bundle.
+        ConfigError: unreadable, truncated, or not a bundle.
     """
     try:
         with path.open("rb") as file:
@@ -82,25 +82,25 @@ def read_bundle(path: Path) -> Bundle:
         raise ConfigError(f"{path} is not a bundle of this version: {error}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"bundle {path} is damaged or only half there ({len(data)} bytes): copy it again"
+            f"bundle {path} is damaged or incomplete ({len(data)} bytes): copy it again"
         ) from error
     if bundle.fedge_bundle != _FORMAT:
-        raise ConfigError(f"bundle {path} has format {bundle.fedge_bundle}, known is {_FORMAT}")
+        raise ConfigError(f"bundle {path} has format {bundle.fedge_bundle}; known is {_FORMAT}")
     return bundle
 
 
 def check_bundle(bundle: Bundle, where: str) -> None:
-    """Tries the certificate as a broker will.
+    """Checks the certificate as a broker will, with a TLS handshake in memory.
 
     Args:
         bundle: to check.
-        where: what messages call it.
+        where: name of the bundle in messages.
 
     Raises:
-        ConfigError: certificate, key and authority do not fit together, or this machine's clock
-            is outside the time for which the certificate is valid.
+        ConfigError: certificate, key and authority do not belong together, or the certificate is
+            not valid at the time of this machine's clock.
     """
-    with tempfile.TemporaryDirectory(prefix="fedge-bundle-") as folder:  # only its owner may look
+    with tempfile.TemporaryDirectory(prefix="fedge-bundle-") as folder:  # readable by its owner
         identity = Path(folder) / "identity.pem"
         identity.touch(0o600)
         identity.write_bytes(bundle.identity)
@@ -118,7 +118,7 @@ def check_bundle(bundle: Bundle, where: str) -> None:
         except ssl.SSLError as error:
             raise ConfigError(f"{where}: the authority's certificate is damaged") from error
     broker.verify_mode = ssl.CERT_REQUIRED
-    # In 1.2 both sides know of the verdict when the handshake ends.
+    # In TLS 1.2 both sides know the result when the handshake ends.
     broker.maximum_version = ssl.TLSVersion.TLSv1_2
     device.check_hostname = False
     device.verify_mode = ssl.CERT_NONE
@@ -127,7 +127,9 @@ def check_bundle(bundle: Bundle, where: str) -> None:
     except ssl.SSLCertVerificationError as error:
         raise ConfigError(f"{where}: {_verdict(error)}") from error
     if subject != bundle.agent_id:
-        raise ConfigError(f"{where}: it is for {bundle.agent_id!r}, its certificate for another")
+        raise ConfigError(
+            f"{where}: bundle is for {bundle.agent_id!r}, its certificate for {subject!r}"
+        )
 
 
 def _verdict(error: ssl.SSLCertVerificationError) -> str:
@@ -135,12 +137,12 @@ def _verdict(error: ssl.SSLCertVerificationError) -> str:
     if error.verify_code == NOT_YET_VALID:
         return f"the certificate is not yet valid: this machine's clock says {now}; set it"
     if error.verify_code == EXPIRED:
-        return f"the certificate has expired, by this machine's clock ({now}): rotate it"
-    return f"the certificate is not of the authority that comes with it: {error.verify_message}"
+        return f"the certificate has expired: this machine's clock says {now}; rotate it"
+    return f"the certificate is not signed by the bundle's authority: {error.verify_message}"
 
 
 def _shake_hands(broker: ssl.SSLContext, device: ssl.SSLContext) -> str:
-    """A TLS handshake in memory; returns the name in the device's certificate."""
+    """Runs a TLS handshake in memory; returns the name in the device's certificate."""
     to_broker, to_device = ssl.MemoryBIO(), ssl.MemoryBIO()
     server = broker.wrap_bio(to_broker, to_device, server_side=True)
     client = device.wrap_bio(to_device, to_broker)

@@ -1,7 +1,7 @@
-"""Reading a certificate's names and dates: the little of X.509 (RFC 5280 §4.1) that a doctor needs.
+"""Reader of a certificate's names and dates, for the doctor: a part of X.509 (RFC 5280 §4.1).
 
-Devices have no `cryptography`, and Python's own `ssl` tells nothing of a certificate that it does
-not trust, or of the client's own. Nothing here decides about trust: OpenSSL does that.
+Devices have no `cryptography`, and Python's `ssl` reads neither untrusted certificates nor the
+client's own. Nothing here decides about trust: OpenSSL does that.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _MAX_FILE_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Certificate:
-    """What a certificate says.
+    """Content of a certificate.
 
     Attributes:
-        name: the subject's common name.
-        issuer: common name of who signed it.
-        hosts: DNS names and addresses that it was made for.
-        not_before, not_after: when it counts, UTC.
+        name: common name of the subject.
+        issuer: common name of the signing authority.
+        hosts: DNS names and addresses of the subject.
+        not_before, not_after: validity, UTC.
     """
 
     name: str
@@ -42,10 +42,10 @@ class Certificate:
 
 
 def read_certificate(path: Path) -> Certificate:
-    """The first certificate in a PEM file, which may hold a key and others too.
+    """Reads the first certificate in a PEM file, which may hold a key and other certificates.
 
     Raises:
-        ValueError: the file cannot be read or holds none.
+        ValueError: the file cannot be read or holds no certificate.
     """
     try:
         with path.open(encoding="ascii", errors="replace") as file:  # bundles have comments
@@ -57,15 +57,15 @@ def read_certificate(path: Path) -> Certificate:
         raise ValueError(f"{path} holds no certificate")
     try:
         return parse_certificate(ssl.PEM_cert_to_DER_cert(text[start : end + len(_END)] + "\n"))
-    except ValueError as error:  # of base64, too
+    except ValueError as error:  # also raised by base64
         raise ValueError(f"{path}: {error}") from error
 
 
 def parse_certificate(der: bytes) -> Certificate:
-    """A certificate in DER.
+    """Parses a certificate in DER.
 
     Raises:
-        ValueError: it is none.
+        ValueError: not a certificate.
     """
     try:
         return _parse(der)
@@ -90,7 +90,7 @@ def _parse(der: bytes) -> Certificate:
 
 
 def _items(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Tag and content of each value that stands in `data`, one after the other."""
+    """Yields tag and content of each value in `data`."""
     at = 0
     while at < len(data):
         tag, length = data[at], data[at + 1]
@@ -101,17 +101,17 @@ def _items(data: bytes) -> Iterator[tuple[int, bytes]]:
                 raise ValueError("a length of more than four bytes")
             length, at = int.from_bytes(data[at : at + count], "big"), at + count
         if at + length > len(data):
-            raise ValueError("it ends too early")
+            raise ValueError("truncated")
         yield tag, data[at : at + length]
         at += length
 
 
 def _time(tag: int, content: bytes) -> datetime:
     text = content.decode("ascii")
-    if tag == _UTC_TIME:  # RFC 5280 §4.1.2.5.1: 50 to 99 are of the last century
+    if tag == _UTC_TIME:  # RFC 5280 §4.1.2.5.1: 50 to 99 mean 1950 to 1999
         text = ("19" if int(text[:2]) >= 50 else "20") + text
     elif tag != _GENERALIZED_TIME:
-        raise ValueError("a date of unknown form")
+        raise ValueError("a date of unknown format")
     return datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC)
 
 

@@ -1,4 +1,4 @@
-"""The fleet's certificate authority: keys and certificates (the extra `secure`: cryptography)."""
+"""Certificate authority of a fleet: keys and certificates (extra `secure`: cryptography)."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ except ImportError as _error:
 
 #: A device whose clock is a day slow (no battery, no network yet) can still connect.
 _BACKDATED = timedelta(days=1)
-#: Of the authority itself and of its list of revoked certificates. A list that expires would lock
-#: the whole fleet out.
+#: Validity of the authority and of its list of revoked certificates. An expired list would lock
+#: out the whole fleet.
 _AUTHORITY_DAYS = 36_500
-#: RFC 1123 §2.1. No last part of digits alone: that is an address with a mistake in it.
+#: RFC 1123 §2.1. The last part is not all digits: that would be a mistyped address.
 _HOST_NAME = re.compile(
     r"(?!(.*\.)?[0-9]+\Z)(?!-)[A-Za-z0-9-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9-]{1,63}(?<!-))*", re.ASCII
 )
@@ -38,13 +38,13 @@ Purpose = Literal["server", "client"]
 
 @dataclass(frozen=True)
 class Issued:
-    """A certificate and its key, which is kept nowhere else.
+    """New certificate and its key, which is stored nowhere else.
 
     Attributes:
         certificate: PEM.
-        key: PEM, not encrypted; empty when it was made elsewhere.
+        key: PEM, not encrypted; empty when the device made it.
         serial: hexadecimal.
-        not_before, not_after: UTC.
+        not_before, not_after: validity, UTC.
     """
 
     certificate: bytes
@@ -55,7 +55,7 @@ class Issued:
 
 
 def check_host(host: str) -> str:
-    """`host`, when a certificate can be made out to it.
+    """Returns `host` if a certificate can name it.
 
     Raises:
         ConfigError: neither a host name nor an address.
@@ -66,13 +66,13 @@ def check_host(host: str) -> str:
 
 
 def requested_key(request: str) -> ec.EllipticCurvePublicKey:
-    """The key that a certificate is asked for, by someone who has its private half.
+    """Returns the public key of a certificate request, which its private key has signed.
 
     Args:
         request: PEM (PKCS #10).
 
     Raises:
-        ConfigError: no request, not signed by its own key, or no P-256 key.
+        ConfigError: not a request, not signed by its own key, or not a P-256 key.
     """
     try:
         loaded = x509.load_pem_x509_csr(request.encode())
@@ -88,7 +88,7 @@ def requested_key(request: str) -> ec.EllipticCurvePublicKey:
 
 
 def key_digest(key: ec.EllipticCurvePublicKey) -> str:
-    """SHA-256 of a public key, hexadecimal."""
+    """Returns the SHA-256 of a public key, hexadecimal."""
     der = key.public_bytes(
         serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
     )
@@ -103,7 +103,7 @@ class Authority:
         key: PEM.
 
     Raises:
-        ConfigError: damaged, or not of each other.
+        ConfigError: damaged, or certificate and key do not belong together.
     """
 
     def __init__(self, certificate: bytes, key: bytes) -> None:
@@ -118,10 +118,10 @@ class Authority:
 
     @staticmethod
     def create(federation: str, now: datetime) -> Issued:
-        """A new authority."""
+        """Creates a new authority."""
         key = ec.generate_private_key(ec.SECP256R1())
         serial = x509.random_serial_number()
-        # Part of the number in the name: two fleets' authorities are never taken for each other.
+        # Part of the serial in the name: authorities of two fleets have different names.
         name = _name(f"fedge fleet {serial & 0xFFFFFFFF:08x}", federation)
         builder = _builder(name, name, key.public_key(), serial, now, _AUTHORITY_DAYS)
         builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), True)
@@ -131,37 +131,36 @@ class Authority:
 
     @property
     def federation(self) -> str:
-        """Whose fleet it is."""
+        """Federation of the fleet."""
         names = self._certificate.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
         return str(names[0].value) if names else ""
 
     def issue(
         self, name: str, purpose: Purpose, now: datetime, days: int, hosts: Sequence[str] = ()
     ) -> Issued:
-        """A key, and a certificate for it.
+        """Makes a key and a certificate for it.
 
         Args:
             name: the certificate's name; for clients their name at the broker.
-            purpose: a device's certificate cannot pose as the broker's, nor the other way round.
+            purpose: a device cannot use its certificate as a server, nor the broker as a client.
             now: the time.
-            days: that it is valid from now on.
-            hosts: names and addresses that a server is reached under.
+            days: validity from now on.
+            hosts: names and addresses of a server.
         """
         key = ec.generate_private_key(ec.SECP256R1())
         return _issued(self._sign(name, purpose, key.public_key(), now, days, hosts), key)
 
     def certify(self, request: str, name: str, now: datetime, days: int) -> Issued:
-        """A client's certificate for a key that was made elsewhere.
+        """Makes a client certificate for a key that the device made.
 
         Args:
-            request: PEM (PKCS #10). Only its key counts: whatever name and rights it asks for,
-                the certificate has those that are given here.
+            request: PEM (PKCS #10). Only its key is used; name and rights are those given here.
             name: the certificate's name.
             now: the time.
-            days: that it is valid from now on.
+            days: validity from now on.
 
         Raises:
-            ConfigError: no request, not signed by its own key, or no P-256 key.
+            ConfigError: not a request, not signed by its own key, or not a P-256 key.
         """
         key = requested_key(request)
         return _issued(self._sign(name, "client", key, now, days, ()), None)
@@ -192,11 +191,11 @@ class Authority:
         return builder.sign(self._key, hashes.SHA256())
 
     def revocations(self, revoked: Iterable[tuple[str, datetime]], updated: datetime) -> bytes:
-        """The list of revoked certificates, PEM.
+        """Returns the list of revoked certificates, PEM.
 
         Args:
             revoked: serial and time of each.
-            updated: later than that of any earlier list: OpenSSL takes the latest it knows.
+            updated: later than that of any earlier list: OpenSSL uses the latest list it knows.
         """
         builder = x509.CertificateRevocationListBuilder(
             issuer_name=self._certificate.subject,

@@ -1,4 +1,4 @@
-"""Makes a fleet's folder: certificates, access rules, keys."""
+"""Creates the folder of a new fleet: certificates, access rules, keys."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ from fedge.files import (
 
 
 def create_fleet(folder: Path, settings: FleetSettings, now: datetime) -> Fleet:
-    """Makes a fleet's folder: all of it, or nothing.
+    """Creates a fleet folder completely, or not at all.
 
     Raises:
-        ConfigError: there is something else in the folder, or it cannot be written.
+        ConfigError: the folder is in use, or cannot be written.
     """
-    # Where a link leads: the folder is put in place as a whole, and would not replace the link.
+    # Resolved: the finished folder is renamed into place, which would not replace a symbolic link.
     folder = Path(os.path.realpath(folder))
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder} is in use and holds no fleet: choose another folder")
+        raise ConfigError(f"{folder} is not empty and holds no fleet: choose another folder")
     if folder.is_mount():
-        raise ConfigError(f"{folder}: a disk is mounted there; choose a folder on it")
+        raise ConfigError(f"{folder} is a mount point: choose a folder below it")
     account = _account(settings.user)
     root = Authority.create(settings.federation, now)
     authority = Authority(root.certificate, root.key)
@@ -69,7 +69,7 @@ def create_fleet(folder: Path, settings: FleetSettings, now: datetime) -> Fleet:
         identity = coordinator.certificate + coordinator.key
         write_whole(partial / COORDINATOR_FOLDER / IDENTITY_FILE, identity)
         write_whole(partial / COORDINATOR_FOLDER / SIGNING_FILE, signing.encode())
-        partial.replace(folder)  # takes the place of an empty folder, too
+        partial.replace(folder)  # replaces an empty folder, too
         sync_folder(folder.parent)
     except OSError as error:
         raise ConfigError(f"{folder} cannot be made: {error.strerror}") from error
@@ -79,10 +79,10 @@ def create_fleet(folder: Path, settings: FleetSettings, now: datetime) -> Fleet:
 
 
 def _account(name: str) -> Account:
-    """Mosquitto's, which must be able to read its files.
+    """Returns Mosquitto's account, which must be able to read its files.
 
     Raises:
-        ConfigError: there is none of this name, or this process cannot give it files.
+        ConfigError: no such account, or this process cannot give it files.
     """
     if not name:
         return _usual_account()
@@ -99,5 +99,7 @@ def _usual_account() -> Account:
     if os.geteuid() != 0:
         return Account.current()
     with contextlib.suppress(ConfigError):
-        return Account.named("mosquitto")  # what Mosquitto becomes when root starts it
-    raise ConfigError("there is no user mosquitto here: name Mosquitto's account with --user")
+        return Account.named("mosquitto")  # Mosquitto's account when root starts it
+    raise ConfigError(
+        "there is no user mosquitto on this machine: name Mosquitto's account with --user"
+    )

@@ -1,10 +1,10 @@
-"""What is where in a fleet's folder, and what Mosquitto reads of it.
+"""Layout of a fleet folder, and the files in it that follow from the register.
 
-DIR/fleet.json     the register: every certificate ever signed (no keys)
-DIR/authority/     the authority's key: whoever has it is the fleet
-DIR/broker/        all that Mosquitto reads; nothing in it signs certificates
-DIR/coordinator/   certificate and key of the coordinator, and the key that it signs with
-DIR/bundles/       bundles of devices, until they are carried there
+DIR/fleet.json     register: every certificate ever signed (no keys)
+DIR/authority/     the authority's key: the fleet's master key
+DIR/broker/        all files that Mosquitto reads; no key in it signs certificates
+DIR/coordinator/   certificate and key of the coordinator, and its signing keys
+DIR/bundles/       bundles of devices, until they are copied to the devices
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ COORDINATOR_FOLDER, BUNDLE_FOLDER = "coordinator", "bundles"
 CA_KEY_FILE = "ca.key"
 IDENTITY_FILE = "coordinator.pem"
 SIGNING_FILE = "signing.key"
-#: Of the broker's and the coordinator's certificates: they sit on machines that are looked after.
+#: Validity of the broker's and the coordinator's certificates: operators can reach these machines.
 CENTRAL_DAYS = 3650
 
 
@@ -40,18 +40,18 @@ def fill(
     account: Account,
     now: datetime,
 ) -> None:
-    """All of a new fleet but the coordinator's keys.
+    """Writes all files of a new fleet but the coordinator's keys.
 
     Args:
-        partial: an empty folder.
-        folder: what it will be called, for Mosquitto's configuration.
-        register: of the fleet.
-        root: the authority.
-        account: of Mosquitto.
+        partial: empty folder to write to.
+        folder: final name of the folder, for Mosquitto's configuration.
+        register: register of the fleet.
+        root: certificate and key of the authority.
+        account: Mosquitto's account.
         now: the time.
 
     Raises:
-        ConfigError, OSError: something cannot be written.
+        ConfigError, OSError: a file cannot be written.
     """
     for name in (AUTHORITY_FOLDER, BROKER_FOLDER, COORDINATOR_FOLDER, BUNDLE_FOLDER):
         make_private_folder(partial / name)
@@ -75,26 +75,26 @@ def fill(
     if account.uid != os.geteuid():
         for path in (data, partial / BROKER_FOLDER):
             os.chown(path, account.uid, account.gid)
-        # Mosquitto's account may pass through to its own folder and see nothing else.
+        # Mosquitto's account may enter its own folder and see nothing else.
         os.chown(partial, -1, account.gid)
         partial.chmod(0o710)
 
 
 def broker_identity(authority: Authority, hosts: Sequence[str], now: datetime) -> bytes:
-    """A new certificate of the broker with its key, PEM."""
+    """Makes a new certificate of the broker; returns it with its key, PEM."""
     issued = authority.issue("fedge broker", "server", now, CENTRAL_DAYS, hosts)
     return issued.certificate + issued.key
 
 
 def write_derived(folder: Path, register: Register, authority: Authority, account: Account) -> None:
-    """Access rules and the list of revoked certificates, as the register has it.
+    """Writes access rules and the list of revoked certificates, as the register has them.
 
     Raises:
-        ConfigError: they cannot be written.
+        ConfigError: a file cannot be written.
     """
-    # By name, not by certificate: one that has expired is refused before anyone asks for rules.
+    # By name, not by certificate: TLS refuses expired certificates before access rules apply.
     enrolled = {record.agent_id for record in register.devices if record.revoked is None}
-    # The invited, too: the broker need not be told when they come.
+    # Also invited devices, so that the broker needs no reload when they use their tokens.
     enrolled |= {invited.agent_id for invited in register.invitations if invited.ended is None}
     rules = access_control.access_rules(register.federation, enrolled)
     issued = (*register.coordinator, *register.devices)

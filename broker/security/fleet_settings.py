@@ -1,4 +1,4 @@
-"""What a new fleet is made with."""
+"""Settings of a new fleet."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fedge.errors import ConfigError
 
 @dataclass(frozen=True)
 class FleetSettings:
-    """What a new fleet is told."""
+    """Settings of a new fleet, as `fedge broker init` takes them."""
 
     federation: str
     hosts: Sequence[str]
@@ -31,12 +31,12 @@ class FleetSettings:
         if self.bind:
             check_host(self.bind)
         if self.websockets and self.bind and address_family(self.bind) is None:
-            # Mosquitto would take the name for that of a network interface, and listen nowhere.
+            # Mosquitto would take the name as that of a network interface, and not listen at all.
             raise ConfigError(f"--bind {self.bind}: with --websockets it must be an address")
 
     @property
     def enrols_on(self) -> int:
-        """The port for devices with a token."""
+        """Port of the enrolment service."""
         return self.enrolment_port or self.port + 1
 
     def _check_ports(self) -> None:
@@ -45,8 +45,8 @@ class FleetSettings:
             ports["--websockets"] = self.websockets
         for option, port in ports.items():
             if not 1 <= port <= 65_535:
-                raise ConfigError(f"{option} {port}: a port is 1 to 65535, choose another")
+                raise ConfigError(f"{option} {port}: must be 1 to 65535; choose another port")
             if list(ports.values()).count(port) > 1:
                 raise ConfigError(
-                    f"{option} {port}: this fleet takes the port twice, give each listener its own"
+                    f"{option} {port}: two listeners have this port; give each its own"
                 )

@@ -1,8 +1,8 @@
-"""New keys for the coordinator and the broker.
+"""Key rotation of the coordinator and the broker.
 
-The one that the coordinator signs with: old and new side by side, until every device knows. Those
-that coordinator and broker connect with: devices know nothing of them but the authority that
-certifies them, so they are changed at once.
+Signing keys overlap: the coordinator signs with the old and the new key until every device knows
+the new one. TLS certificates of coordinator and broker are replaced at once: devices check only
+that the fleet's authority signed them.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ def rotate_key(fleet: Fleet, now: datetime, *, at_once: bool = False) -> None:
     """Makes a new signing key.
 
     Args:
-        fleet: whose.
+        fleet: fleet of the coordinator.
         now: the time.
-        at_once: the old one signs no more: it is lost, or in other hands. Devices then trust
-            nothing until they are enrolled with a new bundle. Otherwise both sign until
-            `finish_rotation`, so that devices learn the new one from the old one.
+        at_once: the old key is lost or stolen and stops signing now; devices trust no message
+            until they get a new bundle. Otherwise both keys sign until `finish_rotation`, so that
+            devices learn the new key from messages signed with the old one.
 
     Raises:
-        ConfigError: the old key is not here, a rotation is under way, or something cannot be
+        ConfigError: the old key is missing, a rotation is in progress, or a file cannot be
             written.
     """
     with fleet.changing():
@@ -45,35 +45,35 @@ def rotate_key(fleet: Fleet, now: datetime, *, at_once: bool = False) -> None:
             old = _keys_of(fleet)
             if len(old.public) > 1:
                 raise ConfigError(
-                    "a rotation of the signing key is under way: end it with --finish"
+                    "a rotation of the signing key is in progress: end it with --finish"
                 )
-            keys = old.after(keys)
+            keys = old.with_newer(keys)
         fleet.save_signing_keys(keys, now)
 
 
 def finish_rotation(fleet: Fleet, now: datetime) -> None:
-    """The newest key alone signs from now on.
+    """Ends a rotation: only the newest key signs from now on.
 
     Raises:
-        ConfigError: no rotation is under way, or something cannot be written.
+        ConfigError: no rotation is in progress, or a file cannot be written.
     """
     with fleet.changing():
         keys = _keys_of(fleet)
-        # The register of the disk still has two when an earlier end was cut short.
+        # The register on disk still has two keys when an earlier `finish_rotation` was interrupted.
         known = Fleet(fleet.folder).register.signing_keys
         if len(keys.public) == 1 == len(known):
-            raise ConfigError("no rotation of the signing key is under way")
+            raise ConfigError("no rotation of the signing key is in progress")
         fleet.save_signing_keys(keys.newest(), now)
 
 
 def rotate_certificate(fleet: Fleet, now: datetime) -> Path:
-    """A new key and certificate for the coordinator; earlier ones are revoked.
+    """Makes a new key and certificate for the coordinator and revokes the earlier ones.
 
     Returns:
-        The file with both.
+        Path of the file with both.
 
     Raises:
-        ConfigError: something cannot be written; then the old ones count still.
+        ConfigError: a file cannot be written; then the old certificate stays valid.
     """
     path = fleet.folder / COORDINATOR_FOLDER / IDENTITY_FILE
     with fleet.changing() as register:
@@ -86,16 +86,16 @@ def rotate_certificate(fleet: Fleet, now: datetime) -> Path:
 
 
 def rotate_broker(fleet: Fleet, now: datetime, hosts: Sequence[str] = ()) -> None:
-    """A new key and certificate for the broker.
+    """Makes a new key and certificate for the broker.
 
     Args:
-        fleet: whose.
+        fleet: fleet of the broker.
         now: the time.
-        hosts: names and addresses that it is for, and that bundles name from now on; none: as
-            before. Devices that look for the broker under a name which is not among them refuse it.
+        hosts: names and addresses of the broker from now on, in its certificate and in new
+            bundles; empty: unchanged. Devices that connect to any other name refuse the broker.
 
     Raises:
-        ConfigError: no host name, or something cannot be written; then the old ones stay.
+        ConfigError: not a host name, or a file cannot be written; then nothing changes.
     """
     for host in hosts:
         check_host(host)
@@ -109,7 +109,7 @@ def _keys_of(fleet: Fleet) -> SigningKeys:
     path = fleet.signing_file
     if not path.exists():
         raise ConfigError(
-            f"{path} is not here: bring it back from the coordinator's machine, since the old"
-            " key vouches for the new one; if it is lost: --at-once"
+            f"{path} is missing: copy it back from the coordinator's machine, since the old key"
+            " signs the new one; if the old key is lost, use --at-once"
         )
     return SigningKeys.read(path)

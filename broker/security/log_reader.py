@@ -1,7 +1,7 @@
-"""Mosquitto's log in plain words: who tried what it may not, and what came of it.
+"""Reader of Mosquitto's log: reports refused connections, publications, wills and subscriptions.
 
-Mosquitto names a refused publication only among its debug messages, and grants every SUBSCRIBE:
-what it wrote of both is compared with what this fleet's members may do.
+Mosquitto logs a refused publication only as a debug message, and grants every SUBSCRIBE: wills and
+subscriptions are compared with the fleet's access rules.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ _FULL = re.compile(
     r"connection from (?P<where>\S+) denied.*max_connections|max_connections exceeded"
 )
 _TLS_REASONS = {
-    "peer did not return a certificate": "it showed no certificate",
-    "certificate verify failed": "its certificate is foreign, expired, not yet valid or revoked",
-    "wrong version number": "it does not speak TLS",
-    "http request": "it does not speak TLS",
-    "unsupported protocol": "it speaks an old TLS only",
-    "no shared cipher": "it knows none of our ciphers",
-    "tlsv1 alert unknown ca": "it does not trust this fleet's authority",
-    "sslv3 alert bad certificate": "it does not trust our certificate",
+    "peer did not return a certificate": "client sent no certificate",
+    "certificate verify failed": "client certificate is foreign, expired, not yet valid or revoked",
+    "wrong version number": "client does not speak TLS",
+    "http request": "client does not speak TLS",
+    "unsupported protocol": "client speaks only an old version of TLS",
+    "no shared cipher": "client supports none of our ciphers",
+    "tlsv1 alert unknown ca": "client does not trust this fleet's authority",
+    "sslv3 alert bad certificate": "client does not trust the broker's certificate",
 }
-#: Sentences whose repetitions are counted.
+#: Number of different sentences whose repetitions are counted.
 _REMEMBERED = 1000
 
 
-class Refusals:
+class RefusalReader:
     """Reads a log line by line.
 
     Args:
-        federation: of the fleet whose broker wrote it.
+        federation: federation of the broker that wrote the log.
     """
 
     def __init__(self, federation: str) -> None:
@@ -54,9 +54,9 @@ class Refusals:
         self._times: OrderedDict[str, int] = OrderedDict()
 
     def read(self, line: str) -> str | None:
-        """What a line of the log says about a refusal; None when nothing, or nothing new.
+        """Returns the refusal that a line reports; None: no refusal, or a repetition.
 
-        Of the same sentence again and again the 1st, 2nd, 4th, 8th … are returned.
+        Of a repeated sentence the 1st, 2nd, 4th, 8th … are returned.
         """
         sentence = self._sentence(line.rstrip("\n"))
         if sentence is None:
@@ -81,8 +81,8 @@ class Refusals:
             return self._will(found["topic"]) if expects_will else None
         if found := _DENIED.search(line):
             return (
-                f"{found['who']} tried to write {found['topic']} ({found['size']} bytes): refused,"
-                " it may not"
+                f"{found['who']} published {found['size']} bytes on {found['topic']}: refused,"
+                " no right to write"
             )
         if found := _SUBSCRIBED.search(line):
             return self._subscription(found["who"], found["filter"])
@@ -91,12 +91,12 @@ class Refusals:
     def _will(self, topic: str) -> str | None:
         if may_write(self._federation, self._last, topic):
             return None
-        return f"{self._last} left a will on {topic}: it will not be published, it may not write it"
+        return f"{self._last} left a will on {topic}: broker will not publish it, no right to write"
 
     def _subscription(self, who: str, topic_filter: str) -> str | None:
         if may_read(self._federation, who, topic_filter):
             return None
-        return f"{who} subscribed to {topic_filter}: it hears nothing that is not its own"
+        return f"{who} subscribed to {topic_filter}: broker delivers only what {who} may read"
 
 
 def _connection(line: str) -> str | None:
@@ -106,11 +106,11 @@ def _connection(line: str) -> str | None:
     if (found := _TLS.search(line)) and found["why"] in _TLS_REASONS:
         return f"a connection was refused: {_TLS_REASONS[found['why']]}"
     if found := _TOO_LARGE.search(line):
-        return f"{found['who']} was disconnected: a packet beyond max_packet_size"
+        return f"{found['who']} was disconnected: packet larger than max_packet_size"
     if found := _NOT_ALLOWED.search(line):
         return f"{found['who']} was disconnected: not authorised"
     if found := _TWICE.search(line):
-        return f"{found['who']} connected a second time: is its key in two places?"
+        return f"{found['who']} connected a second time: is its key on two machines?"
     if _FULL.search(line):
-        return "connections were refused: max_connections are open"
+        return "connections were refused: max_connections reached"
     return None

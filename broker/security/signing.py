@@ -1,4 +1,4 @@
-"""The coordinator's signing keys (the extra `secure`: cryptography)."""
+"""Signing keys of the coordinator (extra `secure`: cryptography)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from broker.protocol.signed_messages import MAX_KEYS, Seal, join, key_id, signed_bytes
+from broker.protocol.signed_messages import (
+    MAX_KEYS,
+    SignatureEnvelope,
+    join,
+    key_id,
+    signed_bytes,
+)
 from fedge.errors import ConfigError
 
 try:
@@ -25,16 +31,16 @@ except ImportError as _error:
     ) from _error
 
 _PEM = re.compile(rb"-----BEGIN PRIVATE KEY-----.+?-----END PRIVATE KEY-----\n?", re.DOTALL)
-#: Numbers that are set aside at once, so that not every message costs a write to disk. They are
-#: milliseconds: after a restart the clock has caught up with them in a minute.
-_SET_ASIDE = 60_000
+#: Numbers reserved at once, so that not every message needs a write to disk. They are milliseconds:
+#: one minute after a restart the clock has caught up with them.
+_RESERVED_AHEAD = 60_000
 
 
 class SigningKeys:
-    """One key, or during a rotation several, the newest first.
+    """Private signing keys: one, or several during a rotation.
 
     Args:
-        keys: private.
+        keys: private keys, the newest first.
     """
 
     def __init__(self, keys: Sequence[Ed25519PrivateKey]) -> None:
@@ -44,22 +50,22 @@ class SigningKeys:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The public keys as registers and bundles have them: hexadecimal."""
+        """Public keys as in registers and bundles: hexadecimal."""
         return tuple(key.hex() for key in self.public)
 
     @classmethod
     def generate(cls) -> SigningKeys:
-        """One new key."""
+        """Makes a new key."""
         return cls([Ed25519PrivateKey.generate()])
 
     @classmethod
     def from_seed(cls, seed: bytes) -> SigningKeys:
-        """The key that 32 bytes make (RFC 8032, section 5.1.5), for simulations that repeat."""
+        """Derives a key from 32 bytes (RFC 8032, section 5.1.5), for reproducible simulations."""
         return cls([Ed25519PrivateKey.from_private_bytes(seed)])
 
     @classmethod
     def read(cls, path: Path) -> SigningKeys:
-        """The keys in a PEM file (PKCS #8, not encrypted, one after another).
+        """Reads the keys in a PEM file (PKCS #8, not encrypted, one after another).
 
         Raises:
             ConfigError: unreadable, or not 1 to 4 Ed25519 keys.
@@ -78,31 +84,31 @@ class SigningKeys:
             except (ValueError, TypeError) as error:
                 raise ConfigError(f"signing key {path} is damaged: {error}") from error
             if not isinstance(key, Ed25519PrivateKey):
-                raise ConfigError(f"signing key {path}: not of the kind Ed25519")
+                raise ConfigError(f"signing key {path}: not an Ed25519 key")
             keys.append(key)
         return cls(keys)
 
     def encode(self) -> bytes:
-        """As PEM."""
+        """Returns the keys as PEM."""
         form = (Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         return b"".join(key.private_bytes(*form) for key in self._keys)
 
-    def after(self, newer: SigningKeys) -> SigningKeys:
-        """The newer keys, and these behind them."""
+    def with_newer(self, newer: SigningKeys) -> SigningKeys:
+        """Returns the newer keys followed by these."""
         return SigningKeys([*newer._keys, *self._keys])
 
     def newest(self) -> SigningKeys:
-        """The first key alone."""
+        """Returns the newest key alone."""
         return SigningKeys(self._keys[:1])
 
-    def sign(self, topic: str, number: int, message: bytes) -> Seal:
-        """The seal of a message, by every key."""
+    def sign(self, topic: str, number: int, message: bytes) -> SignatureEnvelope:
+        """Signs a message with every key."""
         text = signed_bytes(topic, number, message)
         signatures = {
             key_id(public): key.sign(text).hex()
             for public, key in zip(self.public, self._keys, strict=True)
         }
-        return Seal(number=number, signatures=signatures)
+        return SignatureEnvelope(number=number, signatures=signatures)
 
 
 def _now_ms() -> int:
@@ -110,16 +116,16 @@ def _now_ms() -> int:
 
 
 class Signer:
-    """Seals messages with numbers that only grow.
+    """Signs messages with numbers that only grow.
 
-    A number is the time in milliseconds, or one more than the last where that is larger. A new
-    state folder so goes on above the old one's numbers; on the same folder a clock that was set
-    back does no harm either.
+    A number is the time in milliseconds, or one more than the last number if that is larger. So a
+    new state folder continues above the numbers of the old one, and on the same folder numbers
+    grow even if the clock was set back.
 
     Args:
-        keys: that sign.
-        reserved: no number up to this is used again.
-        reserve: puts a new such number on disk; called before one above it is used.
+        keys: signing keys.
+        reserved: numbers up to this one are never used again.
+        reserve: stores a new reserved number on disk; called before a number above it is used.
         clock_ms: milliseconds since 1970.
     """
 
@@ -136,11 +142,11 @@ class Signer:
         self._reserve = reserve
         self._clock_ms = clock_ms
 
-    def sealed(self, topic: str, message: bytes) -> bytes:
-        """The payload to publish on `topic`."""
+    def signed(self, topic: str, message: bytes) -> bytes:
+        """Returns the signed payload of a message on `topic`."""
         number = max(self._last + 1, self._clock_ms())
         if number > self._reserved:
-            self._reserved = number + _SET_ASIDE
+            self._reserved = number + _RESERVED_AHEAD
             self._reserve(self._reserved)
         self._last = number
         return join(message, self._keys.sign(topic, number, message))

@@ -84,7 +84,7 @@ class Trust:
         Raises:
             UntrustedError: not sealed by a trusted key for this topic, or older than another.
         """
-        if not signed_messages.is_sealed(topic):
+        if not signed_messages.is_signed(topic):
             return payload
         message, line = signed_messages.split(payload)
         if self._keys:
@@ -101,7 +101,9 @@ class Trust:
         self._check_signature(self._topics.name(topic), message, found)
         self._check_number(topic, message, found.number)
 
-    def _check_signature(self, name: str, message: bytes, found: signed_messages.Seal) -> None:
+    def _check_signature(
+        self, name: str, message: bytes, found: signed_messages.SignatureEnvelope
+    ) -> None:
         known = set(found.signatures).intersection(self.key_ids)
         if not known:
             theirs, ours = ", ".join(found.signatures), ", ".join(self.key_ids)

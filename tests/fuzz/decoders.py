@@ -120,11 +120,11 @@ def _messages() -> Iterator[Decoder]:
         name = f"message {type(example).__name__}"
         seeds = (messages.encode(example),)
         yield Decoder(name, decoder_of(type(example)), (WireError,), seeds)
-    mark = signed_messages.Seal(
+    mark = signed_messages.SignatureEnvelope(
         number=1 << 40, signatures={"0" * 16: "1" * 128, "a" * 16: "2" * 128}
     )
     line = signed_messages.split(signed_messages.join(b"{}", mark))[1]
-    yield Decoder("seal", signed_messages.parse, (WireError,), (line,))
+    yield Decoder("signature envelope", signed_messages.parse, (WireError,), (line,))
     receipt = messages.Receipt(session=_SESSION, round_id=7, boot="b1", attempt=1, accepted=True)
     resend = messages.Resend(session=_SESSION, round_id=7, sha256="c" * 64, chunks=(0, 2))
     inbox = tuple(messages.encode(message) for message in (receipt, resend))

@@ -60,7 +60,7 @@ def place(program: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[R
     with running(fleet, folder, program) as place:
         for name in ("alice", "mallory"):
             place.device(name)
-        assert "has been told" in reload_mosquitto(fleet.broker_folder / PID_FILE)
+        assert "reloads its files" in reload_mosquitto(fleet.broker_folder / PID_FILE)
         yield place
 
 

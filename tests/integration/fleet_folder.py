@@ -31,7 +31,7 @@ from broker.security.certificate_authority import Authority
 from broker.security.create_fleet import create_fleet
 from broker.security.fleet import Fleet, utc_now
 from broker.security.fleet_settings import FleetSettings
-from broker.security.log_reader import Refusals
+from broker.security.log_reader import RefusalReader
 from broker.security.reload_mosquitto import reload_mosquitto
 from edge_agent.enrolment.enrol import enrol
 from fedge.files import Account
@@ -94,7 +94,7 @@ class RunningFleet:
 
     def tells_now(self, words: str) -> bool:
         """Whether it finds them already."""
-        reader = Refusals(self.fleet.register.federation)
+        reader = RefusalReader(self.fleet.register.federation)
         lines = self.said()[self.begins :].split("\n")
         return any(words in (reader.read(line) or "") for line in lines)
 
@@ -229,7 +229,7 @@ def context_as(place: RunningFleet, name: str) -> ssl.SSLContext:
 def reload(place: RunningFleet) -> None:
     """SIGHUP, and wait until Mosquitto has read its files."""
     before = place.said().count("Reloading config")
-    assert "has been told" in reload_mosquitto(place.fleet.broker_folder / PID_FILE)
+    assert "reloads its files" in reload_mosquitto(place.fleet.broker_folder / PID_FILE)
     assert until(lambda: place.said().count("Reloading config") > before), place.said()
 
 

@@ -387,7 +387,7 @@ def say(link: MqttLink, signer: Signer | None) -> None:
         link.publish(TOPICS.name(ChunkTopic(ref.sha256, n)), chunk, retain=True)
     for topic, message in ((ProgramTopic(), manifest), (CoordinatorStatusTopic(), status)):
         name, payload = TOPICS.name(topic), messages.encode(message)
-        payload = signer.sealed(name, payload) if signer else payload
+        payload = signer.signed(name, payload) if signer else payload
         link.publish(name, payload, retain=True)
 
 

@@ -67,7 +67,7 @@ def reload(fleet: RunningFleet) -> None:
 
     before = fleet.said().count("Reloading config")
     pid_file = fleet.fleet.broker_folder / PID_FILE
-    assert until(lambda: "has been told" in reload_mosquitto(pid_file), 20)
+    assert until(lambda: "reloads its files" in reload_mosquitto(pid_file), 20)
     assert until(lambda: fleet.said().count("Reloading config") > before, 20)
 
 

@@ -1,4 +1,4 @@
-"""Seals and the keys that make them: numbers that only grow, files that are what they say."""
+"""Signature envelopes and signing keys: numbers only grow, key files are checked."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ class Disk:
 def test_numbers_follow_the_clock_and_grow_within_a_millisecond() -> None:
     disk = Disk()
     signer = disk.signer()
-    numbers = [number_of(signer.sealed(TOPIC, b"{}")) for _ in range(3)]
+    numbers = [number_of(signer.signed(TOPIC, b"{}")) for _ in range(3)]
     assert numbers == [1_000_000, 1_000_001, 1_000_002]
     disk.now_ms = 2_000_000
-    assert number_of(signer.sealed(TOPIC, b"{}")) == 2_000_000
+    assert number_of(signer.signed(TOPIC, b"{}")) == 2_000_000
 
 
 def test_a_number_is_on_disk_before_one_as_high_is_used() -> None:
     disk = Disk()
     signer = disk.signer()
     for disk.now_ms in range(1_000_000, 1_200_000, 1000):
-        assert number_of(signer.sealed(TOPIC, b"{}")) <= disk.reserved
+        assert number_of(signer.signed(TOPIC, b"{}")) <= disk.reserved
     assert disk.writes <= 5
 
 
@@ -62,9 +62,9 @@ def test_a_number_is_on_disk_before_one_as_high_is_used() -> None:
 def test_a_restart_goes_on_above_all_numbers_used_whatever_the_clock_says(moved_ms: int) -> None:
     disk = Disk()
     signer = disk.signer()
-    last = max(number_of(signer.sealed(TOPIC, b"{}")) for _ in range(5))
+    last = max(number_of(signer.signed(TOPIC, b"{}")) for _ in range(5))
     disk.now_ms += moved_ms
-    assert number_of(disk.signer().sealed(TOPIC, b"{}")) > last
+    assert number_of(disk.signer().signed(TOPIC, b"{}")) > last
 
 
 def test_the_store_keeps_what_was_set_aside(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_the_store_keeps_what_was_set_aside(tmp_path: Path) -> None:
         % b",".join(b'"%016x":"%s"' % (n, b"0" * 128) for n in range(5)),
     ],
 )
-def test_what_is_no_seal_is_unreadable(line: bytes) -> None:
+def test_a_malformed_signature_envelope_is_unreadable(line: bytes) -> None:
     with pytest.raises(WireError):
         signed_messages.parse(line)
 
@@ -98,7 +98,7 @@ def test_what_is_no_seal_is_unreadable(line: bytes) -> None:
 
 
 def test_keys_survive_their_files(tmp_path: Path) -> None:
-    keys = SigningKeys.generate().after(SigningKeys.generate())
+    keys = SigningKeys.generate().with_newer(SigningKeys.generate())
     private, public = tmp_path / "signing.key", tmp_path / "coordinator.pub"
     private.write_bytes(keys.encode())
     public.write_bytes(signed_messages.encode_public_keys(keys.public))
@@ -122,7 +122,7 @@ def test_keys_that_openssl_made_are_read(tmp_path: Path) -> None:
         (b"", "0 public keys"),
         (b"-----BEGIN PUBLIC KEY-----\n!!!\n-----END PUBLIC KEY-----", "0 public keys"),
         (b"-----BEGIN PUBLIC KEY-----\nabc\n-----END PUBLIC KEY-----", "damaged"),
-        (b"-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----", "not of the kind Ed25519"),
+        (b"-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----", "not an Ed25519 key"),
         (
             signed_messages.encode_public_keys([bytes(32)] * 5),
             "5 public keys in PEM, must be 1 to 4",

@@ -75,7 +75,7 @@ class Pinned(Device):
 
     def hear(self, topic: Topic, message: Message | bytes) -> list[Action]:
         payload = message if isinstance(message, bytes) else messages.encode(message)
-        if self.keys is not None and signed_messages.is_sealed(topic):
+        if self.keys is not None and signed_messages.is_signed(topic):
             self.number += 1
             payload = signed(topic, payload, self.number, self.keys)
         return self.hear_raw(topic, payload)
@@ -190,7 +190,7 @@ def forged_plan(how: str) -> bytes:
         theirs = OTHER.sign(TOPICS.name(RoundTopic()), 900, honest)
         return signed_messages.join(
             honest,
-            signed_messages.Seal(
+            signed_messages.SignatureEnvelope(
                 number=900, signatures={ids(OURS)[0]: theirs.signatures[ids(OTHER)[0]]}
             ),
         )
@@ -382,7 +382,7 @@ def test_the_file_is_read_back_and_a_damaged_one_is_told(
 
 def overlapping(device: Pinned) -> Pinned:
     """The coordinator signs with two keys and announces both."""
-    device.keys = OURS.after(NEWER)
+    device.keys = OURS.with_newer(NEWER)
     announce(device)
     return device
 
@@ -410,7 +410,7 @@ def test_a_new_key_is_learned_from_the_old_one_and_outlives_restarts_and_the_old
 
 def test_during_the_overlap_messages_may_come_before_the_announcement() -> None:
     device = Pinned()
-    device.keys = OURS.after(NEWER)
+    device.keys = OURS.with_newer(NEWER)
     device.manifest()
     device.plan()
     announce(device)
@@ -447,7 +447,7 @@ def test_a_device_enrolled_with_another_key_forgets_what_the_old_one_said() -> N
 def test_a_device_enrolled_again_during_the_overlap_keeps_the_numbers() -> None:
     device = overlapping(ready(Pinned()))
     device.plan()
-    again = device.rebooted(OURS.after(NEWER))
+    again = device.rebooted(OURS.with_newer(NEWER))
     again.number = 100
     again.coordinator()
     assert again.plan() == []

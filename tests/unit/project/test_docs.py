@@ -237,7 +237,7 @@ def test_the_vector_of_seals_is_the_code_s() -> None:
     assert ed25519.is_valid(
         public, signed, bytes.fromhex(found.signatures[signed_messages.key_id(public)])
     )
-    check_table(section(PROTOCOL, "Seals"), signed_messages.Seal, 1)
+    check_table(section(PROTOCOL, "Seals"), signed_messages.SignatureEnvelope, 1)
 
 
 def test_the_examples_of_fingerprint_and_cohort_are_the_code_s() -> None:

@@ -209,7 +209,7 @@ def test_a_signing_key_is_rotated_with_an_overlap(fleet: Fleet) -> None:
     new, kept = signing(fleet)
     assert kept == old
     assert f"new signing key: {key_id(bytes.fromhex(new))}" in begun.stdout
-    assert "under way" in line_of(fedge("broker", "rotate-key", fleet.folder))
+    assert "in progress" in line_of(fedge("broker", "rotate-key", fleet.folder))
     devices.enrol(fleet, "pi-1", utc_now(), None, 30)
     assert read_bundle(fleet.folder / "bundles" / "pi-1.bundle").trusted_keys == (new, old)
     assert fedge("broker", "rotate-key", fleet.folder, "--finish").exit_code == 0
@@ -246,7 +246,7 @@ def test_a_signing_key_that_is_lost_vouches_for_nothing(fleet: Fleet) -> None:
     (old,) = signing(fleet)
     (fleet.folder / "coordinator" / "signing.key").unlink()
     line = line_of(fedge("broker", "rotate-key", fleet.folder))
-    assert "bring it back from the coordinator's machine" in line
+    assert "copy it back from the coordinator's machine" in line
     result = fedge("broker", "rotate-key", fleet.folder, "--at-once")
     assert f"fedge broker rotate {fleet.folder} AGENT_ID" in result.stdout
     (new,) = signing(fleet)
@@ -309,12 +309,12 @@ def test_a_copy_of_a_fleet_does_not_claim_that_a_broker_was_told(
             result = fedge("broker", "revoke", copy, "pi-1", *options)
             assert result.exit_code == 0, result.output
             assert f"mosquitto.conf names {fleet.folder}/broker/access.acl" in result.output
-            assert "No broker knows of its changes" in result.output
+            assert "No broker reads its changes" in result.output
         again = fedge("broker", "init", copy, "--host", HOSTS, "--federation", "houses")
         assert "was this fleet moved or copied?" in again.stderr
         time.sleep(0.05)
         assert broker.poll() is None
-        assert "has been told" in fedge("broker", "revoke", fleet.folder, "pi-1").output
+        assert "reloads its files" in fedge("broker", "revoke", fleet.folder, "pi-1").output
 
 
 def test_whoever_has_mosquitto_s_account_does_not_hold_root_up(fleet: Fleet) -> None:

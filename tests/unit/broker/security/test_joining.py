@@ -150,7 +150,7 @@ def test_a_half_written_bundle_is_called_that(
     data = bundle_path.read_bytes()
     half = tmp_path / "half"
     half.write_bytes(data[: int(len(data) * share)])
-    assert "damaged or only half there" in line_of(join(half, tmp_path / "pi"))
+    assert "damaged or incomplete" in line_of(join(half, tmp_path / "pi"))
     assert not (tmp_path / "pi").exists()
 
 
@@ -168,7 +168,7 @@ def test_a_bundle_whose_parts_do_not_fit_is_refused(
         (changed(bundle_path, key=theirs.key), "do not belong together"),
         (changed(bundle_path, certificate="rubbish"), "are damaged"),
         (changed(bundle_path, ca="rubbish"), "authority's certificate is damaged"),
-        (changed(bundle_path, ca=theirs.ca), "not of the authority that comes with it"),
+        (changed(bundle_path, ca=theirs.ca), "not signed by the bundle's authority"),
         (changed(bundle_path, certificate=two.certificate, key=two.key), "for another"),
     ):
         path = tmp_path / "wrong.bundle"
@@ -194,7 +194,7 @@ def test_what_is_no_bundle_is_refused(bundle_path: Path, tmp_path: Path) -> None
         (b"[]", "not a bundle of this version"),
         (b"\xff\xfe", "damaged"),
         (b"x" * 70_000, "larger than"),
-        (json.dumps(document | {"fedge_bundle": 2}).encode(), "format 2, known is 1"),
+        (json.dumps(document | {"fedge_bundle": 2}).encode(), "format 2; known is 1"),
         (json.dumps(document | {"agent_id": "a/b"}).encode(), "agent_id"),
     ):
         path.write_bytes(data)

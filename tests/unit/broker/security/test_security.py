@@ -115,7 +115,7 @@ def test_init_for_another_fleet_is_refused(fleet: Fleet, options: list[str], wha
 def test_init_leaves_other_people_s_files_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     line = line_of(fedge("broker", "init", tmp_path, "--host", "localhost"))
-    assert "is in use and holds no fleet" in line
+    assert "is not empty and holds no fleet" in line
     assert content(tmp_path) == {"thesis.txt": b"mine"}
 
 
@@ -168,10 +168,10 @@ def test_a_host_must_be_a_name_or_an_address(tmp_path: Path, host: str) -> None:
 @pytest.mark.parametrize(
     ("options", "what"),
     [
-        (["--port", "65535"], "--enrolment-port 65536: a port is 1 to 65535"),
-        (["--enrolment-port", "8883"], "--port 8883: this fleet takes the port twice"),
-        (["--websockets", "8883"], "--port 8883: this fleet takes the port twice"),
-        (["--websockets", "8884"], "--enrolment-port 8884: this fleet takes the port twice"),
+        (["--port", "65535"], "--enrolment-port 65536: must be 1 to 65535"),
+        (["--enrolment-port", "8883"], "--port 8883: two listeners have this port"),
+        (["--websockets", "8883"], "--port 8883: two listeners have this port"),
+        (["--websockets", "8884"], "--enrolment-port 8884: two listeners have this port"),
     ],
 )
 def test_ports_that_cannot_be_are_refused_before_anything_is_made(
@@ -197,7 +197,7 @@ def test_no_value_of_the_configuration_is_followed_by_a_comment() -> None:
     assert "listener 8883\n" in text
     assert all("#" not in line for line in text.splitlines() if not line.startswith("#"))
     for folder in ("/srv/a#b", "/srv/a\nallow_anonymous true"):
-        with pytest.raises(ConfigError, match="no such folder name"):
+        with pytest.raises(ConfigError, match="cannot use this folder name"):
             mosquitto_config(Path(folder), ListenerSettings(8883, "", "mosquitto"))
 
 
