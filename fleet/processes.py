@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from broker.local.child_process import dying_with
+from broker.local.child_process import end_with_parent_prefix
 from fedge.errors import WireError
 
 log = logging.getLogger(__name__)
@@ -134,7 +134,7 @@ class Processes:
     def _start(self, name: str, arguments: list[str], stdout: int) -> Child:
         log = self.folder / name / "log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        command = dying_with(os.getpid())
+        command = end_with_parent_prefix(os.getpid())
         command += [sys.executable, "-P", "-m", "fedge", *arguments]
         with log.open("wb") as file:
             process = subprocess.Popen(

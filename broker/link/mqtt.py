@@ -1,8 +1,8 @@
-"""The Link over a real broker: MQTT 5 with paho, on a network thread that may serve many links.
+"""Link over a real broker: MQTT with paho, on a network thread that may serve many links.
 
-The owner's thread and the network thread meet in two places: commands that the owner posts (a
-deque, drained on the network thread in the order of posting) and events that the network thread
-queues. Neither side ever waits for the other, except in `close`.
+The owner's thread and the network thread exchange commands (a deque that the network thread drains
+in order) and events (a queue that `poll` reads). Neither thread waits for the other, except in
+`close`.
 """
 
 from __future__ import annotations
@@ -40,35 +40,34 @@ HOUR_S = 3600
 RECEIVE_MAXIMUM = 64
 MAX_QUEUED_MESSAGES = 10_000
 MAX_QUEUED_BYTES = 64 << 20
-#: How long `close` waits beyond the time it gives the messages.
+#: Extra time of `close` beyond `flush_s`.
 _CLOSE_MARGIN_S = 2.0
 
 
 class MqttLink:
-    """One client's connection to a broker; see `broker.link.link.Link` for the contract.
+    """Connection of one client to a broker; see `broker.link.link.Link` for the contract.
 
-    Acknowledgement: a message is acknowledged when `poll` returns it, or with `manual_ack` when
-    the owner says so. Either way an owner that is slow or dies has at most `receive_maximum`
-    messages here, and the broker keeps the rest: nothing is lost silently. After a reconnection
-    unacknowledged messages come again, and acknowledgements of those of before go nowhere.
+    A message is acknowledged when `poll` returns it, or with `manual_ack` when the owner calls
+    `acknowledge`. Either way at most `receive_maximum` messages wait here for a slow owner, and the
+    broker keeps the rest: none is lost silently. After a reconnection the broker delivers
+    unacknowledged messages again, and acknowledgements of earlier deliveries are ignored.
 
     Byte counters: `up` counts a message once, at `publish`; `down` when it arrives.
 
     Args:
-        settings: which broker, and how.
-        client_id: stable: the broker keeps the session under it.
-        network: the thread to run on; None: one of its own, closed with the link.
+        settings: how to reach the broker.
+        client_id: stable, because the broker keeps the session under it.
+        network: network thread; None: a new one, closed with the link.
         will: published (retained) when this client vanishes.
         manual_ack: messages are acknowledged by `acknowledge` only.
-        session_expiry_s: how long the broker keeps the session while we are away.
+        session_expiry_s: how long the broker keeps the session while we are disconnected.
         rng: for the jitter of the back-off.
         receive_maximum: messages the broker sends ahead of our acknowledgements.
-        max_queued_messages: that wait to be acknowledged by the broker, before `publish` refuses.
-        max_queued_bytes: the same in bytes.
-        flush_s: how long `close` gives the messages that wait.
-        notify: called after each event that `poll` will return, once for each, on whichever thread
-            it came from; must only enqueue. So one thread can own many links and poll the one that
-            has something.
+        max_queued_messages: limit of messages that the broker has not acknowledged.
+        max_queued_bytes: limit of their bytes.
+        flush_s: time that `close` leaves for waiting messages.
+        notify: called once for each event that `poll` will return, on the thread that caused the
+            event; must only enqueue. With it one thread can own many links and poll the right one.
 
     Raises:
         ConfigError: a certificate file is unusable.
@@ -120,35 +119,35 @@ class MqttLink:
     # --- the owner's thread ----------------------------------------------------------------------
 
     def open(self) -> None:
-        """Begins to connect, and keeps connecting; returns at once.
+        """Starts connecting and keeps the link connected; returns at once.
 
         Raises:
             ConfigError: a secret cannot be read, or a proxy cannot be used.
         """
         secrets = self._settings.secrets()
         if secrets.proxy is not None:
-            proxy_arguments(secrets.proxy)  # whether it can be used: here, where it can be said
+            proxy_arguments(secrets.proxy)  # raises here if the proxy cannot be used
         self._post(lambda: self._connection.open(secrets))
 
     def subscribe(self, topic_filter: str) -> None:
-        """Takes messages of `topic_filter` from now on, across reconnections."""
+        """Subscribes, now and after every reconnection."""
         check_filter(topic_filter)
         self._post(lambda: self._connection.subscribe(topic_filter))
 
     def unsubscribe(self, topic_filter: str) -> None:
-        """Stops taking them (one or two may be on their way)."""
+        """Ends a subscription; messages in flight may still arrive."""
         self._post(lambda: self._connection.unsubscribe(topic_filter))
 
     def publish(
         self, topic: str, payload: bytes, *, retain: bool = False, expiry_s: int | None = None
     ) -> None:
-        """Sends at QoS 1; while disconnected it waits in a bounded queue.
+        """Sends at QoS 1; while disconnected, the message waits in a bounded queue.
 
-        A message that waited for the first connection and is then larger than the server's limit
-        is given up with a logged error: nobody is there to raise to.
+        If a message waits for the first connection and then exceeds the server's limit, the link
+        logs an error and drops the message.
 
         Raises:
-            LinkError: larger than a limit, the queue is full, or the link is closed.
+            LinkError: the message is larger than a limit, the queue is full, or the link is closed.
         """
         check_topic(topic)
         mqtt5 = self._connection.mqtt5
@@ -160,16 +159,16 @@ class MqttLink:
         self._post(lambda: self._connection.publish(message))
 
     def _check_size(self, topic: str, payload_bytes: int, packet_bytes: int) -> None:
-        own = self._settings.max_payload_bytes
-        if payload_bytes > own:
+        limit = self._settings.max_payload_bytes
+        if payload_bytes > limit:
             raise LinkError(
-                f"message on {topic} has {payload_bytes} bytes; max_payload_bytes is {own}"
+                f"message on {topic} has {payload_bytes} bytes; max_payload_bytes is {limit}"
             )
-        servers = self._connection.outbox.max_packet_bytes
-        if packet_bytes > servers:
+        server_limit = self._connection.outbox.max_packet_bytes
+        if packet_bytes > server_limit:
             raise LinkError(
                 f"message on {topic} makes a packet of {packet_bytes} bytes;"
-                f" broker {self._settings.address} takes {servers}"
+                f" the limit of broker {self._settings.address} is {server_limit}"
             )
 
     def _reserve(self, packet_bytes: int) -> None:
@@ -190,16 +189,16 @@ class MqttLink:
             self._queued_bytes += packet_bytes
 
     def post(self, value: object) -> None:
-        """Has `poll` return `Posted(value)`; from any thread, or a signal handler."""
+        """Makes `poll` return `Posted(value)`; from any thread, or a signal handler."""
         self.emit(Posted(value))
 
     def acknowledge(self, received: Received) -> None:
-        """Tells the broker that it may forget the message (only with manual acknowledgement)."""
+        """Acknowledges a message to the broker (only with manual acknowledgement)."""
         if self._manual_ack and received.token:
             self._post(lambda: self._connection.acknowledge(received.token))
 
     def poll(self, timeout_s: float) -> LinkEvent | None:
-        """The next event, or None when none came within `timeout_s`."""
+        """Returns the next event; None when there is none within `timeout_s`."""
         try:
             if timeout_s > 0 and not self._is_closed:
                 event = self._events.get(timeout=min(timeout_s, threading.TIMEOUT_MAX))
@@ -212,7 +211,7 @@ class MqttLink:
         return event
 
     def close(self) -> None:
-        """Sends what waits (at most `flush_s`), says goodbye, releases everything.
+        """Sends the waiting messages (for at most `flush_s`), disconnects, releases everything.
 
         Messages that were received and not polled stay with the broker.
         """
@@ -220,11 +219,11 @@ class MqttLink:
         self._await_end(self._flush_s)
 
     def begin_close(self) -> None:
-        """The first half of `close`, which does not wait: for who closes many links at once."""
+        """Starts closing without waiting, for a caller that closes many links at once."""
         self._begin_end(lambda: self._connection.close(self._flush_s))
 
     def abort(self) -> None:
-        """Vanishes without a goodbye, as in a power cut: the broker publishes the will."""
+        """Vanishes without DISCONNECT, as in a power cut: the broker publishes the will."""
         self._begin_end(self._connection.vanish)
         self._await_end(0.0)
 
@@ -239,24 +238,26 @@ class MqttLink:
             self._is_closed = True
         self._post(command)
 
-    def _await_end(self, patience_s: float) -> None:
+    def _await_end(self, timeout_s: float) -> None:
         if self._is_released:
             return
         self._is_released = True
-        patience_s += _CLOSE_MARGIN_S + self._settings.connect_timeout_s
-        if not self._done.wait(patience_s):
-            log.warning("link to broker %s did not close in time", self._settings.address)
+        timeout_s += _CLOSE_MARGIN_S + self._settings.connect_timeout_s
+        if not self._done.wait(timeout_s):
+            log.warning(
+                "link to broker %s did not close within %.1f s", self._settings.address, timeout_s
+            )
         if self._own_network:
             self._network.close()
 
     def _post(self, command: Callable[[], None]) -> None:
         self._commands.append(command)
-        # The network thread clears the flag before it empties the deque, so a command that sees
-        # it set is seen by that drain. One wake-up serves a burst of commands.
+        # The network thread clears the flag before it empties the deque, so a drain that is due
+        # sees this command too. One wake-up serves a burst of commands.
         if not self._drain_is_due:
             self._drain_is_due = True
             if not self._network.call(self._drain):
-                self._done.set()  # the network is closed already, and we with it
+                self._done.set()  # the network thread has ended, and the link with it
 
     # --- the network thread (and `emit`, any) ----------------------------------------------------
 
@@ -267,28 +268,28 @@ class MqttLink:
             try:
                 command()
             except Exception:  # noqa: BLE001 - the next command must run
-                self._network.count_error("error in a link's command")
+                self._network.count_error("error in a command of a link")
 
     def emit(self, event: LinkEvent) -> None:
-        """An event for the owner's thread."""
+        """Queues an event for the owner's thread."""
         self._events.put(event)
         if self._notify is not None:
             self._notify()
 
     def arrived(self, packet_bytes: int) -> None:
-        """A message came over the link."""
+        """Counts the bytes of a message."""
         self.counters.down += packet_bytes
 
     def backlog(self) -> int:
-        """Events the owner has not taken yet."""
+        """Returns the number of events that the owner has not polled."""
         return self._events.qsize()
 
     def finished(self, message: Outgoing) -> None:
-        """The broker has the message, or it can never be sent."""
+        """Frees the message's place in the queue: the broker has it, or it can never be sent."""
         with self._queue_lock:
             self._queued_messages -= 1
             self._queued_bytes -= message.packet_bytes
 
     def closed(self) -> None:
-        """Nothing more will come."""
+        """Takes note that the connection has ended for good."""
         self._done.set()

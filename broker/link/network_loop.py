@@ -1,4 +1,4 @@
-"""The network thread: one asyncio loop that drives every connection of this process."""
+"""Network thread: one asyncio loop that serves every connection of this process."""
 
 from __future__ import annotations
 
@@ -11,28 +11,27 @@ from typing import Any, Protocol
 
 log = logging.getLogger(__name__)
 
-#: Threads that may sit in DNS, TCP connect or the TLS handshake at the same time; started when
-#: needed. An unreachable broker occupies one for `connect_timeout_s` and delays nobody else
-#: until all are taken.
+#: Threads for DNS, TCP connect and TLS handshakes, started when needed. An unreachable broker
+#: occupies one of them for `connect_timeout_s`; others wait only when all are occupied.
 _CONNECTORS = 4
 _JOIN_S = 5.0
 
 
 class HasFileno(Protocol):
-    """A socket, or what lies on one."""
+    """Socket, or an object with the file descriptor of one."""
 
     def fileno(self) -> int:
-        """Its file descriptor."""
+        """Returns the file descriptor."""
 
 
 class NetworkLoop:
-    """An asyncio loop in one daemon thread; hosts as many links as file descriptors allow.
+    """Asyncio loop in one daemon thread; serves as many links as file descriptors allow.
 
-    epoll instead of paho's own `select`, which stops silently at 1,024 descriptors, and one
-    thread instead of one a client.
+    It uses epoll instead of paho's `select`, which stops silently at 1,024 descriptors, and one
+    thread instead of one per client.
 
     Attributes:
-        errors: exceptions that reached the loop; each is logged and ends nothing.
+        errors: number of exceptions that reached the loop; each is logged, and the loop goes on.
     """
 
     def __init__(self, name: str = "fedge-network") -> None:
@@ -50,7 +49,7 @@ class NetworkLoop:
             self._loop.close()
 
     def close(self) -> None:
-        """Stops the thread. Links that still use it are dead: close them before."""
+        """Stops the thread. Links that still use it stop working: close them before."""
         self._connectors.shutdown(wait=False, cancel_futures=True)
         self.call(self._loop.stop)
         self._thread.join(_JOIN_S)
@@ -62,9 +61,9 @@ class NetworkLoop:
         self.close()
 
     def call(self, function: Callable[..., object], *arguments: Any) -> bool:
-        """Has the network thread call `function` soon; False when the loop is closed.
+        """Calls `function` soon on the network thread; returns False when the loop is closed.
 
-        The only method to be called from other threads (with `close`).
+        Besides `close`, this is the only method for other threads.
         """
         try:
             self._loop.call_soon_threadsafe(function, *arguments)
@@ -73,7 +72,7 @@ class NetworkLoop:
         return True
 
     def soon(self, function: Callable[..., object], *arguments: Any) -> None:
-        """Calls `function` once the callback that is running has returned."""
+        """Calls `function` after the running callback has returned."""
         self._loop.call_soon(function, *arguments)
 
     def later(
@@ -83,49 +82,49 @@ class NetworkLoop:
         return self._loop.call_later(delay_s, function, *arguments)
 
     def now_s(self) -> float:
-        """The loop's clock (monotonic)."""
+        """Returns the time of the loop's clock (monotonic)."""
         return self._loop.time()
 
     def in_background(
         self, job: Callable[[], object], done: Callable[[BaseException | None], None]
     ) -> None:
-        """Runs a job that may block in a connector thread, then `done(error)` on this one."""
+        """Runs a blocking job in a connector thread, then `done(error)` on the network thread."""
 
         def run() -> None:
             error: BaseException | None = None
             try:
                 job()
-            except Exception as raised:  # noqa: BLE001 - it is handed over, not swallowed
+            except Exception as raised:  # noqa: BLE001 - passed to `done`, not swallowed
                 error = raised
             self.call(done, error)
 
         self._connectors.submit(run)
 
     def add_reader(self, sock: HasFileno, callback: Callable[[], None]) -> None:
-        """Calls back while `sock` has something to read."""
+        """Calls `callback` while `sock` is readable."""
         self._loop.add_reader(sock, callback)
 
     def add_writer(self, sock: HasFileno, callback: Callable[[], None]) -> None:
-        """Calls back while `sock` takes bytes."""
+        """Calls `callback` while `sock` is writable."""
         self._loop.add_writer(sock, callback)
 
     def remove_reader(self, sock: HasFileno) -> None:
-        """Stops that."""
+        """Ends `add_reader`."""
         self._loop.remove_reader(sock)
 
     def remove_writer(self, sock: HasFileno) -> None:
-        """Stops that."""
+        """Ends `add_writer`."""
         self._loop.remove_writer(sock)
 
     def count_error(self, what: str) -> None:
         """Logs the exception being handled and counts it."""
         self.errors += 1
-        log.exception("%s; going on", what, extra={"event": "network_error"})
+        log.exception("%s; the network thread continues", what, extra={"event": "network_error"})
 
     def _on_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         self.errors += 1
         log.error(
-            "%s; going on",
+            "%s; the network thread continues",
             context.get("message"),
             exc_info=context.get("exception"),
             extra={"event": "network_error"},

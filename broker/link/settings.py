@@ -1,4 +1,4 @@
-"""How to reach a broker: what an operator writes under `broker:` in a configuration file."""
+"""Settings of the connection to a broker: section `broker:` of a configuration file."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ TLS_PORT = 8883
 HTTP_PORT = 80
 HTTPS_PORT = 443
 _MIB = 1 << 20
-#: MQTT 5 §1.5.5: the largest remaining length, so the largest packet there can be.
+#: MQTT 5 §1.5.5: the largest remaining length.
 _LARGEST_PACKET = 268_435_455
 
 
 class TlsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Certificates for the connection. The broker's certificate is always checked.
+    """Certificate files of the connection. The broker's certificate is always verified.
 
     Attributes:
         ca_file: PEM of the authority that signed the broker's certificate; empty: the system's.
-        cert_file: PEM of this client's certificate, when the broker asks for one.
+        cert_file: PEM of this client's certificate, if the broker requires one.
         key_file: PEM of its key.
     """
 
@@ -48,10 +48,10 @@ class TlsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
             raise ValueError("tls: cert_file and key_file must be given together")
 
     def context(self) -> ssl.SSLContext:
-        """What the connection is encrypted with (TLS 1.2 or newer, host name checked).
+        """Returns the TLS context (TLS 1.2 or newer, host name verified).
 
         Raises:
-            ConfigError: a file is missing, not readable, no PEM, or an encrypted key; names it.
+            ConfigError: a file is missing, unreadable, not PEM, or an encrypted key.
         """
         for name in filter(None, (self.ca_file, self.cert_file, self.key_file)):
             _check_readable(name)
@@ -61,7 +61,7 @@ class TlsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
             raise ConfigError(f"tls: ca_file {self.ca_file} is unusable: {error}") from error
         if self.cert_file:
             try:
-                # Without this OpenSSL would ask for a passphrase, whoever sits there or not.
+                # Without this callback OpenSSL would ask for a passphrase on the terminal.
                 context.load_cert_chain(self.cert_file, self.key_file, self._no_passphrase)
             except (ssl.SSLError, OSError) as error:
                 raise ConfigError(
@@ -72,9 +72,9 @@ class TlsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     def _no_passphrase(self) -> str:
         raise ConfigError(
-            f"tls: key_file {self.key_file} is encrypted, and nobody is there to open it: "
-            "write it without a passphrase (openssl pkey -in OLD -out NEW), readable by this "
-            "service alone"
+            f"tls: key_file {self.key_file} is encrypted, and a service cannot ask for a passphrase:"
+            " write the key without one (openssl pkey -in OLD -out NEW), readable by this service "
+            "only"
         )
 
 
@@ -89,24 +89,23 @@ def _check_readable(name: str) -> None:
 
 
 class BrokerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Where the broker is and how to talk to it.
+    """Settings of the connection to a broker.
 
     Attributes:
         host: name or address.
-        port: 0 takes 1883, or 8883 with `tls`, with `websocket` 80 or 443; reads as the port that
-            is used.
-        protocol: version of MQTT; auto asks for 5 and takes 3.1.1 from a broker that knows no 5.
+        port: 0 means 1883, or 8883 with `tls`; with `websocket` 80 or 443. Reads as the used port.
+        protocol: version of MQTT; auto: 5, or 3.1.1 if the broker does not know 5.
         username: empty: no login.
         password_file: file whose first line is the password.
-        password_env: environment variable that holds it, instead of a file.
-        tls: certificates; without it the connection is plain.
-        websocket: MQTT inside WebSockets; without it directly over TCP or TLS.
-        proxy: that leads to the broker; without it the environment's variables count.
-        keepalive_s: silence after which each side asks whether the other is there.
-        connect_timeout_s: for the TCP connection and again for the broker's answer.
-        max_payload_bytes: larger messages are neither sent nor taken.
+        password_env: environment variable with the password, instead of a file.
+        tls: certificate files; None: no encryption.
+        websocket: MQTT inside WebSockets; None: MQTT directly over TCP or TLS.
+        proxy: proxy before the broker; None: the environment variables apply.
+        keepalive_s: silence after which the client pings the broker.
+        connect_timeout_s: limit of the TCP connection, and again of the broker's answer.
+        max_payload_bytes: larger messages are neither sent nor received.
         backoff_min_s: first back-off; the wait is random between 0 and the back-off.
-        backoff_max_s: it doubles with each failure up to here.
+        backoff_max_s: limit of the back-off, which doubles with each failure.
     """
 
     host: str = "127.0.0.1"
@@ -126,9 +125,9 @@ class BrokerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
     def __post_init__(self) -> None:
         if self.port == 0:
-            # Read by everyone as the port that is used; "0" is only a way to write "the usual".
+            # Readers see the port in use; 0 is only a way to write the default port.
             msgspec.structs.force_setattr(self, "port", self._usual_port())
-        if self.protocol == 5:  # so YAML reads it
+        if self.protocol == 5:  # YAML reads `protocol: 5` as a number
             msgspec.structs.force_setattr(self, "protocol", "5")
         check_host(self.host)
         _in_range("port", self.port, 1, 65_535)
@@ -145,8 +144,7 @@ class BrokerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         return HTTPS_PORT if self.tls else HTTP_PORT
 
     def located(self, base: Path) -> BrokerSettings:
-        """The same, with files found from the folder `base` of the configuration."""
-
+        """Returns the settings with file paths relative to the configuration's folder `base`."""
         tls = self.tls
         if tls is not None:
             tls = TlsSettings(
@@ -164,15 +162,15 @@ class BrokerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
     @property
     def address(self) -> str:
-        """`host:port`, as messages name the broker."""
+        """`host:port`, the broker's name in messages."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
 
     def secrets(self) -> Secrets:
-        """What nobody but the broker and the way to it may see, read now.
+        """Reads passwords and secret headers from their files and variables.
 
         Raises:
-            ConfigError: a file or variable is missing or empty; names it.
+            ConfigError: a file or variable is missing or empty.
         """
         return Secrets(
             password=read_password(self.password_file, self.password_env),
@@ -188,12 +186,12 @@ class BrokerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
 
 class Secrets(msgspec.Struct, frozen=True, kw_only=True):
-    """Kept by the connection only; shows nothing of itself.
+    """Secrets of a connection; `repr` shows none of them.
 
     Attributes:
-        password: of the broker; None: none.
-        headers: of the WebSocket's first request.
-        proxy: that leads to the broker, with its password.
+        password: password at the broker; None: none.
+        headers: headers of the WebSocket's upgrade request.
+        proxy: proxy with its password.
     """
 
     password: str | None = None
@@ -205,6 +203,6 @@ class Secrets(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _in_range(name: str, value: float, low: float, high: float) -> None:
-    # Written so that NaN, which compares false with everything, is refused too.
+    # In this form it refuses NaN too, which compares false with every number.
     if not low <= value <= high:
         raise ValueError(f"{name} must be {low:g}..{high:g}, got {value:g}")

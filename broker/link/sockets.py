@@ -1,4 +1,4 @@
-"""What lies between TCP and MQTT: nothing, TLS, a WebSocket, or a WebSocket in TLS."""
+"""Sockets under MQTT: plain TCP, TLS, WebSocket, or WebSocket over TLS."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ from broker.link.websocket import Opening, WebSocket
 
 
 class TlsSocket(ssl.SSLSocket):
-    """Closes itself when the handshake fails, and keeps what TLS complained of; paho does neither.
+    """TLS socket that closes itself after a failed handshake and keeps the last TLS error.
+
+    paho does neither.
 
     Attributes:
-        complaint: why the connection ended, when TLS knows.
+        complaint: TLS error that ended the connection, if any.
     """
 
     complaint: ssl.SSLError | None = None
 
     def do_handshake(self, block: bool = False) -> None:
-        """As ssl's."""
+        """Shakes hands as `SSLSocket` does; closes the socket on failure."""
         try:
             super().do_handshake(block)
         except BaseException:
@@ -32,7 +34,7 @@ class TlsSocket(ssl.SSLSocket):
             raise
 
     def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
-        """As ssl's."""
+        """Receives as `SSLSocket` does; keeps an error in `complaint`."""
         try:
             return super().recv(buflen, flags)
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
@@ -42,26 +44,26 @@ class TlsSocket(ssl.SSLSocket):
             raise
 
     def send(self, data: Any, flags: int = 0) -> int:
-        """As ssl's."""
+        """Sends as `SSLSocket` does; reads a pending TLS alert if the peer has closed."""
         try:
             return super().send(data, flags)
         except (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
-            # The other side hung up; it may have said why before.
+            # The peer closed the connection, possibly after a TLS alert with the reason.
             with contextlib.suppress(OSError):
                 self.recv(1)
             raise
 
 
 class WebSocketLayer:
-    """Makes WebSockets, in TLS where there is a context; paho takes it for a TLS context.
+    """Makes WebSockets, over TLS if there is a context; paho uses it like a TLS context.
 
-    paho calls `wrap_socket`, `settimeout` and `do_handshake` on whatever it was given as a context
-    and uses what comes out as its socket. So the connection, straight or through a proxy, is
-    paho's, and everything above it ours.
+    paho calls `wrap_socket` on its TLS context, then `settimeout` and `do_handshake` on the result,
+    and uses the result as its socket. So paho makes the connection, direct or through a proxy, and
+    this class adds the WebSocket.
 
     Attributes:
-        check_hostname: tells paho not to check the name: TLS's own context does.
-        headers: of the next first request.
+        check_hostname: keeps paho from checking the name, which the TLS context does.
+        headers: headers of the next upgrade request.
     """
 
     check_hostname = True
@@ -74,7 +76,7 @@ class WebSocketLayer:
     def wrap_socket(
         self, sock: socket.socket, server_hostname: str | None = None, **options: Any
     ) -> WebSocket:
-        """A WebSocket over the connected `sock`, hands not yet shaken."""
+        """Returns a WebSocket over the connected `sock`, before the handshake."""
         if self._tls is not None:
             sock = self._tls.wrap_socket(sock, server_hostname=server_hostname, **options)
         settings = self._settings
@@ -88,7 +90,7 @@ class WebSocketLayer:
 def install(
     client: paho.Client, settings: BrokerSettings, tls: ssl.SSLContext | None
 ) -> WebSocketLayer | None:
-    """Gives `client` its layers; returns that of WebSockets, where there is one."""
+    """Sets up TLS and WebSocket of `client`; returns the WebSocket layer, if any."""
     if tls is not None:
         tls.sslsocket_class = TlsSocket
     if settings.websocket is None:
@@ -101,18 +103,18 @@ def install(
 
 
 def tcp_of(sock: socket.socket | WebSocket) -> socket.socket:
-    """The socket with TCP's options."""
+    """Returns the socket below a WebSocket, which has the TCP options."""
     return sock.below if isinstance(sock, WebSocket) else sock
 
 
 def complaint_of(sock: socket.socket | WebSocket) -> ssl.SSLError | None:
-    """What TLS said when the connection ended, if anything."""
+    """Returns the TLS error that ended the connection, if any."""
     below = tcp_of(sock)
     return below.complaint if isinstance(below, TlsSocket) else None
 
 
 def has_more(sock: socket.socket | WebSocket | None) -> bool:
-    """Whether `sock` holds bytes that epoll knows nothing of."""
+    """Returns whether `sock` has buffered bytes, which epoll does not report."""
     if isinstance(sock, WebSocket):
         return sock.pending()
     return isinstance(sock, ssl.SSLSocket) and sock.pending() > 0

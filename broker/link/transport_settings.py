@@ -1,4 +1,4 @@
-"""The ways to a broker other than a plain connection: what an operator writes about them."""
+"""Settings of WebSockets and proxies, and the secrets of both."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from fedge.errors import ConfigError
 from fedge.yaml_config import located
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 §5.6.2
-#: Headers that are ours, and headers whose values are secrets.
+#: Headers that the WebSocket sets itself, and headers whose values are secrets.
 _OUR_HEADERS = ("connection", "upgrade", "host")
 _SECRET_HEADERS = ("authorization", "cookie", "proxy-authorization")
-_MOST_SECRET_BYTES = 65_536
+_MAX_SECRET_BYTES = 65_536
 ProxyKind = Literal["http", "socks5", "socks4"]
 _PROXY_PORTS: dict[ProxyKind, int] = {"http": 8080, "socks5": 1080, "socks4": 1080}
 _PROXY_SCHEMES: dict[str, ProxyKind] = {
@@ -35,9 +35,9 @@ class WebSocketSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     """MQTT inside WebSockets, for networks that let only HTTP(S) out.
 
     Attributes:
-        path: of the resource.
-        headers: further ones of the first request; no secrets.
-        headers_file: file with further ones, `Name: value` a line, whose values are secret.
+        path: path of the WebSocket's URL.
+        headers: further headers of the upgrade request; no secrets.
+        headers_file: file with further headers, `Name: value` on each line; may be secret.
     """
 
     path: str = "/mqtt"
@@ -50,17 +50,17 @@ class WebSocketSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
         for name, value in self.headers.items():
             _check_header(name, value, "headers")
             if name.lower() in _SECRET_HEADERS:
-                raise ValueError(f"headers: {name} is a secret: put it in headers_file")
+                raise ValueError(f"headers: {name} is a secret: put this header into headers_file")
 
     def located(self, base: Path) -> Self:
-        """The same, with the file found from the folder `base`."""
+        """Returns the settings with the file path relative to the folder `base`."""
         return msgspec.structs.replace(self, headers_file=find(self.headers_file, base))
 
     def all_headers(self) -> dict[str, str]:
-        """The headers with the secret ones, read now.
+        """Reads the secret headers; returns all headers.
 
         Raises:
-            ConfigError: the file cannot be read, or a line of it is no header; names the line.
+            ConfigError: the file cannot be read, or a line is not a header.
         """
         headers = dict(self.headers)
         if not self.headers_file:
@@ -70,26 +70,26 @@ class WebSocketSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
             if not line.strip():
                 continue
             name, colon, value = line.partition(":")
-            try:  # the line is a secret: it must not end in the message
+            try:  # the line is a secret and must not appear in the message
                 if not colon:
                     raise ValueError("no `Name: value`")
                 _check_header(name.strip(), value.strip(), "")
             except ValueError:
-                raise ConfigError(f"{where}: line {number} is no header") from None
+                raise ConfigError(f"{where}: line {number} is not a header") from None
             headers[name.strip()] = value.strip()
         return headers
 
 
 class ProxySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The proxy that leads to the broker.
+    """Settings of the proxy before the broker.
 
     Attributes:
         kind: http (CONNECT), socks5 or socks4.
         host: name or address of the proxy.
-        port: 0 takes 8080 for http, 1080 for SOCKS; reads as the port that is used.
+        port: 0 means 8080 for http, 1080 for SOCKS; reads as the port in use.
         username: empty: no login.
         password_file: file whose first line is the password.
-        password_env: environment variable that holds it, instead of a file.
+        password_env: environment variable with the password, instead of a file.
     """
 
     kind: ProxyKind = "http"
@@ -107,14 +107,14 @@ class ProxySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
             raise ValueError(f"port must be 1..65535, got {self.port}")
         check_login(self.username, self.password_file, self.password_env)
         if self.kind == "socks4" and (self.password_file or self.password_env):
-            raise ValueError("socks4 knows no password")
+            raise ValueError("socks4 has no passwords: use socks5")
 
     def located(self, base: Path) -> Self:
-        """The same, with the file found from the folder `base`."""
+        """Returns the settings with the file path relative to the folder `base`."""
         return msgspec.structs.replace(self, password_file=find(self.password_file, base))
 
     def open(self) -> OpenProxy:
-        """The proxy with its password, read now.
+        """Reads the password; returns the proxy with it.
 
         Raises:
             ConfigError: the password's file or variable is missing or empty.
@@ -130,10 +130,10 @@ class ProxySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
 
 class OpenProxy(msgspec.Struct, frozen=True, kw_only=True):
-    """A proxy and how to log in there.
+    """Proxy with its login.
 
     Attributes:
-        origin: where it was named, when not in a configuration file.
+        origin: environment variable that names the proxy; empty: a configuration file does.
     """
 
     kind: ProxyKind
@@ -143,12 +143,12 @@ class OpenProxy(msgspec.Struct, frozen=True, kw_only=True):
     password: str = ""
     origin: str = ""
 
-    def __repr__(self) -> str:  # the password must not end in a log
+    def __repr__(self) -> str:  # the password must not appear in a log
         return f"OpenProxy({self.words})"
 
     @property
     def words(self) -> str:
-        """The proxy as messages name it."""
+        """Name of the proxy in messages."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         named = f" ({self.origin})" if self.origin else ""
         return f"{self.kind} proxy {host}:{self.port}{named}"
@@ -157,15 +157,15 @@ class OpenProxy(msgspec.Struct, frozen=True, kw_only=True):
 def proxy_of_environment(
     host: str, schemes: tuple[str, ...], environment: Mapping[str, str]
 ) -> OpenProxy | None:
-    """The proxy that `<scheme>_proxy` names, unless `no_proxy` lists the host.
+    """Returns the proxy that `<scheme>_proxy` names, unless `no_proxy` lists the host.
 
     Args:
-        host: of the broker.
-        schemes: the first of them that has a variable counts.
-        environment: of the process.
+        host: the broker's host.
+        schemes: schemes to look for; the first one with a variable applies.
+        environment: environment variables of the process.
 
     Raises:
-        ConfigError: the variable names no proxy that we can use.
+        ConfigError: the variable does not name a supported proxy.
     """
     proxies = {
         name.lower()[: -len("_proxy")]: (name, value)
@@ -182,12 +182,12 @@ def proxy_of_environment(
 
 
 def _parse_proxy(name: str, value: str) -> OpenProxy:
-    # The value may hold a password: it is in no message.
+    # The value may hold a password, so no message shows it.
     try:
         parts = urlsplit(value if "://" in value else f"http://{value}")
         port = parts.port
     except ValueError as error:
-        raise ConfigError(f"environment variable {name} is no address of a proxy") from error
+        raise ConfigError(f"environment variable {name} is not the address of a proxy") from error
     kind = _PROXY_SCHEMES.get(parts.scheme)
     if kind is None or not parts.hostname:
         known = ", ".join(f"{scheme}://" for scheme in _PROXY_SCHEMES)
@@ -205,7 +205,7 @@ def _parse_proxy(name: str, value: str) -> OpenProxy:
 
 
 def proxy_arguments(proxy: OpenProxy) -> dict[str, Any]:
-    """What paho's `proxy_set` takes; the proxy looks up the broker's name.
+    """Returns the arguments of paho's `proxy_set`; the proxy resolves the broker's name.
 
     Raises:
         ConfigError: PySocks is not installed.
@@ -214,7 +214,7 @@ def proxy_arguments(proxy: OpenProxy) -> dict[str, Any]:
         import socks
     except ImportError as error:
         raise ConfigError(
-            f"for the {proxy.words} PySocks is needed: install fedge's extra, fedge[proxy]"
+            f"the {proxy.words} needs PySocks: install fedge with its extra, fedge[proxy]"
         ) from error
     kinds = {"http": socks.HTTP, "socks5": socks.SOCKS5, "socks4": socks.SOCKS4}
     return {
@@ -228,22 +228,22 @@ def proxy_arguments(proxy: OpenProxy) -> dict[str, Any]:
 
 
 def find(name: str, base: Path) -> str:
-    """A file that a configuration in the folder `base` names; empty stays empty."""
+    """Returns `name` relative to the configuration's folder `base`; empty stays empty."""
     return str(located(name, base)) if name else ""
 
 
 def check_host(host: str) -> None:
-    """Raises ValueError for what is no name or address, a URL and `name:port` among it."""
+    """Raises ValueError unless `host` is a name or an address; refuses URLs and `name:port`."""
     if not host or any(c.isspace() or c in "/@[]" for c in host) or host.count(":") == 1:
         _, login, name = host.rpartition("@")
-        shown = "…@" + name if login else name  # a password may stand before it
+        shown = "…@" + name if login else name  # hides a password before the name
         raise ValueError(
             f"host must be a name or an address, without scheme, login or port, got {shown!r}"
         )
 
 
 def check_login(username: str, password_file: str, password_env: str) -> None:
-    """Raises ValueError for two passwords, or one without a name."""
+    """Raises ValueError for two passwords, or a password without a user name."""
     if password_file and password_env:
         raise ValueError("give password_file or password_env, not both")
     if (password_file or password_env) and not username:
@@ -251,10 +251,10 @@ def check_login(username: str, password_file: str, password_env: str) -> None:
 
 
 def read_password(password_file: str, password_env: str, where: str = "") -> str | None:
-    """The password, read now; None when none is configured.
+    """Reads the password; None when none is configured.
 
     Raises:
-        ConfigError: the file or variable is missing or empty; names it.
+        ConfigError: the file or variable is missing or empty.
     """
     if password_env:
         return _not_empty(
@@ -270,7 +270,7 @@ def read_password(password_file: str, password_env: str, where: str = "") -> str
 def _read_text(where: str, path: str) -> str:
     try:
         with Path(path).open(encoding="utf-8", newline="") as file:
-            return file.read(_MOST_SECRET_BYTES)
+            return file.read(_MAX_SECRET_BYTES)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise ConfigError(f"{where} cannot be read: {reason}") from error
@@ -284,7 +284,7 @@ def _not_empty(secret: str, where: str) -> str:
 
 def _check_header(name: str, value: str, where: str) -> None:
     if not _TOKEN.fullmatch(name) or not _printable(value):
-        raise ValueError(f"{where}: {name!r} is no header of one line")
+        raise ValueError(f"{where}: {name!r} is not a valid header")
     if name.lower() in _OUR_HEADERS or name.lower().startswith("sec-websocket-"):
         raise ValueError(f"{where}: {name} is set by the WebSocket itself")
 

@@ -1,8 +1,8 @@
-"""WebSockets (RFC 6455) as MQTT uses them (MQTT 5 §6): paho sees a socket with a stream of bytes.
+"""WebSocket (RFC 6455) for MQTT (MQTT 5 §6): paho sees a socket with a stream of bytes.
 
-Not paho's own (2.2): a frame of which the socket takes only a part is lost and the next packet is
-taken for sent; a ping is answered without a mask, perhaps in the middle of a frame; and a mask is
-applied byte by byte in Python, for a quarter of a second to each MiB.
+Replaces paho's own WebSocket (2.2), which loses a frame that the socket takes only in part and
+reports the next packet as sent, answers a ping without a mask, possibly in the middle of a frame,
+and masks byte by byte in Python, which takes a quarter of a second per MiB.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from fedge.errors import LinkError
 _GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 §1.3
 _CONTINUATION, _TEXT, _BINARY, _CLOSE, _PING, _PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 _FINAL, _MASKED = 0x80, 0x80
-_MOST_CONTROL_BYTES = 125
-_MOST_HEADER_BYTES = 16_384
+_MAX_CONTROL_BYTES = 125
+_MAX_HEADER_BYTES = 16_384
 _BLOCK = 1 << 16
 
 
 class WebSocketRefused(LinkError):
-    """The server answered HTTP, but not with a WebSocket.
+    """The server did not accept the WebSocket.
 
     Attributes:
-        status: of HTTP; 0: no HTTP at all.
+        status: HTTP status; 0: the answer is not HTTP.
     """
 
     def __init__(self, status: int, words: str) -> None:
@@ -42,12 +42,12 @@ class WebSocketRefused(LinkError):
 
 @dataclass(frozen=True)
 class Opening:
-    """What the first request says.
+    """Content of the upgrade request.
 
     Attributes:
-        authority: `host:port`, without a port that the scheme implies.
-        path: of the resource.
-        headers: further ones; may be secret.
+        authority: `host:port`, without the default port of the scheme.
+        path: path of the URL.
+        headers: further headers; may be secret.
     """
 
     authority: str
@@ -56,43 +56,43 @@ class Opening:
 
 
 class WebSocket:
-    """A socket whose bytes travel in binary frames.
+    """Socket whose bytes travel in binary WebSocket frames.
 
-    `send` is as OpenSSL's: after BlockingIOError it wants the same data again. What arrives in one
-    piece may hold several packets; `pending` says that `recv` has more without the socket.
+    `send` works like OpenSSL's: after BlockingIOError it expects the same data again. One read of
+    the socket may hold several packets; `pending` tells that `recv` has more without the socket.
 
     Args:
-        sock: connected; with TLS not yet shaken hands.
-        opening: the request.
+        sock: connected; TLS handshake not done.
+        opening: content of the upgrade request.
 
     Attributes:
-        farewell: why the server closed, in its words; empty: it did not say.
+        farewell: the server's reason for closing; empty: none.
     """
 
     def __init__(self, sock: socket.socket, opening: Opening) -> None:
         self.farewell = ""
         self._sock = sock
         self._opening = opening
-        self._out = bytearray()  # whole frames, of which some bytes may be gone
-        self._claimed = 0  # bytes of the data frame among them
-        self._pong: bytes | None = None  # to be sent when those are gone
-        self._in = bytearray()  # as it came
-        self._at = 0  # so much of it is taken
-        self._left = 0  # bytes of the data frame's payload that are still to come
-        self._dry = True  # `_in` has nothing that could be taken
-        # Mosquitto 2.0 sends 4 KiB of a frame, then sleeps for 100 ms unless something wakes it: a
-        # pong that nobody asked for (RFC 6455 §5.5.3) does, 25 to 500 times as fast.
+        self._out = bytearray()  # whole frames, some bytes of which may be sent
+        self._claimed = 0  # payload bytes of the data frame in it
+        self._pong: bytes | None = None  # payload of a pong to send after these frames
+        self._in = bytearray()  # received bytes
+        self._at = 0  # number of them that are consumed
+        self._left = 0  # payload bytes of the present data frame that are not received yet
+        self._dry = True  # `_in` has no bytes to consume
+        # Mosquitto 2.0 sends 4 KiB of a frame, then sleeps for 100 ms unless a packet wakes it. An
+        # unsolicited pong (RFC 6455 §5.5.3) does: transfers get 25 to 500 times as fast.
         self._nudged = False
         self._ended = False
 
     # --- opening ---------------------------------------------------------------------------------
 
     def do_handshake(self) -> None:
-        """TLS's handshake where there is TLS, then the WebSocket's; closes the socket on failure.
+        """Does the TLS handshake, if any, then the WebSocket's; closes the socket on failure.
 
         Raises:
-            WebSocketRefused: another answer than the upgrade.
-            OSError: of TCP or TLS.
+            WebSocketRefused: the server did not upgrade the connection.
+            OSError: TCP or TLS failed.
         """
         try:
             if isinstance(self._sock, ssl.SSLSocket):
@@ -100,7 +100,7 @@ class WebSocket:
             self._upgrade()
         except ssl.SSLEOFError as error:
             self.close()
-            # In TLS 1.3 a client learns only now that its certificate was refused.
+            # In TLS 1.3 the client learns only now that its certificate was refused.
             raise getattr(self._sock, "complaint", None) or error from error
         except BaseException:
             self.close()
@@ -121,28 +121,28 @@ class WebSocket:
         self._sock.sendall("\r\n".join([*lines, "", ""]).encode())
         try:
             status, answer = self._read_answer()
-        except ConnectionResetError as error:  # as brokers do with what is no MQTT
-            raise WebSocketRefused(0, "it hung up on HTTP") from error
+        except ConnectionResetError as error:  # as brokers do on a port without WebSockets
+            raise WebSocketRefused(0, "server closed the connection on an HTTP request") from error
         if status != 101:
-            raise WebSocketRefused(status, f"it answered HTTP {status} {answer['']}".rstrip())
+            raise WebSocketRefused(status, f"server answered HTTP {status} {answer['']}".rstrip())
         digest = hashlib.sha1((key + _GUID).encode(), usedforsecurity=False).digest()
         if answer.get("sec-websocket-accept") != base64.b64encode(digest).decode():
-            raise WebSocketRefused(status, "its answer is of another WebSocket")
+            raise WebSocketRefused(status, "server answered with a wrong Sec-WebSocket-Accept")
         if answer.get("sec-websocket-protocol", "mqtt").lower() != "mqtt":
-            raise WebSocketRefused(status, "its WebSocket does not carry MQTT")
+            raise WebSocketRefused(status, "server did not accept the subprotocol mqtt")
 
     def _read_answer(self) -> tuple[int, dict[str, str]]:
-        """Status and headers; the words of the status under the empty name."""
+        """Returns status and headers; the reason phrase is under the empty name."""
         while (end := self._in.find(b"\r\n\r\n")) < 0:
-            if len(self._in) > _MOST_HEADER_BYTES or not self._fill():
-                raise WebSocketRefused(0, "it does not answer HTTP")
+            if len(self._in) > _MAX_HEADER_BYTES or not self._fill():
+                raise WebSocketRefused(0, "server did not answer with HTTP")
         first, *rest = bytes(self._in[:end]).decode("latin-1").split("\r\n")
         self._at = end + 4
         self._dry = self._at == len(self._in)
         version, _, words = first.partition(" ")
         code, _, words = words.partition(" ")
         if not version.startswith("HTTP/1.") or not code.isdigit():
-            raise WebSocketRefused(0, "it does not answer HTTP")
+            raise WebSocketRefused(0, "server did not answer with HTTP")
         headers = {"": words.strip()[:100] if words.isprintable() else ""}
         for line in rest:
             name, _, value = line.partition(":")
@@ -152,10 +152,10 @@ class WebSocket:
     # --- sending ---------------------------------------------------------------------------------
 
     def send(self, data: bytes | bytearray) -> int:
-        """Sends all of it as one frame.
+        """Sends `data` as one frame.
 
         Raises:
-            BlockingIOError: the socket took a part: call again with the same data.
+            BlockingIOError: the socket took only a part: call again with the same data.
         """
         if not data:
             return 0
@@ -175,18 +175,18 @@ class WebSocket:
             del self._out[:sent]
 
     def _answer(self) -> None:
-        # What the socket does not take now goes before the next packet, at the latest a ping's.
+        # Bytes that the socket does not take now go before the next packet, at the latest a ping.
         with contextlib.suppress(OSError):
             self._flush()
 
     # --- receiving -------------------------------------------------------------------------------
 
     def recv(self, most: int) -> bytes:
-        """At most `most` bytes; none: the connection has ended.
+        """Returns at most `most` bytes; empty: the connection has ended.
 
         Raises:
-            BlockingIOError: (or TLS's own) nothing is there yet.
-            ConnectionError: what came is no WebSocket.
+            BlockingIOError: (or that of TLS) no bytes are available yet.
+            ConnectionError: the received bytes are not a valid WebSocket.
         """
         while not self._ended:
             if self._left or self._open_frame():
@@ -198,7 +198,7 @@ class WebSocket:
         return b""
 
     def pending(self) -> bool:
-        """Whether `recv` may have something that the socket does not show."""
+        """Returns whether `recv` may have bytes that the socket does not report."""
         inner = isinstance(self._sock, ssl.SSLSocket) and self._sock.pending() > 0
         return inner or not self._dry
 
@@ -232,7 +232,7 @@ class WebSocket:
         return bool(data)
 
     def _open_frame(self) -> bool:
-        """Takes frame headers and control frames; true when bytes of a data frame follow."""
+        """Consumes headers and control frames; returns whether bytes of a data frame follow."""
         while not self._ended and (header := self._peek_header()) is not None:
             opcode, length, header_bytes = header
             if opcode in (_CONTINUATION, _BINARY):
@@ -248,17 +248,17 @@ class WebSocket:
         return False
 
     def _peek_header(self) -> tuple[int, int, int] | None:
-        """Opcode, length of the payload and of the header; None: it is not all there."""
+        """Returns opcode, length of payload and of header; None: the header is incomplete."""
         view = self._in[self._at : self._at + 10]
         if len(view) < 2:
             return None
         opcode, length = view[0] & 0x0F, view[1]
         if view[0] & 0x70 or length & _MASKED or opcode == _TEXT:
-            raise ConnectionAbortedError("a WebSocket frame that MQTT has no use for")
-        if opcode >= _CLOSE and (length > _MOST_CONTROL_BYTES or not view[0] & _FINAL):
-            raise ConnectionAbortedError("a WebSocket control frame that is too long")
+            raise ConnectionAbortedError("received a WebSocket frame that MQTT does not allow")
+        if opcode >= _CLOSE and (length > _MAX_CONTROL_BYTES or not view[0] & _FINAL):
+            raise ConnectionAbortedError("received a WebSocket control frame that is too long")
         if opcode not in (_CONTINUATION, _BINARY, _CLOSE, _PING, _PONG):
-            raise ConnectionAbortedError(f"a WebSocket frame of unknown type {opcode}")
+            raise ConnectionAbortedError(f"received a WebSocket frame of unknown type {opcode}")
         extra = {126: 2, 127: 8}.get(length, 0)
         if len(view) < 2 + extra:
             return None
@@ -268,7 +268,7 @@ class WebSocket:
 
     def _control(self, opcode: int, payload: bytes) -> None:
         if opcode == _PING:
-            # The latest is enough (RFC 6455 §5.5.3): a server that reads nothing fills no memory.
+            # Only the latest ping is answered (RFC 6455 §5.5.3), so that pings cannot fill memory.
             self._pong = payload
             self._answer()
         elif opcode == _CLOSE:
@@ -279,32 +279,32 @@ class WebSocket:
             self._answer()
             self._ended = True
 
-    # --- what else paho and the network thread ask of a socket -----------------------------------
+    # --- methods of a socket that paho and the network thread call -------------------------------
 
     def close(self) -> None:
         """Closes the connection."""
         self._sock.close()
 
     def fileno(self) -> int:
-        """Of the socket below."""
+        """Returns the file descriptor of the socket below."""
         return self._sock.fileno()
 
     def setblocking(self, flag: bool) -> None:
-        """Of the socket below."""
+        """Sets the blocking mode of the socket below."""
         self._sock.setblocking(flag)
 
     def settimeout(self, timeout_s: float | None) -> None:
-        """Of the socket below."""
+        """Sets the timeout of the socket below."""
         self._sock.settimeout(timeout_s)
 
     @property
     def below(self) -> socket.socket:
-        """What carries it: TCP's socket, or TLS's."""
+        """Socket that carries the WebSocket: TCP or TLS."""
         return self._sock
 
 
 def _frame(opcode: int, payload: bytes | bytearray) -> bytes:
-    """One whole frame, masked as a client's must be (RFC 6455 §5.3)."""
+    """Returns a frame, masked as a client must (RFC 6455 §5.3)."""
     length = len(payload)
     if length < 126:
         size = bytes([_MASKED | length])
@@ -313,7 +313,7 @@ def _frame(opcode: int, payload: bytes | bytearray) -> bytes:
     else:
         size = bytes([_MASKED | 127]) + length.to_bytes(8)
     mask = os.urandom(4)
-    masked = np.zeros(-(-length // 4), np.uint32)  # four bytes at a time; the last ones are padding
+    masked = np.zeros(-(-length // 4), np.uint32)  # four bytes at a time, padded at the end
     masked.view(np.uint8)[:length] = np.frombuffer(payload, np.uint8)
     masked ^= np.frombuffer(mask, np.uint32)[0]
     return bytes([_FINAL | opcode]) + size + mask + masked.tobytes()[:length]

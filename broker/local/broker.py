@@ -1,6 +1,6 @@
-"""A broker on this machine, for trying things and for tests: started, waited for, stopped.
+"""Broker on this machine for experiments and tests: starts it, waits for it, stops it.
 
-It listens on the loopback interface only and lets everyone in. For a fleet that other machines
+It listens on the loopback interface only and admits all clients. For a fleet that other machines
 join, install Mosquitto as a service (see `deploy/`).
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from broker.link.settings import BrokerSettings
-from broker.local.child_process import dying_with
+from broker.local.child_process import end_with_parent_prefix
 from fedge.errors import ConfigError
 from fedge.open_files import raise_file_limit
 
@@ -28,34 +28,34 @@ log = logging.getLogger(__name__)
 Kind = Literal["auto", "mosquitto", "embedded"]
 
 HOST = "127.0.0.1"
-#: Debian installs brokers where an ordinary user's PATH does not look.
+#: Debian installs brokers in folders that are not in an ordinary user's PATH.
 _SYSTEM_FOLDERS = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin")
 _START_S = 15.0
 _STOP_S = 3.0
 _TRIES = 3
 #: CONNECT of an MQTT 5 client "fedge-probe": keep-alive 10 s, no properties, session not clean
-#: (the embedded broker wants that), and the DISCONNECT that follows.
+#: (the embedded broker requires it), and the DISCONNECT that follows.
 _CONNECT = b"\x10\x18\x00\x04MQTT\x05\x00\x00\x0a\x00\x00\x0bfedge-probe"
 _DISCONNECT = b"\xe0\x00"
 _CONNACK = b"\x20"
 
 
 def find_mosquitto() -> str | None:
-    """Path of the Mosquitto broker, or None when it is not installed."""
+    """Returns the path of the Mosquitto broker; None: not installed."""
     path = os.pathsep.join((os.environ.get("PATH", ""), *_SYSTEM_FOLDERS))
     return shutil.which("mosquitto", path=path)
 
 
 def has_embedded() -> bool:
-    """Whether the embedded broker is installed."""
+    """Returns whether the embedded broker is installed."""
     return importlib.util.find_spec("iotcore") is not None
 
 
 def choose_kind(kind: Kind) -> Literal["mosquitto", "embedded"]:
-    """The kind that will run: with `auto` Mosquitto where it is installed.
+    """Returns the kind to run; with `auto` Mosquitto if it is installed.
 
     Raises:
-        ConfigError: it is not installed; says what to install.
+        ConfigError: not installed; tells what to install.
     """
     if kind != "embedded" and find_mosquitto():
         return "mosquitto"
@@ -70,16 +70,16 @@ def choose_kind(kind: Kind) -> Literal["mosquitto", "embedded"]:
 class LocalBroker:
     """Runs a broker while the `with` block lasts.
 
-    It dies with this process, even if that is killed, and with the thread that started it: start
-    it from a thread that stays.
+    The broker ends with this process, even if the process is killed, and with the thread that
+    started it: start it from a thread that lives as long.
 
     Attributes:
-        kind: which one runs.
-        port: where it listens, on 127.0.0.1 (0 until started when none was asked for).
+        kind: kind of the broker.
+        port: port on 127.0.0.1 (0 before the start if none was given).
 
     Args:
-        kind: mosquitto, embedded, or auto: Mosquitto where it is installed.
-        port: None: a free one.
+        kind: mosquitto, embedded, or auto: Mosquitto if it is installed.
+        port: None: a free port.
         extra_config: more lines for Mosquitto's configuration.
 
     Raises:
@@ -97,12 +97,12 @@ class LocalBroker:
 
     @property
     def settings(self) -> BrokerSettings:
-        """How to connect to it."""
+        """Settings to connect to the broker."""
         return BrokerSettings(host=HOST, port=self.port)
 
     @property
     def pid(self) -> int:
-        """Process id of the broker (0 when it does not run)."""
+        """Process id of the broker; 0: not running."""
         return self._process.pid if self._process else 0
 
     def __enter__(self) -> LocalBroker:
@@ -113,25 +113,25 @@ class LocalBroker:
         self.stop()
 
     def start(self) -> None:
-        """Starts it and waits until it answers MQTT. Once started, the port stays the same.
+        """Starts the broker and waits until it answers MQTT. Later starts use the same port.
 
         Raises:
-            ConfigError: the port is in use, or the broker ends at once; shows what it said.
+            ConfigError: the port is in use, or the broker ends at once; shows its output.
         """
-        raise_file_limit()  # for the broker: one for each client
+        raise_file_limit()  # inherited by the broker, which needs one file per client
         self._folder = tempfile.TemporaryDirectory(prefix="fedge-broker-")
         try:
             if self.port:
                 _check_port(self.port)
                 self._start_on(self.port)
             else:
-                self.port = self._start_somewhere()
+                self.port = self._start_on_free_port()
         except BaseException:
             self.stop()
             raise
 
-    def _start_somewhere(self) -> int:
-        # Between finding a free port and listening on it someone else may take it.
+    def _start_on_free_port(self) -> int:
+        # Another process may take the port before the broker listens on it.
         for attempt in range(_TRIES):
             port = free_port()
             try:
@@ -142,7 +142,7 @@ class LocalBroker:
                     raise
             else:
                 return port
-        raise AssertionError
+        raise AssertionError("the loop returns or raises")
 
     def _start_on(self, port: int) -> None:
         assert self._folder is not None
@@ -156,8 +156,8 @@ class LocalBroker:
         deadline_s = time.monotonic() + _START_S
         while not answers(port):
             if self._process.poll() is not None or time.monotonic() > deadline_s:
-                said = log_file.read_text(errors="replace").strip()[-500:] or "it said nothing"
-                raise ConfigError(f"{self.kind} broker did not start on port {port}: {said}")
+                output_text = log_file.read_text(errors="replace").strip()[-500:] or "no output"
+                raise ConfigError(f"{self.kind} broker did not start on port {port}: {output_text}")
             time.sleep(0.01)
         log.debug("%s broker listens on %s:%d", self.kind, HOST, port)
 
@@ -168,23 +168,28 @@ class LocalBroker:
             return [sys.executable, "-P", str(Path(__file__).parent / "embedded.py"), str(config)]
         config = folder / "mosquitto.conf"
         config.write_text(_mosquitto_config(port) + self._extra_config)
-        return [*dying_with(os.getpid()), find_mosquitto() or "mosquitto", "-c", str(config)]
+        return [
+            *end_with_parent_prefix(os.getpid()),
+            find_mosquitto() or "mosquitto",
+            "-c",
+            str(config),
+        ]
 
     def stop(self) -> None:
-        """Stops it (SIGTERM, then SIGKILL) and removes its files. Safe to call twice."""
+        """Stops the broker (SIGTERM, then SIGKILL) and removes its files. Safe to call twice."""
         self._end_process()
         if self._folder is not None:
             self._folder.cleanup()
             self._folder = None
 
     def kill(self) -> None:
-        """Ends it with SIGKILL, as a crash does. `start` brings it back, remembering nothing."""
+        """Kills the broker with SIGKILL, like a crash. `start` starts it again without its data."""
         if self._process is not None:
             self._process.kill()
         self.stop()
 
     def wait(self, timeout_s: float) -> int | None:
-        """Its exit code, or None when it still runs after `timeout_s`."""
+        """Returns the broker's exit code; None: it still runs after `timeout_s`."""
         assert self._process is not None
         try:
             return self._process.wait(timeout_s)
@@ -213,7 +218,7 @@ id = 0
 id = 0
 max_connections = 10010
 max_outgoing_packet_count = 200
-# The log of messages: with the defaults it grows to gigabytes.
+# Limits of the message log, which grows to gigabytes with the defaults.
 max_segment_size = 16777216
 max_segment_count = 2
 
@@ -238,7 +243,7 @@ def _mosquitto_config(port: int) -> str:
         "persistence false",
         "set_tcp_nodelay true",
         "max_inflight_messages 100",
-        # The default of 1,000 drops messages for whoever is away, and says nothing.
+        # With the default of 1,000 Mosquitto silently drops messages for offline clients.
         "max_queued_messages 100000",
         "max_queued_bytes 0",
         "log_dest stderr",
@@ -246,14 +251,14 @@ def _mosquitto_config(port: int) -> str:
         "log_type warning",
     ]
     if os.geteuid() == 0:
-        # As root it would become the user "mosquitto", and the kernel would forget that it is to
-        # die with us (see `child_process`).
+        # Started as root it would change to the user "mosquitto", and the kernel would no longer
+        # end it with its parent (see `child_process`).
         lines.append("user root")
     return "\n".join(lines) + "\n"
 
 
 def answers(port: int, timeout_s: float = 1.0) -> bool:
-    """Whether something on this machine's `port` answers an MQTT CONNECT (be it with a no)."""
+    """Returns whether a broker on `port` of this machine answers CONNECT, even with a refusal."""
     try:
         with socket.create_connection((HOST, port), timeout_s) as sock:
             sock.sendall(_CONNECT)
@@ -265,7 +270,7 @@ def answers(port: int, timeout_s: float = 1.0) -> bool:
 
 
 def free_port() -> int:
-    """A port of the loopback interface on which nobody listens now."""
+    """Returns a port of the loopback interface that is free now."""
     with socket.socket() as sock:
         sock.bind((HOST, 0))
         port: int = sock.getsockname()[1]
@@ -274,7 +279,7 @@ def free_port() -> int:
 
 def _check_port(port: int) -> None:
     with socket.socket() as sock:
-        # As brokers do: a connection of a predecessor that has just ended does not count.
+        # As brokers do: closed connections of an earlier broker do not block the port.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             sock.bind((HOST, port))

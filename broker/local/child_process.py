@@ -1,13 +1,13 @@
-"""Starts a program that dies with its parent: `child_process.py PARENT_PID PROGRAM ARG...`.
+"""Runs a program that ends with its parent: `child_process.py PARENT_PID PROGRAM ARG...`.
 
-With `PARENT_PID:UID:GID` root gives up its rights first, for good.
+With `PARENT_PID:UID:GID` root first changes to that account, for good.
 
-The kernel keeps the promise (prctl PR_SET_PDEATHSIG), so it holds when the parent is killed with
-SIGKILL, too. A step of its own between fork and exec instead of a `preexec_fn`, which may deadlock
-in a process with threads. Linux only; elsewhere the program is just started.
+The kernel ends the program (prctl PR_SET_PDEATHSIG), even if the parent is killed with SIGKILL.
+This script runs between fork and exec instead of a `preexec_fn`, which may deadlock in a process
+with threads. Linux only; elsewhere the program is started without this protection.
 
-Two conditions, both kept by `broker.local`: the program must not change its user, which makes
-the kernel forget; and "parent" means the thread that started it, which must live as long.
+Two conditions, both met by `broker.local`: the program must not change its user, which clears the
+setting; and "parent" means the thread that started the program, which must live as long.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ import sys
 _PR_SET_PDEATHSIG = 1
 
 
-def dying_with(who: str | int) -> list[str]:
-    """Returns what to put before a command; `who`: our process id, or `PID:UID:GID`."""
-    return [sys.executable, "-I", "-S", __file__, str(who)]
+def end_with_parent_prefix(parent: str | int) -> list[str]:
+    """Returns words to put before a command; `parent`: own process id, or `PID:UID:GID`."""
+    return [sys.executable, "-I", "-S", __file__, str(parent)]
 
 
-def main(who: str, command: list[str]) -> None:
-    """Becomes `command`."""
-    parent_pid, *account = map(int, who.split(":"))
+def main(parent: str, command: list[str]) -> None:
+    """Replaces this process by `command`."""
+    parent_pid, *account = map(int, parent.split(":"))
     if account:
         uid, gid = account
         os.setgroups([])
@@ -35,7 +35,7 @@ def main(who: str, command: list[str]) -> None:
         os.setuid(uid)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent_pid:  # it died before we asked
+        if os.getppid() != parent_pid:  # the parent died before prctl
             sys.exit(1)
     os.execv(command[0], command)  # noqa: S606 - no shell is the point
 

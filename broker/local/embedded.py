@@ -1,8 +1,8 @@
-"""The child process that runs the embedded broker: `python -P embedded.py CONFIG.toml`.
+"""Child process that runs the embedded broker: `python -P embedded.py CONFIG.toml`.
 
-A process of its own, since the broker cannot be stopped otherwise; it knows nothing of the rest of
-the project, so it can be started by its path. It ends when its standard input closes, which
-the kernel does when the parent is gone, however it died.
+The broker runs in a process of its own because it cannot be stopped otherwise. This script imports
+nothing else of the project, so it can be started by its path. It ends when its standard input
+closes, which the kernel does when the parent ends for any reason.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ def _end_with_parent() -> None:
 
 
 def main(config_file: str) -> None:
-    """Serves until the process is ended."""
+    """Serves until the process ends."""
     from iotcore.iotcore import IotCoreBroker
 
     logging.basicConfig(level=logging.WARNING)
-    # rumqttd marks every packet it routes with an "error span": noise.
+    # rumqttd logs an "error span" for every packet it routes.
     logging.getLogger("rumqttd").setLevel(logging.CRITICAL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     IotCoreBroker(config_path=config_file).run_forever()

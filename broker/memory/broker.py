@@ -1,10 +1,10 @@
-"""A broker without sockets or threads, in virtual time: retained messages, sessions, wills.
+"""Simulated broker in virtual time, without sockets or threads: retained messages, sessions, wills.
 
-Time is a number that moves from entry to entry of an agenda; entries of the same time keep their
-order. With the same route and the same calls, a run repeats itself exactly.
+Virtual time moves from entry to entry of an agenda; entries with the same time keep their order.
+With the same route and the same calls, runs are identical.
 
-Every packet's journey is asked of one object, the `Route`: faults (loss, delay, duplicates,
-partitions) are other routes, not other brokers.
+A `Route` decides how each packet travels: faults (loss, delay, duplicates, partitions) are other
+routes, not other brokers.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from broker.memory.topic_filters import FilterTree, TopicTree
 
 @dataclass(frozen=True)
 class Packet:
-    """A message on its way between a client and the broker.
+    """Packet in flight between a client and the broker.
 
     Attributes:
-        client_id: whose connection it travels on.
+        client_id: client of the connection.
         upward: from the client to the broker.
-        topic: of the message.
-        packet_bytes: its length, for routes with a bandwidth.
+        topic: topic of the message.
+        packet_bytes: length, for routes with a bandwidth.
     """
 
     client_id: str
@@ -38,37 +38,37 @@ class Packet:
 
 
 class Route(Protocol):
-    """How packets travel: the one place where faults come in."""
+    """Model of the network: delays, faults and connection times."""
 
     def delays(self, now_s: float, packet: Packet) -> Sequence[float]:
-        """Seconds until each copy arrives: one copy is normal, two are a duplicate.
+        """Returns the delay of each copy in seconds: one copy is normal, two are a duplicate.
 
-        None at all breaks the connection: TCP loses nothing in silence, so the client notices,
-        reconnects, and what was unacknowledged is sent again.
+        No copy means that the connection breaks: TCP does not lose data silently, so the client
+        notices, reconnects, and unacknowledged messages are sent again.
         """
 
     def connect_s(self, now_s: float, client_id: str) -> float | None:
-        """Seconds until a client that connects is connected; None: the broker is out of reach."""
+        """Returns the seconds that connecting takes; None: the broker is unreachable."""
 
 
 @dataclass(frozen=True)
 class PerfectRoute:
-    """Everything arrives once, in order, after `delay_s`."""
+    """Route without faults: each packet arrives once, in order, after `delay_s`."""
 
     delay_s: float = 0.001
 
     def delays(self, now_s: float, packet: Packet) -> Sequence[float]:
-        """One copy."""
+        """Returns one delay."""
         return (self.delay_s,)
 
     def connect_s(self, now_s: float, client_id: str) -> float | None:
-        """A round trip."""
+        """Returns the time of a round trip."""
         return 2 * self.delay_s
 
 
 @dataclass(frozen=True)
 class Message:
-    """One message, as the broker keeps it. It expires at `expires_at_s`."""
+    """Message stored by the broker until `expires_at_s`."""
 
     topic: str
     payload: bytes
@@ -76,41 +76,41 @@ class Message:
     expires_at_s: float = inf
 
     def expiry_s(self, now_s: float) -> int | None:
-        """What is left of the message expiry, as it stands in the packet."""
+        """Returns the remaining message expiry, as the packet contains it."""
         return None if self.expires_at_s == inf else max(0, round(self.expires_at_s - now_s))
 
 
 class Client(Link, Protocol):
-    """A link, with what the broker asks of it."""
+    """Link with the methods that the broker calls."""
 
     client_id: str
     will: Will | None
     session_expiry_s: int
 
     def take(self, received: Received, packet_bytes: int) -> None:
-        """A message has arrived."""
+        """Delivers a message."""
 
     def interrupt(self) -> None:
-        """The connection broke."""
+        """Breaks the connection."""
 
     def taken_over(self) -> None:
-        """Another client connected with the same id."""
+        """Disconnects because another client connected with the same id."""
 
     def cut_off(self) -> None:
-        """The broker has ended, and its connections with it."""
+        """Disconnects because the broker ended."""
 
 
 @dataclass(eq=False)
 class Session:
-    """What the broker knows of one client.
+    """Session of one client at the broker.
 
     Attributes:
         link: the connection, if there is one.
         epoch: counts connections and disconnections, so that an entry of the agenda can tell that
             it is out of date.
-        waiting: not sent yet, in order.
-        sent: not acknowledged yet, by token.
-        expiry_s: how long it is kept without a connection.
+        waiting: messages not sent yet, in order.
+        sent: messages not acknowledged yet, by token.
+        expiry_s: how long the session is kept without a connection.
     """
 
     client_id: str
@@ -122,33 +122,33 @@ class Session:
     sent: dict[int, Message] = field(default_factory=dict)
 
     def disconnect(self) -> None:
-        """The connection is gone: what it left unacknowledged waits again."""
+        """Ends the connection: its unacknowledged messages wait again."""
         self.link = None
         self.epoch += 1
         self.waiting.extendleft(reversed(self.sent.values()))
         self.sent.clear()
 
 
-#: Whether a message for a client (by id) gets into its queue; else it is gone, and nobody is told.
+#: Decides whether a message enters the queue of a client (by id); else it is lost silently.
 Admits = Callable[[str, Message], bool]
 
 
 class MemoryBroker:
-    """Retained messages, sessions, wills and the clock they live by.
+    """Simulated broker with its virtual clock.
 
     Attributes:
         now_s: the virtual time.
-        route: how packets travel; may be exchanged at any time.
-        admits: the queues' whims; None: they take everything.
-        dropped: (client, topic) of messages that got into no queue.
+        route: model of the network; may be replaced at any time.
+        admits: decides which messages enter a queue; None: all.
+        dropped: (client, topic) of messages that did not enter a queue.
 
     Args:
-        route: None: perfect, 1 ms each way.
-        max_payload_bytes: the "server's limit".
-        notice_s: how long the broker takes to notice that a client has vanished.
+        route: None: no faults, 1 ms each way.
+        max_payload_bytes: the server's limit.
+        notice_s: time until the broker notices that a client has vanished.
         receive_maximum: messages sent ahead of a client's acknowledgements.
-        max_queued_messages: that wait for one client; more are dropped in silence, as Mosquitto
-            does (its publisher has been told Success by then). None: no limit.
+        max_queued_messages: limit for one client; more are dropped silently, as by Mosquitto
+            (which has told the publisher Success by then). None: no limit.
     """
 
     def __init__(
@@ -179,13 +179,13 @@ class MemoryBroker:
     # --- time ------------------------------------------------------------------------------------
 
     def at(self, when_s: float, function: Callable[..., None], *arguments: Any) -> None:
-        """Has `function` called at a time (not before now), after what was entered earlier."""
+        """Calls `function` at a time (not before now), after earlier entries of the same time."""
         self._entries += 1
         entry = (max(when_s, self.now_s), self._entries, function, arguments)
         heapq.heappush(self._agenda, entry)
 
     def advance(self, until_s: float) -> bool:
-        """Does the next thing on the agenda; False, and it is `until_s`, when none is due by then.
+        """Runs the next entry of the agenda; if none is due, sets the time and returns False.
 
         An `until_s` of infinity stops the clock at the last entry.
         """
@@ -198,23 +198,23 @@ class MemoryBroker:
         return False
 
     def next_ready(self) -> Client | None:
-        """A link that has an event to poll, the longest waiting first; None: there is none.
+        """Returns the link whose event has waited longest; None: no link has an event.
 
-        For a simulator that drives many links: advance, then serve those that are ready.
+        For a simulator that drives many links: advance, then serve the ready links.
         """
         return next(iter(self._ready), None)
 
     def set_ready(self, link: Client, ready: bool) -> None:
-        """A link has events to poll, or none any more."""
+        """Notes whether a link has events to poll."""
         if ready:
             self._ready[link] = None
         else:
             self._ready.pop(link, None)
 
-    # --- what clients do (called when their packets arrive) --------------------------------------
+    # --- clients' packets (called when they arrive) ----------------------------------------------
 
     def attach(self, link: Client) -> bool:
-        """Connects a link; True when there was a session."""
+        """Connects a link; returns whether there was a session."""
         former = self._sessions.get(link.client_id)
         if former is not None and former.link is not None:
             other = former.link
@@ -226,11 +226,11 @@ class MemoryBroker:
         return session is former
 
     def vanish(self, link: Client) -> None:
-        """A connection broke; the broker will notice."""
+        """Breaks a connection; the broker notices after `notice_s`."""
         self.detach(link, link.will, self._notice_s)
 
     def detach(self, link: Client, will: Will | None, notice_s: float) -> None:
-        """Ends a connection; `will` is what the broker has to say about it."""
+        """Ends a connection; `will` is the message to publish about it, if any."""
         session = self._sessions.get(link.client_id)
         if session is None or session.link is not link:
             return
@@ -248,7 +248,7 @@ class MemoryBroker:
             function(*arguments)
 
     def _publish_will(self, session: Session, epoch: int, will: Will) -> None:
-        if session.epoch == epoch:  # else it came back in time
+        if session.epoch == epoch:  # else the client reconnected in time
             self.accept(Message(will.topic, will.payload, retain=True))
 
     def _expire(self, session: Session, epoch: int) -> None:
@@ -258,7 +258,7 @@ class MemoryBroker:
             del self._sessions[session.client_id]
 
     def subscribe(self, client_id: str, topic_filter: str) -> None:
-        """Adds a filter to a session and sends what is retained under it."""
+        """Adds a filter to a session and sends the retained messages that match."""
         session = self._sessions[client_id]
         session.filters[topic_filter] = None
         self._filters.add(topic_filter, client_id, session)
@@ -270,12 +270,12 @@ class MemoryBroker:
         self._push(session)
 
     def unsubscribe(self, client_id: str, topic_filter: str) -> None:
-        """Removes it."""
+        """Removes a filter from a session."""
         self._sessions[client_id].filters.pop(topic_filter, None)
         self._filters.discard(topic_filter, client_id)
 
     def accept(self, message: Message) -> None:
-        """Stores a message if it is to be retained, and passes it to every subscriber."""
+        """Stores a retained message, and passes every message to its subscribers."""
         if message.retain and message.payload:
             self._retained.put(message.topic, message)
         elif message.retain:
@@ -295,14 +295,14 @@ class MemoryBroker:
     def restart(
         self, *, lose_queued: bool = True, lose_retained: bool = True, lose_sessions: bool = True
     ) -> None:
-        """Ends and is back, without what it had not written to its disk.
+        """Restarts the broker without the data that was not on its disk.
 
-        Every connection is lost, and the wills with them: nobody is there to publish them.
-        Mosquitto killed with its default persistence (autosave every 1,800 s) loses all three.
+        All connections end, without wills: no broker runs to publish them. Mosquitto killed with
+        its default persistence (autosave every 1,800 s) loses all three.
         """
         links = [session.link for session in self._sessions.values() if session.link is not None]
         for session in list(self._sessions.values()):
-            session.disconnect()  # a new epoch: wills and expiries on the agenda are void
+            session.disconnect()  # a new epoch: cancels wills and expiries on the agenda
             if lose_queued:
                 session.waiting.clear()
             expiry_s = 0 if lose_sessions else session.expiry_s
@@ -313,27 +313,27 @@ class MemoryBroker:
             link.cut_off()
 
     def retained(self, topic: str) -> bytes | None:
-        """What is retained on a topic."""
+        """Returns the payload retained on a topic; None: none."""
         found = [message.payload for _, message in self._retained.matching(topic)]
         return found[0] if found else None
 
     def backlog(self, client_id: str) -> int:
-        """Messages that the broker keeps for a client: waiting, and sent without its answer."""
+        """Returns how many messages wait for a client or for its acknowledgement."""
         session = self._sessions.get(client_id)
         return 0 if session is None else len(session.waiting) + len(session.sent)
 
     def acknowledge(self, client_id: str, token: int) -> None:
-        """Forgets a message, unless the token is of an earlier connection."""
+        """Takes an acknowledgement; ignores tokens of earlier connections."""
         session = self._sessions.get(client_id)
         if session is not None and session.sent.pop(token, None) is not None and session.waiting:
             self._push(session)
 
     def resume(self, client_id: str) -> None:
-        """Sends what waited for a client while it was away."""
+        """Sends the messages that waited while a client was disconnected."""
         self._push(self._sessions[client_id])
 
     def _push(self, session: Session) -> None:
-        """Sends what waits for a client, as far ahead as it may."""
+        """Sends the waiting messages of a client, up to `receive_maximum`."""
         while session.link and session.waiting and len(session.sent) < self._receive_maximum:
             message = session.waiting.popleft()
             if message.expires_at_s <= self.now_s:

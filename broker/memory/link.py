@@ -1,7 +1,7 @@
-"""The Link without a broker: in memory, in virtual time, without threads or waiting.
+"""Link to a simulated broker: in memory, in virtual time, without threads or waiting.
 
-`MemoryLink` passes the same conformance suite as `MqttLink`, so a service can't tell which one
-it has: what the simulator proves is what runs on the device.
+`MemoryLink` passes the same conformance suite as `MqttLink`, so a service runs on either without a
+difference: what the simulator proves is what runs on the device.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ __all__ = ["MemoryBroker", "MemoryLink", "Packet", "PerfectRoute", "Route"]
 
 
 class MemoryLink:
-    """One client's connection to a `MemoryBroker`; see `broker.link.link.Link` for the contract.
+    """Connection of one client to a `MemoryBroker`; see `broker.link.link.Link` for the contract.
 
     `poll` moves the virtual clock to the link's next event, or by its timeout. Acknowledgements
     take no time. Byte counters as in `MqttLink`.
 
     Args:
         broker: the broker and its clock.
-        client_id: stable: the broker keeps the session under it.
+        client_id: stable, because the broker keeps the session under it.
         will: published (retained) when this client vanishes.
         manual_ack: messages are acknowledged by `acknowledge` only.
-        session_expiry_s: how long the broker keeps the session while we are away.
-        rng: for the jitter of the back-off; None: one that is seeded with the client id.
-        max_queued_messages: that wait to reach the broker, before `publish` refuses.
-        max_queued_bytes: the same in bytes.
+        session_expiry_s: how long the broker keeps the session while we are disconnected.
+        rng: for the jitter of the back-off; None: seeded with the client id.
+        max_queued_messages: limit of messages that have not reached the broker.
+        max_queued_bytes: limit of their bytes.
         backoff_min_s: as in `BrokerSettings`.
         backoff_max_s: as in `BrokerSettings`.
     """
@@ -75,21 +75,21 @@ class MemoryLink:
         self._events: deque[LinkEvent] = deque()
         self._filters: dict[str, None] = {}
         self._dropped_filters: dict[str, None] = {}
-        self._out: dict[int, tuple[Message, int]] = {}  # until the broker has it
+        self._out: dict[int, tuple[Message, int]] = {}  # messages that have not reached the broker
         self._out_bytes = 0
         self._published = 0
         self._up = False
         self._closed = False
-        self._connection = 0  # counts connections: what travels on an earlier one never arrives
+        self._connection = 0  # counts connections: packets of an earlier one never arrive
         self._last_arrival_s = 0.0
         self._up_since_s = 0.0
         self._last_reason = ""
 
     def open(self) -> None:
-        """Begins to connect, and keeps connecting."""
+        """Starts connecting and keeps the link connected."""
         delay_s = self._broker.route.connect_s(self._broker.now_s, self.client_id)
         if delay_s is None:
-            self._fell("cannot reach the broker")
+            self._down("cannot reach the broker")
         else:
             self._broker.at(self._broker.now_s + delay_s, self._connect, self._connection)
 
@@ -107,13 +107,13 @@ class MemoryLink:
         self._dropped_filters.clear()
         self._broker.resume(self.client_id)
         for topic_filter in list(self._filters):
-            if self._up:  # a route may cut us off in the middle
+            if self._up:  # a route may break the connection meanwhile
                 self._broker.subscribe(self.client_id, topic_filter)
         for number in list(self._out):
             self._send(number)
 
     def subscribe(self, topic_filter: str) -> None:
-        """Takes messages of `topic_filter` from now on, across reconnections."""
+        """Subscribes, now and after every reconnection."""
         self._filters[check_filter(topic_filter)] = None
         self._dropped_filters.pop(topic_filter, None)
         self._travel(topic_filter, len(topic_filter) + 8, self._subscribe_arrives, topic_filter)
@@ -123,7 +123,7 @@ class MemoryLink:
             self._broker.subscribe(self.client_id, topic_filter)
 
     def unsubscribe(self, topic_filter: str) -> None:
-        """Stops taking them."""
+        """Ends a subscription."""
         self._filters.pop(topic_filter, None)
         self._dropped_filters[topic_filter] = None
         self._travel(topic_filter, len(topic_filter) + 7, self._unsubscribe_arrives, topic_filter)
@@ -135,10 +135,10 @@ class MemoryLink:
     def publish(
         self, topic: str, payload: bytes, *, retain: bool = False, expiry_s: int | None = None
     ) -> None:
-        """Sends at QoS 1; while disconnected it waits in a bounded queue.
+        """Sends at QoS 1; while disconnected, the message waits in a bounded queue.
 
         Raises:
-            LinkError: larger than the limit, the queue is full, or the link is closed.
+            LinkError: the message is larger than the limit, the queue is full, or the link is closed.
         """
         check_topic(topic)
         size = publish_packet_bytes(topic, len(payload), expiry_s)
@@ -172,13 +172,13 @@ class MemoryLink:
         self._travel(message.topic, size, self._arrive, number, message)
 
     def _arrive(self, number: int, message: Message) -> None:
-        _, size = self._out.pop(number, (message, 0))  # a duplicate is not there any more
+        _, size = self._out.pop(number, (message, 0))  # a duplicate was removed already
         self._out_bytes -= size
         if message.expires_at_s > self._broker.now_s:
             self._broker.accept(message)
 
     def _travel(self, topic: str, size: int, arrives: Callable[..., None], *arguments: Any) -> None:
-        """Has a packet arrive at the broker, unless the connection is lost first."""
+        """Sends a packet to the broker, which gets it unless the connection ends first."""
         if not self._up:
             return
         broker = self._broker
@@ -197,12 +197,12 @@ class MemoryLink:
             arrives(*arguments)
 
     def acknowledge(self, received: Received) -> None:
-        """Tells the broker that it may forget the message (only with manual acknowledgement)."""
+        """Acknowledges a message to the broker (only with manual acknowledgement)."""
         if self._manual_ack and self._up:
             self._broker.acknowledge(self.client_id, received.token)
 
     def poll(self, timeout_s: float) -> LinkEvent | None:
-        """The next event; moves the clock up to `timeout_s` to get there, or None."""
+        """Returns the next event, moving the clock by up to `timeout_s`; None: no event."""
         until_s = self._broker.now_s + max(timeout_s, 0.0)
         while not self._events:
             if self._closed or not self._broker.advance(until_s):
@@ -215,11 +215,11 @@ class MemoryLink:
         return event
 
     def post(self, value: object) -> None:
-        """Has `poll` return `Posted(value)`."""
+        """Makes `poll` return `Posted(value)`."""
         self._emit(Posted(value))
 
     def close(self) -> None:
-        """Says goodbye once everything sent has arrived; no will is published."""
+        """Disconnects after all sent packets have arrived; no will is published."""
         if not self._closed:
             self._closed = True
             if self._up:
@@ -228,52 +228,52 @@ class MemoryLink:
 
     def _leave(self, connection: int) -> None:
         if connection == self._connection and self._up:
-            self._disconnected()
+            self._mark_disconnected()
             self._broker.detach(self, None, 0.0)
 
     def abort(self) -> None:
-        """Vanishes without a goodbye, as in a power cut: the broker publishes the will."""
+        """Vanishes without DISCONNECT, as in a power cut: the broker publishes the will."""
         if self._up:
-            self._disconnected()
+            self._mark_disconnected()
             self._broker.vanish(self)
         self._closed = True
 
     def interrupt(self) -> None:
         """Loses the connection, as with a cut cable, and reconnects by the usual rules."""
         if self._up:
-            self._disconnected()
+            self._mark_disconnected()
             self._broker.vanish(self)
-            self._fell("connection to the broker lost")
+            self._down("connection to the broker lost")
 
     def taken_over(self) -> None:
-        """Another client connected with our id; called by the broker."""
-        self._disconnected()
-        self._fell(
+        """Disconnects because another client connected with our id; called by the broker."""
+        self._mark_disconnected()
+        self._down(
             f"session of {self.client_id!r} was taken over:"
             " another client connected with the same id"
         )
 
     def cut_off(self) -> None:
-        """The broker has ended; called by it. It publishes no will."""
-        self._disconnected()
-        self._fell("connection to the broker lost")
+        """Disconnects because the broker ended, without a will; called by the broker."""
+        self._mark_disconnected()
+        self._down("connection to the broker lost")
 
     @property
     def unsent(self) -> int:
-        """Messages that wait to reach the broker; at most `max_queued_messages`."""
+        """Number of messages that have not reached the broker; at most `max_queued_messages`."""
         return len(self._out)
 
-    def _disconnected(self) -> None:
+    def _mark_disconnected(self) -> None:
         self._up = False
         self._connection += 1
         if self._broker.now_s - self._up_since_s >= STABLE_S:
             self._backoff.reset()
 
-    def _fell(self, reason: str) -> None:
-        """The connection is gone, or could not be made: tries again after the back-off."""
+    def _down(self, reason: str) -> None:
+        """Reports a lost or failed connection; reconnects after the back-off."""
         if self._closed:
             return
-        if reason != self._last_reason:  # the same failure again and again is one event
+        if reason != self._last_reason:  # a failure that repeats itself is one event
             self._last_reason = reason
             self._emit(LinkDown(reason))
         again_s = self._broker.now_s + self._backoff.next_s()
@@ -284,7 +284,7 @@ class MemoryLink:
             self.open()
 
     def take(self, received: Received, packet_bytes: int) -> None:
-        """A message has arrived; called by the broker."""
+        """Receives a message; called by the broker."""
         self.counters.down += packet_bytes
         self._emit(received)
 

@@ -41,15 +41,18 @@ def test_version_5_may_be_written_as_a_number() -> None:
     [
         ({"websocket": {"path": "mqtt"}}, "path must be like /mqtt"),
         ({"websocket": {"path": "/a\r\nX: y"}}, "path must be like /mqtt"),
-        ({"websocket": {"headers": {"Authorization": "Bearer x"}}}, "put it in headers_file"),
-        ({"websocket": {"headers": {"X": "a\r\nY: b"}}}, "no header of one line"),
+        (
+            {"websocket": {"headers": {"Authorization": "Bearer x"}}},
+            "put this header into headers_file",
+        ),
+        ({"websocket": {"headers": {"X": "a\r\nY: b"}}}, "is not a valid header"),
         ({"websocket": {"headers": {"Host": "x"}}}, "set by the WebSocket itself"),
         ({"proxy": {"kind": "https", "host": "p"}}, "one of: http, socks5, socks4"),
         ({"proxy": {"host": "p", "password_env": "X"}}, "a password needs a username"),
         ({"proxy": {"host": "p", "port": 70_000}}, r"port must be 1\.\.65535"),
         (
             {"proxy": {"kind": "socks4", "host": "p", "username": "u", "password_env": "X"}},
-            "socks4 knows no password",
+            "socks4 has no passwords",
         ),
     ],
 )
@@ -69,7 +72,7 @@ def test_secret_headers_come_from_a_file_beside_the_configuration(tmp_path: Path
 def test_a_damaged_line_of_secret_headers_is_named_by_number_only(tmp_path: Path) -> None:
     (tmp_path / "headers").write_text("X: 1\ntopsecret\n")
     settings = parse(websocket={"headers_file": "headers"}).located(tmp_path)
-    with pytest.raises(ConfigError, match="headers: line 2 is no header") as caught:
+    with pytest.raises(ConfigError, match="headers: line 2 is not a header") as caught:
         settings.secrets()
     assert "topsecret" not in str(caught.value)
 

@@ -103,10 +103,14 @@ def test_the_request_says_mqtt_and_the_further_headers(
     ("answer", "status", "words"),
     [
         (b"HTTP/1.1 404 Not Found\r\n\r\n", 404, "HTTP 404 Not Found"),
-        (b"HTTP/1.1 101 Switching\r\nSec-WebSocket-Accept: AAAA\r\n\r\n", 101, "another WebSocket"),
-        (b"\x20\x02\x00\x01", 0, "does not answer HTTP"),
-        (b"SSH-2.0-OpenSSH_9.2\r\n\r\n", 0, "does not answer HTTP"),
-        (b"HTTP/1.1 200 " + b"x" * 40_000, 0, "does not answer HTTP"),
+        (
+            b"HTTP/1.1 101 Switching\r\nSec-WebSocket-Accept: AAAA\r\n\r\n",
+            101,
+            "wrong Sec-WebSocket-Accept",
+        ),
+        (b"\x20\x02\x00\x01", 0, "did not answer with HTTP"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n\r\n", 0, "did not answer with HTTP"),
+        (b"HTTP/1.1 200 " + b"x" * 40_000, 0, "did not answer with HTTP"),
     ],
 )
 def test_another_answer_is_told_in_words(

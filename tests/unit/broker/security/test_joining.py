@@ -169,7 +169,10 @@ def test_a_bundle_whose_parts_do_not_fit_is_refused(
         (changed(bundle_path, certificate="rubbish"), "are damaged"),
         (changed(bundle_path, ca="rubbish"), "authority's certificate is damaged"),
         (changed(bundle_path, ca=theirs.ca), "not signed by the bundle's authority"),
-        (changed(bundle_path, certificate=two.certificate, key=two.key), "for another"),
+        (
+            changed(bundle_path, certificate=two.certificate, key=two.key),
+            "its certificate for",
+        ),
     ):
         path = tmp_path / "wrong.bundle"
         path.write_bytes(encode_bundle(bundle))
