@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 from broker.diagnostics.access_checks import Rights
-from broker.diagnostics.broker_checks import Others, network_checks
+from broker.diagnostics.broker_checks import ExpectedPeers, network_checks
 from broker.diagnostics.host_and_files import clock_check, open_secret
 from broker.protocol import messages
 from broker.protocol.messages import AgentStatus
@@ -55,7 +55,7 @@ def diagnose(config: CoordinatorConfig, base: Path, *, offline: bool = False) ->
     else:
         topics = Topics(config.federation)
         client_id = f"fedge-{config.federation}-coordinator-doctor"
-        others = Others(
+        others = ExpectedPeers(
             tuple(name for name in topics.from_agents if name.endswith("/status")),
             lambda kept: _agents_check(kept, config),
         )

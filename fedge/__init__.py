@@ -1,3 +1,3 @@
-"""Ground floor and front door: what every part stands on, and the `fedge` command."""
+"""Base package of all others, and the `fedge` command."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""`python -m fedge`: the command where its script is not on PATH."""
+"""`python -m fedge`: runs the command when its script is not on PATH."""
 
 from fedge.command import main
 

@@ -1,4 +1,4 @@
-"""What `fedge … doctor` finds: one line for each thing it looked at, with what to do about it."""
+"""Results of `fedge … doctor`: one line per check, with advice."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fedge.console import printable
 from fedge.errors import ConfigError, LinkError
 
 State = Literal["ok", "warning", "failed", "skipped"]
-#: Who must act: "here" is this machine and its files, "network" the way to the broker and itself.
+#: Place of a problem: "here" is this machine and its files, "network" the broker and the way to it.
 Area = Literal["here", "network"]
 
 _COLOURS = {"ok": "green", "warning": "yellow", "failed": "red", "skipped": "bright_black"}
@@ -23,14 +23,15 @@ _INDENT = " " * 22
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that was looked at.
+    """Result of one check.
 
     Attributes:
-        name: the machine's name for it.
-        state: failed: it will not work; warning: it works, and something is not as it should be.
-        found: in words.
-        advice: what to do; empty when there is nothing to do.
-        facts: figures for programs; units in their names.
+        name: stable name of the check.
+        state: failed: the service will not work; warning: it works, with a problem.
+        found: finding, human-readable.
+        advice: next step; empty if none is needed.
+        area: place of the problem.
+        facts: figures for programs, with units in their names.
     """
 
     name: str
@@ -42,27 +43,27 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def ok(name: str, found: str, area: Area = "here", **facts: Any) -> Check:
-    """It is as it should be."""
+    """Returns a check without a problem."""
     return Check(name=name, state="ok", found=found, area=area, facts=facts)
 
 
 def warning(name: str, found: str, advice: str, area: Area = "here", **facts: Any) -> Check:
-    """It works, and could be better."""
+    """Returns a check with a problem that does not stop the service."""
     return Check(name=name, state="warning", found=found, advice=advice, area=area, facts=facts)
 
 
 def failed(name: str, found: str, advice: str, area: Area = "here", **facts: Any) -> Check:
-    """It will not work."""
+    """Returns a check with a problem that stops the service."""
     return Check(name=name, state="failed", found=found, advice=advice, area=area, facts=facts)
 
 
 def skipped(name: str, why: str, area: Area = "here") -> Check:
-    """It could not be looked at."""
+    """Returns a check that was not possible."""
     return Check(name=name, state="skipped", found=why, area=area)
 
 
 def exit_code(checks: Iterable[Check]) -> int:
-    """0 when nothing failed; else that of who must act, this machine's first."""
+    """Returns 0 if no check failed; else the exit code by area, this machine's first."""
     failures = {check.area for check in checks if check.state == "failed"}
     if "here" in failures:
         return ConfigError.exit_code
@@ -70,7 +71,7 @@ def exit_code(checks: Iterable[Check]) -> int:
 
 
 def report(checks: Iterable[Check], *, as_json: bool) -> int:
-    """Print each check as it comes (or all as one JSON object); returns the exit code."""
+    """Prints each check as it comes (or all as one JSON object); returns the exit code."""
     seen = []
     for check in checks:
         seen.append(check)
@@ -92,7 +93,7 @@ def report(checks: Iterable[Check], *, as_json: bool) -> int:
 
 def _print(check: Check, echo: Callable[..., None] = click.echo) -> None:
     state = click.style(f"{check.state:8s}", fg=_COLOURS[check.state])
-    # What a broker keeps of a stranger must not move the cursor.
+    # Texts of strangers, retained at a broker, must not control the terminal.
     found, advice = printable(check.found, "\n"), printable(check.advice, "\n")
     lines = textwrap.wrap(found, _WIDTH - len(_INDENT), break_on_hyphens=False) or [""]
     echo(f"{state} {check.name:12s} {lines[0]}")

@@ -1,4 +1,4 @@
-"""The `fedge` command: a lazily loaded group, so that each part starts with only what it needs."""
+"""`fedge` command: a group that imports a part only when its command is called."""
 
 from __future__ import annotations
 
@@ -40,5 +40,5 @@ def cli() -> None:
 
 
 def main(**extra: Any) -> None:
-    """Entry point of the console script."""
+    """Runs the console script."""
     cli(**extra)

@@ -1,4 +1,4 @@
-"""What every command shares: logging, one-line errors, exit codes.
+"""Common parts of all commands: logging, one-line errors, exit codes.
 
 A command decorated with `@command_errors` gets `-v/--verbose`; a `FederationError` becomes one
 line on stderr and the class's exit code, with a traceback only under `-v`.
@@ -19,17 +19,17 @@ import click
 
 from fedge.errors import ConfigError, FederationError
 
-#: What a shell says of a command that Ctrl-C ended (128 + SIGINT).
+#: Exit code after Ctrl-C (128 + SIGINT).
 _INTERRUPTED = 130
-#: The same of one whose reader went away, as `head` does (128 + SIGPIPE).
+#: Exit code when the reader of stdout has ended, as `head` does (128 + SIGPIPE).
 _NO_READER = 141
 _FORMAT = "%(asctime)s %(levelname)-7s %(message)s"
-#: Of syslog, from the most urgent that we have (sd-daemon(3)).
+#: Priorities of syslog (sd-daemon(3)), the most urgent first.
 _PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
 
 
 def stderr_is_journal() -> bool:
-    """Whether stderr ends in the systemd journal, by JOURNAL_STREAM (systemd.exec(5))."""
+    """Returns whether stderr is the systemd journal, by JOURNAL_STREAM (systemd.exec(5))."""
     try:
         status = os.fstat(sys.stderr.fileno())
     except (OSError, ValueError):
@@ -38,13 +38,13 @@ def stderr_is_journal() -> bool:
 
 
 def printable(text: str, keep: str = "") -> str:
-    """Text of others as it can be shown: what is no letter, as its escape (`\\x1b`, `\\n`).
+    """Returns foreign text with control characters escaped (`\\x1b`, `\\n`).
 
-    Whoever may send a text could move a terminal's cursor with it, or write a line of a log.
+    Otherwise such a text could move a terminal's cursor or forge a line of a log.
 
     Args:
-        text: to be shown.
-        keep: characters that are left as they are.
+        text: text to show.
+        keep: control characters to leave as they are.
     """
     if text.isprintable():
         return text
@@ -55,7 +55,7 @@ def printable(text: str, keep: str = "") -> str:
 
 
 class LineFormatter(logging.Formatter):
-    """A message on one line, whatever is in it."""
+    """Formatter that escapes control characters, so that a message is one line."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  as it is called there
         """See `logging.Formatter.formatMessage`."""
@@ -68,7 +68,7 @@ class LineFormatter(logging.Formatter):
 
 
 class JournalFormatter(LineFormatter):
-    """Lines with their priority in front, for `journalctl -p`; the journal has the time itself."""
+    """Formatter for the journal: priority before each line, for `journalctl -p`; no time."""
 
     def format(self, record: logging.LogRecord) -> str:
         """See `logging.Formatter.format`."""
@@ -84,10 +84,10 @@ def _configure_logging(verbose: bool, journal: bool) -> None:
 
 
 def log_less(level: int, *names: str) -> Callable[[], None]:
-    """Leaves out what these loggers say below `level`, unless debug messages are wanted.
+    """Suppresses messages of these loggers below `level`, unless debug messages are wanted.
 
     Returns:
-        What puts it back.
+        Function that restores the loggers.
     """
     if logging.getLogger().level <= logging.DEBUG:
         return lambda: None
@@ -104,18 +104,18 @@ def log_less(level: int, *names: str) -> Callable[[], None]:
 
 
 class FiniteRange(click.FloatRange):
-    """A number in a range. NaN is in none, though it compares false with every limit."""
+    """Number in a range; refuses NaN, which compares false with every limit."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """See `click.ParamType.convert`."""
         number = super().convert(value, param, ctx)
         if not math.isfinite(number):
-            self.fail(f"{value!r} is no number to count with.", param, ctx)
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
         return number
 
 
-def _tell(text: str, verbose: bool, journal: bool) -> None:
-    """Tells the error that is being handled."""
+def _print_error(text: str, verbose: bool, journal: bool) -> None:
+    """Prints the error that is being handled."""
     if verbose:
         traceback.print_exc()
     shown = printable(text, "\n")
@@ -123,9 +123,9 @@ def _tell(text: str, verbose: bool, journal: bool) -> None:
 
 
 def command_errors(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds `-v/--verbose`, sets logging up, and turns a FederationError into line and exit code.
+    """Adds `-v/--verbose`, sets up logging, turns FederationError into a line and exit code.
 
-    So does a file that this user may not look at, which is no defect of ours.
+    A PermissionError about a file is treated in the same way: it is not a defect of the program.
     """
 
     @click.option("-v", "--verbose", is_flag=True, help="Debug messages, and tracebacks of errors.")
@@ -135,26 +135,26 @@ def command_errors(function: Callable[..., Any]) -> Callable[..., Any]:
         _configure_logging(verbose, journal)
         try:
             result = function(*args, **kwargs)
-            if sys.stdout is not None:  # as it is where there is none
+            if sys.stdout is not None:  # None without a console
                 sys.stdout.flush()
             return result
         except FederationError as error:
-            _tell(str(error), verbose, journal)
+            _print_error(str(error), verbose, journal)
             sys.exit(error.exit_code)
-        except PermissionError as error:  # whoever looked whether a file is there
+        except PermissionError as error:
             if error.filename is None:
                 raise
-            who = "run it as the user whom this belongs to, or with sudo"
-            name = printable(os.fsdecode(error.filename))  # a line break in it ends no line of ours
-            _tell(f"{name}: {error.strerror}: {who}", verbose, journal)
+            advice = "run the command as the owner of this file, or with sudo"
+            name = printable(os.fsdecode(error.filename))  # may contain line breaks
+            _print_error(f"{name}: {error.strerror}: {advice}", verbose, journal)
             sys.exit(ConfigError.exit_code)
-        except KeyboardInterrupt:  # click would end with 1, which is a defect's code
+        except KeyboardInterrupt:  # click would exit with 1, the code of defects
             click.echo("interrupted", err=True)
             sys.exit(_INTERRUPTED)
         except BrokenPipeError:  # likewise
             if verbose:
                 traceback.print_exc()
-            # What is still to be written would fail once more when Python ends.
+            # Buffered output would raise again when Python exits.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(_NO_READER)
 

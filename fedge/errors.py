@@ -1,7 +1,7 @@
-"""The one tree of errors.
+"""Exception classes of the project, in one tree.
 
-The class says who must act; `exit_code` is what a command that ends with the error returns to its
-shell. Codes are part of the command-line contract (docs/exit-codes.md).
+The class tells who must act; `exit_code` is the exit code of a command that ends with the error.
+Exit codes are part of the command-line contract (docs/exit-codes.md).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _COLOUR = re.compile(r"\x1b\[[\d;]*m")
 
 
 class FederationError(Exception):
-    """The root: every error this project raises on purpose."""
+    """Root of all errors that this project raises on purpose."""
 
     exit_code: ClassVar[int] = 1
 
@@ -34,7 +34,7 @@ class ModelError(ConfigError):
 
 
 class ExportError(ModelError):
-    """A Keras model cannot become a program; names the layer or operator and the way out."""
+    """A Keras model cannot become a program; names the layer or operator and a solution."""
 
 
 class LinkError(FederationError):
@@ -56,14 +56,14 @@ class StoreError(FederationError):
 
 
 class WireError(FederationError):
-    """Bytes that are no message of this protocol: drop them, count them, go on."""
+    """Bytes are not a message of this protocol: drop, count, continue."""
 
 
 class UntrustedError(WireError):
-    """A message that is not the coordinator's, or is an old one played again.
+    """A message is not from the coordinator, or is a replay.
 
     Attributes:
-        reason: in words; the same for every message that is refused for it.
+        reason: human-readable; the same text for every message with this reason.
     """
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -72,13 +72,13 @@ class UntrustedError(WireError):
 
 
 class CodecError(WireError):
-    """An encoded vector that is truncated, oversized or not finite; or a vector not to be sent."""
+    """An encoded vector is truncated, oversized or not finite, or a vector must not be sent."""
 
 
 class TrainingError(FederationError):
-    """This round is lost: training diverged or could not run, here or in the mean.
+    """This round is lost: training diverged or could not run, here or in the aggregate.
 
-    A command that ends with it was given data, or a learning rate, that the model cannot take.
+    For a command: the data or the learning rate do not suit the model.
     """
 
     exit_code = 2
@@ -97,11 +97,11 @@ class DeclinedError(FederationError):
 
 
 class UpdateRejected(FederationError):
-    """A readable update that must not count.
+    """A readable update is not acceptable.
 
     Attributes:
-        agent_id: whose update.
-        reason: the machine name of the reason, as in receipts (`late`, `not_finite`, `norm`, …).
+        agent_id: the agent that sent the update.
+        reason: machine name of the reason, as in receipts (`late`, `not_finite`, `norm`, …).
     """
 
     def __init__(self, agent_id: str, reason: str, detail: str) -> None:
@@ -112,24 +112,24 @@ class UpdateRejected(FederationError):
 
 
 def one_line(error: BaseException, lines: int = 1) -> str:
-    """What an exception says first, as one line of 300 characters; its class if it is silent.
+    """Returns the first line of an exception's text, at most 300 characters; else its class.
 
-    Libraries write pages, some of them in colour, and of lacking memory only "std::bad_alloc".
+    Libraries may write many lines, with colours, and for missing memory only "std::bad_alloc".
     """
     text = "not enough memory" if isinstance(error, MemoryError) else _COLOUR.sub("", str(error))
-    said = [line.strip() for line in text.splitlines() if line.strip()]
-    return " ".join(said[:lines])[:300] or type(error).__name__
+    texts = [line.strip() for line in text.splitlines() if line.strip()]
+    return " ".join(texts[:lines])[:300] or type(error).__name__
 
 
 def did_you_mean(name: str, known: Sequence[str], folder: str = "") -> str:
-    """`did you mean NAME? ` of the known name that comes closest; empty where none is close.
+    """Returns `did you mean NAME? ` with the closest known name; empty if none is close.
 
     Args:
-        name: that is unknown.
-        known: names there are.
-        folder: written before the name.
+        name: the unknown name.
+        known: all known names.
+        folder: text before the name.
     """
-    import difflib  # for a wrong name only, not at every start of an agent
+    import difflib  # imported only for a wrong name, not at every start of an agent
 
     close = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {folder}{close[0]}? " if close else ""

@@ -1,4 +1,4 @@
-"""Files that must be whole, and folders that one process at a time may change."""
+"""Atomic writes of files, and locks of folders."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PRIVATE_FOLDER = 0o700
 
 @dataclass(frozen=True)
 class Account:
-    """A user of this machine and its group."""
+    """User of this machine and its group."""
 
     name: str
     uid: int
@@ -30,10 +30,10 @@ class Account:
 
     @classmethod
     def named(cls, name: str) -> Account:
-        """The account `name`.
+        """Returns the account `name`.
 
         Raises:
-            ConfigError: there is none.
+            ConfigError: no such user.
         """
         try:
             entry = pwd.getpwnam(name)
@@ -43,19 +43,21 @@ class Account:
 
     @classmethod
     def for_files(cls, name: str) -> Account:
-        """Whom to give files that are for `name`: only root can give any away.
+        """Returns the owner for files of `name`: that account if root runs this process.
+
+        Otherwise the current account: only root can change the owner of a file.
 
         Raises:
-            ConfigError: root runs this process, and there is no such account.
+            ConfigError: root runs this process, and there is no such user.
         """
         return cls.named(name) if os.geteuid() == 0 else cls.current()
 
     @classmethod
     def current(cls) -> Account:
-        """Who runs this process.
+        """Returns the account of this process.
 
         Raises:
-            ConfigError: a number without a name, as in a container.
+            ConfigError: the user id has no name, as in a container.
         """
         try:
             entry = pwd.getpwuid(os.geteuid())
@@ -64,8 +66,8 @@ class Account:
         return cls(entry.pw_name, entry.pw_uid, entry.pw_gid)
 
     def may_enter(self, folder: Path) -> bool:
-        """Whether it gets to what is in `folder`; True where this process cannot try it."""
-        import subprocess  # no device needs it
+        """Returns whether the account can enter `folder`; True if this process cannot test it."""
+        import subprocess  # not needed on devices
 
         if os.geteuid() != 0:
             return True
@@ -77,40 +79,41 @@ class Account:
                 extra_groups=os.getgrouplist(self.name, self.gid),
                 check=False,
             )
-        except OSError:  # a container may leave root without this right
+        except OSError:  # in a container root may lack this right
             return True
         return tried.returncode == 0
 
 
 def _give_to_owner(descriptor: int, folder: Path) -> None:
-    """What root made in a folder of somebody belongs to them: one command with sudo must not take
-    a fleet, or a device's folder, away from its owner."""
+    """Gives a file that root made in another user's folder to that user.
+
+    One command with sudo must not lock the owner of a fleet or device folder out.
+    """
     if os.geteuid() == 0:
         status = folder.stat()
-        with contextlib.suppress(OSError):  # a container may leave root without this right
+        with contextlib.suppress(OSError):  # in a container root may lack this right
             os.fchown(descriptor, status.st_uid, status.st_gid)
 
 
 def write_whole(path: Path, data: bytes, mode: int = PRIVATE, owner: Account | None = None) -> None:
-    """Writes a file that is there as a whole or not at all, power cut or full disk included.
+    """Writes a file completely or not at all, even after a power cut or on a full disk.
 
     Args:
-        path: replaced when it exists.
-        data: its content.
-        mode: never wider than this, not even while it is written.
-        owner: who it belongs to; None: who runs this process, or if that is root, whom the folder
-            belongs to.
+        path: replaced if it exists.
+        data: content.
+        mode: permissions, also while the file is being written.
+        owner: owner of the file; None: the user of this process, or for root the folder's owner.
 
     Raises:
-        ConfigError: it cannot be written; what was there before still is.
+        ConfigError: the file cannot be written; an existing file is unchanged.
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
         partial.unlink(missing_ok=True)
-        # O_EXCL: no link that somebody prepared is followed.
+        # O_EXCL: does not follow a symbolic link that another user prepared.
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(descriptor, mode)  # whatever the umask says
+            os.fchmod(descriptor, mode)  # independent of the umask
             if owner is None:
                 _give_to_owner(descriptor, path.parent)
             elif owner.uid != os.geteuid():
@@ -127,7 +130,7 @@ def write_whole(path: Path, data: bytes, mode: int = PRIVATE, owner: Account | N
 
 
 def touch_private(path: Path) -> None:
-    """Makes an empty file, when there is none, that nobody but its owner may read.
+    """Makes an empty file, readable by its owner only, if there is none.
 
     Raises:
         OSError: it cannot be made.
@@ -141,27 +144,27 @@ def touch_private(path: Path) -> None:
 
 
 def beside(path: Path) -> Path:
-    """Where the successor of a file waits until it counts."""
+    """Returns the path of a file's replacement before `put_in_place`."""
     return path.with_name(f"{path.name}.new")
 
 
 def put_in_place(path: Path) -> None:
-    """Gives the file that waits `beside` this path its name.
+    """Renames the file `beside` this path to it.
 
     Raises:
-        ConfigError: it cannot; it waits still.
+        ConfigError: the rename failed; the file is still `beside`.
     """
     try:
         beside(path).replace(path)
         sync_folder(path.parent)
     except OSError as error:
         raise ConfigError(
-            f"{path} cannot be replaced: {error.strerror}; take {beside(path)}"
+            f"{path} cannot be replaced: {error.strerror}; use {beside(path)}"
         ) from error
 
 
 def sync_folder(folder: Path) -> None:
-    """Puts a rename inside `folder` on disk."""
+    """Flushes a rename inside `folder` to disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -170,9 +173,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def make_private_folder(folder: Path) -> None:
-    """Makes `folder` and those above it; only its owner may look inside.
+    """Makes `folder` and its parents; only the owner may enter it.
 
-    One that is there keeps the rights that somebody gave it.
+    An existing folder keeps its permissions.
 
     Raises:
         ConfigError: it cannot be made.
@@ -181,14 +184,14 @@ def make_private_folder(folder: Path) -> None:
         return
     try:
         folder.mkdir(parents=True, mode=PRIVATE_FOLDER)
-        folder.chmod(PRIVATE_FOLDER)  # whatever the umask says
+        folder.chmod(PRIVATE_FOLDER)  # independent of the umask
     except OSError as error:
         raise ConfigError(f"{folder} cannot be made: {error.strerror}") from error
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """One command at a time changes what is in `folder`; a second one waits.
+    """Locks `folder` for changes by one process; others wait.
 
     Raises:
         ConfigError: the folder cannot be written.
@@ -206,17 +209,17 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def claimed(folder: Path, role: str) -> Iterator[None]:
-    """One process runs on a state folder, which is made when absent; a second one is refused.
+    """Locks a state folder, made if missing, for one process; a second process is refused.
+
+    A folder that cannot be locked (read-only, full, on a file system without locks) is used with a
+    warning: a later write reports whether the folder can be written.
 
     Args:
-        folder: of the state.
-        role: agent or coordinator: one of each may share a folder, their files are others.
-
-    A folder that cannot be locked (read-only, full, on a file system without locks) is used all
-    the same, with a warning: whether it can be written is for those to say who write.
+        folder: folder of the state.
+        role: agent or coordinator: one of each may share a folder, with different files.
 
     Raises:
-        ConfigError: somebody else runs on it; names the process.
+        ConfigError: another process uses the folder; names the process.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -242,18 +245,17 @@ def _claim(descriptor: int, folder: Path) -> None:
             _warn_not_locked(folder, error)
             return
         number = os.pread(descriptor, 20, 0).strip()
-        who = f"process {number.decode()}" if number.isdigit() else "another process"
+        user = f"process {number.decode()}" if number.isdigit() else "another process"
         raise ConfigError(
-            f"{folder} is in use by {who}: stop it, or give this one another state_dir"
+            f"{folder} is in use by {user}: stop that process, or use another state_dir"
         ) from error
 
 
 def _open_lock(folder: Path, name: str = ".lock") -> int:
     touch_private(folder / name)
-    # A link is not followed: in a folder of somebody else root would write where it leads.
+    # O_NOFOLLOW: in another user's folder root must not write where a symbolic link leads.
     return os.open(folder / name, os.O_RDWR | os.O_NOFOLLOW)
 
 
 def _warn_not_locked(folder: Path, error: OSError) -> None:
-    reason = error.strerror
-    log.warning("%s cannot be locked against a second process: %s", folder, reason)
+    log.warning("%s cannot be locked against a second process: %s", folder, error.strerror)

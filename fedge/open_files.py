@@ -1,4 +1,4 @@
-"""The number of files (and so of connections) that this process may hold open."""
+"""Limit of open files, and so of connections, of this process."""
 
 from __future__ import annotations
 
@@ -6,35 +6,35 @@ import resource
 
 from fedge.errors import ConfigError
 
-#: As many agents as one coordinator takes, and room. Containers often allow a thousand million,
-#: and there are libraries that prepare for each.
+#: Enough for the agents of one coordinator. Containers often allow a thousand million, for which
+#: some libraries allocate memory.
 _ENOUGH = 1 << 17
-_FILES = resource.RLIMIT_NOFILE
+_NOFILE = resource.RLIMIT_NOFILE
 
 
 def raise_file_limit(needed: int = 0) -> int:
-    """Raises the soft limit towards the hard one, for this process and those it starts.
+    """Raises the soft limit towards the hard limit, for this process and its children.
 
-    Many systems set the soft limit to 1,024 for the sake of programs that still use `select`.
+    Many systems set the soft limit to 1,024 for programs that still use `select`.
 
     Args:
-        needed: files that will be open; 0 takes what there is.
+        needed: number of files that will be open; 0: as many as possible.
 
     Returns:
-        The limit that holds now.
+        The new soft limit.
 
     Raises:
-        ConfigError: the hard limit is below `needed`; says how to raise it.
+        ConfigError: the hard limit is below `needed`; tells how to raise it.
     """
-    soft, hard = (_finite(limit) for limit in resource.getrlimit(_FILES))
+    soft, hard = (_finite(limit) for limit in resource.getrlimit(_NOFILE))
     if hard < needed:
         raise ConfigError(
-            f"{needed} open files are needed, the hard limit is {hard}: raise it with "
+            f"{needed} open files are needed; the hard limit is {hard}: raise it with "
             f"`ulimit -Hn {needed}` as root in this shell, or LimitNOFILE={needed} in the unit"
         )
     wanted = max(soft, min(hard, max(needed, _ENOUGH)))
     if soft < wanted:
-        resource.setrlimit(_FILES, (wanted, resource.getrlimit(_FILES)[1]))
+        resource.setrlimit(_NOFILE, (wanted, resource.getrlimit(_NOFILE)[1]))
     return wanted
 
 

@@ -1,4 +1,4 @@
-"""Command-line options that agents and coordinator share."""
+"""Command-line options of agents and coordinator."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def config_option(help_text: str) -> _Decorator:
-    """`--config FILE`, required."""
+    """Returns the required option `--config FILE`."""
     return click.option(
         "--config",
         "config_path",
@@ -28,5 +28,5 @@ give_up_option: _Decorator = click.option(
     "--give-up-after",
     type=FiniteRange(min=0.1),
     metavar="SECONDS",
-    help="End with exit code 3 when the broker was not reached by then (default: keep trying).",
+    help="End with exit code 3 if the broker is not reached in time (default: keep trying).",
 )

@@ -1,6 +1,6 @@
-"""What this machine has and how it is: memory and temperature, from /proc and /sys.
+"""Memory and temperature of this machine, from /proc and /sys.
 
-`root` is where these are found: another folder in tests.
+`root` is the folder above both: another folder in tests.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-#: A sensor outside of these is broken or means something else.
+#: Values outside this range are from a broken sensor or not a temperature.
 _COLDEST_C, _HOTTEST_C = -40.0, 150.0
 #: glibc's <malloc.h>.
 _M_ARENA_MAX = -8
 
 
 def memory_bytes() -> int:
-    """Physical memory of this device; 0 where the system does not say."""
+    """Returns the physical memory of this machine; 0 if unknown."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError):
@@ -27,9 +27,9 @@ def memory_bytes() -> int:
 
 
 def available_bytes(root: Path = Path("/")) -> int | None:
-    """Memory that this process can still take without swapping, or being killed for it.
+    """Returns the memory that this process can allocate without swapping or being killed.
 
-    What the system has left (proc(5): MemAvailable), or less where a control group says so
+    That is the system's MemAvailable (proc(5)), or less if a control group limits the process
     (systemd's MemoryMax, a container).
     """
     rooms = [*_control_groups(root)]
@@ -41,7 +41,7 @@ def available_bytes(root: Path = Path("/")) -> int | None:
 
 
 def _control_groups(root: Path) -> Iterator[int]:
-    """Bytes left in each control group that limits this process (cgroup v2: memory.max)."""
+    """Yields the bytes left in each control group that limits this process (cgroup v2)."""
     lines = read_text(root / "proc/self/cgroup").splitlines()
     own = next((line[3:] for line in lines if line.startswith("0::/")), None)
     if own is None:
@@ -49,19 +49,19 @@ def _control_groups(root: Path) -> Iterator[int]:
     top = root / "sys/fs/cgroup"
     folder = top / own.lstrip("/")
     while folder.is_relative_to(top) and ".." not in folder.parts:
-        # Above "high" the kernel holds a process up, above "max" it ends it.
+        # Above "high" the kernel slows a process down, above "max" it kills the process.
         limits = [read_text(folder / f"memory.{name}").strip() for name in ("high", "max")]
         limit = min((int(text) for text in limits if text.isdecimal()), default=None)
         used = read_text(folder / "memory.current").strip()
         if limit is not None and used.isdecimal():
-            # The kernel counts cached files too, and takes their memory back when it is needed.
+            # The kernel also counts cached files, whose memory it frees when needed.
             cached = dict(line.split() for line in read_text(folder / "memory.stat").splitlines())
             yield max(0, limit - int(used) + int(cached.get("inactive_file", 0)))
         folder = folder.parent
 
 
 def resident_bytes(root: Path = Path("/")) -> int | None:
-    """Memory that this process holds (proc(5): the second number of /proc/self/statm)."""
+    """Returns the resident memory of this process (proc(5): second number of statm)."""
     words = read_text(root / "proc/self/statm").split()
     if len(words) < 2 or not words[1].isdecimal():
         return None
@@ -69,19 +69,19 @@ def resident_bytes(root: Path = Path("/")) -> int | None:
 
 
 def share_one_heap() -> bool:
-    """Have all threads allocate from one heap: each of its own would keep what it freed.
+    """Makes all threads allocate from one heap: separate heaps would each keep freed memory.
 
-    For a process of few threads; before they start (mallopt(3), M_ARENA_MAX).
+    For a process with few threads; before they start (mallopt(3), M_ARENA_MAX).
 
     Returns:
-        Whether this C library can.
+        Whether the C library supports it.
     """
     mallopt = getattr(_c_library(), "mallopt", None)
     return mallopt is not None and mallopt(_M_ARENA_MAX, 1) == 1
 
 
 def return_freed_memory() -> None:
-    """Give the system what was freed (malloc_trim(3)); nothing where the C library cannot."""
+    """Returns freed memory to the system (malloc_trim(3)), if the C library supports it."""
     if trim := getattr(_c_library(), "malloc_trim", None):
         trim(ctypes.c_size_t(0))
 
@@ -92,7 +92,7 @@ def _c_library() -> Any:
 
 
 def temperature_c(root: Path = Path("/")) -> float | None:
-    """Of the hottest thermal zone; None when the kernel shows none."""
+    """Returns the temperature of the hottest thermal zone; None if there is none."""
     found = []
     for path in sorted((root / "sys/class/thermal").glob("thermal_zone*/temp")):
         text = read_text(path).strip()
@@ -102,7 +102,7 @@ def temperature_c(root: Path = Path("/")) -> float | None:
 
 
 def read_text(path: Path) -> str:
-    """A small file of the kernel's; empty when it cannot be read (sensors come and go)."""
+    """Reads a small file of the kernel; empty if it cannot be read (sensors may vanish)."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:

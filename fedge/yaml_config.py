@@ -1,8 +1,8 @@
-"""Configuration files: YAML in, one frozen msgspec Struct out, at start and never again.
+"""Loader of configuration files: YAML to a frozen msgspec Struct.
 
 A configuration type is a `msgspec.Struct` with `frozen=True, forbid_unknown_fields=True,
-kw_only=True`; its `__post_init__` checks the relations between keys and raises ValueError.
-Whatever is wrong comes out as a `ConfigError` of one line that begins `file: dotted.key:`.
+kw_only=True`; its `__post_init__` checks relations between keys and raises ValueError. Every error
+becomes a `ConfigError` with one line that begins with `file: dotted.key:`.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import yaml
 
 from fedge.errors import ConfigError, did_you_mean
 
-#: A configuration is written by hand; more than this is some other file.
+#: Configurations are written by hand: a larger file is something else.
 MAX_CONFIG_BYTES = 1 << 20
-#: Values after aliases are expanded: nested aliases double with every line of the file.
+#: Limit of values with aliases expanded: nested aliases can double them with every line.
 MAX_CONFIG_VALUES = 100_000
-#: Keys above one another; deeper is no configuration and ends in a RecursionError somewhere.
+#: Limit of nested keys: deeper nesting is not a configuration and would end in RecursionError.
 MAX_CONFIG_DEPTH = 50
 
 T = TypeVar("T")
@@ -33,7 +33,7 @@ _SECRET = re.compile(r"password|secret|token|headers", re.IGNORECASE)
 
 
 def load_config(path: Path, config_type: type[T]) -> T:
-    """The configuration in the file `path`.
+    """Loads a configuration from the file `path`.
 
     Args:
         path: a YAML file of at most 1 MiB.
@@ -41,8 +41,8 @@ def load_config(path: Path, config_type: type[T]) -> T:
             they are kept as written, see `located`.
 
     Raises:
-        ConfigError: no such file, not YAML, a key given twice, unknown, missing or of a wrong
-            type, or a relation between keys that `__post_init__` refuses.
+        ConfigError: no such file, not YAML, a key that is duplicate, unknown, missing or of a
+            wrong type, or a relation between keys that `__post_init__` refuses.
     """
     origin = str(path)
     return _convert(_parse_yaml(_read(path), origin), config_type, origin, "")
@@ -51,13 +51,13 @@ def load_config(path: Path, config_type: type[T]) -> T:
 def parse_config(
     mapping: Mapping[str, Any], config_type: type[T], origin: str, *, key: str = ""
 ) -> T:
-    """The configuration in `mapping`, for files that embed other configurations.
+    """Converts `mapping` to a configuration, for files that embed other configurations.
 
     Args:
-        mapping: as YAML or JSON would give it: dicts, lists, numbers, text.
+        mapping: parsed YAML or JSON: dicts, lists, numbers, text.
         config_type: as for `load_config`.
-        origin: the file, with which every message begins.
-        key: where in that file the mapping was, as a dotted key ("agents[0].data").
+        origin: name of the file, for messages.
+        key: position of the mapping in the file, as a dotted key ("agents[0].data").
 
     Raises:
         ConfigError: as for `load_config`.
@@ -66,9 +66,9 @@ def parse_config(
 
 
 def located(path: str | Path, base: Path) -> Path:
-    """`path` as meant in a configuration file in the folder `base`; `~` is the home folder.
+    """Resolves a path of a configuration file in the folder `base`; `~` is the home folder.
 
-    Without `..` on the way: it is shown to people.
+    Removes `..`, because messages show the path.
     """
     found = base / Path(path).expanduser()
     return found.resolve() if ".." in found.parts else found
@@ -90,10 +90,10 @@ def _read(path: Path) -> bytes:
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """The safe loader, on which 1e-5 is a number."""
+    """Safe loader that reads 1e-5 as a number."""
 
 
-# YAML 1.1 takes 1e-5 and 1.0e5 for text (it wants a dot and a sign); everyone means a number.
+# YAML 1.1 reads 1e-5 and 1.0e5 as text, since it requires a dot and a sign.
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+"),
@@ -112,7 +112,7 @@ def _parse_yaml(data: bytes, origin: str) -> Any:
         finally:
             loader.dispose()
     except yaml.MarkedYAMLError as error:
-        if "nesting" in str(error.problem):  # libyaml's own limit, met while it looks ahead
+        if "nesting" in str(error.problem):  # libyaml's own limit
             raise _too_deep(origin) from error
         mark = error.problem_mark or error.context_mark
         line = f"line {mark.line + 1}: " if mark else ""
@@ -120,7 +120,7 @@ def _parse_yaml(data: bytes, origin: str) -> Any:
     except yaml.YAMLError as error:
         raise ConfigError(f"{origin}: line {_bad_line(data)}: not YAML: not UTF-8 text") from error
     except (RecursionError, ValueError, OverflowError) as error:
-        # ValueError: what looks like a date but is none (2024-13-40).
+        # ValueError: an invalid date (2024-13-40).
         raise ConfigError(f"{origin}: not usable YAML: {error}") from error
     if value is None:
         raise ConfigError(f"{origin}: the file is empty")
@@ -128,7 +128,7 @@ def _parse_yaml(data: bytes, origin: str) -> Any:
 
 
 def _check_depth(data: bytes, origin: str) -> None:
-    """Refuses deep nesting before nodes are built: libyaml's loader crashes at some 50,000."""
+    """Refuses deep nesting before nodes are built: libyaml crashes at about 50,000 levels."""
     depth = 0
     for event in yaml.parse(data, Loader=_Loader):
         depth += isinstance(event, yaml.CollectionStartEvent)
@@ -142,7 +142,7 @@ def _too_deep(origin: str) -> ConfigError:
 
 
 def _bad_line(data: bytes) -> int:
-    """The first line that is not UTF-8 or holds a control character (counted from 1)."""
+    """Returns the first line that is not UTF-8 or has a control character (counted from 1)."""
     for number, line in enumerate(data.split(b"\n"), 1):
         try:
             text = line.decode()
@@ -154,7 +154,7 @@ def _bad_line(data: bytes) -> int:
 
 
 def _check_nodes(root: yaml.Node | None, origin: str) -> None:
-    """Refuses keys given twice (the loader would silently take the last one) and alias bombs."""
+    """Refuses duplicate keys (the loader would silently use the last) and alias bombs."""
     pending: list[tuple[yaml.Node, _Path]] = [(root, ())] if root is not None else []
     visited = 0
     while pending:
@@ -164,7 +164,7 @@ def _check_nodes(root: yaml.Node | None, origin: str) -> None:
             raise ConfigError(
                 f"{origin}: more than {MAX_CONFIG_VALUES} values (aliases count expanded)"
             )
-        if len(path) > MAX_CONFIG_DEPTH:  # aliases again, of themselves
+        if len(path) > MAX_CONFIG_DEPTH:  # an alias inside itself
             raise _too_deep(origin)
         if isinstance(node, yaml.SequenceNode):
             pending += [(item, (*path, index)) for index, item in enumerate(node.value)]
@@ -181,19 +181,19 @@ def _check_duplicates(node: yaml.MappingNode, path: _Path, origin: str) -> None:
         if name in lines:
             where = _dotted((*path, name), "")
             raise ConfigError(
-                f"{origin}: {where}: given twice, on lines {lines[name]} and {line}; keep one"
+                f"{origin}: {where}: duplicate key, on lines {lines[name]} and {line}; keep one"
             )
         lines[name] = line
 
 
 class _Failure(NamedTuple):
-    """Where a conversion failed and what was there."""
+    """Failed conversion: its place and the value there."""
 
     path: _Path
-    text: str  # msgspec's words, or those of a __post_init__
+    text: str  # message of msgspec or of a __post_init__
     value: Any
     hint: Any
-    own_words: bool  # the text is a __post_init__'s
+    own_words: bool  # the message is that of a __post_init__
 
 
 def _convert(value: Any, config_type: type[T], origin: str, key: str) -> T:
@@ -216,7 +216,7 @@ _STEP = re.compile(r"\.([^.\[]+)|\[(\d+)\]|(\[\.\.\.\])")
 
 
 def _locate(value: Any, hint: Any, error: msgspec.ValidationError) -> _Failure:
-    """Follows msgspec's path into `value`; where it says `[...]` for a dict, finds the key."""
+    """Follows msgspec's path into `value`; finds the key that `[...]` stands for in a dict."""
     match = _ERROR.fullmatch(str(error))
     assert match is not None, "every text matches"
     path: _Path = ()
@@ -228,7 +228,7 @@ def _locate(value: Any, hint: Any, error: msgspec.ValidationError) -> _Failure:
         hint, value, path = _item_hint(hint, key), value[key], (*path, key)
     own_words = isinstance(error.__cause__, ValueError | TypeError)
     text = str(error.__cause__) if own_words else match["text"]
-    if match["key"] and not own_words:  # YAML reads 3:, no: and 2024-01-01: as other types
+    if match["key"] and not own_words:  # YAML reads 3, no and 2024-01-01 as other types
         odd = next((key for key in value if not isinstance(key, str)), None)
         return _Failure(path, f"the key {odd!r} must be text; quote it", value, hint, True)
     return _Failure(path, text, value, _narrow(hint, value), own_words)
@@ -248,7 +248,7 @@ def _locate_in_dict(
 
 
 def _members(hint: Any) -> list[Any]:
-    """The alternatives of a union, without Annotated; one if it is no union."""
+    """Returns the alternatives of a union without Annotated; a single one for other types."""
     if get_origin(hint) is Annotated:
         return _members(get_args(hint)[0])
     if get_origin(hint) in (Union, UnionType):
@@ -261,7 +261,7 @@ def _is_struct(hint: Any) -> bool:
 
 
 def _narrow(hint: Any, value: Any) -> Any:
-    """The alternative of a union that `value` is meant to be; the union if that is open."""
+    """Returns the alternative of a union that fits `value`; the union if several do."""
     members = _members(hint)
     if len(members) == 1:
         return members[0]
@@ -313,7 +313,7 @@ _WORDS = {
 
 
 def _describe(failure: _Failure) -> tuple[_Path, str]:
-    """The path to blame and one line of what is wrong there."""
+    """Returns the path of the error and a line that describes it."""
     path, text = failure.path, failure.text
     if failure.own_words:
         return path, " ".join(text.split())
@@ -347,7 +347,7 @@ def _known_keys(hint: Any) -> list[str]:
 
 
 def _choices(hint: Any) -> str:
-    """'one of: …' where a Literal (or a tag) leaves a choice, else nothing."""
+    """Returns 'one of: …' for a Literal or a tag; else an empty text."""
     literals = [member for member in _members(hint) if get_origin(member) is Literal]
     values = dict.fromkeys(str(value) for literal in literals for value in get_args(literal))
     return f"one of: {', '.join(values)}" if values else ""
@@ -355,7 +355,7 @@ def _choices(hint: Any) -> str:
 
 def _shown(failure: _Failure) -> str:
     if any(_SECRET.search(str(key)) for key in failure.path):
-        return f"a {type(failure.value).__name__}"  # a password must not end in a log
+        return f"a {type(failure.value).__name__}"  # a password must not appear in a log
     if failure.value is None:
         return "nothing (null)"
     if isinstance(failure.value, dict):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from broker.local.child_process import end_with_parent_prefix
+from broker.local.child_process import bound_to_parent
 from fedge.errors import WireError
 
 log = logging.getLogger(__name__)
@@ -134,7 +134,7 @@ class Processes:
     def _start(self, name: str, arguments: list[str], stdout: int) -> Child:
         log = self.folder / name / "log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        command = end_with_parent_prefix(os.getpid())
+        command = bound_to_parent(os.getpid())
         command += [sys.executable, "-P", "-m", "fedge", *arguments]
         with log.open("wb") as file:
             process = subprocess.Popen(

@@ -11,10 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from broker.cli.options import (
-    FOLDER,
-    JSON,
-)
+from broker.cli.options import FOLDER, JSON
 from fedge.console import FiniteRange, command_errors
 
 if TYPE_CHECKING:
@@ -42,7 +39,7 @@ def print_tokens(
         click.echo(json.dumps(rows))
         return
     for token in tokens:
-        click.echo(f"token of {token.agent_id}, good once, until {until}:\n{token}")
+        click.echo(f"token of {token.agent_id}, valid once, until {until}:\n{token}")
     click.echo("next:")
     click.echo(f"  here:           fedge broker serve-enrolment {shlex.quote(str(fleet.folder))}")
     click.echo("  on the device:  fedge agent enrol TOKEN --dir DIR")
@@ -54,9 +51,9 @@ def print_tokens(
 @JSON
 @command_errors
 def tokens(folder: Path, withdraw: str | None, as_json: bool) -> None:
-    """Show the tokens of the last month: for whom, until when, and what became of them.
+    """Show the tokens of the last month: device, expiry and state.
 
-    The tokens themselves are kept nowhere: who lost one needs a new one.
+    The secrets are not stored: a lost token must be replaced by a new one.
     """
     from broker.enrolment import invitations
     from broker.security.fleet import Fleet, utc_now
@@ -67,13 +64,13 @@ def tokens(folder: Path, withdraw: str | None, as_json: bool) -> None:
         click.echo(f"withdrawn: {withdraw}", err=True)
     rows = [
         {
-            "agent_id": one.agent_id,
-            "state": one.state(now),
-            "expires": one.expires.isoformat(),
-            "replaces": one.replaces,
-            "serial": one.serial,
+            "agent_id": invitation.agent_id,
+            "state": invitation.state(now),
+            "expires": invitation.expires.isoformat(),
+            "replaces": invitation.replaces,
+            "serial": invitation.serial,
         }
-        for one in fleet.register.invitations
+        for invitation in fleet.register.invitations
     ]
     if as_json:
         click.echo(json.dumps(rows))
@@ -83,7 +80,7 @@ def tokens(folder: Path, withdraw: str | None, as_json: bool) -> None:
         until = str(row["expires"])[:16].replace("T", " ")
         click.echo(f"{row['agent_id']:{width}}  {row['state']:9}  {until} UTC  {row['serial']}")
     if not rows:
-        click.echo("no token was made")
+        click.echo("there are no tokens")
 
 
 @click.command("serve-enrolment")
@@ -93,14 +90,14 @@ def tokens(folder: Path, withdraw: str | None, as_json: bool) -> None:
     "for_min",
     type=FiniteRange(min=0.01),
     metavar="MINUTES",
-    help="End by itself after so long (default: until Ctrl-C or SIGTERM).",
+    help="Running time (default: until Ctrl-C or SIGTERM).",
 )
 @command_errors
 def serve_enrolment(folder: Path, for_min: float | None) -> None:
-    """Let devices with a token in: answers on the enrolment port until stopped.
+    """Enrol devices with a token: answers on the enrolment port until stopped.
 
-    Runs a Mosquitto of its own, which knows nothing of the fleet's. It signs certificates, so it
-    reads DIR/authority/ca.key: run it while devices are being installed, not for ever.
+    Runs a separate Mosquitto. Signs certificates, so it reads DIR/authority/ca.key: run it only
+    while devices are being installed.
     """
     from broker.enrolment.service import serve_enrolment
     from broker.link.settings import BrokerSettings
@@ -112,5 +109,5 @@ def serve_enrolment(folder: Path, for_min: float | None) -> None:
     if warning := warn_if_moved(fleet.broker_folder):
         click.echo(warning, err=True)
     where = BrokerSettings(host=register.hosts[0], port=register.enrolment_port).address
-    click.echo(f"devices with a token may ask on {where} (Ctrl-C ends it)", err=True)
+    click.echo(f"devices with a token can enrol at {where} (Ctrl-C ends it)", err=True)
     serve_enrolment(fleet, None if for_min is None else 60 * for_min)

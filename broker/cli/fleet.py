@@ -1,4 +1,4 @@
-"""`fedge broker init`, `enrol`, `revoke`, `rotate`, `list`: a safe fleet."""
+"""`fedge broker enrol`, `rotate`, `revoke`, `list`, `refusals`: devices of a fleet."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from broker.cli.options import (
     OUT,
     TOKEN,
     VALID,
-    tell_broker,
+    reload_broker,
 )
 from fedge.console import command_errors, printable
 from fedge.errors import ConfigError
@@ -28,7 +28,7 @@ from fedge.errors import ConfigError
 if TYPE_CHECKING:
     from broker.security.fleet import Fleet
 
-#: Of a log: a topic may have 65,535 bytes.
+#: Longest line of a log: a topic may have 65,535 bytes.
 _LONGEST_LINE = 100_000
 
 
@@ -42,7 +42,7 @@ _LONGEST_LINE = 100_000
 @click.option(
     "--again",
     is_flag=True,
-    help="Take names of revoked devices too; only after Mosquitto was restarted.",
+    help="Allow names of revoked devices; only after a restart of Mosquitto.",
 )
 @JSON
 @NO_RELOAD
@@ -58,17 +58,17 @@ def enrol(
     as_json: bool,
     no_reload: bool,
 ) -> None:
-    """Let devices in: write the bundle that each needs, or print a token. All of them, or none.
+    """Enrol devices: write a bundle or print a token for each. All of them, or none.
 
-    A bundle holds the device's private key: carry it there over a safe way (scp), then delete
-    it here. On the device: `fedge agent enrol BUNDLE --dir DIR`.
+    A bundle contains the device's private key: copy it to the device over a secure channel (scp),
+    then delete it here. On the device: `fedge agent enrol BUNDLE --dir DIR`.
 
-    A token (--token) is one line, good for one device, once, for some hours. The device makes its
-    own key and asks for a certificate; meanwhile `fedge broker serve-enrolment DIR` must run here.
+    A token (--token) is one line, valid for one device, once, for some hours. The device makes its
+    own key and requests a certificate; `fedge broker serve-enrolment DIR` must run here meanwhile.
 
-    The name of a device that was revoked is refused: if that device is still connected, it would
-    get its rights back. Take another name; or restart Mosquitto, which ends every connection, and
-    then say --again.
+    The name of a revoked device is refused: if that device is still connected, it would get its
+    rights back. Take another name; or restart Mosquitto, which ends every connection, and then use
+    --again.
     """
     from broker.security import devices
     from broker.security.fleet import Fleet, utc_now
@@ -88,7 +88,7 @@ def enrol(
             click.echo("\n".join(f"bundle of {name}: {path}" for name, path in found))
     if again:
         _warn_of_websockets(fleet)
-    tell_broker(fleet, no_reload, quiet=as_json)
+    reload_broker(fleet, no_reload, quiet=as_json)
 
 
 @click.command()
@@ -96,7 +96,9 @@ def enrol(
 @AGENT
 @OUT
 @DAYS
-@click.option("--keep-old", is_flag=True, help="The old certificate stays valid until the next.")
+@click.option(
+    "--keep-old", is_flag=True, help="The old certificate stays valid until the next rotation."
+)
 @TOKEN
 @VALID
 @NO_RELOAD
@@ -111,11 +113,11 @@ def rotate(
     valid_h: float,
     no_reload: bool,
 ) -> None:
-    """Give a device a new key and certificate; the old one is revoked.
+    """Give a device a new key and certificate, and revoke the old certificate.
 
-    With --keep-old the device can still connect to fetch the new bundle: rotate once more, without
-    it, when the key may be in other hands. With --token the old one is revoked when the device
-    comes with its token.
+    With --keep-old the device can still connect until the new bundle is installed: rotate once more
+    without it if the old key may be stolen. With --token the old certificate is revoked when the
+    device uses the token.
     """
     from broker.security import devices
     from broker.security.fleet import Fleet, utc_now
@@ -127,19 +129,18 @@ def rotate(
         options = {"as_json": False, "replaces": True, "keep_old": keep_old}
         print_tokens(fleet, [agent_id], timedelta(hours=valid_h), days, **options)
         _warn_of_websockets(fleet)
-        return  # nothing has changed for the broker yet
+        return  # the broker's files have not changed yet
     path = devices.rotate(fleet, agent_id, utc_now(), out, days, keep_old=keep_old)
     click.echo(f"new bundle of {agent_id}: {path}")
     _warn_of_websockets(fleet)
-    tell_broker(fleet, no_reload)
+    reload_broker(fleet, no_reload)
 
 
 def _warn_of_websockets(fleet: Fleet) -> None:
     if fleet.register.websockets:
         click.echo(
-            f"Mosquitto 2.0 may still take the old key on port {fleet.register.websockets} "
-            "(WebSockets): if somebody else has it, revoke the device and enrol it under another "
-            "name",
+            f"Mosquitto 2.0 may still accept the old key on port {fleet.register.websockets} "
+            "(WebSockets): if the key is stolen, revoke the device and enrol it under another name",
             err=True,
         )
 
@@ -150,10 +151,10 @@ def _warn_of_websockets(fleet: Fleet) -> None:
 @NO_RELOAD
 @command_errors
 def revoke(folder: Path, agent_id: str, no_reload: bool) -> None:
-    """Shut a device out: a running broker is told, nobody else notices.
+    """Revoke a device: all its certificates and its open token.
 
-    If it is connected it can neither send nor receive from then on; once its connection ends it
-    gets no other.
+    A running broker reloads its rules. A connected device can neither send nor receive from then
+    on, and cannot connect again.
     """
     from broker.security import devices
     from broker.security.fleet import Fleet, utc_now
@@ -161,7 +162,7 @@ def revoke(folder: Path, agent_id: str, no_reload: bool) -> None:
     fleet = Fleet(folder)
     devices.revoke(fleet, agent_id, utc_now())
     click.echo(f"revoked: {agent_id}")
-    tell_broker(fleet, no_reload)
+    reload_broker(fleet, no_reload)
 
 
 @click.command("list")
@@ -198,10 +199,10 @@ def list_devices(folder: Path, as_json: bool) -> None:
 @click.argument("log", type=click.Path(dir_okay=False, allow_dash=True), default="-")
 @command_errors
 def refusals(folder: Path, log: str) -> None:
-    """Say in plain words who tried what it may not, from Mosquitto's log (a file, or stdin).
+    """Report refused actions from Mosquitto's log (a file, or stdin).
 
-    Refused publications, wills and subscriptions are in the log when `log_type debug` and
-    `log_type subscribe` are in DIR/broker/mosquitto.conf; refused connections always.
+    The log contains refused publications, wills and subscriptions if DIR/broker/mosquitto.conf has
+    `log_type debug` and `log_type subscribe`; refused connections always.
     """
     from broker.security.fleet import Fleet
     from broker.security.log_reader import RefusalReader
@@ -210,7 +211,7 @@ def refusals(folder: Path, log: str) -> None:
     try:
         with click.open_file(log, errors="replace") as file:
             while line := file.readline(_LONGEST_LINE):
-                if said := reader.read(line):
-                    click.echo(printable(said))
+                if refusal := reader.read(line):
+                    click.echo(printable(refusal))
     except OSError as error:
         raise ConfigError(f"{log} cannot be read: {error.strerror}") from error

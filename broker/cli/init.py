@@ -1,4 +1,4 @@
-"""`fedge broker init`: a broker's files, and what to do next."""
+"""`fedge broker init`: creates a fleet and prints the next steps."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING
 import click
 import yaml
 
-from broker.cli.options import (
-    FOLDER,
-)
+from broker.cli.options import FOLDER
 from fedge.console import command_errors
 from fedge.errors import ConfigError
 
@@ -29,13 +27,13 @@ if TYPE_CHECKING:
     metavar="NAME[,NAME|IP...]",
     help="Names and addresses of the broker; devices use the first.",
 )
-@click.option("--federation", default="fleet", show_default=True, help="Its name.")
+@click.option("--federation", default="fleet", show_default=True, help="Name of the federation.")
 @click.option("--port", default=8883, show_default=True, type=click.IntRange(1, 65_535))
 @click.option(
     "--enrolment-port",
     default=0,
     type=click.IntRange(0, 65_535),
-    help="Where devices with a token ask, while `serve-enrolment` runs (default: the next port).",
+    help="Port of `serve-enrolment`, for devices with a token (default: the next port).",
 )
 @click.option(
     "--websockets",
@@ -63,8 +61,8 @@ def init(
 ) -> None:
     """Make the certificates and the Mosquitto configuration of a new fleet in DIR.
 
-    Everything is made or nothing. On a folder that holds this fleet already it changes nothing and
-    says what is there. DIR/authority/ca.key is the fleet's master key: keep a copy in a safe place.
+    All files are made, or none. If DIR holds this fleet already, the command changes nothing and
+    prints its state. DIR/authority/ca.key is the fleet's master key: keep a copy in a safe place.
     """
     from broker.security.create_fleet import create_fleet
     from broker.security.fleet import Fleet, utc_now
@@ -76,14 +74,14 @@ def init(
     if (folder / REGISTER_FILE).exists():
         fleet = Fleet(folder)
         fleet.check_same(settings)
-        _say_what_is_there(fleet)
+        _print_state(fleet)
     else:
         fleet = create_fleet(folder, settings, utc_now())
         click.echo(f"fleet {federation!r} made in {fleet.folder}; next:")
-    _say_next(fleet)
+    _print_next_steps(fleet)
 
 
-def _say_what_is_there(fleet: Fleet) -> None:
+def _print_state(fleet: Fleet) -> None:
     from broker.security.fleet import utc_now
     from broker.security.reload_mosquitto import warn_if_moved
 
@@ -97,22 +95,20 @@ def _say_what_is_there(fleet: Fleet) -> None:
         click.echo(warning, err=True)
 
 
-def _say_next(fleet: Fleet) -> None:
+def _print_next_steps(fleet: Fleet) -> None:
     from broker.security import access_control
     from broker.security.fleet_layout import COORDINATOR_FOLDER, IDENTITY_FILE, SIGNING_FILE
 
-    middle, config = (
-        fleet.folder / COORDINATOR_FOLDER,
-        fleet.broker_folder / access_control.CONFIG_FILE,
-    )
-    identity = str(middle / IDENTITY_FILE)
+    coordinator = fleet.folder / COORDINATOR_FOLDER
+    config = fleet.broker_folder / access_control.CONFIG_FILE
+    identity = str(coordinator / IDENTITY_FILE)
     tls = {
-        "ca_file": str(middle / access_control.CA_FILE),
+        "ca_file": str(coordinator / access_control.CA_FILE),
         "cert_file": identity,
         "key_file": identity,
     }
     section = {"host": fleet.register.hosts[0], "port": fleet.register.port, "tls": tls}
-    for_yaml = {"broker": section, "signing_key": str(middle / SIGNING_FILE)}
+    for_yaml = {"broker": section, "signing_key": str(coordinator / SIGNING_FILE)}
     broker, signing = (_yaml_line({key: value}) for key, value in for_yaml.items())
     folder = shlex.quote(str(fleet.folder))
     click.echo(f"  start the broker:     mosquitto -c {shlex.quote(str(config))}")
@@ -123,25 +119,25 @@ def _say_next(fleet: Fleet) -> None:
     if port := fleet.register.websockets:
         click.echo("  through WebSockets:   on the device: fedge agent enrol BUNDLE --websockets")
         click.echo(f"                        they listen on port {port}, with TLS")
-    _warn_of_closed_folder(fleet)
+    _warn_if_inaccessible(fleet)
 
 
-def _warn_of_closed_folder(fleet: Fleet) -> None:
-    """Mosquitto would say no more than that it cannot write its pid file."""
+def _warn_if_inaccessible(fleet: Fleet) -> None:
+    """Warns that Mosquitto cannot enter the folder; it only reports a missing pid file itself."""
     from fedge.files import Account
 
     above, user = fleet.folder.parent, fleet.register.user
-    with contextlib.suppress(ConfigError):  # the account is of another machine
+    with contextlib.suppress(ConfigError):  # no such account on this machine
         if not Account.for_files(user).may_enter(above):
             click.echo(
-                f"{above} is closed to user {user}, so Mosquitto cannot run from this folder here: "
-                "make the fleet elsewhere (/var/lib/fedge-fleet), or copy its broker folder",
+                f"user {user} cannot enter {above}, so Mosquitto cannot run from this folder: make "
+                "the fleet elsewhere (/var/lib/fedge-fleet), or copy its broker folder",
                 err=True,
             )
 
 
 def _yaml_line(section: dict[str, object]) -> str:
-    """A key on one line, however long."""
+    """Returns a mapping as one line of YAML, however long."""
     text: str = yaml.safe_dump(
         section, default_flow_style=True, sort_keys=False, width=10_000, allow_unicode=True
     )

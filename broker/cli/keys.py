@@ -1,4 +1,4 @@
-"""`fedge broker rotate-key`, `rotate-coordinator`, `rotate-broker`: keys of the middle."""
+"""`fedge broker rotate-key`, `rotate-coordinator` and `rotate-broker`: key rotation."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from pathlib import Path
 
 import click
 
-from broker.cli.options import NO_RELOAD, tell_broker
+from broker.cli.options import NO_RELOAD, reload_broker
 from fedge.console import command_errors
 
 
 @click.command("rotate-key")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--finish", is_flag=True, help="The old key signs no more.")
+@click.option("--finish", is_flag=True, help="End the overlap: the old key stops signing.")
 @click.option(
     "--at-once",
     is_flag=True,
-    help="The old key is lost or in other hands: no overlap, every device needs a new bundle.",
+    help="The old key is lost or stolen: no overlap, every device needs a new bundle.",
 )
 @command_errors
 def rotate_key(folder: Path, finish: bool, at_once: bool) -> None:
     """Give the coordinator a new signing key.
 
-    Until the rotation is ended with --finish the coordinator signs with the old key and the new
-    one, and devices that trust the old one learn the new one from it. A device that is away all
-    that time needs a new bundle.
+    Until --finish ends the rotation, the coordinator signs with the old and the new key, and
+    devices that trust the old key learn the new one. A device that is offline all that time needs a
+    new bundle.
     """
     from broker.protocol.signed_messages import key_id
     from broker.security import key_rotation
@@ -55,17 +55,17 @@ def rotate_key(folder: Path, finish: bool, at_once: bool) -> None:
 @NO_RELOAD
 @command_errors
 def rotate_coordinator(folder: Path, no_reload: bool) -> None:
-    """Give the coordinator a new key and certificate to connect with; the old one is revoked.
+    """Give the coordinator a new TLS key and certificate, and revoke the old certificate.
 
-    Whoever is connected with the old one stays so until the coordinator connects with the new
-    one: start it again at once. Devices need nothing.
+    A connection with the old certificate lasts until the coordinator connects with the new one:
+    restart the coordinator at once. Devices need no change.
     """
     from broker.security import key_rotation
     from broker.security.fleet import Fleet, utc_now
 
     fleet = Fleet(folder)
     path = key_rotation.rotate_certificate(fleet, utc_now())
-    tell_broker(fleet, no_reload)
+    reload_broker(fleet, no_reload)
     click.echo("next:")
     click.echo(f"  give it to the coordinator:  {path}")
     click.echo("  start the coordinator again; it goes on with its round")
@@ -78,15 +78,15 @@ def rotate_coordinator(folder: Path, no_reload: bool) -> None:
     "hosts",
     default="",
     metavar="NAME[,NAME|IP...]",
-    help="Its names and addresses from now on (default: as before); new bundles have the first.",
+    help="New names and addresses (default: unchanged); new bundles name the first.",
 )
 @NO_RELOAD
 @command_errors
 def rotate_broker(folder: Path, hosts: str, no_reload: bool) -> None:
-    """Give the broker a new key and certificate, for other host names too.
+    """Give the broker a new key and certificate, also for other host names.
 
-    Devices need nothing while the name by which they know the broker is among the new ones. An old
-    certificate of the broker cannot be revoked: devices look at no list.
+    Devices need no change if the name that they connect to is among the new ones. An old
+    certificate of the broker cannot be revoked: devices check no list of revoked certificates.
     """
     from broker.security import key_rotation
     from broker.security.fleet import Fleet, utc_now
@@ -94,8 +94,8 @@ def rotate_broker(folder: Path, hosts: str, no_reload: bool) -> None:
     fleet = Fleet(folder)
     before = fleet.register.hosts
     key_rotation.rotate_broker(fleet, utc_now(), [h.strip() for h in hosts.split(",") if hosts])
-    tell_broker(fleet, no_reload)
+    reload_broker(fleet, no_reload)
     now = fleet.register.hosts
     click.echo(f"the broker's certificate is for {', '.join(now)}")
     if gone := [host for host in before if host not in now]:
-        click.echo(f"devices that look for it as {' or '.join(gone)} refuse it")
+        click.echo(f"devices that connect to {' or '.join(gone)} refuse the broker")

@@ -1,4 +1,4 @@
-"""`fedge broker`: an MQTT broker for trying things, and a safe one for a fleet."""
+"""`fedge broker`: local MQTT brokers for experiments, secure brokers for fleets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fedge.errors import LinkError
 
 @click.group()
 def cli() -> None:
-    """Run an MQTT broker for trying things; make a safe one for a fleet."""
+    """Run an MQTT broker for experiments; make and manage a secure one for a fleet."""
 
 
 for command in (
@@ -36,14 +36,14 @@ for command in (
     default="auto",
     show_default=True,
     type=click.Choice(["auto", "mosquitto", "embedded"]),
-    help="auto: Mosquitto where it is installed, else the embedded broker.",
+    help="auto: Mosquitto if it is installed, else the embedded broker.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print address, kind and pid as JSON.")
 @command_errors
 def run(port: int, kind: Kind, as_json: bool) -> None:
     """Run a broker in the foreground until Ctrl-C or SIGTERM.
 
-    Only this machine can reach it; it asks for no password and keeps nothing on disk.
+    Only this machine can reach the broker; it has no password and stores nothing on disk.
     """
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -52,9 +52,9 @@ def run(port: int, kind: Kind, as_json: bool) -> None:
         click.echo(_json(broker) if as_json else _greeting(broker))
         while not stop.wait(0.2):
             code = broker.wait(0)
-            # A Ctrl-C reaches the whole process group: then the broker may be gone first.
+            # Ctrl-C reaches the whole process group: the broker may end before this process.
             if code is not None and not stop.wait(0.2):
-                raise LinkError(f"the {broker.kind} broker ended by itself (code {code})")
+                raise LinkError(f"the {broker.kind} broker ended by itself (exit code {code})")
 
 
 def _json(broker: LocalBroker) -> str:

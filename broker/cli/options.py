@@ -1,4 +1,4 @@
-"""Arguments and options that several commands share."""
+"""Arguments and options of several commands."""
 
 from __future__ import annotations
 
@@ -14,35 +14,25 @@ if TYPE_CHECKING:
 
 
 FOLDER = click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-
-
 AGENT = click.argument("agent_id", metavar="AGENT_ID")
-
-
 OUT = click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Where the bundle goes (default: DIR/bundles/AGENT_ID.bundle).",
+    help="Path of the bundle (default: DIR/bundles/AGENT_ID.bundle).",
 )
-
-
 DAYS = click.option(
     "--days",
     default=730,
     show_default=True,
     type=click.IntRange(1, 36_500),
-    help="That the certificate is valid.",
+    help="Validity of the certificate.",
 )
-
-
 TOKEN = click.option(
     "--token",
     "as_token",
     is_flag=True,
     help="Print a one-time token instead: the device makes its own key.",
 )
-
-
 VALID = click.option(
     "--valid",
     "valid_h",
@@ -50,14 +40,10 @@ VALID = click.option(
     show_default=True,
     type=FiniteRange(0.01, 24 * 365),
     metavar="HOURS",
-    help="That a token may be used.",
+    help="Validity of the token.",
 )
-
-
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
-
-
-#: For commands that change who may do what.
+#: For commands that change access rules or revocations.
 NO_RELOAD = click.option(
     "--no-reload",
     is_flag=True,
@@ -65,15 +51,15 @@ NO_RELOAD = click.option(
 )
 
 
-def tell_broker(fleet: Fleet, no_reload: bool, *, quiet: bool = False) -> None:
-    """Has a running broker read its rules again, and says so (`quiet`: on stderr)."""
+def reload_broker(fleet: Fleet, no_reload: bool, *, quiet: bool = False) -> None:
+    """Makes a running broker read its rules again, and reports it (`quiet`: on stderr)."""
     from broker.security.access_control import PID_FILE
     from broker.security.reload_mosquitto import reload_mosquitto, warn_if_moved
 
     if no_reload:
-        said = warn_if_moved(fleet.broker_folder) or (
-            "the broker was not told: it takes effect when it is started again"
+        result = warn_if_moved(fleet.broker_folder) or (
+            "the broker did not reload: the change takes effect at its next start"
         )
     else:
-        said = reload_mosquitto(fleet.broker_folder / PID_FILE)
-    click.echo(said, err=quiet)
+        result = reload_mosquitto(fleet.broker_folder / PID_FILE)
+    click.echo(result, err=quiet)

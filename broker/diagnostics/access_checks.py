@@ -1,4 +1,4 @@
-"""What a client must be able to do at the broker, and what it must not: tried, not read."""
+"""Checks of a client's rights at the broker: tries what must be allowed and what must not."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from fedge.check_result import Check, failed, ok, warning
 
 @dataclass(frozen=True)
 class Rights:
-    """What a client must be able to do at the broker, and what it must not.
+    """Rights that a client must have at the broker, and rights that it must not have.
 
-    What is published is not retained, and empty or without meaning: nobody acts on it.
+    The probe's messages are not retained, and empty or without meaning: no client acts on them.
 
     Attributes:
         publishes: (topic, payload) that must be allowed.
         subscribes: filters that must be allowed.
-        forbidden: (topic, what it would mean) that must not be allowed to be published on.
-        echo: (filter, topic, payload): published on the topic, which is allowed, it must not come
-            back; what it would mean is `overhears`.
-        overhears: see `echo`.
+        forbidden: (topic, consequence): topics that the client must not write.
+        echo: (filter, topic, payload): a message on the topic, which is allowed, must not reach the
+            filter.
+        overhears: consequence if it does.
     """
 
     publishes: tuple[tuple[str, bytes], ...]
@@ -32,7 +32,7 @@ class Rights:
 
 
 def access_checks(probe: Probe, rights: Rights) -> Iterator[Check]:
-    """Tries what must be possible, then what must not be."""
+    """Tries the allowed actions, then the forbidden ones."""
     granted = probe.subscribe(rights.subscribes)
     refused = [f"read {n}" for n, c in zip(rights.subscribes, granted, strict=True) if c >= 0x80]
     refused += [
@@ -42,15 +42,15 @@ def access_checks(probe: Probe, rights: Rights) -> Iterator[Check]:
     if refused:
         yield failed(
             "access",
-            f"the broker does not let us {', '.join(refused)}",
+            f"the broker refuses: {', '.join(refused)}",
             "correct its access rules (docs/security.md); "
-            "with fedge's own: is this device enrolled, in this federation?",
+            "if fedge wrote them: is this device enrolled, in this federation?",
             "network",
             refused=refused,
         )
     else:
-        unsure = "" if probe.mqtt5 else "; with MQTT 3.1.1 nobody says whether it may publish"
-        yield ok("access", f"it may do all {count} things that it must{unsure}", "network")
+        unsure = "" if probe.mqtt5 else "; MQTT 3.1.1 does not tell whether publishing is allowed"
+        yield ok("access", f"all {count} required rights are granted{unsure}", "network")
     tried = [pair for pair in rights.forbidden if probe.mqtt5 or pair[0] in rights.subscribes]
     allowed = [what for topic, what in tried if _goes_through(probe, topic, rights)]
     if rights.echo is not None and _overhears(probe, rights.echo):
@@ -61,22 +61,22 @@ def access_checks(probe: Probe, rights: Rights) -> Iterator[Check]:
         yield warning(
             "access",
             f"this client could also {'; '.join(allowed)}",
-            "anybody with this login could: give the broker access rules "
+            "every client with this login could: give the broker access rules "
             "(fedge broker init makes a broker with them)",
             "network",
             allowed=allowed,
         )
     else:
         count = len(tried) + (rights.echo is not None)
-        yield ok("access", f"it may do none of the {count} things that it must not", "network")
+        yield ok("access", f"all {count} forbidden actions are refused", "network")
 
 
 def _goes_through(probe: Probe, topic: str, rights: Rights) -> bool:
-    """Whether a message reached others; brokers may say yes and drop it."""
+    """Returns whether a message reaches other clients; a broker may confirm and drop it."""
     if probe.publish(topic) >= 0x80:
         return False
     if topic not in rights.subscribes:
-        return True  # nobody can tell
+        return True  # cannot be observed
     return probe.listen(lambda: (topic, b"", False) in probe.heard, probe.patience_s)
 
 

@@ -1,6 +1,6 @@
-"""What lies between this machine and its broker: clock, names, TCP, TLS, login, access, limits.
+"""Checks of the way to the broker: clock, files, names, TCP, TLS, login, access, limits.
 
-Each check stands on the one before: the first that fails is the one to mend, the rest are skipped.
+Each check builds on the previous one: after the first failure the rest are skipped.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ _SMALL_PACKET = 8192
 
 
 @dataclass(frozen=True)
-class Others:
-    """Whom this client expects at the broker.
+class ExpectedPeers:
+    """Peers that this client expects at the broker.
 
     Attributes:
-        filters: of what they leave retained.
-        tell: what that says, by topic.
+        filters: filters of the messages that they leave retained.
+        check: judges those messages, by topic.
     """
 
     filters: tuple[str, ...]
-    tell: Callable[[Mapping[str, bytes]], Check]
+    check: Callable[[Mapping[str, bytes]], Check]
 
 
 def network_checks(
-    settings: BrokerSettings, name: str, client_id: str, rights: Rights, others: Others
+    settings: BrokerSettings, name: str, client_id: str, rights: Rights, peers: ExpectedPeers
 ) -> Iterator[Check]:
-    """All of them, in the order in which a connection meets them.
+    """Runs all checks, in the order of a connection's steps.
 
     Args:
-        settings: of the broker, its files located.
-        name: of the agent, or "coordinator": what our certificate should be called.
-        client_id: for the connection; another than the service's own.
-        rights: to try.
-        others: to look for at the end.
+        settings: how to reach the broker, with absolute file paths.
+        name: the agent's id, or "coordinator": expected name of our certificate.
+        client_id: client id of the probe; different from the service's.
+        rights: rights to try.
+        peers: peers to look for at the end.
     """
     yield clock_check()
     steps: tuple[tuple[str, Callable[[], Iterator[Check]]], ...] = (
@@ -66,17 +66,11 @@ def network_checks(
             if check.state == "failed":
                 yield from (skipped(later, f"{step} failed", "network") for later in rest)
                 return
-    yield from _at_the_broker(settings, client_id, rights, others)
-
-
-# --- before the first packet ----------------------------------------------------------------------
-
-
-# --- with the broker ------------------------------------------------------------------------------
+    yield from _at_the_broker(settings, client_id, rights, peers)
 
 
 def _at_the_broker(
-    settings: BrokerSettings, client_id: str, rights: Rights, others: Others
+    settings: BrokerSettings, client_id: str, rights: Rights, peers: ExpectedPeers
 ) -> Iterator[Check]:
     rest = ["login", "access", "packets", "round trip"]
     try:
@@ -90,13 +84,13 @@ def _at_the_broker(
             rest.remove("access")
             yield _round_trip(probe, rights)
             rest.remove("round trip")
-            yield _presence(probe, others)
+            yield _presence(probe, peers)
     except (LinkError, ConfigError) as error:
         was_in = "login" not in rest
         at = rest.pop(0) if rest else "others"
         if was_in and settings.tls is not None and settings.tls.cert_file:
-            # The broker takes two clients with one certificate for one, and hangs up on the first.
-            advice = "the service itself is running with this certificate: stop it and look again"
+            # The broker disconnects the older of two clients with the same certificate.
+            advice = "the service is running with this certificate: stop it and repeat this check"
             yield warning(at, str(error), advice, "network")
         else:
             yield failed(at, str(error), _login_advice(error), "network")
@@ -107,19 +101,19 @@ def _login_advice(error: Exception) -> str:
     text = str(error)
     if "revoked" in text:
         return (
-            "this certificate was shut out: after a rotation install the new one; a device that "
-            "was revoked comes back under another name (fedge broker enrol)"
+            "this certificate was revoked: after a rotation install the new one; enrol a revoked "
+            "device under another name (fedge broker enrol)"
         )
     if "not yet valid" in text:
         return (
-            "set the broker's clock; if it was ahead when the fleet was last changed, change it "
-            "once more (fedge broker enrol, or rotate): docs/security.md"
+            "set the broker's clock; if the clock was ahead at the fleet's last change, change "
+            "the fleet once more (fedge broker enrol, or rotate): docs/security.md"
         )
     if "certificate" in text:
-        return "compare with what the broker was told (fedge broker list)"
+        return "compare the certificate with `fedge broker list`"
     if "login" in text:
-        return "compare with the broker's accounts"
-    return "look into the broker's log"
+        return "compare the login with the broker's accounts"
+    return "read the broker's log"
 
 
 def _login(settings: BrokerSettings, granted: Granted) -> Check:
@@ -131,13 +125,13 @@ def _login(settings: BrokerSettings, granted: Granted) -> Check:
     way = " over WebSockets" if settings.websocket else ""
     proxy = settings.secrets().proxy
     way += f" through the {proxy.words}" if proxy else ""
-    found = f"let in {who}{way} after {1000 * granted.seconds:.0f} ms"
+    found = f"connected {who}{way} after {1000 * granted.seconds:.0f} ms"
     facts: dict[str, Any] = {"seconds": granted.seconds, "mqtt": "5" if granted.mqtt5 else "3.1.1"}
     if not granted.mqtt5:
         return warning(
             "login",
             f"{found}; {disconnect_reasons.MQTT311_LIMITS}",
-            "prefer a broker of MQTT 5",
+            "prefer a broker with MQTT 5",
             "network",
             **facts,
         )
@@ -169,15 +163,15 @@ def _round_trip(probe: Probe, rights: Rights) -> Check:
     found = f"{1000 * median_s:.1f} ms (median of {_ROUND_TRIPS}, worst {1000 * max(seconds):.1f})"
     facts = {"median_s": median_s, "worst_s": max(seconds)}
     if median_s > _SLOW_S:
-        advice = "it works; give rounds long deadlines (round.deadline_s, stall_s)"
+        advice = "this is slow: give rounds long deadlines (round.deadline_s, stall_s)"
         return warning("round trip", found, advice, "network", **facts)
     return ok("round trip", found, "network", **facts)
 
 
-def _presence(probe: Probe, others: Others) -> Check:
+def _presence(probe: Probe, peers: ExpectedPeers) -> Check:
     del probe.heard[:]
-    probe.subscribe(others.filters)
-    probe.take_all()
+    probe.subscribe(peers.filters)
+    probe.receive_all()
     if not probe.is_shared:
-        probe.unsubscribe(others.filters)
-    return others.tell({t: payload for t, payload, retained in probe.heard if retained and payload})
+        probe.unsubscribe(peers.filters)
+    return peers.check({t: payload for t, payload, retained in probe.heard if retained and payload})

@@ -1,4 +1,4 @@
-"""Checks of the way to the broker: names, TCP, TLS."""
+"""Checks of names, TCP and TLS on the way to the broker."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fedge.check_result import Check, failed, ok, skipped, warning
 
 @dataclass(frozen=True)
 class _Stop:
-    """Where the first TCP connection goes: the broker, or the proxy before it."""
+    """Address of the first TCP connection: the broker, or the proxy before it."""
 
     key: str
     host: str
@@ -46,7 +46,7 @@ def check_names(settings: BrokerSettings) -> Iterator[Check]:
     except OSError as error:
         yield failed(
             "names",
-            f"{stop.host} is not found: {error.strerror}",
+            f"{stop.host} was not found: {error.strerror}",
             f"check the {stop.key}'s host, and this machine's name service (/etc/resolv.conf)",
             "network",
         )
@@ -83,7 +83,7 @@ def _unreachable(settings: BrokerSettings, stop: _Stop, error: OSError) -> Check
     text = error.strerror or str(error) or type(error).__name__
     advice = f"is the {stop.key} running? "
     if isinstance(error, TimeoutError):
-        advice = "does a firewall drop it, is the network up, is it the right address? "
+        advice = "is the network up, is the address right, does a firewall drop packets? "
     tried = stop.key == "broker" and not isinstance(error, TimeoutError)
     for port in (TLS_PORT, PLAIN_PORT) if tried else ():
         if port == settings.port:
@@ -103,11 +103,11 @@ def check_tls(settings: BrokerSettings) -> Iterator[Check]:
         if is_local:
             yield ok("tls", f"{found}, and stays on this machine", "network")
         else:
-            advice = "others on the way can read and change everything: docs/security.md"
+            advice = "anyone on the network path can read and change messages: see docs/security.md"
             yield warning("tls", found, advice, "network")
         return
     if _first_stop(settings).key == "proxy":
-        yield skipped("tls", "behind the proxy: seen at the login", "network")
+        yield skipped("tls", "behind a proxy: checked at the login", "network")
         return
     try:
         certificate, version = _handshake(settings, settings.tls.context())
@@ -141,13 +141,13 @@ def _tls_failure(settings: BrokerSettings, error: OSError | ValueError) -> Check
         return failed("tls", found, advice, "network")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    advice = "do not go on without: somebody may stand between"
+    advice = "do not switch TLS off: another machine may pose as the broker"
     with contextlib.suppress(OSError, ValueError):
         certificate, _ = _handshake(settings, context)
         advice = (
             f"the broker shows a certificate of {certificate.name!r}, signed by "
             f"{certificate.issuer!r}, made for {', '.join(certificate.hosts) or 'no host'}, from "
-            f"{certificate.not_before:%Y-%m-%d} to {certificate.not_after:%Y-%m-%d}. Name that "
-            "host, take that authority, or renew it; "
+            f"{certificate.not_before:%Y-%m-%d} to {certificate.not_after:%Y-%m-%d}. Use that host "
+            "name, install that authority, or renew the certificate; "
         ) + advice
     return failed("tls", found, advice, "network")

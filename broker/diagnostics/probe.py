@@ -1,9 +1,9 @@
-"""A client that connects once and asks the broker what it may do; everything waits for an answer.
+"""Probe: a client that connects once and tries actions at the broker, waiting for each answer.
 
-It goes the way of all other clients (`broker.link.paho_client`), under a client id of its own. A
-broker that names sessions after certificates gives it the session of the agent or coordinator all
-the same: so it acknowledges copies of retained messages only, and leaves what is queued for the
-session's owner.
+It connects like all other clients (`broker.link.paho_client`), with a client id of its own. A
+broker that names sessions after certificates still gives it the session of the agent or
+coordinator. So the probe acknowledges only copies of retained messages, and leaves queued messages
+to the session's owner.
 """
 
 from __future__ import annotations
@@ -27,31 +27,31 @@ from broker.link.send_queue import NO_PACKET_LIMIT
 from broker.link.settings import BrokerSettings
 from fedge.errors import LinkError
 
-#: After us the owner has so long to come for its session, and nobody misses ours.
+#: Session expiry after the probe: time for the owner of a shared session to reconnect.
 _SESSION_S = 120
-#: The broker answers within so long, or not at all.
+#: Time limit of the broker's answers.
 _ANSWER_S = 5.0
 _GOODBYE_S = 1.0
-#: A fleet's statuses are all here by then, or are too many to wait for.
+#: Time limit for the retained messages of a fleet.
 _LONGEST_S = 20.0
-#: A message that we may read comes back within so many round trips to the broker, ...
+#: A message that the probe may read comes back within so many round trips to the broker, ...
 _ECHO_TRIPS = 20
-#: ... and not before this, nor after that.
+#: ... but wait at least and at most so long.
 _ECHO_S = (0.25, 5.0)
 _RECEIVE_MAXIMUM = 100
-#: Twice the largest package.
-_MOST_HEARD_BYTES = 128 << 20
+#: Limit of the messages kept: twice the largest package.
+_MAX_HEARD_BYTES = 128 << 20
 
 
 @dataclass(frozen=True)
 class Granted:
-    """What the broker said when it let us in.
+    """Limits in the broker's CONNACK.
 
     Attributes:
-        mqtt5: or MQTT 3.1.1.
-        max_packet_bytes: of a packet that it takes; None: it named no limit.
-        receive_maximum: unacknowledged messages that it takes.
-        seconds: from the first byte to the broker's yes, TLS included.
+        mqtt5: MQTT 5; False: MQTT 3.1.1.
+        max_packet_bytes: largest packet; None: no limit announced.
+        receive_maximum: limit of unacknowledged messages.
+        seconds: time from the first byte to CONNACK, TLS included.
     """
 
     mqtt5: bool
@@ -61,11 +61,11 @@ class Granted:
 
 
 class Probe:
-    """One connection.
+    """One connection to the broker.
 
     Args:
-        settings: of the broker, its files located.
-        client_id: of this probe.
+        settings: how to reach the broker, with absolute file paths.
+        client_id: client id of the probe.
 
     Raises:
         ConfigError: a file that the settings name cannot be read.
@@ -75,14 +75,13 @@ class Probe:
         self._settings = settings
         self._client_id = client_id
         self._answers: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
-        #: The session is that of the service: what it subscribed to is not ours to end.
+        #: The session is the service's: its subscriptions must stay.
         self.is_shared = False
-        #: What the last answer took.
+        #: Time that the last answer took.
         self.answer_s = 0.0
-        #: Topic, payload and retain flag of what came, up to a limit: whoever is at the other end
-        #: may not stop.
+        #: Topic, payload and retain flag of received messages, up to a limit of bytes.
         self.heard: list[tuple[str, bytes, bool]] = []
-        self._room_bytes = _MOST_HEARD_BYTES
+        self._room_bytes = _MAX_HEARD_BYTES
         tls = settings.tls.context() if settings.tls is not None else None
         self._secrets = settings.secrets()
         self._connect_s = 2 * settings.connect_timeout_s + 1
@@ -104,10 +103,10 @@ class Probe:
         self._network.close()
 
     def connect(self) -> Granted:
-        """Connect and log in, with MQTT 3.1.1 where the settings allow it and 5 is unknown.
+        """Connects and logs in, with MQTT 3.1.1 if the settings allow it and 5 is unknown.
 
         Raises:
-            LinkError: refused, or no answer; says why.
+            LinkError: refused, or no answer.
         """
         began_s = time.monotonic()
         choice = VersionChoice(self._settings.protocol)
@@ -141,17 +140,17 @@ class Probe:
 
     @property
     def mqtt5(self) -> bool:
-        """Whether the broker says what became of a message (MQTT 3.1.1 knows only yes)."""
+        """Whether the broker reports refused messages (MQTT 3.1.1 does not)."""
         return self._driver.mqtt5
 
     @property
     def patience_s(self) -> float:
-        """How long to wait for a message that may never come."""
+        """Time to wait for a message that may never come."""
         low, high = _ECHO_S
         return min(high, max(low, _ECHO_TRIPS * self.answer_s))
 
     def publish(self, topic: str, payload: bytes = b"") -> int:
-        """Publish, not retained; returns the broker's reason code, below 0x80 for a yes.
+        """Publishes, not retained; returns the broker's reason code, below 0x80 for success.
 
         Raises:
             LinkError: the connection ended.
@@ -159,7 +158,7 @@ class Probe:
         return int(self._ask("published", lambda c: c.publish(topic, payload, QOS)).value)
 
     def subscribe(self, filters: Sequence[str]) -> list[int]:
-        """Subscribe; returns the broker's reason codes, below 0x80 for a yes.
+        """Subscribes; returns the broker's reason codes, below 0x80 for success.
 
         Raises:
             LinkError: the connection ended.
@@ -168,18 +167,18 @@ class Probe:
         return [int(code.value) for code in self._ask("subscribed", lambda c: c.subscribe(names))]
 
     def unsubscribe(self, filters: Sequence[str]) -> None:
-        """Leave nothing behind in the session."""
+        """Removes filters from the session."""
         self._network.call(lambda: self._driver.client.unsubscribe(list(filters)))
 
     def listen(self, found: Callable[[], bool], timeout_s: float) -> bool:
-        """Take messages into `heard` until `found()`, at most `timeout_s`."""
+        """Receives messages into `heard` until `found()`, for at most `timeout_s`."""
         end_s = time.monotonic() + timeout_s
         while not found() and (left_s := end_s - time.monotonic()) > 0 and self._down is None:
             self._wait_for("message", left_s)
         return found()
 
-    def take_all(self) -> None:
-        """Take messages into `heard` until no more come."""
+    def receive_all(self) -> None:
+        """Receives messages into `heard` until no more come."""
         end_s = time.monotonic() + _LONGEST_S
         while self._wait_for("message", self.patience_s) and time.monotonic() < end_s:
             continue
@@ -193,13 +192,13 @@ class Probe:
         self.answer_s = time.monotonic() - began_s
         if found is None:
             down = self._down or LinkDown(
-                f"broker {self._settings.address} gave no answer within {_ANSWER_S:g} s"
+                f"broker {self._settings.address} did not answer within {_ANSWER_S:g} s"
             )
             raise LinkError(down.reason)
         return found
 
     def _wait_for(self, wanted: str, timeout_s: float) -> Any:
-        """The next answer of a kind; None when the connection ends or none comes in time."""
+        """Returns the next answer of a kind; None: the connection ended, or no answer in time."""
         end_s = time.monotonic() + timeout_s
         while (left_s := end_s - time.monotonic()) > 0:
             try:
@@ -232,12 +231,12 @@ class Probe:
         self._answers.put(("down", down))
 
     def connected(self, present: bool, code: ReasonCode, properties: Properties) -> None:
-        """CONNACK."""
+        """Handles CONNACK."""
         self.is_shared, self._is_up = present, not code.is_failure
         self._answers.put(("up", (code, properties)))
 
     def disconnected(self, by_broker: bool, code: ReasonCode) -> None:
-        """The connection ended."""
+        """Handles the end of the connection."""
         if by_broker:
             down = disconnect_reasons.disconnected_by_broker(
                 self._settings, self._client_id, code.value, code.getName()
@@ -251,24 +250,24 @@ class Probe:
         self._answers.put(("down", down))
 
     def subscribed(self, mid: int, codes: list[ReasonCode]) -> None:
-        """SUBACK."""
+        """Handles SUBACK."""
         self._answers.put(("subscribed", codes))
 
     def acknowledged(self, mid: int, code: ReasonCode) -> None:
-        """PUBACK."""
+        """Handles PUBACK."""
         self._answers.put(("published", code))
 
     def received(self, message: paho.MQTTMessage) -> None:
-        """PUBLISH; acknowledged only when it is retained, see the module."""
-        if message.retain:  # a copy: it stays where it is, and many would not come otherwise
+        """Handles PUBLISH; acknowledges only retained messages, see the module."""
+        if message.retain:  # a copy: the original stays at the broker
             self._driver.client.ack(message.mid, QOS)
         self._answers.put(("message", (message.topic, bytes(message.payload), message.retain)))
 
     def broken(self) -> None:
-        """Reading or writing raised."""
+        """Handles an exception while reading or writing."""
         self._answers.put(("down", disconnect_reasons.lost(self._settings, 0)))
 
 
 def packet_limit(granted: Granted) -> int:
-    """Bytes of a packet that the broker takes, whether it named a limit or not."""
+    """Returns the broker's limit of packet bytes, or that of the protocol."""
     return granted.max_packet_bytes or NO_PACKET_LIMIT

@@ -1,11 +1,11 @@
-"""The door for devices that have no certificate yet: a Mosquitto of its own, beside the fleet's.
+"""Enrolment broker: a separate Mosquitto for devices that have no certificate yet.
 
-A broker of its own, not another listener of the fleet's: a listener that asks for no certificate
-takes whatever user name and client id it is told, and both count for the whole broker. Here there
-is nothing to impersonate, nothing retained, no session worth taking, and a flood ends here.
+It is separate because a listener without certificates accepts any user name and client id, and both
+are valid in the whole broker. This broker has no identities to impersonate, no retained messages
+and no sessions of value, and a flood of messages stays in it.
 
-A device connects without a name and may write and read two topics, below the client id that it
-made up. The service connects on the loopback interface with a password that lives as long as it.
+A device connects without a user name and may use two topics below its random client id. The service
+connects on the loopback interface with a password that is made for each run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from broker.enrolment.messages import EnrolmentTopics
 from broker.link.settings import BrokerSettings
 from broker.local.broker import HOST, answers, find_mosquitto, free_port
-from broker.local.child_process import dying_with
+from broker.local.child_process import bound_to_parent
 from broker.security.access_control import SERVER_FILE
 from broker.security.fleet import Fleet
 from fedge.errors import ConfigError, LinkError
@@ -30,18 +30,18 @@ from fedge.files import Account, write_whole
 
 _USER = "enrolment"
 _START_S, _STOP_S = 15.0, 3.0
-#: mosquitto_passwd's form of a password: PBKDF2 with SHA-512. The password is 256 random bits.
+#: Iterations of PBKDF2 with SHA-512 in Mosquitto's password file. The password is 256 random bits.
 _ITERATIONS = 101
 
 
 class EnrolmentBroker:
-    """Runs it while the `with` block lasts. Its log goes where ours goes, to stderr.
+    """Runs the enrolment broker while the `with` block lasts; its log goes to stderr.
 
     Args:
-        fleet: whose server certificate it shows, on the fleet's enrolment port.
+        fleet: the fleet, whose enrolment port and server certificate the broker uses.
 
     Raises:
-        ConfigError: Mosquitto is not installed; or, on entering, it does not start.
+        ConfigError: Mosquitto is not installed; or, on entering, does not start.
     """
 
     def __init__(self, fleet: Fleet) -> None:
@@ -76,7 +76,7 @@ class EnrolmentBroker:
 
     @property
     def settings(self) -> BrokerSettings:
-        """How the service connects to it."""
+        """Settings of the service's connection."""
         assert self._folder is not None
         secret = str(Path(self._folder.name) / "secret")
         return BrokerSettings(
@@ -84,15 +84,15 @@ class EnrolmentBroker:
         )
 
     def check(self) -> None:
-        """Whether it still runs.
+        """Checks that the broker still runs.
 
         Raises:
-            LinkError: it has ended.
+            LinkError: the broker has ended.
         """
         assert self._process is not None
         code = self._process.poll()
         if code is not None:
-            raise LinkError(f"the enrolment broker ended by itself (code {code})")
+            raise LinkError(f"the enrolment broker ended by itself (exit code {code})")
 
     def _start(self, folder: Path) -> None:
         register = self._fleet.register
@@ -109,16 +109,16 @@ class EnrolmentBroker:
             write_whole(folder / name, text.encode(), owner=account)
         if account.uid != os.geteuid():
             os.chown(folder, account.uid, account.gid)
-        # Not root for a moment: who talks to strangers needs no rights. Ports below 1024 neither.
-        who = f"{os.getpid()}:{account.uid}:{account.gid}" if os.geteuid() == 0 else os.getpid()
-        command = [*dying_with(who), self._program, "-c", str(folder / "mosquitto.conf")]
+        # Never as root: a process that strangers can reach must not have rights.
+        parent = f"{os.getpid()}:{account.uid}:{account.gid}" if os.geteuid() == 0 else os.getpid()
+        command = [*bound_to_parent(parent), self._program, "-c", str(folder / "mosquitto.conf")]
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
         deadline_s = time.monotonic() + _START_S
         while not answers(self._inner_port):
             if self._process.poll() is not None or time.monotonic() > deadline_s:
                 raise ConfigError(
                     f"the enrolment broker did not start on port {register.enrolment_port}: "
-                    "Mosquitto says why above"
+                    "see Mosquitto's messages above"
                 )
             time.sleep(0.02)
 
@@ -158,7 +158,7 @@ def _config(folder: Path, fleet: Fleet, inner_port: int) -> str:
 _CONFIG = """\
 per_listener_settings false
 user {user}
-# Whoever gives no name may ask; the one name there is has a password.
+# Devices connect without a user name; the service's user name has a password.
 allow_anonymous true
 password_file {folder}/passwords
 acl_file {folder}/access.acl

@@ -1,8 +1,8 @@
-"""Tokens as the fleet keeps them: who was invited, until when, and what became of it.
+"""Tokens of a fleet: makes, withdraws and redeems them.
 
-Of a token's secret only the SHA-256 is kept. A token counts once; whoever comes with the same key
-again (the answer was lost, the power was cut) gets the same certificate again, which is of no use
-to anybody without that key.
+The fleet stores only the SHA-256 of a token's secret. A token is valid once. A device that repeats
+its request with the same key (lost answer, power cut) gets the same certificate again, which is
+useless without that key.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from broker.security.fleet import Fleet
 from broker.security.register import Invitation, Register, record_of, with_revoked, with_withdrawn
 from fedge.errors import ConfigError
 
-#: An invitation that has ended is listed so much longer.
+#: How long an expired invitation is kept.
 _REMEMBERED = timedelta(days=30)
 
 
 class TokenRefused(ConfigError):
-    """A token that does not count; the text says why and what to do."""
+    """A token is refused; the text tells why and what to do."""
 
 
 @dataclass(frozen=True)
 class Redeemed:
-    """What a token was good for.
+    """Result of redeeming a token.
 
     Attributes:
-        agent_id: whose.
-        serial: of its certificate.
+        agent_id: the device.
+        serial: serial of its certificate.
         certificate: PEM.
-        is_new: False: the same certificate as before, to the same key.
-        revoked: earlier certificates were revoked: the broker must be told.
+        is_new: False: the certificate was issued before, for the same key.
+        revoked: earlier certificates were revoked: the broker must reload.
     """
 
     agent_id: str
@@ -50,7 +50,7 @@ class Redeemed:
 def invite(
     fleet: Fleet, agent_id: str, now: datetime, valid: timedelta, days: int, **options: bool
 ) -> Token:
-    """A token for one device; arguments and errors as of `invite_all`."""
+    """Makes a token for one device; arguments and errors as `invite_all`."""
     (token,) = invite_all(fleet, [agent_id], now, valid, days, **options)
     return token
 
@@ -66,24 +66,24 @@ def invite_all(
     keep_old: bool = False,
     again: bool = False,
 ) -> list[Token]:
-    """A token for each device, or none; earlier ones of the same devices end.
+    """Makes a token for each device, or none; withdraws earlier tokens of the devices.
 
-    New devices' access rules are made now, so that the broker need not be told when a token is
-    used: until then no certificate that counts has that name.
+    Writes the access rules of new devices now, so that the broker needs no reload when a token is
+    used: until then no valid certificate has the name.
 
     Args:
-        fleet: to join.
-        agent_ids: the devices' names.
+        fleet: the devices' fleet.
+        agent_ids: names of the devices.
         now: the time.
-        valid: how long the tokens may be used.
-        days: that the certificates will be valid.
-        replaces: for devices that are enrolled: a rotation.
+        valid: validity of the tokens.
+        days: validity of the certificates.
+        replaces: the devices are enrolled: a rotation.
         keep_old: their earlier certificates stay valid.
-        again: names of devices that were revoked may be taken, see `devices.check_new`.
+        again: names of revoked devices are allowed, see `devices.check_new`.
 
     Raises:
-        ConfigError: a name is not allowed, is enrolled already (or, with `replaces`, is not), was
-            revoked, or something cannot be written; then there is no token.
+        ConfigError: a name is not allowed, is enrolled (or, with `replaces`, is not), was revoked,
+            or a file cannot be written; then no token is made.
     """
     with fleet.changing() as register:
         if replaces:
@@ -114,10 +114,10 @@ def invite_all(
 
 
 def withdraw(fleet: Fleet, agent_id: str, now: datetime) -> None:
-    """Ends a device's open token; the device itself stays as it is.
+    """Withdraws a device's open token; its certificates stay valid.
 
     Raises:
-        ConfigError: there is none, or something cannot be written.
+        ConfigError: the device has no open token, or a file cannot be written.
     """
     with fleet.changing() as register:
         open_ones = [i for i in register.invitations if i.state(now) == "open"]
@@ -127,27 +127,27 @@ def withdraw(fleet: Fleet, agent_id: str, now: datetime) -> None:
 
 
 def redeem(fleet: Fleet, secret: str, request: str, now: datetime) -> Redeemed:
-    """A certificate for whoever has a token's secret.
+    """Issues a certificate for a token's secret.
 
     Args:
-        fleet: whose register is asked, and changed.
-        secret: of the token.
-        request: PEM (PKCS #10) of the device's key.
+        fleet: the fleet that made the token.
+        secret: secret of the token.
+        request: certificate request, PEM (PKCS #10).
         now: the time.
 
     Raises:
-        TokenRefused: unknown, used, withdrawn, expired, not for what the device is now; or the
-            request is damaged.
-        ConfigError: something cannot be written; then the token may be used still.
+        TokenRefused: the token is unknown, used, withdrawn, expired, or does not fit the device's
+            present state; or the request is damaged.
+        ConfigError: a file cannot be written; then the token is still valid.
     """
     with fleet.changing() as register:
-        invitation = _found(register.invitations, secret)
+        invitation = _find(register.invitations, secret)
         try:
             key = key_digest(requested_key(request))
-        except ConfigError as error:  # the device's fault, so it may know
-            raise TokenRefused(f"{error}; the token may still be used") from error
+        except ConfigError as error:  # the device's error, so it may be told
+            raise TokenRefused(f"{error}; the token is still valid") from error
         if invitation.ended == "used" and invitation.key_sha256 == key:
-            return _again(register, invitation)
+            return _issued_before(register, invitation)
         _check_usable(register, invitation, now)
         issued = fleet.authority().certify(request, invitation.agent_id, now, invitation.days)
         pem = issued.certificate.decode()
@@ -164,17 +164,17 @@ def redeem(fleet: Fleet, secret: str, request: str, now: datetime) -> Redeemed:
     return Redeemed(invitation.agent_id, issued.serial, pem, is_new=True, revoked=revokes)
 
 
-def _found(invitations: tuple[Invitation, ...], secret: str) -> Invitation:
+def _find(invitations: tuple[Invitation, ...], secret: str) -> Invitation:
     digest = digest_of(secret)
     for invitation in invitations:
         if invitation.secret_sha256 == digest:
             return invitation
-    raise TokenRefused("this fleet made no such token, or forgot it long ago")
+    raise TokenRefused("this fleet did not make this token, or deleted it after it expired")
 
 
-def _again(register: Register, invitation: Invitation) -> Redeemed:
+def _issued_before(register: Register, invitation: Invitation) -> Redeemed:
     if not any(r.serial == invitation.serial for r in register.valid_records(invitation.agent_id)):
-        raise TokenRefused(f"{invitation.agent_id} was revoked since: ask for a new token")
+        raise TokenRefused(f"{invitation.agent_id} was revoked meanwhile: ask for a new token")
     return Redeemed(
         invitation.agent_id,
         invitation.serial,
@@ -187,12 +187,12 @@ def _again(register: Register, invitation: Invitation) -> Redeemed:
 def _check_usable(register: Register, invitation: Invitation, now: datetime) -> None:
     name, state = invitation.agent_id, invitation.state(now)
     if state == "expired":
-        clocks = f"it ended {invitation.expires:%Y-%m-%d %H:%M} UTC, here it is {now:%H:%M}"
+        clocks = f"valid until {invitation.expires:%Y-%m-%d %H:%M} UTC, now {now:%Y-%m-%d %H:%M}"
         raise TokenRefused(f"the token of {name} has expired ({clocks}): ask for a new one")
     if state == "used":
         raise TokenRefused(
-            f"the token of {name} was used, by another key: if it was not you, revoke {name}; "
-            "ask for a new one"
+            f"the token of {name} was used with another key: ask for a new one; if you did not use "
+            f"it, revoke {name}"
         )
     if state == "withdrawn":
         raise TokenRefused(f"the token of {name} was withdrawn: ask for a new one")

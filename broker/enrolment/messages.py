@@ -1,12 +1,12 @@
-"""What a device without a certificate and the enrolment service say to each other.
+"""Messages between a device without a certificate and the enrolment service.
 
-    fedge/v1/<federation>/enrolment/<session>/request   the device's
-    fedge/v1/<federation>/enrolment/<session>/answer    the service's
+    fedge/v1/<federation>/enrolment/<session>/request   from the device
+    fedge/v1/<federation>/enrolment/<session>/answer    from the service
 
-On a listener of its own, in a broker of its own, where nothing else is. A session is 128 random
-bits, the device's client id there: the broker lets a client write and read below its own id only.
-A device asks twice: first for the authority's certificate, on a connection to it knows not whom,
-which it compares with its token; then, on one that this authority vouches for, with its secret.
+They travel over a separate broker. A session is 128 random bits, the device's client id: the broker
+lets a client use topics below its own id only. A device asks twice: first for the authority's
+certificate, on an unauthenticated connection, and compares it with the token; then with its secret,
+on a connection that this authority has certified.
 """
 
 from __future__ import annotations
@@ -25,35 +25,35 @@ from fedge.errors import WireError
 
 MAX_REQUEST_BYTES = 8 << 10
 MAX_ANSWER_BYTES = 64 << 10
-#: Requests that the service hears in one session. A device makes one, and repeats it when it hears
-#: nothing; after so many it begins another session.
+#: Requests that the service answers in one session. A device repeats its request when it gets no
+#: answer; after so many requests it starts another session.
 PER_SESSION = 5
 _T = TypeVar("_T", bound=msgspec.Struct)
 _SESSION = re.compile(r"[0-9a-f]{32}", re.ASCII)
 
 
 class Request(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """A device's: the authority's certificate, or a certificate of its own.
+    """Request for the authority's certificate, or for a certificate of the device.
 
     Attributes:
-        secret: of a token; empty: only the authority's certificate is asked for.
-        csr: PEM of a PKCS #10 request; only its public key and its signature count.
+        secret: secret of a token; empty: asks only for the authority's certificate.
+        csr: PEM of a PKCS #10 request; only its public key and its signature are used.
     """
 
     secret: Annotated[str, Meta(max_length=64)] = ""
     csr: Annotated[str, Meta(max_length=4096)] = ""
 
-    def __repr__(self) -> str:  # the secret must not end in a log
+    def __repr__(self) -> str:  # the secret must not appear in a log
         return "Request(...)"
 
 
 class Answer(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """The service's; one of the three.
+    """Answer of the service; exactly one field is set.
 
     Attributes:
-        authority: PEM of the fleet's authority.
-        bundle: all that the device needs but its key.
-        refused: why not, in words.
+        authority: certificate of the fleet's authority, PEM.
+        bundle: the device's bundle without its key.
+        refused: reason of a refusal, human-readable.
     """
 
     authority: Annotated[str, Meta(max_length=16_384)] = ""
@@ -74,22 +74,22 @@ class EnrolmentTopics:
 
     @property
     def requests(self) -> str:
-        """Filter for what all devices ask."""
+        """Filter of all devices' requests."""
         return self.request("+")
 
     def request(self, session: str) -> str:
-        """Where a device asks."""
+        """Returns the topic of a device's requests."""
         return f"{self.root}{session}/request"
 
     def answer(self, session: str) -> str:
-        """Where it is answered."""
+        """Returns the topic of the answers."""
         return f"{self.root}{session}/answer"
 
     def session_of(self, topic: str) -> str:
-        """Whose request it is.
+        """Returns the session of a request.
 
         Raises:
-            WireError: not a topic of requests, or no session of ours.
+            WireError: not a topic of requests, or not a valid session.
         """
         session = topic.removeprefix(self.root).removesuffix("/request")
         if topic != self.request(session) or not _SESSION.fullmatch(session):
@@ -98,29 +98,29 @@ class EnrolmentTopics:
 
 
 def new_session() -> str:
-    """A client id that nobody guesses."""
+    """Returns a client id that cannot be guessed."""
     return secrets.token_hex(16)
 
 
 def decode_request(payload: bytes) -> Request:
-    """A device's request.
+    """Decodes a device's request.
 
     Raises:
-        WireError: too long, or none.
+        WireError: too long, or not a request.
     """
     if len(payload) > MAX_REQUEST_BYTES:
-        raise WireError(f"a request of {len(payload)} bytes; the limit is {MAX_REQUEST_BYTES}")
+        raise WireError(f"request has {len(payload)} bytes; limit {MAX_REQUEST_BYTES}")
     return _decode(payload, Request)
 
 
 def decode_answer(payload: bytes) -> Answer:
-    """The service's answer.
+    """Decodes the service's answer.
 
     Raises:
-        WireError: too long, or none.
+        WireError: too long, or not an answer.
     """
     if len(payload) > MAX_ANSWER_BYTES:
-        raise WireError(f"an answer of {len(payload)} bytes; the limit is {MAX_ANSWER_BYTES}")
+        raise WireError(f"answer has {len(payload)} bytes; limit {MAX_ANSWER_BYTES}")
     return _decode(payload, Answer)
 
 

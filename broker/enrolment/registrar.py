@@ -1,8 +1,8 @@
-"""Who answers devices that come with a token: what is asked, how often, and what is said of it.
+"""State machine of the enrolment service: answers requests, limits their rate, logs refusals.
 
-A state machine: it knows no files and no clock. Everybody may reach it, so everything is bounded:
-a session (one connection to the enrolment listener) is heard a few times, all together so many
-times a second, and a flood of refusals makes few lines in the log.
+It knows no files and no clock. Strangers can reach it, so all use is limited: requests of a session
+(one connection to the enrolment listener), requests per second of all sessions together, and log
+lines about refusals.
 """
 
 from __future__ import annotations
@@ -24,24 +24,26 @@ from broker.service.events import (
 )
 from fedge.errors import WireError
 
-#: Requests of all sessions: signing one takes 2 ms, and a fleet of a thousand comes within minutes.
+#: Rate and burst of all sessions' requests: signing takes 2 ms, and a fleet of a thousand devices
+#: enrols within minutes.
 PER_SECOND, AT_ONCE = 20.0, 60.0
-#: Lines about refusals.
+#: Rate and burst of log lines about refusals.
 _LINES_PER_SECOND, _LINES_AT_ONCE = 0.2, 20.0
 _SESSIONS = 1000
 _ANSWER_EXPIRY_S = 120
 
 
-class Bucket:
-    """Lets through so many a second, and at first so many at once."""
+class TokenBucket:
+    """Token bucket: limits a rate, and allows bursts."""
 
-    def __init__(self, per_second: float, at_once: float) -> None:
-        self._rate, self._most = per_second, at_once
-        self._level, self._at_s = at_once, 0.0
+    def __init__(self, per_second: float, burst: float) -> None:
+        self._per_second, self._burst = per_second, burst
+        self._level, self._at_s = burst, 0.0
 
     def take(self, now_s: float) -> bool:
-        """Whether one more may pass."""
-        self._level = min(self._most, self._level + max(0.0, now_s - self._at_s) * self._rate)
+        """Returns whether one more is allowed, and counts it."""
+        gained = max(0.0, now_s - self._at_s) * self._per_second
+        self._level = min(self._burst, self._level + gained)
         self._at_s = now_s
         if self._level < 1:
             return False
@@ -51,7 +53,7 @@ class Bucket:
 
 @dataclass(frozen=True)
 class Granted:
-    """The register has let a device in."""
+    """Event: a token was redeemed."""
 
     session: str
     bundle: Bundle
@@ -59,7 +61,7 @@ class Granted:
 
 @dataclass(frozen=True)
 class Refused:
-    """The register has not."""
+    """Event: a token was refused."""
 
     session: str
     reason: str
@@ -67,7 +69,7 @@ class Refused:
 
 @dataclass(frozen=True)
 class Redeem:
-    """Ask the register, and come back with `Granted` or `Refused`."""
+    """Action: redeem a token; the result is `Granted` or `Refused`."""
 
     session: str
     secret: str = field(repr=False)
@@ -76,7 +78,7 @@ class Redeem:
 
 @dataclass(frozen=True)
 class Note:
-    """A line for the log."""
+    """Action: log a warning."""
 
     text: str
 
@@ -88,25 +90,25 @@ class Registrar:
     """Answers requests on the enrolment topics.
 
     Args:
-        federation: that devices join.
-        authority: PEM of its authority, told to everybody who asks.
+        federation: the devices' federation.
+        authority: certificate of the fleet's authority, PEM; sent to every client that asks.
     """
 
     def __init__(self, federation: str, authority: str) -> None:
         self._topics = EnrolmentTopics(federation)
         self._authority = authority
-        self._heard: OrderedDict[str, int] = OrderedDict()
-        self._requests = Bucket(PER_SECOND, AT_ONCE)
-        self._lines = Bucket(_LINES_PER_SECOND, _LINES_AT_ONCE)
-        self._unsaid = 0
+        self._requests_by_session: OrderedDict[str, int] = OrderedDict()
+        self._rate = TokenBucket(PER_SECOND, AT_ONCE)
+        self._lines = TokenBucket(_LINES_PER_SECOND, _LINES_AT_ONCE)
+        self._suppressed = 0
 
     def handle(self, event: LinkedEvent | Granted | Refused, now_s: float) -> list[Action]:
-        """What to do about an event at monotonic time `now_s`."""
+        """Returns the actions for an event at monotonic time `now_s`."""
         match event:
             case Started():
                 return [Subscribe(self._topics.requests)]
             case MessageArrived(topic, payload) if payload:
-                return self._asked(topic, payload, now_s)
+                return self._on_request(topic, payload, now_s)
             case Granted(session, bundle):
                 return [self._answer(session, Answer(bundle=bundle))]
             case Refused(session, reason):
@@ -115,15 +117,15 @@ class Registrar:
             case _:
                 return []
 
-    def _asked(self, topic: str, payload: bytes, now_s: float) -> list[Action]:
+    def _on_request(self, topic: str, payload: bytes, now_s: float) -> list[Action]:
         try:
             session = self._topics.session_of(topic)
         except WireError as error:
             return self._note(f"a request was ignored: {error}", now_s)
-        # A request that asked to be retained must not stay: nobody may fill the broker with them.
+        # Deletes a request that was sent as retained: such requests must not fill the broker.
         clear = Publish(topic, b"", retain=True)
         if not self._may_ask(session, now_s):
-            return [clear, *self._note("requests were ignored: too many at once", now_s)]
+            return [clear, *self._note("requests were ignored: rate limit reached", now_s)]
         try:
             request = decode_request(payload)
         except WireError as error:
@@ -134,13 +136,13 @@ class Registrar:
         return [clear, Redeem(session, request.secret, request.csr)]
 
     def _may_ask(self, session: str, now_s: float) -> bool:
-        heard = self._heard.pop(session, 0)
-        # What the crowd leaves no room for does not count against the session.
-        may = heard < PER_SESSION and self._requests.take(now_s)
-        self._heard[session] = heard + may
-        if len(self._heard) > _SESSIONS:
-            self._heard.popitem(last=False)
-        return may
+        count = self._requests_by_session.pop(session, 0)
+        # A request refused by the common rate limit does not count against the session.
+        is_allowed = count < PER_SESSION and self._rate.take(now_s)
+        self._requests_by_session[session] = count + is_allowed
+        if len(self._requests_by_session) > _SESSIONS:
+            self._requests_by_session.popitem(last=False)
+        return is_allowed
 
     def _answer(self, session: str, answer: Answer) -> Publish:
         payload = msgspec.json.encode(answer)
@@ -148,7 +150,7 @@ class Registrar:
 
     def _note(self, text: str, now_s: float) -> list[Action]:
         if not self._lines.take(now_s):
-            self._unsaid += 1
+            self._suppressed += 1
             return []
-        unsaid, self._unsaid = self._unsaid, 0
-        return [Note(f"{text} (and {unsaid} more before)" if unsaid else text)]
+        suppressed, self._suppressed = self._suppressed, 0
+        return [Note(f"{text} ({suppressed} earlier lines not logged)" if suppressed else text)]

@@ -1,4 +1,4 @@
-"""The enrolment service: its own broker, the registrar, and the fleet's register behind it."""
+"""Enrolment service: runs its broker and the registrar, and redeems tokens in the fleet."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ log = logging.getLogger(__name__)
 
 
 class EnrolmentService(Service):
-    """Gives certificates to devices with a token.
+    """Issues certificates to devices with a token.
 
     Args:
-        fleet: that they join.
-        link: to the enrolment broker.
-        for_s: ends by itself after so long; None: when it is stopped.
-        check: called now and then; raises what ends the service.
+        fleet: the devices' fleet.
+        link: link to the enrolment broker.
+        for_s: running time; None: until stopped.
+        check: called every second; an exception of it ends the service.
     """
 
     def __init__(
@@ -42,11 +42,11 @@ class EnrolmentService(Service):
         self._check = check
 
     def handle(self, event: Any) -> Sequence[Any]:
-        """The registrar's answer."""
+        """Returns the registrar's actions."""
         return self._registrar.handle(event, time.monotonic())
 
     def perform(self, action: Any) -> None:
-        """Asks the register, or says something."""
+        """Redeems a token, or logs a warning."""
         match action:
             case Note(text):
                 log.warning("%s", text, extra={"event": "enrolment_refused"})
@@ -54,15 +54,15 @@ class EnrolmentService(Service):
                 self.dispatch(self._redeem(session, secret, csr))
 
     def wait_s(self) -> float:
-        """Until the end, or until the broker is looked after again."""
+        """Returns the time until the end, or until the next check of the broker."""
         remaining_s = 1.0 if self._ends_s is None else self._ends_s - time.monotonic()
         return min(1.0, max(0.0, remaining_s))
 
     def wake(self) -> None:
-        """Looks after the broker and the time."""
+        """Checks the broker and the time."""
         self._check()
         if self._ends_s is not None and time.monotonic() >= self._ends_s:
-            log.info("the time is over: no more devices are enrolled")
+            log.info("enrolment time is over: service stops")
             self.stop()
 
     def _redeem(self, session: str, secret: str, csr: str) -> Granted | Refused:
@@ -71,25 +71,27 @@ class EnrolmentService(Service):
         except TokenRefused as error:
             return Refused(session, str(error))
         except ConfigError as error:
-            # A full disk, a damaged register: not for strangers to read.
-            log.error("no certificate was made: %s", error, extra={"event": "enrolment_failed"})
-            return Refused(session, "the service cannot make a certificate: its log says why")
-        self._say(done)
+            # Strangers must not read details such as a full disk or a damaged register.
+            log.error("certificate was not issued: %s", error, extra={"event": "enrolment_failed"})
+            return Refused(session, "the service cannot issue a certificate: see its log")
+        self._log(done)
         return Granted(session, self._fleet.bundle(done.agent_id, done.certificate))
 
-    def _say(self, done: Redeemed) -> None:
+    def _log(self, done: Redeemed) -> None:
         if not done.is_new:
-            log.info("%s asked again and has the same certificate", done.agent_id)
+            log.info("%s repeated its request and got the same certificate", done.agent_id)
             return
         log.info(
-            "%s is enrolled, certificate %s",
+            "%s enrolled with certificate %s",
             done.agent_id,
             done.serial,
             extra={"event": "enrolled", "agent_id": done.agent_id},
         )
         if done.revoked:
             pid_file = self._fleet.broker_folder / PID_FILE
-            log.info("its earlier certificates are revoked: %s", reload_mosquitto(pid_file))
+            log.info(
+                "earlier certificates of %s revoked: %s", done.agent_id, reload_mosquitto(pid_file)
+            )
 
 
 def serve_enrolment(fleet: Fleet, for_s: float | None) -> None:
@@ -97,10 +99,10 @@ def serve_enrolment(fleet: Fleet, for_s: float | None) -> None:
 
     Raises:
         ConfigError: Mosquitto is missing or does not start.
-        LinkError: its broker ended.
+        LinkError: the enrolment broker ended.
     """
     with EnrolmentBroker(fleet) as broker:
-        # The id is a secret: whoever knew it could take the connection's place.
+        # The id is secret: a client with the same id would take over the session.
         client_id = f"fedge-enrolment-{secrets.token_hex(16)}"
         link = MqttLink(broker.settings, client_id, session_expiry_s=0)
         EnrolmentService(fleet, link, for_s, broker.check).run()

@@ -1,9 +1,10 @@
-"""A token: one line that a device shows once to join a fleet. Read without cryptography.
+"""Token: one line with which a device joins a fleet once. Read without `cryptography`.
 
     fedge://broker.example.org:8884/wearables/pi-1/SECRET.AUTHORITY
 
-Where to ask, as whom, a secret of 128 bits, and the SHA-256 of the authority's certificate: the
-device sends the secret to nobody who cannot prove that this authority vouches for it.
+It contains the address of the enrolment service, the names of federation and device, a secret of
+128 bits, and the SHA-256 of the authority's certificate: the device sends the secret only to a
+server that this authority has certified.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ _TOKEN = re.compile(
 
 @dataclass(frozen=True)
 class Token:
-    """What stands in a token.
+    """Content of a token.
 
     Attributes:
-        host: of the enrolment service.
-        port: of it.
-        federation: that the device joins.
-        agent_id: the name it will have.
-        secret: what lets it in, once.
+        host: host of the enrolment service.
+        port: port of the enrolment service.
+        federation: the device's federation.
+        agent_id: the device's name.
+        secret: secret that is valid once.
         authority: fingerprint of the fleet's authority, see `fingerprint`.
     """
 
@@ -51,7 +52,7 @@ class Token:
 
     @property
     def address(self) -> str:
-        """Of the enrolment service: `host:port`, an IPv6 address in brackets."""
+        """Address of the enrolment service: `host:port`, an IPv6 address in brackets."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
 
@@ -59,20 +60,20 @@ class Token:
         where = f"{SCHEME}{self.address}/{self.federation}/{self.agent_id}"
         return f"{where}/{self.secret}.{self.authority}"
 
-    def __repr__(self) -> str:  # the secret must not end in a log
+    def __repr__(self) -> str:  # the secret must not appear in a log
         return f"Token({self.agent_id!r} of {self.federation!r})"
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """The token that `text` is.
+        """Parses a token.
 
         Raises:
-            ConfigError: it is none, or only a part of one; does not repeat it.
+            ConfigError: not a token, or only a part; the message does not show the text.
         """
         match = _TOKEN.fullmatch(text.strip())
         if match is None or not 0 < int(match["port"]) < 65_536:
             raise ConfigError(
-                "the token is damaged or only half there: copy the whole line that "
+                "the token is damaged or incomplete: copy the whole line that "
                 "`fedge broker enrol --token` printed, from fedge:// to its end"
             )
         who = (match["federation"], match["agent_id"])
@@ -81,23 +82,23 @@ class Token:
 
 
 def new_secret() -> str:
-    """128 random bits, as 22 letters."""
+    """Returns 128 random bits as 22 letters."""
     return _text(secrets.token_bytes(_SECRET_BYTES))
 
 
 def digest_of(secret: str) -> str:
-    """What is kept of a secret. A plain hash will do: nobody tries 2^128 of them."""
+    """Returns the stored hash of a secret. 128 random bits need no slow hash."""
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
 def fingerprint(certificate: str) -> str:
-    """SHA-256 of a certificate's DER form, as 43 letters.
+    """Returns the SHA-256 of a certificate's DER form as 43 letters.
 
     Args:
         certificate: PEM.
 
     Raises:
-        ConfigError: no certificate.
+        ConfigError: not a certificate.
     """
     try:
         der = ssl.PEM_cert_to_DER_cert(certificate.strip())

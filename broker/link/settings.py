@@ -72,9 +72,9 @@ class TlsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     def _no_passphrase(self) -> str:
         raise ConfigError(
-            f"tls: key_file {self.key_file} is encrypted, and a service cannot ask for a passphrase:"
-            " write the key without one (openssl pkey -in OLD -out NEW), readable by this service "
-            "only"
+            f"tls: key_file {self.key_file} is encrypted; a service cannot ask for a passphrase:"
+            " write the key without one (openssl pkey -in OLD -out NEW), readable by this service"
+            " only"
         )
 
 

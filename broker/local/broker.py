@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from broker.link.settings import BrokerSettings
-from broker.local.child_process import end_with_parent_prefix
+from broker.local.child_process import bound_to_parent
 from fedge.errors import ConfigError
 from fedge.open_files import raise_file_limit
 
@@ -169,7 +169,7 @@ class LocalBroker:
         config = folder / "mosquitto.conf"
         config.write_text(_mosquitto_config(port) + self._extra_config)
         return [
-            *end_with_parent_prefix(os.getpid()),
+            *bound_to_parent(os.getpid()),
             find_mosquitto() or "mosquitto",
             "-c",
             str(config),

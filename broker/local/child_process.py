@@ -20,7 +20,7 @@ import sys
 _PR_SET_PDEATHSIG = 1
 
 
-def end_with_parent_prefix(parent: str | int) -> list[str]:
+def bound_to_parent(parent: str | int) -> list[str]:
     """Returns words to put before a command; `parent`: own process id, or `PID:UID:GID`."""
     return [sys.executable, "-I", "-S", __file__, str(parent)]
 

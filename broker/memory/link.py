@@ -138,7 +138,7 @@ class MemoryLink:
         """Sends at QoS 1; while disconnected, the message waits in a bounded queue.
 
         Raises:
-            LinkError: the message is larger than the limit, the queue is full, or the link is closed.
+            LinkError: the message is too large, the queue is full, or the link is closed.
         """
         check_topic(topic)
         size = publish_packet_bytes(topic, len(payload), expiry_s)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from broker.diagnostics.access_checks import Rights
-from broker.diagnostics.broker_checks import Others, network_checks
+from broker.diagnostics.broker_checks import ExpectedPeers, network_checks
 from broker.diagnostics.host_and_files import clock_check
 from broker.diagnostics.probe import Probe
 from broker.protocol import blobs, messages
@@ -111,7 +111,7 @@ def _at_the_broker(config: AgentConfig, base: Path, found: _Found) -> Iterator[C
     topics = Topics(config.federation)
     settings = config.broker.located(base)
     rights = agent_rights(topics, config.agent_id)
-    others = Others(
+    others = ExpectedPeers(
         (topics.name(CoordinatorStatusTopic()), topics.name(ProgramTopic())),
         lambda kept: _coordinator_check(topics, kept, found),
     )

@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 from broker.local.broker import HOST
-from broker.local.child_process import end_with_parent_prefix
+from broker.local.child_process import bound_to_parent
 from coordinator.config import CoordinatorConfig
 from coordinator.records.records import RoundRecord
 from coordinator.store import Store
@@ -142,7 +142,7 @@ class Federation:
         for name in names:
             kind = "coordinator" if name.startswith("coordinator") else "agent"
             path = config or self.config(name)
-            command = end_with_parent_prefix(os.getpid())
+            command = bound_to_parent(os.getpid())
             command += [*self.fedge(name), kind, "run", "--config", str(path)]
             command += ["--json"] if kind == "coordinator" else []
             command += ["-v"] if self.verbose else []

@@ -24,7 +24,7 @@ from broker.link.link import LinkDown, LinkUp
 from broker.link.mqtt import MqttLink
 from broker.link.settings import BrokerSettings, TlsSettings
 from broker.local.broker import find_mosquitto
-from broker.local.child_process import end_with_parent_prefix
+from broker.local.child_process import bound_to_parent
 from broker.security import devices
 from broker.security.access_control import PID_FILE
 from broker.security.certificate_authority import Authority
@@ -110,7 +110,7 @@ def running(fleet: Fleet, folder: Path, mosquitto: Path | None = None) -> Iterat
     config.write_text(config.read_text().replace("\n#log_type", "\nlog_type"))  # all refusals
     program = str(mosquitto or find_mosquitto() or "mosquitto")
     process, is_over = (
-        start_logged([*end_with_parent_prefix(os.getpid()), program, "-c", str(config)], log),
+        start_logged([*bound_to_parent(os.getpid()), program, "-c", str(config)], log),
         threading.Event(),
     )
 
@@ -119,7 +119,7 @@ def running(fleet: Fleet, folder: Path, mosquitto: Path | None = None) -> Iterat
         while not is_over.wait(0.05):
             if process.poll() is not None and log.read_text().endswith("Reloading config.\n"):
                 process = start_logged(
-                    [*end_with_parent_prefix(os.getpid()), program, "-c", str(config)], log
+                    [*bound_to_parent(os.getpid()), program, "-c", str(config)], log
                 )
 
     keeper = threading.Thread(target=keep)

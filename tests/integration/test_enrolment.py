@@ -84,7 +84,7 @@ def test_a_device_with_a_token_gets_into_a_fleet_that_was_told_before(
         finally:
             link.close()
         assert f"as {name}" in place.said()
-    assert service.says(f"{name} is enrolled, certificate ")
+    assert service.says(f"{name} enrolled with certificate ")
     key = (folder / "agent.pem").read_text().split("PRIVATE KEY-----")[1].strip()
     for path in fleet.folder.rglob("*"):  # it never left the device
         assert path.is_dir() or key.encode() not in path.read_bytes(), path
@@ -112,7 +112,7 @@ def test_a_device_that_lost_the_answer_comes_again(
     lost = ask_for_certificate(token, request_in(folder), 20)
     fedge("agent", "enrol", str(token), "--dir", folder)
     assert lost.certificate in (folder / "agent.pem").read_text()
-    assert service.says(f"{name} asked again and has the same certificate")
+    assert service.says(f"{name} repeated its request and got the same certificate")
 
 
 def test_a_rotation_by_token_ends_the_old_certificate(
@@ -125,7 +125,7 @@ def test_a_rotation_by_token_ends_the_old_certificate(
         said = fedge("broker", "rotate", service.fleet.folder, name, "--token")
         (token,) = [line for line in said.splitlines() if line.startswith("fedge://")]
         assert "certificates renewed" in fedge("agent", "enrol", token, "--dir", folder)
-        assert service.says("its earlier certificates are revoked: the running broker (process")
+        assert service.says(f"earlier certificates of {name} revoked: the running broker (process")
         (tmp_path / "old.pem").write_bytes(old)
         reason = why_refused(place, tmp_path / "old.pem", folder / "ca.crt")
         assert "it was revoked" in reason
@@ -137,7 +137,7 @@ def test_a_rotation_by_token_ends_the_old_certificate(
         ("used", "was used, by another key"),
         ("late", "has expired"),
         ("withdrawn", "was withdrawn"),
-        ("guessed", "made no such token"),
+        ("guessed", "did not make this token"),
     ],
 )
 def test_a_token_that_does_not_count_is_refused_in_words_and_logged(
@@ -287,9 +287,9 @@ def test_a_session_that_asks_again_and_again_is_not_heard(service: Service) -> N
         answers = [decode_answer(payload) for _, payload in stranger.heard(0.5)]
     finally:
         stranger.close()
-    words = "this fleet made no such token, or forgot it long ago"
+    words = "this fleet did not make this token, or deleted it after it expired"
     assert answers == [Answer(refused=words)] * 5
-    assert service.says("requests were ignored: too many at once")
+    assert service.says("requests were ignored: rate limit reached")
 
 
 def test_nothing_stays_behind(service: Service) -> None:

@@ -43,7 +43,7 @@ def test_version_5_may_be_written_as_a_number() -> None:
         ({"websocket": {"path": "/a\r\nX: y"}}, "path must be like /mqtt"),
         (
             {"websocket": {"headers": {"Authorization": "Bearer x"}}},
-            "put this header into headers_file",
+            "into headers_file",
         ),
         ({"websocket": {"headers": {"X": "a\r\nY: b"}}}, "is not a valid header"),
         ({"websocket": {"headers": {"Host": "x"}}}, "set by the WebSocket itself"),

@@ -106,7 +106,7 @@ def test_the_request_says_mqtt_and_the_further_headers(
         (
             b"HTTP/1.1 101 Switching\r\nSec-WebSocket-Accept: AAAA\r\n\r\n",
             101,
-            "wrong Sec-WebSocket-Accept",
+            "wrong Sec-WebSocket",
         ),
         (b"\x20\x02\x00\x01", 0, "did not answer with HTTP"),
         (b"SSH-2.0-OpenSSH_9.2\r\n\r\n", 0, "did not answer with HTTP"),

@@ -163,11 +163,11 @@ def test_anchors_and_merge_keys_work(tmp_path: Path) -> None:
         ("name: a\nsites: {a: {}, b: {min_reports: 11}}", "sites.b: min_reports must be 1..report"),
         ("name: a\nstages: [{}, {min_reports: 11}]", "stages[1]: min_reports must be 1..report_g"),
         ("name: a\nextra: {min_reports: 11}", "extra: min_reports must be 1..report_goal (10)"),
-        # keys given twice
-        ("name: a\nname: b", "name: given twice, on lines 1 and 2; keep one"),
+        # duplicate keys
+        ("name: a\nname: b", "name: duplicate key, on lines 1 and 2; keep one"),
         (
             "name: a\nstages:\n- {}\n- min_reports: 1\n  min_reports: 1",
-            "stages[1].min_reports: given twice, on lines 4 and 5; keep one",
+            "stages[1].min_reports: duplicate key, on lines 4 and 5; keep one",
         ),
         # no YAML
         ("name: a\nround: {]", "line 2: not YAML: "),

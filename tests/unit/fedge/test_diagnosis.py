@@ -110,7 +110,7 @@ def test_another_project_with_our_names_is_told(
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
     check = owner_check()
     assert check.state == "failed"
-    assert "edge_agent also of edge-agent" in check.found
+    assert "edge_agent also from edge-agent" in check.found
     assert "environment of its own" in check.advice
 
 
@@ -128,7 +128,7 @@ def test_a_state_folder_need_not_be_there_yet_but_writable(tmp_path: Path) -> No
 
 def test_memory_that_will_not_do_is_told_before_it_is_taken() -> None:
     assert memory_check().state == "ok"
-    assert "will be needed" in memory_check(1 << 50).advice
+    assert "are needed" in memory_check(1 << 50).advice
 
 
 # -- access rights --------------------------------------------------------------------------------

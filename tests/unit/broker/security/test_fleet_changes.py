@@ -177,7 +177,7 @@ def test_only_the_enrolled_are_rotated_and_revoked(fleet: Fleet) -> None:
     assert fedge("broker", "revoke", fleet.folder, "pi-1").exit_code == 0
     again = fedge("broker", "revoke", fleet.folder, "pi-1", "--no-reload")  # to be sure
     assert again.exit_code == 0
-    assert "was not told: it takes effect when it is started again" in again.stdout
+    assert "did not reload: the change takes effect at its next start" in again.stdout
     assert "pi-1 was revoked" in line_of(fedge("broker", "rotate", fleet.folder, "pi-1"))
 
 

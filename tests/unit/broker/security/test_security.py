@@ -131,7 +131,7 @@ def test_the_broker_gets_a_new_certificate_and_other_names(fleet: Fleet) -> None
     assert path.read_bytes() != old
     names = "new.example.org,broker.example.org"
     result = fedge("broker", "rotate-broker", fleet.folder, "--host", names)
-    assert "devices that look for it as 10.1.2.3 refuse it" in result.stdout
+    assert "devices that connect to 10.1.2.3 refuse the broker" in result.stdout
     assert broker_names(fleet) == names.split(",")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     bundle = read_bundle(devices.enrol(Fleet(fleet.folder), "pi-9", utc_now(), None, 30))
@@ -254,7 +254,7 @@ def test_a_file_is_replaced_as_a_whole_and_never_readable_by_others(tmp_path: Pa
 
 def test_one_process_at_a_time_runs_on_a_state_folder(tmp_path: Path) -> None:
     state = tmp_path / "state"
-    second = f"in use by process {os.getpid()}: stop it, or give this one another state_dir"
+    second = f"in use by process {os.getpid()}: stop that process, or use another state_dir"
     for _ in range(2):
         with claimed(state, "agent"):
             with pytest.raises(ConfigError, match=second), claimed(state, "agent"):
@@ -311,7 +311,7 @@ def test_a_folder_that_mosquitto_cannot_get_to_is_named(tmp_path: Path) -> None:
     (tmp_path / "root").mkdir(mode=0o700)
     command: list[str | Path] = ["broker", "init", tmp_path / "root" / "fleet", "--host", "x"]
     command += ["--user", "nobody"]
-    closed = f"{tmp_path}/root is closed to user nobody, so Mosquitto cannot run from this folder"
+    closed = f"user nobody cannot enter {tmp_path}/root, so Mosquitto cannot run from this folder"
     for _ in range(2):
         result = fedge(*command)
         assert result.exit_code == 0
