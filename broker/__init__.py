@@ -1,1 +1,1 @@
-"""How messages travel: topics, messages, blobs, links, local brokers."""
+"""Messaging: protocol, links, brokers, security, enrolment and diagnostics."""

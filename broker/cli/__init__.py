@@ -1,1 +1,1 @@
-"""The `fedge broker` commands."""
+"""Commands of `fedge broker`."""

@@ -42,7 +42,7 @@ def rotate_key(folder: Path, finish: bool, at_once: bool) -> None:
     here = shlex.quote(str(fleet.folder))
     click.echo(f"{'the only' if finish else 'new'} signing key: {newest}; next:")
     click.echo(f"  give it to the coordinator:  {fleet.signing_file}")
-    click.echo("  start the coordinator again; it goes on with its round")
+    click.echo("  restart the coordinator; it continues its round")
     if at_once:
         click.echo(f"  for each device:             fedge broker rotate {here} AGENT_ID")
     elif not finish:
@@ -68,7 +68,7 @@ def rotate_coordinator(folder: Path, no_reload: bool) -> None:
     reload_broker(fleet, no_reload)
     click.echo("next:")
     click.echo(f"  give it to the coordinator:  {path}")
-    click.echo("  start the coordinator again; it goes on with its round")
+    click.echo("  restart the coordinator; it continues its round")
 
 
 @click.command("rotate-broker")

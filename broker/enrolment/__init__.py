@@ -1,1 +1,1 @@
-"""Enrolment by token: messages, the registrar and its broker."""
+"""Enrolment by token: messages, state machine, service and its broker."""

@@ -1,1 +1,1 @@
-"""Link: one MQTT connection, over paho, with the failures brokers have."""
+"""Link: one MQTT connection over paho."""

@@ -31,7 +31,7 @@ class NetworkLoop:
     thread instead of one per client.
 
     Attributes:
-        errors: number of exceptions that reached the loop; each is logged, and the loop goes on.
+        errors: number of exceptions that reached the loop; each is logged, and the loop continues.
     """
 
     def __init__(self, name: str = "fedge-network") -> None:

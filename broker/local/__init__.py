@@ -1,1 +1,1 @@
-"""A broker on this machine: Mosquitto, or the embedded one."""
+"""Local brokers: Mosquitto, or the embedded broker."""

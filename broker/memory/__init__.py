@@ -1,1 +1,1 @@
-"""Link in memory and virtual time, with its own broker."""
+"""Simulated broker and link in memory and virtual time."""

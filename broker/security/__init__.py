@@ -1,1 +1,1 @@
-"""A fleet's certificates, access rules, bundles and keys."""
+"""Certificates, access rules, bundles and keys of a fleet."""
