@@ -1,4 +1,4 @@
-"""What the agent's YAML file may say."""
+"""Configuration of an agent."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import msgspec
 from msgspec import Meta
 
 from broker.link.settings import BrokerSettings
-from broker.protocol.messages import Fingerprint, Id, Task
+from broker.protocol.messages import Fingerprint, Id, Names
 from edge_agent.data.dataset import DataConfig
 from edge_agent.machine.blob_fetcher import STALL_S
 from edge_agent.machine.limits import LimitsConfig
+from edge_agent.machine.status import DEFAULT_PHASES
+from learning.phases.registry import PHASES
 
 
 class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -23,8 +25,8 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         agent_id: unique in the federation; two devices of one id fight for one session.
         broker: where it is and how to log in.
         data: this device's data; paths are relative to the file.
-        state_dir: what the agent keeps (the fixed normalisation); relative to the file.
-        tasks: leave "train" out for a device that only measures.
+        state_dir: the agent's own files; relative to the file.
+        phases: that the device takes part in; leave "train" out for one that only measures.
         tags: free words that the coordinator shows.
         runtime: the TFLite interpreter; the first that is installed when not given.
         threads: of the interpreter.
@@ -35,7 +37,7 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         heartbeat_s: the agent says that it is there so often, also while it trains.
         stall_s: without a chunk of what it fetches for so long, it subscribes again and asks the
             coordinator for what is missing; doubled at each try.
-        limits: what training may take from the device, and when it rests.
+        limits: what training may take from the device, and when it pauses.
     """
 
     federation: Id
@@ -43,7 +45,7 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     data: DataConfig
     broker: BrokerSettings = BrokerSettings()
     state_dir: Path = Path("state")
-    tasks: Annotated[tuple[Task, ...], Meta(min_length=1)] = ("train", "evaluate")
+    phases: Names = DEFAULT_PHASES
     tags: Annotated[tuple[Id, ...], Meta(max_length=64)] = ()
     runtime: Literal["tflite-runtime", "ai-edge-litert", "tensorflow"] | None = None
     threads: Annotated[int, Meta(ge=1, le=64)] = 1
@@ -57,3 +59,8 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     def __post_init__(self) -> None:
         if self.agent_id == "coordinator":
             raise ValueError("agent_id: 'coordinator' is the coordinator's own name at the broker")
+        if not self.phases:
+            raise ValueError("phases: name at least one")
+        for name in self.phases:
+            if name not in PHASES:
+                raise ValueError(f"phases: unknown phase {name!r}; known: {', '.join(PHASES)}")

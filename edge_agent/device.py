@@ -1,4 +1,4 @@
-"""What the device is and how it feels: memory, temperature, battery, network.
+"""DeviceReadings of the device: memory, temperature, battery, network.
 
 Read from /proc and /sys, which every Linux has: psutil would cost a compiled wheel on each platform
 and 1.2 MB of memory, reads no faster, and knows nothing of metered networks.
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from edge_agent.machine.limits import LimitsConfig, Readings
+from edge_agent.machine.limits import DeviceReadings, LimitsConfig
 from fedge.system import available_bytes, read_text, temperature_c
 
 log = logging.getLogger(__name__)
@@ -27,10 +27,10 @@ _MOBILE = ("wwan", "ppp", "rmnet")
 
 
 class Device(Protocol):
-    """What an agent's shell asks how the device feels."""
+    """Source of readings for an agent's shell."""
 
-    def read(self, limits: LimitsConfig) -> Readings:
-        """What `limits` needs, now."""
+    def read(self, limits: LimitsConfig) -> DeviceReadings:
+        """Returns what `limits` needs, as it is now."""
 
 
 class LinuxDevice:
@@ -54,10 +54,10 @@ class LinuxDevice:
         self._metered: bool | None = None
         self._metered_until_s = float("-inf")
 
-    def read(self, limits: LimitsConfig) -> Readings:
+    def read(self, limits: LimitsConfig) -> DeviceReadings:
         """See `Device`; sensors that no limit needs are left alone."""
         now = self._local_time()
-        return Readings(
+        return DeviceReadings(
             minute=60 * now.tm_hour + now.tm_min,
             temperature_c=None if limits.max_temperature_c is None else temperature_c(self._root),
             battery_percent=(

@@ -1,4 +1,4 @@
-"""The agent's shell: runs the state machine over a real link, with a worker for slow work."""
+"""Shell of the agent: runs the state machine over a real link, with a worker for slow work."""
 
 from __future__ import annotations
 
@@ -26,16 +26,15 @@ from edge_agent.machine.events import (
     BlobRecalled,
     CancelJob,
     Event,
-    Felt,
     ForgetBlob,
-    ForgetResidual,
+    ForgetState,
     KeepChunk,
-    KeepTrust,
     LoadPackage,
     PauseJobs,
     RecallBlob,
+    ResolvePendingUpdate,
     ResumeJobs,
-    SettleUpdate,
+    SaveTrust,
     SpoolUpdate,
     StartJob,
 )
@@ -79,7 +78,7 @@ class AgentService(Service):
         disk: threads that write the spool, so that one agent's disk does not hold up the others;
             None writes at once. Either way nothing that follows the update is done before it is
             on disk.
-        device: that says how it feels.
+        device: source of readings.
     """
 
     def __init__(
@@ -97,7 +96,7 @@ class AgentService(Service):
         self._agent = agent
         self._limits = config.limits
         self._device = device or LinuxDevice()
-        self._feel_s = -math.inf
+        self._readings_due_s = -math.inf
         state_dir = located(config.state_dir, base)
         self._spool = Spool(state_dir, spool_limit(config))
         self._chunks = ChunkStore(state_dir, 3 * config.max_blob_bytes)
@@ -113,27 +112,27 @@ class AgentService(Service):
         return self._agent.handle(event, time.monotonic())
 
     def wait_s(self) -> float:
-        """Until the next heartbeat, stall, resend, or look at the device."""
+        """Seconds until the next heartbeat, stall, resend or reading."""
         now_s = time.monotonic()
-        feel_s = self._feel_s - now_s if self._agent.is_watchful else math.inf
-        return max(0.0, min(self._agent.wait_s(now_s), feel_s))
+        readings_s = self._readings_due_s - now_s if self._agent.needs_readings else math.inf
+        return max(0.0, min(self._agent.wait_s(now_s), readings_s))
 
     def begin(self) -> None:
-        """See `Service.begin`; the machine knows how the device feels before it hears of work."""
-        self._feel()
+        """See `Service.begin`; the machine has readings before the first plan comes."""
+        self._read_device()
         super().begin()
 
     def wake(self) -> None:
-        """Let the machine look at the clock, and at the device."""
-        self._feel()
+        """Tells the machine the time and the device's readings, when due."""
+        self._read_device()
         if self._agent.wait_s(time.monotonic()) <= 0:
             self.dispatch(Tick())
 
-    def _feel(self) -> None:
+    def _read_device(self) -> None:
         now_s = time.monotonic()
-        if self._agent.is_watchful and now_s >= self._feel_s:
-            self._feel_s = now_s + self._limits.check_s
-            self.dispatch(Felt(self._device.read(self._limits)))
+        if self._agent.needs_readings and now_s >= self._readings_due_s:
+            self._readings_due_s = now_s + self._limits.check_s
+            self.dispatch(self._device.read(self._limits))
 
     def dispatch(self, event: Event | _Spooled) -> None:
         """See `Service.dispatch`."""
@@ -175,17 +174,17 @@ class AgentService(Service):
         match action:
             case SpoolUpdate(update):
                 self._write(update)
-            case SettleUpdate(accepted):
-                self._spool.settle(accepted=accepted)
-            case ForgetResidual():
-                self._spool.forget_residual()
+            case ResolvePendingUpdate(accepted):
+                self._spool.resolve(accepted=accepted)
+            case ForgetState():
+                self._spool.forget_state()
             case RecallBlob(sha256):
                 self._link.post(BlobRecalled(sha256, tuple(self._chunks.recall(sha256))))
             case KeepChunk(sha256, payload):
                 self._chunks.keep(sha256, payload)
             case ForgetBlob(sha256):
                 self._chunks.forget(sha256)
-            case KeepTrust(record):
+            case SaveTrust(record):
                 self._trust.write(record)
             case LoadPackage() | StartJob():
                 self._worker.submit(action)
@@ -208,20 +207,20 @@ def _warn_not_kept(error: BaseException) -> None:
 
 
 def agent_facts(config: AgentConfig, boot: str) -> AgentFacts:
-    """What is known of this device before it connects."""
+    """Returns the facts of this boot."""
     try:
         find_runtime(config.runtime)
-        unable = ""
+        reason = ""
     except ModelError as error:
-        unable = str(error)
+        reason = str(error)
         log.error("cannot take part: %s", error)
     return AgentFacts(
         agent_id=config.agent_id,
         federation=config.federation,
         boot=boot,
-        tasks=config.tasks,
+        phases=config.phases,
         tags=config.tags,
-        unable=unable,
+        unavailable_reason=reason,
         memory_bytes=memory_bytes(),
         software=fedge.__version__,
         fingerprint=config.fingerprint,
@@ -233,8 +232,8 @@ def agent_facts(config: AgentConfig, boot: str) -> AgentFacts:
 
 
 def spool_limit(config: AgentConfig) -> int:
-    """Bytes of a spooled update: θ may be as large as a blob, its residual is of θ's size."""
-    return 2 * config.max_blob_bytes + (1 << 20)
+    """Bytes of a spooled update: uploads and states of a few vectors, each as large as a blob."""
+    return 6 * config.max_blob_bytes + (1 << 20)
 
 
 def make_agent(config: AgentConfig, base: Path) -> Agent:

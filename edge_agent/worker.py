@@ -13,38 +13,32 @@ import queue
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from weakref import WeakValueDictionary
-from zlib import crc32
-
-import numpy as np
 
 from edge_agent.config import AgentConfig
 from edge_agent.data.dataset import LocalDataset, load_dataset
+from edge_agent.machine.device_state import model_key
 from edge_agent.machine.events import (
-    Evaluated,
     Event,
+    JobDone,
     JobFailed,
     LoadPackage,
     PackageFailed,
     PackageLoaded,
     StartJob,
-    Trained,
 )
+from edge_agent.training.local_device import LocalModel
+from edge_agent.training.local_task import run_local_task
 from edge_agent.training.memory_estimate import estimate, shortage
-from edge_agent.training.personal_layers import PersonalPart, forget_others, personal_file
-from edge_agent.training.throttle import Pace
-from edge_agent.training.trainer import train
-from fedge.errors import FederationError, TrainingError
+from edge_agent.training.throttle import Throttle
+from fedge.errors import DeclinedError, FederationError
 from fedge.system import available_bytes, resident_bytes, return_freed_memory
 from fedge.yaml_config import located
-from learning.vector.metrics import Sums, add_sums
-from learning.vector.parameters import F32
 from models.package.package import Unpacked, unpack_wire
 from models.runtime.program import Program
-from models.runtime.rows import Rows
 
 log = logging.getLogger(__name__)
 
@@ -174,7 +168,7 @@ class Worker:
         self._report = report
         self._lock = threading.Lock()
         self._jobs: deque[_Job] = deque()  # the first is running or about to
-        self._model: tuple[_Model, LocalDataset, PersonalPart] | None = None
+        self._model: tuple[_Model, LocalDataset] | None = None
         self._nice = config.limits.nice
         self._paused = False  # written by the owner's thread only
 
@@ -219,28 +213,26 @@ class Worker:
     def _do(self, job: _Job, programs: _Programs) -> Event:
         if isinstance(job.work, LoadPackage):
             return self._load(job.work, programs)
-        return self._compute(job.work, job.cancelled, programs)
+        return self._work(job.work, job.cancelled, programs)
 
     def _load(self, job: LoadPackage, programs: _Programs) -> Event:
         self._model = None
         reason = "no_program"
         try:
             model = self._pool.model(job.package, job.wire)
-            if refusal := self._too_large(model):
-                return refusal
+            if too_large := self._too_large(model):
+                return too_large
             program = programs.get(model, self._config)
             reason = "no_data"
             state_dir = located(self._config.state_dir, self._base)
             dataset = load_dataset(self._config.data, model.content.spec, self._base, state_dir)
-            kept = personal_file(state_dir, model.content.spec)
-            personal = PersonalPart(model.content.personal, kept)
-            forget_others(kept)
         except FederationError as error:
             return PackageFailed(job.package, reason, str(error))
-        self._model = (model, dataset, personal)
+        self._model = (model, dataset)
         return PackageLoaded(
             job.package,
             model.content.spec.fingerprint,
+            model_key(model.content.spec),
             program.runtime,
             dataset.num_train,
             dataset.num_test,
@@ -258,51 +250,32 @@ class Worker:
             return PackageFailed(model.package, "memory", why, needs_bytes=need.total)
         return None
 
-    def _compute(self, job: StartJob, cancelled: threading.Event, programs: _Programs) -> Event:
+    def _work(self, job: StartJob, cancelled: threading.Event, programs: _Programs) -> Event:
         plan = job.plan
         if self._model is None:
             return JobFailed(plan, "no model is loaded")
-        model, dataset, personal = self._model
+        model, dataset = self._model
+        throttle = Throttle(
+            self._config.limits.cpu_share,
+            lambda: cancelled.is_set() or self._pool.stopping,
+            self._is_paused,
+        )
         try:
-            program = programs.get(model, self._config)
-            share = self._config.limits.cpu_share
-            if plan.task == "evaluate":
-                # Short: finished even when nobody waits, unless it would wait itself.
-                pace = Pace(share, lambda: self._paused and cancelled.is_set(), self._is_paused)
-                theta = personal.whole(job.theta)
-                return Evaluated(plan, _measure(program, theta, dataset.part("test"), pace))
-            agent = crc32(self._config.agent_id.encode())
-            rng = np.random.default_rng([plan.seed, agent, 0])
-            rows = dataset.part("train")
-
-            def is_over() -> bool:
-                return cancelled.is_set() or self._pool.stopping
-
-            pace = Pace(share, is_over, self._is_paused)
-            theta = personal.whole(job.theta)
-            result = train(program, theta, rows, plan.training, rng, pace.is_over)
-            return Trained(plan, personal.keep(result))
+            local = LocalModel(programs.get(model, self._config), model.content.personal)
+            result = run_local_task(
+                plan,
+                job.blobs,
+                job.state,
+                local,
+                dataset,
+                self._config.agent_id,
+                throttle.wait_and_check_cancelled,
+            )
+        except DeclinedError as error:
+            return JobFailed(plan, str(error), error.reason)
         except FederationError as error:
             return JobFailed(plan, str(error))
-
-
-def _measure(program: Program, theta: F32, rows: Rows, pace: Pace) -> Sums:
-    """As `Program.evaluate`, with a look at the pace before each batch.
-
-    Raises:
-        TrainingError: it is over.
-    """
-    size = max(program.spec.batch_sizes)
-    count = len(next(iter(rows.values())))
-
-    def batches() -> Iterator[Sums]:
-        for start in range(0, count, size):
-            if pace.is_over():
-                raise TrainingError("cancelled")
-            part = {name: array[start : start + size] for name, array in rows.items()}
-            yield program.evaluate(theta, part)
-
-    return add_sums(batches())
+        return JobDone(plan, result)
 
 
 def _be_nice(nice: int) -> bool:
@@ -327,5 +300,5 @@ def _be_nice(nice: int) -> bool:
 
 def _failure(job: LoadPackage | StartJob, detail: str) -> Event:
     if isinstance(job, LoadPackage):
-        return PackageFailed(job.package, "no_program", detail, passing=True)
+        return PackageFailed(job.package, "no_program", detail, is_transient=True)
     return JobFailed(job.plan, detail)

@@ -11,7 +11,6 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from broker.protocol.messages import TrainingPlan
 from coordinator.config import CoordinatorConfig
 from edge_agent.data.dataset import LocalDataset
 from edge_agent.training.trainer import train
@@ -19,6 +18,7 @@ from fedge.errors import ConfigError, DataError, TrainingError
 from fleet.detection import measure_detection
 from fleet.participants import Cast
 from fleet.scenario import BaselineConfig
+from learning.algorithms.training import TrainingPlan
 from learning.vector.metrics import Sums, add_sums, metric_values
 from learning.vector.parameters import F32, F64
 from models.package.package import ModelPackage
@@ -129,7 +129,7 @@ class _Trial:
     def fit(self, rows: Rows, number: int) -> F32:
         """The vector of one model that has learned from `rows`, personal part and all."""
         rng = np.random.default_rng([self.seed, number, 3])
-        return self.initial + train(self.program, self.initial, rows, self.plan, rng).delta
+        return train(self.program, self.initial, rows, self.plan, rng).theta
 
     def sums(self, theta: F32, parts: Sequence[Rows]) -> Sums:
         """Of loss and metrics over all rows of some parts."""

@@ -139,7 +139,7 @@ def write_agent(
         "federation": federation,
         "agent_id": name,
         "broker": dict(broker),
-        "tasks": ["evaluate"] if unseen else ["train", "evaluate"],
+        "phases": ["evaluate"] if unseen else ["train", "evaluate"],
         "data": {
             "path": _DATA_FILE,
             "inputs": {t.name: {"array": t.name} for t in cast.spec.inputs},

@@ -145,7 +145,7 @@ def agent_rights(topics: Topics, agent_id: str) -> Rights:
     status, update, report = of(agent_id)
     # Round 0 is none: a coordinator looks at it and does nothing.
     nothing = Report(
-        session=_NOBODY, boot=_NOBODY, round_id=0, kind="missing", task="evaluate", version=0
+        session=_NOBODY, boot=_NOBODY, round_id=0, kind="missing", phase="none", version=0
     )
     plan, program = topics.name(RoundTopic()), topics.name(ProgramTopic())
     middle, inbox = topics.name(CoordinatorStatusTopic()), topics.name(InboxTopic(agent_id))
@@ -241,12 +241,12 @@ def _fetch(config: AgentConfig, base: Path, manifest: ProgramManifest) -> Unpack
 
 
 def _rest(config: AgentConfig) -> Iterator[Check]:
-    rest = Limits(config.limits).judge(LinuxDevice().read(config.limits))
-    if rest is not None:
-        found = f"the device would rest now ({rest})"
+    pause = Limits(config.limits).update(LinuxDevice().read(config.limits))
+    if pause is not None:
+        found = f"the device would pause now ({pause})"
         yield warning("limits", found, "no training until that is over")
     elif config.limits.watched:
-        yield ok("limits", "nothing makes the device rest now")
+        yield ok("limits", "nothing makes the device pause now")
 
 
 def _at_work(config: AgentConfig, base: Path, model: Unpacked | None) -> Iterator[Check]:

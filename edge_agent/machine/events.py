@@ -1,4 +1,4 @@
-"""What can happen to an agent (events) and what it can ask its shell to do (actions)."""
+"""Events that an agent's machine takes, and actions that it asks its shell to do."""
 
 from __future__ import annotations
 
@@ -14,20 +14,29 @@ from broker.service.events import (
     Stopping,
     Tick,
 )
-from edge_agent.machine.limits import Readings
-from edge_agent.machine.pending_update import SpooledUpdate
+from edge_agent.machine.device_state import DeviceState
+from edge_agent.machine.limits import DeviceReadings
+from edge_agent.machine.pending_update import JobResult, SpooledUpdate
 from edge_agent.machine.trust import TrustRecord
-from edge_agent.training.result import TrainingResult
-from learning.vector.metrics import Sums
-from learning.vector.parameters import F32
+from learning.vector.vectors import Vectors
 
 
 @dataclass(frozen=True)
 class PackageLoaded:
-    """The program runs here and the device's data fits it."""
+    """The program runs here and the device's data fits it.
+
+    Attributes:
+        package: its SHA-256.
+        fingerprint: of the layout.
+        model: the layouts that device state belongs to (`device_state.model_key`).
+        runtime: the interpreter.
+        train_examples: rows to learn from.
+        test_examples: rows held out.
+    """
 
     package: str
     fingerprint: str
+    model: str
     runtime: str
     train_examples: int
     test_examples: int
@@ -38,45 +47,46 @@ class PackageFailed:
     """The device cannot work with this package.
 
     Attributes:
+        package: its SHA-256.
         reason: machine name: no_program, no_data, memory.
+        detail: for people.
         needs_bytes: with this much memory available it would work; 0: nothing to wait for.
-        passing: it may work some time later, as it is; it is tried again.
+        is_transient: the same package may work later; it is tried again.
     """
 
     package: str
     reason: str
     detail: str
     needs_bytes: int = 0
-    passing: bool = False
+    is_transient: bool = False
 
     @property
-    def may_pass(self) -> bool:
-        """Whether it may yet be used, as it is."""
-        return self.passing or self.needs_bytes > 0
+    def may_recover(self) -> bool:
+        """Whether the package may yet be used, as it is."""
+        return self.is_transient or self.needs_bytes > 0
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A training job is done."""
-
-    plan: RoundPlan
-    result: TrainingResult
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """An evaluation job is done."""
+@dataclass(frozen=True, eq=False)
+class JobDone:
+    """A job ended with a result."""
 
     plan: RoundPlan
-    sums: Sums
+    result: JobResult
 
 
 @dataclass(frozen=True)
 class JobFailed:
-    """A job ended without a result: training diverged, or the interpreter failed."""
+    """A job ended without a result.
+
+    Attributes:
+        plan: of the job.
+        detail: for people.
+        reason: machine name, as in reports; empty: training or evaluation, whichever it was.
+    """
 
     plan: RoundPlan
     detail: str
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,13 +95,6 @@ class BlobRecalled:
 
     sha256: str
     payloads: tuple[bytes, ...]
-
-
-@dataclass(frozen=True)
-class Felt:
-    """How the device feels now."""
-
-    readings: Readings
 
 
 Event = (
@@ -103,10 +106,9 @@ Event = (
     | BlobRecalled
     | PackageLoaded
     | PackageFailed
-    | Trained
-    | Evaluated
+    | JobDone
     | JobFailed
-    | Felt
+    | DeviceReadings
     | Stopping
 )
 
@@ -121,7 +123,7 @@ class LoadPackage:
 
 @dataclass(frozen=True)
 class RecallBlob:
-    """Which chunks of the blob does the disk hold? Answered by BlobRecalled."""
+    """Read the chunks of a blob that the disk holds; answered by BlobRecalled."""
 
     sha256: str
 
@@ -136,58 +138,65 @@ class KeepChunk:
 
 @dataclass(frozen=True)
 class ForgetBlob:
-    """Free what the disk holds of a blob."""
+    """Delete the chunks of a blob from disk."""
 
     sha256: str
 
 
 @dataclass(frozen=True)
-class KeepTrust:
-    """Have on disk whom the agent trusts, before what follows is done."""
+class SaveTrust:
+    """Write the trust record to disk before the actions that follow."""
 
     record: TrustRecord
 
 
 @dataclass(frozen=True, eq=False)
 class SpoolUpdate:
-    """Have the update on disk before what follows is done."""
+    """Write the update and its next state to disk before the actions that follow."""
 
     update: SpooledUpdate
 
 
 @dataclass(frozen=True)
-class SettleUpdate:
-    """The spooled update is done with."""
+class ResolvePendingUpdate:
+    """The pending update is resolved: keep its next state (accepted), or delete both."""
 
     accepted: bool
 
 
 @dataclass(frozen=True)
-class ForgetResidual:
-    """What the last update that counted has left is of no more use."""
+class ForgetState:
+    """Delete the settled device state: it belongs to another model."""
 
 
 @dataclass(frozen=True, eq=False)
 class StartJob:
-    """Do what the plan asks with θ; answered by Trained, Evaluated or JobFailed."""
+    """Do what the plan asks; answered by JobDone or JobFailed.
+
+    Attributes:
+        plan: of the round.
+        blobs: vectors of the plan's blobs by name, read-only; θ is `weights`.
+        state: of the device.
+    """
 
     plan: RoundPlan
-    theta: F32
+    blobs: Vectors
+    state: DeviceState
 
 
 @dataclass(frozen=True)
 class CancelJob:
-    """Nobody waits for the running job's result any more."""
+    """Cancel the running job: nobody waits for its result any more."""
 
 
 @dataclass(frozen=True)
 class PauseJobs:
-    """The running job, and those to come, wait before their next step."""
+    """Pause the running job, and those to come, before their next step."""
 
 
 @dataclass(frozen=True)
 class ResumeJobs:
-    """They go on."""
+    """Resume paused jobs."""
 
 
 Action = (
@@ -195,10 +204,10 @@ Action = (
     | RecallBlob
     | KeepChunk
     | ForgetBlob
-    | KeepTrust
+    | SaveTrust
     | SpoolUpdate
-    | SettleUpdate
-    | ForgetResidual
+    | ResolvePendingUpdate
+    | ForgetState
     | LoadPackage
     | StartJob
     | CancelJob

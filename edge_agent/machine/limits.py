@@ -1,6 +1,6 @@
-"""What the owner of a device allows, and when the device should rest.
+"""Limits that the owner of a device sets, and when the device pauses because of them.
 
-Pure: readings in, a reason to rest (or none) out. `edge_agent.device` takes the readings.
+Pure: readings in, a reason to pause (or none) out. `edge_agent.device` takes the readings.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-#: A device that rests goes on when it is so much better than its limit: without a gap it would
-#: stop and go at every reading.
+#: A paused device goes on when it is so much better than its limit: without a gap it would stop
+#: and go at every reading.
 COOLER_C = 5.0
 FULLER_PERCENT = 5.0
 _HOURS = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]):([0-5]\d)")
 
-#: Machine names of the reasons to rest; "memory" is the one that a program may fail with.
-RestReason = Literal["quiet_hours", "too_hot", "low_battery", "metered"]
+#: Machine names of the reasons to pause.
+PauseName = Literal["quiet_hours", "too_hot", "low_battery", "metered"]
 
 
 class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -34,7 +34,7 @@ class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         pause_on_metered: no training, and nothing large fetched, while the network is paid by the
             byte.
         quiet_hours: without training, in local time: "22:00-06:30".
-        check_s: between two looks at all that.
+        check_s: between two readings of the sensors.
     """
 
     nice: Annotated[int, Meta(ge=0, le=19)] = 0
@@ -52,7 +52,7 @@ class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
     @property
     def watched(self) -> bool:
-        """Whether there is anything to look at now and then."""
+        """Whether any limit needs readings."""
         return bool(
             self.quiet_hours
             or self.pause_on_metered
@@ -62,8 +62,8 @@ class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
 
 @dataclass(frozen=True)
-class Readings:
-    """How a device feels. None: it has no such sensor, or nobody asked.
+class DeviceReadings:
+    """Readings of a device's sensors. None: it has no such sensor, or no limit needs it.
 
     Attributes:
         minute: of the day, local time, 0 to 1439.
@@ -81,10 +81,10 @@ class Readings:
 
 
 @dataclass(frozen=True)
-class Rest:
-    """Why the device rests: a machine name, and words."""
+class PauseReason:
+    """Reason for a pause: a machine name, and words for people."""
 
-    reason: RestReason
+    reason: PauseName
     detail: str
 
     def __str__(self) -> str:
@@ -92,54 +92,54 @@ class Rest:
 
 
 class Limits:
-    """Remembers whether the device rests, so that it does not stop and go at every reading.
+    """Compares readings with limits; remembers the pause, so that it ends with a gap to the limit.
 
     Attributes:
-        rest: why it rests now; None when it does not.
-        metered: whether nothing large may be fetched, whatever else makes it rest.
+        pause: why the device pauses now; None when it does not.
+        metered: whether nothing large may be fetched, whatever else makes it pause.
     """
 
     def __init__(self, config: LimitsConfig) -> None:
         self._config = config
-        self.rest: Rest | None = None
+        self.pause: PauseReason | None = None
         self.metered = False
 
-    def judge(self, readings: Readings) -> Rest | None:
-        """Take new readings in; the words stay those of the moment when the rest began."""
+    def update(self, readings: DeviceReadings) -> PauseReason | None:
+        """Takes new readings; the words stay those of the moment when the pause began."""
         self.metered = self._config.pause_on_metered and bool(readings.metered)
         found = self._find(readings)
-        if found is None or self.rest is None or found.reason != self.rest.reason:
-            self.rest = found
-        return self.rest
+        if found is None or self.pause is None or found.reason != self.pause.reason:
+            self.pause = found
+        return self.pause
 
-    def _find(self, readings: Readings) -> Rest | None:
+    def _find(self, readings: DeviceReadings) -> PauseReason | None:
         config = self._config
         for text in config.quiet_hours:
             if is_within(text, readings.minute):
-                return Rest("quiet_hours", f"{text} local time")
+                return PauseReason("quiet_hours", f"{text} local time")
         return self._too_hot(readings) or self._low_battery(readings) or self._metered()
 
-    def _was(self, reason: RestReason) -> bool:
-        return self.rest is not None and self.rest.reason == reason
+    def _was(self, reason: PauseName) -> bool:
+        return self.pause is not None and self.pause.reason == reason
 
-    def _too_hot(self, readings: Readings) -> Rest | None:
+    def _too_hot(self, readings: DeviceReadings) -> PauseReason | None:
         limit, found = self._config.max_temperature_c, readings.temperature_c
         if limit is None or found is None:
             return None
         if found <= (limit - COOLER_C if self._was("too_hot") else limit):
             return None
-        return Rest("too_hot", f"{found:.0f} °C, limit {limit:g}")
+        return PauseReason("too_hot", f"{found:.0f} °C, limit {limit:g}")
 
-    def _low_battery(self, readings: Readings) -> Rest | None:
+    def _low_battery(self, readings: DeviceReadings) -> PauseReason | None:
         limit, found = self._config.min_battery_percent, readings.battery_percent
         if limit is None or found is None:
             return None
         if found >= (limit + FULLER_PERCENT if self._was("low_battery") else limit):
             return None
-        return Rest("low_battery", f"{found:.0f} %, limit {limit:g}")
+        return PauseReason("low_battery", f"{found:.0f} %, limit {limit:g}")
 
-    def _metered(self) -> Rest | None:
-        return Rest("metered", "the network is paid by the byte") if self.metered else None
+    def _metered(self) -> PauseReason | None:
+        return PauseReason("metered", "the network is paid by the byte") if self.metered else None
 
 
 def parse_hours(text: str) -> tuple[int, int]:

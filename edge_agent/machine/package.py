@@ -74,7 +74,7 @@ class CurrentPackage:
             return False
         self.failed, self.wanted, self._loading = event, None, None
         again = ""
-        if event.passing:
+        if event.is_transient:
             pause_s = min(_LONGEST_AGAIN_S, _AGAIN_S * 2.0**self._failures)
             pause_s *= self._rng.uniform(1.0, 1.5)
             self._failures += 1
@@ -89,7 +89,7 @@ class CurrentPackage:
 
     def try_again(self) -> None:
         """Want it anew if a failure that may pass kept us from it."""
-        if self.failed is not None and self.failed.passing:
+        if self.failed is not None and self.failed.is_transient:
             self._want_again()
 
     def try_in(self, available_bytes: int | None) -> None:

@@ -1,33 +1,77 @@
-"""The update that waits for its receipt, and what an agent remembers of earlier boots."""
+"""Results of jobs, the update among them that is pending, and the memory of earlier boots."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
+from broker.protocol.messages import VectorRef
+from edge_agent.machine.device_state import DeviceState
 from edge_agent.machine.trust import TrustRecord
-from learning.vector.parameters import F32
+from learning.phases.phase import Values
+from learning.vector.metrics import Sums
+
+
+@dataclass(frozen=True, eq=False)
+class LocalUpdate:
+    """An update, encoded; it counts once a receipt says accepted.
+
+    Attributes:
+        vectors: by name, in the order of their parts in `body`.
+        body: encoded vectors, one behind the other.
+        num_examples: rows learned from.
+        sums: of loss and metrics over the last epoch, each batch measured before its step.
+        seconds: wall time of training.
+        state: of the device once the update counts.
+    """
+
+    vectors: Mapping[str, VectorRef]
+    body: bytes
+    num_examples: int
+    sums: Sums
+    seconds: float
+    state: DeviceState
+
+
+@dataclass(frozen=True, eq=False)
+class LocalReport:
+    """An answer without vectors.
+
+    Attributes:
+        sums: of loss and metrics over rows.
+        values: numbers by name, of a phase without θ.
+        num_examples: rows behind them.
+    """
+
+    sums: Sums
+    values: Values = field(default_factory=dict)
+    num_examples: int = 0
+
+
+JobResult = LocalUpdate | LocalReport
 
 
 @dataclass(frozen=True, eq=False)
 class SpooledUpdate:
-    """A finished update.
+    """An update on disk, pending until its receipt.
 
     Attributes:
-        session, round_id, boot, attempt: as in its header; receipts name them.
-        fingerprint: of the model.
+        session, round_id, boot, attempt, version: as in its header; receipts name the first four.
+        phase: of the plan.
         deadline_s: of the round's plan.
         frame: as sent.
-        residual: float32, shape (P,): what `frame` could not carry.
+        state: of the device once the update counts.
     """
 
     session: str
     round_id: int
+    phase: str
     boot: str
     attempt: int
-    fingerprint: str
+    version: int
     deadline_s: float
     frame: bytes
-    residual: F32
+    state: DeviceState
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,13 +79,11 @@ class AgentMemory:
     """What an agent remembers of its earlier boots.
 
     Attributes:
-        pending: sent, or about to be, without a receipt so far.
-        residual: of the last update that counted; None when there is none.
-        fingerprint: of the model that the residual belongs to.
-        trust: whom it believed, and how far the coordinator's messages had come.
+        pending: an update without a receipt so far.
+        settled: state of the last update that counted; None when there is none.
+        trust: trusted keys and the highest numbers of the coordinator's messages.
     """
 
     pending: SpooledUpdate | None = None
-    residual: F32 | None = None
-    fingerprint: str = ""
+    settled: DeviceState | None = None
     trust: TrustRecord | None = None

@@ -1,16 +1,25 @@
-"""Which of two plans is the newer one."""
+"""Order of plans: which of two is newer, and whether work on the older one still counts."""
 
 from __future__ import annotations
 
 from broker.protocol.messages import RoundPlan
 
-#: Earlier starts of the session that are remembered, to tell their plans when they come late.
+#: Earlier starts of the session that are remembered, to recognise their plans when they come late.
 _FORMER_STARTS = 4
 
 
 def stage(plan: RoundPlan) -> tuple[int, int, bool]:
-    """How far a federation is; it only grows within a start of the coordinator."""
+    """Returns how far a federation is; it only grows within a start of the coordinator."""
     return plan.round_id, plan.version, plan.state == "finished"
+
+
+def is_within_staleness(version: int, plan: RoundPlan) -> bool:
+    """Whether an update of θ's `version` counts while a later round's plan is open."""
+    return (
+        plan.state == "open"
+        and plan.max_staleness > 0
+        and 0 <= plan.version - version <= plan.max_staleness
+    )
 
 
 class PlanOrder:
@@ -20,13 +29,13 @@ class PlanOrder:
         self._former_starts: tuple[str, ...] = ()
 
     def is_late(self, plan: RoundPlan, newest: RoundPlan) -> bool:
-        """A copy of an earlier one that was on its way for long."""
+        """Whether a plan is a delayed copy of one before the newest."""
         if plan.start == newest.start:
             return stage(plan) < stage(newest)
         return plan.session == newest.session and plan.start in self._former_starts
 
     def follow(self, plan: RoundPlan, before: RoundPlan) -> bool:
-        """A plan that is not late replaces another; whether the coordinator has gone back by it."""
+        """Notes that a plan replaces another; returns whether the coordinator has gone back."""
         if before.session != plan.session:
             self._former_starts = ()
         elif before.start != plan.start:

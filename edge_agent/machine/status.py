@@ -1,37 +1,45 @@
-"""What an agent says of itself, and why it does not do what a plan asks."""
+"""Status of an agent, and the reasons for which it declines a plan."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from broker.protocol.messages import AgentStatus, RoundPlan, Task
+from broker.protocol.messages import AgentStatus, RoundPlan
 from edge_agent.machine.blob_fetcher import STALL_S
 from edge_agent.machine.events import PackageFailed, PackageLoaded
-from edge_agent.machine.limits import LimitsConfig, Rest
-from learning.codecs import CODECS
+from edge_agent.machine.limits import LimitsConfig, PauseReason
+from fedge.errors import DeclinedError
+from learning.algorithms.registry import ALGORITHMS
+from learning.codecs.registry import CODECS
+from learning.phases.phase import Phase
+
+#: Phases that every device takes part in unless its configuration says otherwise.
+DEFAULT_PHASES = ("train", "evaluate")
 
 
 @dataclass(frozen=True)
 class AgentFacts:
-    """What does not change while the process lives.
+    """Facts that do not change while the process lives.
 
     Attributes:
-        boot: new at every start; receipts for an earlier boot are not ours.
-        unable: why this device cannot take part at all (no interpreter); empty when it can.
+        boot: new at every start; receipts for an earlier boot's update name that boot.
+        phases: the device takes part in.
+        unavailable_reason: why this device cannot take part at all (no interpreter); empty when it
+            can.
         fingerprint: the only layout this device trains, when pinned by its configuration.
-        max_blob_bytes: larger packages and weights are refused.
-        heartbeat_s: says that it is there so often; 0 never.
-        stall_s: a fetch without a chunk for so long asks again.
+        max_blob_bytes: larger packages and vectors are refused.
+        heartbeat_s: seconds between heartbeats; 0: none.
+        stall_s: seconds without a chunk after which a fetch subscribes again.
         trusted_keys: public keys of the coordinator, 32 bytes each; none: nothing need be signed.
-        limits: when the device rests.
+        limits: when the device pauses.
     """
 
     agent_id: str
     federation: str
     boot: str
-    tasks: tuple[Task, ...] = ("train", "evaluate")
+    phases: tuple[str, ...] = DEFAULT_PHASES
     tags: tuple[str, ...] = ()
-    unable: str = ""
+    unavailable_reason: str = ""
     memory_bytes: int = 0
     software: str = ""
     fingerprint: str | None = None
@@ -46,40 +54,41 @@ def agent_status(
     facts: AgentFacts,
     loaded: PackageLoaded | None,
     failed: PackageFailed | None,
-    rest: Rest | None,
+    pause: PauseReason | None,
     distrust: str,
     keys: tuple[str, ...],
     *,
     online: bool,
 ) -> AgentStatus:
-    """The birth, the heartbeat and, with `online=False`, the will.
+    """Returns the birth, the heartbeat and, with `online=False`, the will.
 
     Args:
         facts: of this boot.
         loaded: the package that is ready.
         failed: the package that cannot be used, and why.
-        rest: why the device rests.
-        distrust: why the coordinator that is there is not believed; empty when it is.
-        keys: names of the keys that are trusted.
-        online: whether this process is there.
+        pause: why the device pauses.
+        distrust: why the coordinator that is online is not trusted; empty when it is.
+        keys: names of the trusted keys.
+        online: whether this process is connected.
     """
-    unable = facts.unable or (f"{failed.reason}: {failed.detail}" if failed else "")
-    may_pass = failed is not None and failed.may_pass and not facts.unable
-    ready = loaded if not unable else None
+    reason = facts.unavailable_reason or (f"{failed.reason}: {failed.detail}" if failed else "")
+    is_transient = failed is not None and failed.may_recover and not facts.unavailable_reason
+    ready = loaded if not reason else None
     if distrust:
-        unable, may_pass = f"coordinator not trusted: {distrust}", True
+        reason, is_transient = f"coordinator not trusted: {distrust}", True
     return AgentStatus(
         state="online" if online else "offline",
         boot=facts.boot,
-        tasks=facts.tasks,
+        phases=facts.phases,
         train_examples=ready.train_examples if ready else 0,
         test_examples=ready.test_examples if ready else 0,
-        unable=unable[:500],
-        passing=may_pass,
-        paused=str(rest or ""),
+        unable=reason[:500],
+        passing=is_transient,
+        paused=str(pause or ""),
         runtime=loaded.runtime if loaded else "",
         memory_bytes=facts.memory_bytes,
         codecs=tuple(CODECS),
+        algorithms=tuple(ALGORITHMS),
         tags=facts.tags,
         software=facts.software,
         heartbeat_s=facts.heartbeat_s,
@@ -87,26 +96,27 @@ def agent_status(
     )
 
 
-def refusal(
-    facts: AgentFacts,
-    plan: RoundPlan,
-    loaded: PackageLoaded | None,
-    failed: PackageFailed | None,
-    rest: Rest | None,
-) -> tuple[str, str] | None:
-    """Why this device does not do what the plan asks, as (reason, detail); None: it does."""
-    if facts.unable:
-        return "no_runtime", facts.unable
+def check_available(
+    facts: AgentFacts, plan: RoundPlan, failed: PackageFailed | None, pause: PauseReason | None
+) -> None:
+    """Raises DeclinedError when the device can do nothing at all now."""
+    if facts.unavailable_reason:
+        raise DeclinedError("no_runtime", facts.unavailable_reason)
     if failed is not None and failed.package == plan.package:
-        return failed.reason, failed.detail
-    if rest is not None:
-        return rest.reason, rest.detail
-    if plan.task == "train" and plan.codec.name not in CODECS:
-        return "codec", f"codec {plan.codec.name!r} is unknown; known: {', '.join(CODECS)}"
-    if loaded is None or loaded.package != plan.package:
-        return None  # on its way
+        raise DeclinedError(failed.reason, failed.detail)
+    if pause is not None:
+        raise DeclinedError(pause.reason, pause.detail)
+
+
+def check_model(plan: RoundPlan, phase: Phase, loaded: PackageLoaded) -> None:
+    """Raises DeclinedError when the loaded model or the device's rows do not serve the plan."""
     if loaded.fingerprint != plan.fingerprint:
         detail = f"the plan is for layout {plan.fingerprint}, the model has {loaded.fingerprint}"
-        return "fingerprint", detail
-    rows = loaded.train_examples if plan.task == "train" else loaded.test_examples
-    return ("no_data", f"no rows to {plan.task} on") if rows == 0 else None
+        raise DeclinedError("fingerprint", detail)
+    rows = {
+        "train": loaded.train_examples,
+        "test": loaded.test_examples,
+        "any": loaded.train_examples + loaded.test_examples,
+    }[phase.rows]
+    if rows == 0:
+        raise DeclinedError("no_data", f"no rows to {plan.phase_name} on")

@@ -1,4 +1,4 @@
-"""The update that has no receipt yet: kept, sent again, settled; and what rounding lost of it."""
+"""Outbox: the pending update, sent until its receipt, and the device state that goes with it."""
 
 from __future__ import annotations
 
@@ -12,29 +12,28 @@ from broker.protocol import blobs
 from broker.protocol.messages import Receipt, Resend, RoundPlan
 from broker.protocol.topics import Topics, UpdateTopic
 from broker.service.events import Publish
-from edge_agent.machine.events import Action, ForgetResidual, SettleUpdate, SpoolUpdate
+from edge_agent.machine.device_state import DeviceState
+from edge_agent.machine.events import Action, ForgetState, ResolvePendingUpdate, SpoolUpdate
 from edge_agent.machine.pending_update import AgentMemory, SpooledUpdate
-from learning.vector.parameters import F32
+from edge_agent.machine.plan_order import is_within_staleness
 
 log = logging.getLogger(__name__)
 
 #: Without a receipt the update is sent again after so long, doubled each time, with jitter.
 _RESEND_S = 30.0
 _LONGEST_RESEND_S = 600.0
+#: The chunk with the header: enough for the coordinator to say whether the update counted.
+_FIRST_CHUNK = frozenset({0})
 
 
 class Outbox:
-    """Holds at most one update: a device works on one round at a time.
+    """Holds at most one pending update, and the settled state of the one before.
 
     Args:
         topics: of the federation.
         agent_id: of the device.
         memory: of earlier boots.
         rng: for jitter.
-
-    Attributes:
-        residual: what the next update must make up for: lost by rounding in the last one that
-            counted; float32, shape (P,).
     """
 
     def __init__(self, topics: Topics, agent_id: str, memory: AgentMemory, rng: Random) -> None:
@@ -42,12 +41,32 @@ class Outbox:
         self._agent_id = agent_id
         self._rng = rng
         self._pending = memory.pending
-        self.residual: F32 | None = memory.residual
-        self._residual_of = memory.fingerprint
+        self._settled = memory.settled
+        #: A job trains from the pending update's next state.
+        self._is_state_used = False
         self._chunk_bytes = blobs.CHUNK_BYTES
         self._is_connected = True
+        #: Since the link came up.
+        self._was_sent = False
         self._resends = 0
         self._due_s = -math.inf
+
+    @property
+    def state(self) -> DeviceState:
+        """The device's state: the pending update's, which very likely counts, or the settled."""
+        if self._pending is not None:
+            return self._pending.state
+        return self._settled or DeviceState()
+
+    @property
+    def settled(self) -> DeviceState | None:
+        """The state of the last update that counted; None when there is none."""
+        return self._settled
+
+    def take_state(self) -> DeviceState:
+        """Returns the state that a training begins from; a receipt cannot take it back then."""
+        self._is_state_used = self._pending is not None
+        return self.state
 
     def connected(self, chunk_bytes: int, now_s: float) -> None:
         """The link is up: the plan will come again, and have the update sent.
@@ -58,6 +77,7 @@ class Outbox:
         """
         self._chunk_bytes = chunk_bytes
         self._is_connected = True
+        self._was_sent = False
         self._resends = 0
         self._due_s = now_s + self._pause_s()
 
@@ -65,66 +85,65 @@ class Outbox:
         """The link is down: what is sent now would only wait in its queue, time and again."""
         self._is_connected = False
 
-    def answers(self, plan: RoundPlan | None) -> bool:
-        """Whether the update is of this plan's round."""
+    def is_answer_to(self, plan: RoundPlan) -> bool:
+        """Whether the pending update is the answer to a plan."""
         pending = self._pending
-        return (
-            plan is not None
-            and pending is not None
-            and plan.state == "open"
-            and (plan.session, plan.round_id) == (pending.session, pending.round_id)
+        return pending is not None and (
+            (plan.session, plan.round_id, plan.phase_name, plan.version)
+            == (pending.session, pending.round_id, pending.phase, pending.version)
         )
 
     def next_s(self, plan: RoundPlan | None) -> float | None:
-        """When `send_when_due` has something to do; None when never."""
-        return self._due_s if self._is_connected and self.answers(plan) else None
+        """When `send_when_due` has something to do; None: never."""
+        return self._due_s if self._is_connected and self._is_open_to(plan) else None
 
     def put(self, update: SpooledUpdate, now_s: float) -> list[Action]:
-        """Keep a new update, and send it: now, or with the plan that comes on connecting."""
+        """Keeps a new update and sends it: now, or with the plan that comes on connecting."""
+        actions = [] if self._pending is None else self._resolve(self._pending, accepted=True)
         self._pending = update
         self._resends = 0
-        return [SpoolUpdate(update), *self._send(update, now_s)]
+        return [*actions, SpoolUpdate(update), *self._send(update, now_s)]
 
     def new_plan(self, plan: RoundPlan, now_s: float) -> list[Action]:
-        """Another plan came: an update of a round that is over has no more use."""
+        """Resolves or sends the pending update, as a new plan demands."""
         pending = self._pending
-        # The evaluation of the same round may overtake the receipt; a later round may not.
-        if pending is not None and plan.session != pending.session:
-            return [*self._forget_residual(), *self._drop(pending, "the run is another")]
-        if pending is not None and plan.round_id > pending.round_id:
-            # It may have counted. Its residual is right if it did, and a rounding error if not;
-            # the one before would be made up for twice.
-            log.info("round %d is over and no receipt came", pending.round_id)
-            return self._settle(pending, accepted=True)
-        if plan.task == "train":
-            # Announced again: we or the coordinator have a new connection, and what we sent may be
+        if pending is None:
+            return []
+        if plan.session != pending.session:
+            return self._drop(pending, "the run is another")
+        if plan.state == "finished":
+            log.info("the federation has finished; round %d has no receipt", pending.round_id)
+            return self._resolve(pending, accepted=True)
+        is_again = (plan.round_id, plan.version) == (pending.round_id, pending.version)
+        if is_again or self._asks_only(pending, plan) or not self._was_sent:
+            # Announced again: we or the coordinator have a new connection, and what was sent may be
             # lost. Not before: a broker that forgot everything takes an update and gives it to
             # nobody until the coordinator has subscribed, and only then does the plan come.
             self._due_s = now_s
         return self.send_when_due(plan, now_s)
 
     def gone_back(self, plan: RoundPlan) -> list[Action]:
-        """The coordinator is at an earlier round than before: of later ones it knows nothing."""
+        """The coordinator is at an earlier round than before: it has lost the later ones."""
         pending = self._pending
         if pending is None or pending.round_id <= plan.round_id:
             return []
         return self._drop(pending, "the coordinator is at an earlier one")
 
     def send_when_due(self, plan: RoundPlan | None, now_s: float) -> list[Action]:
-        """Brokers acknowledge and lose; the coordinator counts once, however often it comes."""
+        """Sends the update again: brokers acknowledge and lose; the coordinator counts once."""
         pending = self._pending
-        if pending is None or not self.answers(plan) or now_s < self._due_s:
+        if pending is None or plan is None or not self._is_open_to(plan) or now_s < self._due_s:
             return []
-        return self._send(pending, now_s)
+        return self._send(pending, now_s, _FIRST_CHUNK if self._asks_only(pending, plan) else ())
 
     def inbox(self, message: Receipt | Resend, now_s: float) -> list[Action]:
-        """The coordinator's answer."""
+        """Takes the coordinator's answer."""
         pending = self._pending
         if pending is None or (message.session, message.round_id) != (
             pending.session,
             pending.round_id,
         ):
-            log.debug("message about round %d, of which we keep nothing", message.round_id)
+            log.debug("message about round %d, which has no pending update", message.round_id)
             return []
         if isinstance(message, Receipt):
             return self._receipt(message, pending)
@@ -133,24 +152,34 @@ class Outbox:
         log.info("round %d: %d chunks again", message.round_id, len(message.chunks))
         return self._send(pending, now_s, set(message.chunks))
 
-    def model_is(self, fingerprint: str) -> list[Action]:
-        """The model that is trained from now on: what another left behind is dropped."""
+    def model_is(self, model: str) -> list[Action]:
+        """Drops the state of every other model than the one that is trained from now on."""
         actions: list[Action] = []
-        if self._residual_of != fingerprint:
-            actions += self._forget_residual()
-        if self._pending is not None and self._pending.fingerprint != fingerprint:
+        if self._settled is not None and self._settled.model != model:
+            self._settled = None
+            actions.append(ForgetState())
+        if self._pending is not None and self._pending.state.model != model:
             actions += self._drop(self._pending, "the model is another")
         return actions
 
-    def _forget_residual(self) -> list[Action]:
-        if self.residual is None:
-            return []
-        self.residual = None
-        return [ForgetResidual()]
+    def _is_open_to(self, plan: RoundPlan | None) -> bool:
+        """Whether the coordinator of a plan can say something of the pending update."""
+        pending = self._pending
+        return (
+            plan is not None
+            and pending is not None
+            and plan.state == "open"
+            and plan.session == pending.session
+            and plan.round_id >= pending.round_id
+        )
+
+    def _asks_only(self, pending: SpooledUpdate, plan: RoundPlan) -> bool:
+        """Whether the round is over: the update counted before, or never will."""
+        return plan.round_id > pending.round_id and not is_within_staleness(pending.version, plan)
 
     def _drop(self, pending: SpooledUpdate, why: str) -> list[Action]:
         log.info("update of round %d dropped: %s", pending.round_id, why)
-        return self._settle(pending, accepted=False)
+        return self._resolve(pending, accepted=False)
 
     def _send(
         self, pending: SpooledUpdate, now_s: float, only: Collection[int] = ()
@@ -159,6 +188,7 @@ class Outbox:
             return []
         self._due_s = now_s + self._pause_s()
         self._resends += 1
+        self._was_sent = True
         _, payloads = blobs.split(pending.frame, self._chunk_bytes)
         # Asked for by a number there is none of (another connection cut otherwise): all of them.
         wanted = [n for n in range(len(payloads)) if n in only] or range(len(payloads))
@@ -188,10 +218,11 @@ class Outbox:
                 receipt.detail,
                 extra={"event": "update_refused", "reason": receipt.reason},
             )
-        return self._settle(pending, accepted=receipt.accepted)
+        return self._resolve(pending, accepted=receipt.accepted or self._is_state_used)
 
-    def _settle(self, pending: SpooledUpdate, *, accepted: bool) -> list[Action]:
+    def _resolve(self, pending: SpooledUpdate, *, accepted: bool) -> list[Action]:
         self._pending = None
+        self._is_state_used = False
         if accepted:
-            self.residual, self._residual_of = pending.residual, pending.fingerprint
-        return [SettleUpdate(accepted)]
+            self._settled = pending.state
+        return [ResolvePendingUpdate(accepted)]

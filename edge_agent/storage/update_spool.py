@@ -1,8 +1,9 @@
-"""What must survive a power cut: the update without a receipt, and what rounding lost.
+"""Update spool: the pending update and the device's state on disk, safe from power cuts.
 
 Two files in the agent's state folder. `pending.bin` is written once a round, before the update is
-published; the receipt renames it to `settled.bin`, whose residual the next update makes up for, or
-deletes it when the update does not count. Writing an update once spares SD cards.
+published: the update's frame and the state that the device has once the update counts. The receipt
+renames it to `settled.bin`, whose state the next training begins from, or deletes it. Writing once
+a round spares SD cards: residuals are stored as float16, the rest of the state as float32.
 """
 
 from __future__ import annotations
@@ -11,33 +12,58 @@ import contextlib
 import hashlib
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated, Literal
 
 import msgspec
 import numpy as np
+from msgspec import Meta
 
-from broker.protocol.messages import Count, Fingerprint, Id, RoundId, Sha256
+from broker.protocol.messages import Count, Id, Name, RoundId, Sha256, Text
+from edge_agent.machine.device_state import DeviceState, from_halves, to_halves
 from edge_agent.machine.pending_update import AgentMemory, SpooledUpdate
 from fedge.errors import StoreError, WireError
 from fedge.files import sync_folder, touch_private
 from learning.vector import frames
+from learning.vector.parameters import F32
 
 log = logging.getLogger(__name__)
 
 PENDING_FILE = "pending.bin"
 SETTLED_FILE = "settled.bin"
 _DAMAGED = ".damaged"
+_FORMAT = 2
+_NO_CHECKSUM = "0" * 64
+
+
+class _Vector(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One vector of the state: float16 parts of a scale for residuals, else float32."""
+
+    kind: Literal["residual", "algorithm", "personal"]
+    name: Name
+    size: Count
+    scale: Annotated[float, Meta(ge=0, le=3.5e38)] = 0.0
+
+    @property
+    def bytes(self) -> int:
+        return self.size * (2 if self.kind == "residual" else 4)
 
 
 class _Header(msgspec.Struct, frozen=True):
     session: Id
     round_id: RoundId
+    phase: Text
     boot: Id
     attempt: Count
-    fingerprint: Fingerprint
+    version: Count
     deadline_s: float
     frame_bytes: Count
+    model: Text
+    algorithm: Text
+    vectors: Annotated[tuple[_Vector, ...], Meta(max_length=200)]
     sha256: Sha256
+    format: int = _FORMAT
 
 
 class Spool:
@@ -53,38 +79,30 @@ class Spool:
         self._max_bytes = max_bytes
 
     def load(self) -> AgentMemory:
-        """What there is; a damaged file is set aside, with a warning that says what was lost."""
-        settled = self._read(SETTLED_FILE, "the residual of earlier rounds")
+        """Returns what is stored; sets a damaged file aside and warns what was lost."""
+        settled = self._read(SETTLED_FILE, "the device's state of earlier rounds")
         return AgentMemory(
             pending=self._read(PENDING_FILE, "an update without a receipt"),
-            residual=None if settled is None else settled.residual,
-            fingerprint="" if settled is None else settled.fingerprint,
+            settled=None if settled is None else settled.state,
         )
 
     def write(self, update: SpooledUpdate) -> None:
-        """The pending update, whole or not at all, on the disk when this returns.
+        """Writes the pending update, whole or not at all; it is on the disk on return.
 
         Raises:
             StoreError: the disk is full or failed, or the update is too large.
         """
-        body = update.frame + update.residual.astype("<f4").tobytes()
-        header = _Header(
-            update.session,
-            update.round_id,
-            update.boot,
-            update.attempt,
-            update.fingerprint,
-            update.deadline_s,
-            len(update.frame),
-            hashlib.sha256(body).hexdigest(),
-        )
-        data = frames.pack(header, body)
+        data = _encode(update)
         if len(data) > self._max_bytes:
             raise StoreError(f"update of {len(data)} bytes, spool limit {self._max_bytes}")
         self._write_whole(PENDING_FILE, data)
 
-    def settle(self, *, accepted: bool) -> None:
-        """The pending update is done with: its residual counts when it was accepted."""
+    def resolve(self, *, accepted: bool) -> None:
+        """Makes the pending update's state the settled one, or deletes both.
+
+        Raises:
+            StoreError: the disk failed.
+        """
         pending = self._folder / PENDING_FILE
         try:
             if accepted:
@@ -96,8 +114,12 @@ class Spool:
         except OSError as error:
             raise StoreError(f"{pending}: {error.strerror}") from error
 
-    def forget_residual(self) -> None:
-        """The settled update is of no more use."""
+    def forget_state(self) -> None:
+        """Deletes the settled state.
+
+        Raises:
+            StoreError: the disk failed.
+        """
         path = self._folder / SETTLED_FILE
         try:
             path.unlink(missing_ok=True)
@@ -108,7 +130,7 @@ class Spool:
         path, partial = self._folder / name, self._folder / (name + ".partial")
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            touch_private(partial)  # an update can reveal something of the data behind it
+            touch_private(partial)  # update and state can reveal something of the data behind them
             with partial.open("wb") as file:
                 file.write(data)
                 file.flush()
@@ -134,24 +156,93 @@ class Spool:
             return None
 
 
+def _encode(update: SpooledUpdate) -> bytes:
+    vectors, parts = [], [update.frame]
+    for vector, data in _state_parts(update.state):
+        vectors.append(vector)
+        parts.append(data)
+    body = b"".join(parts)
+    header = _Header(
+        session=update.session,
+        round_id=update.round_id,
+        phase=update.phase,
+        boot=update.boot,
+        attempt=update.attempt,
+        version=update.version,
+        deadline_s=update.deadline_s,
+        frame_bytes=len(update.frame),
+        model=update.state.model,
+        algorithm=update.state.algorithm,
+        vectors=tuple(vectors),
+        sha256=_NO_CHECKSUM,
+    )
+    checksum = _checksum(header, body)
+    return frames.pack(msgspec.structs.replace(header, sha256=checksum), body)
+
+
+def _checksum(header: _Header, body: bytes | memoryview) -> str:
+    """SHA-256 of header and body, whatever checksum the header holds."""
+    text = msgspec.json.encode(msgspec.structs.replace(header, sha256=_NO_CHECKSUM))
+    digest = hashlib.sha256(text)
+    digest.update(body)
+    return digest.hexdigest()
+
+
+def _state_parts(state: DeviceState) -> Iterator[tuple[_Vector, bytes]]:
+    for name, residual in state.residuals.items():
+        scale, halves = to_halves(residual)
+        yield _Vector("residual", name, residual.size, scale), halves.astype("<f2").tobytes()
+    for name, vector in state.vectors.items():
+        yield _Vector("algorithm", name, vector.size), vector.astype("<f4").tobytes()
+    if state.personal is not None:
+        yield (
+            _Vector("personal", "personal", state.personal.size),
+            state.personal.astype("<f4").tobytes(),
+        )
+
+
 def _decode(data: bytes) -> SpooledUpdate:
+    """Raises WireError: damaged, or written by another version."""
     header, body = frames.unpack(data, _Header, "spool")
-    rest = body[header.frame_bytes :]
-    if hashlib.sha256(body).hexdigest() != header.sha256 or len(rest) % 4:
+    expected = header.frame_bytes + sum(vector.bytes for vector in header.vectors)
+    if header.format != _FORMAT or body.nbytes != expected:
+        raise WireError(f"{body.nbytes} bytes behind the header, it says {expected}")
+    if _checksum(header, body) != header.sha256:
         raise WireError("its checksum is wrong")
-    residual = np.frombuffer(rest, "<f4").astype(np.float32)
-    if not np.isfinite(residual).all():
-        raise WireError("its residual is not finite")
-    residual.setflags(write=False)
     return SpooledUpdate(
+        session=header.session,
+        round_id=header.round_id,
+        phase=header.phase,
+        boot=header.boot,
+        attempt=header.attempt,
+        version=header.version,
+        deadline_s=header.deadline_s,
+        frame=bytes(body[: header.frame_bytes]),
+        state=_decode_state(header, body[header.frame_bytes :]),
+    )
+
+
+def _decode_state(header: _Header, body: memoryview) -> DeviceState:
+    found: dict[str, dict[str, F32]] = {"residual": {}, "algorithm": {}, "personal": {}}
+    start = 0
+    for vector in header.vectors:
+        part = body[start : start + vector.bytes]
+        start += vector.bytes
+        if vector.kind == "residual":
+            with np.errstate(over="ignore", invalid="ignore"):  # named below
+                values = from_halves(vector.scale, np.frombuffer(part, "<f2"))
+        else:
+            values = np.frombuffer(part, "<f4").astype(np.float32)
+        if not np.isfinite(values).all():
+            raise WireError(f"its {vector.kind} vector {vector.name!r} is not finite")
+        found[vector.kind][vector.name] = values
+    return DeviceState(
+        header.model,
         header.session,
-        header.round_id,
-        header.boot,
-        header.attempt,
-        header.fingerprint,
-        header.deadline_s,
-        bytes(body[: header.frame_bytes]),
-        residual,
+        found["residual"],
+        header.algorithm,
+        found["algorithm"],
+        found["personal"].get("personal"),
     )
 
 

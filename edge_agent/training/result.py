@@ -1,4 +1,4 @@
-"""What a training gives."""
+"""Result of a local training."""
 
 from __future__ import annotations
 
@@ -10,19 +10,25 @@ from learning.vector.parameters import F32
 
 @dataclass(frozen=True, eq=False)
 class TrainingResult:
-    """What local training produced.
+    """Result of a local training.
 
     Attributes:
-        delta: vector after - vector before; float32, of θ's length; with a personal part behind it
-            until the device keeps that for itself.
+        start: float32, [P + Q]: the vector that training began from, personal layers last.
+        theta: float32, [P + Q]: where it ended.
         num_examples: rows learned from.
         sums: of loss and metrics over the last epoch, each batch measured before its step.
         steps: optimizer steps made.
         seconds: wall time.
     """
 
-    delta: F32
+    start: F32
+    theta: F32
     num_examples: int
     sums: Sums
     steps: int
     seconds: float
+
+    @property
+    def delta(self) -> F32:
+        """The vector after training minus the vector before."""
+        return self.theta - self.start

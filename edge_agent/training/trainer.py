@@ -1,6 +1,5 @@
-"""Local training on θ: optimizers and federated variants, a few lines of numpy each.
-
-The program computes gradients; everything else happens here, on flat float32 vectors of shape (P,).
+"""Local training: the loop over batches. The program computes gradients, an algorithm says in
+which direction to step, and an optimizer steps; all on flat float32 vectors.
 """
 
 from __future__ import annotations
@@ -9,95 +8,48 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from math import isfinite
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from broker.protocol.messages import TrainingPlan
 from edge_agent.training.result import TrainingResult
 from fedge.errors import TrainingError
+from learning.algorithms.algorithm import GradientAt
+from learning.algorithms.training import LocalOptimizer, TrainingPlan, make_optimizer
 from learning.vector.metrics import Sums, add_arrays, as_totals
 from learning.vector.parameters import F32, F64
 from models.runtime.program import Gradient, Program
 from models.runtime.rows import Rows, row_count
 
-
-class LocalOptimizer(Protocol):
-    """Changes θ in place, one step at a time."""
-
-    def step(self, theta: F32, gradient: F32) -> None:
-        """Move `theta` along `gradient`."""
+#: As `learning.algorithms.algorithm.LocalRun.direction`.
+Direction = Callable[[GradientAt, F32], F32]
 
 
-@dataclass(eq=False)
-class Sgd:
-    """Gradient descent with classical momentum (Polyak 1964): v ← m·v + g; θ ← θ - η·v."""
-
-    learning_rate: float
-    momentum: float
-    _velocity: F32 | None = None
-
-    def step(self, theta: F32, gradient: F32) -> None:
-        """See the class."""
-        if self.momentum:
-            if self._velocity is None:
-                self._velocity = np.zeros_like(theta)
-            self._velocity *= np.float32(self.momentum)
-            self._velocity += gradient
-            gradient = self._velocity
-        theta -= np.float32(self.learning_rate) * gradient
-
-
-@dataclass(eq=False)
-class Adam:
-    """Adam (Kingma & Ba 2015, arXiv 1412.6980, Algorithm 1), its state new in every round."""
-
-    learning_rate: float
-    beta_1: float
-    beta_2: float
-    epsilon: float
-    _first: F32 | None = None
-    _second: F32 | None = None
-    _steps: int = 0
-
-    def step(self, theta: F32, gradient: F32) -> None:
-        """See the class."""
-        if self._first is None or self._second is None:
-            self._first, self._second = np.zeros_like(theta), np.zeros_like(theta)
-        self._steps += 1
-        self._first += np.float32(1 - self.beta_1) * (gradient - self._first)
-        self._second += np.float32(1 - self.beta_2) * (gradient * gradient - self._second)
-        # Both bias corrections folded into the step size, as in section 2 of the paper.
-        rate = self.learning_rate * np.sqrt(1 - self.beta_2**self._steps)
-        rate /= 1 - self.beta_1**self._steps
-        theta -= np.float32(rate) * self._first / (np.sqrt(self._second) + np.float32(self.epsilon))
-
-
-def make_optimizer(plan: TrainingPlan) -> LocalOptimizer:
-    """The optimizer the plan names."""
-    if plan.optimizer == "adam":
-        return Adam(plan.learning_rate, plan.beta_1, plan.beta_2, plan.epsilon)
-    return Sgd(plan.learning_rate, plan.momentum)
+def along_gradient(gradient_at: GradientAt, theta: F32) -> F32:
+    """The direction of plain training."""
+    return gradient_at(theta)
 
 
 def train(
     program: Program,
-    theta: F32,
+    start: F32,
     rows: Rows,
     plan: TrainingPlan,
     rng: np.random.Generator,
     cancelled: Callable[[], bool] = lambda: False,
+    direction: Direction = along_gradient,
 ) -> TrainingResult:
-    """Learn from `rows`, starting at `theta` (which is not changed).
+    """Learns from `rows`, starting at `start` (which is not changed).
 
     Args:
         program: of the federation's model.
-        theta: float32, shape (spec.whole_size,): θ and, where there is one, the personal part.
+        start: float32, [spec.whole_size]: θ and, where there are some, the personal layers, which
+            step along the plain gradient.
         rows: n rows, n >= 1.
-        plan: what to do.
+        plan: steps, rates and the local optimizer.
         rng: decides the order of rows, and what a stochastic model drops.
         cancelled: asked before every step.
+        direction: of the shared part's steps; what is not a statistic follows it.
 
     Raises:
         TrainingError: no rows, cancelled, or the loss or θ is no longer finite.
@@ -107,10 +59,9 @@ def train(
     if count == 0:
         raise TrainingError("no rows to learn from")
     optimizer = make_optimizer(plan)
-    tracked, sent = program.spec.tracked, program.spec.size
-    local = theta.copy()
-    mu = np.float32(plan.proximal_mu)
-    epoch_sums = _RunningSums()
+    theta = start.copy()
+    step = _Step(program, theta)
+    sums = _RunningSums()
     steps = 0
     with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is named
         for epoch, index in _batches(count, plan, rng):
@@ -121,33 +72,72 @@ def train(
             if index is not None and "weight" in batch and not batch["weight"].any():
                 continue  # nothing to learn from in this batch
             # Drawn for stochastic models only: the order of rows stays what it is for all others.
-            seed = int(rng.integers(2**32)) if program.spec.stochastic else 0
-            result = program.gradient(local, batch, seed=seed)
-            if not isfinite(result.loss):
+            step.begin(batch, int(rng.integers(2**32)) if program.spec.stochastic else 0)
+            wanted = direction(step.gradient_at, step.theta)
+            found = step.measured()
+            if not isfinite(found.loss):
                 raise TrainingError(
-                    f"the loss is {result.loss} at step {steps + 1}: "
+                    f"the loss is {found.loss} at step {steps + 1}: "
                     f"training diverged, learning_rate {plan.learning_rate} may be too large"
                 )
-            gradient = result.vector
-            if mu:
-                # Towards the weights that were sent: personal ones, behind them, were not.
-                gradient = gradient.copy()
-                gradient[:sent] += mu * (local[:sent] - theta[:sent])
-            _step(optimizer, local, gradient, result.vector, tracked)
-            epoch_sums.add(epoch, result)
+            _move(optimizer, theta, wanted, found.vector, program.spec.tracked)
+            sums.add(epoch, found)
             steps += 1
-        delta = local - theta
     if not steps:
         raise TrainingError("no rows to learn from: all of weight 0")
-    if not np.isfinite(delta).all():
+    if not np.isfinite(theta).all():
         raise TrainingError(f"θ is not finite after {steps} steps: training diverged")
-    return TrainingResult(delta, count, epoch_sums.sums(), steps, time.perf_counter() - started)
+    return TrainingResult(start, theta, count, sums.sums(), steps, time.perf_counter() - started)
 
 
-def _step(
+class _Step:
+    """Gradients of one step's batch, at the current θ and at any other.
+
+    Args:
+        program: computes them.
+        whole: θ and personal layers, which the steps change in place.
+
+    Attributes:
+        theta: the shared part of `whole`; an algorithm is given it as the current θ.
+    """
+
+    def __init__(self, program: Program, whole: F32) -> None:
+        self._program = program
+        self._whole = whole
+        self._shared = program.spec.size
+        self._has_personal = whole.size > self._shared
+        self.theta = whole[: self._shared] if self._has_personal else whole
+        self._rows: Rows = {}
+        self._seed = 0
+        self._found: Gradient | None = None
+
+    def begin(self, rows: Rows, seed: int) -> None:
+        """Takes the next batch."""
+        self._rows, self._seed, self._found = rows, seed, None
+
+    def measured(self) -> Gradient:
+        """Returns gradient and sums of the batch at the current θ; computed once."""
+        if self._found is None:
+            self._found = self._program.gradient(self._whole, self._rows, seed=self._seed)
+        return self._found
+
+    def gradient_at(self, theta: F32, rows: slice | None = None) -> F32:
+        """See `learning.algorithms.algorithm.GradientAt`."""
+        if theta is self.theta and rows is None:
+            vector = self.measured().vector
+        else:
+            batch = self._rows if rows is None else {n: a[rows] for n, a in self._rows.items()}
+            whole = theta
+            if self._has_personal:
+                whole = np.concatenate([theta, self._whole[self._shared :]])
+            vector = self._program.gradient(whole, batch, seed=self._seed).vector
+        return vector[: self._shared] if self._has_personal else vector
+
+
+def _move(
     optimizer: LocalOptimizer,
     theta: F32,
-    gradient: F32,
+    wanted: F32,
     found: F32,
     tracked: tuple[slice, ...],
 ) -> None:
@@ -155,11 +145,15 @@ def _step(
 
     Args:
         optimizer: steps the others.
-        theta: changed in place.
-        gradient: of the loss and what is added to it.
-        found: what the program returned: before - after, where it is tracked.
+        theta: changed in place; personal layers are behind the shared part.
+        wanted: direction of the shared part.
+        found: what the program returned: the gradient, also of personal layers; before - after,
+            where a part is tracked.
         tracked: parts that follow the data (`ParameterSpec.tracked`).
     """
+    gradient = wanted
+    if wanted.size < theta.size:
+        gradient = np.concatenate([wanted, found[wanted.size :]])
     if tracked:
         gradient = gradient.copy()
         for place in tracked:

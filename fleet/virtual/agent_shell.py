@@ -8,26 +8,26 @@ from random import Random
 from typing import Any
 
 from broker.link.link import Will
-from broker.protocol.messages import Task
 from edge_agent.data.dataset import LocalDataset
 from edge_agent.machine.agent import Agent
+from edge_agent.machine.device_state import DeviceState
 from edge_agent.machine.events import (
     Action,
     BlobRecalled,
     CancelJob,
     ForgetBlob,
-    ForgetResidual,
+    ForgetState,
     JobFailed,
     KeepChunk,
-    KeepTrust,
     LoadPackage,
     RecallBlob,
-    SettleUpdate,
+    ResolvePendingUpdate,
+    SaveTrust,
     SpoolUpdate,
     StartJob,
 )
 from edge_agent.machine.pending_update import AgentMemory, SpooledUpdate
-from edge_agent.machine.status import AgentFacts
+from edge_agent.machine.status import DEFAULT_PHASES, AgentFacts
 from edge_agent.machine.trust import TrustRecord
 from edge_agent.service import WILL_DELAY_S
 from fleet.virtual.faults import ClockSkew
@@ -40,28 +40,22 @@ _NO_SKEW = ClockSkew()
 
 @dataclass(eq=False)
 class AgentDisk:
-    """What the update spool and the chunk cache keep: whole, or not at all."""
+    """Disk of one agent: what the update spool and the chunk cache keep, whole or not at all."""
 
     pending: SpooledUpdate | None = None
-    settled: SpooledUpdate | None = None
+    settled: DeviceState | None = None
     trust: TrustRecord | None = None
     chunks: dict[str, list[bytes]] = field(default_factory=dict)
 
     @property
     def memory(self) -> AgentMemory:
-        """As a new boot finds it."""
-        settled = self.settled
-        return AgentMemory(
-            self.pending,
-            None if settled is None else settled.residual,
-            "" if settled is None else settled.fingerprint,
-            self.trust,
-        )
+        """The memory that a new boot finds."""
+        return AgentMemory(self.pending, self.settled, self.trust)
 
-    def settle(self, *, accepted: bool) -> None:
-        """See `Spool.settle`."""
+    def resolve(self, *, accepted: bool) -> None:
+        """See `Spool.resolve`."""
         if accepted and self.pending is not None:
-            self.settled = self.pending
+            self.settled = self.pending.state
         self.pending = None
 
     @property
@@ -79,7 +73,7 @@ class Device:
         federation: it belongs to.
         dataset: its rows.
         profile: how fast it is.
-        tasks: it takes part in.
+        phases: it takes part in.
         skew: of its clock.
         heartbeat_s: between two words that it is there.
         trusted_keys: that must have signed what it acts on; none: nothing need be signed.
@@ -89,7 +83,7 @@ class Device:
     federation: str
     dataset: LocalDataset
     profile: DeviceProfile
-    tasks: tuple[Task, ...] = ("train", "evaluate")
+    phases: tuple[str, ...] = DEFAULT_PHASES
     skew: ClockSkew = _NO_SKEW
     heartbeat_s: float = 60.0
     trusted_keys: tuple[bytes, ...] = ()
@@ -105,7 +99,6 @@ class AgentShell(Shell):
         self.disk = AgentDisk()
         self.machine: Agent | None = None
         self._workbench = workbench
-        self._package = ""
         self._busy_until_s = 0.0
         self._job: StartJob | None = None
         self._jobs = 0
@@ -117,7 +110,7 @@ class AgentShell(Shell):
             agent_id=device.agent_id,
             federation=device.federation,
             boot=f"boot-{self.boot}",
-            tasks=device.tasks,
+            phases=device.phases,
             memory_bytes=device.profile.memory_bytes,
             software="simulated",
             heartbeat_s=device.heartbeat_s,
@@ -125,7 +118,7 @@ class AgentShell(Shell):
         )
         rng = Random(f"{self.world.seed}/{self.name}/{self.boot}/agent")  # noqa: S311
         self.machine = Agent(facts, self.disk.memory, rng)
-        self._package, self._busy_until_s, self._job = "", self.now_s, None
+        self._busy_until_s, self._job = self.now_s, None
         will = self.machine.will
         return Will(will.topic, will.payload, WILL_DELAY_S)
 
@@ -151,9 +144,9 @@ class AgentShell(Shell):
         match action:
             case SpoolUpdate(update):
                 self.disk.pending = update
-            case SettleUpdate(accepted):
-                self.disk.settle(accepted=accepted)
-            case ForgetResidual():
+            case ResolvePendingUpdate(accepted):
+                self.disk.resolve(accepted=accepted)
+            case ForgetState():
                 self.disk.settled = None
             case RecallBlob(sha256):
                 self.link.post(BlobRecalled(sha256, tuple(self.disk.chunks.get(sha256, ()))))
@@ -161,13 +154,13 @@ class AgentShell(Shell):
                 self.disk.chunks.setdefault(sha256, []).append(payload)
             case ForgetBlob(sha256):
                 self.disk.chunks.pop(sha256, None)
-            case KeepTrust(record):
+            case SaveTrust(record):
                 self.disk.trust = record
             case LoadPackage():
                 self._after_earlier_work(self.device.profile.load_s, self._load, action)
             case StartJob():
                 duration = self._workbench.duration_s(
-                    action, self.device.dataset, self.device.profile
+                    action.plan, self.device.dataset, self.device.profile
                 )
                 self._job, self._jobs = action, self._jobs + 1
                 self._after_earlier_work(duration, self._work, action, self._jobs, duration)
@@ -180,7 +173,6 @@ class AgentShell(Shell):
         self.later(self._busy_until_s - self.now_s, function, *arguments)
 
     def _load(self, job: LoadPackage) -> None:
-        self._package = job.package
         self.link.post(self._workbench.load(job, self.device.dataset))
 
     def _work(self, job: StartJob, number: int, seconds: float) -> None:
@@ -188,13 +180,13 @@ class AgentShell(Shell):
             return  # cancelled
         self._job = None
         device = self.device
-        result = self._workbench.work(job, self._package, device.agent_id, device.dataset, seconds)
-        self.link.post(result)
+        done = self._workbench.work(job, device.agent_id, device.dataset, seconds)
+        self.link.post(done)
 
     def _cancel(self) -> None:
-        """The step under way is still done; an evaluation is not broken off."""
+        """Ends the running job after the step under way."""
         job = self._job
-        if job is None or job.plan.task != "train":
+        if job is None:
             return
         self._job = None
         self._busy_until_s = self.now_s + self.device.profile.seconds_per_step

@@ -18,8 +18,8 @@ from fleet.virtual.shells import World
 #: package takes minutes over the slowest links, and its chunks were asked for more than once.
 _QUIET_QUEUE = 64
 _BACKLOG = 1000
-#: Package and weights.
-_FETCHES = 2
+#: Package, weights, and one vector that an algorithm shares.
+_FETCHES = 3
 #: Messages that a process may have under way for each agent that there is, and for itself.
 _UNSENT = 200
 

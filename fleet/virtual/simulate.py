@@ -126,7 +126,7 @@ def _setting(
             dealt[name],
             faults,
             dataset=cast.dataset(name),
-            tasks=("evaluate",) if name in cast.unseen else ("train", "evaluate"),
+            phases=("evaluate",) if name in cast.unseen else ("train", "evaluate"),
         )
         for name in cast.rows
     ]

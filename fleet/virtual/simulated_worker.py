@@ -1,119 +1,122 @@
-"""Training for simulated agents: the real program, loaded once, its time told by the profile."""
+"""Worker of simulated agents: the real local task; the profile says how long it takes."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 from zlib import crc32
 
-import numpy as np
-
+from broker.protocol.messages import RoundPlan
 from edge_agent.data.dataset import LocalDataset
+from edge_agent.machine.decoded_plan import decode_plan
+from edge_agent.machine.device_state import DeviceState, model_key
 from edge_agent.machine.events import (
-    Evaluated,
+    JobDone,
     JobFailed,
     LoadPackage,
     PackageFailed,
+    PackageLoaded,
     StartJob,
-    Trained,
 )
-from edge_agent.machine.events import PackageLoaded as Loaded
-from edge_agent.training.personal_layers import PersonalPart
-from edge_agent.training.result import TrainingResult
-from edge_agent.training.trainer import train
-from fedge.errors import FederationError
+from edge_agent.machine.pending_update import LocalUpdate
+from edge_agent.training.local_device import LocalModel
+from edge_agent.training.local_task import run_local_task
+from fedge.errors import DeclinedError, FederationError
 from fleet.virtual.profiles import DeviceProfile
-from models.package.package import Unpacked, unpack_wire
+from models.package.package import unpack_wire
 from models.runtime.program import Program
 
 
 class Workbench:
-    """What `edge_agent.worker` does, without its thread.
+    """Does what `edge_agent.worker` does, without its thread.
 
     Args:
         remember: keep every job's result and hand it out again when the same job comes again: a
             second run of a simulation then costs what it costs beyond its training steps.
 
     Attributes:
-        busy_s: wall time spent in jobs.
+        busy_s: processor time spent in jobs.
     """
 
     def __init__(self, *, remember: bool = False) -> None:
         self._remember = remember
-        self._programs: dict[str, tuple[Program, Unpacked]] = {}
-        self._personal: dict[tuple[str, str], PersonalPart] = {}
-        self._known: dict[tuple[Any, ...], Trained | Evaluated | JobFailed] = {}
+        self._models: dict[str, LocalModel] = {}
+        self._known: dict[tuple[Any, ...], JobDone | JobFailed] = {}
         self.busy_s = 0.0
 
-    def load(self, job: LoadPackage, dataset: LocalDataset) -> Loaded | PackageFailed:
-        """Load the program, unless it is here already."""
-        if job.package not in self._programs:
+    def load(self, job: LoadPackage, dataset: LocalDataset) -> PackageLoaded | PackageFailed:
+        """Loads the program, unless it is here already."""
+        if job.package not in self._models:
             try:
                 content = unpack_wire(job.wire)
                 program = Program(content.program, content.spec, frozen=content.frozen)
             except FederationError as error:
                 return PackageFailed(job.package, "no_program", str(error))
-            self._programs[job.package] = program, content
-        program, _ = self._programs[job.package]
-        return Loaded(
+            self._models[job.package] = LocalModel(program, content.personal)
+        program = self._models[job.package].program
+        return PackageLoaded(
             job.package,
             program.spec.fingerprint,
+            model_key(program.spec),
             program.runtime,
             dataset.num_train,
             dataset.num_test,
         )
 
-    def duration_s(self, job: StartJob, dataset: LocalDataset, profile: DeviceProfile) -> float:
-        """Virtual time of a job on a device."""
-        if job.plan.task == "train":
-            return profile.training_s(dataset.num_train, job.plan.training)
-        known = next(iter(self._programs.values()), None)
-        batch = known[1].spec.batch_size if known else 1
+    def duration_s(self, plan: RoundPlan, dataset: LocalDataset, profile: DeviceProfile) -> float:
+        """Returns the virtual time of a job on a device."""
+        decoded = decode_plan(plan)
+        if decoded.phase.rows == "train":
+            return profile.training_s(dataset.num_train, decoded.training)
+        known = self._models.get(plan.package)
+        batch = known.program.spec.batch_size if known else 1
         return profile.evaluation_s(dataset.num_test, batch)
 
     def work(
-        self, job: StartJob, package: str, agent_id: str, dataset: LocalDataset, seconds: float
-    ) -> Trained | Evaluated | JobFailed:
-        """Do the job; `seconds` is the time it is said to have taken."""
+        self, job: StartJob, agent_id: str, dataset: LocalDataset, seconds: float
+    ) -> JobDone | JobFailed:
+        """Does the job; `seconds` is the time that the update says it took."""
+        if not self._remember:
+            return self._timed(job, agent_id, dataset, seconds)
         plan = job.plan
-        key = (agent_id, plan.round_id, plan.task, plan.seed, plan.weights.sha256)
-        if (known := self._known.get(key)) is not None:
-            # The plan may differ in what does not concern the work (the chunks of its blobs).
-            return type(known)(plan, *_rest(known))
+        key = (
+            *(agent_id, plan.round_id, plan.phase_name, plan.seed),
+            *(ref.sha256 for ref in plan.blobs.values()),
+            _mark(job.state),
+        )
+        if key not in self._known:
+            self._known[key] = self._timed(job, agent_id, dataset, seconds)
+        # The plan may differ in what does not concern the work (the chunks of its blobs).
+        return replace(self._known[key], plan=plan)
+
+    def _timed(
+        self, job: StartJob, agent_id: str, dataset: LocalDataset, seconds: float
+    ) -> JobDone | JobFailed:
         began = time.process_time()
-        result = self._work(job, package, agent_id, dataset, seconds)
+        done = self._work(job, agent_id, dataset, seconds)
         self.busy_s += time.process_time() - began
-        if self._remember:
-            self._known[key] = result
-        return result
+        return done
 
     def _work(
-        self, job: StartJob, package: str, agent_id: str, dataset: LocalDataset, seconds: float
-    ) -> Trained | Evaluated | JobFailed:
-        plan = job.plan
-        program, content = self._programs[package]
-        personal = self._personal.setdefault((package, agent_id), PersonalPart(content.personal))
-        theta = personal.whole(job.theta)
+        self, job: StartJob, agent_id: str, dataset: LocalDataset, seconds: float
+    ) -> JobDone | JobFailed:
+        plan, model = job.plan, self._models[job.plan.package]
         try:
-            if plan.task == "evaluate":
-                return Evaluated(plan, program.evaluate(theta, dataset.part("test")))
-            rng = np.random.default_rng([plan.seed, crc32(agent_id.encode()), 0])
-            rows = dataset.part("train")
-            result = personal.keep(train(program, theta, rows, plan.training, rng))
+            result = run_local_task(plan, job.blobs, job.state, model, dataset, agent_id)
+        except DeclinedError as error:
+            return JobFailed(plan, str(error), error.reason)
         except FederationError as error:
             return JobFailed(plan, str(error))
-        # Wall time would make two runs of one seed differ.
-        timed = TrainingResult(
-            result.delta, result.num_examples, result.sums, result.steps, seconds
-        )
-        return Trained(plan, timed)
+        if isinstance(result, LocalUpdate):
+            result = replace(result, seconds=seconds)  # wall time would make two runs differ
+        return JobDone(plan, result)
 
 
-def _rest(event: Trained | Evaluated | JobFailed) -> tuple[Any, ...]:
-    match event:
-        case Trained(_, result):
-            return (result,)
-        case Evaluated(_, sums):
-            return (sums,)
-        case JobFailed(_, detail):
-            return (detail,)
+def _mark(state: DeviceState) -> int:
+    """Returns a number that differs between states of one device."""
+    mark = crc32(f"{state.model} {state.session} {state.algorithm}".encode())
+    personal = () if state.personal is None else (state.personal,)
+    for vector in (*state.residuals.values(), *state.vectors.values(), *personal):
+        mark = crc32(vector.tobytes(), mark)
+    return mark

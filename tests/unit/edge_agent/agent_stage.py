@@ -19,6 +19,7 @@ from broker.protocol.messages import (
     Report,
     RoundPlan,
     UpdateHeader,
+    VectorRef,
 )
 from broker.protocol.topics import (
     AgentStatusTopic,
@@ -40,11 +41,20 @@ from broker.service.events import (
     Unsubscribe,
 )
 from edge_agent.machine.agent import Agent
-from edge_agent.machine.events import Action, Event, PackageLoaded, SpoolUpdate, StartJob, Trained
-from edge_agent.machine.pending_update import AgentMemory
+from edge_agent.machine.device_state import DeviceState, rounded_residuals
+from edge_agent.machine.events import (
+    Action,
+    Event,
+    JobDone,
+    PackageLoaded,
+    ResolvePendingUpdate,
+    SpoolUpdate,
+    StartJob,
+)
+from edge_agent.machine.pending_update import AgentMemory, LocalReport, LocalUpdate
 from edge_agent.machine.status import AgentFacts
-from edge_agent.training.result import TrainingResult
-from learning.codecs import CodecConfig, make_codec
+from learning.codecs.feedback import encode_with_feedback
+from learning.codecs.registry import CODECS
 from learning.vector.metrics import Sums
 from learning.vector.parameters import F32
 
@@ -53,6 +63,7 @@ TOPICS = Topics("f")
 PACKAGE = b"a model package" * 200  # 3,000 bytes
 OTHER_PACKAGE = b"another package" * 200
 FINGERPRINT = "0123456789abcdef"
+MODEL = FINGERPRINT
 THETA = np.array([0.5, -1.0, 2.0, 0.0], np.float32)
 MAX_PAYLOAD = 1 << 20
 
@@ -71,13 +82,13 @@ def plan(**changes: Any) -> RoundPlan:
         "start": "c1",
         "round_id": 1,
         "state": "open",
-        "task": "train",
+        "phase": "train",
         "version": 0,
-        "weights": ref(THETA.tobytes()),
+        "blobs": {"weights": ref(THETA.tobytes())},
         "package": digest(PACKAGE),
         "fingerprint": FINGERPRINT,
         "cohort": Cohort(ids=("pi-1",)),
-        "codec": CodecConfig("float32"),
+        "codec": "float32",
         "deadline_s": 9.5,
         "seed": 7,
     }
@@ -126,6 +137,7 @@ class Device:
     def loaded(self, package: bytes = PACKAGE, **changes: Any) -> list[Action]:
         facts: dict[str, Any] = {
             "fingerprint": FINGERPRINT,
+            "model": MODEL,
             "runtime": "tflite 1",
             "train_examples": 20,
             "test_examples": 5,
@@ -160,10 +172,24 @@ def training(**changes: Any) -> Device:
     return device
 
 
-def trained(delta: Any, **changes: Any) -> Trained:
+def trained(delta: Any, state: DeviceState | None = None, **changes: Any) -> JobDone:
+    """What the worker would make of a training that moves θ by `delta`."""
+    of, state = plan(**changes), state or DeviceState(MODEL, "s1")
     vector: F32 = np.array(delta, np.float32)
+    rng = np.random.default_rng(of.seed)
+    encoded = encode_with_feedback(
+        CODECS.make(of.codec), vector, state.residuals.get("delta"), of.seed, rng
+    )
+    after = DeviceState(
+        MODEL, of.session, rounded_residuals({"delta": encoded.residual}), algorithm="fedavg"
+    )
     sums = Sums(40.0, 20.0, {"mae": 10.0})
-    return Trained(plan(**changes), TrainingResult(vector, 20, sums, 3, 0.25))
+    part = VectorRef(codec=of.codec, size=vector.size, bytes=len(encoded.payload))
+    return JobDone(of, LocalUpdate({"delta": part}, encoded.payload, 20, sums, 0.25, after))
+
+
+def measured(of: RoundPlan, sums: Sums) -> JobDone:
+    return JobDone(of, LocalReport(sums))
 
 
 def only(actions: list[Action], kind: type[T]) -> list[T]:
@@ -199,15 +225,23 @@ def status_in(actions: list[Action]) -> AgentStatus:
 
 def int8_round(device: Device, round_id: int, delta: Any) -> tuple[F32, list[Action]]:
     """What the coordinator reads of an int8 update; the weights are at hand."""
-    actions = device.feed(trained(delta, round_id=round_id, codec=CodecConfig("int8")))
+    job = only(device.actions, StartJob)[-1]
+    actions = device.feed(trained(delta, job.state, round_id=round_id, codec="int8"))
     header, body, _ = update_in(actions)
-    return make_codec(header.codec).decode(body, header.size), actions
+    part = header.vectors["delta"]
+    return CODECS.make(part.codec).decode(body, part.size, 7), actions
 
 
 def rebooted(device: Device, boot: str = "b2") -> Device:
-    """The same device after a power cut: what it spooled is there, all else is gone."""
-    spooled = only(device.actions, SpoolUpdate)
-    memory = AgentMemory(pending=spooled[-1].update if spooled else None)
+    """The same device after a power cut: what is on its disk is there, all else is gone."""
+    pending, settled = None, None
+    for action in device.actions:
+        if isinstance(action, SpoolUpdate):
+            pending = action.update
+        elif isinstance(action, ResolvePendingUpdate) and pending is not None:
+            settled = pending.state if action.accepted else settled
+            pending = None
+    memory = AgentMemory(pending, settled)
     again = Device(connect=False)
     again.agent = Agent(AgentFacts(agent_id="pi-1", federation="f", boot=boot), memory)
     again.feed(Started())

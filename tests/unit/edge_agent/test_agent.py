@@ -11,7 +11,13 @@ import pytest
 
 from broker.link.link import publish_packet_bytes
 from broker.protocol import blobs, messages
-from broker.protocol.messages import Cohort, CoordinatorStatus, ProgramManifest, UpdateHeader
+from broker.protocol.messages import (
+    Cohort,
+    CoordinatorStatus,
+    ProgramManifest,
+    UpdateHeader,
+    VectorRef,
+)
 from broker.protocol.topics import (
     ChunkTopic,
     CoordinatorStatusTopic,
@@ -31,14 +37,12 @@ from broker.service.events import (
 from edge_agent.machine.events import (
     Action,
     CancelJob,
-    Evaluated,
     JobFailed,
     LoadPackage,
     PackageFailed,
-    SettleUpdate,
+    ResolvePendingUpdate,
     StartJob,
 )
-from learning.codecs import CodecConfig
 from learning.vector.metrics import Sums
 from tests.unit.edge_agent.agent_stage import (
     FINGERPRINT,
@@ -49,6 +53,7 @@ from tests.unit.edge_agent.agent_stage import (
     TOPICS,
     Device,
     digest,
+    measured,
     only,
     plan,
     ready,
@@ -172,8 +177,8 @@ def test_a_plan_has_the_weights_fetched_and_then_a_job_started() -> None:
     assert isinstance(unsubscribe, Unsubscribe)
     assert isinstance(job, StartJob)
     assert job.plan == plan()
-    assert job.theta.tolist() == THETA.tolist()
-    assert not job.theta.flags.writeable
+    assert job.blobs["weights"].tolist() == THETA.tolist()
+    assert not job.blobs["weights"].flags.writeable
 
 
 @pytest.mark.parametrize(
@@ -196,7 +201,27 @@ def test_retained_messages_may_arrive_in_any_order(order: tuple[int, int, int]) 
 def test_weights_that_are_there_already_are_not_fetched_again() -> None:
     device = training()
     device.feed(trained([1, 2, 3, 4]))
-    assert [type(a) for a in device.plan(round_id=2)] == [SettleUpdate, StartJob]
+    device.receipt(accepted=True)
+    assert [type(a) for a in device.plan(round_id=2)] == [StartJob]
+
+
+def test_every_blob_of_a_plan_is_fetched_and_handed_to_the_job() -> None:
+    control = np.array([1.0, 2.0], np.float32)
+    blobs_of_plan = {"weights": ref(THETA.tobytes()), "control": ref(control.tobytes())}
+    device = ready()
+    wanted = [TOPICS.chunks_of(digest(v.tobytes())) for v in (THETA, control)]
+    assert device.plan(blobs=blobs_of_plan) == [Subscribe(topic) for topic in wanted]
+    assert not only(device.blob(THETA.tobytes()), StartJob)
+    (job,) = only(device.blob(control.tobytes()), StartJob)
+    assert {name: v.tolist() for name, v in job.blobs.items()} == {
+        "weights": THETA.tolist(),
+        "control": control.tolist(),
+    }
+    # The next plan shares another control: the weights that stay are not fetched again.
+    after = control * 2
+    device.plan(round_id=2, blobs=blobs_of_plan | {"control": ref(after.tobytes())})
+    actions = device.feed(JobFailed(plan(), "cancelled"))
+    assert actions == [Subscribe(TOPICS.chunks_of(digest(after.tobytes())))]
 
 
 def test_the_update_says_what_was_learned() -> None:
@@ -230,8 +255,7 @@ def test_the_update_says_what_was_learned() -> None:
         attempt=1,
         version=0,
         fingerprint=FINGERPRINT,
-        codec=CodecConfig("float32"),
-        size=4,
+        vectors={"delta": VectorRef(codec="float32", size=4, bytes=16)},
         num_examples=20,
         loss_sum=40.0,
         weight_sum=20.0,
@@ -250,12 +274,12 @@ def test_a_large_update_is_cut_to_what_the_connection_takes() -> None:
     theta = np.zeros(2000, np.float32)
     device = ready()
     device.feed(Connected(1024 + blobs.HEADER_BYTES))
-    device.plan(weights=ref(theta.tobytes()))
+    device.plan(blobs={"weights": ref(theta.tobytes())})
     device.blob(theta.tobytes())
     delta = np.arange(2000)
     weights = ref(theta.tobytes())
-    header, body, sent = update_in(device.feed(trained(delta, weights=weights)))
-    assert header.size == 2000
+    header, body, sent = update_in(device.feed(trained(delta, blobs={"weights": weights})))
+    assert header.vectors["delta"].size == 2000
     assert np.frombuffer(body, "<f4").tolist() == delta.tolist()
     assert len(sent) == 9  # 8,000 bytes and a header, in pieces of 1,024
     assert all(len(p.payload) <= 1024 + blobs.HEADER_BYTES for p in sent)
@@ -264,11 +288,11 @@ def test_a_large_update_is_cut_to_what_the_connection_takes() -> None:
 
 def test_an_evaluation_is_reported_in_sums() -> None:
     device = ready()
-    device.plan(task="evaluate")
+    device.plan(phase="evaluate")
     (job,) = only(device.blob(THETA.tobytes()), StartJob)
-    assert job.plan.task == "evaluate"
-    report = report_in(device.feed(Evaluated(job.plan, Sums(12.5, 5.0, {"mae": 6.0}))))
-    assert (report.kind, report.task, report.version) == ("evaluation", "evaluate", 0)
+    assert job.plan.phase == "evaluate"
+    report = report_in(device.feed(measured(job.plan, Sums(12.5, 5.0, {"mae": 6.0}))))
+    assert (report.kind, report.phase, report.version) == ("result", "evaluate", 0)
     assert (report.loss_sum, report.weight_sum, report.metric_sums) == (12.5, 5.0, {"mae": 6.0})
 
 
@@ -276,9 +300,9 @@ def test_training_and_evaluation_of_a_round_are_two_jobs() -> None:
     device = training()
     device.feed(trained([1, 0, 0, 0]))
     theta = THETA + 1
-    device.plan(task="evaluate", version=1, weights=ref(theta.tobytes()))
+    device.plan(phase="evaluate", version=1, blobs={"weights": ref(theta.tobytes())})
     (job,) = only(device.blob(theta.tobytes()), StartJob)
-    assert (job.plan.task, job.theta.tolist()) == ("evaluate", theta.tolist())
+    assert (job.plan.phase, job.blobs["weights"].tolist()) == ("evaluate", theta.tolist())
 
 
 # -- plans that are not for us ------------------------------------------------------------------
@@ -298,9 +322,12 @@ def test_a_plan_that_is_not_for_us_is_ignored(changes: Any) -> None:
     assert ready().plan(**changes) == []
 
 
-def test_a_task_we_do_not_take_is_ignored() -> None:
-    assert ready(tasks=("evaluate",)).plan() == []
-    assert ready(tasks=("train",)).plan(task="evaluate") == []
+def test_a_phase_that_the_owner_left_out_is_declined_when_asked_by_name() -> None:
+    report = report_in(ready(phases=("evaluate",)).plan())
+    assert (report.kind, report.reason) == ("declined", "phase")
+    assert report.detail == "this device takes part in evaluate only"
+    rule = Cohort(seed=1, fraction=1.0)
+    assert ready(phases=("train",)).plan(phase="evaluate", cohort=rule) == []
 
 
 def test_a_plan_is_worked_on_once_its_coordinator_is_there() -> None:
@@ -343,11 +370,11 @@ def test_after_a_reconnection_an_update_waits_until_its_round_is_announced_again
 
 def test_a_report_is_sent_again_when_its_plan_is_announced_again() -> None:
     device = ready()
-    device.plan(task="evaluate")
+    device.plan(phase="evaluate")
     (job,) = only(device.blob(THETA.tobytes()), StartJob)
-    sent = device.feed(Evaluated(job.plan, Sums(12.5, 5.0, {"mae": 6.0})))
-    assert device.plan(task="evaluate") == sent
-    assert only(device.plan(round_id=2, task="evaluate"), Publish) == []
+    sent = device.feed(measured(job.plan, Sums(12.5, 5.0, {"mae": 6.0})))
+    assert device.plan(phase="evaluate") == sent
+    assert only(device.plan(round_id=2, phase="evaluate"), Publish) == []
 
 
 def test_a_new_plan_cancels_the_job_and_starts_when_that_has_ended() -> None:
@@ -376,7 +403,7 @@ def test_a_coordinator_that_was_started_again_gets_its_own_answer_to_the_same_ro
     device.feed(trained([1, 2, 3, 4]))
     device.coordinator(session="s2")
     settled, job = device.plan(session="s2")
-    assert settled == SettleUpdate(accepted=False)
+    assert settled == ResolvePendingUpdate(accepted=False)
     assert isinstance(job, StartJob)
     header, *_ = update_in(device.feed(trained([1, 2, 3, 4], session="s2")))
     assert (header.session, header.round_id, header.attempt) == ("s2", 1, 2)

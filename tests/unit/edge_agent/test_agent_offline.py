@@ -134,7 +134,7 @@ def test_a_failure_to_load_is_tried_again_when_it_may_pass(passing: bool) -> Non
     device = Device()
     device.manifest()
     device.blob(PACKAGE)
-    failed = PackageFailed(digest(PACKAGE), "no_program", "MemoryError()", passing=passing)
+    failed = PackageFailed(digest(PACKAGE), "no_program", "MemoryError()", is_transient=passing)
     device.feed(failed)
     assert (Subscribe(CHUNKS) in tick_until(device, 450.0)) == passing
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -19,9 +21,8 @@ from broker.protocol.topics import (
     Topic,
 )
 from broker.service.events import Connected, MessageArrived, Publish, Subscribe, Unsubscribe
-from edge_agent.machine.events import Evaluated, JobFailed, StartJob, Trained
-from edge_agent.training.result import TrainingResult
-from learning.codecs import CodecConfig
+from edge_agent.machine.events import JobFailed, StartJob
+from edge_agent.machine.pending_update import LocalUpdate
 from learning.vector.metrics import Sums
 from tests.unit.edge_agent.agent_stage import (
     MAX_PAYLOAD,
@@ -30,6 +31,7 @@ from tests.unit.edge_agent.agent_stage import (
     TOPICS,
     Device,
     digest,
+    measured,
     only,
     plan,
     ready,
@@ -44,7 +46,7 @@ from tests.unit.edge_agent.agent_stage import (
 
 
 def test_a_device_without_an_interpreter_says_so_and_declines() -> None:
-    device = Device(unable="no TFLite interpreter works here")
+    device = Device(unavailable_reason="no TFLite interpreter works here")
     assert status_in(device.feed(Connected(MAX_PAYLOAD))).unable.startswith("no TFLite")
     device.coordinator()
     assert device.manifest() == []
@@ -61,14 +63,8 @@ def test_without_rows_for_the_task_it_declines() -> None:
     device.loaded(train_examples=0)
     report = report_in(device.plan())
     assert (report.reason, report.detail) == ("no_data", "no rows to train on")
-    evaluate = device.plan(task="evaluate")
+    evaluate = device.plan(phase="evaluate")
     assert [type(a) for a in evaluate] == [Subscribe]  # it can measure all the same
-
-
-def test_a_codec_it_does_not_know_is_declined() -> None:
-    report = report_in(ready().plan(codec=CodecConfig("zip")))
-    assert report.reason == "codec"
-    assert "'zip' is unknown; known: float32" in report.detail
 
 
 def test_another_layout_than_the_models_is_declined() -> None:
@@ -96,7 +92,7 @@ def test_a_device_that_is_pinned_to_a_layout_takes_no_other() -> None:
 )
 def test_weights_that_are_no_finite_vector_are_declined(blob: bytes) -> None:
     device = ready()
-    device.plan(weights=ref(blob))
+    device.plan(blobs={"weights": ref(blob)})
     *_, answer = device.blob(blob)
     assert report_in([answer]).reason == "weights"
 
@@ -104,7 +100,7 @@ def test_weights_that_are_no_finite_vector_are_declined(blob: bytes) -> None:
 def test_weights_beyond_the_limit_are_declined_before_a_byte_is_fetched() -> None:
     device = ready(max_blob_bytes=3000)
     weights = BlobRef(sha256="0" * 64, size=3001, chunks=1)
-    report = report_in(device.plan(weights=weights))
+    report = report_in(device.plan(blobs={"weights": weights}))
     assert report.reason == "weights"
     assert device.filters[4:] == []
 
@@ -118,39 +114,88 @@ def test_training_that_failed_is_declined_with_its_words() -> None:
 
 def test_measuring_that_failed_is_declined_as_such() -> None:
     device = ready()
-    device.plan(task="evaluate")
+    device.plan(phase="evaluate")
     device.blob(THETA.tobytes())
-    report = report_in(device.feed(JobFailed(plan(task="evaluate"), "Invoke failed")))
+    report = report_in(device.feed(JobFailed(plan(phase="evaluate"), "Invoke failed")))
     assert (report.reason, report.detail) == ("evaluation", "Invoke failed")
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_delta_that_is_not_finite_is_declined_and_never_sent(value: float) -> None:
-    report = report_in(training().feed(trained([0, value, 0, 0])))
-    assert report.reason == "training"
-    assert "NaN or inf in 1 of 4 values" in report.detail
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 1e300])
 def test_figures_that_cannot_be_sent_are_declined(value: float) -> None:
     device = training()
+    done = trained([0, 0, 0, 0])
+    assert isinstance(done.result, LocalUpdate)
     sums = Sums(1.0, 20.0, {"mae": value})
-    result = TrainingResult(np.zeros(4, np.float32), 20, sums, 1, 0.1)
-    report = report_in(device.feed(Trained(plan(), result)))
+    report = report_in(device.feed(replace(done, result=replace(done.result, sums=sums))))
     assert report.reason == "training"
     assert report.detail.startswith("mae is ")
-    device.plan(task="evaluate")
-    report = report_in(
-        device.feed(Evaluated(plan(task="evaluate"), Sums(value, 20.0, {"mae": 1.0})))
-    )
+    device.plan(phase="evaluate", version=1)
+    of = plan(phase="evaluate", version=1)
+    report = report_in(device.feed(measured(of, Sums(value, 20.0, {"mae": 1.0}))))
     assert (report.kind, report.reason) == ("declined", "evaluation")
 
 
-def test_a_value_beyond_float16_is_declined() -> None:
-    device = training(codec=CodecConfig("float16"))
-    report = report_in(device.feed(trained([1e6, 0, 0, 0], codec=CodecConfig("float16"))))
-    assert report.reason == "training"
-    assert "65504" in report.detail
+# -- plans of another software's version -------------------------------------------------------
+
+
+INVENTED: dict[str, tuple[dict[str, Any], str]] = {
+    "phase": ({"phase": "shuffle"}, "unknown phase 'shuffle'"),
+    "phase setting": ({"phase": {"name": "train", "twice": True}}, "twice: unknown key"),
+    "algorithm": ({"algorithm": {"name": "fedmagic", "wand": 3}}, "unknown algorithm 'fedmagic'"),
+    "algorithm setting": ({"algorithm": {"name": "fedprox", "nu": 3}}, "nu: unknown key"),
+    "training": ({"training": {"epochs": 2, "warm_up": 5}}, "training.warm_up: unknown key"),
+    "training value": ({"training": {"epochs": "many"}}, "training: Expected `int`"),
+    "algorithm with": (
+        {"algorithm": "scaffold", "training": {"momentum": 0.9}},
+        "scaffold needs training.optimizer sgd with momentum 0",
+    ),
+    "codec": ({"codec": {"name": "zip", "level": 9}}, "unknown codec 'zip'"),
+    "codec setting": ({"codec": {"name": "int8", "blocks": 9}}, "blocks: unknown key"),
+}
+
+
+@pytest.mark.parametrize("kind", INVENTED)
+def test_a_plan_it_does_not_understand_is_declined_by_name_and_the_next_one_is_worked_on(
+    kind: str,
+) -> None:
+    changes, detail = INVENTED[kind]
+    device = ready()
+    report = report_in(device.plan(**changes))
+    assert (report.kind, report.reason, report.round_id) == ("declined", kind.split()[0], 1)
+    assert detail in report.detail
+    assert report_in(device.plan(**changes)) == report, "announced again, declined again"
+    assert status_in(device.feed(Connected(MAX_PAYLOAD))).unable == ""
+    device.plan(round_id=2)
+    assert only(device.blob(THETA.tobytes()), StartJob)
+
+
+def test_of_several_unknown_things_the_first_to_be_decoded_is_named() -> None:
+    changes: dict[str, Any] = {"codec": "zip", "training": {"x": 1}, "algorithm": "no"}
+    assert report_in(ready().plan(**changes)).reason == "algorithm"
+    assert report_in(ready().plan(phase="no", **changes)).reason == "phase"
+    del changes["algorithm"]
+    assert report_in(ready().plan(**changes)).reason == "training"
+
+
+@pytest.mark.parametrize("phase", [{"steps": 3}, "a phase with spaces", {"name": 7}])
+def test_a_phase_without_a_proper_name_is_declined_in_a_report_that_can_be_read(
+    phase: Any,
+) -> None:
+    report = report_in(ready().plan(phase=phase))
+    assert (report.phase, report.reason) == ("unnamed", "phase")
+
+
+def test_a_state_it_does_not_know_is_no_work_and_no_harm() -> None:
+    device = ready()
+    assert device.plan(state="rehearsing") == []
+    device.plan(round_id=2)
+    assert only(device.blob(THETA.tobytes()), StartJob)
+
+
+def test_a_job_that_was_declined_by_the_worker_says_why() -> None:
+    device = training()
+    report = report_in(device.feed(JobFailed(plan(), "not that one", "algorithm")))
+    assert (report.kind, report.reason, report.detail) == ("declined", "algorithm", "not that one")
 
 
 # -- odd bytes ----------------------------------------------------------------------------------
@@ -227,7 +272,7 @@ def test_what_is_fetched_for_a_plan_that_was_replaced_is_not_fetched_on() -> Non
     device = ready()
     device.plan()
     theta = THETA * 2
-    assert device.plan(round_id=2, weights=ref(theta.tobytes())) == [
+    assert device.plan(round_id=2, blobs={"weights": ref(theta.tobytes())}) == [
         Unsubscribe(TOPICS.chunks_of(digest(THETA.tobytes()))),
         Subscribe(TOPICS.chunks_of(digest(theta.tobytes()))),
     ]

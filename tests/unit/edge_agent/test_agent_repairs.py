@@ -11,7 +11,7 @@ import pytest
 
 from broker.protocol.topics import CoordinatorStatusTopic, ProgramTopic, RoundTopic
 from broker.service.events import Subscribe, Tick
-from edge_agent.machine.events import Action, SettleUpdate, StartJob
+from edge_agent.machine.events import Action, ResolvePendingUpdate, StartJob
 from tests.unit.edge_agent.agent_stage import THETA, TOPICS, Device, only, plan, ready, ref, trained
 
 _STATE = {TOPICS.name(t) for t in (CoordinatorStatusTopic(), ProgramTopic(), RoundTopic())}
@@ -55,7 +55,7 @@ def test_a_late_copy_of_an_earlier_plan_changes_nothing() -> None:
 def test_an_open_plan_does_not_take_back_the_end() -> None:
     device = ready()
     device.plan(round_id=2, version=2, state="finished")
-    device.plan(round_id=2, version=2, task="evaluate")
+    device.plan(round_id=2, version=2, phase="evaluate")
     assert device.agent.plan == plan(round_id=2, version=2, state="finished")
 
 
@@ -91,11 +91,11 @@ def test_a_coordinator_that_was_restored_from_a_backup_is_followed_back() -> Non
     device.blob(THETA.tobytes())
     device.feed(trained([1, 2, 3, 4], round_id=9, version=8))
     before = THETA * 2
-    assert SettleUpdate(accepted=False) in restarted(
-        device, round_id=7, version=6, weights=ref(before.tobytes())
+    assert ResolvePendingUpdate(accepted=False) in restarted(
+        device, round_id=7, version=6, blobs={"weights": ref(before.tobytes())}
     )
     (job,) = only(device.blob(before.tobytes()), StartJob)
-    assert (job.plan.round_id, job.theta.tolist()) == (7, before.tolist())
+    assert (job.plan.round_id, job.blobs["weights"].tolist()) == (7, before.tolist())
 
 
 def test_a_round_of_a_number_that_was_before_the_backup_is_another_round() -> None:
@@ -105,9 +105,9 @@ def test_a_round_of_a_number_that_was_before_the_backup_is_another_round() -> No
     device.feed(trained([1, 2, 3, 4], round_id=9, version=8))
     device.receipt(accepted=True, round_id=9)
     other = THETA * 3
-    restarted(device, round_id=9, version=8, weights=ref(other.tobytes()))
+    restarted(device, round_id=9, version=8, blobs={"weights": ref(other.tobytes())})
     (job,) = only(device.blob(other.tobytes()), StartJob)
-    assert job.theta.tolist() == other.tolist()
+    assert job.blobs["weights"].tolist() == other.tolist()
 
 
 def test_a_second_coordinator_that_was_a_mistake_can_be_taken_back() -> None:

@@ -13,7 +13,6 @@ from broker.service.events import Connected, Started, Subscribe, Tick, Unsubscri
 from edge_agent.machine.events import (
     Action,
     CancelJob,
-    Felt,
     JobFailed,
     LoadPackage,
     PackageFailed,
@@ -21,7 +20,7 @@ from edge_agent.machine.events import (
     ResumeJobs,
     StartJob,
 )
-from edge_agent.machine.limits import LimitsConfig, Readings
+from edge_agent.machine.limits import DeviceReadings, LimitsConfig
 from tests.unit.edge_agent.agent_stage import (
     MAX_PAYLOAD,
     PACKAGE,
@@ -55,7 +54,7 @@ every_trouble = pytest.mark.parametrize("reason", TROUBLES)
 
 
 def feel(device: Device, **readings: Any) -> list[Action]:
-    return device.feed(Felt(Readings(**({"minute": NOON} | readings))))
+    return device.feed(DeviceReadings(**({"minute": NOON} | readings)))
 
 
 def at_work() -> Device:
@@ -229,17 +228,17 @@ def test_a_model_that_does_not_fit_makes_it_unable_and_declines_by_name() -> Non
     status = status_in([device.actions[-1]])
     assert status.unable == "memory: about 80 MB is needed, 70 MB is available"
     assert report_in(device.plan()).reason == "memory"
-    assert not device.agent.is_watchful  # the ceiling will not change
+    assert not device.agent.needs_readings  # the ceiling will not change
 
 
 def test_it_tries_again_when_there_is_room() -> None:
     device = short_of_memory(80_000_000)
-    assert device.agent.is_watchful
+    assert device.agent.needs_readings
     assert feel(device, available_bytes=79_999_999) == []
     assert Subscribe(chunks_of(PACKAGE)) in feel(device, available_bytes=80_000_000)
     assert only(device.blob(PACKAGE), LoadPackage)
     device.loaded()
-    assert not device.agent.is_watchful
+    assert not device.agent.needs_readings
     device.plan()
     assert only(device.blob(THETA.tobytes()), StartJob)
 

@@ -13,7 +13,7 @@ import pytest
 
 from edge_agent import device
 from edge_agent.device import LinuxDevice, battery_percent
-from edge_agent.machine.limits import LimitsConfig, Readings
+from edge_agent.machine.limits import DeviceReadings, LimitsConfig
 from fedge.system import available_bytes, memory_bytes, resident_bytes, temperature_c
 
 Put = Callable[[str, str], None]
@@ -58,7 +58,7 @@ def test_this_machine_can_be_read() -> None:
 
 def test_a_machine_without_sensors_says_nothing(tmp_path: Path) -> None:
     found = LinuxDevice(tmp_path, local_time=local(23, 5)).read(ALL)
-    assert found == Readings(minute=23 * 60 + 5)
+    assert found == DeviceReadings(minute=23 * 60 + 5)
 
 
 def test_sensors_that_no_limit_needs_are_left_alone(tmp_path: Path, put: Put) -> None:

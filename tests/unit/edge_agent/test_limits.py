@@ -1,4 +1,4 @@
-"""When a device rests, and when it goes on."""
+"""When a device pauses, and when it goes on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from edge_agent.machine.limits import Limits, LimitsConfig, Readings
+from edge_agent.machine.limits import DeviceReadings, Limits, LimitsConfig
 from fedge.errors import ConfigError
 from fedge.yaml_config import parse_config
 
@@ -14,7 +14,7 @@ NOON = 12 * 60
 
 
 def judged(limits: Limits, **readings: Any) -> str | None:
-    rest = limits.judge(Readings(**({"minute": NOON} | readings)))
+    rest = limits.update(DeviceReadings(**({"minute": NOON} | readings)))
     return None if rest is None else rest.reason
 
 
@@ -71,8 +71,8 @@ def test_a_sensor_that_is_missing_stops_nobody() -> None:
 
 def test_the_words_are_those_of_the_moment_when_the_rest_began() -> None:
     limits = Limits(LimitsConfig(max_temperature_c=75))
-    first = limits.judge(Readings(NOON, temperature_c=80.0))
-    assert limits.judge(Readings(NOON, temperature_c=81.0)) is first
+    first = limits.update(DeviceReadings(NOON, temperature_c=80.0))
+    assert limits.update(DeviceReadings(NOON, temperature_c=81.0)) is first
     assert str(first) == "too_hot: 80 °C, limit 75"
 
 

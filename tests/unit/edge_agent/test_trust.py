@@ -29,7 +29,7 @@ from broker.protocol.topics import (
 from broker.security.signing import SigningKeys
 from broker.service.events import Connected, MessageArrived, Publish, Started
 from edge_agent.machine.agent import Agent
-from edge_agent.machine.events import Action, KeepTrust, LoadPackage, SettleUpdate, StartJob
+from edge_agent.machine.events import Action, LoadPackage, ResolvePendingUpdate, SaveTrust, StartJob
 from edge_agent.machine.pending_update import AgentMemory
 from edge_agent.machine.status import AgentFacts
 from edge_agent.machine.trust import Trust, TrustRecord
@@ -85,7 +85,7 @@ class Pinned(Device):
 
     def record(self) -> TrustRecord:
         """What it put on disk last."""
-        return only(self.actions, KeepTrust)[-1].record
+        return only(self.actions, SaveTrust)[-1].record
 
     def rebooted(self, trusted: SigningKeys | None = OURS) -> Pinned:
         """The same device after a power cut."""
@@ -133,7 +133,9 @@ def test_a_signed_federation_learns_and_settles(trusted: SigningKeys | None) -> 
     device.plan()
     assert trains(device)
     device.feed(trained([0.5, 0.25, -1.0]))
-    assert only(device.receipt(accepted=True), SettleUpdate) == [SettleUpdate(accepted=True)]
+    assert only(device.receipt(accepted=True), ResolvePendingUpdate) == [
+        ResolvePendingUpdate(accepted=True)
+    ]
     assert said(device).keys == (() if trusted is None else ids(OURS))
 
 
@@ -142,15 +144,15 @@ def test_the_disk_knows_before_anything_is_done() -> None:
     device.coordinator()
     device.manifest()
     actions = device.plan()
-    assert isinstance(actions[0], KeepTrust)
+    assert isinstance(actions[0], SaveTrust)
     assert actions[0].record.numbers == {"coordinator/status": 101, "program": 102, "round": 103}
 
 
 def test_the_same_message_again_costs_no_write_and_does_no_harm() -> None:
     device = ready(Pinned())
     payload = signed(RoundTopic(), messages.encode(plan()), 500)
-    assert only(device.hear_raw(RoundTopic(), payload), KeepTrust)
-    assert not only(device.hear_raw(RoundTopic(), payload), KeepTrust)
+    assert only(device.hear_raw(RoundTopic(), payload), SaveTrust)
+    assert not only(device.hear_raw(RoundTopic(), payload), SaveTrust)
     assert trains(device)
 
 
@@ -264,7 +266,7 @@ def test_a_false_receipt_does_not_drop_the_update() -> None:
     device.keys = None
     assert device.receipt(accepted=True) == []
     device.keys = OURS
-    assert only(device.receipt(accepted=True), SettleUpdate)
+    assert only(device.receipt(accepted=True), ResolvePendingUpdate)
 
 
 def test_an_inbox_message_counts_once() -> None:

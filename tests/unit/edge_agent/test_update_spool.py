@@ -8,16 +8,51 @@ import numpy as np
 import pytest
 
 from broker.protocol import blobs
+from edge_agent.machine.device_state import DeviceState, rounded_residuals
 from edge_agent.machine.pending_update import SpooledUpdate
 from edge_agent.storage.chunk_cache import ChunkStore
 from edge_agent.storage.update_spool import PENDING_FILE, SETTLED_FILE, Spool
 from fedge.errors import StoreError
+from learning.codecs.feedback import encode_with_feedback
+from learning.codecs.registry import CODECS
 
 RESIDUAL = np.array([0.5, -0.25, 1e-9], np.float32)
+CONTROL = np.array([1.5, 2.25, -1e-20], np.float32)
+PERSONAL = np.array([7.0, 8.5], np.float32)
 
 
-def update(round_id: int = 3, residual: np.ndarray = RESIDUAL) -> SpooledUpdate:  # type: ignore[type-arg]
-    return SpooledUpdate("s1", round_id, "b1", 2, "0123456789abcdef", 60.0, b"frame" * 9, residual)
+def state(factor: float = 1.0) -> DeviceState:
+    return DeviceState(
+        "0123456789abcdef",
+        "s1",
+        rounded_residuals({"delta": RESIDUAL * np.float32(factor)}),
+        "scaffold",
+        {"control": CONTROL},
+        PERSONAL,
+    )
+
+
+def update(round_id: int = 3, factor: float = 1.0) -> SpooledUpdate:
+    return SpooledUpdate("s1", round_id, "train", "b1", 2, 5, 60.0, b"frame" * 9, state(factor))
+
+
+def assert_same(found: DeviceState | None, expected: DeviceState) -> None:
+    assert found is not None
+    assert (found.model, found.session, found.algorithm) == (
+        expected.model,
+        expected.session,
+        expected.algorithm,
+    )
+    for ours, theirs in (
+        (found.residuals, expected.residuals),
+        (found.vectors, expected.vectors),
+    ):
+        assert {n: v.tobytes() for n, v in ours.items()} == {
+            n: v.tobytes() for n, v in theirs.items()
+        }
+    assert found.personal is not None
+    assert expected.personal is not None
+    assert found.personal.tobytes() == expected.personal.tobytes()
 
 
 def spool(folder: Path) -> Spool:
@@ -26,7 +61,7 @@ def spool(folder: Path) -> Spool:
 
 def test_a_new_device_remembers_nothing(tmp_path: Path) -> None:
     memory = spool(tmp_path / "state").load()
-    assert (memory.pending, memory.residual, memory.fingerprint) == (None, None, "")
+    assert (memory.pending, memory.settled) == (None, None)
     assert not (tmp_path / "state").exists(), "looking makes no folder"
 
 
@@ -34,40 +69,37 @@ def test_a_pending_update_comes_back_bit_for_bit(tmp_path: Path) -> None:
     spool(tmp_path).write(update())
     pending = spool(tmp_path).load().pending
     assert pending is not None
-    np.testing.assert_array_equal(pending.residual, RESIDUAL)
-    assert (pending.session, pending.round_id, pending.boot, pending.attempt) == ("s1", 3, "b1", 2)
-    assert (pending.fingerprint, pending.deadline_s) == ("0123456789abcdef", 60.0)
-    assert pending.frame == b"frame" * 9
+    assert_same(pending.state, state())
+    assert (pending.session, pending.round_id, pending.phase) == ("s1", 3, "train")
+    assert (pending.boot, pending.attempt, pending.version) == ("b1", 2, 5)
+    assert (pending.deadline_s, pending.frame) == (60.0, b"frame" * 9)
 
 
-def test_an_accepted_update_leaves_its_residual_and_nothing_to_send(tmp_path: Path) -> None:
+def test_an_accepted_update_leaves_its_state_and_nothing_to_send(tmp_path: Path) -> None:
     kept = spool(tmp_path)
     kept.write(update())
-    kept.settle(accepted=True)
+    kept.resolve(accepted=True)
     memory = spool(tmp_path).load()
     assert memory.pending is None
-    assert memory.residual is not None
-    np.testing.assert_array_equal(memory.residual, RESIDUAL)
-    assert memory.fingerprint == "0123456789abcdef"
+    assert_same(memory.settled, state())
 
 
-def test_a_refused_update_leaves_the_residual_of_the_one_before(tmp_path: Path) -> None:
+def test_a_refused_update_leaves_the_state_of_the_one_before(tmp_path: Path) -> None:
     kept = spool(tmp_path)
     kept.write(update())
-    kept.settle(accepted=True)
-    kept.write(update(4, RESIDUAL * 2))
-    kept.settle(accepted=False)
+    kept.resolve(accepted=True)
+    kept.write(update(4, 2.0))
+    kept.resolve(accepted=False)
     memory = spool(tmp_path).load()
     assert memory.pending is None
-    assert memory.residual is not None
-    np.testing.assert_array_equal(memory.residual, RESIDUAL)
+    assert_same(memory.settled, state())
 
 
 def test_a_round_writes_one_file_and_its_receipt_none(tmp_path: Path) -> None:
     kept = spool(tmp_path)
     kept.write(update())
     written = (tmp_path / PENDING_FILE).read_bytes()
-    kept.settle(accepted=True)
+    kept.resolve(accepted=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == [SETTLED_FILE]
     assert (tmp_path / SETTLED_FILE).read_bytes() == written
 
@@ -117,18 +149,50 @@ def test_an_update_over_the_limit_and_a_folder_that_cannot_be_are_told(tmp_path:
         spool(tmp_path / "file" / "state").write(update())
 
 
-def test_a_residual_that_was_forgotten_does_not_come_back(tmp_path: Path) -> None:
+def test_a_state_that_was_forgotten_does_not_come_back(tmp_path: Path) -> None:
     kept = spool(tmp_path)
-    kept.forget_residual()
+    kept.forget_state()
     kept.write(update())
-    kept.settle(accepted=True)
-    kept.forget_residual()
-    assert spool(tmp_path).load().residual is None
+    kept.resolve(accepted=True)
+    kept.forget_state()
+    assert spool(tmp_path).load().settled is None
 
 
-def test_settling_what_was_never_written_is_no_error(tmp_path: Path) -> None:
-    spool(tmp_path).settle(accepted=True)
-    spool(tmp_path).settle(accepted=False)
+def test_a_damaged_header_is_noticed_too(tmp_path: Path) -> None:
+    spool(tmp_path).write(update())
+    path = tmp_path / PENDING_FILE
+    path.write_bytes(path.read_bytes().replace(b'"scale":0.5', b'"scale":0.6'))
+    assert spool(tmp_path).load().pending is None
+
+
+@pytest.mark.parametrize("algorithm", ["fedavg", "scaffold"])
+def test_a_round_writes_little_more_than_update_residual_and_algorithm_state(
+    tmp_path: Path, algorithm: str
+) -> None:
+    rng = np.random.default_rng(1)
+    size, codec = 10_000, CODECS.make("int8")
+    vectors = {name: rng.standard_normal(size).astype(np.float32) for name in ("delta", "control")}
+    if algorithm == "fedavg":
+        del vectors["control"]
+    encoded = {name: encode_with_feedback(codec, v, None, 0, rng) for name, v in vectors.items()}
+    frame = b"".join(part.payload for part in encoded.values())
+    own = DeviceState(
+        "0123456789abcdef",
+        "s1",
+        rounded_residuals({"delta": encoded["delta"].residual}),
+        algorithm,
+        {name: vector for name, vector in vectors.items() if name != "delta"},
+    )
+    spool(tmp_path).write(SpooledUpdate("s1", 3, "train", "b1", 2, 5, 60.0, frame, own))
+    needed = len(frame) + 2 * size + (4 * size if algorithm == "scaffold" else 0)
+    written = sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert needed < written <= 1.2 * needed
+    assert written - needed < 1000
+
+
+def test_resolving_what_was_never_written_is_no_error(tmp_path: Path) -> None:
+    spool(tmp_path).resolve(accepted=True)
+    spool(tmp_path).resolve(accepted=False)
 
 
 def chunks_of(blob: bytes) -> tuple[str, list[bytes]]:

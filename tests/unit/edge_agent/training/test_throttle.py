@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edge_agent.training.throttle import Pace
+from edge_agent.training.throttle import Throttle
 
 
 class Clock:
@@ -28,55 +28,55 @@ class Clock:
 @pytest.mark.parametrize("step_s", [50e-6, 0.004, 2.0])
 def test_it_computes_the_share_of_the_time_that_it_may(share: float, step_s: float) -> None:
     clock = Clock()
-    pace = Pace(share, lambda: False, clock=clock, sleep=clock.sleep)
+    throttle = Throttle(share, lambda: False, clock=clock, sleep=clock.sleep)
     while clock.now_s < 60:
-        assert not pace.is_over()
+        assert not throttle.wait_and_check_cancelled()
         clock.now_s += step_s
     assert 1 - clock.slept_s / clock.now_s == pytest.approx(share, abs=0.05)
 
 
 def test_many_short_steps_share_one_sleep() -> None:
     clock = Clock()
-    pace = Pace(0.5, lambda: False, clock=clock, sleep=clock.sleep)
+    throttle = Throttle(0.5, lambda: False, clock=clock, sleep=clock.sleep)
     for _ in range(1000):
-        pace.is_over()
+        throttle.wait_and_check_cancelled()
         clock.now_s += 50e-6
     assert 1 <= clock.sleeps <= 6
 
 
 def test_with_the_whole_share_it_never_sleeps() -> None:
     clock = Clock()
-    pace = Pace(1.0, lambda: False, clock=clock, sleep=clock.sleep)
+    throttle = Throttle(1.0, lambda: False, clock=clock, sleep=clock.sleep)
     for _ in range(100):
-        assert not pace.is_over()
+        assert not throttle.wait_and_check_cancelled()
         clock.now_s += 1.0
     assert clock.sleeps == 0
 
 
 def test_while_it_is_paused_it_waits_and_then_goes_on() -> None:
     clock = Clock()
-    pace = Pace(
+    throttle = Throttle(
         1.0, lambda: False, paused=lambda: clock.now_s < 5.0, clock=clock, sleep=clock.sleep
     )
-    assert not pace.is_over()
+    assert not throttle.wait_and_check_cancelled()
     assert 5.0 <= clock.now_s < 5.5
 
 
 def test_a_pause_is_not_made_up_for() -> None:
     clock = Clock()
-    pace = Pace(
+    throttle = Throttle(
         0.5, lambda: False, paused=lambda: clock.now_s < 5.0, clock=clock, sleep=clock.sleep
     )
-    pace.is_over()
+    throttle.wait_and_check_cancelled()
     slept_s = clock.slept_s
-    pace.is_over()
+    throttle.wait_and_check_cancelled()
     assert clock.slept_s == slept_s
 
 
 @pytest.mark.parametrize("paused", [True, False])
 def test_the_end_is_noticed_within_a_sleep(paused: bool) -> None:
     clock = Clock()
-    pace = Pace(0.01, lambda: clock.now_s >= 11.0, lambda: paused, clock, clock.sleep)
+    throttle = Throttle(0.01, lambda: clock.now_s >= 11.0, lambda: paused, clock, clock.sleep)
     clock.now_s += 10.0  # a step that would be slept for 1,000 s
-    assert pace.is_over()
+    assert throttle.wait_and_check_cancelled()
     assert clock.now_s < 11.5

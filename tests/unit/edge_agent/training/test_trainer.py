@@ -6,15 +6,17 @@ import math
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 
-from broker.protocol.messages import TrainingPlan
-from edge_agent.training.trainer import Adam, LocalOptimizer, Sgd, make_optimizer, train
+from edge_agent.training.trainer import Direction, train
 from fedge.errors import TrainingError
-from learning.aggregation import make_aggregator
-from learning.algorithms import StrategyConfig, make_strategy
+from learning.aggregation.aggregator import Update
+from learning.aggregation.registry import AGGREGATORS
+from learning.algorithms.algorithm import GradientAt, LocalContext
+from learning.algorithms.registry import ALGORITHMS
+from learning.algorithms.server_step import server_step
+from learning.algorithms.training import Adam, LocalOptimizer, Sgd, TrainingPlan, make_optimizer
 from learning.vector.metrics import metric_values
 from learning.vector.parameters import F32, F64
 from models.runtime.program import Gradient, Program
@@ -58,6 +60,12 @@ def gradient(theta: F64, x: F64, y: F64) -> F64:
 
 def rng() -> np.random.Generator:
     return np.random.default_rng(1)
+
+
+def proximal(mu: float, theta: F32, plan: TrainingPlan) -> Direction:
+    """The device half of FedProx that began at θ."""
+    context = LocalContext(theta, {}, {}, plan, rng(), lambda _: 0.0)
+    return ALGORITHMS.make({"name": "fedprox", "mu": mu}, plan).local(context).direction
 
 
 def steps(optimizer: LocalOptimizer, gradients: list[list[float]], start: list[float]) -> F32:
@@ -149,8 +157,9 @@ def test_epochs_of_full_batches_are_gradient_descent(program: Program, momentum:
 
 def test_the_proximal_term_pulls_back_to_where_the_round_began(program: Program) -> None:
     x, y = some_rows(100)
-    plan = TrainingPlan(epochs=10, batch_size=0, learning_rate=0.05, proximal_mu=2.0)
-    result = train(program, START, part(x, y), plan, rng())
+    plan = TrainingPlan(epochs=10, batch_size=0, learning_rate=0.05)
+    pull = proximal(2.0, START, plan)
+    result = train(program, START, part(x, y), plan, rng(), direction=pull)
     start = START.astype(np.float64)
     theta = start.copy()
     for _ in range(10):
@@ -162,8 +171,9 @@ def test_the_proximal_term_pulls_back_to_where_the_round_began(program: Program)
 
 def test_fedprox_ends_at_the_minimum_of_loss_plus_proximal_term(program: Program) -> None:
     x, y = some_rows(200)
-    plan = TrainingPlan(epochs=400, batch_size=0, learning_rate=0.1, proximal_mu=1.5)
-    delta = train(program, START, part(x, y), plan, rng()).delta
+    plan = TrainingPlan(epochs=400, batch_size=0, learning_rate=0.1)
+    pull = proximal(1.5, START, plan)
+    delta = train(program, START, part(x, y), plan, rng(), direction=pull).delta
     # ∇F(θ) + μ (θ - θ₀) = 0 is a linear system.
     design = np.c_[x, np.ones(200)]
     hessian = 2 * design.T @ design / 200
@@ -265,16 +275,19 @@ def test_full_batch_steps_on_many_agents_averaged_by_rows_are_pooled_gradient_de
     x, y = housing
     owner = np.random.default_rng(3).choice(agents, len(y), p=uneven(agents))
     plan = TrainingPlan(batch_size=0, learning_rate=0.3)
-    strategy = make_strategy(StrategyConfig("fedavg"))
+    algorithm = ALGORITHMS.make("fedavg", plan)
+    layout = program.spec.layout
     theta, pooled = load_zoo("house_price").initial, np.zeros(3)
     assert theta.tolist() == pooled.tolist()
     for _ in range(10):
-        mean = make_aggregator("mean", 3)
+        mean = AGGREGATORS.make("mean", {"delta": 3})
         for agent in range(agents):
             mine = owner == agent
             result = train(program, theta, part(x[mine], y[mine]), plan, rng())
-            mean.add(result.delta, float(result.num_examples))
-        theta, _ = strategy.apply(theta, mean.mean(), {})
+            weights = {"delta": float(result.num_examples)}
+            mean.add(Update(f"agent-{agent}", {"delta": result.delta}, weights))
+        aggregate = mean.result(agents)
+        theta, _ = server_step(algorithm, layout, theta, algorithm.init(theta), aggregate)
         pooled -= 0.3 * gradient(pooled, x, y)
         assert theta == pytest.approx(pooled, abs=1e-5)
     exact = np.linalg.lstsq(np.c_[x, np.ones(len(y))], y, rcond=None)[0]
@@ -305,9 +318,9 @@ def test_a_tracked_part_takes_its_value_and_no_optimizer_moves_it(optimizer: Any
         optimizer=optimizer, epochs=4, batch_size=0, learning_rate=0.5, momentum=0.9
     )
     start = np.array([0.0, 2.0], np.float32)
-    plan = msgspec.structs.replace(plan, proximal_mu=3.0)
+    pull = proximal(3.0, start, plan)
     rows = {"x": np.zeros(1, np.float32)}
-    result = train(Tracking(), start, rows, plan, rng())  # type: ignore[arg-type]
+    result = train(Tracking(), start, rows, plan, rng(), direction=pull)  # type: ignore[arg-type]
     assert result.delta[1] == pytest.approx(1.0)  # four times 0.25
     assert result.delta[0] != 0
 
@@ -325,9 +338,10 @@ class Personal:
 
 
 def test_the_proximal_term_leaves_personal_layers_alone() -> None:
-    plan = TrainingPlan(epochs=200, batch_size=0, learning_rate=0.1, momentum=0, proximal_mu=3.0)
+    plan = TrainingPlan(epochs=200, batch_size=0, learning_rate=0.1, momentum=0)
     start, rows = np.zeros(2, np.float32), {"x": np.zeros(1, np.float32)}
-    result = train(Personal(), start, rows, plan, rng())  # type: ignore[arg-type]
+    pull = proximal(3.0, start[:1], plan)
+    result = train(Personal(), start, rows, plan, rng(), direction=pull)  # type: ignore[arg-type]
     # The minimum of ½(z - 8)² + 3/2·z² is 2; alone that of the first term is 8.
     assert result.delta == pytest.approx([2.0, 8.0], rel=1e-4)
 
@@ -344,3 +358,67 @@ def test_a_batch_of_rows_of_weight_0_is_no_step_and_loses_nothing(program: Progr
     assert result.delta.any()
     with pytest.raises(TrainingError, match="all of weight 0"):
         train(program, START, {**part(x, y), "weight": np.zeros(12, np.float32)}, plan, rng())
+
+
+# -- directions -------------------------------------------------------------------------------
+
+
+def test_a_direction_may_ask_for_gradients_of_some_rows_and_at_another_theta(
+    program: Program,
+) -> None:
+    x, y = some_rows(12)
+    elsewhere = START + 1
+    plan = TrainingPlan(batch_size=0, learning_rate=0.5)
+
+    def half_here_half_there(gradient_at: GradientAt, theta: F32) -> F32:
+        here, there = gradient_at(theta, slice(0, 4)), gradient_at(elsewhere, slice(4, 12))
+        return (here + there) / np.float32(2)
+
+    result = train(program, START, part(x, y), plan, rng(), direction=half_here_half_there)
+    here = gradient(START.astype(np.float64), x[:4], y[:4])
+    there = gradient(elsewhere.astype(np.float64), x[4:], y[4:])
+    assert result.delta == pytest.approx(-0.5 * (here + there) / 2, abs=2e-6)
+    # The sums are those of the whole batch at the current θ.
+    error = np.c_[x, np.ones(12)] @ START - y
+    assert result.sums.weight == 12
+    assert result.sums.loss == pytest.approx((error**2).sum(), rel=1e-5)
+
+
+def test_a_gradient_at_the_current_theta_is_computed_once_a_step() -> None:
+    calls = 0
+
+    class Counting(Personal):
+        def gradient(self, theta: F32, rows: Rows, *, seed: int = 0) -> Gradient:
+            nonlocal calls
+            calls += 1
+            return super().gradient(theta, rows, seed=seed)
+
+    def twice(gradient_at: GradientAt, theta: F32) -> F32:
+        return (gradient_at(theta) + gradient_at(theta)) / np.float32(2)
+
+    plan = TrainingPlan(epochs=3, batch_size=0)
+    rows = {"x": np.zeros(1, np.float32)}
+    train(Counting(), np.zeros(2, np.float32), rows, plan, rng(), direction=twice)  # type: ignore[arg-type]
+    assert calls == 3
+
+
+def test_within_a_step_every_gradient_of_a_stochastic_model_has_the_same_seed() -> None:
+    seeds: list[int] = []
+
+    class Dropping(Personal):
+        class spec:  # noqa: N801
+            tracked = ()
+            size = 1
+            stochastic = True
+
+        def gradient(self, theta: F32, rows: Rows, *, seed: int = 0) -> Gradient:
+            seeds.append(seed)
+            return super().gradient(theta, rows, seed=seed)
+
+    def two(gradient_at: GradientAt, theta: F32) -> F32:
+        return gradient_at(theta) + gradient_at(theta + 1)
+
+    plan = TrainingPlan(epochs=2, batch_size=0)
+    rows = {"x": np.zeros(1, np.float32)}
+    train(Dropping(), np.zeros(2, np.float32), rows, plan, rng(), direction=two)  # type: ignore[arg-type]
+    assert seeds[0] == seeds[1] != seeds[2] == seeds[3]

@@ -13,18 +13,20 @@ import msgspec
 import numpy as np
 import pytest
 
-from broker.protocol.messages import BlobRef, Cohort, RoundPlan, TrainingPlan
+from broker.protocol.messages import BlobRef, Cohort, RoundPlan
 from edge_agent.config import AgentConfig
 from edge_agent.data.config import DataConfig
+from edge_agent.machine.device_state import DeviceState
 from edge_agent.machine.events import (
     Event,
+    JobDone,
     JobFailed,
     LoadPackage,
     PackageFailed,
     PackageLoaded,
     StartJob,
-    Trained,
 )
+from edge_agent.machine.pending_update import LocalUpdate
 from edge_agent.worker import Worker, WorkerPool
 from learning.vector.parameters import Layout
 from models.package.package import ModelPackage
@@ -55,27 +57,34 @@ class Agent:
         np.savez(folder / name / "data.npz", features=x, y=x.sum(1))
         config = AgentConfig(federation="f", agent_id=name, data=DataConfig(path="data.npz"))
         self.config = config
+        self.state = DeviceState()
         self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self.worker: Worker = pool.worker(config, folder / name, self.events.put)
 
     def load(self, package: ModelPackage) -> None:
         self.worker.submit(LoadPackage(package.digest, package.wire))
 
-    def train(self, package: ModelPackage, round_id: int = 1, steps: int = 1) -> None:
+    def train(
+        self,
+        package: ModelPackage,
+        round_id: int = 1,
+        steps: int = 1,
+        algorithm: str = "fedavg",
+    ) -> None:
         plan = RoundPlan(
             session="s",
             start="c",
             round_id=round_id,
             state="open",
-            task="train",
             version=0,
-            weights=BlobRef(sha256="0" * 64, size=12, chunks=1),
+            blobs={"weights": BlobRef(sha256="0" * 64, size=12, chunks=1)},
             package=package.digest,
             fingerprint=package.spec.fingerprint,
             cohort=Cohort(),
-            training=TrainingPlan(epochs=10_000, max_steps=steps, learning_rate=1e-6),
+            algorithm=algorithm,
+            training={"epochs": 10_000, "max_steps": steps, "learning_rate": 1e-6},
         )
-        self.worker.submit(StartJob(plan, package.initial))
+        self.worker.submit(StartJob(plan, {"weights": package.initial}, self.state))
 
     def train_for_long(self, package: ModelPackage, round_id: int = 1) -> None:
         self.train(package, round_id, LONG)
@@ -93,7 +102,7 @@ def test_the_jobs_of_one_agent_are_done_in_order(
         agent.train(package, round_id)
     assert isinstance(agent.next(), PackageLoaded)
     found = [agent.next() for _ in range(5)]
-    assert [e.plan.round_id for e in found if isinstance(e, Trained)] == [1, 2, 3, 4, 5]
+    assert [e.plan.round_id for e in found if isinstance(e, JobDone)] == [1, 2, 3, 4, 5]
 
 
 def test_an_agent_that_trains_for_long_holds_up_no_other(
@@ -105,7 +114,7 @@ def test_an_agent_that_trains_for_long_holds_up_no_other(
         assert isinstance(agent.next(), PackageLoaded)
     slow.train_for_long(package)
     quick.train(package)
-    assert isinstance(quick.next(), Trained)
+    assert isinstance(quick.next(), JobDone)
     assert slow.events.empty()
     slow.worker.cancel()
     assert isinstance(slow.next(), JobFailed)
@@ -125,7 +134,7 @@ def test_only_what_was_submitted_before_is_cancelled(
     assert isinstance(first, JobFailed)
     assert isinstance(second, JobFailed)
     assert (first.detail, second.detail) == ("cancelled", "cancelled")
-    assert isinstance(third, Trained)
+    assert isinstance(third, JobDone)
 
 
 def test_a_job_that_fails_is_its_agents_alone(
@@ -141,7 +150,7 @@ def test_a_job_that_fails_is_its_agents_alone(
     assert failed.reason == "no_data"
     assert isinstance(broken.next(), JobFailed)
     assert isinstance(sound.next(), PackageLoaded)
-    assert isinstance(sound.next(), Trained)
+    assert isinstance(sound.next(), JobDone)
 
 
 def test_rubbish_instead_of_a_package_is_named(
@@ -168,7 +177,7 @@ def test_agents_of_two_models_share_a_thread(package: ModelPackage, tmp_path: Pa
                 agent.train(package)
         for agent in agents:
             assert isinstance(agent.next(), PackageLoaded)
-            assert all(isinstance(agent.next(), Trained) for _ in range(3))
+            assert all(isinstance(agent.next(), JobDone) for _ in range(3))
     finally:
         pool.stop()
 
@@ -186,7 +195,21 @@ def test_a_pool_stops_in_the_middle_of_training(package: ModelPackage, tmp_path:
     assert threading.active_count() == before - 2
 
 
-def test_a_personal_layer_never_leaves_the_device_and_survives_a_restart(
+def test_a_plan_it_does_not_understand_is_declined_by_name(
+    pool: WorkerPool, package: ModelPackage, tmp_path: Path
+) -> None:
+    agent = Agent(pool, tmp_path, "a")
+    agent.load(package)
+    agent.next()
+    agent.train(package, algorithm="fedmagic")
+    failed = agent.next()
+    assert isinstance(failed, JobFailed)
+    assert failed.reason == "algorithm"
+    agent.train(package)
+    assert isinstance(agent.next(), JobDone)
+
+
+def test_a_personal_layer_never_leaves_the_device_and_is_part_of_its_state(
     pool: WorkerPool, package: ModelPackage, tmp_path: Path
 ) -> None:
     """The line's slopes are shared, its offset is personal."""
@@ -197,20 +220,19 @@ def test_a_personal_layer_never_leaves_the_device_and_survives_a_restart(
     zeros = np.zeros(2, np.float32)
     own = ModelPackage(spec, package.program, zeros, np.full(1, 7.0, np.float32))
     agent = Agent(pool, tmp_path, "a")
-    agent.load(own)
-    agent.next()
-    agent.train(own)
-    trained = agent.next()
-    assert isinstance(trained, Trained)
-    assert trained.result.delta.shape == (2,)
-    (kept,) = (tmp_path / "a" / "state").glob("personal-*.npy")
-    moved = float(np.load(kept)[0])
-    assert moved != 7.0
-    again = pool.worker(agent.config, tmp_path / "a", agent.events.put)
-    own = replace(own, spec=msgspec.structs.replace(spec, source="exported again"))
-    again.submit(LoadPackage(own.digest, own.wire))
-    agent.next()
-    agent.worker = again
-    agent.train(own, 2)
-    assert isinstance(agent.next(), Trained)
-    assert float(np.load(kept)[0]) - 7.0 == pytest.approx(2 * (moved - 7.0), rel=1e-3)
+    moved = [7.0]
+    # Another package of the same layouts goes on with it.
+    for source in ("", "exported again"):
+        own = replace(own, spec=msgspec.structs.replace(spec, source=source))
+        agent.load(own)
+        assert isinstance(agent.next(), PackageLoaded)
+        agent.train(own)
+        done = agent.next()
+        assert isinstance(done, JobDone)
+        assert isinstance(done.result, LocalUpdate)
+        assert {name: part.size for name, part in done.result.vectors.items()} == {"delta": 2}
+        agent.state = done.result.state
+        assert agent.state.personal is not None
+        moved.append(float(agent.state.personal[0]))
+    assert moved[1] != 7.0
+    assert moved[2] - 7.0 == pytest.approx(2 * (moved[1] - 7.0), rel=1e-3)

@@ -12,21 +12,22 @@ import msgspec
 import numpy as np
 import pytest
 
-from broker.protocol.messages import BlobRef, Cohort, RoundPlan, Task, TrainingPlan
+from broker.protocol.messages import BlobRef, Cohort, RoundPlan
 from edge_agent import worker
 from edge_agent.config import AgentConfig
 from edge_agent.data.config import DataConfig
+from edge_agent.machine.device_state import DeviceState
 from edge_agent.machine.events import (
-    Evaluated,
     Event,
+    JobDone,
     JobFailed,
     LoadPackage,
     PackageFailed,
     PackageLoaded,
     StartJob,
-    Trained,
 )
 from edge_agent.machine.limits import LimitsConfig
+from edge_agent.machine.pending_update import LocalReport, LocalUpdate
 from edge_agent.worker import Worker, WorkerPool
 from models.package.package import ModelPackage
 from models.zoo import load_zoo
@@ -36,13 +37,12 @@ PLAN = RoundPlan(
     start="c",
     round_id=1,
     state="open",
-    task="train",
     version=0,
-    weights=BlobRef(sha256="0" * 64, size=12, chunks=1),
+    blobs={"weights": BlobRef(sha256="0" * 64, size=12, chunks=1)},
     package="0" * 64,
     fingerprint="0" * 16,
     cohort=Cohort(),
-    training=TrainingPlan(max_steps=3, epochs=3, learning_rate=1e-6),
+    training={"max_steps": 3, "epochs": 3, "learning_rate": 1e-6},
 )
 
 
@@ -68,9 +68,10 @@ class Device:
         self.worker.submit(LoadPackage(self.package.digest, self.package.wire))
         return self.next()
 
-    def start(self, task: Task = "train") -> None:
-        plan = msgspec.structs.replace(PLAN, task=task)
-        self.worker.submit(StartJob(plan, self.package.initial))
+    def start(self, phase: str = "train") -> None:
+        plan = msgspec.structs.replace(PLAN, phase=phase)
+        blobs = {"weights": self.package.initial}
+        self.worker.submit(StartJob(plan, blobs, DeviceState()))
 
     def next(self) -> Event:
         with self._arrived:
@@ -89,25 +90,27 @@ def pool() -> Iterator[WorkerPool]:
     pool.stop()
 
 
-@pytest.mark.parametrize(("task", "kind"), [("train", Trained), ("evaluate", Evaluated)])
+@pytest.mark.parametrize(("phase", "kind"), [("train", LocalUpdate), ("evaluate", LocalReport)])
 def test_paused_work_waits_and_goes_on(
-    pool: WorkerPool, tmp_path: Path, task: Task, kind: type
+    pool: WorkerPool, tmp_path: Path, phase: str, kind: type
 ) -> None:
     device = Device(pool, tmp_path, LimitsConfig())
     assert isinstance(device.load(), PackageLoaded)
     device.worker.pause(paused=True)
-    device.start(task)
+    device.start(phase)
     assert device.is_silent()
     device.worker.pause(paused=False)
-    assert isinstance(device.next(), kind)
+    done = device.next()
+    assert isinstance(done, JobDone)
+    assert isinstance(done.result, kind)
 
 
-@pytest.mark.parametrize("task", ["train", "evaluate"])
-def test_paused_work_can_be_given_up(pool: WorkerPool, tmp_path: Path, task: Task) -> None:
+@pytest.mark.parametrize("phase", ["train", "evaluate"])
+def test_paused_work_can_be_given_up(pool: WorkerPool, tmp_path: Path, phase: str) -> None:
     device = Device(pool, tmp_path, LimitsConfig())
     device.load()
     device.worker.pause(paused=True)
-    device.start(task)
+    device.start(phase)
     device.worker.cancel()
     failure = device.next()
     assert isinstance(failure, JobFailed)
@@ -132,8 +135,9 @@ def test_measuring_in_pieces_gives_what_measuring_at_once_gives(
     device.load()
     device.start("evaluate")
     found = device.next()
-    assert isinstance(found, Evaluated)
-    assert found.sums.weight == 300  # more than one batch of 256
+    assert isinstance(found, JobDone)
+    assert isinstance(found.result, LocalReport)
+    assert found.result.sums.weight == 300  # more than one batch of 256
 
 
 def test_only_the_threads_that_train_give_way(pool: WorkerPool, tmp_path: Path) -> None:
@@ -163,7 +167,7 @@ def test_where_a_sandbox_forbids_it_training_goes_on_all_the_same(
     device = Device(pool, tmp_path, LimitsConfig(nice=19))
     assert isinstance(device.load(), PackageLoaded)
     device.start()
-    assert isinstance(device.next(), Trained)
+    assert isinstance(device.next(), JobDone)
     assert caplog.text.count("set Nice=19 in the unit") == 1
 
 

@@ -1,0 +1,101 @@
+"""Late decoding of a plan: its choices and its blobs, each with a reason to decline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from broker.protocol.messages import BlobRef, RoundPlan
+from fedge.errors import ConfigError, DeclinedError
+from learning.algorithms.algorithm import Algorithm
+from learning.algorithms.registry import ALGORITHMS
+from learning.algorithms.training import TrainingPlan, training_plan
+from learning.codecs.codec import Codec
+from learning.codecs.registry import CODECS
+from learning.phases.phase import Phase
+from learning.phases.registry import PHASES
+from learning.vector.parameters import F32
+from learning.vector.vectors import Vectors
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedPlan:
+    """What a plan asks, as objects.
+
+    Attributes:
+        phase: with its settings.
+        algorithm: with its settings.
+        algorithm_name: its name.
+        training: steps, rates and the local optimizer.
+        codec: with its settings.
+    """
+
+    phase: Phase
+    algorithm: Algorithm
+    algorithm_name: str
+    training: TrainingPlan
+    codec: Codec
+
+
+def decode_plan(plan: RoundPlan) -> DecodedPlan:
+    """Returns what a plan asks.
+
+    Raises:
+        DeclinedError: this software does not know the phase, the algorithm, the codec or a setting;
+            its reason is `phase`, `algorithm`, `training` or `codec`.
+    """
+    with _declines("phase"):
+        phase = PHASES.make(plan.phase)
+    with _declines("algorithm"):
+        settings = ALGORITHMS.settings(plan.algorithm)
+    with _declines("training"):
+        training = training_plan(plan.training)
+    with _declines("algorithm"):
+        algorithm = ALGORITHMS.make(settings, training)
+    with _declines("codec"):
+        codec = CODECS.make(plan.codec)
+    return DecodedPlan(phase, algorithm, settings.name, training, codec)
+
+
+@contextmanager
+def _declines(reason: str) -> Iterator[None]:
+    try:
+        yield
+    except ConfigError as error:
+        raise DeclinedError(reason, str(error)) from error
+
+
+class PlanBlobs:
+    """Vectors by the SHA-256 of their blob; a plan with the same θ needs no second download."""
+
+    def __init__(self) -> None:
+        self._vectors: dict[str, F32] = {}
+
+    def missing(self, plan: RoundPlan) -> list[BlobRef]:
+        """Returns the blobs of a plan that are not in memory."""
+        return [ref for ref in plan.blobs.values() if ref.sha256 not in self._vectors]
+
+    def take(self, sha256: str, blob: bytes) -> None:
+        """Takes a complete blob.
+
+        Raises:
+            DeclinedError: it is not a finite float32 vector.
+        """
+        vector = np.frombuffer(blob, "<f4").astype(np.float32) if len(blob) % 4 == 0 else None
+        if vector is None or not np.isfinite(vector).all():
+            raise DeclinedError("weights", f"blob {sha256[:12]} is not a finite float32 vector")
+        vector.setflags(write=False)
+        self._vectors[sha256] = vector
+
+    def vectors(self, plan: RoundPlan) -> Vectors:
+        """Returns the vectors of a plan by name; none is missing."""
+        return {name: self._vectors[ref.sha256] for name, ref in plan.blobs.items()}
+
+    def keep_only(self, plans: Iterable[RoundPlan]) -> None:
+        """Frees the vectors of all other plans."""
+        kept = {ref.sha256 for plan in plans for ref in plan.blobs.values()}
+        for sha256 in self._vectors.keys() - kept:
+            del self._vectors[sha256]

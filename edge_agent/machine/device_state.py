@@ -1,0 +1,90 @@
+"""Device state: all that an agent remembers of its earlier updates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learning.vector.parameters import F32
+from learning.vector.vectors import Vectors
+from models.package.spec import ModelSpec
+
+F16 = NDArray[np.float16]
+
+#: Residuals below it become zeros: what they would add is lost in any θ.
+MIN_SCALE = 2.0**-100
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceState:
+    """State after one update; counts once the update does. Arrays are read-only.
+
+    Attributes:
+        model: the layouts that it belongs to (`model_key`).
+        session: the coordinator's state folder that it belongs to.
+        residuals: error-feedback residual by uploaded vector, as `rounded_residual` leaves it;
+            belongs to model and session.
+        algorithm: name of the algorithm that `vectors` belong to.
+        vectors: what the algorithm remembers on this device; belong to model, session and
+            algorithm.
+        personal: personal layers, float32, [Q]; belong to the model; None: still the package's.
+    """
+
+    model: str = ""
+    session: str = ""
+    residuals: Vectors = field(default_factory=dict)
+    algorithm: str = ""
+    vectors: Vectors = field(default_factory=dict)
+    personal: F32 | None = None
+
+    def __post_init__(self) -> None:
+        personal = () if self.personal is None else (self.personal,)
+        for vector in (*self.residuals.values(), *self.vectors.values(), *personal):
+            vector.setflags(write=False)
+
+    def usable_for(self, model: str, session: str, algorithm: str) -> DeviceState:
+        """Returns the part of the state that belongs to a model, a session and an algorithm."""
+        if self.model != model:
+            return DeviceState(model, session, algorithm=algorithm)
+        if self.session != session:
+            return DeviceState(model, session, algorithm=algorithm, personal=self.personal)
+        if self.algorithm != algorithm:
+            return replace(self, algorithm=algorithm, vectors={})
+        return self
+
+
+def model_key(spec: ModelSpec) -> str:
+    """Returns the fingerprints of a model's layouts: another package of them has the same state."""
+    layouts = [spec.layout] if spec.personal is None else [spec.layout, spec.personal]
+    return "-".join(layout.fingerprint for layout in layouts)
+
+
+def to_halves(residual: F32) -> tuple[float, F16]:
+    """Returns a residual as a scale, its largest magnitude, and float16 parts of the scale.
+
+    Off by at most |x| / 2,048 + max|x| · 3e-8; a residual whose max|x| is below 2**-100 becomes
+    zeros. What `from_halves` returns has the same halves again.
+    """
+    scale = float(np.abs(residual).max(initial=0.0))
+    if scale < MIN_SCALE:
+        return 0.0, np.zeros(residual.size, np.float16)
+    return scale, (residual / np.float32(scale)).astype(np.float16)
+
+
+def from_halves(scale: float, halves: F16) -> F32:
+    """Returns the residual that `to_halves` rounded."""
+    return halves.astype(np.float32) * np.float32(scale)
+
+
+def rounded_residual(residual: F32) -> F32:
+    """Returns a residual as it is stored, so that a restarted agent computes the same bits."""
+    return from_halves(*to_halves(residual))
+
+
+def rounded_residuals(residuals: Mapping[str, F32]) -> dict[str, F32]:
+    """Returns residuals as they are stored; one of zeros is as good as none and left out."""
+    rounded = {name: rounded_residual(residual) for name, residual in residuals.items()}
+    return {name: residual for name, residual in rounded.items() if residual.any()}

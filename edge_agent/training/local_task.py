@@ -1,0 +1,144 @@
+"""Local task: one job of a plan, from blobs and device state to an encoded update or a report.
+
+The worker's thread and the simulator both run it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from zlib import crc32
+
+import numpy as np
+
+from broker.protocol.messages import RoundPlan, VectorRef
+from broker.protocol.seeds import codec_seed
+from edge_agent.data.dataset import LocalDataset
+from edge_agent.machine.decoded_plan import DecodedPlan, decode_plan
+from edge_agent.machine.device_state import DeviceState, model_key, rounded_residuals
+from edge_agent.machine.pending_update import JobResult, LocalReport, LocalUpdate
+from edge_agent.training.local_device import LocalDevice, LocalModel
+from fedge.errors import TrainingError
+from learning.algorithms.algorithm import Upload
+from learning.codecs.feedback import Encoded, encode_with_feedback
+from learning.codecs.registry import CODECS
+from learning.phases.phase import WEIGHTS, Answer, Request
+from learning.vector.metrics import Sums
+from learning.vector.parameters import F32
+from learning.vector.vectors import Vectors
+
+_LOSSLESS = "float32"
+#: Random streams of an agent's round: 0 trains, 1 rounds the first vector, 2 the second ...
+_TRAINING, _ROUNDING = 0, 1
+
+
+def run_local_task(
+    plan: RoundPlan,
+    blobs: Vectors,
+    state: DeviceState,
+    model: LocalModel,
+    dataset: LocalDataset,
+    agent_id: str,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> JobResult:
+    """Does what a plan asks of this device.
+
+    The result depends on the arguments alone: a task that is repeated after a restart gives the
+    same bits.
+
+    Args:
+        plan: of the round.
+        blobs: vectors of the plan's blobs by name.
+        state: of this device; the part that belongs to another model, session or algorithm is
+            left out.
+        model: of the plan.
+        dataset: of this device.
+        agent_id: with the plan's seed it decides the order of rows and the rounding.
+        cancelled: see `LocalDevice`.
+
+    Raises:
+        DeclinedError: the plan names something that this software does not know.
+        TrainingError: no rows, cancelled, or the result is not finite.
+        FederationError: the device cannot answer.
+    """
+    decoded = decode_plan(plan)
+    model.program.spec.layout.check(blobs[WEIGHTS])
+    key = model_key(model.program.spec)
+    usable = state.usable_for(key, plan.session, decoded.algorithm_name)
+    device = LocalDevice(model, dataset, usable, _rng(plan, agent_id, _TRAINING), cancelled)
+    request = Request(blobs, decoded.algorithm, decoded.training)
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is named
+        answer = decoded.phase.answer(request, device)
+        sums = answer.sums or Sums(0.0, 0.0, {})
+        if not answer.vectors:
+            return LocalReport(sums, answer.values, answer.num_examples)
+        encoded = _encode(answer.vectors, decoded, usable, plan, agent_id)
+        after = _next_state(answer, encoded, usable, decoded, device.personal)
+    return LocalUpdate(
+        {name: _ref(name, encoded, decoded, plan) for name in encoded},
+        b"".join(part.payload for part in encoded.values()),
+        answer.num_examples,
+        sums,
+        answer.seconds,
+        after,
+    )
+
+
+def _rng(plan: RoundPlan, agent_id: str, stream: int) -> np.random.Generator:
+    return np.random.default_rng([plan.seed, crc32(agent_id.encode()), stream])
+
+
+def _upload(decoded: DecodedPlan, name: str) -> Upload:
+    return decoded.algorithm.uploads.get(name, Upload())
+
+
+def _encode(
+    vectors: Vectors, decoded: DecodedPlan, state: DeviceState, plan: RoundPlan, agent_id: str
+) -> dict[str, Encoded]:
+    """Each vector for the wire, and as the coordinator will decode it."""
+    lossless = CODECS.make(_LOSSLESS)
+    encoded = {}
+    for stream, (name, vector) in enumerate(vectors.items(), _ROUNDING):
+        upload = _upload(decoded, name)
+        encoded[name] = encode_with_feedback(
+            lossless if upload.lossless else decoded.codec,
+            vector,
+            state.residuals.get(name) if upload.feedback else None,
+            codec_seed(plan.seed, agent_id),
+            _rng(plan, agent_id, stream),
+        )
+    return encoded
+
+
+def _next_state(
+    answer: Answer,
+    encoded: Mapping[str, Encoded],
+    state: DeviceState,
+    decoded: DecodedPlan,
+    personal: F32,
+) -> DeviceState:
+    """The device's state once the update counts.
+
+    Raises:
+        TrainingError: NaN or inf in the algorithm's part.
+    """
+    arrived = {name: part.decoded for name, part in encoded.items()}
+    vectors = {} if answer.commit is None else answer.commit(arrived)
+    for name, vector in vectors.items():
+        if not np.isfinite(vector).all():
+            raise TrainingError(f"device state {name!r} is not finite: training diverged")
+    kept = {n: p.residual for n, p in encoded.items() if _upload(decoded, n).feedback}
+    return DeviceState(
+        state.model,
+        state.session,
+        rounded_residuals(kept),
+        decoded.algorithm_name,
+        vectors,
+        personal if personal.size else None,
+    )
+
+
+def _ref(
+    name: str, encoded: Mapping[str, Encoded], decoded: DecodedPlan, plan: RoundPlan
+) -> VectorRef:
+    codec = _LOSSLESS if _upload(decoded, name).lossless else plan.codec
+    return VectorRef(codec=codec, size=encoded[name].decoded.size, bytes=len(encoded[name].payload))
