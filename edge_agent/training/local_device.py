@@ -18,7 +18,8 @@ from learning.phases.phase import Trained
 from learning.vector.metrics import Sums, add_sums
 from learning.vector.parameters import F32
 from learning.vector.vectors import Vectors
-from models.runtime.program import Program, Rows, row_count
+from models.runtime.program import Program
+from models.runtime.rows import Rows, row_count
 
 
 @dataclass(frozen=True, eq=False)

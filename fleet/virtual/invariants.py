@@ -23,11 +23,10 @@ from coordinator.machine.uploads import ExpectedVectors, Upload, peek_header
 from coordinator.records.records import RoundRecord
 from edge_agent.machine.events import (
     CancelJob,
-    Evaluated,
+    JobDone,
     JobFailed,
     SpoolUpdate,
     StartJob,
-    Trained,
 )
 from fedge.errors import FederationError, WireError
 from fleet.virtual.event_trace import Began, Ended, Entry, Flushed, Handled, Sent, trace_line
@@ -308,7 +307,7 @@ class Invariants:
     # -- agents ---------------------------------------------------------------------------------
 
     def _agent(self, node: str, event: Any, actions: tuple[Any, ...]) -> None:
-        if isinstance(event, Trained | Evaluated | JobFailed):
+        if isinstance(event, JobDone | JobFailed):
             self._running.pop(node, None)
         for action in actions:
             match action:
