@@ -130,7 +130,8 @@ class UpdateIntake:
         former = self._closed.get(topic.round_id)
         return (
             former is not None
-            and opened.plan.version - former.version <= opened.plan.max_staleness
+            # Of the same version: its round was abandoned, and this one asks again.
+            and 1 <= opened.plan.version - former.version <= opened.plan.max_staleness
             and topic.agent_id in former.cohort
             and topic.agent_id not in former.counted
         )
@@ -251,7 +252,7 @@ class UpdateIntake:
         seed = plan.seed
         if header.round_id != plan.round_id:
             former = self._closed.get(header.round_id)
-            if former is None or former.version != header.version:
+            if former is None or not former.version == header.version < plan.version:
                 detail = f"round {header.round_id} of version {header.version} is not open"
                 raise UpdateRejected(agent_id, "round", detail)
             seed = former.seed

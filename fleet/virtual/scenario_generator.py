@@ -67,6 +67,8 @@ def draw_config(seed: int, agents: int) -> CoordinatorConfig:
         training=TrainingPlan(epochs=rng.randint(1, 2), batch_size=16, learning_rate=0.05),
         codec=rng.choice(("float32", "float16", "int8")),
         algorithm=rng.choice(("fedavg", "fedavgm", "fedadam", "scaffold")),
+        aggregator=rng.choice(("mean", "mean", "mean", "median", "trimmed_mean")),
+        max_staleness=rng.choice((0, 0, 1, 3)),
         weighting=rng.choice(("examples", "agents")),
         keep_versions=rng.choice((1, 3, 0)),
         seed=seed % (1 << 31),

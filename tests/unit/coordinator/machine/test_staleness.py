@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from broker.protocol.messages import RoundPlan
-from coordinator.config import StartConfig
+from coordinator.config import RoundConfig, StartConfig
 from coordinator.durability import Durability
 from coordinator.machine.events import StoreUpdate
 from coordinator.store import Store
@@ -89,6 +89,18 @@ def test_beyond_the_limit_an_update_is_refused() -> None:
     stage.later(60.0)
     assert (stage.plan.round_id, stage.plan.version) == (3, 2)
     receipt = c.receipt(c.update([6, 0, 0], plan=plan))
+    assert (receipt.accepted, receipt.reason) == (False, "late")
+
+
+def test_an_update_of_an_abandoned_round_is_late_whatever_the_limit() -> None:
+    stage, a, b, _ = three(max_staleness=3, round=RoundConfig(minimum=2, deadline_s=60.0))
+    plan = stage.plan
+    a.update([2, 0, 0])
+    stage.later(60.0)
+    assert (stage.record.status, stage.record.round_id) == ("abandoned", 1)
+    stage.later(1.0)
+    assert (stage.plan.round_id, stage.plan.version) == (2, 0)
+    receipt = b.receipt(b.update([4, 0, 0], plan=plan))
     assert (receipt.accepted, receipt.reason) == (False, "late")
 
 
