@@ -48,7 +48,7 @@ pytestmark = pytest.mark.mosquitto
         *("agents/mallory/updates/1", "agents/mallory/updates/1/0/0", "agents/mallory/reports/1/0"),
     ],
 )
-def test_a_device_writes_in_nobody_else_s_name(
+def test_a_device_cannot_write_in_another_name(
     place: RunningFleet, connect: Connect, tail: str
 ) -> None:
     coordinator, alice, mallory = connect("coordinator"), connect("alice"), connect("mallory")
@@ -66,7 +66,7 @@ def test_a_device_writes_in_nobody_else_s_name(
         *("agents/alice/inbox", "agents/mallory/inbox"),
     ],
 )
-def test_a_device_writes_nothing_of_the_coordinator_s(
+def test_a_device_cannot_write_the_coordinator_s_topics(
     place: RunningFleet, connect: Connect, tail: str
 ) -> None:
     coordinator, alice, mallory = connect("coordinator"), connect("alice"), connect("mallory")
@@ -78,14 +78,18 @@ def test_a_device_writes_nothing_of_the_coordinator_s(
     assert alice.heard() == [(f"{ROOT}program", b"genuine")]
 
 
-def test_a_device_writes_into_no_other_federation(place: RunningFleet, connect: Connect) -> None:
+def test_a_device_cannot_write_into_another_federation(
+    place: RunningFleet, connect: Connect
+) -> None:
     mallory = connect("mallory")
     assert mallory.publish("fedge/v1/flats/agents/mallory/status") == NOT_AUTHORISED
     assert place.tells("mallory published 6 bytes on fedge/v1/flats/agents/mallory/status")
     assert mallory.publish("anything/else") == NOT_AUTHORISED
 
 
-def test_a_device_leaves_no_will_in_another_s_name(place: RunningFleet, connect: Connect) -> None:
+def test_a_device_cannot_leave_a_will_in_another_name(
+    place: RunningFleet, connect: Connect
+) -> None:
     coordinator = connect("coordinator")
     coordinator.subscribe(f"{ROOT}agents/+/status")
     for name in ("alice", "mallory"):  # its own will is the proof that wills are heard
@@ -97,7 +101,7 @@ def test_a_device_leaves_no_will_in_another_s_name(place: RunningFleet, connect:
         dead.shutdown(socket.SHUT_RDWR)
         client.paho.loop_stop()
     assert coordinator.heard(0.4) == [(f"{ROOT}agents/mallory/status", b"offline")]
-    assert place.tells(f"mallory left a will on {ROOT}agents/alice/status: it will not be")
+    assert place.tells(f"mallory left a will on {ROOT}agents/alice/status: broker will not")
     assert not place.tells_now(f"will on {ROOT}agents/mallory")
 
 
@@ -113,7 +117,7 @@ def test_a_device_leaves_no_will_in_another_s_name(place: RunningFleet, connect:
         "$SYS/#",
     ],
 )
-def test_a_device_hears_only_what_is_for_all_or_for_itself(
+def test_a_device_reads_only_common_topics_and_its_own(
     place: RunningFleet, connect: Connect, topic_filter: str
 ) -> None:
     """Mosquitto grants the subscription and keeps silent: what counts is what arrives."""
@@ -134,7 +138,7 @@ def test_a_device_hears_only_what_is_for_all_or_for_itself(
     assert alice.heard(0) == [(inbox, b"receipt")]
 
 
-def test_retained_words_of_others_stay_unread(connect: Connect) -> None:
+def test_retained_messages_of_others_cannot_be_read(connect: Connect) -> None:
     alice, mallory = connect("alice"), connect("mallory")
     topic = f"{ROOT}agents/alice/status"
     assert alice.publish(topic, b"born", retain=True) == 0
@@ -150,7 +154,7 @@ def test_retained_words_of_others_stay_unread(connect: Connect) -> None:
 
 
 @pytest.mark.parametrize("stolen", ["alice", "fedge-houses-alice"])
-def test_nobody_takes_over_another_s_session(connect: Connect, stolen: str) -> None:
+def test_a_device_cannot_take_over_another_session(connect: Connect, stolen: str) -> None:
     coordinator, alice = connect("coordinator"), connect("alice", "fedge-houses-alice")
     inbox = f"{ROOT}agents/alice/inbox"
     alice.subscribe(inbox)
@@ -175,7 +179,7 @@ def test_an_endless_packet_ends_the_connection(place: RunningFleet) -> None:
     assert place.tells("mallory was disconnected: packet larger than max_packet_size")
 
 
-def test_an_oversized_packet_reaches_nobody(connect: Connect) -> None:
+def test_an_oversized_packet_is_not_delivered(connect: Connect) -> None:
     coordinator, mallory = connect("coordinator"), connect("mallory")
     coordinator.subscribe(*Topics(FEDERATION).from_agents)
     own = f"{ROOT}agents/mallory/updates/1/0"
@@ -200,9 +204,7 @@ def test_an_oversized_topic_is_refused_here_or_there(connect: Connect) -> None:
     assert coordinator.heard() == []
 
 
-def test_a_flood_of_connections_ends_at_the_limit_and_disturbs_nobody(
-    program: Path, tmp_path: Path
-) -> None:
+def test_a_flood_of_connections_ends_at_the_limit(program: Path, tmp_path: Path) -> None:
     fleet = make_fleet(tmp_path / "fleet")
     config = fleet.broker_folder / "mosquitto.conf"
     config.write_text(config.read_text().replace("max_connections 10000", "max_connections 20"))
@@ -224,7 +226,7 @@ def test_a_flood_of_connections_ends_at_the_limit_and_disturbs_nobody(
         wait_up(late)
 
 
-def test_a_flood_of_messages_is_the_sender_s_own_and_drowns_nobody(connect: Connect) -> None:
+def test_a_flood_of_messages_affects_the_sender_only(connect: Connect) -> None:
     coordinator, alice, mallory = connect("coordinator"), connect("alice"), connect("mallory")
     coordinator.subscribe(*Topics(FEDERATION).from_agents)
     for number in range(3000):
@@ -294,14 +296,14 @@ def test_an_honest_fleet_learns(place: RunningFleet, tmp_path: Path) -> None:
     assert not any("refused" in text for text in errors), errors
 
 
-def test_a_bundle_says_nothing_of_its_key(place: RunningFleet) -> None:
+def test_a_bundle_does_not_show_its_key(place: RunningFleet) -> None:
     document = json.loads((place.fleet.folder / "bundles" / "alice.bundle").read_text())
     bundle = Bundle(**document)
     assert bundle.key.splitlines()[1] not in repr(bundle)
     assert "PRIVATE KEY" not in place.said()
 
 
-def test_the_broker_says_who_connected(place: RunningFleet) -> None:
+def test_the_broker_logs_who_connected(place: RunningFleet) -> None:
     link = link_with(
         place, place.devices / "mallory" / "ca.crt", place.devices / "mallory" / "agent.pem"
     )

@@ -42,18 +42,18 @@ from tests.integration.fleet_folder import (
 pytestmark = pytest.mark.mosquitto
 
 #: What an operator reads of a certificate that was refused.
-NOT_OURS = "its certificate is foreign, expired, not yet valid or revoked"
+NOT_OURS = "client certificate is foreign, expired, not yet valid or revoked"
 
 
 # --- who gets in ----------------------------------------------------------------------------------
 
 
-def test_without_a_certificate_nobody_gets_in(place: RunningFleet) -> None:
+def test_a_client_without_a_certificate_is_refused(place: RunningFleet) -> None:
     assert "it requires one" in why_refused(place, None)
     assert place.tells("refused: client sent no certificate")
 
 
-def test_without_tls_nobody_gets_in(place: RunningFleet) -> None:
+def test_a_client_without_tls_is_refused(place: RunningFleet) -> None:
     assert not answers(place.port)
 
 
@@ -81,7 +81,7 @@ def test_a_device_of_another_fleet_is_refused_and_refuses_us(
 @pytest.mark.parametrize(
     ("days_ago", "days", "words"), [(10, 5, "expired"), (-10, 5, "not yet valid")]
 )
-def test_a_certificate_counts_in_its_time_only(
+def test_a_certificate_is_valid_only_in_its_time(
     place: RunningFleet, tmp_path: Path, days_ago: int, days: int, words: str
 ) -> None:
     reason = why_refused(place, signed(place, tmp_path, "alice", days_ago, days))
@@ -90,12 +90,12 @@ def test_a_certificate_counts_in_its_time_only(
     assert place.tells(NOT_OURS)
 
 
-def test_the_broker_s_own_certificate_is_not_one_for_clients(
+def test_the_broker_s_certificate_is_not_a_client_certificate(
     place: RunningFleet, tmp_path: Path
 ) -> None:
     identity = tmp_path / "identity.pem"
     shutil.copy(place.fleet.broker_folder / "server.pem", identity)
-    assert "not one for clients" in why_refused(place, identity)
+    assert "not a client certificate" in why_refused(place, identity)
     assert place.tells(NOT_OURS)
 
 
@@ -154,7 +154,7 @@ def test_a_broker_with_the_wrong_name_or_time_is_not_trusted(
 
 
 @pytest.mark.parametrize("name", ["+", "#", "mallory/../alice", "agents/alice", "coordinator/x"])
-def test_a_certificate_with_a_strange_name_opens_nothing(
+def test_a_certificate_with_a_malicious_name_gives_no_rights(
     place: RunningFleet, tmp_path: Path, name: str
 ) -> None:
     """Should the authority's key ever sign one: rules are literal, and there is none for it."""
@@ -174,7 +174,7 @@ def test_a_certificate_with_a_strange_name_opens_nothing(
 # --- shut out -------------------------------------------------------------------------------------
 
 
-def test_a_revoked_device_is_mute_and_deaf_at_once_and_does_not_come_back(
+def test_a_revoked_device_loses_its_rights_at_once_and_cannot_reconnect(
     place: RunningFleet, connect: Connect
 ) -> None:
     folder = place.device("gone")
@@ -201,7 +201,7 @@ def test_a_revoked_device_is_mute_and_deaf_at_once_and_does_not_come_back(
     assert alice.publish(f"{ROOT}agents/alice/reports/1") == 0
 
 
-def test_a_revoked_name_is_nobody_s_until_all_connections_were_ended(
+def test_a_revoked_name_is_free_only_after_all_connections_ended(
     program: Path, tmp_path: Path
 ) -> None:
     fleet, own = make_fleet(tmp_path / "fleet"), f"{ROOT}agents/gone/status"
@@ -228,7 +228,7 @@ def test_a_revoked_name_is_nobody_s_until_all_connections_were_ended(
         back.close()
 
 
-def test_an_agent_that_is_shut_out_ends_with_one_clear_line(place: RunningFleet) -> None:
+def test_a_revoked_agent_ends_with_one_clear_line(place: RunningFleet) -> None:
     config = place.device("late") / "agent.yaml"
     devices.revoke(place.fleet, "late", utc_now())
     reload(place)
@@ -238,9 +238,7 @@ def test_an_agent_that_is_shut_out_ends_with_one_clear_line(place: RunningFleet)
     assert "refused our certificate (it was revoked; cert_file" in error
 
 
-def test_a_stolen_certificate_of_the_coordinator_opens_no_more_connections(
-    program: Path, tmp_path: Path
-) -> None:
+def test_a_rotated_certificate_of_the_coordinator_is_refused(program: Path, tmp_path: Path) -> None:
     fleet = make_fleet(tmp_path / "fleet")
     identity, ca = (fleet.folder / "coordinator" / n for n in ("coordinator.pem", "ca.crt"))
     with running(fleet, tmp_path, program) as place:
@@ -255,7 +253,7 @@ def test_a_stolen_certificate_of_the_coordinator_opens_no_more_connections(
         coordinator.close()
 
 
-def test_a_broker_under_another_name_is_followed_without_a_restart(
+def test_a_broker_with_another_name_is_accepted_without_a_restart(
     program: Path, tmp_path: Path
 ) -> None:
     fleet = make_fleet(tmp_path / "fleet")
@@ -314,7 +312,7 @@ def test_an_earlier_tls_session_does_not_outlive_the_certificate(
     assert place.tells(NOT_OURS)
 
 
-def test_a_rotated_device_comes_with_its_new_certificate_only(
+def test_a_rotated_device_connects_only_with_its_new_certificate(
     place: RunningFleet, connect: Connect, tmp_path: Path, unique: Callable[[str], str]
 ) -> None:
     name = unique("turner")

@@ -136,7 +136,7 @@ def look_at_all(folder: Path, broker: BrokerSettings, model: Any = MODEL, **chan
 # -- without TLS ----------------------------------------------------------------------------------
 
 
-def test_an_open_broker_works_and_is_called_open(mosquitto: LocalBroker, tmp_path: Path) -> None:
+def test_a_broker_without_access_rules_is_a_warning(mosquitto: LocalBroker, tmp_path: Path) -> None:
     found = look_at_all(tmp_path, BrokerSettings(port=mosquitto.port))
     assert found.failed == []
     assert found.exit_code == 0
@@ -149,7 +149,7 @@ def test_an_open_broker_works_and_is_called_open(mosquitto: LocalBroker, tmp_pat
     assert found.one("data").facts == {"train_rows": 32, "test_rows": 8, "left_out_rows": 0}
 
 
-def test_looking_changes_nothing_at_the_broker(mosquitto: LocalBroker, tmp_path: Path) -> None:
+def test_the_doctor_changes_nothing_at_the_broker(mosquitto: LocalBroker, tmp_path: Path) -> None:
     settings = BrokerSettings(port=mosquitto.port)
     look(tmp_path, settings, federation="untouched")
     config = CoordinatorConfig(federation="untouched", model="house_price", broker=settings)
@@ -181,7 +181,9 @@ def test_the_coordinator_counts_a_fleet_that_is_larger_than_a_window(
     assert found.one("agents").facts == {"known": 250, "online": 250, "able": 240}
 
 
-def test_a_closed_port_is_told_from_a_wrong_one(mosquitto: LocalBroker, tmp_path: Path) -> None:
+def test_a_closed_port_is_distinguished_from_a_wrong_port(
+    mosquitto: LocalBroker, tmp_path: Path
+) -> None:
     found = look_at_all(tmp_path, BrokerSettings(port=free_port()))
     assert found.only_failure.name == "tcp"
     assert found.exit_code == 3
@@ -189,7 +191,7 @@ def test_a_closed_port_is_told_from_a_wrong_one(mosquitto: LocalBroker, tmp_path
     assert found.one("program").state == "ok"  # what does not need the broker is looked at
 
 
-def test_a_name_that_nobody_knows(tmp_path: Path) -> None:
+def test_an_unknown_host_name_is_reported(tmp_path: Path) -> None:
     found = look(tmp_path, BrokerSettings(host="broker.invalid"))
     assert found.only_failure.name == "names"
     assert "broker.invalid was not found" in found.only_failure.found
@@ -204,7 +206,7 @@ def test_a_server_that_speaks_no_mqtt_does_not_answer(tmp_path: Path) -> None:
     assert "did not answer" in found.only_failure.found
 
 
-def test_a_password_file_that_is_missing(mosquitto: LocalBroker, tmp_path: Path) -> None:
+def test_a_missing_password_file_is_reported(mosquitto: LocalBroker, tmp_path: Path) -> None:
     settings = BrokerSettings(port=mosquitto.port, username="a", password_file="none").located(
         tmp_path
     )
@@ -224,9 +226,7 @@ def tls_of(place: RunningFleet, **changes: Any) -> BrokerSettings:
     return msgspec.structs.replace(BrokerSettings(port=place.port, tls=tls), **changes)
 
 
-def test_an_enrolled_device_may_do_what_it_must_and_nothing_else(
-    place: RunningFleet, tmp_path: Path
-) -> None:
+def test_an_enrolled_device_has_exactly_its_rights(place: RunningFleet, tmp_path: Path) -> None:
     found = look(tmp_path, tls_of(place))
     assert found.failed == []
     assert [check.state for check in found.named("access")] == ["ok", "ok"]
@@ -235,9 +235,7 @@ def test_an_enrolled_device_may_do_what_it_must_and_nothing_else(
     assert any("our certificate 'alice'" in check.found for check in found.named("files"))
 
 
-def test_the_coordinator_may_do_what_it_must_and_nothing_else(
-    place: RunningFleet, tmp_path: Path
-) -> None:
+def test_the_coordinator_has_exactly_its_rights(place: RunningFleet, tmp_path: Path) -> None:
     folder = place.fleet.folder / "coordinator"
     identity = str(folder / "coordinator.pem")
     tls = TlsSettings(ca_file=str(folder / "ca.crt"), cert_file=identity, key_file=identity)
@@ -248,7 +246,7 @@ def test_the_coordinator_may_do_what_it_must_and_nothing_else(
     assert [check.state for check in found.named("access")] == ["ok", "ok"]
 
 
-def test_a_device_of_another_federation_is_not_let_at_ours(
+def test_a_device_of_another_federation_has_no_rights_in_ours(
     place: RunningFleet, tmp_path: Path
 ) -> None:
     found = look(tmp_path, tls_of(place), federation="boats")
@@ -260,7 +258,7 @@ def test_a_device_of_another_federation_is_not_let_at_ours(
 def test_another_devices_certificate_is_noticed(place: RunningFleet, tmp_path: Path) -> None:
     found = look(tmp_path, tls_of(place), agent_id="bob")
     (own,) = [check for check in found.named("files") if check.state == "warning"]
-    assert "that of 'alice', not of 'bob'" in own.found
+    assert "for 'alice', not for 'bob'" in own.found
     assert found.only_failure.name == "access"
 
 
@@ -275,7 +273,7 @@ def test_a_foreign_authority_is_named_with_what_the_broker_shows(
     assert "made for localhost, 127.0.0.1" in failure.advice
 
 
-def test_a_host_that_the_certificate_was_not_made_for(tmp_path: Path) -> None:
+def test_a_host_that_is_not_in_the_certificate_is_reported(tmp_path: Path) -> None:
     need("mosquitto")
     settings = FleetSettings(
         "houses", ["broker.example"], free_port(), "127.0.0.1", Account.current().name
@@ -289,7 +287,7 @@ def test_a_host_that_the_certificate_was_not_made_for(tmp_path: Path) -> None:
     assert "made for broker.example" in failure.advice
 
 
-def test_a_broker_whose_certificate_has_expired(tmp_path: Path) -> None:
+def test_an_expired_certificate_of_the_broker_is_reported(tmp_path: Path) -> None:
     need("mosquitto")
     fleet = make_fleet(tmp_path / "fleet")
     place = RunningFleet(fleet, tmp_path / "devices", tmp_path / "mosquitto.log")
@@ -302,7 +300,7 @@ def test_a_broker_whose_certificate_has_expired(tmp_path: Path) -> None:
     assert "expired" in failure.found
 
 
-def test_a_certificate_of_ours_that_has_expired_is_seen_before_the_broker_is_asked(
+def test_our_expired_certificate_is_reported_before_the_broker_is_asked(
     place: RunningFleet, tmp_path: Path
 ) -> None:
     identity = signed(place, tmp_path, "alice", 10, 5)
@@ -312,7 +310,7 @@ def test_a_certificate_of_ours_that_has_expired_is_seen_before_the_broker_is_ask
     assert found.exit_code == 2
 
 
-def test_a_certificate_from_the_future_is_the_clocks_fault(
+def test_a_certificate_from_the_future_is_reported_as_a_wrong_clock(
     place: RunningFleet, tmp_path: Path
 ) -> None:
     identity = signed(place, tmp_path, "alice", -10, 5)
@@ -329,7 +327,7 @@ def test_a_certificate_that_ends_soon_is_a_warning(place: RunningFleet, tmp_path
     assert any(f"expires on {ends}" in check.found for check in found.named("files"))
 
 
-def test_a_key_that_everybody_can_read_is_noticed(place: RunningFleet, tmp_path: Path) -> None:
+def test_a_key_readable_by_every_user_is_a_warning(place: RunningFleet, tmp_path: Path) -> None:
     identity = tmp_path / "agent.pem"
     shutil.copy(place.devices / "alice" / "agent.pem", identity)
     identity.chmod(0o644)
@@ -351,7 +349,7 @@ def test_a_revoked_certificate_is_named(tmp_path: Path) -> None:
     assert found.exit_code == 3
 
 
-def test_tls_on_a_port_without_and_the_other_way_round(
+def test_tls_on_a_plain_port_and_vice_versa_is_reported(
     place: RunningFleet, mosquitto: LocalBroker, tmp_path: Path
 ) -> None:
     wrong = look(tmp_path, tls_of(place, port=mosquitto.port)).only_failure
@@ -406,7 +404,7 @@ def test_the_federations_own_model_is_fetched_and_tried(
     assert found.one("data").state == "ok"
 
 
-def test_a_coordinator_with_another_key_is_not_believed(
+def test_a_coordinator_with_an_unknown_key_is_not_trusted(
     place: RunningFleet, middle: MqttLink, tmp_path: Path
 ) -> None:
     trusted = str(place.devices / "alice" / "coordinator.pub")
@@ -418,7 +416,7 @@ def test_a_coordinator_with_another_key_is_not_believed(
     assert "not signed" in look(tmp_path, tls_of(place), trusted_keys=trusted).only_failure.found
 
 
-def test_a_key_that_the_agent_learned_since_is_trusted(
+def test_a_key_that_the_agent_learned_is_trusted(
     place: RunningFleet, middle: MqttLink, tmp_path: Path
 ) -> None:
     newer = SigningKeys.generate()
@@ -430,7 +428,7 @@ def test_a_key_that_the_agent_learned_since_is_trusted(
     assert look_at_all(tmp_path, tls_of(place), None, trusted_keys=str(trusted)).failed == []
 
 
-def test_without_the_keys_that_it_should_trust_it_runs_nobodys_program(
+def test_without_trusted_keys_no_program_is_run(
     place: RunningFleet, middle: MqttLink, tmp_path: Path
 ) -> None:
     say(middle, Signer(SigningKeys.generate(), 0, lambda number: None))
@@ -439,7 +437,7 @@ def test_without_the_keys_that_it_should_trust_it_runs_nobodys_program(
     assert "for which model?" in found.one("data").found
 
 
-def test_a_signature_that_nobody_checks_is_a_warning(
+def test_an_unchecked_signature_is_a_warning(
     place: RunningFleet, middle: MqttLink, tmp_path: Path
 ) -> None:
     say(middle, Signer(SigningKeys.generate(), 0, lambda number: None))
@@ -449,12 +447,10 @@ def test_a_signature_that_nobody_checks_is_a_warning(
 
 def is_interrupted(found: Found) -> bool:
     assert found.failed == []
-    return any("stop it and look again" in check.advice for check in found.checks)
+    return any("stop it and repeat this check" in check.advice for check in found.checks)
 
 
-def test_a_running_agent_takes_its_place_again_and_misses_nothing(
-    place: RunningFleet, tmp_path: Path
-) -> None:
+def test_a_running_agent_reconnects_and_misses_nothing(place: RunningFleet, tmp_path: Path) -> None:
     folder = place.devices / "alice"
     link = link_with(place, folder / "ca.crt", folder / "agent.pem", session_expiry_s=3600)
     inbox = TOPICS.name(InboxTopic("alice"))
@@ -482,9 +478,7 @@ def test_a_running_agent_takes_its_place_again_and_misses_nothing(
 
 
 @pytest.mark.parametrize("way", ["tls", "mutual", "websockets", "wss", "3.1.1"])
-def test_every_way_to_a_broker_is_looked_at(
-    transports: Transports, tmp_path: Path, way: str
-) -> None:
+def test_every_transport_is_checked(transports: Transports, tmp_path: Path, way: str) -> None:
     settings = transports.settings(way)
     found = look(tmp_path, settings)
     assert found.failed == []
@@ -493,11 +487,11 @@ def test_every_way_to_a_broker_is_looked_at(
     assert login.facts["mqtt"] == ("3.1.1" if way == "3.1.1" else "5")
     able, unwanted = found.named("access")
     assert "publish plans" in unwanted.facts["allowed"]  # we hear it ourselves
-    assert ("nobody says" in able.found) == (way == "3.1.1")
+    assert ("does not tell" in able.found) == (way == "3.1.1")
 
 
 @pytest.mark.parametrize("kind", ["http", "socks5"])
-def test_through_a_proxy_tls_is_seen_at_the_login(
+def test_behind_a_proxy_tls_is_checked_at_the_login(
     transports: Transports, tmp_path: Path, kind: ProxyKind
 ) -> None:
     with Gateway() as gateway:
@@ -510,7 +504,7 @@ def test_through_a_proxy_tls_is_seen_at_the_login(
     assert f"through the {kind} proxy" in found.one("login").found
 
 
-def test_a_wrong_password_is_told_from_none_and_from_the_right_one(tmp_path: Path) -> None:
+def test_wrong_missing_and_right_passwords_are_distinguished(tmp_path: Path) -> None:
     need("mosquitto")
     salt = bytes(12)
     digest = hashlib.pbkdf2_hmac("sha512", b"right", salt, 101)  # as mosquitto_passwd writes it
@@ -542,7 +536,7 @@ def test_a_wrong_password_is_told_from_none_and_from_the_right_one(tmp_path: Pat
         process.wait(10)
 
 
-def test_a_proxy_that_is_not_there_is_told_from_the_broker(tmp_path: Path) -> None:
+def test_an_unreachable_proxy_is_distinguished_from_the_broker(tmp_path: Path) -> None:
     proxy = ProxySettings(host="127.0.0.1", port=free_port())
     settings = BrokerSettings(host="broker.invalid", proxy=proxy)
     failure = look(tmp_path, settings).only_failure
@@ -558,7 +552,7 @@ def locally(folder: Path, **changes: Any) -> Found:
     return Found(diagnose(config, folder, MODEL, offline=True))
 
 
-def test_data_that_is_missing(tmp_path: Path) -> None:
+def test_missing_data_is_reported(tmp_path: Path) -> None:
     data = {"path": "gone.csv", "target": {"column": "price"}}
     for model in (MODEL, None):
         config = agent_config(tmp_path, BrokerSettings(), data=data)
@@ -568,7 +562,7 @@ def test_data_that_is_missing(tmp_path: Path) -> None:
         assert found.one("program").state == "ok"
 
 
-def test_data_that_the_system_refuses_to_open(tmp_path: Path) -> None:
+def test_unreadable_data_is_reported(tmp_path: Path) -> None:
     """As in a folder of another user; here by a name that is too long."""
     data = {"path": "x" * 300 + ".csv", "target": {"column": "price"}}
     for model in (MODEL, None):
@@ -578,7 +572,7 @@ def test_data_that_the_system_refuses_to_open(tmp_path: Path) -> None:
         assert "cannot be read: File name too long" in found.only_failure.found
 
 
-def test_a_column_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_column_is_reported(tmp_path: Path) -> None:
     found = locally(tmp_path, data={"path": "houses.csv", "target": {"column": "prize"}})
     assert found.only_failure.name == "data"
     assert "prize" in found.only_failure.found
@@ -592,13 +586,13 @@ def test_a_reading_in_another_unit_is_noticed(tmp_path: Path) -> None:
     assert "far from the model's data: median_income" in check.found
 
 
-def test_a_model_that_would_not_fit(tmp_path: Path) -> None:
+def test_a_model_that_does_not_fit_into_memory_is_reported(tmp_path: Path) -> None:
     found = locally(tmp_path, limits={"max_memory_bytes": 2_000_000})
     assert found.only_failure.name == "fits"
     assert found.named("program") == []
 
 
-def test_quiet_hours_are_told(tmp_path: Path) -> None:
+def test_quiet_hours_are_reported(tmp_path: Path) -> None:
     found = locally(tmp_path, limits={"quiet_hours": ["00:00-12:00", "12:00-00:00"]})
     assert "quiet_hours" in found.one("limits").found
 
@@ -639,7 +633,7 @@ def run(*arguments: str) -> click.testing.Result:
     return click.testing.CliRunner().invoke(cli, list(arguments))
 
 
-def test_as_json_it_says_everything_to_a_program(tmp_path: Path) -> None:
+def test_json_contains_every_check(tmp_path: Path) -> None:
     agent_config(tmp_path, BrokerSettings())
     file = str(tmp_path / "agent.yaml")
     done = run("agent", "doctor", "--config", file, "--offline", "--model", "house_price", "--json")

@@ -65,7 +65,7 @@ def name(unique: Callable[[str], str]) -> str:
 # --- who has a token ------------------------------------------------------------------------------
 
 
-def test_a_device_with_a_token_gets_into_a_fleet_that_was_told_before(
+def test_a_device_with_a_token_joins_without_a_reload(
     service: Service, program: Path, tmp_path: Path, name: str
 ) -> None:
     fleet, folder = service.fleet, tmp_path / "devices" / name
@@ -104,7 +104,7 @@ def test_a_token_from_stdin_is_in_no_list_of_processes(
     assert (tmp_path / "d" / "agent.yaml").exists()
 
 
-def test_a_device_that_lost_the_answer_comes_again(
+def test_a_device_that_lost_the_answer_repeats_its_request(
     service: Service, tmp_path: Path, name: str
 ) -> None:
     """The key of the attempt that was cut short is still there, so it is the same device."""
@@ -134,13 +134,13 @@ def test_a_rotation_by_token_ends_the_old_certificate(
 @pytest.mark.parametrize(
     ("what", "words"),
     [
-        ("used", "was used, by another key"),
+        ("used", "was used with another key"),
         ("late", "has expired"),
         ("withdrawn", "was withdrawn"),
         ("guessed", "did not make this token"),
     ],
 )
-def test_a_token_that_does_not_count_is_refused_in_words_and_logged(
+def test_an_invalid_token_is_refused_with_a_reason_and_logged(
     service: Service, tmp_path: Path, name: str, what: str, words: str
 ) -> None:
     token = service.token(name, -1.0 if what == "late" else 1.0)
@@ -158,7 +158,7 @@ def test_a_token_that_does_not_count_is_refused_in_words_and_logged(
     assert sorted(path.name for path in (tmp_path / "pi").iterdir()) == ["agent.key"]
 
 
-def test_a_folder_of_another_device_costs_no_token(
+def test_a_folder_of_another_device_leaves_the_token_valid(
     service: Service, tmp_path: Path, name: str
 ) -> None:
     fedge("agent", "enrol", str(service.token(f"{name}-a")), "--dir", tmp_path / "pi")
@@ -202,7 +202,7 @@ def test_a_service_under_another_name_is_not_told_the_secret(program: Path, tmp_
         assert "enrolled" not in service.said()
 
 
-def test_a_clock_that_is_wrong_is_named(program: Path, tmp_path: Path) -> None:
+def test_a_wrong_clock_is_named(program: Path, tmp_path: Path) -> None:
     fleet = make_fleet(tmp_path / "fleet", now=utc_now() + timedelta(days=10))
     with serving(fleet, tmp_path, program) as service:
         token = service.token("pi-1")
@@ -230,7 +230,7 @@ def test_without_a_service_there_is_one_line(tmp_path: Path) -> None:
         *(TOPICS.request("a" * 32), TOPICS.answer("a" * 32), f"{TOPICS.root}authority"),
     ],
 )
-def test_a_stranger_writes_nothing_but_a_request_of_its_own(service: Service, topic: str) -> None:
+def test_a_stranger_can_write_only_its_own_request(service: Service, topic: str) -> None:
     stranger = service.stranger().connect()
     try:
         assert stranger.publish(topic, retain=True) == NOT_AUTHORISED
@@ -238,7 +238,7 @@ def test_a_stranger_writes_nothing_but_a_request_of_its_own(service: Service, to
         stranger.close()
 
 
-def test_a_stranger_hears_neither_requests_nor_answers_of_others(
+def test_a_stranger_reads_no_requests_or_answers_of_others(
     service: Service, tmp_path: Path, name: str
 ) -> None:
     stranger = service.stranger().connect()
@@ -254,7 +254,7 @@ def test_a_stranger_hears_neither_requests_nor_answers_of_others(
 
 
 @pytest.mark.parametrize("client_id", ["+", "#", "a/../b", f"{'a' * 32}/request", "x" * 200])
-def test_a_strange_client_id_opens_nothing(service: Service, client_id: str) -> None:
+def test_a_malicious_client_id_gives_no_rights(service: Service, client_id: str) -> None:
     stranger = service.stranger(client_id).connect()
     try:
         stranger.subscribe("#")
@@ -266,7 +266,7 @@ def test_a_strange_client_id_opens_nothing(service: Service, client_id: str) -> 
 
 
 @pytest.mark.parametrize("user", ["enrolment", "coordinator", "alice"])
-def test_no_name_lets_anybody_in(service: Service, user: str) -> None:
+def test_no_user_name_gives_rights(service: Service, user: str) -> None:
     for password in (None, "", "guessed"):
         stranger = service.stranger()
         stranger.paho.username_pw_set(user, password)
@@ -276,7 +276,7 @@ def test_no_name_lets_anybody_in(service: Service, user: str) -> None:
     assert service.says("not authorised")
 
 
-def test_a_session_that_asks_again_and_again_is_not_heard(service: Service) -> None:
+def test_a_session_with_too_many_requests_is_ignored(service: Service) -> None:
     stranger = service.stranger().connect()
     session = stranger.paho._client_id.decode()
     try:
@@ -292,7 +292,7 @@ def test_a_session_that_asks_again_and_again_is_not_heard(service: Service) -> N
     assert service.says("requests were ignored: rate limit reached")
 
 
-def test_nothing_stays_behind(service: Service) -> None:
+def test_a_retained_request_is_deleted(service: Service) -> None:
     """A request that asks to be retained is not there for the next to read or to fill memory."""
     name = "c" * 32
     first = service.stranger(name).connect()
@@ -313,7 +313,7 @@ def test_an_oversized_packet_ends_the_connection(service: Service) -> None:
     assert until(lambda: re.search("oversize|too large", service.said()))
 
 
-def test_the_fleet_s_own_certificates_are_of_no_use_there(
+def test_certificates_of_the_fleet_give_no_rights_at_the_enrolment_broker(
     service: Service, tmp_path: Path, name: str
 ) -> None:
     place = RunningFleet(service.fleet, tmp_path / "devices", service.log)
@@ -350,17 +350,19 @@ def test_a_flood_of_connections_leaves_the_fleet_alone(program: Path, tmp_path: 
 # --- its end --------------------------------------------------------------------------------------
 
 
-def test_it_ends_by_itself_and_leaves_no_process(program: Path, tmp_path: Path) -> None:
+def test_it_ends_after_its_running_time_and_leaves_no_process(
+    program: Path, tmp_path: Path
+) -> None:
     fleet = make_fleet(tmp_path / "fleet")
     with started(fleet, tmp_path, program, "--for", "0.02") as service:
         assert service.process.wait(40) == 0, service.said()
-        assert "no more devices are enrolled" in service.said()
+        assert "enrolment time is over" in service.said()
         assert "enrolment broker: " in service.said()  # there was a broker
         with pytest.raises(OSError, match="refused"):
             service.stranger().connect()
 
 
-def test_who_talks_to_strangers_is_not_root(program: Path) -> None:
+def test_the_enrolment_broker_does_not_run_as_root(program: Path) -> None:
     if os.geteuid() != 0 or "mosquitto" not in {entry.pw_name for entry in pwd.getpwall()}:
         pytest.skip("needs root and a user mosquitto")
     uid = pwd.getpwnam("mosquitto").pw_uid
@@ -382,7 +384,7 @@ def test_who_talks_to_strangers_is_not_root(program: Path) -> None:
             assert gone_within(int(child), 10.0)
 
 
-def test_a_port_that_is_taken_is_named(service: Service) -> None:
+def test_a_port_in_use_is_named(service: Service) -> None:
     done = command("broker", "serve-enrolment", service.fleet.folder)
     assert done.returncode == 2
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]

@@ -75,7 +75,7 @@ def test_init_on_a_full_disk_leaves_nothing(tmp_path: Path, size_kib: int) -> No
         assert list(disk.iterdir()) == []
 
 
-def test_a_second_init_on_a_full_disk_is_no_trouble(disk: Path) -> None:
+def test_a_second_init_on_a_full_disk_succeeds(disk: Path) -> None:
     fedge("broker", "init", disk / "fleet", "--host", "localhost")
     fill(disk / "filler")
     before = content(disk / "fleet")
@@ -84,7 +84,7 @@ def test_a_second_init_on_a_full_disk_is_no_trouble(disk: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [[], ["--token"]])
-def test_who_cannot_be_written_down_is_not_enrolled(disk: Path, options: list[str]) -> None:
+def test_a_device_that_cannot_be_stored_is_not_enrolled(disk: Path, options: list[str]) -> None:
     fleet = make(disk / "fleet")
     devices.enrol(fleet, "pi-1", utc_now(), None, 30)
     fill(disk / "filler")
@@ -98,7 +98,7 @@ def test_who_cannot_be_written_down_is_not_enrolled(disk: Path, options: list[st
     fedge("broker", "revoke", disk / "fleet", "pi-1")
 
 
-def test_a_token_that_cannot_be_crossed_out_is_not_used_up(disk: Path, tmp_path: Path) -> None:
+def test_a_token_whose_use_cannot_be_stored_stays_valid(disk: Path, tmp_path: Path) -> None:
     fleet, request = make(disk / "fleet"), request_in(tmp_path / "pi")
     token = invite(fleet, "pi-1", utc_now(), DAY, 30)
     fill(disk / "filler")
@@ -130,7 +130,7 @@ def test_a_device_whose_disk_is_full_keeps_what_it_has(disk: Path, tmp_path: Pat
 # --- a power cut ----------------------------------------------------------------------------------
 
 
-#: That write a fleet's files.
+#: Modules that write a fleet's files.
 FLEET = ("broker.security.create_fleet", "broker.security.fleet", "broker.security.fleet_layout")
 
 
@@ -155,7 +155,7 @@ def cut_at_write(number: int, modules: Sequence[str], *arguments: str | Path) ->
 
 
 @pytest.mark.parametrize("number", [0, 9])
-def test_an_init_that_was_cut_is_made_anew(tmp_path: Path, number: int) -> None:
+def test_an_interrupted_init_can_be_repeated(tmp_path: Path, number: int) -> None:
     arguments = ("broker", "init", tmp_path / "fleet", "--host", "localhost")
     cut_at_write(number, FLEET, *arguments)
     assert not (tmp_path / "fleet").exists()
@@ -164,7 +164,7 @@ def test_an_init_that_was_cut_is_made_anew(tmp_path: Path, number: int) -> None:
 
 
 @pytest.mark.parametrize("number", [1, 3])
-def test_an_enrolment_that_was_cut_can_be_repeated(tmp_path: Path, number: int) -> None:
+def test_an_interrupted_enrolment_can_be_repeated(tmp_path: Path, number: int) -> None:
     """Whatever is on disk by then; the register is the last file, and what counts."""
     fleet = make(tmp_path / "fleet")
     devices.enrol(fleet, "pi-1", utc_now(), None, 30)
@@ -178,7 +178,7 @@ def test_an_enrolment_that_was_cut_can_be_repeated(tmp_path: Path, number: int) 
 
 
 @pytest.mark.parametrize("number", [1, 3])
-def test_a_device_that_was_cut_off_while_joining_joins_again(tmp_path: Path, number: int) -> None:
+def test_an_interrupted_joining_can_be_repeated(tmp_path: Path, number: int) -> None:
     bundle = devices.enrol(make(tmp_path / "fleet"), "pi-1", utc_now(), None, 30)
     cut_at_write(
         number, ["edge_agent.enrolment.enrol"], "agent", "enrol", bundle, "--dir", tmp_path / "pi"

@@ -60,7 +60,7 @@ def test_it_listens_on_loopback_only(kind: str) -> None:
     assert addresses == {"0100007F"}
 
 
-def test_a_port_in_use_is_told_with_the_way_out(kind: str) -> None:
+def test_a_port_in_use_is_reported_with_advice(kind: str) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -69,13 +69,13 @@ def test_a_port_in_use_is_told_with_the_way_out(kind: str) -> None:
             LocalBroker(kind, port).start()  # type: ignore[arg-type]
 
 
-def test_a_broker_that_ends_at_once_says_why() -> None:
+def test_a_broker_that_ends_at_once_is_reported_with_its_output() -> None:
     need("mosquitto")
     with pytest.raises(ConfigError, match=r"did not start on port \d+: .*no_such_option"):
         LocalBroker("mosquitto", free_port(), extra_config="no_such_option true\n").start()
 
 
-def test_a_missing_kind_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_kind_is_reported_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("broker.local.broker.find_mosquitto", lambda: None)
     monkeypatch.setattr("broker.local.broker.has_embedded", lambda: False)
     with pytest.raises(ConfigError, match=r"no mosquitto broker here: .*apt install mosquitto"):
@@ -88,7 +88,7 @@ def test_a_missing_kind_says_what_to_install(monkeypatch: pytest.MonkeyPatch) ->
     assert choose_kind("auto") == "embedded"
 
 
-def test_it_comes_back_on_its_port_after_a_crash(kind: str) -> None:
+def test_it_restarts_on_the_same_port_after_a_crash(kind: str) -> None:
     with LocalBroker(kind) as broker:  # type: ignore[arg-type]
         port, pid = broker.port, broker.pid
         broker.kill()
@@ -135,7 +135,7 @@ def command(kind: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, object
 
 
 @pytest.mark.parametrize("group", [True, False], ids=["Ctrl-C", "SIGTERM"])
-def test_the_command_runs_until_it_is_told_to_stop(
+def test_the_command_runs_until_it_is_stopped(
     command: tuple[subprocess.Popen[str], dict[str, object]], kind: str, group: bool
 ) -> None:
     process, told = command
@@ -180,7 +180,7 @@ def test_the_command_ends_with_2_when_the_port_is_in_use() -> None:
     assert result.stderr == f"error: port {port} is in use: choose another with --port\n"
 
 
-def test_the_command_reports_a_broker_that_dies(
+def test_the_command_reports_a_broker_that_ends(
     command: tuple[subprocess.Popen[str], dict[str, object]],
 ) -> None:
     process, told = command

@@ -69,7 +69,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LocalBro
 
 
 @pytest.mark.parametrize(("password", "admitted"), [("right", True), ("wrong", False)])
-def test_the_login_decides(
+def test_a_login_is_accepted_or_refused(
     guarded: tuple[LocalBroker, Path],
     network: NetworkLoop,
     links: list[MqttLink],
@@ -93,7 +93,7 @@ def test_the_login_decides(
         )
 
 
-def test_a_missing_login_is_asked_for(
+def test_a_missing_login_is_reported(
     guarded: tuple[LocalBroker, Path], network: NetworkLoop, links: list[MqttLink]
 ) -> None:
     links.append(MqttLink(quick(guarded[0].port), "pi", network=network))
@@ -103,7 +103,7 @@ def test_a_missing_login_is_asked_for(
     assert "it requires a username" in down.reason
 
 
-def test_an_unreadable_password_is_the_persons_to_mend(network: NetworkLoop) -> None:
+def test_an_unreadable_password_is_a_config_error(network: NetworkLoop) -> None:
     settings = BrokerSettings(username="pi", password_file="/nonexistent/password")
     link = MqttLink(settings, "pi", network=network)
     with pytest.raises(ConfigError, match="/nonexistent/password"):
@@ -111,7 +111,7 @@ def test_an_unreadable_password_is_the_persons_to_mend(network: NetworkLoop) -> 
     link.close()
 
 
-def test_an_absent_broker_is_told_once_and_tried_for_ever(
+def test_an_absent_broker_is_reported_once_and_retried(
     network: NetworkLoop, links: list[MqttLink]
 ) -> None:
     port = free_port()
@@ -130,9 +130,7 @@ def test_an_unknown_host_is_named(network: NetworkLoop, links: list[MqttLink]) -
     assert "cannot reach broker no-such-host.invalid:1883" in wait_down(links[0]).reason
 
 
-def test_something_that_speaks_no_mqtt_is_noticed(
-    network: NetworkLoop, links: list[MqttLink]
-) -> None:
+def test_a_server_without_mqtt_is_reported(network: NetworkLoop, links: list[MqttLink]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         links.append(MqttLink(quick(port, connect_timeout_s=0.2), "pi", network=network))
@@ -144,7 +142,7 @@ def test_something_that_speaks_no_mqtt_is_noticed(
 # --- failures ------------------------------------------------------------------------------------
 
 
-def test_a_killed_broker_is_noticed_and_its_return_too(
+def test_a_killed_broker_and_its_return_are_noticed(
     own_mosquitto: LocalBroker, network: NetworkLoop, links: list[MqttLink]
 ) -> None:
     link = MqttLink(quick(own_mosquitto.port), "pi", network=network)
@@ -200,7 +198,7 @@ _CONNACK = bytes((0x20, 3, 0, 0, 0))
         (b"HTTP/1.1 400 Bad Request\r\n", "did not answer", False),
     ],
 )
-def test_what_a_server_says_is_put_in_words(
+def test_a_server_s_reason_codes_are_explained(
     network: NetworkLoop, links: list[MqttLink], answer: bytes, reason: str, refused: bool
 ) -> None:
     server = Scripted(answer)
@@ -215,7 +213,7 @@ def test_what_a_server_says_is_put_in_words(
     assert re.search(reason, down.reason), down.reason
 
 
-def test_twins_are_named_after_a_few_rounds(
+def test_two_clients_with_one_id_are_reported_after_a_few_rounds(
     mosquitto: LocalBroker, network: NetworkLoop, links: list[MqttLink], unique: Unique
 ) -> None:
     twins = [MqttLink(quick(mosquitto.port), unique("twin"), network=network) for _ in range(2)]
@@ -254,7 +252,7 @@ def test_the_servers_packet_limit_is_kept(
     assert len(take(link)[0].payload) == 19_900
 
 
-def test_a_message_queued_before_the_limit_was_known_does_not_poison_the_link(
+def test_a_message_queued_before_the_limit_was_known_is_dropped(
     narrow: LocalBroker,
     network: NetworkLoop,
     links: list[MqttLink],
@@ -341,7 +339,7 @@ def test_reconnections_do_not_pile_up_messages(
         seen |= {int(message.payload) for message in take(slow)}
 
 
-def test_a_foreign_message_that_is_too_large_is_not_taken(
+def test_a_foreign_message_that_is_too_large_is_refused(
     mosquitto: LocalBroker, network: NetworkLoop, links: list[MqttLink], unique: Unique
 ) -> None:
     topic = unique("t")
@@ -423,7 +421,7 @@ def test_fifty_links_share_one_thread(
         assert len(take(link, 50)) == 50
 
 
-def test_a_link_that_raises_in_a_callback_harms_nobody(
+def test_an_exception_in_a_callback_does_not_affect_other_links(
     mosquitto: LocalBroker,
     unique: Unique,
     monkeypatch: pytest.MonkeyPatch,
@@ -457,7 +455,7 @@ def test_a_link_that_raises_in_a_callback_harms_nobody(
 # --- closing -------------------------------------------------------------------------------------
 
 
-def test_close_sends_what_waits_even_before_the_link_is_up(
+def test_close_sends_waiting_messages_even_before_the_link_is_up(
     mosquitto: LocalBroker, network: NetworkLoop, links: list[MqttLink], unique: Unique
 ) -> None:
     topic = unique("t")
@@ -474,7 +472,7 @@ def test_close_sends_what_waits_even_before_the_link_is_up(
     assert nothing_comes(receiver)
 
 
-def test_close_does_not_wait_for_a_broker_that_is_not_there(network: NetworkLoop) -> None:
+def test_close_does_not_wait_for_an_absent_broker(network: NetworkLoop) -> None:
     link = MqttLink(BrokerSettings(port=free_port(), backoff_min_s=60), "pi", network=network)
     link.open()
     wait_down(link)
@@ -611,7 +609,7 @@ def test_a_broker_with_a_foreign_certificate_is_refused(
     assert f"certificate of broker 127.0.0.1:{port} is not trusted" in down.reason
 
 
-def test_a_broker_that_wants_our_certificate_gets_blamed(
+def test_a_broker_that_requires_a_certificate_is_reported(
     secure: tuple[int, Path], network: NetworkLoop, links: list[MqttLink]
 ) -> None:
     port, folder = secure
@@ -621,7 +619,7 @@ def test_a_broker_that_wants_our_certificate_gets_blamed(
     assert "refused our certificate (it requires one" in wait_down(links[0]).reason
 
 
-def test_a_plain_port_is_not_taken_for_a_tls_port(
+def test_tls_on_a_plain_port_is_reported(
     mosquitto: LocalBroker, network: NetworkLoop, links: list[MqttLink]
 ) -> None:
     links.append(MqttLink(quick(mosquitto.port, tls=TlsSettings()), "pi", network=network))

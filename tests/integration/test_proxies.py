@@ -61,7 +61,7 @@ def test_every_transport_goes_through_a_proxy(
 
 
 @pytest.mark.parametrize("kind", ["http", "socks5"])
-def test_the_proxy_resolves_the_name_and_wants_a_login(
+def test_the_proxy_resolves_the_name_and_requires_a_login(
     transports: Transports,
     network: NetworkLoop,
     links: list[MqttLink],
@@ -110,7 +110,7 @@ def test_a_refusal_of_the_proxy_names_the_proxy(
             assert "wr0ng" not in reason
 
 
-def test_a_proxy_that_is_not_there_is_told(
+def test_an_unreachable_proxy_is_reported(
     network: NetworkLoop, links: list[MqttLink], unique: Callable[[str], str]
 ) -> None:
     proxy = ProxySettings(host="127.0.0.1", port=free_port())
@@ -130,7 +130,7 @@ def test_a_proxy_that_is_not_there_is_told(
         ("http_proxy", "http", "wss", False),
     ],
 )
-def test_the_environments_proxy_is_taken_where_it_applies(
+def test_the_environments_proxy_is_used_where_it_applies(
     transports: Transports,
     network: NetworkLoop,
     links: list[MqttLink],
@@ -149,7 +149,7 @@ def test_the_environments_proxy_is_taken_where_it_applies(
         assert bool(gateway.asked) is used
 
 
-def test_no_proxy_goes_past_it(
+def test_no_proxy_connects_directly(
     transports: Transports,
     network: NetworkLoop,
     links: list[MqttLink],
@@ -179,7 +179,7 @@ def test_without_the_extra_it_says_what_to_install(
         links[0].open()
 
 
-def test_another_server_at_the_websocket_port_is_told_apart(
+def test_another_server_at_the_websocket_port_is_reported(
     transports: Transports,
     network: NetworkLoop,
     links: list[MqttLink],

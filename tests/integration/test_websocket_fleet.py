@@ -164,7 +164,11 @@ def test_the_listener_stays_on_the_address_it_was_given(fleet: RunningFleet) -> 
 
 @pytest.mark.parametrize(
     ("bind", "websockets", "message"),
-    [("localhost", 9443, "must be an address"), ("", 8883, "twice"), ("", 8884, "twice")],
+    [
+        ("localhost", 9443, "must be an address"),
+        ("", 8883, "two listeners"),
+        ("", 8884, "two listeners"),
+    ],
 )
 def test_a_listener_that_cannot_be_is_refused(bind: str, websockets: int, message: str) -> None:
     with pytest.raises(ConfigError, match=message):

@@ -51,7 +51,7 @@ def test_a_hopeless_attempt_waits_at_the_cap() -> None:
     assert FullJitter(0.5, 60.0, Highest()).next_s(at_cap=True) == 60.0
 
 
-def test_it_does_not_overflow_after_years() -> None:
+def test_many_failures_do_not_overflow() -> None:
     backoff = FullJitter(0.5, 60.0, Highest())
     backoff.attempt = 100_000
     assert backoff.next_s() == 60.0

@@ -84,7 +84,7 @@ def test_unusable_certificates_are_named(tmp_path: Path) -> None:
         TlsSettings(cert_file=str(garbage), key_file=str(garbage)).context()
 
 
-def test_a_key_with_a_passphrase_is_refused_and_nobody_is_asked(tmp_path: Path) -> None:
+def test_an_encrypted_key_is_refused_without_asking_for_a_passphrase(tmp_path: Path) -> None:
     issued = Authority.create("houses", utc_now())
     encrypted = serialization.load_pem_private_key(issued.key, None).private_bytes(
         serialization.Encoding.PEM,
@@ -96,7 +96,7 @@ def test_a_key_with_a_passphrase_is_refused_and_nobody_is_asked(tmp_path: Path) 
         TlsSettings(cert_file=str(file), key_file=str(file)).context()
 
 
-def test_certificates_that_this_user_may_not_see_are_named(tmp_path: Path) -> None:
+def test_unreadable_certificates_are_named(tmp_path: Path) -> None:
     (folder := tmp_path / "keys").mkdir(mode=0)
     (tmp_path / "seen.pem").touch(0)
     with as_nobody():

@@ -55,7 +55,7 @@ def test_the_vectors_of_the_standard_are_valid(public: str, message: str, signat
     assert not is_valid(key, text + b" ", mark)
 
 
-def test_verdicts_are_those_of_openssl_also_on_damaged_input() -> None:
+def test_results_equal_those_of_openssl_also_on_damaged_input() -> None:
     rng = random.Random(1)
     verdicts = []
     for size in range(60):
@@ -75,7 +75,7 @@ def test_verdicts_are_those_of_openssl_also_on_damaged_input() -> None:
 @pytest.mark.parametrize(
     "name", ["S above the order", "R not reduced", "neutral key", "key of order 2", "no point"]
 )
-def test_strange_encodings_are_judged_as_openssl_does(name: str) -> None:
+def test_unusual_encodings_are_verified_as_by_openssl(name: str) -> None:
     key = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
     public, message, signature = raw(key), b"message", key.sign(b"message")
     if name == "S above the order":  # the same point, another signature

@@ -31,7 +31,7 @@ def test_time_moves_to_the_event_and_no_further() -> None:
     assert broker.now_s == 1.0  # up and down
 
 
-def test_polling_in_vain_costs_exactly_the_timeout() -> None:
+def test_polling_without_an_event_takes_exactly_the_timeout() -> None:
     broker = MemoryBroker()
     link = up(broker, "a")
     before_s = broker.now_s
@@ -86,7 +86,7 @@ def test_a_retained_message_expires() -> None:
     assert up(broker, "late", "t").poll(1.0) is None
 
 
-def test_the_broker_sends_no_more_than_its_share_ahead() -> None:
+def test_the_broker_sends_at_most_receive_maximum_ahead() -> None:
     broker = MemoryBroker(receive_maximum=3)
     sender, receiver = up(broker, "sender"), up(broker, "receiver", "t")
     for number in range(10):
@@ -97,7 +97,7 @@ def test_the_broker_sends_no_more_than_its_share_ahead() -> None:
 
 
 @pytest.mark.parametrize(("expiry_s", "heard_at_s"), [(3600, 40.0), (10, 20.0)])
-def test_a_will_waits_for_notice_and_delay_or_the_sessions_end(
+def test_a_will_is_published_after_notice_and_delay_or_at_session_expiry(
     expiry_s: int, heard_at_s: float
 ) -> None:
     broker = MemoryBroker(PerfectRoute(0.0), notice_s=10.0)
@@ -112,7 +112,7 @@ def test_a_will_waits_for_notice_and_delay_or_the_sessions_end(
     assert broker.now_s == heard_at_s
 
 
-def test_a_client_that_comes_back_in_time_has_no_will() -> None:
+def test_a_client_that_reconnects_in_time_has_no_will_published() -> None:
     broker = MemoryBroker()
     will = Will("status", b"off", delay_s=30)
     watcher = up(broker, "watcher", "status")
@@ -148,7 +148,7 @@ def test_a_packet_that_breaks_the_connection_is_sent_again() -> None:
     assert receiver.poll(60.0) is None
 
 
-def test_a_duplicate_arrives_twice_and_a_late_packet_is_overtaken() -> None:
+def test_packets_can_be_duplicated_and_reordered() -> None:
     broker = MemoryBroker()
     sender, receiver = up(broker, "sender"), up(broker, "receiver", "t")
     broker.route = Fate("t", (0.5,), (0.1, 0.2))
@@ -162,7 +162,7 @@ class Nowhere(PerfectRoute):
         return None if now_s < 100.0 else 0.0
 
 
-def test_a_broker_out_of_reach_is_told_once_and_tried_again() -> None:
+def test_an_unreachable_broker_is_reported_once_and_retried() -> None:
     broker = MemoryBroker(Nowhere())
     link = MemoryLink(broker, "a", rng=Random(1))
     link.open()
@@ -172,7 +172,7 @@ def test_a_broker_out_of_reach_is_told_once_and_tried_again() -> None:
     assert 100.0 <= broker.now_s <= 160.0  # at most one back-off of 60 s later
 
 
-def test_what_was_sent_before_close_still_arrives() -> None:
+def test_messages_sent_before_close_still_arrive() -> None:
     broker = MemoryBroker()
     receiver, sender = up(broker, "receiver", "t"), up(broker, "sender")
     sender.publish("t", b"last words")
@@ -182,7 +182,7 @@ def test_what_was_sent_before_close_still_arrives() -> None:
         sender.publish("t", b"x")
 
 
-def test_a_run_repeats_itself() -> None:
+def test_runs_are_reproducible() -> None:
     def run() -> list[tuple[float, object]]:
         broker = MemoryBroker(Fate("t", (), (0.2,), ()))
         log: list[tuple[float, object]] = []
@@ -200,7 +200,7 @@ def test_a_run_repeats_itself() -> None:
     assert sum(isinstance(event, Received) for _, event in run()) >= 20
 
 
-def test_a_restarted_broker_forgets_what_it_had_not_written() -> None:
+def test_a_restarted_broker_loses_unwritten_data() -> None:
     broker = MemoryBroker()
     away = up(broker, "away", "t/#")
     sender = up(broker, "sender")
@@ -217,7 +217,7 @@ def test_a_restarted_broker_forgets_what_it_had_not_written() -> None:
     assert sender.poll(10.0) == LinkUp(False, broker.max_payload_bytes)
 
 
-def test_a_restarted_broker_publishes_no_will_of_those_it_cut_off() -> None:
+def test_a_restarted_broker_publishes_no_wills() -> None:
     broker = MemoryBroker()
     up(broker, "client", will=Will("will", b"gone"))
     watcher = up(broker, "watcher", "will")
@@ -226,7 +226,7 @@ def test_a_restarted_broker_publishes_no_will_of_those_it_cut_off() -> None:
     assert [type(event) for event in heard] == [LinkDown, LinkUp, type(None), type(None)]
 
 
-def test_a_full_queue_drops_in_silence() -> None:
+def test_a_full_queue_drops_messages_silently() -> None:
     broker = MemoryBroker(max_queued_messages=2)
     up(broker, "away", "t").abort()
     sender = up(broker, "sender")

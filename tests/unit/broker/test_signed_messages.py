@@ -50,7 +50,7 @@ def test_numbers_follow_the_clock_and_grow_within_a_millisecond() -> None:
     assert number_of(signer.signed(TOPIC, b"{}")) == 2_000_000
 
 
-def test_a_number_is_on_disk_before_one_as_high_is_used() -> None:
+def test_a_reserved_number_is_on_disk_before_use() -> None:
     disk = Disk()
     signer = disk.signer()
     for disk.now_ms in range(1_000_000, 1_200_000, 1000):
@@ -59,7 +59,7 @@ def test_a_number_is_on_disk_before_one_as_high_is_used() -> None:
 
 
 @pytest.mark.parametrize("moved_ms", [0, -900_000, 10])
-def test_a_restart_goes_on_above_all_numbers_used_whatever_the_clock_says(moved_ms: int) -> None:
+def test_numbers_grow_across_restarts_whatever_the_clock_says(moved_ms: int) -> None:
     disk = Disk()
     signer = disk.signer()
     last = max(number_of(signer.signed(TOPIC, b"{}")) for _ in range(5))
@@ -67,7 +67,7 @@ def test_a_restart_goes_on_above_all_numbers_used_whatever_the_clock_says(moved_
     assert number_of(disk.signer().signed(TOPIC, b"{}")) > last
 
 
-def test_the_store_keeps_what_was_set_aside(tmp_path: Path) -> None:
+def test_the_store_keeps_the_reserved_number(tmp_path: Path) -> None:
     store = Store(tmp_path)
     assert store.signed_until == 0
     store.sign_until(1_764_000_000_000)
@@ -97,7 +97,7 @@ def test_a_malformed_signature_envelope_is_unreadable(line: bytes) -> None:
 # --- files ----------------------------------------------------------------------------------------
 
 
-def test_keys_survive_their_files(tmp_path: Path) -> None:
+def test_keys_are_read_back_from_their_files(tmp_path: Path) -> None:
     keys = SigningKeys.generate().with_newer(SigningKeys.generate())
     private, public = tmp_path / "signing.key", tmp_path / "coordinator.pub"
     private.write_bytes(keys.encode())

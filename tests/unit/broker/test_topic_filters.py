@@ -55,7 +55,7 @@ _filters = st.tuples(
 
 
 @given(_levels, _filters)
-def test_both_directions_agree(levels: list[str], shape: tuple[list[str], bool]) -> None:
+def test_filter_tree_and_topic_tree_agree(levels: list[str], shape: tuple[list[str], bool]) -> None:
     parts, open_end = shape
     topic, topic_filter = "/".join(levels), "/".join([*parts, "#"] if open_end else parts)
     assert reaches(topic_filter, topic) is takes(topic_filter, topic)
@@ -68,7 +68,7 @@ def test_overlapping_filters_of_one_client_count_once() -> None:
     assert tree.matching("a/b") == {"client": 1}
 
 
-def test_what_is_discarded_is_gone_and_the_rest_stays() -> None:
+def test_discarding_a_filter_keeps_the_others() -> None:
     tree: FilterTree[int] = FilterTree()
     tree.add("a/b/c", "one", 1)
     tree.add("a/b", "two", 2)
@@ -88,7 +88,7 @@ def test_a_retained_message_is_replaced_and_discarded() -> None:
     assert tree.matching("#") == [("a", 3)]
 
 
-def test_nobody_subscribes_to_a_shared_subscription() -> None:
+def test_a_shared_subscription_is_refused() -> None:
     """Any device could join the group, and what falls to it would be lost for the coordinator."""
     with pytest.raises(ValueError, match="shared subscriptions are not allowed"):
         check_filter("$share/coordinators/fedge/v1/houses/agents/+/updates/+/+")

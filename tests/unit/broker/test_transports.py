@@ -56,7 +56,7 @@ def test_version_5_may_be_written_as_a_number() -> None:
         ),
     ],
 )
-def test_a_setting_that_cannot_be_is_refused(keys: dict[str, Any], message: str) -> None:
+def test_an_invalid_setting_is_refused(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse(**keys)
 
@@ -83,7 +83,7 @@ def test_a_header_of_a_wrong_type_is_not_shown() -> None:
     assert "4711" not in str(caught.value)
 
 
-def test_the_proxys_password_is_read_late_and_shown_never(
+def test_the_proxys_password_is_read_at_connection_and_never_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = parse(proxy={"host": "gate", "username": "u", "password_env": "GATE_PASSWORD"})
@@ -110,7 +110,7 @@ def test_the_proxys_password_is_read_late_and_shown_never(
         ({"mqtt_proxy": ""}, ("mqtt",), None),
     ],
 )
-def test_the_environment_names_the_proxy(
+def test_the_proxy_is_taken_from_the_environment(
     environment: dict[str, str], schemes: tuple[str, ...], expected: str | None
 ) -> None:
     proxy = proxy_of_environment("broker.example.org", schemes, environment)

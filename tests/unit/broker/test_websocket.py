@@ -113,7 +113,7 @@ def test_the_request_says_mqtt_and_the_further_headers(
         (b"HTTP/1.1 200 " + b"x" * 40_000, 0, "did not answer with HTTP"),
     ],
 )
-def test_another_answer_is_told_in_words(
+def test_a_refused_upgrade_is_explained(
     pair: tuple[WebSocket, socket.socket], answer: bytes, status: int, words: str
 ) -> None:
     _, failure = shake(pair, answer)
@@ -146,7 +146,7 @@ def test_payloads_of_all_lengths_are_masked_and_come_back(
     assert (opcode, plain, rest) == (0x2, payload, b"")
 
 
-def test_what_a_full_socket_did_not_take_is_sent_at_the_next_try(
+def test_bytes_a_full_socket_refused_are_sent_by_the_next_call(
     pair: tuple[WebSocket, socket.socket],
 ) -> None:
     client, server = pair
@@ -187,7 +187,7 @@ def test_packets_are_read_across_frames_and_many_from_one(
     assert not client.pending()  # or the network thread would ask for ever
 
 
-def test_half_a_header_is_nothing_to_wait_for(pair: tuple[WebSocket, socket.socket]) -> None:
+def test_an_incomplete_header_does_not_block(pair: tuple[WebSocket, socket.socket]) -> None:
     client, server = pair
     shake(pair)
     whole = frame(0x2, bytes(300))
@@ -209,7 +209,7 @@ def test_a_ping_is_answered_masked_and_not_inside_a_frame(
     assert unmask(server.recv(100)) == (0xA, b"are you there", b"")
 
 
-def test_a_server_that_only_pings_fills_no_memory(pair: tuple[WebSocket, socket.socket]) -> None:
+def test_pings_do_not_fill_memory(pair: tuple[WebSocket, socket.socket]) -> None:
     client, server = pair
     shake(pair)
     for number in range(8000):  # more than the socket takes of the answers
@@ -236,7 +236,9 @@ def test_a_server_that_only_pings_fills_no_memory(pair: tuple[WebSocket, socket.
     assert (0x2, b"packet") in frames
 
 
-def test_a_close_is_the_end_and_its_reason_is_kept(pair: tuple[WebSocket, socket.socket]) -> None:
+def test_a_close_frame_ends_the_connection_and_keeps_its_reason(
+    pair: tuple[WebSocket, socket.socket],
+) -> None:
     client, server = pair
     shake(pair)
     server.sendall(frame(0x2, b"last") + frame(0x8, (1009).to_bytes(2) + b"too big"))
@@ -257,7 +259,7 @@ def test_a_close_is_the_end_and_its_reason_is_kept(pair: tuple[WebSocket, socket
         frame(0x9, b"", first=0),
     ],
 )
-def test_what_is_no_websocket_of_mqtt_ends_the_connection(
+def test_an_invalid_frame_ends_the_connection(
     pair: tuple[WebSocket, socket.socket], bad: bytes
 ) -> None:
     client, server = pair
@@ -267,7 +269,7 @@ def test_what_is_no_websocket_of_mqtt_ends_the_connection(
         client.recv(10)
 
 
-def test_a_frame_as_long_as_a_hostile_server_likes_is_not_gathered(
+def test_an_endless_frame_is_not_collected_in_memory(
     pair: tuple[WebSocket, socket.socket],
 ) -> None:
     client, server = pair
@@ -303,7 +305,7 @@ def test_a_broker_that_knows_no_mqtt_5_is_asked_for_3_1_1_from_then_on() -> None
     assert choice.take()
 
 
-def test_after_a_silent_broker_3_1_1_is_tried_once() -> None:
+def test_3_1_1_is_tried_once_after_an_unanswered_connect() -> None:
     choice = VersionChoice("auto")
     assert choice.take()
     assert choice.silent(mqtt5=True)
@@ -313,7 +315,7 @@ def test_after_a_silent_broker_3_1_1_is_tried_once() -> None:
 
 
 @pytest.mark.parametrize(("wanted", "mqtt5"), [("5", True), ("3.1.1", False)])
-def test_a_version_that_was_named_is_kept(wanted: str, mqtt5: bool) -> None:
+def test_a_configured_version_is_kept(wanted: str, mqtt5: bool) -> None:
     choice = VersionChoice(wanted)  # type: ignore[arg-type]
     assert not choice.unknown(mqtt5=mqtt5)
     assert not choice.silent(mqtt5=mqtt5)
@@ -378,6 +380,6 @@ def test_payloads_are_the_same_however_they_are_cut(
 
 
 @given(st.binary(max_size=300), st.lists(st.integers(1, 50), max_size=5))
-def test_rubbish_ends_in_a_connection_error_or_waits(data: bytes, sizes: list[int]) -> None:
+def test_random_bytes_raise_a_connection_error_or_wait(data: bytes, sizes: list[int]) -> None:
     with contextlib.suppress(ConnectionError):
         assert len(read_all(cut(data, sizes), 64)) <= len(data)

@@ -97,7 +97,7 @@ def test_a_full_configuration_loads_with_defaults_where_keys_are_absent(tmp_path
 
 
 @pytest.mark.parametrize("number", ["1e-5", "1.0e-5", "1.e-5", "+1E-05", "0.00001"])
-def test_every_way_to_write_a_small_number_is_a_number(tmp_path: Path, number: str) -> None:
+def test_small_numbers_are_read_in_every_notation(tmp_path: Path, number: str) -> None:
     assert load_config(write(tmp_path, f"name: a\nrate: {number}"), Service).rate == 1e-5
 
 
@@ -194,7 +194,7 @@ def test_aliases_that_double_with_every_line_are_refused_quickly(tmp_path: Path)
     assert message(tmp_path, "\n".join(lines)).startswith("more than 100000 values")
 
 
-def test_a_wrong_password_is_not_shown(tmp_path: Path) -> None:
+def test_a_password_of_the_wrong_type_is_not_shown(tmp_path: Path) -> None:
     line = message(tmp_path, "name: a\npassword: 20221")
     assert line == "password: expected text, got a int; quote it to make it text"
     line = message(tmp_path, "name: a\nextra: http://pi:20221@proxy")
@@ -213,7 +213,7 @@ def test_a_missing_file_names_the_folder_when_that_is_missing_too(tmp_path: Path
         load_config(tmp_path / "etc2" / "agent.yaml", Service)
 
 
-def test_a_folder_is_no_configuration(tmp_path: Path) -> None:
+def test_a_folder_is_not_a_configuration(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
         load_config(tmp_path, Service)
 

@@ -60,7 +60,7 @@ def test_the_level_becomes_a_priority(level: int, prefix: str) -> None:
     assert JournalFormatter().format(record) == f"{prefix}round 7"
 
 
-def test_what_others_wrote_is_shown_as_text() -> None:
+def test_control_characters_in_foreign_text_are_escaped() -> None:
     assert printable("zu heiß: 81 °C") == "zu heiß: 81 °C"
     assert printable("\x1b[2Jgone\n\u202e\ud800") == r"\x1b[2Jgone\n\u202e\ud800"
     assert printable("one\ntwo\x07", "\n") == "one\ntwo\\x07"
@@ -84,7 +84,7 @@ def test_every_line_to_the_journal_has_its_priority_and_no_time(tmp_path: Path) 
     assert all(line.startswith("<3>") for line in lines)
 
 
-def test_stderr_that_is_not_the_journal_is_for_people(tmp_path: Path) -> None:
+def test_stderr_outside_the_journal_has_times(tmp_path: Path) -> None:
     lines = run(tmp_path / "log", is_journal=False)
     assert lines[0].endswith(r"ERROR   first\nsecond")
     assert lines[-1] == "error: agent.yaml: broker: unknown key"

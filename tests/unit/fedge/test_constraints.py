@@ -29,7 +29,7 @@ def pinned() -> dict[str, str]:
     return {canonicalize_name(pin.name): str(pin.specifier).removeprefix("==") for pin in pins}
 
 
-def test_each_library_that_is_named_has_one_version_and_one_that_is_allowed() -> None:
+def test_each_named_library_has_one_allowed_version() -> None:
     versions = pinned()
     for requirement in named():
         version = versions.get(canonicalize_name(requirement.name))
@@ -37,5 +37,5 @@ def test_each_library_that_is_named_has_one_version_and_one_that_is_allowed() ->
         assert requirement.specifier.contains(version)
 
 
-def test_libraries_of_libraries_have_one_too() -> None:
+def test_indirect_dependencies_have_one_version() -> None:
     assert {"certifi", "cffi", "flatbuffers", "keras"} <= set(pinned())

@@ -31,7 +31,7 @@ from tests.users import as_nobody
 TOPICS = Topics("houses")
 
 
-def test_the_exit_code_is_that_of_who_must_act_here_first() -> None:
+def test_the_exit_code_tells_who_must_act_this_machine_first() -> None:
     fine = [ok("a", ""), warning("b", "", "look"), skipped("c", "why")]
     away, here = failed("d", "", "mend", "network"), failed("e", "", "mend")
     assert exit_code(fine) == 0
@@ -50,7 +50,7 @@ def test_every_check_is_a_line_and_its_advice_below(capsys: pytest.CaptureFixtur
     assert max(map(len, lines)) <= 100
 
 
-def test_what_a_stranger_left_at_the_broker_is_shown_as_text(
+def test_control_characters_from_the_broker_are_escaped(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     report(
@@ -88,18 +88,18 @@ def test_a_clock_without_a_battery_is_noticed(year: int) -> None:
 
 
 @pytest.mark.parametrize(("adrift", "state"), [(True, "warning"), (False, "ok")])
-def test_a_clock_that_nothing_keeps_right_is_a_warning(
+def test_an_unsynchronised_clock_is_a_warning(
     monkeypatch: pytest.MonkeyPatch, adrift: bool, state: str
 ) -> None:
     monkeypatch.setattr(host_and_files, "_is_unsynchronised", lambda: adrift)
     assert clock_check(datetime(2026, 5, 4, tzinfo=UTC)).state == state
 
 
-def test_our_names_are_ours() -> None:
+def test_our_package_names_have_no_other_owner() -> None:
     assert owner_check().state == "ok"
 
 
-def test_another_project_with_our_names_is_told(
+def test_another_project_with_our_package_names_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As pip leaves it when a distribution brings a package of the same name."""
@@ -126,7 +126,7 @@ def test_a_state_folder_need_not_be_there_yet_but_writable(tmp_path: Path) -> No
     assert (check.state, "cannot be written" in check.found) == ("failed", True)
 
 
-def test_memory_that_will_not_do_is_told_before_it_is_taken() -> None:
+def test_missing_memory_is_reported_before_it_is_allocated() -> None:
     assert memory_check().state == "ok"
     assert "are needed" in memory_check(1 << 50).advice
 
@@ -144,7 +144,7 @@ def granted(name: str, verb: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["pi-1", "coordinator"])
-def test_the_rights_that_are_tried_are_those_that_are_granted(name: str) -> None:
+def test_the_probed_rights_are_those_of_the_access_rules(name: str) -> None:
     rights = coordinator_rights(TOPICS) if name == "coordinator" else agent_rights(TOPICS, name)
     writes, reads = granted(name, "write"), granted(name, "read")
     for pattern in writes:  # each is tried, and nothing else
@@ -176,7 +176,7 @@ def checked(values: Array, target: Array | None = None) -> dict[str, Check]:
     return {check.name: check for check in found}
 
 
-def test_data_as_it_should_be() -> None:
+def test_data_without_a_problem_is_ok() -> None:
     rng = np.random.default_rng(0)
     found = checked(rng.normal(size=(100, 2)))
     assert {check.state for check in found.values()} == {"ok"}
@@ -206,7 +206,7 @@ def test_classes_are_counted_by_name() -> None:
     assert found.state == "warning"
 
 
-def test_a_signing_key_that_everybody_can_read_is_noticed(tmp_path: Path) -> None:
+def test_a_signing_key_readable_by_every_user_is_a_warning(tmp_path: Path) -> None:
     (file := tmp_path / "signing.key").write_bytes(SigningKeys.generate().encode())
     config = CoordinatorConfig(federation="f", model="house_price", signing_key=Path("signing.key"))
     found = {}

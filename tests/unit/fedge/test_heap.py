@@ -25,7 +25,7 @@ def numbers(script: str) -> list[int]:
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_threads_allocate_from_one_heap_when_told_to(shared: bool) -> None:
+def test_threads_share_one_heap_on_request(shared: bool) -> None:
     script = f"""{HEAP}
 from threading import Thread
 from fedge.system import share_one_heap
@@ -42,7 +42,7 @@ thread.join()
     assert (grown >= 15 * MIB) == shared
 
 
-def test_what_was_freed_below_something_in_use_goes_back_to_the_system() -> None:
+def test_freed_memory_is_returned_to_the_system() -> None:
     script = f"""{HEAP}
 from fedge.system import return_freed_memory
 {BLOCKS}

@@ -44,7 +44,7 @@ def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Manager]
     made.close()
 
 
-def test_it_tells_ready_status_and_stopping(manager: Manager) -> None:
+def test_ready_status_and_stopping_are_reported(manager: Manager) -> None:
     supervisor = Supervisor(manager.environment)
     supervisor.ready()
     supervisor.status("cannot reach\nthe broker")
@@ -52,14 +52,14 @@ def test_it_tells_ready_status_and_stopping(manager: Manager) -> None:
     assert manager.heard() == ["READY=1", "STATUS=cannot reach the broker", "STOPPING=1"]
 
 
-def test_without_a_watchdog_nobody_hears_that_it_is_alive(manager: Manager) -> None:
+def test_no_pings_are_sent_without_a_watchdog(manager: Manager) -> None:
     supervisor = Supervisor(manager.environment)
     supervisor.alive()
     assert manager.heard() == []
     assert supervisor.pause_s(5.0) == 5.0
 
 
-def test_the_watchdog_hears_three_times_in_its_time_however_often_the_loop_goes_round(
+def test_the_watchdog_gets_three_pings_per_timeout(
     manager: Manager,
 ) -> None:
     now_s = 100.0
@@ -81,7 +81,7 @@ def test_the_watchdog_hears_three_times_in_its_time_however_often_the_loop_goes_
         {"WATCHDOG_USEC": "0"},
     ],
 )
-def test_a_watchdog_that_is_not_ours_is_left_alone(
+def test_a_watchdog_for_another_process_gets_no_pings(
     manager: Manager, watchdog: dict[str, str]
 ) -> None:
     supervisor = Supervisor({**manager.environment, **watchdog})
@@ -98,7 +98,7 @@ def test_without_a_manager_nothing_happens(environment: dict[str, str]) -> None:
     supervisor.stopping()
 
 
-def test_a_manager_that_reads_nothing_does_not_hang_us(manager: Manager) -> None:
+def test_a_manager_that_does_not_read_does_not_block(manager: Manager) -> None:
     supervisor = Supervisor(manager.environment)
     for number in range(2000):  # more than a socket's queue holds
         supervisor.status(f"{number}")

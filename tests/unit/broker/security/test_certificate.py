@@ -25,7 +25,7 @@ def der(pem: bytes) -> bytes:
     return ssl.PEM_cert_to_DER_cert(pem.decode())
 
 
-def test_it_reads_what_the_authority_wrote() -> None:
+def test_a_certificate_of_the_authority_is_read() -> None:
     found = parse_certificate(der(issued(["broker.example", "192.0.2.7", "2001:db8::1"])))
     assert found.name == "fedge broker"
     assert found.issuer.startswith("fedge fleet ")
@@ -34,12 +34,12 @@ def test_it_reads_what_the_authority_wrote() -> None:
     assert found.not_after == NOW + timedelta(days=30)
 
 
-def test_dates_beyond_2049_are_of_another_form() -> None:
+def test_dates_after_2049_are_read() -> None:
     found = parse_certificate(der(issued(["a"], days=365 * 40)))
     assert found.not_after.year == 2066
 
 
-def test_the_first_certificate_of_a_file_counts_wherever_the_key_stands(tmp_path: Path) -> None:
+def test_the_first_certificate_of_a_file_is_read_wherever_the_key_is(tmp_path: Path) -> None:
     root = Authority.create("houses", NOW)
     made = Authority(root.certificate, root.key).issue("pi-1", "client", NOW, 5)
     (tmp_path / "agent.pem").write_bytes(made.key + made.certificate + root.certificate)
@@ -55,7 +55,7 @@ def test_the_first_certificate_of_a_file_counts_wherever_the_key_stands(tmp_path
         (b"-----BEGIN CERTIFICATE-----\n%%%\n-----END CERTIFICATE-----\n", "file.pem"),
     ],
 )
-def test_a_file_without_one_is_named(tmp_path: Path, content: bytes, words: str) -> None:
+def test_a_file_without_a_certificate_is_named(tmp_path: Path, content: bytes, words: str) -> None:
     path = tmp_path / "file.pem"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=words):
@@ -64,7 +64,7 @@ def test_a_file_without_one_is_named(tmp_path: Path, content: bytes, words: str)
         read_certificate(tmp_path / "missing.pem")
 
 
-def test_rubbish_from_a_broker_is_no_certificate_and_does_no_harm() -> None:
+def test_random_bytes_are_not_a_certificate() -> None:
     good = der(issued(["broker.example"]))
     rng = random.Random(0)
     survived = 0

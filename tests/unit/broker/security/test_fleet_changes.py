@@ -34,7 +34,7 @@ from tests.unit.broker.security.fleet_folders import (
 
 
 @pytest.mark.parametrize("name", STRANGE)
-def test_a_strange_name_is_refused_before_anything_is_signed(fleet: Fleet, name: str) -> None:
+def test_an_invalid_name_is_refused_before_anything_is_signed(fleet: Fleet, name: str) -> None:
     before = content(fleet.folder)
     for action in (devices.enrol, devices.rotate):
         with pytest.raises(ConfigError, match="is not allowed: use 1 to 64 letters"):
@@ -59,7 +59,7 @@ def test_a_name_is_enrolled_once(fleet: Fleet) -> None:
 
 
 @pytest.mark.parametrize("options", [[], ["--token"]])
-def test_a_revoked_name_is_enrolled_again_by_those_only_who_say_so(
+def test_a_revoked_name_is_enrolled_again_only_with_an_option(
     fleet: Fleet, options: list[str]
 ) -> None:
     devices.enrol(fleet, "pi-1", utc_now(), None, 30)
@@ -82,7 +82,7 @@ def test_a_revoked_name_is_enrolled_again_by_those_only_who_say_so(
         (["pi-2", "pi-3", "pi-2"], "pi-2 is listed twice"),
     ],
 )
-def test_of_many_all_are_enrolled_or_none(
+def test_all_devices_are_enrolled_or_none(
     fleet: Fleet, names: list[str], words: str, options: list[str]
 ) -> None:
     devices.enrol(fleet, "pi-1", utc_now(), None, 30)
@@ -93,7 +93,7 @@ def test_of_many_all_are_enrolled_or_none(
     assert "user pi-3" in (fleet.broker_folder / "access.acl").read_text()
 
 
-def test_a_bundle_is_written_to_a_file_and_to_nothing_else(fleet: Fleet, tmp_path: Path) -> None:
+def test_a_bundle_is_written_only_to_a_regular_file(fleet: Fleet, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")  # whoever opens it waits for ever
     line = line_of(fedge("broker", "enrol", fleet.folder, "pi-1", "--out", tmp_path / "pipe"))
     assert "pipe is not a regular file: choose another --out" in line
@@ -108,7 +108,7 @@ def test_a_bundle_is_written_to_a_file_and_to_nothing_else(fleet: Fleet, tmp_pat
         (["agent", "enrol", "token", "--dir", "pi-1", "--timeout", "inf"], "--timeout"),
     ],
 )
-def test_no_time_is_nan_or_endless(words: list[str], option: str) -> None:
+def test_a_validity_must_be_finite(words: list[str], option: str) -> None:
     result = fedge(*words)
     assert result.exit_code == 2
     assert f"Invalid value for '{option}'" in result.stderr
@@ -147,7 +147,7 @@ def test_every_list_of_revocations_is_newer_than_the_last(fleet: Fleet) -> None:
     assert revoked_serials(fleet)[0] == {record.serial for record in fleet.register.devices}
 
 
-def test_a_clock_that_was_ahead_locks_nobody_out_for_good(
+def test_a_clock_that_was_ahead_does_not_lock_devices_out(
     fleet: Fleet, caplog: pytest.LogCaptureFixture
 ) -> None:
     """OpenSSL refuses every certificate while the list of revoked ones is not yet valid."""
@@ -160,7 +160,7 @@ def test_a_clock_that_was_ahead_locks_nobody_out_for_good(
     assert "restart Mosquitto; otherwise set the clock and repeat this command" in caplog.text
 
 
-def test_rotation_revokes_the_old_unless_it_is_kept(fleet: Fleet) -> None:
+def test_rotation_revokes_the_old_certificate_unless_it_is_kept(fleet: Fleet) -> None:
     devices.enrol(fleet, "pi-1", utc_now(), None, 30)
     assert fedge("broker", "rotate", fleet.folder, "pi-1", "--keep-old").exit_code == 0
     assert revoked_serials(fleet)[0] == set()
@@ -171,7 +171,7 @@ def test_rotation_revokes_the_old_unless_it_is_kept(fleet: Fleet) -> None:
     assert "user pi-1" in (fleet.broker_folder / "access.acl").read_text()
 
 
-def test_only_the_enrolled_are_rotated_and_revoked(fleet: Fleet) -> None:
+def test_only_enrolled_devices_are_rotated_and_revoked(fleet: Fleet) -> None:
     assert "pi-9 is not enrolled" in line_of(fedge("broker", "revoke", fleet.folder, "pi-9"))
     devices.enrol(fleet, "pi-1", utc_now(), None, 30)
     assert fedge("broker", "revoke", fleet.folder, "pi-1").exit_code == 0
@@ -218,7 +218,7 @@ def test_a_signing_key_is_rotated_with_an_overlap(fleet: Fleet) -> None:
 
 
 @pytest.mark.parametrize("options", [[], ["--at-once"], ["--finish"]])
-def test_a_rotation_that_was_cut_short_is_mended_by_the_next_command(
+def test_an_interrupted_rotation_is_repaired_by_the_next_command(
     fleet: Fleet, options: list[str]
 ) -> None:
     if options == ["--finish"]:
@@ -232,7 +232,7 @@ def test_a_rotation_that_was_cut_short_is_mended_by_the_next_command(
     assert signing(fleet) == new
 
 
-def test_a_rotation_whose_end_was_cut_short_is_ended_by_the_same_command(fleet: Fleet) -> None:
+def test_an_interrupted_finish_is_completed_by_the_same_command(fleet: Fleet) -> None:
     fedge("broker", "rotate-key", fleet.folder)
     register = (fleet.folder / "fleet.json").read_bytes()
     fedge("broker", "rotate-key", fleet.folder, "--finish")
@@ -242,7 +242,7 @@ def test_a_rotation_whose_end_was_cut_short_is_ended_by_the_same_command(fleet: 
     assert signing(fleet) == new
 
 
-def test_a_signing_key_that_is_lost_vouches_for_nothing(fleet: Fleet) -> None:
+def test_a_lost_signing_key_needs_at_once(fleet: Fleet) -> None:
     (old,) = signing(fleet)
     (fleet.folder / "coordinator" / "signing.key").unlink()
     line = line_of(fedge("broker", "rotate-key", fleet.folder))
@@ -282,7 +282,7 @@ def test_a_folder_without_a_fleet_or_with_a_damaged_one_is_named(fleet: Fleet) -
     assert "fleet.json is damaged" in line_of(fedge("broker", "list", fleet.folder))
 
 
-def test_an_old_pid_file_ends_nobody_else_s_process(tmp_path: Path) -> None:
+def test_a_stale_pid_file_does_not_end_another_process(tmp_path: Path) -> None:
     pid_file = tmp_path / "mosquitto.pid"
     assert "no broker runs" in reload_mosquitto(pid_file)
     with subprocess.Popen(["sleep", "30"]) as other:
@@ -293,9 +293,7 @@ def test_an_old_pid_file_ends_nobody_else_s_process(tmp_path: Path) -> None:
         other.terminate()
 
 
-def test_a_copy_of_a_fleet_does_not_claim_that_a_broker_was_told(
-    fleet: Fleet, tmp_path: Path
-) -> None:
+def test_a_copied_fleet_reports_that_no_broker_reloads(fleet: Fleet, tmp_path: Path) -> None:
     """The copy's pid file names a Mosquitto that reads the rules of the original."""
     devices.enrol(fleet, "pi-1", utc_now(), None, 30)
     copy = tmp_path / "copy"
@@ -317,7 +315,7 @@ def test_a_copy_of_a_fleet_does_not_claim_that_a_broker_was_told(
         assert "reloads its files" in fedge("broker", "revoke", fleet.folder, "pi-1").output
 
 
-def test_whoever_has_mosquitto_s_account_does_not_hold_root_up(fleet: Fleet) -> None:
+def test_a_pipe_in_the_broker_folder_does_not_block_root(fleet: Fleet) -> None:
     os.mkfifo(fleet.broker_folder / "mosquitto.pid")
     (fleet.broker_folder / "mosquitto.conf").unlink()
     os.mkfifo(fleet.broker_folder / "mosquitto.conf")

@@ -38,7 +38,7 @@ from tests.unit.broker.security.fleet_folders import (
 # -- on the device ------------------------------------------------------------------------------
 
 
-def test_a_folder_that_is_there_keeps_its_rights(fleet: Fleet, tmp_path: Path) -> None:
+def test_an_existing_folder_keeps_its_permissions(fleet: Fleet, tmp_path: Path) -> None:
     """A service may have to look into it; what must not be read are its files."""
     folder = tmp_path / "etc"
     folder.mkdir(mode=0o750)
@@ -67,7 +67,7 @@ def test_a_command_with_sudo_leaves_a_device_to_its_owner(
     assert {path.stat().st_uid for path in folder.iterdir()} == {NOBODY}
 
 
-def test_a_bundle_becomes_a_folder_that_runs(bundle_path: Path, tmp_path: Path) -> None:
+def test_a_bundle_becomes_a_folder_that_an_agent_can_run(bundle_path: Path, tmp_path: Path) -> None:
     folder = tmp_path / "pi" / "fedge"
     result = join(bundle_path, folder)
     assert result.exit_code == 0, result.output
@@ -130,7 +130,7 @@ def test_a_new_bundle_renews_the_certificates_and_keeps_the_rest(
     assert content(folder) == before
 
 
-def test_what_a_kept_configuration_says_otherwise_is_told(
+def test_differences_of_a_kept_configuration_are_reported(
     bundle_path: Path, tmp_path: Path
 ) -> None:
     """As when the fleet was made anew on another machine."""
@@ -144,7 +144,7 @@ def test_what_a_kept_configuration_says_otherwise_is_told(
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
-def test_a_half_written_bundle_is_called_that(
+def test_a_truncated_bundle_is_reported_as_incomplete(
     bundle_path: Path, tmp_path: Path, share: float
 ) -> None:
     data = bundle_path.read_bytes()
@@ -158,7 +158,7 @@ def changed(path: Path, **values: object) -> Bundle:
     return msgspec.structs.replace(read_bundle(path), **values)
 
 
-def test_a_bundle_whose_parts_do_not_fit_is_refused(
+def test_a_bundle_whose_parts_do_not_belong_together_is_refused(
     fleet: Fleet, bundle_path: Path, tmp_path: Path
 ) -> None:
     stranger = devices.enrol(make(tmp_path / "other"), "pi-1", utc_now(), None, 30)
@@ -184,13 +184,13 @@ def test_a_bundle_whose_parts_do_not_fit_is_refused(
     ("days_ago", "words"),
     [(40, "the certificate has expired"), (-40, "not yet valid: this machine's clock says 20")],
 )
-def test_a_clock_that_is_wrong_is_named(fleet: Fleet, days_ago: int, words: str) -> None:
+def test_a_wrong_clock_is_named(fleet: Fleet, days_ago: int, words: str) -> None:
     path = devices.enrol(fleet, "pi-1", utc_now() - timedelta(days=days_ago), None, 30)
     with pytest.raises(ConfigError, match=words):
         check_bundle(read_bundle(path), "bundle")
 
 
-def test_what_is_no_bundle_is_refused(bundle_path: Path, tmp_path: Path) -> None:
+def test_an_invalid_bundle_is_refused(bundle_path: Path, tmp_path: Path) -> None:
     path = tmp_path / "x"
     document = json.loads(bundle_path.read_text())
     for data, words in (

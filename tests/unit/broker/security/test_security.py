@@ -37,14 +37,14 @@ from tests.users import as_nobody
 # -- init ---------------------------------------------------------------------------------------
 
 
-def test_only_the_owner_may_read_anything(fleet: Fleet) -> None:
+def test_only_the_owner_may_read_the_fleet(fleet: Fleet) -> None:
     devices.enrol(fleet, "pi-1", utc_now(), None, 30)
     for path in (fleet.folder, *fleet.folder.rglob("*")):
         mode = stat.S_IMODE(path.stat().st_mode)
         assert mode == (0o700 if path.is_dir() else 0o600), path
 
 
-def test_init_tells_what_to_do_next(tmp_path: Path) -> None:
+def test_init_prints_the_next_steps(tmp_path: Path) -> None:
     folder = tmp_path / "fleet"
     result = fedge("broker", "init", folder, "--host", HOSTS, "--user", Account.current().name)
     assert result.exit_code == 0, result.output
@@ -53,7 +53,7 @@ def test_init_tells_what_to_do_next(tmp_path: Path) -> None:
     assert f"fedge broker enrol {folder} AGENT_ID" in result.stdout
 
 
-def test_what_is_to_be_done_next_may_be_copied_to_a_shell(tmp_path: Path) -> None:
+def test_the_next_steps_can_be_pasted_into_a_shell(tmp_path: Path) -> None:
     (place := tmp_path / "a b").mkdir()
     folder = place / "o'clock: ü"
     result = fedge("broker", "init", folder, "--host", HOSTS, "--user", Account.current().name)
@@ -79,7 +79,7 @@ def test_a_link_to_an_empty_folder_becomes_a_fleet(tmp_path: Path) -> None:
     assert (tmp_path / "fleet" / "fleet.json").is_file()
 
 
-def test_a_second_init_changes_nothing_and_says_what_is_there(fleet: Fleet) -> None:
+def test_a_second_init_changes_nothing_and_reports_the_state(fleet: Fleet) -> None:
     devices.enrol(fleet, "pi-1", utc_now(), None, 30)
     before = content(fleet.folder)
     result = fedge("broker", "init", fleet.folder, "--host", HOSTS, "--federation", "houses")
@@ -141,7 +141,7 @@ def test_the_broker_gets_a_new_certificate_and_other_names(fleet: Fleet) -> None
     assert key.public_key() == certificate.public_key()
 
 
-def test_a_change_of_the_broker_s_certificate_is_whole_or_not_made(fleet: Fleet) -> None:
+def test_a_change_of_the_broker_s_certificate_is_atomic(fleet: Fleet) -> None:
     devices.enrol(fleet, "pi-1", utc_now(), None, 30)
     before = content(fleet.folder)
     for hosts in ("a b", "a,,b"):
@@ -174,7 +174,7 @@ def test_a_host_must_be_a_name_or_an_address(tmp_path: Path, host: str) -> None:
         (["--websockets", "8884"], "--enrolment-port 8884: two listeners have this port"),
     ],
 )
-def test_ports_that_cannot_be_are_refused_before_anything_is_made(
+def test_invalid_ports_are_refused_before_anything_is_made(
     tmp_path: Path, options: list[str], what: str
 ) -> None:
     line = line_of(fedge("broker", "init", tmp_path / "f", "--host", HOSTS, *options))
@@ -183,9 +183,7 @@ def test_ports_that_cannot_be_are_refused_before_anything_is_made(
 
 
 @pytest.mark.parametrize("address", ["fe80::1%eth0", "fe80::1%\nallow_anonymous true"])
-def test_no_address_brings_a_line_of_its_own_into_the_configuration(
-    tmp_path: Path, address: str
-) -> None:
+def test_an_address_cannot_add_a_line_to_the_configuration(tmp_path: Path, address: str) -> None:
     for options in (["--host", HOSTS, "--bind", address], ["--host", address]):
         result = fedge("broker", "init", tmp_path / "f", *options, "--websockets", "443")
         assert "neither a host name nor an IP address" in line_of(result)
@@ -213,7 +211,7 @@ def test_a_full_disk_during_init_leaves_nothing(tmp_path: Path, room: int) -> No
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_during_enrolment_enrols_nobody(fleet: Fleet) -> None:
+def test_a_full_disk_during_enrolment_enrols_no_device(fleet: Fleet) -> None:
     for number in range(8):
         devices.enrol(fleet, f"pi-{number}", utc_now(), None, 30)
     before = content(fleet.folder)
@@ -226,7 +224,7 @@ def test_a_full_disk_during_enrolment_enrols_nobody(fleet: Fleet) -> None:
     devices.enrol(fleet, "pi-x", utc_now(), None, 30)
 
 
-def test_a_full_disk_leaves_a_bundle_that_is_not_carried_away_yet(fleet: Fleet) -> None:
+def test_a_full_disk_leaves_existing_bundles(fleet: Fleet) -> None:
     for number in range(8):
         devices.enrol(fleet, f"pi-{number}", utc_now(), None, 30)
     before = content(fleet.folder)
@@ -263,7 +261,7 @@ def test_one_process_at_a_time_runs_on_a_state_folder(tmp_path: Path) -> None:
                 pass
 
 
-def test_a_folder_that_this_user_may_not_enter_is_one_line(tmp_path: Path) -> None:
+def test_an_inaccessible_folder_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "theirs").mkdir(mode=0)
     commands: list[list[str | Path]] = [
         ["broker", "init", tmp_path / "theirs" / "fleet", "--host", "x"],
@@ -288,7 +286,7 @@ def test_a_command_with_sudo_leaves_the_fleet_to_its_owner(fleet: Fleet) -> None
         assert path.stat().st_uid == (0 if rules else NOBODY), path
 
 
-def test_a_lock_is_not_taken_where_a_link_leads(tmp_path: Path) -> None:
+def test_a_lock_file_that_is_a_symbolic_link_is_not_followed(tmp_path: Path) -> None:
     """Root may work in the folder of somebody who would like another file emptied."""
     (target := tmp_path / "target").write_text("precious")
     (tmp_path / ".agent.lock").symlink_to(target)
@@ -297,7 +295,7 @@ def test_a_lock_is_not_taken_where_a_link_leads(tmp_path: Path) -> None:
 
 
 @needs_root
-def test_who_can_give_no_files_away_is_told_before_anything_is_made(tmp_path: Path) -> None:
+def test_another_user_needs_root_before_anything_is_made(tmp_path: Path) -> None:
     open_to_all(tmp_path)
     with as_nobody():
         result = fedge("broker", "init", tmp_path / "fleet", "--host", "x", "--user", "daemon")
@@ -305,7 +303,7 @@ def test_who_can_give_no_files_away_is_told_before_anything_is_made(tmp_path: Pa
 
 
 @needs_root
-def test_a_folder_that_mosquitto_cannot_get_to_is_named(tmp_path: Path) -> None:
+def test_a_folder_that_mosquitto_cannot_enter_is_named(tmp_path: Path) -> None:
     """As /root is; Mosquitto would say that it cannot write its pid file."""
     open_to_all(tmp_path)
     (tmp_path / "root").mkdir(mode=0o700)
@@ -332,7 +330,7 @@ def test_a_user_without_a_name_is_one_line(tmp_path: Path) -> None:
 
 
 @needs_root
-def test_a_fleet_whose_account_is_not_here_is_changed_by_its_owner(fleet: Fleet) -> None:
+def test_a_fleet_with_an_unknown_account_is_changed_by_its_owner(fleet: Fleet) -> None:
     """As after it was moved to another machine; root would have to give files to that account."""
     text = (fleet.folder / "fleet.json").read_text()
     (fleet.folder / "fleet.json").write_text(text.replace('"user":"root"', '"user":"gone"'))

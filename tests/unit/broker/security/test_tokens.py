@@ -79,7 +79,7 @@ def test_a_token_reads_as_it_was_written(host: str) -> None:
 
 
 @pytest.mark.parametrize("kept", [0, 8, 30, -1, -44])
-def test_half_a_token_is_called_that_and_not_repeated(fleet: Fleet, kept: int) -> None:
+def test_an_incomplete_token_is_reported_and_not_shown(fleet: Fleet, kept: int) -> None:
     text = str(invite(fleet, "pi-1", utc_now(), DAY, 30))[:kept]
     with pytest.raises(ConfigError, match="damaged or incomplete") as raised:
         Token.parse(text)
@@ -109,14 +109,14 @@ def test_a_token_may_come_in_a_file(fleet: Fleet, tmp_path: Path) -> None:
 # --- who is invited -------------------------------------------------------------------------------
 
 
-def test_of_a_secret_only_its_hash_is_kept(fleet: Fleet) -> None:
+def test_only_the_hash_of_a_secret_is_stored(fleet: Fleet) -> None:
     token = invite(fleet, "pi-1", utc_now(), DAY, 30)
     for path in fleet.folder.rglob("*"):
         assert path.is_dir() or token.secret.encode() not in path.read_bytes(), path
 
 
 @pytest.mark.parametrize("name", STRANGE)
-def test_a_strange_name_is_not_invited(fleet: Fleet, name: str) -> None:
+def test_an_invalid_name_is_not_invited(fleet: Fleet, name: str) -> None:
     before = (fleet.folder / "fleet.json").read_bytes()
     with pytest.raises(ConfigError, match="is not allowed"):
         invite(fleet, name, utc_now(), DAY, 30)
@@ -126,7 +126,7 @@ def test_a_strange_name_is_not_invited(fleet: Fleet, name: str) -> None:
     assert (fleet.folder / "fleet.json").read_bytes() == before
 
 
-def test_rules_are_there_before_the_device_so_that_no_reload_is_needed(fleet: Fleet) -> None:
+def test_access_rules_are_written_with_the_token(fleet: Fleet) -> None:
     invite(fleet, "pi-1", utc_now(), DAY, 30)
     rules = (fleet.broker_folder / "access.acl").read_bytes()
     assert b"user pi-1\n" in rules
@@ -183,7 +183,7 @@ def test_a_certificate_has_the_invited_name_whatever_was_asked_for(fleet: Fleet)
     assert (record.agent_id, record.serial) == ("pi-1", done.serial)
 
 
-def test_a_token_counts_once_and_the_same_key_gets_the_same_answer(fleet: Fleet) -> None:
+def test_a_token_is_valid_once_and_the_same_key_gets_the_same_answer(fleet: Fleet) -> None:
     token, request = invite(fleet, "pi-1", utc_now(), DAY, 30), request_of(new_key())
     first = redeem(fleet, token.secret, request, utc_now())
     again = redeem(fleet, token.secret, request, utc_now() + 9 * DAY)  # the answer was lost
@@ -199,7 +199,7 @@ def test_a_token_counts_once_and_the_same_key_gets_the_same_answer(fleet: Fleet)
     assert len(Fleet(fleet.folder).register.devices) == 1
 
 
-def test_tokens_that_do_not_count_say_why(fleet: Fleet) -> None:
+def test_a_refused_token_tells_why(fleet: Fleet) -> None:
     now, request = utc_now(), request_of(new_key())
 
     def refusal(secret: str, late: timedelta = timedelta()) -> str:
@@ -223,7 +223,7 @@ def test_tokens_that_do_not_count_say_why(fleet: Fleet) -> None:
     assert all(record.agent_id == "pi-3" for record in fleet.register.devices)
 
 
-def test_a_request_that_is_no_good_leaves_the_token_usable(fleet: Fleet) -> None:
+def test_a_damaged_request_leaves_the_token_valid(fleet: Fleet) -> None:
     token = invite(fleet, "pi-1", utc_now(), DAY, 30)
     big = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     good = request_of(new_key()).splitlines()
@@ -241,7 +241,9 @@ def test_a_request_that_is_no_good_leaves_the_token_usable(fleet: Fleet) -> None
 
 
 @pytest.mark.parametrize("keep_old", [False, True])
-def test_a_rotation_revokes_the_old_when_the_new_is_there(fleet: Fleet, keep_old: bool) -> None:
+def test_a_rotation_revokes_the_old_certificate_when_the_new_one_is_issued(
+    fleet: Fleet, keep_old: bool
+) -> None:
     devices.enrol(fleet, "pi-1", utc_now(), None, 30)
     token = invite(fleet, "pi-1", utc_now(), DAY, 30, replaces=True, keep_old=keep_old)
     assert [r.revoked for r in fleet.register.devices] == [None]
@@ -273,7 +275,7 @@ def test_the_registrar_listens_to_requests_only() -> None:
     assert registrar.handle(MessageArrived(TOPICS.request("a" * 32), b""), 0.0) == []
 
 
-def test_everybody_may_know_the_authority_and_nobody_more() -> None:
+def test_any_client_may_read_the_authority_and_nothing_else() -> None:
     registrar, session = Registrar("houses", "PEM"), "a" * 32
     arrived = MessageArrived(TOPICS.request(session), msgspec.json.encode(Request()))
     (answer,) = registrar.handle(arrived, 0.0)[1:]
@@ -293,11 +295,11 @@ def test_a_refusal_is_answered_and_logged() -> None:
     "payload",
     [b"{", b"[]", b"\xff", b'{"secret": 1}', b" " * 9000, b'{"more":' + b"[" * 8000],
 )
-def test_rubbish_is_refused_by_name(payload: bytes) -> None:
+def test_a_malformed_request_is_refused(payload: bytes) -> None:
     assert ask(Registrar("houses", "PEM"), "a" * 32, payload=payload) == ["Publish", "Note"]
 
 
-def test_a_session_is_heard_a_few_times() -> None:
+def test_requests_of_a_session_are_limited() -> None:
     registrar = Registrar("houses", "PEM")
     answers = [ask(registrar, "a" * 32, now_s=float(n)) for n in range(PER_SESSION + 3)]
     assert answers[:PER_SESSION] == [["Redeem"]] * PER_SESSION
@@ -305,7 +307,7 @@ def test_a_session_is_heard_a_few_times() -> None:
     assert ask(registrar, "b" * 32, 9.0) == ["Redeem"]
 
 
-def test_what_a_crowd_leaves_no_room_for_does_not_count_against_a_session() -> None:
+def test_the_common_rate_limit_does_not_count_against_a_session() -> None:
     registrar, session = Registrar("houses", "PEM"), "a" * 32
     for number in range(int(AT_ONCE)):
         assert ask(registrar, f"{number:032x}") == ["Redeem"]
@@ -315,7 +317,7 @@ def test_what_a_crowd_leaves_no_room_for_does_not_count_against_a_session() -> N
     assert later == [["Redeem"]] * PER_SESSION + [["Note"]]
 
 
-def test_a_session_that_is_not_heard_any_more_takes_no_room_from_others() -> None:
+def test_an_exhausted_session_does_not_use_the_common_rate() -> None:
     registrar = Registrar("houses", "PEM")
     for _ in range(10 * int(AT_ONCE)):
         ask(registrar, "a" * 32)
@@ -345,7 +347,7 @@ class DeafService:
         return self._events.pop(0) if self._events else None
 
 
-def test_a_device_that_hears_nothing_goes_on_in_a_new_session(
+def test_a_device_without_answers_starts_a_new_session(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     sessions: list[DeafService] = []
@@ -376,7 +378,7 @@ def test_guessing_is_slow_and_makes_few_lines() -> None:
     assert f"({5000 - AT_ONCE - 20:.0f} earlier lines not logged)" in note.text
 
 
-def test_what_the_device_gets_is_all_but_its_key(fleet: Fleet) -> None:
+def test_the_answer_is_a_bundle_without_the_key(fleet: Fleet) -> None:
     token = invite(fleet, "pi-1", utc_now(), DAY, 30)
     done = redeem(fleet, token.secret, request_of(new_key()), utc_now())
     bundle = fleet.bundle(done.agent_id, done.certificate)
@@ -390,7 +392,7 @@ def test_what_the_device_gets_is_all_but_its_key(fleet: Fleet) -> None:
 # --- the device's key -----------------------------------------------------------------------------
 
 
-def test_a_key_is_made_once_and_asks_for_itself(fleet: Fleet, tmp_path: Path) -> None:
+def test_a_key_is_made_once_and_signs_its_own_request(fleet: Fleet, tmp_path: Path) -> None:
     path = tmp_path / "agent.key"
     key = own_key(path)
     assert own_key(path) == key
