@@ -20,15 +20,16 @@ from pathlib import Path
 import numpy as np
 from measure import Report, budget, finish, option_parser, run_worker
 
-from broker.protocol.messages import TrainingPlan
 from edge_agent.device import LinuxDevice
 from edge_agent.machine.limits import LimitsConfig
 from edge_agent.training.memory_estimate import estimate
-from edge_agent.training.throttle import Pace
+from edge_agent.training.throttle import Throttle
 from edge_agent.training.trainer import train
 from fedge.errors import TrainingError
 from fedge.system import resident_bytes
-from learning.codecs import CodecConfig, compensate, make_codec
+from learning.algorithms.training import TrainingPlan
+from learning.codecs.feedback import encode_with_feedback
+from learning.codecs.registry import CODECS
 from models.package.package import ModelPackage
 from models.runtime.program import Program
 from models.runtime.rows import Rows
@@ -68,7 +69,7 @@ def worker(name: str) -> Report:
     plan = TrainingPlan(optimizer="adam", max_steps=4, learning_rate=1e-4)
     result = train(program, package.initial, rows, plan, rng)
     program.evaluate(package.initial, rows)
-    compensate(make_codec(CodecConfig()), result.delta, None, rng)
+    encode_with_feedback(CODECS.make("int8"), result.delta, None, 0, rng)
     return {"foretold": need.total, "taken": peak_bytes() - before, "runtime": program.runtime}
 
 
@@ -77,12 +78,19 @@ def share_of(share: float, seconds: float) -> float:
     package = load_zoo(SHARE_MODEL)
     program = Program(package.program, package.spec)
     end_s = time.monotonic() + seconds
-    pace = Pace(share, lambda: time.monotonic() > end_s)
+    throttle = Throttle(share, lambda: time.monotonic() > end_s)
     began_s, cpu_s = time.monotonic(), time.thread_time()
     plan = TrainingPlan(epochs=10_000, learning_rate=1e-6)
     try:
         rng = np.random.default_rng(0)
-        train(program, package.initial, zeros(package, 2000), plan, rng, pace.is_over)
+        train(
+            program,
+            package.initial,
+            zeros(package, 2000),
+            plan,
+            rng,
+            throttle.wait_and_check_cancelled,
+        )
     except TrainingError:
         pass  # the time is over
     return (time.thread_time() - cpu_s) / (time.monotonic() - began_s)

@@ -19,7 +19,6 @@ from typing import Any
 
 from measure import Report, budget, finish, option_parser, shown, spread
 
-from broker.protocol.messages import TrainingPlan
 from coordinator.config import CohortConfig, CoordinatorConfig, EvaluationConfig, StartConfig
 from fleet.virtual.event_trace import Observer, TraceFile
 from fleet.virtual.faults import FaultPlan
@@ -28,6 +27,7 @@ from fleet.virtual.profiles import DeviceProfile
 from fleet.virtual.scenario_generator import draw_dataset
 from fleet.virtual.simulated_worker import Workbench
 from fleet.virtual.simulation import Setting, Simulation, make_device
+from learning.algorithms.training import TrainingPlan
 from models.package.package import ModelPackage
 from models.zoo import load_zoo
 

@@ -102,8 +102,8 @@ def time_step(run: Step) -> float:
 
 def fedge_ways(name: str, runtime: str, packages: Path) -> dict[str, Step]:
     """What a device does."""
-    from broker.protocol.messages import TrainingPlan
-    from edge_agent.training.trainer import make_optimizer, train
+    from edge_agent.training.trainer import train
+    from learning.algorithms.training import TrainingPlan, make_optimizer
     from models.runtime.program import Program
 
     package = _package(name, packages)
@@ -222,8 +222,8 @@ def small_record() -> Any:
 def rss_bytes(name: str, runtime: str, packages: Path) -> int:
     """Memory of a process with an agent's modules after training on `ROWS` rows."""
     import edge_agent.service  # noqa: F401 - what an agent has loaded
-    from broker.protocol.messages import TrainingPlan
     from edge_agent.training.trainer import train
+    from learning.algorithms.training import TrainingPlan
     from models.runtime.program import Program
 
     package = _package(name, packages)

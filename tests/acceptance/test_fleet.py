@@ -123,7 +123,7 @@ class Listener:
                 self.heard.append(event)
             event = self.link.poll(0)
 
-    def plan(self, round_id: int, task: str = "train") -> tuple[Topics, RoundPlan] | None:
+    def plan(self, round_id: int, phase: str = "train") -> tuple[Topics, RoundPlan] | None:
         """The plan of a round, once it was heard."""
         self.listen()
         for message in self.heard:
@@ -131,7 +131,7 @@ class Listener:
             with suppress(WireError):
                 if message.payload and topics.parse(message.topic) == RoundTopic():
                     plan = messages.decode(message.payload, RoundPlan)
-                    if (plan.round_id, plan.task) == (round_id, task):
+                    if (plan.round_id, plan.phase_name) == (round_id, phase):
                         return topics, plan
         return None
 
@@ -235,7 +235,7 @@ def test_a_device_that_sends_rubbish_is_refused_and_stops_nobody(
         birth = AgentStatus(
             state="online",
             boot="evil",
-            tasks=("train",),
+            phases=("train",),
             train_examples=10,
             codecs=("float32",),
         )

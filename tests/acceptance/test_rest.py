@@ -60,7 +60,7 @@ def test_the_others_go_on_while_one_has_its_quiet_hours(
     federation.configure("pi-2", limits=all_day)
     with running(federation):
         federation.start("pi-2")
-        eventually("it rests", lambda: "the device rests" in federation.said("pi-2"))
+        eventually("it rests", lambda: "paused: quiet_hours" in federation.said("pi-2"))
         federation.start("coordinator", "pi-0", "pi-1")
         assert federation.ended("coordinator") == 0
         assert "training on" not in federation.said("pi-2")
@@ -147,4 +147,4 @@ def test_a_training_pauses_while_the_device_is_hot_and_counts_in_the_end(
         assert federation.ended("coordinator") == 0
     (record,) = federation.records()
     assert (record.reported, record.declined) == (1, {})
-    assert "the device rests no more" in caplog.text
+    assert "the pause is over" in caplog.text

@@ -14,11 +14,11 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from broker.protocol.messages import TrainingPlan
 from edge_agent.data.config import DataConfig
 from edge_agent.data.dataset import load_dataset
 from edge_agent.training.trainer import train
 from fedge.yaml_config import parse_config
+from learning.algorithms.training import TrainingPlan
 from models.runtime.program import Program
 from models.zoo import load_zoo
 

@@ -15,8 +15,10 @@ from broker.protocol.topics import Topics
 from coordinator.machine.uploads import Uploads
 from fedge.errors import CodecError, ModelError, UpdateRejected, WireError
 from fleet.processes import decode_event
-from learning.algorithms import state_from_bytes, state_to_bytes
-from learning.codecs import CODECS, CodecConfig, make_codec
+from learning.algorithms.algorithm import ServerState
+from learning.algorithms.server_step import state_from_bytes, state_to_bytes
+from learning.codecs.registry import CODECS
+from learning.registry import Choice
 from models.package.package import unpack_wire
 from models.package.spec import ModelSpec
 from models.zoo import load_zoo
@@ -57,9 +59,8 @@ def _example_messages() -> list[messages.Message]:
             start="c0ffee",
             round_id=7,
             state="open",
-            task="train",
             version=6,
-            weights=weights,
+            blobs={"weights": weights, "control": weights},
             package="a" * 64,
             fingerprint="0" * 16,
             cohort=messages.Cohort(ids=("pi-0", "pi-1"), seed=3, fraction=0.5),
@@ -67,7 +68,7 @@ def _example_messages() -> list[messages.Message]:
         messages.AgentStatus(
             state="online",
             boot="b1",
-            tasks=("train",),
+            phases=("train",),
             train_examples=10,
             codecs=("int8",),
             tags=("roof",),
@@ -78,7 +79,7 @@ def _example_messages() -> list[messages.Message]:
             boot="b1",
             round_id=7,
             kind="missing",
-            task="evaluate",
+            phase="evaluate",
             version=6,
             metric_sums={"mae": 1.5},
             sha256="b" * 64,
@@ -95,8 +96,7 @@ def _header(codec: str, size: int = _SIZE) -> messages.UpdateHeader:
         attempt=1,
         version=6,
         fingerprint="0" * 16,
-        codec=CodecConfig(codec),
-        size=size,
+        vectors={"delta": messages.VectorRef(codec=codec, size=size, bytes=4 * size)},
         num_examples=10,
         loss_sum=5.0,
         weight_sum=10.0,
@@ -108,7 +108,7 @@ def _header(codec: str, size: int = _SIZE) -> messages.UpdateHeader:
 
 def example_update(codec: str = "float32") -> bytes:
     vector = np.linspace(-1, 1, _SIZE, dtype=np.float32)
-    body = make_codec(CodecConfig(codec)).encode(vector, np.random.default_rng(0))
+    body = CODECS.make(codec).encode(vector, 0, np.random.default_rng(0))
     return messages.encode_update(_header(codec), body)
 
 
@@ -141,7 +141,8 @@ def _frames() -> Iterator[Decoder]:
     )
     yield Decoder("package", unpack_wire, (WireError,), (package.wire,))
     yield Decoder("spec", ModelSpec.from_json, (ModelError,), (package.spec.to_json(),))
-    yield Decoder("strategy state", state_from_bytes, (WireError,), (state_to_bytes(state),))
+    stored = state_to_bytes(ServerState(state, {"round": 3.0}))
+    yield Decoder("server state", state_from_bytes, (WireError,), (stored,))
     _, chunks = blobs.split(bytes(range(256)) * 12, blobs.MIN_CHUNK_BYTES)
     yield Decoder("chunk", _receive, (WireError,), tuple(chunks))
     yield Decoder("chunk, checksum mended", _receive_mended, (WireError,), tuple(chunks))
@@ -173,17 +174,15 @@ def _upload(data: bytes) -> object:
 
 
 def _vectors() -> Iterator[Decoder]:
-    def decoder_of(config: CodecConfig) -> Callable[[bytes], object]:
-        codec = make_codec(config)
-        return lambda data: codec.decode(data, _SIZE)
+    def decoder_of(choice: Choice) -> Callable[[bytes], object]:
+        codec = CODECS.make(choice)
+        return lambda data: codec.decode(data, _SIZE, 3)
 
     vector = np.linspace(-3, 3, _SIZE, dtype=np.float32)
-    for name in CODECS:
-        for block_size in (1024, 7):
-            config = CodecConfig(name, block_size)
-            seed = make_codec(config).encode(vector, np.random.default_rng(0))
-            title = f"codec {name}/{block_size}"
-            yield Decoder(title, decoder_of(config), (CodecError,), (seed,))
+    choices: list[Choice] = [*CODECS, {"name": "int8", "block_size": 7}]
+    for choice in choices:
+        seed = CODECS.make(choice).encode(vector, 3, np.random.default_rng(0))
+        yield Decoder(f"codec {choice}", decoder_of(choice), (CodecError,), (seed,))
 
 
 def _topics() -> Iterator[Decoder]:

@@ -12,7 +12,6 @@ import pytest
 
 from broker.link.link import LinkDown, LinkUp, Posted, Received, Will
 from broker.memory.link import MemoryBroker, MemoryLink
-from broker.protocol.messages import TrainingPlan
 from broker.service.events import (
     Connected,
     Disconnected,
@@ -28,30 +27,24 @@ from coordinator.config import CoordinatorConfig, EvaluationConfig, RoundConfig,
 from coordinator.machine.coordinator import Coordinator
 from coordinator.machine.events import Commit, RoundEnded
 from coordinator.records.records import RoundRecord
+from edge_agent.data.dataset import LocalDataset
 from edge_agent.machine.agent import Agent
 from edge_agent.machine.events import (
     BlobRecalled,
-    Evaluated,
-    JobFailed,
     LoadPackage,
-    PackageLoaded,
     RecallBlob,
     StartJob,
-    Trained,
 )
 from edge_agent.machine.status import AgentFacts
-from edge_agent.training.trainer import train
-from fedge.errors import TrainingError
-from learning.codecs import CodecConfig
+from fleet.virtual.simulated_worker import Workbench
+from learning.algorithms.training import TrainingPlan
 from learning.vector.parameters import F32
-from models.package.package import unpack_wire
-from models.runtime.program import Program
 from models.runtime.rows import Rows, row_count
 from models.zoo import load_zoo
 
 HOUSING = Path(__file__).parents[2] / "examples" / "data" / "housing_california.npz"
 PACKAGE = load_zoo("house_price")
-#: Virtual seconds that loading a model, or one local step, takes.
+#: Virtual seconds that loading a model, or a job, takes.
 STEP_S = 0.25
 
 Handle = Callable[[Any, float], list[Any]]
@@ -118,43 +111,23 @@ class AgentNode(Node):
         agent = Agent(AgentFacts(agent_id=name, federation="f", boot="b1"))
         will = Will(agent.will.topic, agent.will.payload, delay_s=5)
         super().__init__(MemoryLink(broker, name, will=will), agent.handle)
-        self._broker, self._part = broker, part
-        self._number = int(name.rpartition("-")[2])
-        self._program: Program | None = None
+        self._broker, self._name, self._workbench = broker, name, Workbench()
+        index = np.arange(row_count(part))
+        cut = len(index) - len(index) // 5
+        self._dataset = LocalDataset(part, index[:cut], index[cut:], index, {})
 
     def perform(self, action: Any) -> None:
         match action:
             case RecallBlob(sha256):
                 self.link.post(BlobRecalled(sha256, ()))
-            case LoadPackage() | StartJob():
-                result, steps = self._work(action)
-                when_s = self._broker.now_s + STEP_S * steps
-                self._broker.at(when_s, self.link.post, result)
+            case LoadPackage():
+                self._later(self._workbench.load(action, self._dataset))
+            case StartJob():
+                done = self._workbench.work(action, self._name, self._dataset, seconds=0.5)
+                self._later(done)
 
-    def _work(self, job: LoadPackage | StartJob) -> tuple[Any, int]:
-        rows = row_count(self._part)
-        cut = rows - rows // 5
-        if isinstance(job, LoadPackage):
-            content = unpack_wire(job.wire)
-            self._program = Program(content.program, content.spec)
-            facts = (content.spec.fingerprint, self._program.runtime, cut, rows - cut)
-            return PackageLoaded(job.package, *facts), 1
-        assert self._program is not None
-        if job.plan.task == "evaluate":
-            held_out = {name: array[cut:] for name, array in self._part.items()}
-            return Evaluated(job.plan, self._program.evaluate(job.theta, held_out)), 1
-        learned = {name: array[:cut] for name, array in self._part.items()}
-        rng = np.random.default_rng([job.plan.seed, self._number])
-        try:
-            result = train(self._program, job.theta, learned, job.plan.training, rng)
-        except TrainingError as error:
-            return JobFailed(job.plan, str(error)), 1
-        # Wall time would make two runs differ by the digits that it has.
-        return Trained(job.plan, fixed_time(result)), result.steps
-
-
-def fixed_time(result: Any) -> Any:
-    return type(result)(result.delta, result.num_examples, result.sums, result.steps, 0.5)
+    def _later(self, event: Any) -> None:
+        self._broker.at(self._broker.now_s + STEP_S, self.link.post, event)
 
 
 class Federation:
@@ -206,7 +179,7 @@ class Federation:
 
 @pytest.mark.parametrize("codec", ["float32", "float16", "int8"])
 def test_the_loss_falls_round_by_round(codec: str) -> None:
-    federation = Federation(codec=CodecConfig(codec))
+    federation = Federation(codec=codec)
     federation.run()
     records = federation.records
     assert federation.coordinator.finished == "rounds"

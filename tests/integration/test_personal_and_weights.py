@@ -12,6 +12,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from edge_agent.storage.update_spool import Spool
 from fleet.cli import cli
 from learning.vector.parameters import F64, Layout
 from models.package.package import ModelPackage, load_package
@@ -64,6 +65,15 @@ def fleet(command: str, path: Path) -> dict[str, Any]:
     return report
 
 
+def personal_layers(state_dir: Path) -> float:
+    """The one number that a site keeps for itself."""
+    memory = Spool(state_dir, 1 << 20).load()
+    state = memory.settled if memory.pending is None else memory.pending.state
+    assert state is not None
+    assert state.personal is not None
+    return float(state.personal[0])
+
+
 def test_every_agent_learns_its_own_offset_and_shares_the_slopes(tmp_path: Path) -> None:
     slopes, offset = PACKAGE.spec.layout.parameters
     spec = msgspec.structs.replace(
@@ -80,8 +90,8 @@ def test_every_agent_learns_its_own_offset_and_shares_the_slopes(tmp_path: Path)
     theta = load_package(tmp_path / "out" / "model").initial
     assert theta == pytest.approx(SLOPES, abs=0.01)
     kept = {
-        file.parents[1].name: float(np.load(file)[0])
-        for file in (tmp_path / "out" / "processes").glob("*/state/personal-*.npy")
+        folder.parent.name: personal_layers(folder)
+        for folder in (tmp_path / "out" / "processes").glob("site-*/state")
     }
     expected = {f"site-{number}": offset for number, offset in enumerate(OFFSETS)}
     assert kept == pytest.approx(expected, abs=0.02)

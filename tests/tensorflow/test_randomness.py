@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from broker.protocol.messages import TrainingPlan
 from edge_agent.training.trainer import train
+from learning.algorithms.training import TrainingPlan
 from models.export.backend import keras, tf
 from models.export.exporter import export_model
 from models.export.layers.randomness import Noise

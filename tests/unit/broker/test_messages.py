@@ -27,38 +27,37 @@ from broker.protocol.messages import (
     Report,
     Resend,
     RoundPlan,
-    TrainingPlan,
     UpdateHeader,
+    VectorRef,
 )
+from broker.protocol.seeds import codec_seed
 from fedge.errors import WireError
-from learning.codecs import CodecConfig
 
 SHA_A, SHA_B = "a" * 64, "b" * 64
 
 COORDINATOR_STATUS = (
     CoordinatorStatus(state="online", session="c0ffee", version=12),
-    b'{"state":"online","session":"c0ffee","version":12,"keys":[]}',
+    b'{"state":"online","session":"c0ffee","version":12}',
 )
 AGENT_STATUS = (
     AgentStatus(
         state="online",
         boot="b007",
-        tasks=("train", "evaluate"),
+        phases=("train", "evaluate"),
         train_examples=800,
         test_examples=200,
-        unable="",
         runtime="tflite-runtime 2.14.0",
         memory_bytes=1_000_000_000,
         codecs=("float32", "int8"),
+        algorithms=("fedavg", "scaffold"),
         tags=("kitchen",),
         software="0.1.0",
         heartbeat_s=60.0,
     ),
-    b'{"state":"online","boot":"b007","tasks":["train","evaluate"],"train_examples":800,'
-    b'"test_examples":200,"unable":"","passing":false,"paused":"",'
-    b'"runtime":"tflite-runtime 2.14.0","memory_bytes":1000000000,'
-    b'"codecs":["float32","int8"],"tags":["kitchen"],'
-    b'"software":"0.1.0","heartbeat_s":60.0,"keys":[]}',
+    b'{"state":"online","boot":"b007","phases":["train","evaluate"],"train_examples":800,'
+    b'"test_examples":200,"runtime":"tflite-runtime 2.14.0","memory_bytes":1000000000,'
+    b'"codecs":["float32","int8"],"algorithms":["fedavg","scaffold"],"tags":["kitchen"],'
+    b'"software":"0.1.0","heartbeat_s":60.0}',
 )
 MANIFEST = (
     ProgramManifest(
@@ -75,43 +74,65 @@ PLAN = (
         start="5ca1e",
         round_id=3,
         state="open",
-        task="train",
         version=2,
-        weights=BlobRef(sha256=SHA_B, size=12, chunks=1),
+        blobs={
+            "weights": BlobRef(sha256=SHA_B, size=12, chunks=1),
+            "control": BlobRef(sha256=SHA_A, size=12, chunks=1),
+        },
         package=SHA_A,
         fingerprint="0123456789abcdef",
         cohort=Cohort(ids=("pi-1", "pi-2")),
-        training=TrainingPlan(epochs=2, learning_rate=0.05, proximal_mu=0.01),
-        codec=CodecConfig("int8", 256),
+        algorithm={"name": "scaffold", "learning_rate": 0.5},
+        training={"epochs": 2, "learning_rate": 0.05},
+        codec={"name": "int8", "block_size": 256},
         deadline_s=60.0,
         fetch_jitter_s=5.0,
         seed=99,
+        max_staleness=2,
     ),
-    b'{"session":"c0ffee","start":"5ca1e","round_id":3,"state":"open","task":"train","version":2,'
-    b'"weights":{"sha256":"' + SHA_B.encode() + b'","size":12,"chunks":1},'
+    b'{"session":"c0ffee","start":"5ca1e","round_id":3,"state":"open","version":2,'
+    b'"blobs":{"weights":{"sha256":"' + SHA_B.encode() + b'","size":12,"chunks":1},'
+    b'"control":{"sha256":"' + SHA_A.encode() + b'","size":12,"chunks":1}},'
     b'"package":"' + SHA_A.encode() + b'","fingerprint":"0123456789abcdef",'
-    b'"cohort":{"ids":["pi-1","pi-2"],"seed":0,"fraction":1.0},'
-    b'"training":{"epochs":2,"max_steps":0,"batch_size":32,"optimizer":"sgd",'
-    b'"learning_rate":0.05,"momentum":0.0,"beta_1":0.9,"beta_2":0.999,"epsilon":1e-7,'
-    b'"proximal_mu":0.01},'
-    b'"codec":{"name":"int8","block_size":256},"deadline_s":60.0,"fetch_jitter_s":5.0,"seed":99}',
+    b'"cohort":{"ids":["pi-1","pi-2"]},'
+    b'"algorithm":{"name":"scaffold","learning_rate":0.5},'
+    b'"training":{"epochs":2,"learning_rate":0.05},"codec":{"name":"int8","block_size":256},'
+    b'"deadline_s":60.0,"fetch_jitter_s":5.0,"seed":99,"max_staleness":2}',
+)
+EVALUATION_PLAN = (
+    RoundPlan(
+        session="c0ffee",
+        start="5ca1e",
+        round_id=3,
+        state="open",
+        version=2,
+        blobs={"weights": BlobRef(sha256=SHA_B, size=12, chunks=1)},
+        package=SHA_A,
+        fingerprint="0123456789abcdef",
+        cohort=Cohort(seed=7, fraction=0.25),
+        phase="evaluate",
+    ),
+    b'{"session":"c0ffee","start":"5ca1e","round_id":3,"state":"open","version":2,'
+    b'"blobs":{"weights":{"sha256":"' + SHA_B.encode() + b'","size":12,"chunks":1}},'
+    b'"package":"' + SHA_A.encode() + b'","fingerprint":"0123456789abcdef",'
+    b'"cohort":{"seed":7,"fraction":0.25},"phase":"evaluate"}',
 )
 REPORT = (
     Report(
         session="c0ffee",
         boot="b007",
         round_id=3,
-        kind="evaluation",
-        task="evaluate",
+        kind="result",
+        phase="evaluate",
         version=3,
         loss_sum=12.5,
         weight_sum=5.0,
         metric_sums={"mae": 6.25},
         received_bytes=4711,
     ),
-    b'{"session":"c0ffee","boot":"b007","round_id":3,"kind":"evaluation","task":"evaluate",'
-    b'"version":3,"reason":"","detail":"","loss_sum":12.5,"weight_sum":5.0,'
-    b'"metric_sums":{"mae":6.25},"received_bytes":4711,"sha256":null,"chunks":[]}',
+    b'{"session":"c0ffee","boot":"b007","round_id":3,"kind":"result","phase":"evaluate",'
+    b'"version":3,"loss_sum":12.5,"weight_sum":5.0,"metric_sums":{"mae":6.25},'
+    b'"received_bytes":4711}',
 )
 DECLINED = (
     Report(
@@ -119,14 +140,13 @@ DECLINED = (
         boot="b007",
         round_id=3,
         kind="declined",
-        task="train",
+        phase="train",
         version=2,
         reason="no_data",
         detail="no rows",
     ),
-    b'{"session":"c0ffee","boot":"b007","round_id":3,"kind":"declined","task":"train",'
-    b'"version":2,"reason":"no_data","detail":"no rows","loss_sum":0.0,"weight_sum":0.0,'
-    b'"metric_sums":{},"received_bytes":0,"sha256":null,"chunks":[]}',
+    b'{"session":"c0ffee","boot":"b007","round_id":3,"kind":"declined","phase":"train",'
+    b'"version":2,"reason":"no_data","detail":"no rows"}',
 )
 RECEIPT = (
     Receipt(
@@ -147,14 +167,27 @@ MISSING = (
         boot="b007",
         round_id=3,
         kind="missing",
-        task="train",
+        phase="train",
         version=2,
         sha256=SHA_A,
         chunks=(0, 7),
     ),
-    b'{"session":"c0ffee","boot":"b007","round_id":3,"kind":"missing","task":"train",'
-    b'"version":2,"reason":"","detail":"","loss_sum":0.0,"weight_sum":0.0,'
-    b'"metric_sums":{},"received_bytes":0,"sha256":"' + SHA_A.encode() + b'","chunks":[0,7]}',
+    b'{"session":"c0ffee","boot":"b007","round_id":3,"kind":"missing","phase":"train",'
+    b'"version":2,"sha256":"' + SHA_A.encode() + b'","chunks":[0,7]}',
+)
+STATISTICS = (
+    Report(
+        session="c0ffee",
+        boot="b007",
+        round_id=3,
+        kind="result",
+        phase="statistics",
+        version=2,
+        values={"age": (3.0, 1.5)},
+        num_examples=3,
+    ),
+    b'{"session":"c0ffee","boot":"b007","round_id":3,"kind":"result","phase":"statistics",'
+    b'"version":2,"values":{"age":[3.0,1.5]},"num_examples":3}',
 )
 RESEND = (
     Resend(session="c0ffee", round_id=3, sha256=SHA_A, chunks=(2,)),
@@ -168,8 +201,10 @@ HEADER = UpdateHeader(
     attempt=1,
     version=2,
     fingerprint="0123456789abcdef",
-    codec=CodecConfig("float32", 1024),
-    size=3,
+    vectors={
+        "delta": VectorRef(codec="float32", size=3, bytes=12),
+        "control": VectorRef(codec={"name": "int8", "block_size": 2}, size=3, bytes=11),
+    },
     num_examples=800,
     loss_sum=400.0,
     weight_sum=800.0,
@@ -179,21 +214,25 @@ HEADER = UpdateHeader(
 )
 HEADER_JSON = (
     b'{"session":"c0ffee","boot":"b007","round_id":3,"attempt":1,"version":2,'
-    b'"fingerprint":"0123456789abcdef","codec":{"name":"float32","block_size":1024},"size":3,'
+    b'"fingerprint":"0123456789abcdef","vectors":{"delta":{"codec":"float32","size":3,"bytes":12},'
+    b'"control":{"codec":{"name":"int8","block_size":2},"size":3,"bytes":11}},'
     b'"num_examples":800,"loss_sum":400.0,"weight_sum":800.0,'
     b'"metric_sums":{"mae":200.0,"f1":[3.0,1.0,0.5]},"training_s":1.5,"received_bytes":4711}'
 )
-BODY = bytes.fromhex("0000803f0000004000004040")  # 1, 2, 3 as little-endian float32
-FRAME = b"FDG1" + bytes.fromhex("0000012b") + HEADER_JSON + BODY
+# 1, 2, 3 as little-endian float32; then the scales 1 and 0.5, the levels 127, -3 and 1.
+BODY = bytes.fromhex("0000803f0000004000004040 0000803f0000003f 7ffd01")
+FRAME = b"FDG1" + bytes.fromhex("00000178") + HEADER_JSON + BODY
 
 GOLDEN = [
     COORDINATOR_STATUS,
     AGENT_STATUS,
     MANIFEST,
     PLAN,
+    EVALUATION_PLAN,
     REPORT,
     DECLINED,
     MISSING,
+    STATISTICS,
     RECEIPT,
     RESEND,
 ]
@@ -207,8 +246,8 @@ KINDS: list[type[Message]] = [
     Resend,
     Cohort,
     BlobRef,
-    TrainingPlan,
     UpdateHeader,
+    VectorRef,
 ]
 every_golden = pytest.mark.parametrize(
     ("message", "wire"), GOLDEN, ids=[type(message).__name__ for message, _ in GOLDEN]
@@ -232,7 +271,7 @@ def test_fields_of_a_newer_version_are_ignored(message: Message, wire: bytes) ->
 
 
 def test_an_update_frame_is_written_and_read_as_it_always_was() -> None:
-    assert len(HEADER_JSON) == 0x12B
+    assert len(HEADER_JSON) == 0x178
     assert messages.encode_update(HEADER, BODY) == FRAME
     header, body = messages.decode_update(FRAME)
     assert header == HEADER
@@ -250,10 +289,9 @@ def test_an_update_frame_is_written_and_read_as_it_always_was() -> None:
         (
             AgentStatus,
             b'{"state":"offline","boot":"a"}',
-            AgentStatus(state="offline", boot="a", tasks=(), train_examples=0),
+            AgentStatus(state="offline", boot="a", phases=(), train_examples=0),
         ),
         (Cohort, b"{}", Cohort(ids=None, seed=0, fraction=1.0)),
-        (TrainingPlan, b"{}", TrainingPlan(epochs=1, batch_size=32, learning_rate=0.1)),
     ],
 )
 def test_what_an_older_version_leaves_out_has_its_default(
@@ -279,7 +317,7 @@ def changed(golden: tuple[Message, bytes], path: str, value: Any) -> tuple[type[
 @pytest.mark.parametrize(
     ("golden", "path", "value"),
     [
-        (COORDINATOR_STATUS, "state", "asleep"),
+        (COORDINATOR_STATUS, "state", "fast asleep"),
         (COORDINATOR_STATUS, "session", ""),
         (COORDINATOR_STATUS, "session", "a/b"),
         (COORDINATOR_STATUS, "session", "a\n"),
@@ -291,11 +329,11 @@ def changed(golden: tuple[Message, bytes], path: str, value: Any) -> tuple[type[
         (COORDINATOR_STATUS, "version", "1"),
         (COORDINATOR_STATUS, "version", True),
         (AGENT_STATUS, "boot", "#"),
-        (AGENT_STATUS, "tasks", ["steal"]),
+        (AGENT_STATUS, "phases", ["steal it"]),
         (AGENT_STATUS, "train_examples", -1),
-        (AGENT_STATUS, "unable", "x" * 501),
+        (AGENT_STATUS, "runtime", 7),
         (AGENT_STATUS, "runtime", "x" * 501),
-        (AGENT_STATUS, "codecs", ["c"] * 65),
+        (AGENT_STATUS, "codecs", ["c"] * 1001),
         (AGENT_STATUS, "tags", ["c"] * 65),
         (AGENT_STATUS, "tags", ["c\n"]),
         (MANIFEST, "package.sha256", "A" * 64),
@@ -307,32 +345,24 @@ def changed(golden: tuple[Message, bytes], path: str, value: Any) -> tuple[type[
         (MANIFEST, "fingerprint", "0123"),
         (PLAN, "round_id", -1),
         (PLAN, "round_id", 1_000_000_000),
-        (PLAN, "state", "ajar"),
-        (PLAN, "task", "steal"),
+        (PLAN, "state", "a jar"),
+        (PLAN, "algorithm", 7),
+        (PLAN, "max_staleness", -1),
         (PLAN, "cohort.ids", ["+"]),
         (PLAN, "cohort.fraction", 1.1),
         (PLAN, "cohort.fraction", -0.1),
-        (PLAN, "training.epochs", 0),
-        (PLAN, "training.batch_size", -1),
-        (PLAN, "training.optimizer", "magic"),
-        (PLAN, "training.learning_rate", 0),
-        (PLAN, "training.momentum", 1.0),
-        (PLAN, "training.epsilon", 0.0),
-        (PLAN, "training.proximal_mu", -1.0),
-        # What a device does with its rows is never half understood.
-        (PLAN, "training.from_the_future", 1),
-        (PLAN, "codec.from_the_future", 1),
-        (PLAN, "codec.block_size", 0),
+        (PLAN, "training", []),
         (PLAN, "deadline_s", 0.0),
-        (PLAN, "weights", None),
-        (REPORT, "kind", "gossip"),
+        (PLAN, "blobs.weights", ...),
+        (PLAN, "blobs", {str(n): PLAN[0].weights for n in range(65)}),
+        (REPORT, "kind", "some gossip"),
         (REPORT, "loss_sum", None),
         (REPORT, "loss_sum", 1e101),
         (REPORT, "loss_sum", "1"),
         (REPORT, "weight_sum", -1.0),
         (REPORT, "metric_sums", {"mae": -1e101}),
         (REPORT, "metric_sums", {str(n): 0.0 for n in range(65)}),
-        (REPORT, "detail", "x" * 501),
+        (DECLINED, "detail", "x" * 501),
         (RECEIPT, "accepted", 1),
         (RECEIPT, "attempt", -1),
     ],
@@ -387,6 +417,7 @@ def frame(header: bytes, body: bytes = BODY, *, length: int | None = None) -> by
         frame(HEADER_JSON, length=0xFFFFFFFF),
         frame(HEADER_JSON.replace(b"c0ffee", b"\xff\xfe")),
         frame(HEADER_JSON.replace(b"800", b"-1")),
+        frame(HEADER_JSON.replace(b"vectors", b"victors")),
         frame(HEADER_JSON + b" " * (1 << 20)),
     ],
 )
@@ -449,3 +480,36 @@ def test_a_cohort_by_rule_is_the_same_everywhere() -> None:
     assert not any(nobody.includes(str(n)) for n in range(1000))
     share = sum(Cohort(seed=3, fraction=0.3).includes(str(n)) for n in range(10_000))
     assert 2800 <= share <= 3200  # standard deviation 46
+
+
+def test_a_peer_of_another_version_may_say_what_this_one_has_no_name_for() -> None:
+    """Open lists, states and kinds, and choices that are decoded late: none loses the message."""
+    status = messages.decode(
+        b'{"state":"dozing","boot":"a","phases":["train","shuffle"],"codecs":["zip"]}', AgentStatus
+    )
+    assert (status.state, status.phases) == ("dozing", ("train", "shuffle"))
+    document = msgspec.json.decode(PLAN[1]) | {
+        "phase": {"name": "shuffle", "rounds": 3},
+        "algorithm": {"name": "fedmagic", "wand": True},
+        "training": {"warm_up": 5},
+        "codec": "zip",
+        "state": "rehearsing",
+    }
+    plan = messages.decode(msgspec.json.encode(document), RoundPlan)
+    assert plan.phase_name == "shuffle"
+    assert (plan.algorithm, plan.training) == ({"name": "fedmagic", "wand": True}, {"warm_up": 5})
+    assert messages.decode(messages.encode(plan), RoundPlan) == plan
+
+
+@pytest.mark.parametrize(
+    ("choice", "name"),
+    [("train", "train"), ({"name": "train", "x": 1}, "train"), ({}, ""), ({"name": 7}, "")],
+)
+def test_the_name_of_a_choice(choice: Any, name: str) -> None:
+    assert messages.name_of(choice) == name
+
+
+def test_agents_and_coordinator_derive_the_same_seed_for_codecs() -> None:
+    assert codec_seed(0, "pi-1") == 0x7C89D5FA
+    assert codec_seed(99, "pi-1") == 0x7C89D5FA ^ 99
+    assert codec_seed(99, "pi-1") != codec_seed(99, "pi-2")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from broker.memory.broker import Packet
-from broker.protocol.messages import TrainingPlan
+from learning.algorithms.training import TrainingPlan
 from fedge.errors import ConfigError
 from fedge.yaml_config import load_config
 from fleet.virtual.faults import (

@@ -76,7 +76,7 @@ import sys
 import numpy as np
 from edge_agent import service
 from edge_agent.training.trainer import train
-from broker.protocol.messages import TrainingPlan
+from learning.algorithms.training import TrainingPlan
 from models.runtime.program import Program
 from models.zoo import load_zoo
 package = load_zoo(sys.argv[1])

@@ -79,10 +79,11 @@ def test_unknown_available_memory_is_not_an_error() -> None:
 
 _TRAIN = """
 import sys, numpy as np
-from broker.protocol.messages import TrainingPlan
+from learning.algorithms.training import TrainingPlan
 from edge_agent import worker, service
 from edge_agent.training.trainer import train
-from learning.codecs import CodecConfig, compensate, make_codec
+from learning.codecs.feedback import encode_with_feedback
+from learning.codecs.registry import CODECS
 from models.runtime.program import Program
 from models.zoo import load_zoo
 package = load_zoo(sys.argv[1])
@@ -96,7 +97,7 @@ rng = np.random.default_rng(0)
 plan = TrainingPlan(optimizer="adam", max_steps=4)
 result = train(program, package.initial, rows, plan, rng)
 program.evaluate(package.initial, rows)
-compensate(make_codec(CodecConfig()), result.delta, None, rng)
+encode_with_feedback(CODECS.make("int8"), result.delta, None, 0, rng)
 print(peak() - before)
 """
 

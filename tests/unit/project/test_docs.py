@@ -25,6 +25,7 @@ import fleet.cli
 from broker.link.settings import BrokerSettings, TlsSettings
 from broker.link.transport_settings import ProxySettings, WebSocketSettings
 from broker.protocol import blobs, ed25519, messages, signed_messages
+from broker.protocol.seeds import codec_seed
 from broker.security.signing import SigningKeys
 from coordinator import config as middle
 from coordinator.machine import admission
@@ -32,8 +33,9 @@ from coordinator.records.records import AgentResult, RoundRecord
 from edge_agent.config import AgentConfig
 from edge_agent.data.config import DataConfig, InputSource, TargetSource, WeightSource
 from edge_agent.data.dataset import load_dataset
-from edge_agent.machine import agent, reports
+from edge_agent.machine import agent, decoded_plan, reports, rounds, status
 from edge_agent.machine.limits import LimitsConfig
+from edge_agent.training import local_device
 from fedge import console
 from fedge.command import cli
 from fedge.errors import FederationError
@@ -162,6 +164,7 @@ def test_every_message_is_documented_and_its_example_decodes(struct: Any) -> Non
 
 def test_the_header_of_updates_is_documented() -> None:
     check_table(section(PROTOCOL, "Update"), messages.UpdateHeader, 1)
+    check_table(section(PROTOCOL, "VectorRef"), messages.VectorRef, 1)
 
 
 def test_the_spec_is_documented() -> None:
@@ -207,6 +210,10 @@ def test_the_vector_of_int8_is_the_code_s() -> None:
     wire = bytes.fromhex(block("hex int8"))
     assert codec.encode(vector, 0, np.random.default_rng(0)) == wire
     assert codec.decode(wire, 5, 0).tolist() == vector.tolist()
+
+
+def test_the_seed_of_codecs_is_the_code_s() -> None:
+    assert f"for seed 12345 and `pi-01` that is {codec_seed(12345, 'pi-01')}" in PROTOCOL
 
 
 def test_the_update_frame_and_its_chunk_are_the_code_s() -> None:
@@ -267,9 +274,12 @@ def test_every_reason_is_documented() -> None:
     refusals |= set(re.findall(r'\("(\w+)", (?:header|set)', source))
     assert {"late", "norm", "session", "malformed", "metrics"} <= refusals
     assert refusals <= documented
-    source = inspect.getsource(agent) + inspect.getsource(reports)
-    declined = set(re.findall(r'(?:_decline(?:_running)?\(|declined\(plan, )"(\w+)"', source))
-    assert {"weights", "training", "evaluation", "stopping"} <= declined <= documented
+    declining = (agent, decoded_plan, local_device, reports, rounds, status)
+    source = "\n".join(inspect.getsource(place) for place in declining)
+    calls = r'(?:DeclinedError|_declines|decline_running|_decline|declined)\((?:plan, )?"(\w+)"'
+    declined = set(re.findall(calls, source))
+    assert {"phase", "algorithm", "codec", "weights", "training", "evaluation"} <= declined
+    assert {"stopping", "not_allowed", "no_data"} <= declined <= documented
     told = re.search(r"(?s)reason: machine name: (.*?)\.", messages.Report.__doc__ or "")
     assert told
     assert set(re.findall(r"\w+", told[1])) <= documented
