@@ -1,1 +1,1 @@
-"""What runs on the device."""
+"""The agent: the program that runs on a device."""

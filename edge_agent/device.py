@@ -1,4 +1,4 @@
-"""DeviceReadings of the device: memory, temperature, battery, network.
+"""Readings of the device: memory, temperature, battery, network.
 
 Read from /proc and /sys, which every Linux has: psutil would cost a compiled wheel on each platform
 and 1.2 MB of memory, reads no faster, and knows nothing of metered networks.
@@ -34,7 +34,7 @@ class Device(Protocol):
 
 
 class LinuxDevice:
-    """This machine.
+    """Readings of this machine.
 
     Args:
         root: where /proc and /sys are found; another one in tests.
@@ -75,7 +75,7 @@ class LinuxDevice:
 
 
 def battery_percent(root: Path = Path("/")) -> float | None:
-    """Of the emptiest battery that is being discharged; None without one.
+    """Returns the charge of the emptiest battery that is being discharged; None without one.
 
     Batteries of mice and keyboards (scope "Device") are not the device's own.
     """
@@ -91,7 +91,7 @@ def battery_percent(root: Path = Path("/")) -> float | None:
 
 
 def is_metered(root: Path = Path("/")) -> bool | None:
-    """Whether the network is paid by the byte; None when nothing says so.
+    """Returns whether the network is metered; None when it is not known.
 
     NetworkManager's word where it runs, with its own guess for phones. Else a default route over a
     mobile link counts as metered.
@@ -110,7 +110,7 @@ def is_metered(root: Path = Path("/")) -> bool | None:
 
 
 def _default_links(root: Path) -> list[str]:
-    """Network interfaces with a default route (IPv4 and IPv6), the best first."""
+    """Returns the network interfaces with the best default route (IPv4 and IPv6), sorted."""
     found: list[tuple[int, str]] = []
     for line in read_text(root / "proc/net/route").splitlines()[1:]:
         words = line.split()  # Iface Destination Gateway Flags RefCnt Use Metric Mask ...
@@ -125,7 +125,7 @@ def _default_links(root: Path) -> list[str]:
 
 
 def _network_manager() -> str:
-    """What NetworkManager's property Metered is; empty when nobody answers."""
+    """Returns NetworkManager's property Metered; empty when it does not answer."""
     import shutil  # only devices that ask need the memory for these two
     import subprocess
 

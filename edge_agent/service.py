@@ -62,11 +62,11 @@ _RECEIVE_MAXIMUM = 8
 
 @dataclass(frozen=True)
 class _Spooled:
-    """The update that was being written is on disk, or cannot be."""
+    """Event: the update that was being written is on disk, or cannot be."""
 
 
 class AgentService(Service):
-    """One agent over one link, by itself (`run`) or among others (`begin`, `take`, `end`).
+    """Service of one agent over one link: alone (`run`) or among others (`begin`, `take`, `end`).
 
     Args:
         agent: the machine.
@@ -112,7 +112,7 @@ class AgentService(Service):
         return self._agent.handle(event, time.monotonic())
 
     def wait_s(self) -> float:
-        """Seconds until the next heartbeat, stall, resend or reading."""
+        """Returns the seconds until the next heartbeat, stall, resend or reading."""
         now_s = time.monotonic()
         readings_s = self._readings_due_s - now_s if self._agent.needs_readings else math.inf
         return max(0.0, min(self._agent.wait_s(now_s), readings_s))
@@ -142,7 +142,7 @@ class AgentService(Service):
             super().dispatch(event)
 
     def do(self, action: Action) -> None:
-        """Now, or once the update before it is on disk."""
+        """Does an action now, or once the update before it is on disk."""
         if self._writing is not None:
             self._held.append(action)
         else:
@@ -156,7 +156,7 @@ class AgentService(Service):
             self._release()
 
     def _release(self) -> None:
-        """The update is on disk, or cannot be: go on, up to the next one."""
+        """Does the actions that waited for an update to be on disk, up to the next update."""
         writing, self._writing = self._writing, None
         if writing is not None and (error := writing.exception()) is not None:
             _warn_not_kept(error)
@@ -164,7 +164,7 @@ class AgentService(Service):
             super().do(self._held.popleft())
 
     def perform(self, action: Action) -> None:
-        """Write what must last; hand slow work to the worker."""
+        """Writes to disk, or hands slow work to the worker."""
         try:
             self._perform(action)
         except StoreError as error:
@@ -232,12 +232,12 @@ def agent_facts(config: AgentConfig, boot: str) -> AgentFacts:
 
 
 def spool_limit(config: AgentConfig) -> int:
-    """Bytes of a spooled update: uploads and states of a few vectors, each as large as a blob."""
+    """Returns the most bytes of a spooled update: a few uploads and states as large as a blob."""
     return 6 * config.max_blob_bytes + (1 << 20)
 
 
 def make_agent(config: AgentConfig, base: Path) -> Agent:
-    """The machine of a new boot, with what earlier boots left in its state folder."""
+    """Returns the machine of a new boot, with the memory of earlier boots from its state folder."""
     state_dir = located(config.state_dir, base)
     facts = agent_facts(config, secrets.token_hex(8))
     memory = Spool(state_dir, spool_limit(config)).load()
@@ -256,7 +256,7 @@ def make_link(
     network: NetworkLoop | None = None,
     notify: Callable[[], None] | None = None,
 ) -> MqttLink:
-    """The agent's link, not opened yet.
+    """Returns the agent's link, not opened yet.
 
     Args:
         agent: that says what its will is.
@@ -280,7 +280,7 @@ def make_link(
 
 
 def run_agent(config: AgentConfig, base: Path, give_up_s: float | None = None) -> None:
-    """Serve until stopped; paths in `config` are relative to `base`.
+    """Runs an agent until it is stopped; paths in `config` are relative to `base`.
 
     Raises:
         LinkError: see `Service.run`.

@@ -1,4 +1,4 @@
-"""The threads that train: slow work away from the thread that owns the agents' state.
+"""Worker: threads that train, apart from the thread that owns the agents' state.
 
 Training blocks for minutes on a small device; the network and the state machine must go on. A
 device has one thread and one agent; a host of many agents shares a few threads among them, and a
@@ -47,7 +47,7 @@ _JOIN_S = 5.0
 
 @dataclass(frozen=True, eq=False)
 class _Model:
-    """An unpacked package, shared by all who hold it."""
+    """Unpacked package, shared by all workers that hold it."""
 
     package: str
     content: Unpacked
@@ -60,7 +60,7 @@ class _Job:
 
 
 class WorkerPool:
-    """Threads that load, train and evaluate for any number of agents.
+    """Pool of threads that load, train and evaluate for any number of agents.
 
     Args:
         threads: that work at a time.
@@ -81,7 +81,7 @@ class WorkerPool:
             thread.start()
 
     def worker(self, config: AgentConfig, base: Path, report: Callable[[Event], None]) -> Worker:
-        """A place in the pool for one agent.
+        """Returns one agent's place in the pool.
 
         Args:
             config: of the agent.
@@ -91,7 +91,7 @@ class WorkerPool:
         return Worker(self, config, base, report)
 
     def stop(self) -> None:
-        """Let the threads end; waits for the running steps at most 5 s."""
+        """Ends the threads; waits for the running steps at most 5 s."""
         self._stopping = True
         for _ in self._threads:
             self._ready.put(None)
@@ -101,18 +101,18 @@ class WorkerPool:
 
     @property
     def stopping(self) -> bool:
-        """Whether nobody waits for results any more."""
+        """Whether the pool has been stopped: results are of no more use."""
         return self._stopping
 
     def enqueue(self, worker: Worker) -> None:
-        """The worker has something to do."""
+        """Notes that a worker has a job."""
         self._ready.put(worker)
 
     def model(self, package: str, wire: bytes) -> _Model:
-        """The unpacked package; one for all agents that have the same.
+        """Returns the unpacked package, one for all agents that have the same.
 
         Raises:
-            ModelError: it is none.
+            ModelError: these bytes are no package.
         """
         with self._lock:
             model = self._models.get(package)
@@ -129,7 +129,7 @@ class WorkerPool:
 
 
 class _Programs:
-    """The programs that one thread has loaded, the latest last."""
+    """Programs that one thread has loaded, the latest last."""
 
     def __init__(self, keep: int) -> None:
         self._keep = keep
@@ -153,7 +153,7 @@ class _Programs:
 
 
 class Worker:
-    """One agent's place in a pool: its jobs are done one at a time, in order."""
+    """Worker of one agent in a pool: does its jobs one at a time, in order."""
 
     def __init__(
         self,
@@ -173,7 +173,7 @@ class Worker:
         self._paused = False  # written by the owner's thread only
 
     def submit(self, work: LoadPackage | StartJob) -> None:
-        """Do this after what was submitted before."""
+        """Adds a job behind those submitted before."""
         with self._lock:
             self._jobs.append(_Job(work))
             first = len(self._jobs) == 1
@@ -181,20 +181,20 @@ class Worker:
             self._pool.enqueue(self)
 
     def cancel(self) -> None:
-        """What was submitted so far may stop before its next step."""
+        """Cancels all jobs submitted so far, before their next step."""
         with self._lock:
             for job in self._jobs:
                 job.cancelled.set()
 
     def pause(self, *, paused: bool) -> None:
-        """Whether the running job and those that follow wait before each step."""
+        """Pauses the running job and those that follow before their next step, or resumes them."""
         self._paused = paused
 
     def _is_paused(self) -> bool:
         return self._paused and not self._pool.stopping
 
     def work(self, programs: _Programs) -> None:
-        """Do the first job; called on a thread of the pool, never on two at a time."""
+        """Does the first job; called on a thread of the pool, never on two at a time."""
         if not _be_nice(self._nice):
             self._nice = 0  # told once
         job = self._jobs[0]
@@ -202,7 +202,7 @@ class Worker:
             event = self._do(job, programs)
         except Exception as error:  # the agent must hear of it, whatever it is
             log.exception("job failed")
-            event = _failure(job.work, repr(error))
+            event = _crashed(job.work, repr(error))
         self._report(event)
         with self._lock:
             self._jobs.popleft()
@@ -239,7 +239,7 @@ class Worker:
         )
 
     def _too_large(self, model: _Model) -> PackageFailed | None:
-        """Before anything is loaded: will it fit?"""
+        """Returns a failure when the model and the data would not fit into memory."""
         limits = self._config.limits
         data = located(self._config.data.path, self._base)
         need = estimate(model.content.spec, model.content.program, data)
@@ -279,10 +279,10 @@ class Worker:
 
 
 def _be_nice(nice: int) -> bool:
-    """Of this thread alone: on Linux each has its own, and the network must not wait (nice(2)).
+    """Lowers the priority of this thread alone: the network must not wait (nice(2)).
 
     Returns:
-        Whether it may; if not, that was logged.
+        Whether the system allows it; a refusal was logged.
     """
     me = threading.get_native_id()
     if not nice or nice <= os.getpriority(os.PRIO_PROCESS, me):  # back down takes root
@@ -298,7 +298,7 @@ def _be_nice(nice: int) -> bool:
     return True
 
 
-def _failure(job: LoadPackage | StartJob, detail: str) -> Event:
+def _crashed(job: LoadPackage | StartJob, detail: str) -> Event:
     if isinstance(job, LoadPackage):
         return PackageFailed(job.package, "no_program", detail, is_transient=True)
     return JobFailed(job.plan, detail)

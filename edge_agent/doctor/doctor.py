@@ -103,7 +103,7 @@ def diagnose(
     yield disk_check(located(config.state_dir, base), _LITTLE_DISK)
     yield memory_check()
     yield temperature_check()
-    yield from _rest(config)
+    yield from _pause_check(config)
     yield from _at_work(config, base, model)
 
 
@@ -240,7 +240,7 @@ def _fetch(config: AgentConfig, base: Path, manifest: ProgramManifest) -> Unpack
 # --- here -----------------------------------------------------------------------------------------
 
 
-def _rest(config: AgentConfig) -> Iterator[Check]:
+def _pause_check(config: AgentConfig) -> Iterator[Check]:
     pause = Limits(config.limits).update(LinuxDevice().read(config.limits))
     if pause is not None:
         found = f"the device would pause now ({pause})"

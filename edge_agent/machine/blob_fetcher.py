@@ -1,4 +1,4 @@
-"""Fetching blobs as a state machine: only what is missing, patiently, and never for ever.
+"""Blob fetcher: a state machine that fetches missing chunks, retries, and gives up in the end.
 
 The coordinator keeps a blob's chunks retained under its SHA-256. A fetch subscribes to them only
 while it lasts. Brokers drop messages silently when their queues are short, so a fetch that stalls
@@ -23,10 +23,10 @@ from fedge.errors import WireError
 
 log = logging.getLogger(__name__)
 
-#: No chunk for so long: something was dropped. Doubled at each try, with jitter.
+#: Seconds without a chunk after which some were dropped; doubled at each try, with jitter.
 STALL_S = 20.0
 _LONGEST_STALL_S = 300.0
-#: Tries in a row that brought nothing, until a fetch gives up.
+#: Tries in a row without a chunk until a fetch gives up.
 TRIES = 6
 #: Damaged or foreign chunks until a fetch gives up.
 _BAD_CHUNKS = 3
@@ -39,10 +39,10 @@ FetchAction = LinkAction | KeepChunk | ForgetBlob | RecallBlob
 
 @dataclass(frozen=True)
 class Progressed:
-    """What a step of fetching came to.
+    """Result of a step of fetching.
 
     Attributes:
-        actions: to do.
+        actions: to be done.
         blob: (SHA-256, bytes) when one is complete.
         failed: (SHA-256, why) when one is given up.
         missing: (SHA-256, chunks) to ask the coordinator for.
@@ -66,7 +66,7 @@ class _Fetch:
 
 
 class Fetcher:
-    """All fetches of one agent.
+    """Fetcher of all blobs of one agent.
 
     Args:
         topics: of the federation.
@@ -93,7 +93,7 @@ class Fetcher:
         return sha256 in self._fetches
 
     def begin(self, ref: BlobRef, now_s: float, jitter_s: float = 0.0) -> Progressed:
-        """Fetch a blob, after a random part of `jitter_s`; nothing when it is being fetched.
+        """Fetches a blob, after a random part of `jitter_s`, unless it is being fetched already.
 
         One that is cut otherwise by now is fetched anew.
 
@@ -115,7 +115,7 @@ class Fetcher:
         return replace(step, actions=(*old, *step.actions))
 
     def recalled(self, sha256: str, payloads: Sequence[bytes], now_s: float) -> Progressed:
-        """Chunks of the blob that the disk still holds."""
+        """Takes the chunks of a blob that the disk still holds."""
         fetch = self._fetches.get(sha256)
         if fetch is None or fetch.recalled:
             return Progressed()
@@ -124,7 +124,7 @@ class Fetcher:
             try:
                 blob = fetch.receiver.add(blobs.parse_chunk(payload))
             except WireError as error:
-                log.warning("kept chunk of %s is left out: %s", sha256[:12], error)
+                log.warning("stored chunk of blob %s is ignored: %s", sha256[:12], error)
                 continue
             if blob is not None:
                 del self._fetches[sha256]
@@ -132,7 +132,7 @@ class Fetcher:
         return self._subscribe(fetch, now_s) if fetch.due_s <= now_s else Progressed()
 
     def chunk(self, sha256: str, payload: bytes, now_s: float) -> Progressed:
-        """A chunk arrived."""
+        """Takes a chunk."""
         fetch = self._fetches.get(sha256)
         if fetch is None:
             return Progressed(() if self._begun else _early(sha256, payload))
@@ -154,26 +154,26 @@ class Fetcher:
         return Progressed((*keep, *self._awaited_came(fetch, chunk.index, now_s)))
 
     def _awaited_came(self, fetch: _Fetch, index: int, now_s: float) -> tuple[FetchAction, ...]:
-        """Goes on to the next single chunks when the last of those subscribed to is here."""
+        """Subscribes to the next single chunks once the last of the current ones has come."""
         if index not in fetch.awaited:
             return ()
         fetch.awaited.remove(index)
         return () if fetch.awaited else self._subscribe(fetch, now_s).actions
 
-    def put_off(self, sha256: str) -> tuple[FetchAction, ...]:
-        """Stop fetching for now; the disk keeps what came."""
+    def pause(self, sha256: str) -> tuple[FetchAction, ...]:
+        """Stops fetching a blob for now; the disk keeps its chunks."""
         return (*self._stop(sha256),)
 
     def forget(self, ref: BlobRef) -> tuple[FetchAction, ...]:
-        """Nobody wants the blob any more: stop fetching, free the disk."""
+        """Stops fetching a blob for good and frees the disk."""
         return (*self._stop(ref.sha256), *_free(ref))
 
     def disconnected(self) -> None:
-        """The link is down: that nothing comes says nothing."""
+        """Stops the stall timers: the link is down."""
         self._is_connected = False
 
     def connected(self, now_s: float) -> None:
-        """The link is up, and has subscribed anew: what is retained is on its way."""
+        """Restarts the stall timers: the link is up and has subscribed again."""
         self._is_connected = True
         for fetch in self._fetches.values():
             fetch.stalls = 0
@@ -181,20 +181,20 @@ class Fetcher:
                 fetch.due_s = now_s + self._stall_s(fetch)
 
     def tick(self, now_s: float) -> list[Progressed]:
-        """Begin what is due, and look after what has stalled."""
-        minding = [fetch for fetch in self._fetches.values() if self._minds(fetch)]
-        return [self._look_after(fetch, now_s) for fetch in minding if now_s >= fetch.due_s]
+        """Begins fetches that are due, and retries those that have stalled."""
+        timed = [fetch for fetch in self._fetches.values() if self._has_timer(fetch)]
+        return [self._retry(fetch, now_s) for fetch in timed if now_s >= fetch.due_s]
 
     def next_s(self) -> float | None:
-        """When `tick` has something to do; None when never."""
-        moments = [fetch.due_s for fetch in self._fetches.values() if self._minds(fetch)]
+        """Returns when `tick` has something to do; None: never."""
+        moments = [fetch.due_s for fetch in self._fetches.values() if self._has_timer(fetch)]
         return min(moments, default=None)
 
-    def _minds(self, fetch: _Fetch) -> bool:
-        """Whether time matters to it."""
+    def _has_timer(self, fetch: _Fetch) -> bool:
+        """Whether a fetch has a timer that runs."""
         return fetch.recalled and self._is_connected
 
-    def _look_after(self, fetch: _Fetch, now_s: float) -> Progressed:
+    def _retry(self, fetch: _Fetch, now_s: float) -> Progressed:
         if not fetch.filters:
             return self._subscribe(fetch, now_s)
         fetch.stalls += 1
@@ -202,13 +202,18 @@ class Fetcher:
         if fetch.stalls >= TRIES:
             why = f"{missing} of {ref.chunks} chunks did not come in {TRIES} tries"
             return Progressed(tuple(self._stop(ref.sha256)), failed=(ref.sha256, why))
-        log.info("blob %s stalls: %d of %d missing", ref.sha256[:12], missing, ref.chunks)
+        log.info(
+            "blob %s has stalled: %d of %d chunks missing, subscribing again",
+            ref.sha256[:12],
+            missing,
+            ref.chunks,
+        )
         again = self._subscribe(fetch, now_s)
         wanted = sorted(fetch.awaited) or fetch.receiver.missing_indexes()
         return Progressed(again.actions, missing=(ref.sha256, tuple(wanted)))
 
     def _subscribe(self, fetch: _Fetch, now_s: float) -> Progressed:
-        """Take what is missing; retained chunks come again to whoever subscribes again."""
+        """Subscribes to missing chunks; the broker delivers retained ones at each subscription."""
         sha256 = fetch.receiver.ref.sha256
         everything = self._topics.chunks_of(sha256)
         nothing = fetch.receiver.missing == fetch.receiver.ref.chunks
@@ -243,7 +248,7 @@ class Fetcher:
 
 
 def _is_cut_otherwise(one: BlobRef, other: BlobRef) -> bool:
-    """Whether they are the same bytes in other chunks."""
+    """Whether two references are to the same bytes in other chunks."""
     return one.sha256 == other.sha256 and one != other
 
 
@@ -253,7 +258,7 @@ def _free(ref: BlobRef) -> tuple[FetchAction, ...]:
 
 
 def _early(sha256: str, payload: bytes) -> tuple[FetchAction, ...]:
-    """A chunk before the first plan: on its way when an earlier boot of ours ended."""
+    """Keeps a chunk that comes before the first plan: an earlier boot had subscribed to it."""
     try:
         ref = blobs.parse_chunk(payload).ref
     except WireError:

@@ -91,7 +91,7 @@ class Downloads:
         """Stops all fetches: the network is metered now."""
         package = [] if self._package.wanted is None else [self._package.wanted]
         refs = [*package, *self._rounds.refs()]
-        return [action for ref in refs for action in self._fetcher.put_off(ref.sha256)]
+        return [action for ref in refs for action in self._fetcher.pause(ref.sha256)]
 
     def _chunks_missing(self, sha256: str, chunks: tuple[int, ...], now_s: float) -> list[Action]:
         """Reports chunks that the broker does not deliver, unless their plan is given up."""

@@ -23,7 +23,7 @@ PauseName = Literal["quiet_hours", "too_hot", "low_battery", "metered"]
 
 
 class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What training may take from the device.
+    """Limits of what training may take from the device.
 
     Attributes:
         nice: of the threads that train; 19 gives way to everything else.
@@ -143,7 +143,7 @@ class Limits:
 
 
 def parse_hours(text: str) -> tuple[int, int]:
-    """First minute of the day inside, first minute of the day after.
+    """Returns the first minute of the day inside, and the first one after.
 
     Raises:
         ValueError: not "HH:MM-HH:MM", or nothing lies between.

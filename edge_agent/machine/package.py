@@ -1,4 +1,4 @@
-"""Which model package an agent has, is getting, or cannot use."""
+"""The current model package: wanted, being loaded, loaded, or failed."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from edge_agent.machine.events import PackageFailed, PackageLoaded
 
 log = logging.getLogger(__name__)
 
-#: After a failure that may pass the package is tried again, so long later; doubled each time, with
-#: jitter. What a broker lost comes back with the coordinator, memory with the end of other work.
+#: Seconds until a package that failed for a transient reason is tried again; doubled each time,
+#: with jitter. Chunks that a broker lost come back with the coordinator.
 _AGAIN_S = 300.0
 _LONGEST_AGAIN_S = 3600.0
 
 
 class CurrentPackage:
-    """The package of the newest manifest: first wanted, then being loaded, then loaded or failed.
+    """Package of the newest manifest: first wanted, then being loaded, then loaded or failed.
 
     Args:
         rng: for jitter.
 
     Attributes:
         manifest: the newest; None before the first.
-        wanted: what is to be fetched; None when it came, or cannot be used.
-        loaded: what the worker said of it, when it can be worked with.
+        wanted: the blob to fetch; None when it has come, or cannot be used.
+        loaded: what the worker found, when the package can be used.
         failed: why it cannot be used.
     """
 
@@ -41,7 +41,7 @@ class CurrentPackage:
         self._again_s = math.inf
 
     def announced(self, manifest: ProgramManifest) -> None:
-        """Another package begins anew; the same one may be cut otherwise by now."""
+        """Takes a manifest: another package, or the same one in other chunks."""
         old, self.manifest = self.manifest, manifest
         if old is None or old.package.sha256 != manifest.package.sha256:
             self._failures = 0
@@ -55,21 +55,21 @@ class CurrentPackage:
         self._again_s = math.inf
 
     def arrived(self, sha256: str) -> bool:
-        """A blob is whole; whether it is the one, for the worker to load."""
+        """Takes a complete blob; returns whether it is the package, for the worker to load."""
         if self.wanted is None or self.wanted.sha256 != sha256:
             return False
         self.wanted, self._loading = None, sha256
         return True
 
     def has_loaded(self, event: PackageLoaded) -> bool:
-        """The worker's answer; whether it is about this package."""
+        """Takes the worker's answer; returns whether it is about this package."""
         if event.package != self._loading:
             return False
         self.loaded, self._loading, self._failures = event, None, 0
         return True
 
     def cannot_be_used(self, event: PackageFailed, now_s: float) -> bool:
-        """It was not to be had, or the worker failed; whether it is about this package."""
+        """Takes a failure to fetch or load; returns whether it is about this package."""
         if event.package not in (self._loading, self.wanted and self.wanted.sha256):
             return False
         self.failed, self.wanted, self._loading = event, None, None
@@ -84,16 +84,16 @@ class CurrentPackage:
         return True
 
     def next_s(self) -> float:
-        """When `try_again` is due; infinite when never."""
+        """Returns when `try_again` is due; infinite: never."""
         return self._again_s
 
     def try_again(self) -> None:
-        """Want it anew if a failure that may pass kept us from it."""
+        """Wants the package again if it failed for a transient reason."""
         if self.failed is not None and self.failed.is_transient:
             self._want_again()
 
     def try_in(self, available_bytes: int | None) -> None:
-        """Want it anew if it did not fit into memory and does now."""
+        """Wants the package again if it did not fit into memory and does now."""
         if self.failed is not None and 0 < self.failed.needs_bytes <= (available_bytes or 0):
             self._want_again()
 

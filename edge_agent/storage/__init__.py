@@ -1,1 +1,1 @@
-"""What the agent keeps on disk: pending update, chunks, trust."""
+"""The agent's files: pending update and device state, chunks, trust."""

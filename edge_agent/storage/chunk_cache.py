@@ -1,4 +1,4 @@
-"""Chunks of blobs that are being fetched, kept on disk so that a power cut does not cost them.
+"""Chunk cache: chunks of blobs that are being fetched, on disk in case of a power cut.
 
 One file a blob, `blobs/<sha256>`: the chunks one after another, each behind its length. Every chunk
 carries its own checksum, so a file that was cut off or damaged gives what is left of it.
@@ -20,7 +20,7 @@ _LENGTH = struct.Struct(">I")
 
 
 class ChunkStore:
-    """The files of one agent.
+    """Files with the chunks of one agent.
 
     Args:
         state_dir: of the agent; `blobs/` is made in it when needed.
@@ -34,7 +34,7 @@ class ChunkStore:
         self._sound: set[str] = set()
 
     def keep(self, sha256: str, payload: bytes) -> None:
-        """Add a chunk (not synchronised: a lost one is fetched again).
+        """Adds a chunk (not synchronised: a lost one is fetched again).
 
         Raises:
             StoreError: the disk is full or failed, or the files would be too large.
@@ -51,7 +51,7 @@ class ChunkStore:
             raise StoreError(f"{self._folder}: {error.strerror}; a chunk is not kept") from error
 
     def recall(self, sha256: str) -> list[bytes]:
-        """The chunks that are whole; the file is left with these."""
+        """Returns the chunks that are whole; the file is left with these."""
         path = self._folder / sha256
         try:
             data = path.read_bytes() if path.stat().st_size <= self._max_bytes else b""
@@ -67,7 +67,7 @@ class ChunkStore:
         return found
 
     def forget(self, sha256: str) -> None:
-        """Free the blob's file."""
+        """Deletes the blob's file."""
         self._sound.discard(sha256)
         try:
             (self._folder / sha256).unlink(missing_ok=True)
@@ -75,7 +75,7 @@ class ChunkStore:
             log.warning("%s cannot be deleted: %s", self._folder / sha256, error.strerror)
 
     def _make_room(self, sha256: str, payload_bytes: int) -> None:
-        """Files of other blobs may be left from before a power cut: the oldest go first."""
+        """Deletes files of other blobs, the oldest first: leftovers of a power cut."""
         files = sorted(self._folder.iterdir(), key=lambda path: path.stat().st_mtime)
         used = sum(path.stat().st_size for path in files)
         for path in files:
@@ -102,5 +102,5 @@ def _whole_chunks(data: bytes, sha256: str, path: Path) -> list[bytes]:
             if blobs.parse_chunk(payload).ref.sha256 == sha256:
                 found.append(payload)
         except WireError as error:
-            log.warning("%s: a damaged chunk is left out: %s", path, error)
+            log.warning("%s: a damaged chunk is ignored: %s", path, error)
     return found

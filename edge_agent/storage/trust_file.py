@@ -1,4 +1,4 @@
-"""The file in an agent's state folder that holds what it believes (`edge_agent.machine.trust`)."""
+"""Trust file: an agent's trust record in its state folder (`edge_agent.machine.trust`)."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _MAX_BYTES = 64 << 10
 
 
 def open_trust(config: AgentConfig, base: Path) -> tuple[tuple[bytes, ...], TrustRecord | None]:
-    """The keys that a device was enrolled with, and what it has come to believe since.
+    """Returns the keys that a device was enrolled with, and its stored trust record.
 
     Args:
         config: of the agent.
         base: folder that its paths are relative to.
 
     Returns:
-        Public keys, 32 bytes each (none: it believes everything), and what is on its disk.
+        Public keys, 32 bytes each (none: any message is trusted), and the record; None without one.
 
     Raises:
         ConfigError: the file with the keys is missing or damaged.
@@ -40,7 +40,7 @@ def open_trust(config: AgentConfig, base: Path) -> tuple[tuple[bytes, ...], Trus
 
 
 class TrustFile:
-    """One agent's file.
+    """Trust file of one agent.
 
     Args:
         state_dir: made when absent.
@@ -50,7 +50,7 @@ class TrustFile:
         self._path = state_dir / TRUST_FILE
 
     def load(self) -> TrustRecord | None:
-        """What there is; None when nothing, or when it is damaged, which a warning says."""
+        """Returns the stored record; None when there is none, or, with a warning, a damaged one."""
         try:
             with self._path.open("rb") as file:
                 return msgspec.json.decode(file.read(_MAX_BYTES), type=TrustRecord)
@@ -66,7 +66,7 @@ class TrustFile:
             return None
 
     def write(self, record: TrustRecord) -> None:
-        """On the disk when this returns.
+        """Writes the record; it is on the disk on return.
 
         Raises:
             StoreError: the disk is full or failed.

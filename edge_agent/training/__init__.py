@@ -1,1 +1,1 @@
-"""Training on the device: steps, personal layers, throttle."""
+"""Training on the device: local task, trainer, throttle, memory estimate."""

@@ -1,4 +1,4 @@
-"""Will a program fit? Estimated before it is loaded: a device that swaps or is killed helps nobody.
+"""Memory estimate: whether a program fits, before it is loaded and the device swaps or is killed.
 
 Foretold is 1.1 to 1.9 times of what training takes (benchmarks/limits.py, every model of the zoo).
 An interpreter lets tensors share memory, and how much is known only once it has planned it.
@@ -17,7 +17,8 @@ from models.package.spec import ModelSpec
 
 #: The interpreter.
 _RUNTIME_BYTES = 10 << 20
-#: θ as fetched, as trained, its gradient, the optimizer's two, delta, residual, the frame.
+#: θ as fetched, as trained, its gradient, the optimizer's two, delta, residual, the frame. (An
+#: algorithm with control variates takes five more, which no program can say before the plan comes.)
 _VECTORS = 8
 #: Frozen numbers: stored, and decoded.
 _FROZEN = 2
@@ -31,14 +32,14 @@ _TEXTS = 3
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes that loading a program and training it will add to the process."""
+    """Bytes that loading and training a program add to the process."""
 
     model_bytes: int
     data_bytes: int
 
     @property
     def total(self) -> int:
-        """Of both."""
+        """Bytes of model and data."""
         return self.model_bytes + self.data_bytes
 
     def __str__(self) -> str:
@@ -47,7 +48,7 @@ class Need:
 
 
 def estimate(spec: ModelSpec, program: bytes, data_path: Path) -> Need:
-    """What training this model on this data file takes; nothing is loaded for it."""
+    """Returns what training this model on this data file takes; loads nothing."""
     numbers = _VECTORS * spec.whole_size + _FROZEN * spec.frozen
     model = _RUNTIME_BYTES + 4 * numbers + _PROGRAMS * len(program)
     with contextlib.suppress(ModelError):  # damaged: the interpreter will say so
@@ -58,7 +59,7 @@ def estimate(spec: ModelSpec, program: bytes, data_path: Path) -> Need:
 def shortage(
     need: Need, *, resident: int | None, available: int | None, ceiling: int | None
 ) -> str:
-    """Why it does not fit, in words; empty when it does, or when nobody knows.
+    """Returns why it does not fit, in words; empty when it does, or when that is not known.
 
     Args:
         need: of the program and the data.
@@ -77,7 +78,7 @@ def shortage(
 
 
 def megabytes(count: int) -> str:
-    """Bytes in words."""
+    """Returns a number of bytes in words."""
     return f"{count / 1e6:,.0f} MB"
 
 

@@ -198,7 +198,7 @@ def test_chunks_that_the_broker_lost_are_asked_for_and_published_again(
         for index in (2, 5):
             vandal.publish(topics.name(ChunkTopic(weights.sha256, index)), b"", retain=True)
         vandal.close()  # the broker has it
-        stalled = f"blob {weights.sha256[:12]} stalls: "
+        stalled = f"blob {weights.sha256[:12]} has stalled: "
         # Until then also what pi-0 had published again is lost on the way.
         eventually("it misses them", lambda: stalled in federation.said("pi-1"), 15)
         gone = True

@@ -14,11 +14,11 @@ NOON = 12 * 60
 
 
 def judged(limits: Limits, **readings: Any) -> str | None:
-    rest = limits.update(DeviceReadings(**({"minute": NOON} | readings)))
-    return None if rest is None else rest.reason
+    pause = limits.update(DeviceReadings(**({"minute": NOON} | readings)))
+    return None if pause is None else pause.reason
 
 
-def test_without_limits_nothing_makes_it_rest() -> None:
+def test_without_limits_it_never_pauses() -> None:
     limits = Limits(LimitsConfig())
     everything = {"temperature_c": 120.0, "battery_percent": 1.0, "metered": True}
     assert judged(limits, **everything) is None
@@ -69,14 +69,14 @@ def test_a_sensor_that_is_missing_stops_nobody() -> None:
     assert judged(Limits(config)) is None
 
 
-def test_the_words_are_those_of_the_moment_when_the_rest_began() -> None:
+def test_the_words_are_those_of_the_moment_when_the_pause_began() -> None:
     limits = Limits(LimitsConfig(max_temperature_c=75))
     first = limits.update(DeviceReadings(NOON, temperature_c=80.0))
     assert limits.update(DeviceReadings(NOON, temperature_c=81.0)) is first
     assert str(first) == "too_hot: 80 °C, limit 75"
 
 
-def test_a_metered_network_is_known_even_when_it_rests_for_something_else() -> None:
+def test_a_metered_network_is_known_even_when_it_pauses_for_something_else() -> None:
     limits = Limits(LimitsConfig(quiet_hours=("11:00-13:00",), pause_on_metered=True))
     assert judged(limits, metered=True) == "quiet_hours"
     assert limits.metered

@@ -1,4 +1,4 @@
-"""An agent whose device is hot, empty, on a paid network, or has its quiet hours."""
+"""An agent whose device is hot, discharged, on a metered network, or has its quiet hours."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ TROUBLES: dict[str, dict[str, Any]] = {
 every_trouble = pytest.mark.parametrize("reason", TROUBLES)
 
 
-def feel(device: Device, **readings: Any) -> list[Action]:
+def read(device: Device, **readings: Any) -> list[Action]:
     return device.feed(DeviceReadings(**({"minute": NOON} | readings)))
 
 
 def at_work() -> Device:
     """A device that trains for round 1, announced at second 0 with 9.5 s until its deadline."""
     device = ready(limits=LIMITS)
-    feel(device)
+    read(device)
     device.plan()
     assert only(device.blob(THETA.tobytes()), StartJob)
     return device
@@ -71,39 +71,39 @@ def chunks_of(blob: bytes) -> str:
 
 
 @every_trouble
-def test_its_status_says_why_it_rests_and_when_it_no_longer_does(reason: str) -> None:
+def test_its_status_says_why_it_pauses_and_when_the_pause_is_over(reason: str) -> None:
     device = ready(limits=LIMITS)
-    assert feel(device) == []
-    status = status_in(feel(device, **TROUBLES[reason]))
+    assert read(device) == []
+    status = status_in(read(device, **TROUBLES[reason]))
     assert status.paused.startswith(f"{reason}: ")
     assert status.train_examples == 20  # it is able, only not now
-    assert feel(device, **TROUBLES[reason]) == []
-    assert status_in(feel(device)).paused == ""
+    assert read(device, **TROUBLES[reason]) == []
+    assert status_in(read(device)).paused == ""
 
 
-def test_what_it_feels_before_it_connects_is_in_its_birth() -> None:
+def test_readings_from_before_it_connects_are_in_its_birth() -> None:
     device = Device(connect=False, limits=LIMITS)
-    assert feel(device, minute=0) == [PauseJobs()]
+    assert read(device, minute=0) == [PauseJobs()]
     device.feed(Started())
     assert status_in(device.feed(Connected(MAX_PAYLOAD))).paused.startswith("quiet_hours")
 
 
 @every_trouble
-def test_a_round_that_comes_while_it_rests_is_declined_by_name(reason: str) -> None:
+def test_a_round_that_comes_during_a_pause_is_declined_by_name(reason: str) -> None:
     device = ready(limits=LIMITS)
-    feel(device, **TROUBLES[reason])
+    read(device, **TROUBLES[reason])
     report = report_in(device.plan())
     assert (report.kind, report.reason, report.round_id) == ("declined", reason, 1)
-    assert not only(feel(device), StartJob)  # it has answered
+    assert not only(read(device), StartJob)  # it has answered
     device.plan(round_id=2)
     assert only(device.blob(THETA.tobytes()), StartJob)
 
 
 @every_trouble
-def test_a_rest_that_begins_while_weights_are_fetched_declines_the_round(reason: str) -> None:
+def test_a_pause_that_begins_while_weights_are_fetched_declines_the_round(reason: str) -> None:
     device = ready(limits=LIMITS)
     device.plan()
-    actions = feel(device, **TROUBLES[reason])
+    actions = read(device, **TROUBLES[reason])
     reports = [a for a in only(actions, type(device.agent.will)) if "/reports/" in a.topic]
     assert msgspec.json.decode(reports[0].payload, type=Report).reason == reason
 
@@ -111,26 +111,26 @@ def test_a_rest_that_begins_while_weights_are_fetched_declines_the_round(reason:
 @every_trouble
 def test_training_pauses_and_goes_on(reason: str) -> None:
     device = at_work()
-    assert only(feel(device, **TROUBLES[reason]), PauseJobs)
+    assert only(read(device, **TROUBLES[reason]), PauseJobs)
     device.now_s = 5.0
-    actions = feel(device)
+    actions = read(device)
     assert only(actions, ResumeJobs)
     assert not only(actions, CancelJob)
     header, _, _ = update_in(device.feed(trained([1, 0, 0, 0])))
     assert header.num_examples == 20
 
 
-def test_another_reason_to_rest_takes_over_without_a_step_between() -> None:
+def test_another_reason_to_pause_takes_over_without_a_step_between() -> None:
     device = at_work()
-    feel(device, **TROUBLES["too_hot"])
-    actions = feel(device, **TROUBLES["quiet_hours"])
+    read(device, **TROUBLES["too_hot"])
+    actions = read(device, **TROUBLES["quiet_hours"])
     assert not only(actions, ResumeJobs)
     assert status_in(actions).paused.startswith("quiet_hours")
 
 
 def test_training_that_is_still_paused_at_the_deadline_is_given_up_with_the_reason() -> None:
     device = at_work()
-    feel(device, **TROUBLES["too_hot"])
+    read(device, **TROUBLES["too_hot"])
     assert device.agent.wait_s(4.0) == pytest.approx(5.5)
     device.now_s = 9.4
     assert not only(device.feed(Tick()), CancelJob)
@@ -142,20 +142,20 @@ def test_training_that_is_still_paused_at_the_deadline_is_given_up_with_the_reas
     assert "deadline" in report.detail
     assert device.agent.wait_s(9.5) > 0  # it does not spin until the thread has noticed
     assert device.feed(JobFailed(plan(), "cancelled")) == []  # said already
-    feel(device)
+    read(device)
     device.plan(round_id=2)
     assert [job.plan.round_id for job in only(device.actions, StartJob)] == [1, 2]
 
 
-def test_without_a_rest_the_deadline_is_the_coordinators_business() -> None:
+def test_without_a_pause_the_deadline_is_the_coordinators_business() -> None:
     device = at_work()
     device.now_s = 100.0
     assert not only(device.feed(Tick()), CancelJob)
 
 
-def test_a_round_that_is_over_while_it_rests_is_not_given_up_twice() -> None:
+def test_a_round_that_is_over_during_a_pause_is_not_given_up_twice() -> None:
     device = at_work()
-    feel(device, **TROUBLES["too_hot"])
+    read(device, **TROUBLES["too_hot"])
     assert only(device.plan(round_id=2), CancelJob)
     device.now_s = 50.0
     assert not only(device.feed(Tick()), CancelJob)
@@ -165,47 +165,47 @@ def test_a_round_that_is_over_while_it_rests_is_not_given_up_twice() -> None:
     assert (report.round_id, report.reason) == (2, "too_hot")
 
 
-# -- a network that is paid by the byte -------------------------------------------------------
+# -- a metered network -------------------------------------------------------
 
 
-def test_no_package_is_fetched_over_a_paid_network_until_it_is_free_again() -> None:
+def test_no_package_is_fetched_over_a_metered_network() -> None:
     device = Device(limits=LIMITS)
     device.coordinator()
-    feel(device, metered=True)
+    read(device, metered=True)
     device.manifest()
     assert chunks_of(PACKAGE) not in device.filters
-    assert Subscribe(chunks_of(PACKAGE)) in feel(device)
+    assert Subscribe(chunks_of(PACKAGE)) in read(device)
     assert only(device.blob(PACKAGE), LoadPackage)
 
 
-def test_fetching_stops_when_the_network_becomes_a_paid_one_and_goes_on_after() -> None:
+def test_fetching_stops_while_the_network_is_metered_and_goes_on_after() -> None:
     device = Device(limits=LIMITS)
     device.coordinator()
     device.manifest()
-    assert Unsubscribe(chunks_of(PACKAGE)) in feel(device, metered=True)
+    assert Unsubscribe(chunks_of(PACKAGE)) in read(device, metered=True)
     assert chunks_of(PACKAGE) not in device.filters
-    assert Subscribe(chunks_of(PACKAGE)) in feel(device)
+    assert Subscribe(chunks_of(PACKAGE)) in read(device)
     assert only(device.blob(PACKAGE), LoadPackage)
 
 
-def test_quiet_hours_do_not_hide_a_paid_network() -> None:
+def test_quiet_hours_do_not_hide_a_metered_network() -> None:
     device = Device(limits=LIMITS)
     device.coordinator()
     device.manifest()
-    feel(device, minute=0)
+    read(device, minute=0)
     assert chunks_of(PACKAGE) in device.filters  # fetching is quiet
-    assert Unsubscribe(chunks_of(PACKAGE)) in feel(device, minute=0, metered=True)
-    assert Subscribe(chunks_of(PACKAGE)) in feel(device, minute=0)
+    assert Unsubscribe(chunks_of(PACKAGE)) in read(device, minute=0, metered=True)
+    assert Subscribe(chunks_of(PACKAGE)) in read(device, minute=0)
 
 
-def test_another_model_replaces_the_one_that_was_put_off() -> None:
+def test_another_model_replaces_the_one_whose_fetch_was_stopped() -> None:
     device = Device(limits=LIMITS)
     device.coordinator()
-    feel(device, metered=True)
+    read(device, metered=True)
     device.manifest()
     other = b"another model" * 99
     device.manifest(other)
-    feel(device)
+    read(device)
     assert chunks_of(other) in device.filters
     assert chunks_of(PACKAGE) not in device.filters
 
@@ -234,8 +234,8 @@ def test_a_model_that_does_not_fit_makes_it_unable_and_declines_by_name() -> Non
 def test_it_tries_again_when_there_is_room() -> None:
     device = short_of_memory(80_000_000)
     assert device.agent.needs_readings
-    assert feel(device, available_bytes=79_999_999) == []
-    assert Subscribe(chunks_of(PACKAGE)) in feel(device, available_bytes=80_000_000)
+    assert read(device, available_bytes=79_999_999) == []
+    assert Subscribe(chunks_of(PACKAGE)) in read(device, available_bytes=80_000_000)
     assert only(device.blob(PACKAGE), LoadPackage)
     device.loaded()
     assert not device.agent.needs_readings
@@ -247,7 +247,7 @@ def test_it_tries_again_when_there_is_room() -> None:
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_whatever_comes_in_whatever_order_it_never_works_while_it_rests(seed: int) -> None:
+def test_whatever_comes_in_whatever_order_it_never_works_during_a_pause(seed: int) -> None:
     rng = Random(seed)
     device = ready(limits=LIMITS)
     round_id, running, paused = 0, None, False
@@ -256,7 +256,7 @@ def test_whatever_comes_in_whatever_order_it_never_works_while_it_rests(seed: in
         match rng.randrange(6):
             case 0 | 1:
                 trouble = rng.choice([{}, {}, *TROUBLES.values()])
-                actions = feel(device, **trouble)
+                actions = read(device, **trouble)
             case 2:
                 round_id += 1
                 actions = device.plan(round_id=round_id, deadline_s=20.0)
