@@ -26,6 +26,7 @@ from edge_agent.storage.update_spool import PENDING_FILE, Spool
 from fedge.errors import ConfigError, DataError, ModelError
 from fedge.yaml_config import load_config
 from fleet.scenario import load_scenario
+from learning.algorithms.algorithm import ServerState
 from models.package.package import load_package
 from models.package.spec import ModelSpec
 from models.package.stored_versions import STORE_FILE
@@ -101,9 +102,9 @@ def _store(folder: Path) -> Iterator[Decoder]:
 
     own = folder / "coordinator"
     store = Store(own)
-    store.begin(np.ones(3, np.float32), {"velocity": np.ones(3, np.float32)})
+    store.begin(np.ones(3, np.float32), ServerState({"velocity": np.ones(3, np.float32)}))
     theta = np.zeros(3, np.float32)
-    store.commit(1, theta, {}, msgspec.json.decode(_record(), type=RoundRecord))
+    store.commit(1, theta, ServerState(), msgspec.json.decode(_record(), type=RoundRecord))
     store.close()
 
     def read_all() -> object:

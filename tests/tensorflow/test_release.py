@@ -19,6 +19,7 @@ from coordinator.records.records import new_record
 from coordinator.store import Store
 from edge_agent.cli import cli as agent_cli
 from fedge.errors import ExportError, ModelError
+from learning.algorithms.algorithm import ServerState
 from models.cli.main import cli
 from models.cli.model_card import model_card
 from models.export.backend import keras
@@ -73,14 +74,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(1)
     store = Store(folder / "state", keep_versions=2)
     store.adopt("waves-fed", package)
-    store.begin(package.initial, {})
+    store.begin(package.initial, ServerState())
     theta = package.initial
     for version in (1, 2):
         theta = theta + 0.1 * rng.standard_normal(theta.shape).astype(np.float32)
         record = new_record(version, version, 3)
         measured = {"loss": 0.5 / version, "metrics": {"accuracy": 0.7}, "evaluated": True}
         record = msgspec.structs.replace(record, status="committed", reported=3, **measured)
-        store.commit(version, theta, {}, record)
+        store.commit(version, theta, ServerState(), record)
     store.close()
     package.save(folder / "state" / "model")
     np.save(folder / "version2.npy", theta)

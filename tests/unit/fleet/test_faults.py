@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from broker.memory.broker import Packet
-from learning.algorithms.training import TrainingPlan
 from fedge.errors import ConfigError
 from fedge.yaml_config import load_config
 from fleet.virtual.faults import (
@@ -30,6 +29,7 @@ from fleet.virtual.route import FaultyRoute
 from fleet.virtual.scenario_generator import draw_agents, draw_faults
 from fleet.virtual.simulation import skew_of
 from fleet.virtual.sweep import plan_text, without_one
+from learning.algorithms.training import TrainingPlan
 
 EVERYTHING = """
 until_s: 300
