@@ -83,17 +83,20 @@ class TrainCollector:
         """Adds one update, its weight discounted by its staleness.
 
         Raises:
-            UpdateRejected: `full`.
+            UpdateRejected: `full`, or `shape`: other vectors than the algorithm's.
         """
         if self.capacity is not None and self._count >= self.capacity:
             detail = f"the round holds {self.capacity} updates already, the aggregator's limit"
             raise UpdateRejected(agent_id, "full", detail)
-        self._count += 1
         discount = self._algorithm.discount(received.staleness)
         weights = {
             name: discount
             * (received.num_examples if upload.weighting == self._weighting == "examples" else 1.0)
             for name, upload in self._algorithm.uploads.items()
         }
-        self.aggregator.add(Update(agent_id, received.vectors, weights))
+        try:
+            self.aggregator.add(Update(agent_id, received.vectors, weights))
+        except ValueError as error:
+            raise UpdateRejected(agent_id, "shape", str(error)[:500]) from error
+        self._count += 1
         self.sums[agent_id] = received.sums
