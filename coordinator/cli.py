@@ -30,15 +30,16 @@ def run(config_path: Path, as_json: bool, give_up_after: float | None) -> None:
 
     Publishes model and weights, asks agents to train, aggregates what they send. Everything is
     kept in the state folder: started again, it goes on with the next round. The trained package is
-    written to `model/` in that folder.
+    written to `model/` in that folder. With `task: statistics` nothing is trained: the table of
+    columns is printed, and written to `statistics.json` there.
     """
     from coordinator.config import load_federation
     from coordinator.service import run_coordinator
 
     config = load_federation(config_path)
-    folder = run_coordinator(config, config_path.parent, as_json=as_json, give_up_s=give_up_after)
+    result = run_coordinator(config, config_path.parent, as_json=as_json, give_up_s=give_up_after)
     if not as_json:
-        click.echo(f"trained model: {folder}")
+        click.echo(result)
 
 
 @cli.command()

@@ -9,8 +9,10 @@ from typing import Any
 
 import msgspec
 
+from broker.protocol.messages import name_of
 from coordinator.config import CoordinatorConfig
 from coordinator.records.records import RoundRecord
+from coordinator.statistics_table import statistics_lines
 from coordinator.store import KnownAgent, Store
 from fedge.console import printable
 
@@ -27,7 +29,10 @@ def round_line(record: RoundRecord, rounds: int) -> str:
             f"round {record.round_id} abandoned: {record.reported} of {record.asked} reported"
             + (f" (declined: {why})" if why else "")
         )
-    parts = [f"round {record.round_id}", f"version {record.version} of {rounds}"]
+    if record.status == "answered":
+        parts = [f"round {record.round_id}", f"statistics of {len(record.statistics)} columns"]
+    else:
+        parts = [f"round {record.round_id}", f"version {record.version} of {rounds}"]
     parts.append(f"{record.reported} of {record.asked} reported")
     if record.declined:
         reasons = Counter(record.declined.values())
@@ -49,6 +54,18 @@ def decline_lines(record: RoundRecord) -> list[str]:
         f"{counts[reason]} declined ({reason}): {record.details.get(reason, 'no words')}"
         for reason in sorted(counts)
     ]
+
+
+def answer_lines(record: RoundRecord) -> list[str]:
+    """An answered round's table of columns, and who declined."""
+    lines = [f"{record.reported} of {record.asked} agents answered", *decline_lines(record), ""]
+    return [*map(printable, lines), *statistics_lines(record.statistics)]
+
+
+def latest_answer(store: Store) -> RoundRecord | None:
+    """The record of the latest round that was answered; None when there is none."""
+    answered = (record for record in reversed(store.rounds()) if record.status == "answered")
+    return next(answered, None)
 
 
 def bytes_text(count: float) -> str:
@@ -113,15 +130,19 @@ def status_text(store: Store, config: CoordinatorConfig) -> str:
     latest = store.rounds(latest=_SHOWN_ROUNDS)
     committed = sum(record.status == "committed" for record in rounds)
     ended = store.meta("finished")
+    is_table = name_of(config.task) == "statistics"
+    progress = "" if is_table else f" · {committed} of {config.rounds} rounds"
     lines = [
-        f"federation {store.meta('federation')} · model {store.meta('model')} · "
-        f"{committed} of {config.rounds} rounds" + (f" · finished ({ended})" if ended else "")
+        f"federation {store.meta('federation')} · model {store.meta('model')}{progress}"
+        + (f" · finished ({ended})" if ended else "")
     ]
     if len(rounds) > len(latest):
         lines.append(f"… {len(rounds) - len(latest)} earlier rounds: --json shows them")
     lines += [round_line(record, config.rounds) for record in latest]
     for name, matrix in (latest[-1].matrices if latest else {}).items():
         lines += matrix_lines(name, matrix)
+    if (answer := latest_answer(store)) is not None:
+        lines += ["", *answer_lines(answer), ""]
     now = time.time()
     lines.append(_turnout_line(agents, now))
     lines += _key_lines(store.meta("signing_keys") or "", agents)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
-import numpy as np
 
 from broker.link.link import Link, Received, Will
 from broker.link.mqtt import MqttLink
@@ -36,9 +35,10 @@ from coordinator.machine.events import (
 )
 from coordinator.machine.progress import Progress
 from coordinator.report import round_line
+from coordinator.result import make_result
 from coordinator.store import NOTED_EVERY_S, Store
-from fedge.errors import ConfigError, ModelError, StoreError
-from fedge.files import claimed, write_whole
+from fedge.errors import ModelError
+from fedge.files import claimed
 from fedge.yaml_config import located
 from models.package.package import ModelPackage, load_package
 from models.zoo import load_zoo, zoo_names
@@ -48,10 +48,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Folder below state_dir with the trained model package.
-RESULT_FOLDER = "model"
-_READABLE = 0o644
-
 
 class CoordinatorService(Service):
     """One federation over one link.
@@ -60,7 +56,7 @@ class CoordinatorService(Service):
         coordinator: the machine.
         link: to the broker.
         store: written before anything is announced that depends on it.
-        save_result: writes the trained package; called before the end is told.
+        save_result: writes the result; called before the end is told.
         tell: takes one JSON-ready event for every round and at the end; None logs lines instead.
         give_up_s: see `Service`.
         signer: seals what agents must be able to trust; None sends it unsigned.
@@ -178,7 +174,7 @@ def sealed(message: Publish, topics: Topics, signer: Signer) -> Publish:
 
 def run_coordinator(
     config: CoordinatorConfig, base: Path, *, as_json: bool = False, give_up_s: float | None = None
-) -> Path:
+) -> str:
     """Serve until the federation has ended or the process is told to stop.
 
     Args:
@@ -188,7 +184,7 @@ def run_coordinator(
         give_up_s: see `Service`.
 
     Returns:
-        The folder with the trained model package.
+        Its result, in words (`coordinator.result`).
 
     Raises:
         ConfigError: the model, the data or the state folder is unusable, or another process runs
@@ -225,20 +221,20 @@ def run_coordinator(
             will=Will(will.topic, will.payload),
             manual_ack=True,
         )
-        folder = state_dir / RESULT_FOLDER
+        result = make_result(config, state_dir, package, coordinator.progress, store)
         service = CoordinatorService(
             coordinator,
             link,
             store,
-            lambda: _write_result(folder, package, coordinator.progress),
+            result.save,
             _print_json if as_json else None,
             give_up_s,
             signer,
         )
         service.run()
         if coordinator.finished is None:  # stopped on the way
-            _write_result(folder, package, coordinator.progress)
-        return folder
+            result.save()
+        return result.text()
 
 
 def _open_signer(config: CoordinatorConfig, base: Path, store: Store) -> Signer | None:
@@ -273,18 +269,6 @@ def find_package(reference: str, base: Path) -> ModelPackage:
 
 def _log_resumption(progress: Progress) -> None:
     log.info("going on from version %d, round %d", progress.version, progress.last_round)
-
-
-def _write_result(folder: Path, package: ModelPackage, progress: Progress) -> None:
-    trained = replace(package, initial=np.array(progress.theta))
-    try:
-        trained.save(folder, lambda path, data: write_whole(path, data, _READABLE))
-    except (OSError, ConfigError) as error:
-        raise StoreError(
-            f"the trained model is not written: {error}; its weights are safe in the store beside "
-            "it: mend the disk and start again"
-        ) from error
-    log.info("version %d written to %s", progress.version, folder)
 
 
 def _print_json(event: dict[str, object]) -> None:

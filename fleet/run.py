@@ -25,7 +25,7 @@ from broker.protocol.messages import name_of
 from coordinator.config import CoordinatorConfig
 from coordinator.records.records import RoundRecord
 from coordinator.report import decline_lines
-from coordinator.service import RESULT_FOLDER
+from coordinator.result import RESULT_FOLDER
 from coordinator.store import Store
 from fedge.errors import ConfigError, FleetError, LinkError
 from fedge.yaml_config import load_config

@@ -182,7 +182,7 @@ class RoundRunner:
         phase: Phase = PHASES.make(order.settings)
         capacity = phase.collector(self._collector_context()).capacity
         minimum = order.minimum if order.is_durable else 1
-        room = self._publisher.max_cohort_bytes
+        room = self._publisher.max_cohort_bytes - len(msgspec.json.encode(order.settings))
         return draw_cohort(order.eligible, order.cohort, rng, minimum, room, capacity)
 
     def _announce(

@@ -16,5 +16,5 @@ def make_round_protocol(
 ) -> RoundProtocol:
     """Returns the protocol that chains the phases of this federation's rounds."""
     if name_of(config.task) == "statistics":
-        return StatisticsRound(config, agents)
+        return StatisticsRound(config, spec, agents)
     return TrainThenEvaluate(config, spec, algorithm, agents)

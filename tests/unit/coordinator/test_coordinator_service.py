@@ -22,7 +22,8 @@ from coordinator.config import StartConfig
 from coordinator.machine.coordinator import Coordinator
 from coordinator.machine.events import Finished, SaveAgent
 from coordinator.machine.progress import Progress
-from coordinator.service import CoordinatorService, _write_result, run_coordinator
+from coordinator.result import TrainedModel
+from coordinator.service import CoordinatorService, run_coordinator
 from coordinator.store import Store
 from fedge.errors import ConfigError, StoreError
 from fedge.files import claimed
@@ -262,7 +263,7 @@ def test_a_second_coordinator_on_one_state_folder_is_refused(tmp_path: Path) -> 
 def test_the_trained_model_is_replaced_file_by_file_as_a_whole(tmp_path: Path) -> None:
     for value in (1, 2):
         theta = np.full(3, value, np.float32)
-        _write_result(tmp_path / "model", PACKAGE, Progress(1, theta, ServerState()))
+        TrainedModel(tmp_path / "model", PACKAGE, Progress(1, theta, ServerState())).save()
         found = load_package(tmp_path / "model")
         assert found.initial.tolist() == theta.tolist()
         assert found.digest != PACKAGE.digest
@@ -274,9 +275,7 @@ def test_a_model_that_cannot_be_written_ends_the_coordinator_and_says_so(
 ) -> None:
     (tmp_path / "model").write_text("")
 
-    def save() -> None:
-        _write_result(tmp_path / "model", PACKAGE, Progress(1, PACKAGE.initial, ServerState()))
-
-    scene.service._save_result = save
+    progress = Progress(1, PACKAGE.initial, ServerState())
+    scene.service._save_result = TrainedModel(tmp_path / "model", PACKAGE, progress).save
     with pytest.raises(StoreError, match=r"is not written: .*model.*mend the disk and start again"):
         scene.service.perform(Finished("rounds"))

@@ -1,0 +1,121 @@
+"""Result: what a federation leaves behind at its end, as files and in words."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from broker.protocol.messages import name_of
+from coordinator.config import CoordinatorConfig
+from coordinator.machine.progress import Progress
+from coordinator.report import answer_lines, latest_answer
+from coordinator.statistics_table import statistics_document
+from coordinator.store import Store
+from fedge.errors import ConfigError, StoreError
+from fedge.files import write_whole
+from models.package.package import ModelPackage
+
+log = logging.getLogger(__name__)
+
+#: Folder below state_dir with the trained model package.
+RESULT_FOLDER = "model"
+STATISTICS_FILE = "statistics.json"
+_READABLE = 0o644
+
+
+class Result(Protocol):
+    """What a federation's task leaves behind."""
+
+    def save(self) -> None:
+        """Writes what there is; also of a federation that was stopped on the way.
+
+        Raises:
+            StoreError: the disk is full or failed.
+        """
+
+    def text(self) -> str:
+        """For people, at the end of the command."""
+
+
+def make_result(
+    config: CoordinatorConfig,
+    state_dir: Path,
+    package: ModelPackage,
+    progress: Progress,
+    store: Store,
+) -> Result:
+    """Returns the result of the configuration's task."""
+    if name_of(config.task) == "statistics":
+        return StatisticsResult(state_dir / STATISTICS_FILE, store)
+    return TrainedModel(state_dir / RESULT_FOLDER, package, progress)
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedModel:
+    """The package with the newest θ.
+
+    Attributes:
+        folder: where it is written.
+        package: that the federation began with.
+        progress: of the federation; holds θ.
+    """
+
+    folder: Path
+    package: ModelPackage
+    progress: Progress
+
+    def save(self) -> None:
+        """See `Result`; file by file, each whole or not at all."""
+        trained = replace(self.package, initial=np.array(self.progress.theta))
+        try:
+            trained.save(self.folder, lambda path, data: write_whole(path, data, _READABLE))
+        except (OSError, ConfigError) as error:
+            raise StoreError(
+                f"the trained model is not written: {error}; its weights are safe in the store"
+                " beside it: mend the disk and start again"
+            ) from error
+        log.info("version %d written to %s", self.progress.version, self.folder)
+
+    def text(self) -> str:
+        """See `Result`."""
+        return f"trained model: {self.folder}"
+
+
+@dataclass(frozen=True, eq=False)
+class StatisticsResult:
+    """The table of the latest round that was answered.
+
+    Attributes:
+        path: of its file.
+        store: that holds the round's record.
+    """
+
+    path: Path
+    store: Store
+
+    def save(self) -> None:
+        """See `Result`; whole or not at all, and nothing before a round was answered."""
+        record = latest_answer(self.store)
+        if record is None:
+            return
+        text = json.dumps(statistics_document(record), indent=1) + "\n"
+        try:
+            write_whole(self.path, text.encode())
+        except (OSError, ConfigError) as error:
+            raise StoreError(
+                f"the statistics are not written: {error}; they are safe in the store beside"
+                f" {self.path.name}: mend the disk and start again"
+            ) from error
+        log.info("statistics written to %s", self.path)
+
+    def text(self) -> str:
+        """See `Result`."""
+        record = latest_answer(self.store)
+        if record is None:
+            return "no statistics yet: no round was answered"
+        return "\n".join([*answer_lines(record), "", f"statistics: {self.path}"])
