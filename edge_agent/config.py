@@ -10,6 +10,7 @@ from msgspec import Meta
 
 from broker.link.settings import BrokerSettings
 from broker.protocol.messages import Fingerprint, Id, Names
+from edge_agent.data.columns import StatisticsConfig
 from edge_agent.data.dataset import DataConfig
 from edge_agent.machine.blob_fetcher import STALL_S
 from edge_agent.machine.limits import LimitsConfig
@@ -38,6 +39,7 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         stall_s: without a chunk of what it fetches for so long, it subscribes again and asks the
             coordinator for what is missing; doubled at each try.
         limits: what training may take from the device, and when it pauses.
+        statistics: whether statistics of the device's data may leave it.
     """
 
     federation: Id
@@ -55,6 +57,7 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     heartbeat_s: Annotated[float, Meta(ge=1, le=1e6)] = 60.0
     stall_s: Annotated[float, Meta(ge=0.1, le=300)] = STALL_S
     limits: LimitsConfig = LimitsConfig()
+    statistics: StatisticsConfig = StatisticsConfig()
 
     def __post_init__(self) -> None:
         if self.agent_id == "coordinator":

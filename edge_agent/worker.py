@@ -270,6 +270,7 @@ class Worker:
                 dataset,
                 self._config.agent_id,
                 throttle.wait_and_check_cancelled,
+                self._config.statistics,
             )
         except DeclinedError as error:
             return JobFailed(plan, str(error), error.reason)

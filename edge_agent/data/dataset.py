@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,6 +55,8 @@ class LocalDataset:
         test: indexes of the held-out rows, int64, ascending.
         rows: for each row its number in the data file, int64, shape (n,).
         scales: what each scaled input was scaled by.
+        absent: per input that may miss numbers the bits of those that are missing, uint8, shape
+            (n, numbers a row / 8), as `np.packbits` makes them.
     """
 
     arrays: Mapping[str, Array]
@@ -61,6 +64,7 @@ class LocalDataset:
     test: Index
     rows: Index
     scales: Mapping[str, Scale]
+    absent: Mapping[str, Array] = field(default_factory=dict)
 
     @property
     def num_train(self) -> int:
@@ -159,9 +163,10 @@ def build_dataset(
         t.name: _finished(table, t, order, _scaling(config, spec, t, by_input.get(t.name)))
         for t in tensors(config, spec)
     }
+    absent = {t.name: _absent(table, t, order) for t in spec.inputs if t.missing is not None}
     indexes = _frozen(np.arange(len(order)))
     return LocalDataset(
-        arrays, indexes[: len(train)], indexes[len(train) :], _frozen(order), by_input
+        arrays, indexes[: len(train)], indexes[len(train) :], _frozen(order), by_input, absent
     )
 
 
@@ -272,6 +277,14 @@ def _finished(
         if scale is not None and not np.isfinite(out[part]).all():
             raise DataError(f"{table.path}: {tensor.name} is not finite after it was scaled")
     return _frozen(out)
+
+
+def _absent(table: Table, tensor: TensorSpec, order: Index) -> Array:
+    """See `LocalDataset.absent`."""
+    bits = np.empty((len(order), -(-prod(tensor.shape) // 8)), np.uint8)
+    for part, block in chunks(table.arrays[tensor.name], order):
+        bits[part] = np.packbits(np.isnan(block).reshape(len(block), -1), axis=1)
+    return _frozen(bits)
 
 
 def _check_weight(table: Table, rows: Index) -> None:

@@ -14,7 +14,7 @@ from learning.codecs.registry import CODECS
 from learning.phases.phase import Phase
 
 #: Phases that every device takes part in unless its configuration says otherwise.
-DEFAULT_PHASES = ("train", "evaluate")
+DEFAULT_PHASES = ("train", "evaluate", "statistics")
 
 
 @dataclass(frozen=True)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from edge_agent.data.columns import NOT_ALLOWED, StatisticsConfig, allowed_columns
 from edge_agent.data.dataset import LocalDataset
 from edge_agent.machine.device_state import DeviceState
 from edge_agent.training.trainer import train
-from fedge.errors import DeclinedError, TrainingError
+from fedge.errors import TrainingError
 from learning.algorithms.algorithm import LocalRun, Summary
 from learning.algorithms.training import TrainingPlan
-from learning.phases.phase import Trained
+from learning.phases.phase import Columns, Trained
 from learning.vector.metrics import Sums, add_sums
 from learning.vector.parameters import F32
 from learning.vector.vectors import Vectors
@@ -48,6 +48,7 @@ class LocalDevice:
         state: of this device, for this model and algorithm.
         rng: of this device and round.
         cancelled: asked before every step and every batch; sleeps while the device must pause.
+        statistics: what the device's owner allows.
 
     Attributes:
         personal: personal layers, as training leaves them.
@@ -61,11 +62,13 @@ class LocalDevice:
         state: DeviceState,
         rng: np.random.Generator,
         cancelled: Callable[[], bool],
+        statistics: StatisticsConfig = NOT_ALLOWED,
     ) -> None:
         self._program = model.program
         self._dataset = dataset
         self._state = state
         self._cancelled = cancelled
+        self._statistics = statistics
         self.rng = rng
         self.personal = model.personal if state.personal is None else state.personal
 
@@ -108,9 +111,9 @@ class LocalDevice:
         """Returns the sums of loss and metrics over the held-out rows."""
         return self._measure(theta, self._dataset.part("test"))
 
-    def columns(self) -> Mapping[str, np.ndarray[Any, np.dtype[Any]]]:
-        """Declines: a device's configuration has no way yet to allow statistics of its data."""
-        raise DeclinedError("not_allowed", "the owner of this device has not allowed statistics")
+    def columns(self) -> Columns:
+        """Returns all rows' columns, if the owner allows it; see `allowed_columns`."""
+        return allowed_columns(self._dataset, self._program.spec, self._statistics)
 
     def _whole(self, theta: F32) -> F32:
         """θ and the personal layers: the vector that the program takes."""

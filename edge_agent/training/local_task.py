@@ -12,6 +12,7 @@ import numpy as np
 
 from broker.protocol.messages import RoundPlan, VectorRef
 from broker.protocol.seeds import codec_seed
+from edge_agent.data.columns import NOT_ALLOWED, StatisticsConfig
 from edge_agent.data.dataset import LocalDataset
 from edge_agent.machine.decoded_plan import DecodedPlan, decode_plan
 from edge_agent.machine.device_state import DeviceState, model_key, rounded_residuals
@@ -39,6 +40,7 @@ def run_local_task(
     dataset: LocalDataset,
     agent_id: str,
     cancelled: Callable[[], bool] = lambda: False,
+    statistics: StatisticsConfig = NOT_ALLOWED,
 ) -> JobResult:
     """Does what a plan asks of this device.
 
@@ -54,9 +56,11 @@ def run_local_task(
         dataset: of this device.
         agent_id: with the plan's seed it decides the order of rows and the rounding.
         cancelled: see `LocalDevice`.
+        statistics: likewise.
 
     Raises:
-        DeclinedError: the plan names something that this software does not know.
+        DeclinedError: the plan names something that this software does not know, or its owner does
+            not allow.
         TrainingError: no rows, cancelled, or the result is not finite.
         FederationError: the device cannot answer.
     """
@@ -64,7 +68,8 @@ def run_local_task(
     model.program.spec.layout.check(blobs[WEIGHTS])
     key = model_key(model.program.spec)
     usable = state.usable_for(key, plan.session, decoded.algorithm_name)
-    device = LocalDevice(model, dataset, usable, _rng(plan, agent_id, _TRAINING), cancelled)
+    rng = _rng(plan, agent_id, _TRAINING)
+    device = LocalDevice(model, dataset, usable, rng, cancelled, statistics)
     request = Request(blobs, decoded.algorithm, decoded.training)
     with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is named
         answer = decoded.phase.answer(request, device)

@@ -8,6 +8,7 @@ from random import Random
 from typing import Any
 
 from broker.link.link import Will
+from edge_agent.data.columns import NOT_ALLOWED, StatisticsConfig
 from edge_agent.data.dataset import LocalDataset
 from edge_agent.machine.agent import Agent
 from edge_agent.machine.device_state import DeviceState
@@ -77,6 +78,7 @@ class Device:
         skew: of its clock.
         heartbeat_s: between two words that it is there.
         trusted_keys: that must have signed what it acts on; none: nothing need be signed.
+        statistics: what its owner allows.
     """
 
     agent_id: str
@@ -87,6 +89,7 @@ class Device:
     skew: ClockSkew = _NO_SKEW
     heartbeat_s: float = 60.0
     trusted_keys: tuple[bytes, ...] = ()
+    statistics: StatisticsConfig = NOT_ALLOWED
 
 
 class AgentShell(Shell):
@@ -180,7 +183,9 @@ class AgentShell(Shell):
             return  # cancelled
         self._job = None
         device = self.device
-        done = self._workbench.work(job, device.agent_id, device.dataset, seconds)
+        done = self._workbench.work(
+            job, device.agent_id, device.dataset, seconds, device.statistics
+        )
         self.link.post(done)
 
     def _cancel(self) -> None:

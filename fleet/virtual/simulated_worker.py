@@ -8,6 +8,7 @@ from typing import Any
 from zlib import crc32
 
 from broker.protocol.messages import RoundPlan
+from edge_agent.data.columns import NOT_ALLOWED, StatisticsConfig
 from edge_agent.data.dataset import LocalDataset
 from edge_agent.machine.decoded_plan import decode_plan
 from edge_agent.machine.device_state import DeviceState, model_key
@@ -74,11 +75,16 @@ class Workbench:
         return profile.evaluation_s(dataset.num_test, batch)
 
     def work(
-        self, job: StartJob, agent_id: str, dataset: LocalDataset, seconds: float
+        self,
+        job: StartJob,
+        agent_id: str,
+        dataset: LocalDataset,
+        seconds: float,
+        statistics: StatisticsConfig = NOT_ALLOWED,
     ) -> JobDone | JobFailed:
         """Does the job; `seconds` is the time that the update says it took."""
         if not self._remember:
-            return self._timed(job, agent_id, dataset, seconds)
+            return self._timed(job, agent_id, dataset, seconds, statistics)
         plan = job.plan
         key = (
             *(agent_id, plan.round_id, plan.phase_name, plan.seed),
@@ -86,24 +92,36 @@ class Workbench:
             _mark(job.state),
         )
         if key not in self._known:
-            self._known[key] = self._timed(job, agent_id, dataset, seconds)
+            self._known[key] = self._timed(job, agent_id, dataset, seconds, statistics)
         # The plan may differ in what does not concern the work (the chunks of its blobs).
         return replace(self._known[key], plan=plan)
 
     def _timed(
-        self, job: StartJob, agent_id: str, dataset: LocalDataset, seconds: float
+        self,
+        job: StartJob,
+        agent_id: str,
+        dataset: LocalDataset,
+        seconds: float,
+        statistics: StatisticsConfig,
     ) -> JobDone | JobFailed:
         began = time.process_time()
-        done = self._work(job, agent_id, dataset, seconds)
+        done = self._work(job, agent_id, dataset, seconds, statistics)
         self.busy_s += time.process_time() - began
         return done
 
     def _work(
-        self, job: StartJob, agent_id: str, dataset: LocalDataset, seconds: float
+        self,
+        job: StartJob,
+        agent_id: str,
+        dataset: LocalDataset,
+        seconds: float,
+        statistics: StatisticsConfig,
     ) -> JobDone | JobFailed:
         plan, model = job.plan, self._models[job.plan.package]
         try:
-            result = run_local_task(plan, job.blobs, job.state, model, dataset, agent_id)
+            result = run_local_task(
+                plan, job.blobs, job.state, model, dataset, agent_id, statistics=statistics
+            )
         except DeclinedError as error:
             return JobFailed(plan, str(error), error.reason)
         except FederationError as error:
