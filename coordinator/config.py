@@ -11,6 +11,7 @@ from msgspec import Meta
 from broker.link.settings import BrokerSettings
 from broker.protocol.messages import Id
 from fedge.errors import ConfigError
+from fedge.plugins import load_plugins
 from fedge.yaml_config import load_config
 from learning.aggregation.registry import AGGREGATORS
 from learning.algorithms.registry import ALGORITHMS
@@ -24,8 +25,8 @@ Positive = Annotated[int, Meta(ge=1, le=1_000_000_000)]
 #: No chunk of an unfinished update for so long: some were dropped on the way, or the link is slow.
 STALL_S = 10.0
 
-#: Phases that a federation may begin its rounds with.
-TASKS = ("train", "statistics")
+#: Phases that follow another one, and are no task by themselves.
+_FOLLOWING = ("evaluate",)
 
 Seconds = Annotated[float, Meta(gt=0, le=1e7)]
 
@@ -114,7 +115,10 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
         rounds: committed rounds until the federation ends.
         training: what each agent does in a round.
         codec: name, or name and settings, of the codec of updates.
-        task: "train" (then evaluate), or "statistics", or the latter's name and settings.
+        plugins: Python files that add algorithms, codecs, aggregators and phases; relative to the
+            file.
+        task: "train" (then evaluate), or another phase, which is asked once: name, or name and
+            settings.
         algorithm: name, or name and settings, of the federated learning algorithm.
         aggregator: name, or name and settings, of how updates become one.
         max_staleness: an update counts while θ has moved on by no more versions than this.
@@ -130,6 +134,7 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     model: str
     broker: BrokerSettings = BrokerSettings()
     state_dir: Path = Path("state")
+    plugins: tuple[Path, ...] = ()
     rounds: Positive = 10
     cohort: CohortConfig = CohortConfig()
     round: RoundConfig = RoundConfig()
@@ -150,13 +155,14 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
 
 
 def load_federation(path: Path) -> CoordinatorConfig:
-    """Returns the coordinator's configuration in a file, its choices checked.
+    """Returns the coordinator's configuration in a file: plug-ins loaded, then choices checked.
 
     Raises:
-        ConfigError: see `load_config`; or an algorithm, codec or aggregator is unknown, or a
-            setting of it.
+        ConfigError: see `load_config` and `load_plugins`; or an algorithm, codec or aggregator is
+            unknown, or a setting of it.
     """
     config = load_config(path, CoordinatorConfig)
+    load_plugins(config.plugins, path.parent, str(path))
     try:
         check_choices(config)
     except ConfigError as error:
@@ -165,11 +171,12 @@ def load_federation(path: Path) -> CoordinatorConfig:
 
 
 def check_choices(config: CoordinatorConfig) -> None:
-    """Raises ConfigError unless algorithm, codec and aggregator can be made as configured."""
+    """Raises ConfigError unless algorithm, codec, aggregator and task are as configured."""
     ALGORITHMS.settings(config.algorithm, key="algorithm")
     ALGORITHMS.make(config.algorithm, config.training)
     CODECS.settings(config.codec, key="codec")
     AGGREGATORS.settings(config.aggregator, key="aggregator")
     name = PHASES.settings(config.task, key="task").name
-    if name not in TASKS:
-        raise ConfigError(f"task: {name!r} is no task; known: {', '.join(TASKS)}")
+    if name in _FOLLOWING:
+        known = ", ".join(each for each in PHASES.names() if each not in _FOLLOWING)
+        raise ConfigError(f"task: {name!r} follows another phase; tasks: {known}")

@@ -8,7 +8,7 @@ processes/host-<n>/<agent>/  the same, where one process hosts many; the log is 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -23,7 +23,7 @@ from fedge.yaml_config import located
 from fleet.host import AGENT_FILE
 from fleet.participants import Cast
 from fleet.report import REPORT_FILE
-from fleet.scenario import coordinator_config, fleet_changes
+from fleet.scenario import coordinator_config, fleet_changes, plugin_paths
 from models.package.package import ModelPackage
 
 COORDINATOR = "coordinator"
@@ -123,15 +123,31 @@ def write_coordinator(
     if "data" in evaluation:
         evaluation["data"] = str(located(evaluation["data"], path.parent).resolve())
         changes["evaluation"] = evaluation
+    if plugins := plugin_paths(cast.scenario, path):
+        changes["plugins"] = plugins
     config = coordinator_config(cast.scenario, path, **changes)
     _write_yaml(folder / COORDINATOR / COORDINATOR_FILE, given | changes)
     return config
 
 
 def write_agent(
-    folder: Path, name: str, cast: Cast, federation: str, broker: Mapping[str, Any]
+    folder: Path,
+    name: str,
+    cast: Cast,
+    federation: str,
+    broker: Mapping[str, Any],
+    plugins: Sequence[str] = (),
 ) -> None:
-    """One agent's folder, with its data in it."""
+    """Writes one agent's folder, with its data in it.
+
+    Args:
+        folder: made here.
+        name: of the agent.
+        cast: whose scenario it is.
+        federation: its name.
+        broker: keys of the agent's file.
+        plugins: absolute paths.
+    """
     folder.mkdir(parents=True)
     cast.write(name, folder / _DATA_FILE)
     data, unseen = cast.scenario.data, name in cast.scenario.unseen
@@ -152,6 +168,8 @@ def write_agent(
     }
     if data.group is not None:
         agent["data"]["group"] = "group"
+    if plugins:
+        agent["plugins"] = list(plugins)
     _write_yaml(folder / AGENT_FILE, agent)
 
 

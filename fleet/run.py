@@ -37,7 +37,7 @@ from fleet.participants import Cast, make_cast
 from fleet.processes import Processes
 from fleet.report import build_report, write_report
 from fleet.retained_cleanup import clear_retained
-from fleet.scenario import Scenario, load_scenario, scenario_package
+from fleet.scenario import Scenario, load_scenario, plugin_paths, scenario_package
 from learning.vector.parameters import F32
 from models.package.package import INITIAL_FILE, ModelPackage
 
@@ -156,11 +156,12 @@ class _Run:
         folders.clear(self.out)
         broker = folders.broker_keys(self.settings)
         changes = {"federation": federation, "broker": broker}
+        plugins = plugin_paths(self.scenario, path)
         config = folders.write_coordinator(
             folder, self.cast, self.package, path, changes, self.rounds
         )
         for name, place in self._places().items():
-            folders.write_agent(place, name, self.cast, federation, broker)
+            folders.write_agent(place, name, self.cast, federation, broker, plugins)
         return config
 
     def _places(self) -> dict[str, Path]:

@@ -9,9 +9,10 @@ import msgspec
 from msgspec import Meta
 
 from broker.protocol.messages import Id
-from coordinator.config import CoordinatorConfig
+from coordinator.config import CoordinatorConfig, check_choices
 from edge_agent.data.dataset import DataConfig
 from fedge.errors import ConfigError
+from fedge.plugins import load_plugins
 from fedge.yaml_config import load_config, located, parse_config
 from fleet.partition import PartitionConfig
 from models.package.package import ModelPackage, load_package
@@ -98,7 +99,7 @@ _SET_BY_FLEET = ("federation", "broker", "state_dir")
 
 
 def load_scenario(path: Path) -> Scenario:
-    """The scenario in a file.
+    """Returns the scenario in a file; its plug-ins are loaded.
 
     Raises:
         ConfigError: begins with file and key.
@@ -107,8 +108,19 @@ def load_scenario(path: Path) -> Scenario:
     for key in _SET_BY_FLEET:
         if key in scenario.federation:
             raise ConfigError(f"{path}: federation.{key}: set by the fleet, leave it out")
-    coordinator_config(scenario, path)
+    config = coordinator_config(scenario, path)
+    load_plugins(config.plugins, path.parent, str(path), key="federation.plugins")
+    try:
+        check_choices(config)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: federation: {error}") from error
     return scenario
+
+
+def plugin_paths(scenario: Scenario, path: Path) -> list[str]:
+    """Returns the absolute paths of a scenario's plug-ins, for the files of its processes."""
+    given = coordinator_config(scenario, path).plugins
+    return [str(located(plugin, path.parent).resolve()) for plugin in given]
 
 
 def coordinator_config(scenario: Scenario, path: Path, **changes: Any) -> CoordinatorConfig:

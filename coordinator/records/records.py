@@ -46,6 +46,7 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
         stale: updates that began in an earlier round and count in this one.
         population: agents that take part in training, online or not.
         statistics: columns of all devices together, by name.
+        values: result of another phase that is a task by itself: numbers by name.
         left_out: reason by agent whose update the aggregator left out.
         refusals: number by reason.
         declined: reason by agent, of agents that said that they do not learn, or did not measure.
@@ -89,11 +90,12 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
     population: int = 0
     left_out: dict[str, str] = {}
     statistics: dict[str, Moments] = {}
+    values: dict[str, tuple[float, ...]] = {}
 
     @property
     def summary(self) -> RoundRecord:
         """The record without what grows with the number of agents or classes."""
-        nothing = ("agents", "declined", "details", "matrices", "left_out", "statistics")
+        nothing = ("agents", "declined", "details", "matrices", "left_out", "statistics", "values")
         return msgspec.structs.replace(self, **{key: {} for key in nothing})
 
     def value(self, metric: str) -> float | None:

@@ -12,6 +12,7 @@ from learning.phases.phase import (
     Device,
     Received,
     Request,
+    Values,
 )
 from learning.registry import Settings
 from learning.vector.metrics import Sums
@@ -52,6 +53,7 @@ class EvaluateCollector:
 
     def __init__(self) -> None:
         self.sums: dict[str, Sums] = {}
+        self.values: Values = {}
 
     def accept(self, agent_id: str, received: Received) -> None:
         """Keeps one agent's sums."""

@@ -153,6 +153,10 @@ class Collector(Protocol):
     def capacity(self) -> int | None:
         """The most answers it can hold; None: any number."""
 
+    @property
+    def values(self) -> Values:
+        """The result of a phase that is a task by itself: numbers by name; empty for others."""
+
     def accept(self, agent_id: str, received: Received) -> None:
         """Takes one answer.
 

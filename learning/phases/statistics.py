@@ -307,6 +307,11 @@ class StatisticsCollector:
         self.columns: dict[str, Moments] = {}
         self._wanted = settings.columns
 
+    @property
+    def values(self) -> Values:
+        """The columns as numbers."""
+        return to_values(self.columns)
+
     def accept(self, agent_id: str, received: Received) -> None:
         """Adds one device's columns."""
         try:

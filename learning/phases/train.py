@@ -15,6 +15,7 @@ from learning.phases.phase import (
     Device,
     Received,
     Request,
+    Values,
 )
 from learning.registry import Settings
 from learning.vector.metrics import Sums
@@ -70,6 +71,7 @@ class TrainCollector:
     def __init__(self, context: CollectorContext) -> None:
         self.aggregator = context.aggregator()
         self.sums: dict[str, Sums] = {}
+        self.values: Values = {}
         self._algorithm = context.algorithm
         self._weighting = context.weighting
         self._count = 0

@@ -15,6 +15,7 @@ from learning.aggregation.registry import AGGREGATORS
 from learning.algorithms.registry import ALGORITHMS
 from learning.algorithms.servers import SERVERS
 from learning.codecs.registry import CODECS
+from learning.phases.registry import PHASES
 from learning.registry import Choice, Registry, Settings, choice_of
 
 
@@ -264,10 +265,42 @@ def test_a_package_that_cannot_be_loaded_is_named(
 
 
 @pytest.mark.usefixtures("installed")
-def test_an_entry_point_under_another_name_than_its_settings_say_is_not_found(
+def test_an_entry_point_under_another_name_than_its_settings_say_is_refused(
     installed: Path, tools: Registry[Any]
 ) -> None:
     points = installed / "workshop-1.0.dist-info" / "entry_points.txt"
     points.write_text("[fedge.tools]\nchainsaw = fedge_test_workshop:Saw\n")
-    with pytest.raises(ConfigError, match="unknown tool 'chainsaw'"):
+    with pytest.raises(ConfigError, match=r"chainsaw.* is 'saw' by its settings' tag"):
         tools["chainsaw"]
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_package_that_raises_while_it_is_loaded_is_named(
+    installed: Path, tools: Registry[Any]
+) -> None:
+    (installed / "fedge_test_workshop.py").write_text("1 / 0\n")
+    with pytest.raises(ConfigError, match="fedge_test_workshop:Saw cannot be loaded: division by"):
+        tools["saw"]
+
+
+@pytest.mark.usefixtures("installed")
+def test_names_of_installed_packages_are_listed_without_loading_them(tools: Registry[Any]) -> None:
+    assert tools.names() == ["ruler", "hammer", "saw", "drill", "plane"]
+    assert list(tools) == ["ruler", "hammer"]
+    assert "fedge_test_workshop" not in sys.modules
+    with pytest.raises(ConfigError, match=r"known: ruler, hammer, saw, drill, plane$"):
+        tools["tongs"]
+
+
+@pytest.mark.parametrize(
+    ("registry", "group"),
+    [
+        (ALGORITHMS, "fedge.algorithms"),
+        (CODECS, "fedge.codecs"),
+        (AGGREGATORS, "fedge.aggregators"),
+        (PHASES, "fedge.phases"),
+    ],
+    ids=lambda value: getattr(value, "kind", ""),
+)
+def test_each_kind_has_its_group_of_entry_points(registry: Registry[Any], group: str) -> None:
+    assert registry.group == group
