@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from learning.aggregation.registry import AGGREGATORS
@@ -28,3 +30,13 @@ def forgotten_plugins() -> Iterator[None]:
         for name in [name for name in sys.modules if name.startswith("fedge_plugin_")]:
             if name not in modules:
                 del sys.modules[name]
+
+
+def extending_examples(folder: Path) -> dict[str, Path]:
+    """Files with the examples of docs/extending.md, by name, in `folder`."""
+    text = (Path(__file__).parents[1] / "docs/extending.md").read_text()
+    found = {}
+    for name, code in re.findall(r"(?ms)^```python\n# (\w+)\.py\n(.*?)^```", text):
+        found[name] = folder / f"{name}.py"
+        found[name].write_text(code)
+    return found

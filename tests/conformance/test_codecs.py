@@ -77,16 +77,29 @@ ERROR_BOUNDS: dict[str, Callable[[F32], F64]] = {
 }
 
 
+def error_bound(name: str, vector: F32) -> F64:
+    """A codec from elsewhere says its own, in a method of this name."""
+    bound = ERROR_BOUNDS.get(name) or getattr(make(name), "error_bound", None)
+    if bound is None:
+        pytest.skip(f"codec {name} has no method error_bound(vector)")
+    found: F64 = bound(vector)
+    return found
+
+
+def shipped() -> set[str]:
+    return {name for name in CODECS if CODECS[name].__module__.startswith("learning.")}
+
+
 def assert_within_bound(name: str, vector: F32) -> None:
     decoded = round_trip(make(name), vector)
     assert decoded.dtype == np.float32
     assert decoded.shape == vector.shape
     error = np.abs(decoded.astype(np.float64) - vector.astype(np.float64))
-    assert (error <= ERROR_BOUNDS[name](vector)).all()
+    assert (error <= error_bound(name, vector)).all()
 
 
 def test_every_codec_has_an_error_bound_here() -> None:
-    assert set(ERROR_BOUNDS) == set(CODECS)
+    assert set(ERROR_BOUNDS) == shipped()
 
 
 @every_codec
@@ -258,7 +271,7 @@ def test_decoding_is_right_on_average(name: str, scale: float) -> None:
     # 4,000 draws: the standard error is at most bound / 2 / sqrt(4000) = 0.8 % of the error's
     # bound; the limit is 5 of those. Values sit anywhere between two levels.
     draws, vector = 4000, sample(3 * BLOCK, scale)
-    standard_error = ERROR_BOUNDS[name](vector) / 2 / np.sqrt(draws)
+    standard_error = error_bound(name, vector) / 2 / np.sqrt(draws)
     assert (mean_error(make(name), vector, draws) <= 5 * standard_error + 1e-12 * scale).all()
 
 
@@ -294,7 +307,7 @@ def test_feedback_delivers_everything_in_the_long_run(name: str) -> None:
         residual = encoded.residual
     assert residual is not None
     np.testing.assert_allclose(arrived + residual, 50 * delta.astype(np.float64), atol=1e-6)
-    assert (np.abs(residual) <= 1.02 * ERROR_BOUNDS[name](delta)).all()
+    assert (np.abs(residual) <= 1.02 * error_bound(name, delta)).all()
 
 
 @every_codec
@@ -333,7 +346,7 @@ GOLDEN: dict[str, tuple[Choice, list[float], str]] = {
 
 
 def test_every_codec_has_golden_bytes() -> None:
-    assert set(GOLDEN) == set(CODECS)
+    assert set(GOLDEN) == shipped()
 
 
 @pytest.mark.parametrize("name", GOLDEN)
