@@ -32,11 +32,10 @@ def run(config_path: Path, give_up_after: float | None) -> None:
     Recordings never leave the device; what it writes is its state folder. Ctrl-C or SIGTERM ends
     it cleanly.
     """
-    from edge_agent.config import AgentConfig
+    from edge_agent.config import load_agent_config
     from edge_agent.service import run_agent
-    from fedge.yaml_config import load_config
 
-    run_agent(load_config(config_path, AgentConfig), config_path.parent, give_up_after)
+    run_agent(load_agent_config(config_path), config_path.parent, give_up_after)
 
 
 @cli.command()
@@ -52,16 +51,16 @@ def check(config_path: Path, model_name: str, runtime: str | None) -> None:
     Goes once through all rows with the untrained model, which finds those that it cannot take.
     Changes nothing but the state folder (a fixed normalisation is stored there).
     """
-    from edge_agent.config import AgentConfig
+    from edge_agent.config import load_agent_config
     from edge_agent.data.dataset import build_dataset, read_table
     from edge_agent.doctor.row_check import try_rows
-    from fedge.yaml_config import load_config, located
+    from fedge.yaml_config import located
     from learning.vector.metrics import metric_values
     from models.runtime.program import Program
     from models.runtime.stderr import suppress_stderr
     from models.zoo import open_model
 
-    config = load_config(config_path, AgentConfig)
+    config = load_agent_config(config_path)
     package = open_model(model_name)
     with suppress_stderr():  # what the interpreter announces
         program = Program(
@@ -98,13 +97,12 @@ def doctor(config_path: Path, model_name: str | None, offline: bool, as_json: bo
     Ends with 0 when nothing failed, 2 when something here has to be mended, 3 when it is the broker
     or the way to it.
     """
-    from edge_agent.config import AgentConfig
+    from edge_agent.config import load_agent_config
     from edge_agent.doctor.doctor import diagnose
     from fedge.check_result import report
-    from fedge.yaml_config import load_config
     from models.zoo import open_model
 
-    config = load_config(config_path, AgentConfig)
+    config = load_agent_config(config_path)
     package = open_model(model_name) if model_name else None
     model = package.content if package else None
     # The lines below say the same, and what to do.

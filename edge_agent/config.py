@@ -15,6 +15,9 @@ from edge_agent.data.dataset import DataConfig
 from edge_agent.machine.blob_fetcher import STALL_S
 from edge_agent.machine.limits import LimitsConfig
 from edge_agent.machine.status import DEFAULT_PHASES
+from fedge.errors import ConfigError, did_you_mean
+from fedge.plugins import load_plugins
+from fedge.yaml_config import load_config
 from learning.phases.registry import PHASES
 
 
@@ -38,6 +41,8 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         heartbeat_s: the agent says that it is there so often, also while it trains.
         stall_s: without a chunk of what it fetches for so long, it subscribes again and asks the
             coordinator for what is missing; doubled at each try.
+        plugins: Python files that add algorithms, codecs and phases; relative to the file. Nothing
+            else is loaded, least of all what the network names.
         limits: what training may take from the device, and when it pauses.
         statistics: whether statistics of the device's data may leave it.
     """
@@ -47,6 +52,7 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     data: DataConfig
     broker: BrokerSettings = BrokerSettings()
     state_dir: Path = Path("state")
+    plugins: tuple[Path, ...] = ()
     phases: Names = DEFAULT_PHASES
     tags: Annotated[tuple[Id, ...], Meta(max_length=64)] = ()
     runtime: Literal["tflite-runtime", "ai-edge-litert", "tensorflow"] | None = None
@@ -64,6 +70,19 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
             raise ValueError("agent_id: 'coordinator' is the coordinator's own name at the broker")
         if not self.phases:
             raise ValueError("phases: name at least one")
-        for name in self.phases:
-            if name not in PHASES:
-                raise ValueError(f"phases: unknown phase {name!r}; known: {', '.join(PHASES)}")
+
+
+def load_agent_config(path: Path) -> AgentConfig:
+    """Returns an agent's configuration in a file: plug-ins loaded, then phases checked.
+
+    Raises:
+        ConfigError: see `load_config` and `load_plugins`; or a phase is unknown.
+    """
+    config = load_config(path, AgentConfig)
+    load_plugins(config.plugins, path.parent, str(path))
+    for name in config.phases:
+        if name not in PHASES:
+            known = PHASES.names()
+            hint = f"{did_you_mean(name, known)}known: {', '.join(known)}"
+            raise ConfigError(f"{path}: phases: unknown phase {name!r}; {hint}")
+    return config

@@ -28,13 +28,13 @@ from types import FrameType
 
 from broker.link.mqtt import MqttLink
 from broker.link.network_loop import NetworkLoop
-from edge_agent.config import AgentConfig
+from edge_agent.config import AgentConfig, load_agent_config
 from edge_agent.service import AgentService, make_agent, make_link
 from edge_agent.worker import WorkerPool
 from fedge.errors import ConfigError, FederationError
 from fedge.files import claimed
 from fedge.open_files import raise_file_limit
-from fedge.yaml_config import load_config, located
+from fedge.yaml_config import located
 
 log = logging.getLogger(__name__)
 
@@ -206,7 +206,7 @@ def find_agents(folders: Iterable[Path]) -> list[Placed]:
             files = [folder / AGENT_FILE]
         if not files:
             raise ConfigError(f"{folder}: no {AGENT_FILE} here or in a folder below")
-        found += [(load_config(file, AgentConfig), file.parent) for file in files]
+        found += [(load_agent_config(file), file.parent) for file in files]
     return found
 
 

@@ -92,7 +92,8 @@ class Registry(Generic[M]):
         return iter(self._members)
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and self._find(name) is not None
+        """Whether there is such a member; one of an installed package is not loaded for it."""
+        return isinstance(name, str) and name in self.names()
 
     def __getitem__(self, name: str) -> type[Member]:
         """The member of this name.

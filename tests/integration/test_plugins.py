@@ -1,0 +1,129 @@
+"""Real fleets that name an algorithm from a file, or from an installed package."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+ROUNDS = 2
+
+#: Devices upload the setting; the coordinator's half adds its mean to every parameter.
+MARK = """\
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from learning.algorithms.algorithm import ServerState, Upload
+from learning.algorithms.fedavg import FedAvg, PlainRun
+from learning.algorithms.registry import ALGORITHMS
+from learning.registry import Settings
+
+
+class MarkSettings(Settings, frozen=True, tag="test_mark"):
+    value: float = 1.0
+
+
+@dataclass(eq=False)
+class MarkRun(PlainRun):
+    value: float
+
+    def finish(self, theta, summary):
+        return super().finish(theta, summary) | {"mark": np.array([self.value], np.float32)}
+
+
+class Mark(FedAvg):
+    settings_type = MarkSettings
+    uploads: ClassVar = {"delta": Upload(), "mark": Upload(length=1, lossless=True)}
+
+    def __init__(self, settings, training):
+        self.learning_rate, self._value = 1.0, settings.value
+
+    def local(self, context):
+        return MarkRun(context.theta, self._value)
+
+    def apply(self, theta, state, aggregate):
+        return np.full_like(theta, aggregate.vectors["mark"][0]), state
+"""
+
+
+def scenario(folder: Path, **federation: Any) -> Path:
+    """House prices on three agents; θ is 0 at first."""
+    example = ROOT / "examples" / "house_price.yaml"
+    document = yaml.safe_load(example.read_text())
+    document["data"]["path"] = str(example.parent / document["data"]["path"])
+    document["baselines"] = {}
+    document["federation"] |= {"algorithm": {"name": "test_mark", "value": 7.0}} | federation
+    path = folder / "scenario.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+def fleet(
+    folder: Path, path: Path, *options: str, site: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Runs `fedge fleet run`, with packages that are installed in `site`."""
+    command = [sys.executable, "-P", "-m", "fedge", "fleet", "run", str(path), "--agents", "3"]
+    command += ["--rounds", str(ROUNDS), "--out", str(folder / "out"), *options]
+    paths = filter(None, [str(site or ""), os.environ.get("PYTHONPATH")])
+    return subprocess.run(
+        command,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+
+def assert_marked(folder: Path, ran: subprocess.CompletedProcess[str]) -> None:
+    """Both halves ran, in every process."""
+    assert ran.returncode in (0, 6), ran.stdout + ran.stderr  # 6: not as good as promised
+    report = json.loads((folder / "out" / "report.json").read_text())
+    assert [record["reported"] for record in report["rounds"]] == [3] * ROUNDS
+    theta = np.load(folder / "out" / "model" / "initial.npy")
+    assert theta.tolist() == [7.0 * ROUNDS] * theta.size
+
+
+@pytest.mark.parametrize("hosts", [0, 1])
+def test_a_fleet_runs_the_algorithm_of_a_file_beside_its_scenario(
+    hosts: int, tmp_path: Path
+) -> None:
+    (tmp_path / "mark.py").write_text(MARK.replace("class Mark(", "@ALGORITHMS.add\nclass Mark("))
+    path = scenario(tmp_path, plugins=["mark.py"])
+    assert_marked(tmp_path, fleet(tmp_path, path, "--hosts", str(hosts)))
+    written = tmp_path / "out" / "processes" / "coordinator" / "coordinator.yaml"
+    assert yaml.safe_load(written.read_text())["plugins"] == [str(tmp_path / "mark.py")]
+
+
+def test_a_fleet_runs_the_algorithm_of_an_installed_package(tmp_path: Path) -> None:
+    package, info = (tmp_path / "site" / name for name in ("fedge_test_mark", "mark-1.dist-info"))
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(MARK)
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mark\nVersion: 1\n")
+    points = "[fedge.algorithms]\ntest_mark = fedge_test_mark:Mark\n"
+    (info / "entry_points.txt").write_text(points)
+    ran = fleet(tmp_path, scenario(tmp_path), site=tmp_path / "site")
+    assert_marked(tmp_path, ran)
+
+
+def test_a_fleet_refuses_a_file_that_cannot_be_loaded_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "mark.py").write_text("import learning\n\nlearning.no_such_thing\n")
+    path = scenario(tmp_path, plugins=["mark.py"])
+    ran = fleet(tmp_path, path)
+    assert ran.returncode == 2
+    assert ran.stderr.count("\n") == 1
+    assert (
+        f"{path}: federation.plugins[0]: {tmp_path}/mark.py, line 3: AttributeError: module "
+        "'learning' has no attribute 'no_such_thing'"
+    ) in ran.stderr
