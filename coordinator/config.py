@@ -179,4 +179,4 @@ def check_choices(config: CoordinatorConfig) -> None:
     name = PHASES.settings(config.task, key="task").name
     if name in _FOLLOWING:
         known = ", ".join(each for each in PHASES.names() if each not in _FOLLOWING)
-        raise ConfigError(f"task: {name!r} follows another phase; tasks: {known}")
+        raise ConfigError(f"task: {name!r} is no task, it follows another; tasks: {known}")

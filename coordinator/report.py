@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -19,6 +19,7 @@ from fedge.console import printable
 #: More classes than this are no table that a terminal shows.
 _SHOWN_CLASSES = 12
 _SHOWN_ROUNDS = 10
+_SHOWN_NUMBERS = 12
 
 
 def round_line(record: RoundRecord, rounds: int) -> str:
@@ -30,7 +31,7 @@ def round_line(record: RoundRecord, rounds: int) -> str:
             + (f" (declined: {why})" if why else "")
         )
     if record.status == "answered":
-        parts = [f"round {record.round_id}", f"statistics of {len(record.statistics)} columns"]
+        parts = [f"round {record.round_id}", _answer_text(record)]
     else:
         parts = [f"round {record.round_id}", f"version {record.version} of {rounds}"]
     parts.append(f"{record.reported} of {record.asked} reported")
@@ -57,9 +58,27 @@ def decline_lines(record: RoundRecord) -> list[str]:
 
 
 def answer_lines(record: RoundRecord) -> list[str]:
-    """An answered round's table of columns, and who declined."""
+    """An answered round's table of columns or values, and who declined."""
     lines = [f"{record.reported} of {record.asked} agents answered", *decline_lines(record), ""]
+    if not record.statistics:
+        return list(map(printable, [*lines, *_value_lines(record.values)]))
     return [*map(printable, lines), *statistics_lines(record.statistics)]
+
+
+def _answer_text(record: RoundRecord) -> str:
+    if record.statistics:
+        return f"statistics of {len(record.statistics)} columns"
+    return "1 value" if len(record.values) == 1 else f"{len(record.values)} values"
+
+
+def _value_lines(values: Mapping[str, Sequence[float]]) -> list[str]:
+    """Values by name; longer ones are said to be in the JSON."""
+    lines = []
+    for name, numbers in values.items():
+        shown = ", ".join(f"{number:.6g}" for number in numbers[:_SHOWN_NUMBERS])
+        rest = len(numbers) - _SHOWN_NUMBERS
+        lines.append(f"{name}: {shown}" + (f" … {rest} more in the JSON" if rest > 0 else ""))
+    return lines
 
 
 def latest_answer(store: Store) -> RoundRecord | None:
@@ -130,8 +149,8 @@ def status_text(store: Store, config: CoordinatorConfig) -> str:
     latest = store.rounds(latest=_SHOWN_ROUNDS)
     committed = sum(record.status == "committed" for record in rounds)
     ended = store.meta("finished")
-    is_table = name_of(config.task) == "statistics"
-    progress = "" if is_table else f" · {committed} of {config.rounds} rounds"
+    is_training = name_of(config.task) == "train"
+    progress = f" · {committed} of {config.rounds} rounds" if is_training else ""
     lines = [
         f"federation {store.meta('federation')} · model {store.meta('model')}{progress}"
         + (f" · finished ({ended})" if ended else "")

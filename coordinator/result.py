@@ -14,7 +14,7 @@ from broker.protocol.messages import name_of
 from coordinator.config import CoordinatorConfig
 from coordinator.machine.progress import Progress
 from coordinator.report import answer_lines, latest_answer
-from coordinator.statistics_table import statistics_document
+from coordinator.statistics_table import answer_document
 from coordinator.store import Store
 from fedge.errors import ConfigError, StoreError
 from fedge.files import write_whole
@@ -24,7 +24,6 @@ log = logging.getLogger(__name__)
 
 #: Folder below state_dir with the trained model package.
 RESULT_FOLDER = "model"
-STATISTICS_FILE = "statistics.json"
 _READABLE = 0o644
 
 
@@ -50,9 +49,9 @@ def make_result(
     store: Store,
 ) -> Result:
     """Returns the result of the configuration's task."""
-    if name_of(config.task) == "statistics":
-        return StatisticsResult(state_dir / STATISTICS_FILE, store)
-    return TrainedModel(state_dir / RESULT_FOLDER, package, progress)
+    if (task := name_of(config.task)) == "train":
+        return TrainedModel(state_dir / RESULT_FOLDER, package, progress)
+    return AnswerResult(task, state_dir / f"{task}.json", store)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,14 +86,16 @@ class TrainedModel:
 
 
 @dataclass(frozen=True, eq=False)
-class StatisticsResult:
-    """The table of the latest round that was answered.
+class AnswerResult:
+    """The table, or the values, of the latest round that was answered.
 
     Attributes:
+        task: that was asked.
         path: of its file.
         store: that holds the round's record.
     """
 
+    task: str
     path: Path
     store: Store
 
@@ -103,19 +104,19 @@ class StatisticsResult:
         record = latest_answer(self.store)
         if record is None:
             return
-        text = json.dumps(statistics_document(record), indent=1) + "\n"
+        text = json.dumps(answer_document(record), indent=1) + "\n"
         try:
             write_whole(self.path, text.encode())
         except (OSError, ConfigError) as error:
             raise StoreError(
-                f"the statistics are not written: {error}; they are safe in the store beside"
-                f" {self.path.name}: mend the disk and start again"
+                f"{self.path.name} is not written: {error}; the answers are safe in the store"
+                " beside it: mend the disk and start again"
             ) from error
-        log.info("statistics written to %s", self.path)
+        log.info("%s written to %s", self.task, self.path)
 
     def text(self) -> str:
         """See `Result`."""
         record = latest_answer(self.store)
         if record is None:
-            return "no statistics yet: no round was answered"
-        return "\n".join([*answer_lines(record), "", f"statistics: {self.path}"])
+            return f"no {self.task} yet: no round was answered"
+        return "\n".join([*answer_lines(record), "", f"{self.task}: {self.path}"])

@@ -14,15 +14,18 @@ from learning.phases.statistics import Moments
 _NAME_CHARS = 40
 
 
-def statistics_document(record: RoundRecord) -> dict[str, Any]:
-    """Returns the statistics of a round as JSON-ready values; null where there is no number."""
+def answer_document(record: RoundRecord) -> dict[str, Any]:
+    """Returns the answer of a round as JSON-ready values; null where there is no number."""
+    answer: dict[str, Any] = {"values": record.values}
+    if record.statistics:
+        answer = {"columns": {name: _column(c) for name, c in record.statistics.items()}}
     return {
         "round_id": record.round_id,
         "asked": record.asked,
         "reported": record.reported,
         "declined": dict(sorted(record.declined.items())),
         "details": dict(sorted(record.details.items())),
-        "columns": {name: _column(column) for name, column in record.statistics.items()},
+        **answer,
     }
 
 

@@ -23,7 +23,7 @@ from fedge.yaml_config import located
 from fleet.host import AGENT_FILE
 from fleet.participants import Cast
 from fleet.report import REPORT_FILE
-from fleet.scenario import coordinator_config, fleet_changes, plugin_paths
+from fleet.scenario import agent_phases, coordinator_config, fleet_changes, plugin_paths
 from models.package.package import ModelPackage
 
 COORDINATOR = "coordinator"
@@ -155,7 +155,7 @@ def write_agent(
         "federation": federation,
         "agent_id": name,
         "broker": dict(broker),
-        "phases": ["evaluate"] if unseen else ["train", "evaluate"],
+        "phases": list(agent_phases(cast.scenario, unseen=unseen)),
         "data": {
             "path": _DATA_FILE,
             "inputs": {t.name: {"array": t.name} for t in cast.spec.inputs},

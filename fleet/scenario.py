@@ -8,9 +8,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from broker.protocol.messages import Id
+from broker.protocol.messages import Id, name_of
 from coordinator.config import CoordinatorConfig, check_choices
 from edge_agent.data.dataset import DataConfig
+from edge_agent.machine.status import DEFAULT_PHASES
 from fedge.errors import ConfigError
 from fedge.plugins import load_plugins
 from fedge.yaml_config import load_config, located, parse_config
@@ -121,6 +122,13 @@ def plugin_paths(scenario: Scenario, path: Path) -> list[str]:
     """Returns the absolute paths of a scenario's plug-ins, for the files of its processes."""
     given = coordinator_config(scenario, path).plugins
     return [str(located(plugin, path.parent).resolve()) for plugin in given]
+
+
+def agent_phases(scenario: Scenario, *, unseen: bool) -> tuple[str, ...]:
+    """Returns the phases that an agent of a scenario takes part in; its task is one of them."""
+    task = name_of(scenario.federation.get("task", "train"))
+    phases = ("evaluate",) if unseen else DEFAULT_PHASES
+    return phases if task in DEFAULT_PHASES else (*phases, task)
 
 
 def coordinator_config(scenario: Scenario, path: Path, **changes: Any) -> CoordinatorConfig:

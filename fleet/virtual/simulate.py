@@ -21,6 +21,7 @@ from fleet.report import REPORT_FILE, build_report, write_report
 from fleet.run import Watcher
 from fleet.scenario import (
     Scenario,
+    agent_phases,
     coordinator_config,
     fleet_changes,
     load_scenario,
@@ -126,7 +127,7 @@ def _setting(
             dealt[name],
             faults,
             dataset=cast.dataset(name),
-            phases=("evaluate",) if name in cast.unseen else ("train", "evaluate"),
+            phases=agent_phases(cast.scenario, unseen=name in cast.unseen),
         )
         for name in cast.rows
     ]

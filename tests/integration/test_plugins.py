@@ -1,4 +1,4 @@
-"""Real fleets that name an algorithm from a file, or from an installed package."""
+"""Fleets that name algorithms, codecs and the like from files, or from an installed package."""
 
 from __future__ import annotations
 
@@ -6,12 +6,17 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+
+from fleet.virtual.simulate import SimulationOptions, make_setting
+from fleet.virtual.simulation import Simulation
+from tests.plugins import extending_examples, forgotten_plugins
 
 ROOT = Path(__file__).parents[2]
 ROUNDS = 2
@@ -127,3 +132,46 @@ def test_a_fleet_refuses_a_file_that_cannot_be_loaded_in_one_line(tmp_path: Path
         f"{path}: federation.plugins[0]: {tmp_path}/mark.py, line 3: AttributeError: module "
         "'learning' has no attribute 'no_such_thing'"
     ) in ran.stderr
+
+
+# --- the examples of docs/extending.md, in virtual time -------------------------------------------
+
+
+@pytest.fixture
+def examples(tmp_path: Path) -> Iterator[list[str]]:
+    with forgotten_plugins():
+        yield [path.name for path in extending_examples(tmp_path).values()]
+
+
+def simulated(path: Path) -> Simulation:
+    _, _, setting = make_setting(path, SimulationOptions(out=path.parent, agents=4, rounds=3))
+    simulation = Simulation(setting)
+    simulation.run()
+    return simulation
+
+
+def test_the_examples_of_the_manual_train_a_federation(tmp_path: Path, examples: list[str]) -> None:
+    path = scenario(
+        tmp_path,
+        plugins=examples,
+        algorithm={"name": "local_momentum", "beta": 0.2},
+        codec="float24",
+        aggregator="middle_half",
+        round={"deadline_s": 60, "minimum": 4},
+    )
+    simulation = simulated(path)
+    records = simulation.coordinator.store.rounds()
+    assert [(r.status, r.reported, r.refused) for r in records] == [("committed", 4, 0)] * 3
+    losses = [record.loss or 0.0 for record in records]
+    assert losses == sorted(losses, reverse=True)
+    for agent in simulation.agents.values():
+        assert list(agent.agent.rounds.outbox.state.vectors) == ["last"]
+
+
+def test_the_phase_of_the_manual_is_asked_as_a_task(tmp_path: Path, examples: list[str]) -> None:
+    path = scenario(tmp_path, plugins=examples, algorithm="fedavg", task="spread")
+    simulation = simulated(path)
+    (record,) = simulation.coordinator.store.rounds()
+    assert (record.status, record.reported, record.version) == ("answered", 4, 0)
+    low, mean, high = record.values["loss"]
+    assert 0 < low < mean < high

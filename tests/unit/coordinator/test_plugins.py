@@ -87,6 +87,6 @@ def test_two_plug_ins_of_one_name_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_phase_that_follows_another_is_no_task(tmp_path: Path) -> None:
-    message = "task: 'evaluate' follows another phase; tasks: train, statistics$"
+    message = "task: 'evaluate' is no task, it follows another; tasks: train, statistics$"
     with pytest.raises(ConfigError, match=message):
         load_federation(federation(tmp_path, "task: evaluate"))

@@ -14,8 +14,8 @@ import pytest
 from coordinator.machine.progress import Progress
 from coordinator.records.records import RoundRecord, new_record
 from coordinator.report import answer_lines, round_line, status_document, status_text
-from coordinator.result import StatisticsResult, TrainedModel, make_result
-from coordinator.statistics_table import statistics_document, statistics_lines
+from coordinator.result import AnswerResult, TrainedModel, make_result
+from coordinator.statistics_table import answer_document, statistics_lines
 from coordinator.store import Store
 from fedge.errors import StoreError
 from learning.algorithms.algorithm import ServerState
@@ -101,7 +101,7 @@ def test_a_round_of_statistics_is_one_line() -> None:
 
 
 def test_the_document_has_every_moment_and_null_where_there_is_none() -> None:
-    document = statistics_document(record())
+    document = answer_document(record())
     assert document["declined"] == {"pi-9": "not_allowed"}
     assert (document["asked"], document["reported"]) == (3, 2)
     assert document["columns"]["income"] == {
@@ -148,7 +148,7 @@ def test_a_task_has_its_result(store: Store, tmp_path: Path) -> None:
     assert isinstance(trained, TrainedModel)
     assert trained.text() == f"trained model: {tmp_path / 'model'}"
     for task in ("statistics", {"name": "statistics", "weighted": True}):
-        assert isinstance(result(store, tmp_path, task=task), StatisticsResult)
+        assert isinstance(result(store, tmp_path, task=task), AnswerResult)
 
 
 def test_the_file_has_the_latest_table_and_is_the_owner_s(store: Store, tmp_path: Path) -> None:
@@ -169,5 +169,5 @@ def test_the_file_has_the_latest_table_and_is_the_owner_s(store: Store, tmp_path
 def test_a_file_that_cannot_be_written_is_told(store: Store, tmp_path: Path) -> None:
     store.save_round(record())
     found = result(store, tmp_path / "gone", task="statistics")
-    with pytest.raises(StoreError, match=r"the statistics are not written: .*mend the disk"):
+    with pytest.raises(StoreError, match=r"statistics.json is not written: .*mend the disk"):
         found.save()

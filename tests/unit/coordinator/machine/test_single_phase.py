@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -10,12 +13,15 @@ import pytest
 
 from coordinator.config import RoundConfig
 from coordinator.machine.events import Commit, Finished
+from coordinator.report import answer_lines, round_line
+from coordinator.result import make_result
+from coordinator.store import Store
 from fedge.errors import UpdateRejected
 from learning.phases.phase import Answer, CollectorContext, Device, Received, Request, Values
 from learning.phases.registry import PHASES
 from learning.registry import Settings
 from tests.plugins import forgotten_plugins
-from tests.unit.coordinator.machine.coordinator_stage import FakeAgent, Stage, config, only
+from tests.unit.coordinator.machine.coordinator_stage import PACKAGE, FakeAgent, Stage, config, only
 
 
 class TallestSettings(Settings, frozen=True, tag="test_tallest"):
@@ -94,3 +100,19 @@ def test_an_answer_that_the_collector_refuses_is_counted_as_refused() -> None:
     stage.later(61)
     assert stage.record.status == "abandoned"
     assert stage.record.refusals == {"tallest": 1}
+
+
+def test_the_result_is_shown_and_written_under_the_name_of_the_task(tmp_path: Path) -> None:
+    stage, a, b = asked(round=RoundConfig(minimum=2))
+    a.report("result", values={"height": (181.0,)})
+    b.report("result", values={"height": (169.5,)})
+    assert round_line(stage.record, 10).startswith("round 1 · 1 value · 2 of 2 reported")
+    assert answer_lines(stage.record) == ["2 of 2 agents answered", "", "height: 181"]
+    with closing(Store(tmp_path, 0)) as store:
+        store.save_round(stage.record)
+        progress = stage.coordinator.progress
+        found = make_result(stage.coordinator.config, tmp_path, PACKAGE, progress, store)
+        found.save()
+        assert found.text().splitlines()[-1] == f"test_tallest: {tmp_path}/test_tallest.json"
+    written = json.loads((tmp_path / "test_tallest.json").read_text())
+    assert written["values"] == {"height": [181.0]}
