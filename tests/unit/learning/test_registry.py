@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -304,3 +305,13 @@ def test_names_of_installed_packages_are_listed_without_loading_them(tools: Regi
 )
 def test_each_kind_has_its_group_of_entry_points(registry: Registry[Any], group: str) -> None:
     assert registry.group == group
+
+
+def test_without_such_packages_no_package_is_looked_into() -> None:
+    code = (
+        "import sys\n"
+        "from learning.codecs.registry import CODECS\n"
+        "assert 'int8' in CODECS.names() and 'int7' not in CODECS\n"
+        "assert 'importlib.metadata' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
