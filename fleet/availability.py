@@ -14,16 +14,16 @@ class Attendance:
     """Takes agents' word that they cannot take part.
 
     Args:
-        learners: agents that train.
+        asked: agents that a round can ask.
         least: of them without which no round begins.
 
     Attributes:
         unable: why, by agent, of those that said so for good.
     """
 
-    def __init__(self, learners: Sequence[str], least: int) -> None:
+    def __init__(self, asked: Sequence[str], least: int) -> None:
         self.unable: dict[str, str] = {}
-        self._learners = learners
+        self._asked = asked
         self._least = max(1, least)
         self._told: set[str] = set()
 
@@ -48,11 +48,11 @@ class Attendance:
         Raises:
             ConfigError: too few are left that can take part, or have not said yet.
         """
-        left = [n for n in self._learners if n not in gone and n not in self.unable]
-        hindered = [n for n in self._learners if n in self.unable]
+        left = [n for n in self._asked if n not in gone and n not in self.unable]
+        hindered = [n for n in self._asked if n in self.unable]
         if not hindered or len(left) >= self._least:
             return
         raise ConfigError(
-            f"{len(hindered)} of {len(self._learners)} agents cannot take part, a round needs "
+            f"{len(hindered)} of {len(self._asked)} agents cannot take part, a round needs "
             f"{self._least}; {hindered[0]}: {self.unable[hindered[0]]}"
         )

@@ -64,7 +64,8 @@ def run(
     """Run SCENARIO: a broker, a coordinator, and agents in processes of their own or hosted.
 
     Partitions the scenario's data, gives every agent its own rows in its own folder, runs the
-    rounds over MQTT, trains what the result is compared with, and writes report.json.
+    rounds over MQTT, trains what the result is compared with, and writes report.json. A scenario
+    of the task statistics trains nothing and prints a table.
 
     \b
     Exit codes: 0 done; 2 scenario, data or option wrong; 3 broker not reached; 4 the run ended

@@ -23,7 +23,7 @@ from fedge.yaml_config import located
 from fleet.host import AGENT_FILE
 from fleet.participants import Cast
 from fleet.report import REPORT_FILE
-from fleet.scenario import agent_phases, coordinator_config, fleet_changes, plugin_paths
+from fleet.scenario import coordinator_config, fleet_changes, plugin_paths
 from models.package.package import ModelPackage
 
 COORDINATOR = "coordinator"
@@ -118,7 +118,7 @@ def write_coordinator(
     package.save(folder / COORDINATOR / "package")
     given = cast.scenario.federation
     changes = {"model": "package"} | dict(changes)
-    changes |= fleet_changes(cast.scenario, len(cast.learners), rounds)
+    changes |= fleet_changes(cast.scenario, len(cast.asked), rounds)
     evaluation = dict(given.get("evaluation", {}))
     if "data" in evaluation:
         evaluation["data"] = str(located(evaluation["data"], path.parent).resolve())
@@ -155,7 +155,8 @@ def write_agent(
         "federation": federation,
         "agent_id": name,
         "broker": dict(broker),
-        "phases": list(agent_phases(cast.scenario, unseen=unseen)),
+        "phases": list(cast.phases(name)),
+        "statistics": msgspec.to_builtins(cast.statistics(name)),
         "data": {
             "path": _DATA_FILE,
             "inputs": {t.name: {"array": t.name} for t in cast.spec.inputs},

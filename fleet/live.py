@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
@@ -13,7 +14,7 @@ from rich.table import Table
 from broker.protocol.messages import name_of
 from coordinator.config import CoordinatorConfig
 from coordinator.records.records import RoundRecord
-from coordinator.report import bytes_text, decline_lines, matrix_lines
+from coordinator.report import answer_lines, bytes_text, decline_lines, matrix_lines
 from fedge.console import printable
 from fleet.participants import Cast
 from fleet.report import federated_figure, verdicts
@@ -56,22 +57,26 @@ class LiveWatcher:
 
     def begin(self, cast: Cast, config: CoordinatorConfig, broker: str) -> None:
         """See `fleet.run.Watcher`."""
-        spec, print_ = cast.spec, self._console.print
-        print_(f"[bold]{cast.scenario.name}[/bold]: {_text(cast.scenario.description)}")
-        print_(f"[dim]licence: {_text(cast.scenario.licence)}[/dim]", highlight=False)
-        learners = f"{len(cast.learners)} agents learn"
-        if cast.unseen:
-            learners += f", {len(cast.unseen)} only measure ({', '.join(cast.unseen)})"
-        print_(f"model {_text(spec.name)}, {spec.size:,} parameters · {learners}")
-        print_(
-            f"broker {_text(broker)} · updates as {name_of(config.codec)}"
-            f" · {config.rounds} rounds\n"
-        )
-        metrics = [m.name for m in spec.metrics if m.kind != "confusion"]
-        self._columns = ["loss", *metrics, *(f"unseen_{m}" for m in metrics if cast.unseen)]
-        self._rounds = config.rounds
+        spec, scenario, print_ = cast.spec, cast.scenario, self._console.print
+        print_(f"[bold]{scenario.name}[/bold]: {_text(scenario.description)}")
+        print_(f"[dim]licence: {_text(scenario.licence)}[/dim]", highlight=False)
+        self._rounds = 1 if scenario.is_statistics else config.rounds
+        if scenario.is_statistics:
+            print_(f"{len(cast.asked)} agents are asked for statistics, nothing is trained")
+            print_(f"broker {_text(broker)}\n")
+        else:
+            learners = f"{len(cast.learners)} agents learn"
+            if cast.unseen:
+                learners += f", {len(cast.unseen)} only measure ({', '.join(cast.unseen)})"
+            print_(f"model {_text(spec.name)}, {spec.size:,} parameters · {learners}")
+            print_(
+                f"broker {_text(broker)} · updates as {name_of(config.codec)}"
+                f" · {config.rounds} rounds\n"
+            )
+            metrics = [m.name for m in spec.metrics if m.kind != "confusion"]
+            self._columns = ["loss", *metrics, *(f"unseen_{m}" for m in metrics if cast.unseen)]
         print_(self._heading())
-        self._task = self._progress.add_task("rounds", total=config.rounds)
+        self._task = self._progress.add_task("rounds", total=self._rounds)
 
     def round(self, record: RoundRecord) -> None:
         """See `fleet.run.Watcher`."""
@@ -82,7 +87,7 @@ class LiveWatcher:
                 values = [f"loss {agent.loss:.4f}"]
                 values += [f"{key} {value:.4f}" for key, value in agent.metrics.items()]
                 self._console.print(f"        {name:16s} {'  '.join(values)}", highlight=False)
-        if self._task is not None and record.status == "committed":
+        if self._task is not None and record.status != "abandoned":
             self._progress.update(self._task, description="rounds", advance=1)
 
     def waiting(self, able: int, wanted: int) -> None:
@@ -148,6 +153,9 @@ def print_result(
         report: of the run.
         judge: look at the promise; not for a run with fewer agents or rounds.
     """
+    if "statistics" in report:
+        _print_statistics(console, report)
+        return True
     console.print(_agents_table(report))
     final = report["final"]
     console.print(
@@ -168,6 +176,13 @@ def print_result(
         console.print(f"[green]✓[/green] {words}" if good else f"[red]✗ {words}[/red]")
         kept = kept and good
     return kept
+
+
+def _print_statistics(console: Console, report: dict[str, Any]) -> None:
+    rounds = (msgspec.convert(each, RoundRecord) for each in reversed(report["rounds"]))
+    record = next(record for record in rounds if record.status == "answered")
+    lines = ["", *answer_lines(record), ""]
+    console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
 
 
 def _agents_table(report: dict[str, Any]) -> Table:

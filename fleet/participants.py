@@ -9,11 +9,12 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from edge_agent.data.columns import StatisticsConfig
 from edge_agent.data.dataset import LocalDataset, WeightSource, build_dataset, read_table
 from edge_agent.data.table import Array, Index, Table
 from fedge.errors import ConfigError
 from fleet.partition import partition
-from fleet.scenario import Scenario
+from fleet.scenario import Scenario, agent_phases
 from models.package.spec import ModelSpec
 
 
@@ -44,6 +45,20 @@ class Cast:
     def unseen(self) -> list[str]:
         """Agents that only measure."""
         return [name for name in self.rows if name in self.scenario.unseen]
+
+    @property
+    def asked(self) -> list[str]:
+        """Agents that a round begins with: for statistics all, else those that train."""
+        return list(self.rows) if self.scenario.is_statistics else self.learners
+
+    def phases(self, name: str) -> tuple[str, ...]:
+        """Phases that an agent takes part in."""
+        return agent_phases(self.scenario, unseen=name in self.scenario.unseen)
+
+    def statistics(self, name: str) -> StatisticsConfig:
+        """What an agent's owner allows."""
+        allow = self.scenario.is_statistics and name not in self.scenario.refuse
+        return StatisticsConfig(allow=allow)
 
     def dataset(self, name: str) -> LocalDataset:
         """The rows of one agent, as the agent itself will see them."""
@@ -85,9 +100,11 @@ def make_cast(scenario: Scenario, path: Path, spec: ModelSpec, agents: int | Non
         if agents is not None:
             config = msgspec.structs.replace(config, clients=agents)
     rows = partition(config, _labels(table, spec), client, rng)
-    missing = sorted(set(scenario.unseen) - set(rows))
-    if missing:
-        raise ConfigError(f"{path}: unseen: no agent {missing[0]!r}; agents: {', '.join(rows)}")
+    # Of fewer agents than the scenario was written for, those that refuse may be left out.
+    refuse = scenario.refuse if agents is None else ()
+    for key, names in (("unseen", scenario.unseen), ("refuse", refuse)):
+        if missing := sorted(set(names) - set(rows)):
+            raise ConfigError(f"{path}: {key}: no agent {missing[0]!r}; agents: {', '.join(rows)}")
     if not set(rows) - set(scenario.unseen):
         raise ConfigError(f"{path}: unseen: names all {len(rows)} agents, nobody is left to learn")
     chosen = _choose(rows, scenario, agents, path)

@@ -1,21 +1,104 @@
-"""`report.json`: what a fleet run found. The names in it are a contract."""
+"""`report.json`: result of a run, for each task. The names in it are a contract."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from broker.protocol.messages import name_of
+from coordinator.config import CoordinatorConfig
 from coordinator.records.records import RoundRecord, falls
-from fedge.errors import ConfigError
-from fleet.baselines import Baselines
+from coordinator.statistics_table import answer_document
+from fedge.errors import ConfigError, FleetError
+from fleet.baselines import Baselines, measure_baselines
+from fleet.participants import Cast
 from fleet.scenario import Scenario
+from learning.vector.parameters import F32
 from models.package.package import ModelPackage
 
 REPORT_FILE = "report.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Ended:
+    """A run whose processes are gone.
+
+    Attributes:
+        cast: the agents and their rows.
+        package: the model as it was.
+        config: of the federation.
+        records: of all rounds.
+        out: folder of the run.
+        runtime: interpreters of the agents.
+        broker: kind of the broker.
+        reason: why the federation ended.
+        seconds: that it took.
+    """
+
+    cast: Cast
+    package: ModelPackage
+    config: CoordinatorConfig
+    records: Sequence[RoundRecord]
+    out: Path
+    runtime: str
+    broker: str
+    reason: str
+    seconds: float
+
+
+def conclude(
+    ended: Ended, read_theta: Callable[[], F32], progress: Callable[[str, int, int], None]
+) -> dict[str, Any]:
+    """Writes what a run leaves behind in its folder, and returns its report.
+
+    Args:
+        ended: the run.
+        read_theta: of the last version; not called where nothing was trained.
+        progress: told (what, done, of) after every model that the run is compared with.
+
+    Raises:
+        FleetError: no round had a result.
+    """
+    if ended.cast.scenario.is_statistics:
+        return _statistics(ended)
+    return _trained(ended, read_theta, progress)
+
+
+def _trained(
+    ended: Ended, read_theta: Callable[[], F32], progress: Callable[[str, int, int], None]
+) -> dict[str, Any]:
+    """Saves the trained model, trains what it is compared with."""
+    if not any(record.status == "committed" for record in ended.records):
+        raise FleetError("no round was committed")
+    theta = read_theta()
+    baselines = measure_baselines(ended.cast, ended.config, ended.package, theta, progress)
+    replace(ended.package, initial=theta.copy()).save(ended.out / "model")
+    return _report(ended, baselines)
+
+
+def _statistics(ended: Ended) -> dict[str, Any]:
+    """Nothing was trained: the table is the result."""
+    answered = [record for record in ended.records if record.status == "answered"]
+    if not answered:
+        raise FleetError("no round was answered")
+    return _report(ended, Baselines()) | {"statistics": answer_document(answered[-1])}
+
+
+def _report(ended: Ended, baselines: Baselines) -> dict[str, Any]:
+    facts = {
+        "agents": len(ended.cast.rows),
+        "codec": name_of(ended.config.codec),
+        "runtime": ended.runtime,
+        "broker": ended.broker,
+        "reason": ended.reason,
+        "seconds": ended.seconds,
+    }
+    return build_report(ended.cast.scenario, ended.package, ended.records, baselines, facts)
 
 
 def build_report(

@@ -9,7 +9,7 @@ import queue
 import secrets
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -21,7 +21,6 @@ from broker.link.link import LinkDown, LinkUp
 from broker.link.mqtt import MqttLink
 from broker.link.settings import BrokerSettings
 from broker.local.broker import LocalBroker
-from broker.protocol.messages import name_of
 from coordinator.config import CoordinatorConfig
 from coordinator.records.records import RoundRecord
 from coordinator.report import decline_lines
@@ -31,13 +30,13 @@ from fedge.errors import ConfigError, FleetError, LinkError
 from fedge.yaml_config import load_config
 from fleet import folders
 from fleet.availability import Attendance
-from fleet.baselines import Baselines, check_baselines, measure_baselines
+from fleet.baselines import check_baselines
 from fleet.host import AGENT_FILE
 from fleet.participants import Cast, make_cast
 from fleet.processes import Processes
-from fleet.report import build_report, write_report
+from fleet.report import Ended, conclude, write_report
 from fleet.retained_cleanup import clear_retained
-from fleet.scenario import Scenario, load_scenario, plugin_paths, scenario_package
+from fleet.scenario import load_scenario, plugin_paths, scenario_package
 from learning.vector.parameters import F32
 from models.package.package import INITIAL_FILE, ModelPackage
 
@@ -99,7 +98,7 @@ def run_scenario(path: Path, options: RunOptions, watcher: Watcher) -> dict[str,
     Raises:
         ConfigError: scenario, data, model or options are unusable, or too few agents can take part.
         LinkError: the broker named by its address cannot be reached.
-        FleetError: the run ended without a committed round.
+        FleetError: the run ended without a result.
     """
     scenario = load_scenario(path)
     package = scenario_package(scenario, path)
@@ -107,7 +106,7 @@ def run_scenario(path: Path, options: RunOptions, watcher: Watcher) -> dict[str,
     cast = make_cast(scenario, path, package.spec, options.agents)
     with _broker(options.broker) as (settings, kind):
         name = scenario.name if kind != "external" else f"{scenario.name}-{secrets.token_hex(3)}"
-        run = _Run(scenario, package, cast, options, settings, watcher)
+        run = _Run(package, cast, options, settings, watcher)
         config = run.configure(path, name)
         watcher.begin(cast, config, f"{kind} on {settings.host}:{settings.port}")
         started = time.monotonic()
@@ -132,14 +131,12 @@ class _Run:
 
     def __init__(
         self,
-        scenario: Scenario,
         package: ModelPackage,
         cast: Cast,
         options: RunOptions,
         settings: BrokerSettings,
         watcher: Watcher,
     ) -> None:
-        self.scenario = scenario
         self.package = package
         self.cast = cast
         self.out = options.out
@@ -156,7 +153,7 @@ class _Run:
         folders.clear(self.out)
         broker = folders.broker_keys(self.settings)
         changes = {"federation": federation, "broker": broker}
-        plugins = plugin_paths(self.scenario, path)
+        plugins = plugin_paths(self.cast.scenario, path)
         config = folders.write_coordinator(
             folder, self.cast, self.package, path, changes, self.rounds
         )
@@ -191,7 +188,7 @@ class _Run:
     def _watch(self, config: CoordinatorConfig) -> str:
         heard, waiting = time.monotonic(), False
         least = max(config.cohort.at_least, config.round.minimum)
-        attendance = Attendance(self.cast.learners, least)
+        attendance = Attendance(self.cast.asked, least)
         gone: set[str] = set()
         while True:
             try:
@@ -245,7 +242,7 @@ class _Run:
         return dead
 
     def _check_stuck(self, gone: set[str], *, is_over: bool) -> None:
-        left = [name for name in self.cast.learners if name not in gone]
+        left = [name for name in self.cast.asked if name not in gone]
         if left and not (gone and is_over):
             return
         first = next(child for child in self.processes.children if not child.running)
@@ -257,26 +254,30 @@ class _Run:
     def conclude(
         self, config: CoordinatorConfig, kind: str, reason: str, seconds: float
     ) -> dict[str, Any]:
-        """Baselines and report, once all processes are gone."""
-        if not any(record.status == "committed" for record in self.records):
-            raise FleetError(f"no round was committed; logs: {self.processes.folder}")
+        """Result and report, once all processes are gone."""
         state = self.processes.folder / "coordinator" / "state"
-        theta: F32 = np.load(state / RESULT_FOLDER / INITIAL_FILE, allow_pickle=False)
-        baselines: Baselines = measure_baselines(
-            self.cast, config, self.package, theta, self.watcher.baseline
+        ended = Ended(
+            self.cast,
+            self.package,
+            config,
+            self.records,
+            self.out,
+            runtime=_runtime(state),
+            broker=kind,
+            reason=reason,
+            seconds=seconds,
         )
-        replace(self.package, initial=theta).save(self.out / "model")
-        facts = {
-            "agents": len(self.cast.rows),
-            "codec": name_of(config.codec),
-            "runtime": _runtime(state),
-            "broker": kind,
-            "reason": reason,
-            "seconds": seconds,
-        }
-        report = build_report(self.scenario, self.package, self.records, baselines, facts)
+        try:
+            report = conclude(ended, lambda: _trained_theta(state), self.watcher.baseline)
+        except FleetError as error:
+            raise FleetError(f"{error}; logs: {self.processes.folder}") from error
         write_report(report, self.out)
         return report
+
+
+def _trained_theta(state: Path) -> F32:
+    theta: F32 = np.load(state / RESULT_FOLDER / INITIAL_FILE, allow_pickle=False)
+    return theta
 
 
 def why_abandoned(record: RoundRecord) -> str:

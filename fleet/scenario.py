@@ -71,6 +71,7 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         data: where the rows are; as in an agent's configuration.
         partition: which rows each agent gets.
         unseen: agents that only measure: the model never learns from them.
+        refuse: agents whose owners do not allow statistics.
         federation: the coordinator's configuration, without name, broker and state_dir.
         baselines: what to compare with.
         detection: which rows a model should find unusual.
@@ -83,6 +84,7 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     data: DataConfig
     partition: PartitionConfig
     unseen: tuple[Id, ...] = ()
+    refuse: tuple[Id, ...] = ()
     federation: dict[str, Any]
     baselines: BaselineConfig = BaselineConfig()
     detection: DetectionConfig | None = None
@@ -94,6 +96,16 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
                 "data.test_fraction 1 leaves nobody rows to learn from; take less, and name agents "
                 "that only measure in `unseen`"
             )
+        if self.is_statistics and (self.detection or self.baselines != BaselineConfig()):
+            raise ValueError("task statistics trains nothing: leave out baselines and detection")
+        if self.refuse and not self.is_statistics:
+            raise ValueError("refuse is for the task statistics; leave it out")
+
+    @property
+    def is_statistics(self) -> bool:
+        """Whether the federation asks for statistics instead of training."""
+        task = self.federation.get("task", "")
+        return isinstance(task, str | dict) and name_of(task) == "statistics"
 
 
 _SET_BY_FLEET = ("federation", "broker", "state_dir")
@@ -127,7 +139,8 @@ def plugin_paths(scenario: Scenario, path: Path) -> list[str]:
 def agent_phases(scenario: Scenario, *, unseen: bool) -> tuple[str, ...]:
     """Returns the phases that an agent of a scenario takes part in; its task is one of them."""
     task = name_of(scenario.federation.get("task", "train"))
-    phases = ("evaluate",) if unseen else DEFAULT_PHASES
+    left_out = ("train",) if unseen else ()
+    phases = tuple(phase for phase in DEFAULT_PHASES if phase not in left_out)
     return phases if task in DEFAULT_PHASES else (*phases, task)
 
 
@@ -143,22 +156,22 @@ def coordinator_config(scenario: Scenario, path: Path, **changes: Any) -> Coordi
     return parse_config(mapping, CoordinatorConfig, str(path), key="federation")
 
 
-def fleet_changes(scenario: Scenario, learners: int, rounds: int | None) -> dict[str, Any]:
+def fleet_changes(scenario: Scenario, asked: int, rounds: int | None) -> dict[str, Any]:
     """What a fleet changes about the scenario's federation.
 
     Args:
         scenario: to play.
-        learners: agents that train: the first round waits for all of them; with fewer than the
-            scenario was written for, no round asks for more than there are.
+        asked: agents that a round can ask: the first one waits for all of them; with fewer than
+            the scenario was written for, no round asks for more than there are.
         rounds: so many instead of the scenario's.
     """
     given = scenario.federation
-    start = {"agents": learners, "timeout_s": 60.0} | given.get("start", {})
+    start = {"agents": asked, "timeout_s": 60.0} | given.get("start", {})
     changes: dict[str, Any] = {"start": start}
     for section, key in (("round", "minimum"), ("cohort", "at_least")):
         values = dict(given.get(section, {}))
-        if values.get(key, 0) > learners:
-            changes[section] = values | {key: learners}
+        if values.get(key, 0) > asked:
+            changes[section] = values | {key: asked}
     return changes | ({} if rounds is None else {"rounds": rounds})
 
 

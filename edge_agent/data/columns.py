@@ -55,11 +55,8 @@ def allowed_columns(dataset: LocalDataset, spec: ModelSpec, config: StatisticsCo
         DeclinedError: `not_allowed`, `no_data` or `too_few_rows`.
     """
     if not config.allow:
-        raise DeclinedError(
-            "not_allowed",
-            "the owner of this device does not allow statistics: `statistics: {allow: true}` in its"
-            " configuration would",
-        )
+        detail = "statistics.allow is false in this device's configuration; its owner may set it"
+        raise DeclinedError("not_allowed", detail)
     rows = len(dataset.rows)
     if not rows:
         raise DeclinedError("no_data", "no rows to make statistics of")

@@ -6,6 +6,8 @@ import logging
 import re
 from collections import deque
 
+import msgspec
+
 from broker.protocol import messages
 from broker.protocol.messages import (
     MAX_MISSING,
@@ -34,8 +36,10 @@ PlanKey = tuple[str, int, str, str]
 
 def plan_key(plan: RoundPlan) -> PlanKey:
     """Returns what tells a plan from others; that of an open round comes again, and is the same."""
-    # The weights: a round of this number may have been before a backup was put back.
-    return plan.session, plan.round_id, plan.phase_name, plan.weights.sha256
+    # A round of this number may have been before: with other weights, before a backup was put
+    # back; with other settings of its phase, before a coordinator started again.
+    phase = msgspec.json.encode(plan.phase, order="sorted").decode()
+    return plan.session, plan.round_id, phase, plan.weights.sha256
 
 
 class ReportBuilder:

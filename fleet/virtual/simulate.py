@@ -9,19 +9,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from broker.protocol.messages import name_of
 from coordinator.config import CoordinatorConfig
 from coordinator.evaluation import central_measure
-from fedge.errors import ConfigError, FleetError
+from fedge.errors import ConfigError
 from fedge.yaml_config import load_config, located
-from fleet.baselines import check_baselines, measure_baselines
+from fleet.baselines import check_baselines
 from fleet.folders import make_out
 from fleet.participants import Cast, make_cast
-from fleet.report import REPORT_FILE, build_report, write_report
+from fleet.report import REPORT_FILE, Ended, conclude, write_report
 from fleet.run import Watcher
 from fleet.scenario import (
     Scenario,
-    agent_phases,
     coordinator_config,
     fleet_changes,
     load_scenario,
@@ -76,10 +74,10 @@ def simulate_scenario(path: Path, options: SimulationOptions, watcher: Watcher) 
 
     Raises:
         ConfigError: scenario, data, model, faults, profiles or options are unusable.
-        FleetError: the run ended without a committed round, or did not end.
+        FleetError: the run ended without a result, or did not end.
         InvariantViolated: a promise of the protocol was broken.
     """
-    scenario, cast, setting = make_setting(path, options)
+    _, cast, setting = make_setting(path, options)
     with _observed(setting, options) as observed:
         simulation = Simulation(observed)
         for observer in observed.observers:
@@ -91,7 +89,7 @@ def simulate_scenario(path: Path, options: SimulationOptions, watcher: Watcher) 
         for observer in observed.observers:
             if isinstance(observer, Invariants):
                 observer.at_rest(simulation)
-    return _conclude(simulation, scenario, cast, reason, options, watcher)
+    return _conclude(simulation, cast, reason, options, watcher)
 
 
 def make_setting(path: Path, options: SimulationOptions) -> tuple[Scenario, Cast, Setting]:
@@ -102,7 +100,7 @@ def make_setting(path: Path, options: SimulationOptions) -> tuple[Scenario, Cast
     cast = make_cast(scenario, path, package.spec, options.agents)
     if COORDINATOR in cast.rows:
         raise ConfigError(f"{path}: no agent may be called {COORDINATOR!r}")
-    changes = fleet_changes(scenario, len(cast.learners), options.rounds)
+    changes = fleet_changes(scenario, len(cast.asked), options.rounds)
     config = coordinator_config(scenario, path, **changes)
     profiles = load_profiles(options.profiles) if options.profiles else load_profiles()
     faults = load_config(options.faults, FaultPlan) if options.faults else FaultPlan()
@@ -127,7 +125,8 @@ def _setting(
             dealt[name],
             faults,
             dataset=cast.dataset(name),
-            phases=agent_phases(cast.scenario, unseen=name in cast.unseen),
+            phases=cast.phases(name),
+            statistics=cast.statistics(name),
         )
         for name in cast.rows
     ]
@@ -160,28 +159,24 @@ def _observed(setting: Setting, options: SimulationOptions) -> Iterator[Setting]
 
 def _conclude(
     simulation: Simulation,
-    scenario: Scenario,
     cast: Cast,
     reason: str,
     options: SimulationOptions,
     watcher: Watcher,
 ) -> dict[str, Any]:
-    setting, records = simulation.setting, simulation.coordinator.store.rounds()
-    if not any(record.status == "committed" for record in records):
-        raise FleetError("no round was committed")
-    theta = simulation.coordinator.coordinator.progress.theta
-    package, config = setting.package, setting.config
-    baselines = measure_baselines(cast, config, package, theta, watcher.baseline)
-    replace(package, initial=theta.copy()).save(options.out / "model")
-    facts = {
-        "agents": len(cast.rows),
-        "codec": name_of(config.codec),
-        "runtime": find_runtime(None)[1],
-        "broker": "memory",
-        "reason": reason,
-        "seconds": simulation.ended_s,
-    }
-    report = build_report(scenario, package, records, baselines, facts)
+    setting, coordinator = simulation.setting, simulation.coordinator
+    ended = Ended(
+        cast,
+        setting.package,
+        setting.config,
+        coordinator.store.rounds(),
+        options.out,
+        runtime=find_runtime(None)[1],
+        broker="memory",
+        reason=reason,
+        seconds=simulation.ended_s,
+    )
+    report = conclude(ended, lambda: coordinator.coordinator.progress.theta, watcher.baseline)
     report |= {"seed": setting.seed, "virtual_seconds": simulation.ended_s}
     write_report(report, options.out)
     return report

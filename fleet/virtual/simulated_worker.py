@@ -87,7 +87,7 @@ class Workbench:
             return self._timed(job, agent_id, dataset, seconds, statistics)
         plan = job.plan
         key = (
-            *(agent_id, plan.round_id, plan.phase_name, plan.seed),
+            *(agent_id, plan.round_id, repr(plan.phase), plan.seed),
             *(ref.sha256 for ref in plan.blobs.values()),
             _mark(job.state),
         )
