@@ -70,6 +70,8 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
             raise ValueError("agent_id: 'coordinator' is the coordinator's own name at the broker")
         if not self.phases:
             raise ValueError("phases: name at least one")
+        if self.statistics.allow and "statistics" not in self.phases:
+            raise ValueError("statistics: allowed, but phases leaves out statistics")
 
 
 def load_agent_config(path: Path) -> AgentConfig:

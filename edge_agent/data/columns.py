@@ -61,9 +61,8 @@ def allowed_columns(dataset: LocalDataset, spec: ModelSpec, config: StatisticsCo
     if not rows:
         raise DeclinedError("no_data", "no rows to make statistics of")
     if rows < config.min_rows:
-        raise DeclinedError(
-            "too_few_rows", f"{rows} rows, statistics.min_rows is {config.min_rows}"
-        )
+        detail = f"{rows} rows, statistics.min_rows is {config.min_rows}"
+        raise DeclinedError("too_few_rows", detail)
     weights = dataset.arrays.get("weight")
     return Columns(
         DataColumns(dataset, spec), None if weights is None else _restored(weights, 0.0, 1.0)

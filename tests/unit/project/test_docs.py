@@ -31,11 +31,12 @@ from coordinator import config as middle
 from coordinator.machine import admission
 from coordinator.records.records import AgentResult, RoundRecord
 from edge_agent.config import AgentConfig
+from edge_agent.data import columns
+from edge_agent.data.columns import StatisticsConfig
 from edge_agent.data.config import DataConfig, InputSource, TargetSource, WeightSource
 from edge_agent.data.dataset import load_dataset
 from edge_agent.machine import agent, decoded_plan, reports, rounds, status
 from edge_agent.machine.limits import LimitsConfig
-from edge_agent.training import local_device
 from fedge import console
 from fedge.command import cli
 from fedge.errors import FederationError
@@ -51,6 +52,15 @@ from learning.aggregation.registry import AGGREGATORS
 from learning.algorithms.registry import ALGORITHMS
 from learning.algorithms.training import TrainingPlan
 from learning.codecs.registry import CODECS
+from learning.phases import statistics
+from learning.phases.statistics import (
+    MAX_COLUMNS,
+    MAX_EDGES,
+    StatisticsSettings,
+    from_values,
+    moments,
+    to_values,
+)
 from models.package.spec import ModelSpec, TensorSpec
 from models.zoo import load_zoo
 
@@ -115,6 +125,7 @@ def check_table(text: str, struct: Any, column: int) -> None:
     [
         ("Agent: top level", AgentConfig),
         ("limits", LimitsConfig),
+        ("Agent: statistics", StatisticsConfig),
         ("data", DataConfig),
         ("data.inputs.NAME", InputSource),
         ("data.target", TargetSource),
@@ -172,6 +183,23 @@ def test_the_spec_is_documented() -> None:
     spec, tensor = text.split("A tensor is described")
     assert set(rows(spec)) == {field.name for field in msgspec.structs.fields(ModelSpec)}
     check_table(tensor, TensorSpec, 1)
+
+
+def test_the_settings_of_statistics_are_documented() -> None:
+    text = section(CONFIGURATION, "statistics")
+    found = {name: cells[1] for name, cells in rows(text).items()}
+    fields = msgspec.structs.fields(StatisticsSettings)
+    assert found == {field.name: shown(field) for field in fields}
+    assert f"at most {MAX_COLUMNS:,} columns, {MAX_EDGES:,} edges" in text
+
+
+def test_the_numbers_of_a_statistics_answer_are_documented() -> None:
+    text = section(PROTOCOL, "Statistics")
+    (example,) = re.findall(r"(?s)```json\n(.*?)```", text)
+    report = messages.decode(example.encode(), messages.Report)
+    found = moments(np.array([1.0, 2.0, 3.0, 6.0]), None, (2.0,))
+    assert report.values == to_values({"median_income": found})
+    assert from_values(report.values, {"median_income": (2.0,)}) == {"median_income": found}
 
 
 @pytest.mark.parametrize(
@@ -274,7 +302,7 @@ def test_every_reason_is_documented() -> None:
     refusals |= set(re.findall(r'\("(\w+)", (?:header|set)', source))
     assert {"late", "norm", "session", "malformed", "metrics"} <= refusals
     assert refusals <= documented
-    declining = (agent, decoded_plan, local_device, reports, rounds, status)
+    declining = (agent, columns, decoded_plan, reports, rounds, statistics, status)
     source = "\n".join(inspect.getsource(place) for place in declining)
     calls = r'(?:DeclinedError|_declines|decline_running|_decline|declined)\((?:plan, )?"(\w+)"'
     declined = set(re.findall(calls, source))
@@ -300,7 +328,7 @@ def test_every_key_of_the_report_is_documented() -> None:
     facts = dict.fromkeys(("agents", "codec", "runtime", "broker", "reason", "seconds"), "")
     baselines = Baselines(failed={"own": "why"}, detection={"own": {"auc": 1.0}})
     report = build_report(scenario, load_zoo("house_price"), [], baselines, facts)
-    assert first_cells(text) == set(report)
+    assert first_cells(text) == {*report, "statistics"}
     (final,) = re.findall(r"(?m)^\| `final` \| (.*) \|$", text)
     assert set(re.findall(r"`(\w+)`", final)) == set(report["final"])
 

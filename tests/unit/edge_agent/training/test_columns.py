@@ -185,6 +185,9 @@ def test_the_section_of_the_configuration_is_off_by_default_and_checked() -> Non
     made = parse_config(document, AgentConfig, "agent.yaml")
     assert made.statistics == StatisticsConfig(allow=False, min_rows=10)
     assert "statistics" in made.phases
+    changes = {"phases": ["train"], "statistics": {"allow": True}}
+    with pytest.raises(ConfigError, match="allowed, but phases leaves out statistics"):
+        parse_config(document | changes, AgentConfig, "agent.yaml")
     for wrong in ({"allow": 1}, {"min_rows": 0}, {"allowed": True}):
         with pytest.raises(ConfigError, match=r"agent\.yaml: statistics"):
             parse_config(document | {"statistics": wrong}, AgentConfig, "agent.yaml")
