@@ -298,7 +298,7 @@ def test_every_reason_is_documented() -> None:
         coordinator.machine.uploads,
     )
     source = "\n".join(inspect.getsource(place) for place in places)
-    refusals = set(re.findall(r'(?:Rejected|Reject|_reject)\(\w+, "(\w+)"', source))
+    refusals = set(re.findall(r'(?:Rejected|Reject|_reject)\((?:\w+, )?"(\w+)"', source))
     refusals |= set(re.findall(r'\("(\w+)", (?:header|set)', source))
     assert {"late", "norm", "session", "malformed", "metrics"} <= refusals
     assert refusals <= documented
