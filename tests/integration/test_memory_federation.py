@@ -44,8 +44,9 @@ from models.zoo import load_zoo
 
 HOUSING = Path(__file__).parents[2] / "examples" / "data" / "housing_california.npz"
 PACKAGE = load_zoo("house_price")
-#: Virtual seconds that loading a model, or a job, takes.
+#: Virtual seconds that loading a model, measuring, or one local step takes.
 STEP_S = 0.25
+BATCH = 100
 
 Handle = Callable[[Any, float], list[Any]]
 
@@ -121,13 +122,14 @@ class AgentNode(Node):
             case RecallBlob(sha256):
                 self.link.post(BlobRecalled(sha256, ()))
             case LoadPackage():
-                self._later(self._workbench.load(action, self._dataset))
-            case StartJob():
+                self._later(1, self._workbench.load(action, self._dataset))
+            case StartJob(plan):
                 done = self._workbench.work(action, self._name, self._dataset, seconds=0.5)
-                self._later(done)
+                is_training = plan.phase_name == "train"
+                self._later(-(-self._dataset.num_train // BATCH) if is_training else 1, done)
 
-    def _later(self, event: Any) -> None:
-        self._broker.at(self._broker.now_s + STEP_S, self.link.post, event)
+    def _later(self, steps: int, event: Any) -> None:
+        self._broker.at(self._broker.now_s + STEP_S * steps, self.link.post, event)
 
 
 class Federation:
@@ -139,7 +141,7 @@ class Federation:
             "model": "house_price",
             "rounds": 5,
             "start": StartConfig(agents=agents),
-            "training": TrainingPlan(epochs=1, batch_size=100, learning_rate=0.02),
+            "training": TrainingPlan(epochs=1, batch_size=BATCH, learning_rate=0.02),
             "round": RoundConfig(deadline_s=60.0),
         }
         self.broker = MemoryBroker()
