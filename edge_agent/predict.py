@@ -1,4 +1,4 @@
-"""Predicting with a released model on this device's data."""
+"""Predictions of a released model on this device's data."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from models.runtime.stderr import suppress_stderr
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What a model says of each row of a file.
+    """Predictions for each row of a file.
 
     Attributes:
         release: of the model.
@@ -41,7 +41,7 @@ class Predictions:
     runtime: str
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """One flat mapping a row: `row`, the numbers of each output, a class where there is one."""
+        """Yields one flat mapping a row: `row`, each output's numbers, a class if there is one."""
         for index, row in enumerate(self.rows.tolist()):
             record: dict[str, Any] = {"row": row}
             for number, (name, values) in enumerate(self.outputs.items()):
@@ -69,7 +69,7 @@ def predict(
     threads: int = 1,
     state_dir: Path | None = None,
 ) -> Predictions:
-    """The model's outputs for all rows of a data file.
+    """Returns the model's outputs for all rows of a data file.
 
     Args:
         model: a released `.tflite` with its `.json` beside it.
@@ -101,7 +101,7 @@ def predict(
 
 
 def inputs_only(data: DataConfig, path: Path | None = None) -> DataConfig:
-    """`data` without what only learning needs; of the rows in `path`, where one is given.
+    """Returns `data` without what only learning needs; of the rows in `path`, where one is given.
 
     Raises:
         ValueError: the file is of another format than the inputs are configured for.
@@ -118,7 +118,7 @@ def inputs_only(data: DataConfig, path: Path | None = None) -> DataConfig:
 
 
 def write(predictions: Predictions, out: Path | None, *, as_json: bool = False) -> None:
-    """To `out` (.npz: `row` and an array per output; .csv; .jsonl), or to stdout as CSV or JSON.
+    """Writes to `out` (.npz: `row` and an array per output; .csv; .jsonl), or to stdout.
 
     Raises:
         ConfigError: the file cannot be written, or its name says another format.
@@ -153,7 +153,7 @@ def _write_json(predictions: Predictions, file: TextIO) -> None:
 
 
 def _spec(release: Release, model: Path) -> ModelSpec:
-    """What the data readers need to know of a model."""
+    """Returns a spec with what the data readers need to know of a model."""
     try:
         return ModelSpec(
             name=release.name,
@@ -170,7 +170,7 @@ def _spec(release: Release, model: Path) -> ModelSpec:
 
 
 def _inputs(config: DataConfig, spec: ModelSpec, base: Path) -> DataConfig:
-    """`x` of an .npz file serves a model of one input, as the examples have it."""
+    """Maps `x` of an .npz file to the only input of a model, as in the examples."""
     only = spec.inputs[0].name if len(spec.inputs) == 1 else None
     if config.format != "npz" or only is None or only in config.inputs:
         return config

@@ -13,7 +13,7 @@ NanPolicy = Literal["refuse", "drop"]
 
 
 class InputSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Where one input comes from; exactly one of the two keys.
+    """Source of one input; exactly one of the two keys.
 
     Attributes:
         array: name of an array in an .npz file, shape (rows, *shape of the input); axes of
@@ -32,7 +32,7 @@ class InputSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 class TargetSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Where the target comes from; exactly one of `array` and `column`.
+    """Source of the target; exactly one of `array` and `column`.
 
     Attributes:
         array: name of an array in an .npz file, shape (rows, *shape of the target).
@@ -52,7 +52,7 @@ class TargetSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
 
 class WeightSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Where the weight of each row comes from; exactly one of the two keys.
+    """Source of the weight of each row; exactly one of the two keys.
 
     Attributes:
         array: name of an array in an .npz file, shape (rows,).

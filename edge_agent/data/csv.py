@@ -1,4 +1,4 @@
-"""Reading .csv files: a header, commas, one row of numbers per line, oldest first.
+"""Reader of .csv files: a header, commas, one row of numbers per line, oldest first.
 
 Cells go straight into compact typed arrays: 4 bytes per input number, and never the file's text.
 """
@@ -32,7 +32,7 @@ _UNIT = re.compile(r"(?P<name>.*?)\s*(\(.*\)|\[.*\])")
 
 
 def read_csv(path: Path, config: DataConfig, spec: ModelSpec) -> Table:
-    """The columns that the spec needs.
+    """Reads the columns that the spec needs.
 
     Raises:
         DataError: not such a file, a column is missing, or a cell is no number (names file, line,
@@ -95,7 +95,7 @@ def _lines(path: Path, file: TextIO) -> Iterator[str]:
 
 @dataclass(frozen=True, eq=False)
 class _Column:
-    """The columns of one tensor, and the numbers read from them so far."""
+    """Columns of one tensor, and the numbers read from them so far."""
 
     tensor: TensorSpec
     names: Sequence[str]
@@ -139,13 +139,13 @@ class _Column:
                 ) from error
 
     def values_array(self) -> Array:
-        """Shape (n, *tensor.shape); shares the memory of what was read."""
+        """Returns the numbers in shape (n, *tensor.shape), without a copy."""
         numbers = np.frombuffer(self.numbers, self.numbers.typecode)
         return numbers.reshape(-1, *self.tensor.shape)
 
 
 class _Group:
-    """Texts of the group column as small whole numbers."""
+    """Texts of the group column, numbered in order of appearance."""
 
     def __init__(self, position: int) -> None:
         self._position = position
@@ -165,7 +165,7 @@ def _names(tensor: TensorSpec, config: DataConfig, spec: ModelSpec) -> Sequence[
 
 
 def _find(path: Path, name: str, header: Sequence[str]) -> int:
-    """Position of the column: its full title, else its title without the unit."""
+    """Returns the position of a column by its full title, or by its title without the unit."""
     titles = [title.strip() for title in header]
     bare = [match["name"] if (match := _UNIT.fullmatch(title)) else title for title in titles]
     for candidates in (titles, bare):
@@ -179,7 +179,7 @@ def _find(path: Path, name: str, header: Sequence[str]) -> int:
 
 
 def _parser(tensor: TensorSpec) -> Callable[[str], float]:
-    """What makes a number of a cell, or a class index: NaN for no reading, ValueError for others.
+    """Returns the parser of a cell: a number or a class index; NaN: no reading; else ValueError.
 
     Classes may be called like numbers ("1", "2", "3"): then a number is a name, and no index.
     """

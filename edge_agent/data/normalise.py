@@ -30,7 +30,7 @@ _MAX_STATE_BYTES = 16 << 20
 
 
 class Scale(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One mean and one std per feature of the last axis, or one for all.
+    """Scale of an input: one mean and one std per feature of the last axis, or one for all.
 
     Attributes:
         mean: in the unit of the raw data.
@@ -49,13 +49,13 @@ class Scale(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError("means must be finite, stds positive")
 
     def apply(self, block: Array) -> F64:
-        """(block - mean) / std in float64, which keeps small changes of large readings."""
+        """Returns (block - mean) / std, in float64: small changes of large readings are kept."""
         scaled: F64 = (block - np.array(self.mean)) / np.array(self.std)
         return scaled
 
 
 class _State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What `STATE_FILE` holds."""
+    """Content of `STATE_FILE`."""
 
     scales: dict[str, Scale]
     format: Literal[1] = 1
@@ -64,7 +64,7 @@ class _State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def scales(
     config: DataConfig, spec: ModelSpec, table: Table, train: Index, state_dir: Path | None
 ) -> dict[str, Scale]:
-    """The scale of each input that is to be scaled.
+    """Returns the scale of each input that is to be scaled.
 
     Args:
         config: `normalise` decides.
@@ -92,7 +92,7 @@ def scales(
 
 
 def _measure(table: Table, tensor: TensorSpec, train: Index) -> Scale:
-    """Mean and std per feature of the last axis over the training rows; 1 where std is 0."""
+    """Returns mean and std per feature of the last axis over training rows; 1 where std is 0."""
     if not len(train):
         raise DataError(
             f"{table.path}: normalise: device needs training rows to measure, there are none"

@@ -1,4 +1,4 @@
-"""Which arrays of an .npz file become a model's inputs and targets, and whether they fit."""
+"""Reader of .npz files: arrays that become a model's inputs and targets, checked by its spec."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from models.package.spec import ModelSpec, TensorSpec
 
 
 def read_npz(path: Path, config: DataConfig, spec: ModelSpec) -> Table:
-    """The arrays that the spec needs, in their stored types.
+    """Reads the arrays that the spec needs, in their stored types.
 
     Raises:
         DataError: not such a file, an array is missing, or its type, shape or length is wrong.
@@ -32,7 +32,7 @@ def read_npz(path: Path, config: DataConfig, spec: ModelSpec) -> Table:
 
 
 def _source(tensor: TensorSpec, config: DataConfig, spec: ModelSpec) -> str:
-    """Name of the array that a column of the spec is read from."""
+    """Returns the name of the array that a column of the spec is read from."""
     if tensor in spec.inputs:
         source = config.inputs.get(tensor.name)
         return source.array if source and source.array else tensor.name
@@ -44,7 +44,7 @@ def _source(tensor: TensorSpec, config: DataConfig, spec: ModelSpec) -> str:
 
 
 class _Reader:
-    """Reads arrays of one archive; all must have the same number of rows as the first."""
+    """Reader of the arrays of one archive; all must have as many rows as the first."""
 
     def __init__(self, file: Npz, max_rows: int) -> None:
         self._file = file
@@ -53,7 +53,7 @@ class _Reader:
         self._first: tuple[str, int] | None = None
 
     def read(self, name: str, tensor: TensorSpec) -> Array:
-        """Numbers, shape (n, *tensor.shape)."""
+        """Returns an array of numbers, shape (n, *tensor.shape)."""
         shape, dtype = self._header(name)
         if dtype.kind not in "biuf":
             raise DataError(f"{self._path}: array {name!r} holds {dtype}, expected numbers")
@@ -68,7 +68,7 @@ class _Reader:
         return self._file.read(name).reshape(shape[0], *tensor.shape)
 
     def read_group(self, name: str) -> Array:
-        """Whole numbers or text, shape (n,)."""
+        """Returns an array of whole numbers or text, shape (n,)."""
         shape, dtype = self._header(name)
         if prod(shape[1:]) != 1 or dtype.kind not in "biuSU":
             raise DataError(

@@ -1,4 +1,4 @@
-"""Table: a data file as it was read, in its stored types, no row selected, nothing scaled."""
+"""Table: the content of a data file in its stored types, no row selected, nothing scaled."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _WEIGHT = TensorSpec("weight")
 
 
 class EmptyDataError(DataError):
-    """There is not a single usable row; an agent declines with `no data` and stays."""
+    """No row can be used; an agent declines with `no_data` and stays in the roster."""
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """What a reader returns.
+    """Content of a data file.
 
     Attributes:
         path: the file, for messages.
@@ -50,17 +50,17 @@ class Table:
 
     @property
     def rows(self) -> int:
-        """n, the number of rows."""
+        """Number of rows, n."""
         return len(next(iter(self.arrays.values())))
 
     def place(self, row: int) -> str:
-        """Where a person finds the row: `data.csv: line 7` or `data.npz: row 5` (from 0)."""
+        """Returns the place of a row for people: `data.csv: line 7`, `data.npz: row 5` (from 0)."""
         where = f"row {row}" if self.lines is None else f"line {self.lines[row]}"
         return f"{self.path}: {where}"
 
 
 def chunks(array: Array, rows: Index) -> Iterator[tuple[slice, Array]]:
-    """The chosen rows of `array`, a bounded number at a time, each with its place in `rows`."""
+    """Yields the chosen rows of `array`, a bounded number at a time, with their place in `rows`."""
     step = max(1, _CHUNK_ELEMENTS // max(1, prod(array.shape[1:])))
     for start in range(0, len(rows), step):
         part = slice(start, start + step)
@@ -68,12 +68,12 @@ def chunks(array: Array, rows: Index) -> Iterator[tuple[slice, Array]]:
 
 
 def tensors(config: DataConfig, spec: ModelSpec) -> tuple[TensorSpec, ...]:
-    """Inputs, targets and weight: everything that comes out of the data file."""
+    """Returns inputs, targets and weight: all tensors that come from the data file."""
     return (*spec.columns, _WEIGHT) if config.weight else spec.columns
 
 
 def feature_names(tensor: TensorSpec, source: str) -> list[str]:
-    """A name for every number of one row of an array: `x[3]`, or `x[3, ax]` with a feature."""
+    """Returns a name for every number of one row: `x[3]`, or `x[3, ax]` with a feature."""
     names = []
     for index in np.ndindex(*tensor.shape):
         parts = [str(i) for i in index]
@@ -86,7 +86,7 @@ def feature_names(tensor: TensorSpec, source: str) -> list[str]:
 def unknown_name(
     path: Path, kind: str, name: str, known: Sequence[str], short: Sequence[str] = ()
 ) -> DataError:
-    """The error for an array or a column that the file does not have.
+    """Returns the error for an array or a column that the file does not have.
 
     Args:
         path: the file.
@@ -100,7 +100,7 @@ def unknown_name(
 
 
 def too_many_rows(path: Path, rows: str, limit: int) -> DataError:
-    """The error for a file above `max_rows`."""
+    """Returns the error for a file above `max_rows`."""
     return DataError(
         f"{path}: {rows} rows, max_rows is {limit}; raise it if the device can hold them"
     )

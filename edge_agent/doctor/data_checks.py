@@ -1,4 +1,4 @@
-"""A device's data in figures: does it look like what the model was made for?"""
+"""Checks of a device's data: whether it looks like what the model was made for."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LARGEST_TOLD = 8
 
 
 def data_checks(dataset: LocalDataset, spec: ModelSpec, in_file: int) -> Iterator[Check]:
-    """Rows, columns, ranges and classes of the data as the program gets it.
+    """Yields checks of rows, columns, ranges and classes of the data as the program gets it.
 
     Args:
         dataset: of the device.
@@ -46,7 +46,7 @@ def data_checks(dataset: LocalDataset, spec: ModelSpec, in_file: int) -> Iterato
 
 
 def _input(tensor: TensorSpec, dataset: LocalDataset) -> Check:
-    """Ranges as scaled, where a well-made input lies around 0."""
+    """Yields checks of the scaled inputs' ranges, which should lie around 0."""
     name = f"input {tensor.name}"
     values = dataset.arrays[tensor.name]
     flat = values.reshape(-1, values.shape[-1] if values.ndim > 1 else 1)

@@ -1,4 +1,4 @@
-"""`fedge agent doctor`: would this device take part, and what keeps it from doing so?"""
+"""`fedge agent doctor`: whether this device can take part, and what prevents it."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ _LITTLE_DISK = 50_000_000
 
 @dataclass(eq=False)
 class _Found:
-    """What the broker keeps of the coordinator, as far as this device believes it."""
+    """Retained messages of the coordinator, as far as this device trusts them."""
 
     trust: Trust
     manifest: ProgramManifest | None = None
@@ -76,7 +76,7 @@ class _Found:
 def diagnose(
     config: AgentConfig, base: Path, model: Unpacked | None, *, offline: bool = False
 ) -> Iterator[Check]:
-    """Look at everything, one thing after the other.
+    """Yields all checks of a device, one after the other.
 
     Args:
         config: of the agent.
@@ -119,7 +119,7 @@ def _at_the_broker(config: AgentConfig, base: Path, found: _Found) -> Iterator[C
 
 
 def _trust(config: AgentConfig, base: Path) -> Trust:
-    """What the agent would believe after its next start.
+    """Returns the trust that the agent would have after its next start.
 
     Raises:
         ConfigError: the file with the trusted keys cannot be used.
@@ -133,7 +133,7 @@ def _client_id(config: AgentConfig) -> str:
 
 
 def agent_rights(topics: Topics, agent_id: str) -> Rights:
-    """What an agent does at the broker; as `broker.security.access_control` grants it."""
+    """Returns an agent's rights at the broker, as `broker.security.access_control` grants them."""
 
     def of(name: str) -> tuple[str, str, str]:
         return (
@@ -148,14 +148,14 @@ def agent_rights(topics: Topics, agent_id: str) -> Rights:
         session=_NOBODY, boot=_NOBODY, round_id=0, kind="missing", phase="none", version=0
     )
     plan, program = topics.name(RoundTopic()), topics.name(ProgramTopic())
-    middle, inbox = topics.name(CoordinatorStatusTopic()), topics.name(InboxTopic(agent_id))
+    coordinator, inbox = topics.name(CoordinatorStatusTopic()), topics.name(InboxTopic(agent_id))
     return Rights(
         publishes=((status, b""), (update, b""), (report, messages.encode(nothing))),
-        subscribes=(middle, program, plan, inbox, topics.chunks_of("0" * 64)),
+        subscribes=(coordinator, program, plan, inbox, topics.chunks_of("0" * 64)),
         forbidden=(
             (plan, "publish plans"),
             (program, "publish programs"),
-            (middle, "speak as the coordinator"),
+            (coordinator, "speak as the coordinator"),
             (topics.name(ChunkTopic("0" * 64, 0)), "publish weights"),
             (of(_NOBODY)[0], "speak as another agent"),
             (of(_NOBODY)[1], "send updates as another agent"),
@@ -171,11 +171,11 @@ def agent_rights(topics: Topics, agent_id: str) -> Rights:
 
 def _coordinator_check(topics: Topics, kept: Mapping[str, bytes], found: _Found) -> Check:
     advice = "start it; the agent waits for it meanwhile"
-    middle, program = CoordinatorStatusTopic(), ProgramTopic()
+    status_topic, program = CoordinatorStatusTopic(), ProgramTopic()
     signed = False
     try:
-        if payload := kept.get(topics.name(middle)):
-            opened = found.trust.opened(middle, payload)
+        if payload := kept.get(topics.name(status_topic)):
+            opened = found.trust.opened(status_topic, payload)
             signed = opened != payload
             found.coordinator = messages.decode(opened, CoordinatorStatus)
             found.trust.announced(found.coordinator)
@@ -205,7 +205,7 @@ def _coordinator_check(topics: Topics, kept: Mapping[str, bytes], found: _Found)
 
 
 def _fetch(config: AgentConfig, base: Path, manifest: ProgramManifest) -> Unpacked:
-    """The federation's model, as an agent fetches it.
+    """Returns the federation's model, fetched as an agent does.
 
     Raises:
         FederationError: it does not come, or is none.
@@ -250,7 +250,7 @@ def _pause_check(config: AgentConfig) -> Iterator[Check]:
 
 
 def _at_work(config: AgentConfig, base: Path, model: Unpacked | None) -> Iterator[Check]:
-    """Interpreter, program and data."""
+    """Yields checks of interpreter, program and data."""
     runtime = runtime_check(config.runtime)
     yield runtime
     if runtime.state == "failed":
@@ -271,7 +271,7 @@ def _at_work(config: AgentConfig, base: Path, model: Unpacked | None) -> Iterato
 
 
 def _without_model(config: AgentConfig, base: Path) -> Iterator[Check]:
-    """The interpreter can be tried all the same, and the data be there."""
+    """Yields checks without a model: the interpreter, and whether the data file is there."""
     package = load_zoo(_SMALLEST)
     yield _self_test(
         Program(package.program, package.spec, runtime=config.runtime, threads=config.threads), None
@@ -317,7 +317,7 @@ def _program(config: AgentConfig, base: Path, model: Unpacked) -> Iterator[Check
 
 
 def _self_test(program: Program, dataset: LocalDataset | None) -> Check:
-    """A few steps, on the device's own rows where there are any."""
+    """Checks the program: a few steps, on the device's own rows where there are any."""
     spec = program.spec
     count = spec.batch_size
     rows: Rows = {t.name: np.zeros((count, *t.shape), t.dtype) for t in spec.columns}

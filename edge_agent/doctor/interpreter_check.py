@@ -1,4 +1,4 @@
-"""Trying the interpreter in a process of its own: a wheel for another processor ends its process.
+"""Check of the interpreter in a process of its own: a wheel for another processor ends its process.
 
 Illegal instructions, missing symbols and the like are no exceptions that Python could catch.
 """
@@ -29,7 +29,7 @@ assert np.isfinite(program.gradient(package.initial, rows).vector).all(), "the g
 
 
 def runtime_check(name: str | None) -> Check:
-    """Whether the interpreter that the agent would take is there, and survives a step.
+    """Checks whether the interpreter that the agent would take is there, and survives a step.
 
     Args:
         name: of the configuration; None: the first that is installed.

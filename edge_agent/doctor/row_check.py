@@ -1,4 +1,4 @@
-"""One pass over a device's rows, before a round is lost to one of them."""
+"""Check of every row of a device, before a round is lost to one of them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from models.runtime.rows import Rows
 
 
 def try_rows(program: Program, theta: F32, table: Table, data: LocalDataset) -> Sums:
-    """Gradients of all rows to learn from, and loss and metrics of those held out.
+    """Computes gradients of all training rows, and loss and metrics of those held out.
 
     Some numbers are only found wrong by the program: an index beyond an embedding's vocabulary,
     values so large that the loss overflows.
@@ -48,7 +48,7 @@ def try_rows(program: Program, theta: F32, table: Table, data: LocalDataset) -> 
 
 
 class _Trial:
-    """Does something with some rows at a time, and names the row with which it goes wrong."""
+    """Works on some rows at a time, and names the row that fails."""
 
     def __init__(self, size: int, table: Table, data: LocalDataset) -> None:
         self._size = size
@@ -56,7 +56,7 @@ class _Trial:
         self._data = data
 
     def run(self, first: int, end: int, work: Callable[[Rows], str]) -> None:
-        """`work` says what is wrong with its rows; empty: nothing."""
+        """Calls `work`, which returns what is wrong with its rows; empty: nothing."""
         for start, stop in _parts(first, end, self._size):
             if trouble := self._try(start, stop, work):
                 raise DataError(f"{self._place(start, stop, work)}: {trouble}")

@@ -1,4 +1,4 @@
-"""Turns a bundle or a token into a device's folder: certificates and a configuration that runs."""
+"""Enrolment of a device: a bundle or a token becomes certificates and a configuration that runs."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def enrol_with_token(
 
 
 def token_in(source: str) -> Token | None:
-    """The token that `source` is, or that is in the file of this name; None: it is a bundle's.
+    """Returns the token that `source` is, or names a file of; None: the file is a bundle.
 
     Raises:
         ConfigError: a token that is damaged.
@@ -114,7 +114,7 @@ def token_in(source: str) -> Token | None:
 
 
 def _check_before(token: Token, folder: Path, data: Path | None, target: str) -> None:
-    """All that can be said before the token is used up."""
+    """Checks what can be checked before the token is used up."""
     config_path = folder / CONFIG_FILE
     if config_path.exists():
         _check_same_device(token, config_path)
@@ -155,7 +155,7 @@ def _check_same_device(who: Bundle | Token, config_path: Path) -> None:
 
 
 def config_text(bundle: Bundle, data: Path | None, target: str, *, websockets: bool = False) -> str:
-    """The agent's configuration as YAML.
+    """Returns the agent's configuration as YAML.
 
     Raises:
         ConfigError: the broker has no port for WebSockets, or the data file is of a kind that is

@@ -1,4 +1,4 @@
-"""A device's own key, and the request for its certificate: made by the `openssl` command.
+"""Private key of a device and the request for its certificate, made by the `openssl` command.
 
 Why the command: it is on every Debian and Raspberry Pi OS (ca-certificates needs it), costs no
 memory of the agent, and spares the device a Python package of 10 MB for something it does once.
@@ -17,7 +17,7 @@ _GENERATE = ["openssl", "genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_
 
 
 def own_key(path: Path) -> str:
-    """The key in `path`, made when there is none; PEM, not encrypted.
+    """Returns the key in `path`, made when there is none; PEM, not encrypted.
 
     An attempt to enrol that was cut short left its key: the next one asks with the same.
 
@@ -51,7 +51,7 @@ def forget_used_key(path: Path, identity: Path) -> None:
 
 
 def certificate_request(path: Path, agent_id: str) -> str:
-    """A request (PKCS #10, PEM) for a certificate of the key in `path`.
+    """Returns a request (PKCS #10, PEM) for a certificate of the key in `path`.
 
     Raises:
         ConfigError: there is no openssl, or the key is damaged.

@@ -1,4 +1,4 @@
-"""Asks a fleet's enrolment service for a certificate: twice, and trusts it only the second time."""
+"""Request of a certificate from a fleet's enrolment service, trusted in the second step only."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _ASK_AGAIN_S = 5.0
 
 
 class _UnprovenTls(TlsSettings, frozen=True, kw_only=True):
-    """To somebody, who knows whom: good for fetching what can be checked afterwards."""
+    """TLS to an unverified server: for fetching what can be verified afterwards."""
 
     def context(self) -> ssl.SSLContext:
-        """TLS 1.2 or newer, no certificate checked."""
+        """Returns a context of TLS 1.2 or newer that checks no certificate."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -104,7 +104,7 @@ def _ask_in_a_session(
 
 
 def _answer(link: Link, topic: str, payload: bytes, where: str, deadline_s: float) -> Answer | None:
-    """What the service says; None: it has heard enough of this session."""
+    """Returns the service's answer; None: it answers no more in this session."""
     reason, is_up, ask_s = f"enrolment service {where} did not answer", False, 0.0
     left = PER_SESSION
     while (now_s := time.monotonic()) < deadline_s:
