@@ -59,6 +59,8 @@ class ClosedRound(msgspec.Struct, frozen=True):
         seed: of its plan.
         cohort: the agents that were asked.
         counted: answer id by agent whose update counts.
+        committed: it made the next version of θ. Of an abandoned round nothing is late in time to
+            count: the next round asks the same agents at the same version.
     """
 
     round_id: int
@@ -66,6 +68,7 @@ class ClosedRound(msgspec.Struct, frozen=True):
     seed: int
     cohort: tuple[str, ...]
     counted: dict[str, str]
+    committed: bool = True
 
 
 class ClosedRounds:
@@ -79,7 +82,7 @@ class ClosedRounds:
         self._rounds = {closed.round_id: closed for closed in rounds}
         self.latest: Round | None = None
 
-    def add(self, opened: OpenRound) -> ClosedRound:
+    def add(self, opened: OpenRound, *, committed: bool) -> ClosedRound:
         """Remembers a round that closed."""
         ended = opened.round
         closed = ClosedRound(
@@ -88,6 +91,7 @@ class ClosedRounds:
             opened.plan.seed,
             tuple(sorted(ended.cohort)),
             dict(ended.counted),
+            committed,
         )
         self._rounds[ended.round_id] = closed
         for round_id in list(self._rounds)[:-KEPT_ROUNDS]:

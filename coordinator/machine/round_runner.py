@@ -269,7 +269,7 @@ class RoundRunner:
             case protocol.Abandon(record, reason):
                 return self._abandon(opened, record, reason, now_s)
             case protocol.Result(record):
-                return self._end_round(record, now_s, self._remember(opened))
+                return self._end_round(record, now_s, self._remember(opened, committed=False))
 
     def _commit(self, opened: OpenRound, commit: protocol.Commit, now_s: float) -> list[Action]:
         progress, record = self._progress, commit.record
@@ -278,7 +278,11 @@ class RoundRunner:
         progress.theta, progress.state = commit.theta, commit.state
         progress.records.append(record.summary)
         stored = Commit(
-            progress.version, commit.theta, commit.state, record, self._remember(opened)
+            progress.version,
+            commit.theta,
+            commit.state,
+            record,
+            self._remember(opened, committed=True),
         )
         order = self._protocol.after_commit(record)
         rest = [] if order is None else self._next(order, record, now_s)
@@ -291,11 +295,11 @@ class RoundRunner:
         draw = self._draw(order, record.round_id)
         return self._announce(order, draw, record, now_s) if draw.asked else []
 
-    def _remember(self, opened: OpenRound) -> tuple[ClosedRound, ...]:
+    def _remember(self, opened: OpenRound, *, committed: bool) -> tuple[ClosedRound, ...]:
         if not opened.is_durable:
             return ()
         stale = [(agent, number, answer) for (agent, number), answer in opened.round.stale.items()]
-        return (*self._closed.note_stale(stale), self._closed.add(opened))
+        return (*self._closed.note_stale(stale), self._closed.add(opened, committed=committed))
 
     def _abandon(
         self, opened: OpenRound, record: RoundRecord, reason: str, now_s: float
@@ -305,7 +309,7 @@ class RoundRunner:
             "round %d abandoned: %s; the next one in %g s", record.round_id, reason, pause_s
         )
         self._progress.records.append(record.summary)
-        return self._end_round(record, now_s, self._remember(opened))
+        return self._end_round(record, now_s, self._remember(opened, committed=False))
 
     def _end_round(
         self, record: RoundRecord, now_s: float, closed: tuple[ClosedRound, ...] = ()

@@ -130,7 +130,7 @@ class UpdateIntake:
         former = self._closed.get(topic.round_id)
         return (
             former is not None
-            # Of the same version: its round was abandoned, and this one asks again.
+            and former.committed
             and 1 <= opened.plan.version - former.version <= opened.plan.max_staleness
             and topic.agent_id in former.cohort
             and topic.agent_id not in former.counted
@@ -252,7 +252,7 @@ class UpdateIntake:
         seed = plan.seed
         if header.round_id != plan.round_id:
             former = self._closed.get(header.round_id)
-            if former is None or not former.version == header.version < plan.version:
+            if former is None or not former.committed or former.version != header.version:
                 detail = f"round {header.round_id} of version {header.version} is not open"
                 raise UpdateRejected(agent_id, "round", detail)
             seed = former.seed
