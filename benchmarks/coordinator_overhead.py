@@ -80,7 +80,7 @@ class LightAgent:
     def birth(self) -> Publish:
         status = AgentStatus(
             state="online",
-            boot=BOOT,
+            agent_instance=BOOT,
             phases=("train", "evaluate"),
             train_examples=100,
             test_examples=25,
@@ -98,7 +98,7 @@ class LightAgent:
     def update(self, plan: RoundPlan) -> list[Publish]:
         header = UpdateHeader(
             session=plan.session,
-            boot=BOOT,
+            agent_instance=BOOT,
             round_id=plan.round_id,
             attempt=plan.round_id,
             version=plan.version,
@@ -120,7 +120,7 @@ class LightAgent:
     def report(self, plan: RoundPlan) -> Publish:
         report = AgentReport(
             session=plan.session,
-            boot=BOOT,
+            agent_instance=BOOT,
             round_id=plan.round_id,
             kind="result",
             phase="evaluate",

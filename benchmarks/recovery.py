@@ -131,7 +131,7 @@ class Middle:
 def _plan(weights: BlobRef, package: BlobRef, fingerprint: str) -> messages.RoundPlan:
     return messages.RoundPlan(
         session="s",
-        start="c",
+        coordinator_instance="c",
         round_id=1,
         state="open",
         version=0,

@@ -41,7 +41,7 @@ def header(codec: str, size: int, body_bytes: int) -> UpdateHeader:
     """What an agent writes in the middle of a federation: numbers of full length."""
     return UpdateHeader(
         session=SESSION,
-        boot=BOOT,
+        agent_instance=BOOT,
         round_id=ROUND,
         attempt=ROUND,
         version=ROUND - 1,
@@ -86,7 +86,7 @@ def plan(ref: BlobRef, phase: str) -> RoundPlan:
     """A plan for ten agents by name."""
     return RoundPlan(
         session=SESSION,
-        start=SESSION,
+        coordinator_instance=SESSION,
         round_id=ROUND,
         state="open",
         phase=phase,
@@ -102,7 +102,9 @@ def plan(ref: BlobRef, phase: str) -> RoundPlan:
 def down_bytes(size: int) -> dict[str, float]:
     """What one agent takes in for a round: weights, two plans, the receipt."""
     ref, chunks = blobs.split(np.random.default_rng(0).bytes(4 * size))
-    receipt = Receipt(session=SESSION, round_id=ROUND, boot=BOOT, attempt=ROUND, accepted=True)
+    receipt = Receipt(
+        session=SESSION, round_id=ROUND, agent_instance=BOOT, attempt=ROUND, accepted=True
+    )
     small: list[tuple[Topic, Message]] = [
         (RoundTopic(), plan(ref, "train")),
         (RoundTopic(), plan(ref, "evaluate")),

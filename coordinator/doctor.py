@@ -100,7 +100,7 @@ def _agents_check(kept: Mapping[str, bytes], config: CoordinatorConfig) -> Check
         except WireError:
             continue
     here = [status for status in known if status.state == "online"]
-    able = [status for status in here if not status.unable and not status.paused]
+    able = [status for status in here if not status.unavailable_reason and not status.pause_reason]
     found = f"{len(known)} known to the broker, {len(here)} online, {len(able)} can take part"
     facts = {"known": len(known), "online": len(here), "able": len(able)}
     wanted = max(config.cohort.at_least, config.round.minimum)

@@ -171,7 +171,9 @@ def status_text(store: Store, config: CoordinatorConfig) -> str:
 
 def _turnout_line(agents: Sequence[KnownAgent], now: float) -> str:
     states = Counter(agent.state(now) for agent in agents)
-    resting = sum(agent.state(now) == "online" and bool(agent.status.paused) for agent in agents)
+    resting = sum(
+        agent.state(now) == "online" and bool(agent.status.pause_reason) for agent in agents
+    )
     line = f"agents: {len(agents)} known, {states['online']} online"
     line += f", {resting} of them rest" if resting else ""
     return line + (f", {states['silent']} silent" if states["silent"] else "")
@@ -180,8 +182,10 @@ def _turnout_line(agents: Sequence[KnownAgent], now: float) -> str:
 def _agent_line(agent: KnownAgent, now: float) -> str:
     status = agent.status
     rows = f"{status.train_examples:,} to learn, {status.test_examples:,} held out"
-    trouble = f" · cannot take part: {status.unable}" if status.unable else ""
-    trouble += f" · rests: {status.paused}" if status.paused else ""
+    trouble = (
+        f" · cannot take part: {status.unavailable_reason}" if status.unavailable_reason else ""
+    )
+    trouble += f" · rests: {status.pause_reason}" if status.pause_reason else ""
     heard = f"heard {max(0.0, now - agent.heard_at):.0f} s ago"
     return (
         f"  {agent.agent_id:24s} {agent.state(now):8s} {heard:>15s} · {rows} · "

@@ -26,11 +26,11 @@ from coordinator.evaluation import central_measure
 from coordinator.machine.coordinator import Coordinator
 from coordinator.machine.events import (
     Action,
+    AgentUnavailable,
     Event,
     Finished,
     RoundEnded,
     SaveAgent,
-    Unable,
     Waiting,
 )
 from coordinator.machine.progress import Progress
@@ -146,11 +146,16 @@ class CoordinatorService(Service):
                 line = f"waiting for agents: {able} of {wanted} can take part"
                 line += f", {resting} rest" if resting else ""
                 self._say("waiting", line, able=able, wanted=wanted, resting=resting)
-            case Unable(agent_id, why, passing):
+            case AgentUnavailable(agent_id, why, is_transient):
                 log.warning("%s cannot take part: %s", agent_id, why)
                 if self._tell is not None:
                     self._tell(
-                        {"event": "unable", "agent_id": agent_id, "reason": why, "passing": passing}
+                        {
+                            "event": "unavailable",
+                            "agent_id": agent_id,
+                            "reason": why,
+                            "is_transient": is_transient,
+                        }
                     )
             case Finished(reason):
                 self._save_result()

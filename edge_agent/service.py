@@ -206,8 +206,8 @@ def _warn_not_kept(error: BaseException) -> None:
     log.warning("%s", error, extra={"event": "not_kept"})
 
 
-def agent_facts(config: AgentConfig, boot: str) -> AgentFacts:
-    """Returns the facts of this boot."""
+def agent_facts(config: AgentConfig, agent_instance: str) -> AgentFacts:
+    """Returns the facts of this instance."""
     try:
         find_runtime(config.runtime)
         reason = ""
@@ -217,7 +217,7 @@ def agent_facts(config: AgentConfig, boot: str) -> AgentFacts:
     return AgentFacts(
         agent_id=config.agent_id,
         federation=config.federation,
-        boot=boot,
+        agent_instance=agent_instance,
         phases=config.phases,
         tags=config.tags,
         unavailable_reason=reason,
@@ -237,7 +237,7 @@ def spool_limit(config: AgentConfig) -> int:
 
 
 def make_agent(config: AgentConfig, base: Path) -> Agent:
-    """Returns the machine of a new boot, with the memory of earlier boots from its state folder."""
+    """Returns the machine of a new instance, with the memory from its state folder."""
     state_dir = located(config.state_dir, base)
     facts = agent_facts(config, secrets.token_hex(8))
     memory = Spool(state_dir, spool_limit(config)).load()

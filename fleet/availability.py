@@ -18,25 +18,25 @@ class Attendance:
         least: of them without which no round begins.
 
     Attributes:
-        unable: why, by agent, of those that said so for good.
+        unavailable: why, by agent, of those that said so for good.
     """
 
     def __init__(self, asked: Sequence[str], least: int) -> None:
-        self.unable: dict[str, str] = {}
+        self.unavailable: dict[str, str] = {}
         self._asked = asked
         self._least = max(1, least)
         self._told: set[str] = set()
 
-    def cannot(self, agent_id: str, why: str, *, passing: bool) -> str:
+    def cannot(self, agent_id: str, why: str, *, is_transient: bool) -> str:
         """Take an agent's word; returns a line for people, empty when enough was said."""
-        if not passing:
-            self.unable[agent_id] = why
+        if not is_transient:
+            self.unavailable[agent_id] = why
         if agent_id in self._told or len(self._told) > _TOLD:
             return ""
         self._told.add(agent_id)
         if len(self._told) > _TOLD:
             return "more agents cannot take part: see their logs"
-        again = "; it tries again" if passing else ""
+        again = "; it tries again" if is_transient else ""
         return f"{agent_id} cannot take part ({why}){again}"
 
     def check(self, gone: set[str]) -> None:
@@ -48,11 +48,11 @@ class Attendance:
         Raises:
             ConfigError: too few are left that can take part, or have not said yet.
         """
-        left = [n for n in self._asked if n not in gone and n not in self.unable]
-        hindered = [n for n in self._asked if n in self.unable]
+        left = [n for n in self._asked if n not in gone and n not in self.unavailable]
+        hindered = [n for n in self._asked if n in self.unavailable]
         if not hindered or len(left) >= self._least:
             return
         raise ConfigError(
             f"{len(hindered)} of {len(self._asked)} agents cannot take part, a round needs "
-            f"{self._least}; {hindered[0]}: {self.unable[hindered[0]]}"
+            f"{self._least}; {hindered[0]}: {self.unavailable[hindered[0]]}"
         )

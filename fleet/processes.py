@@ -36,7 +36,7 @@ class CoordinatorEvent(msgspec.Struct, frozen=True):
     able: int = 0
     wanted: int = 0
     agent_id: str = ""
-    passing: bool = False
+    is_transient: bool = False
 
 
 @dataclass

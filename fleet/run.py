@@ -210,9 +210,9 @@ class _Run:
             if event.event == "waiting":
                 waiting = True
                 self.watcher.waiting(event.able, event.wanted)
-            if event.event == "unable":
-                why, passing = event.reason, event.passing
-                if note := attendance.cannot(event.agent_id, why, passing=passing):
+            if event.event == "unavailable":
+                why, is_transient = event.reason, event.is_transient
+                if note := attendance.cannot(event.agent_id, why, is_transient=is_transient):
                     self.watcher.note(note)
             if event.event == "round":
                 waiting = False

@@ -119,8 +119,9 @@ class RoundPlan(Message, frozen=True):
 
     Attributes:
         session: of the coordinator that announced it.
-        start: of its process, new at every start: within one, rounds only go forward. A coordinator
-            whose state folder was put back from a backup begins again at an earlier one.
+        coordinator_instance: new at every start of its process: within one, rounds only go
+            forward. A coordinator whose state folder was put back from a backup begins again at an
+            earlier round.
         state: "open" to be worked on; "finished" when the federation has ended; others are not
             worked on.
         phase: name, or name and settings, of what is asked (`learning/phases`).
@@ -139,7 +140,7 @@ class RoundPlan(Message, frozen=True):
     """
 
     session: Id
-    start: Id
+    coordinator_instance: Id
     round_id: RoundId
     state: Name
     version: Count
@@ -181,14 +182,14 @@ class AgentStatus(Message, frozen=True):
     """Birth and will of an agent.
 
     Attributes:
-        boot: new at every start of the agent's process.
+        agent_instance: new at every start of the agent's process.
         phases: it takes part in; one that only evaluates is a wearer the model never saw.
         train_examples: rows it learns from.
         test_examples: rows it measures on.
-        unable: why it cannot take part at all; empty when it can.
-        passing: whether that may pass: it tries again by itself.
-        paused: why it does not take part for now (too_hot, low_battery, metered, quiet_hours, and
-            words); empty when it does.
+        unavailable_reason: why it cannot take part at all; empty when it can.
+        is_transient: whether that may pass: it tries again by itself.
+        pause_reason: why it does not take part for now (too_hot, low_battery, metered, quiet_hours,
+            and words); empty when it does.
         runtime: the interpreter.
         memory_bytes: of the device, in all; 0 when unknown.
         codecs: it can encode.
@@ -202,13 +203,13 @@ class AgentStatus(Message, frozen=True):
     """
 
     state: Name
-    boot: Id
+    agent_instance: Id
     phases: Names = ()
     train_examples: Count = 0
     test_examples: Count = 0
-    unable: Text = ""
-    passing: bool = False
-    paused: Text = ""
+    unavailable_reason: Text = ""
+    is_transient: bool = False
+    pause_reason: Text = ""
     runtime: Text = ""
     memory_bytes: Count = 0
     codecs: Names = ()
@@ -237,18 +238,18 @@ class UpdateHeader(Message, frozen=True):
     """What an update says of itself; the sender's name is the topic.
 
     Attributes:
-        attempt: counts the times this boot trained for the round.
+        attempt: counts the times this instance trained for the round.
         version: of θ that training began from.
         vectors: by name, in the order of their parts in the body.
         num_examples: rows learned from: the update's weight.
         loss_sum, weight_sum, metric_sums: over the rows of the last epoch, each batch before its
             step; they add across agents.
         training_s: wall time of training on the device.
-        received_bytes: all that this boot's link took in so far.
+        received_bytes: all that this instance's link took in so far.
     """
 
     session: Id
-    boot: Id
+    agent_instance: Id
     round_id: RoundId
     attempt: Count
     version: Count
@@ -280,7 +281,7 @@ class Report(Message, frozen=True):
     """
 
     session: Id
-    boot: Id
+    agent_instance: Id
     round_id: RoundId
     kind: Name
     phase: Name
@@ -302,7 +303,7 @@ class Receipt(Message, frozen=True, tag_field="kind", tag="receipt"):
 
     session: Id
     round_id: RoundId
-    boot: Id
+    agent_instance: Id
     attempt: Count
     accepted: bool
     reason: Text = ""

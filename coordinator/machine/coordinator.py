@@ -29,9 +29,9 @@ from broker.service.events import (
 from coordinator.config import CoordinatorConfig, check_choices
 from coordinator.machine.events import (
     Action,
+    AgentUnavailable,
     Event,
     SaveAgent,
-    Unable,
 )
 from coordinator.machine.open_round import ClosedRounds, Traffic
 from coordinator.machine.progress import Progress
@@ -281,19 +281,19 @@ class Coordinator:
         change = self.roster.update(agent_id, status, now_s)
         if change == "duplicate":
             log.error(
-                "two processes use the id %s (boots %s and another); stop one of them",
+                "two processes use the id %s (instances %s and another); stop one of them",
                 agent_id,
-                status.boot,
+                status.agent_instance,
                 extra={"event": "duplicate_id"},
             )
         if change in ("none", "heartbeat"):
             return []
         log.debug("%s is %s", agent_id, status.state)
         told = []
-        if status.unable and status.state == "online":
-            told.append(Unable(agent_id, status.unable, status.passing))
+        if status.unavailable_reason and status.state == "online":
+            told.append(AgentUnavailable(agent_id, status.unavailable_reason, status.is_transient))
         # A paused agent may go on within the round: like an offline one, it is not waited for.
-        gone = status.state == "offline" or bool(status.paused)
+        gone = status.state == "offline" or bool(status.pause_reason)
         return [
             SaveAgent(agent_id, status),
             *told,

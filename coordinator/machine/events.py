@@ -111,18 +111,18 @@ class Waiting:
 
 
 @dataclass(frozen=True)
-class Unable:
+class AgentUnavailable:
     """Tell people: an agent is here and cannot take part.
 
     Attributes:
         agent_id: whose word it is.
         why: in words.
-        passing: it tries again by itself.
+        is_transient: it tries again by itself.
     """
 
     agent_id: str
     why: str
-    passing: bool
+    is_transient: bool
 
 
 @dataclass(frozen=True)
@@ -145,6 +145,6 @@ Action = (
     | SaveAgent
     | RoundEnded
     | Waiting
-    | Unable
+    | AgentUnavailable
     | Finished
 )

@@ -17,10 +17,10 @@ MAX_AGENTS = 100_000
 
 Change = Literal["none", "changed", "heartbeat", "duplicate"]
 
-#: Heartbeats that may be missed before an agent counts as lost.
+#: Heartbeats that may be missed before an agent is marked offline.
 MISSED_HEARTBEATS = 3
-#: A boot that was replaced and speaks again within this time is a second process, not an old will.
-_FORMER_BOOTS = 4
+#: Instances that are remembered: a replaced one that publishes a birth is a second process.
+_FORMER_INSTANCES = 4
 
 
 @dataclass
@@ -28,10 +28,10 @@ class Entry:
     """One agent, as it last described itself.
 
     Attributes:
-        status: of its current boot.
+        status: of its current instance.
         heard_s: when it last said anything.
         received_bytes: by its link in this boot, as it last reported.
-        former: its boots before this one, latest last.
+        former: its instances before this one, latest last.
     """
 
     status: AgentStatus
@@ -77,8 +77,8 @@ class Roster:
     def update(self, agent_id: str, status: AgentStatus, now_s: float) -> Change:
         """Take a birth, a heartbeat or a will, and say what changed.
 
-        A will of an earlier boot may be published after the new birth: it changes nothing. A
-        birth of an earlier boot means that two processes use one id.
+        A will of an earlier instance may be published after the new birth: it changes nothing. A
+        birth of an earlier instance means that two processes use one id.
         """
         entry = self._entries.get(agent_id)
         if entry is None:
@@ -87,17 +87,17 @@ class Roster:
             self._entries[agent_id] = Entry(status, now_s)
             self._watch(status, now_s)
             return "changed"
-        same_boot = status.boot == entry.status.boot
-        if status.state == "offline" and not same_boot:
+        is_same_instance = status.agent_instance == entry.status.agent_instance
+        if status.state == "offline" and not is_same_instance:
             return "none"
         entry.heard_s = now_s
         self._watch(status, now_s)
-        if same_boot:
+        if is_same_instance:
             same = status == entry.status
             entry.status = status
             return "heartbeat" if same else "changed"
-        duplicate = status.boot in entry.former
-        entry.former = (*entry.former, entry.status.boot)[-_FORMER_BOOTS:]
+        duplicate = status.agent_instance in entry.former
+        entry.former = (*entry.former, entry.status.agent_instance)[-_FORMER_INSTANCES:]
         entry.status, entry.received_bytes = status, 0
         return "duplicate" if duplicate else "changed"
 
@@ -122,10 +122,10 @@ class Roster:
         self._first_expiry_s = min(self._first_expiry_s, expiry_s)
         return expiry_s
 
-    def credit(self, agent_id: str, boot: str, received_bytes: int) -> int:
-        """Bytes the agent took in since it last said so; 0 for another boot."""
+    def credit(self, agent_id: str, agent_instance: str, received_bytes: int) -> int:
+        """Bytes the agent took in since it last said so; 0 for another instance."""
         entry = self._entries.get(agent_id)
-        if entry is None or entry.status.boot != boot:
+        if entry is None or entry.status.agent_instance != agent_instance:
             return 0
         new = max(0, received_bytes - entry.received_bytes)
         entry.received_bytes += new
@@ -135,7 +135,7 @@ class Roster:
     def resting(self) -> int:
         """Agents that are here and take no part for now."""
         statuses = (entry.status for entry in self._entries.values())
-        return sum(status.state == "online" and bool(status.paused) for status in statuses)
+        return sum(status.state == "online" and bool(status.pause_reason) for status in statuses)
 
     def eligible_agents(
         self, phase: str, codec: str | None = None, algorithm: str | None = None
@@ -151,8 +151,8 @@ class Roster:
         def can(status: AgentStatus) -> bool:
             return (
                 status.state == "online"
-                and not status.unable
-                and not status.paused
+                and not status.unavailable_reason
+                and not status.pause_reason
                 and _has_part(status, phase)
                 and (codec is None or codec in status.codecs)
                 and (algorithm is None or algorithm in status.algorithms)

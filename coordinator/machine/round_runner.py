@@ -133,7 +133,7 @@ class RoundRunner:
         self._next_round_id = plan.round_id
         phase: Phase = PHASES.make(plan.phase)
         self.open = OpenRound(
-            plan=msgspec.structs.replace(plan, start=self._instance),
+            plan=msgspec.structs.replace(plan, coordinator_instance=self._instance),
             settings=PHASES.settings(plan.phase),
             round=Round(
                 plan.round_id,
@@ -235,7 +235,7 @@ class RoundRunner:
         config, spec = self._config, self._package.spec
         return RoundPlan(
             session=self._session,
-            start=self._instance,
+            coordinator_instance=self._instance,
             round_id=round_id,
             state="open",
             phase=choice_of(order.settings),

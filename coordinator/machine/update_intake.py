@@ -140,7 +140,7 @@ class UpdateIntake:
         self, opened: OpenRound | None, agent_id: str, round_id: int, report: Report
     ) -> IntakeResult:
         """Takes a result without vectors, or an agent's word that it cannot take part."""
-        self._credit(agent_id, report.boot, report.received_bytes)
+        self._credit(agent_id, report.agent_instance, report.received_bytes)
         if (
             opened is None
             or report.session != self._session
@@ -157,7 +157,7 @@ class UpdateIntake:
         return IntakeResult()
 
     def _result(self, opened: OpenRound, agent_id: str, report: Report) -> None:
-        if not isinstance(opened.round.offer(agent_id, report.boot), Accept):
+        if not isinstance(opened.round.offer(agent_id, report.agent_instance), Accept):
             return
         try:
             self._check_sums(agent_id, report)
@@ -168,7 +168,7 @@ class UpdateIntake:
             _log_refusal(error)
             opened.round.refuse(agent_id, error.reason)
             return
-        opened.round.count(agent_id, report.boot)
+        opened.round.count(agent_id, report.agent_instance)
 
     def _check_sums(self, agent_id: str, report: Report) -> None:
         if report.weight_sum and not fits(report.metric_sums, self._spec.metrics):
@@ -211,7 +211,7 @@ class UpdateIntake:
 
     def _whole_update(self, opened: OpenRound, agent_id: str, upload: Upload) -> IntakeResult:
         header = upload.header
-        self._credit(agent_id, header.boot, header.received_bytes)
+        self._credit(agent_id, header.agent_instance, header.received_bytes)
         verdict = self._verdict(opened, agent_id, header)
         if isinstance(verdict, Duplicate):
             return IntakeResult(receipts=(self._receipt(agent_id, header),))
@@ -278,8 +278,8 @@ class UpdateIntake:
         _log_refusal(error)
         return IntakeResult(receipts=(self._receipt(agent_id, header, error),))
 
-    def _credit(self, agent_id: str, boot: str, received_bytes: int) -> None:
-        self._traffic.down += self._roster.credit(agent_id, boot, received_bytes)
+    def _credit(self, agent_id: str, agent_instance: str, received_bytes: int) -> None:
+        self._traffic.down += self._roster.credit(agent_id, agent_instance, received_bytes)
 
     def _receipt(
         self, agent_id: str, header: UpdateHeader, error: UpdateRejected | None = None
@@ -287,7 +287,7 @@ class UpdateIntake:
         receipt = Receipt(
             session=header.session,
             round_id=header.round_id,
-            boot=header.boot,
+            agent_instance=header.agent_instance,
             attempt=header.attempt,
             accepted=error is None,
             reason="" if error is None else error.reason,
@@ -304,7 +304,7 @@ def _count(opened: OpenRound, agent_id: str, header: UpdateHeader) -> None:
 
 
 def _answer_id(header: UpdateHeader) -> str:
-    return f"{header.boot}/{header.attempt}"
+    return f"{header.agent_instance}/{header.attempt}"
 
 
 def _log_refusal(error: UpdateRejected) -> None:

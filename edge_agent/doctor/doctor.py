@@ -145,7 +145,7 @@ def agent_rights(topics: Topics, agent_id: str) -> Rights:
     status, update, report = of(agent_id)
     # Round 0 is none: a coordinator looks at it and does nothing.
     nothing = Report(
-        session=_NOBODY, boot=_NOBODY, round_id=0, kind="missing", phase="none", version=0
+        session=_NOBODY, agent_instance=_NOBODY, round_id=0, kind="missing", phase="none", version=0
     )
     plan, program = topics.name(RoundTopic()), topics.name(ProgramTopic())
     coordinator, inbox = topics.name(CoordinatorStatusTopic()), topics.name(InboxTopic(agent_id))

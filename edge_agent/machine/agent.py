@@ -59,12 +59,12 @@ class Agent:
     """State machine of one device in one federation.
 
     Args:
-        facts: of this boot.
-        memory: of earlier boots.
+        facts: of this instance.
+        memory: of earlier instances.
         rng: for jitter.
 
     Attributes:
-        facts: of this boot.
+        facts: of this instance.
         topics: of the federation.
         rounds: plans, jobs and answers.
     """

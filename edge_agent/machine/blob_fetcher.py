@@ -220,7 +220,7 @@ class Fetcher:
         wanted = [] if nothing else fetch.receiver.missing_indexes()[:_SINGLE_CHUNKS]
         old = [Unsubscribe(name) for name in fetch.filters]
         if wanted and not old:
-            # The session of the boot that began may still have all of them subscribed to, and
+            # The session of the instance that began may still have all of them subscribed to, and
             # brokers deliver once for every subscription.
             old = [Unsubscribe(everything)]
         fetch.awaited = set(wanted)
@@ -258,7 +258,7 @@ def _free(ref: BlobRef) -> tuple[FetchAction, ...]:
 
 
 def _early(sha256: str, payload: bytes) -> tuple[FetchAction, ...]:
-    """Keeps a chunk that comes before the first plan: an earlier boot had subscribed to it."""
+    """Keeps a chunk that comes before the first plan: an earlier instance had subscribed to it."""
     try:
         ref = blobs.parse_chunk(payload).ref
     except WireError:

@@ -21,7 +21,7 @@ class Downloads:
     """Hands complete blobs to the worker (the package) and to the rounds (vectors).
 
     Args:
-        facts: of this boot.
+        facts: of this instance.
         fetcher: of blobs.
         package: the model package.
         limits: whether the network is metered.

@@ -1,4 +1,4 @@
-"""Results of jobs, the update among them that is pending, and the memory of earlier boots."""
+"""Results of jobs, the update among them that is pending, and the memory of earlier instances."""
 
 from __future__ import annotations
 
@@ -56,7 +56,8 @@ class SpooledUpdate:
     """An update on disk, pending until its receipt.
 
     Attributes:
-        session, round_id, boot, attempt, version: as in its header; receipts name the first four.
+        session, round_id, agent_instance, attempt, version: as in its header; receipts name the
+            first four.
         phase: of the plan.
         deadline_s: of the round's plan.
         frame: as sent.
@@ -66,7 +67,7 @@ class SpooledUpdate:
     session: str
     round_id: int
     phase: str
-    boot: str
+    agent_instance: str
     attempt: int
     version: int
     deadline_s: float
@@ -76,7 +77,7 @@ class SpooledUpdate:
 
 @dataclass(frozen=True, eq=False)
 class AgentMemory:
-    """What an agent remembers of its earlier boots.
+    """What an agent remembers of its earlier instances.
 
     Attributes:
         pending: an update without a receipt so far.

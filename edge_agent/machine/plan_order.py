@@ -5,7 +5,7 @@ from __future__ import annotations
 from broker.protocol.messages import RoundPlan
 
 #: Earlier starts of the session that are remembered, to recognise their plans when they come late.
-_FORMER_STARTS = 4
+_FORMER_INSTANCES = 4
 
 
 def stage(plan: RoundPlan) -> tuple[int, int, bool]:
@@ -26,18 +26,22 @@ class PlanOrder:
     """Remembers which starts of the coordinator are over."""
 
     def __init__(self) -> None:
-        self._former_starts: tuple[str, ...] = ()
+        self._former_instances: tuple[str, ...] = ()
 
     def is_late(self, plan: RoundPlan, newest: RoundPlan) -> bool:
         """Whether a plan is a delayed copy of one before the newest."""
-        if plan.start == newest.start:
+        if plan.coordinator_instance == newest.coordinator_instance:
             return stage(plan) < stage(newest)
-        return plan.session == newest.session and plan.start in self._former_starts
+        return (
+            plan.session == newest.session and plan.coordinator_instance in self._former_instances
+        )
 
     def follow(self, plan: RoundPlan, before: RoundPlan) -> bool:
         """Notes that a plan replaces another; returns whether the coordinator has gone back."""
         if before.session != plan.session:
-            self._former_starts = ()
-        elif before.start != plan.start:
-            self._former_starts = (*self._former_starts, before.start)[-_FORMER_STARTS:]
+            self._former_instances = ()
+        elif before.coordinator_instance != plan.coordinator_instance:
+            self._former_instances = (*self._former_instances, before.coordinator_instance)[
+                -_FORMER_INSTANCES:
+            ]
         return before.session == plan.session and stage(plan) < stage(before)

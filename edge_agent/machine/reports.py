@@ -46,11 +46,11 @@ class ReportBuilder:
     """Builds the answer to each plan, and remembers which plans have one.
 
     Args:
-        facts: of this boot.
+        facts: of this instance.
         topics: of the federation.
 
     Attributes:
-        received_bytes: of all messages of this boot; every answer carries it.
+        received_bytes: of all messages of this instance; every answer carries it.
     """
 
     def __init__(self, facts: AgentFacts, topics: Topics) -> None:
@@ -84,7 +84,7 @@ class ReportBuilder:
         sums = result.sums
         header = UpdateHeader(
             session=plan.session,
-            boot=self._facts.boot,
+            agent_instance=self._facts.agent_instance,
             round_id=plan.round_id,
             attempt=self._attempts,
             version=plan.version,
@@ -102,7 +102,7 @@ class ReportBuilder:
             session=plan.session,
             round_id=plan.round_id,
             phase=plan.phase_name,
-            boot=self._facts.boot,
+            agent_instance=self._facts.agent_instance,
             attempt=self._attempts,
             version=plan.version,
             deadline_s=plan.deadline_s,
@@ -117,7 +117,7 @@ class ReportBuilder:
             return self.declined(plan, "evaluation", problem)
         report = Report(
             session=plan.session,
-            boot=self._facts.boot,
+            agent_instance=self._facts.agent_instance,
             round_id=plan.round_id,
             kind="result",
             phase=_phase_of(plan),
@@ -136,7 +136,7 @@ class ReportBuilder:
         log.warning("round %d: declined (%s): %s", plan.round_id, reason, detail)
         report = Report(
             session=plan.session,
-            boot=self._facts.boot,
+            agent_instance=self._facts.agent_instance,
             round_id=plan.round_id,
             kind="declined",
             phase=_phase_of(plan),
@@ -157,7 +157,7 @@ class ReportBuilder:
         """Returns the report of chunks that the broker does not deliver; no answer to the plan."""
         report = Report(
             session=coordinator.session,
-            boot=self._facts.boot,
+            agent_instance=self._facts.agent_instance,
             round_id=0 if plan is None else plan.round_id,
             kind="missing",
             phase=_phase_of(plan),

@@ -38,9 +38,9 @@ class Rounds:
     (`max_staleness`): then the newest plan is worked on afterwards.
 
     Args:
-        facts: of this boot.
+        facts: of this instance.
         topics: of the federation.
-        memory: of earlier boots.
+        memory: of earlier instances.
         package: the model package.
         limits: whether the device pauses.
         fetcher: of blobs.

@@ -22,7 +22,8 @@ class AgentFacts:
     """Facts that do not change while the process lives.
 
     Attributes:
-        boot: new at every start; receipts for an earlier boot's update name that boot.
+        agent_instance: new at every start; receipts for an earlier instance's update name that
+            instance.
         phases: the device takes part in.
         unavailable_reason: why this device cannot take part at all (no interpreter); empty when it
             can.
@@ -36,7 +37,7 @@ class AgentFacts:
 
     agent_id: str
     federation: str
-    boot: str
+    agent_instance: str
     phases: tuple[str, ...] = DEFAULT_PHASES
     tags: tuple[str, ...] = ()
     unavailable_reason: str = ""
@@ -63,7 +64,7 @@ def agent_status(
     """Returns the birth, the heartbeat and, with `online=False`, the will.
 
     Args:
-        facts: of this boot.
+        facts: of this instance.
         loaded: the package that is ready.
         failed: the package that cannot be used, and why.
         pause: why the device pauses.
@@ -78,13 +79,13 @@ def agent_status(
         reason, is_transient = f"coordinator not trusted: {distrust}", True
     return AgentStatus(
         state="online" if online else "offline",
-        boot=facts.boot,
+        agent_instance=facts.agent_instance,
         phases=facts.phases,
         train_examples=ready.train_examples if ready else 0,
         test_examples=ready.test_examples if ready else 0,
-        unable=reason[:500],
-        passing=is_transient,
-        paused=str(pause or ""),
+        unavailable_reason=reason[:500],
+        is_transient=is_transient,
+        pause_reason=str(pause or ""),
         runtime=loaded.runtime if loaded else "",
         memory_bytes=facts.memory_bytes,
         codecs=tuple(CODECS.names()),

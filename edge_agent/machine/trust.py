@@ -48,7 +48,7 @@ class Trust:
     Args:
         topics: of the federation.
         pinned: public keys, 32 bytes each; none: everything is believed.
-        record: of earlier boots.
+        record: of earlier instances.
     """
 
     def __init__(

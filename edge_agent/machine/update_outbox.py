@@ -32,7 +32,7 @@ class Outbox:
     Args:
         topics: of the federation.
         agent_id: of the device.
-        memory: of earlier boots.
+        memory: of earlier instances.
         rng: for jitter.
     """
 
@@ -206,7 +206,7 @@ class Outbox:
         return pause * self._rng.uniform(1.0, 1.5)
 
     def _receipt(self, receipt: Receipt, pending: SpooledUpdate) -> list[Action]:
-        if (receipt.boot, receipt.attempt) != (pending.boot, pending.attempt):
+        if (receipt.agent_instance, receipt.attempt) != (pending.agent_instance, pending.attempt):
             return []
         if receipt.accepted:
             log.info("round %d: update counted", receipt.round_id)

@@ -54,7 +54,7 @@ class _Header(msgspec.Struct, frozen=True):
     session: Id
     round_id: RoundId
     phase: Text
-    boot: Id
+    agent_instance: Id
     attempt: Count
     version: Count
     deadline_s: float
@@ -166,7 +166,7 @@ def _encode(update: SpooledUpdate) -> bytes:
         session=update.session,
         round_id=update.round_id,
         phase=update.phase,
-        boot=update.boot,
+        agent_instance=update.agent_instance,
         attempt=update.attempt,
         version=update.version,
         deadline_s=update.deadline_s,
@@ -213,7 +213,7 @@ def _decode(data: bytes) -> SpooledUpdate:
         session=header.session,
         round_id=header.round_id,
         phase=header.phase,
-        boot=header.boot,
+        agent_instance=header.agent_instance,
         attempt=header.attempt,
         version=header.version,
         deadline_s=header.deadline_s,

@@ -112,7 +112,7 @@ class AgentShell(Shell):
         facts = AgentFacts(
             agent_id=device.agent_id,
             federation=device.federation,
-            boot=f"boot-{self.boot}",
+            agent_instance=f"boot-{self.boot}",
             phases=device.phases,
             memory_bytes=device.profile.memory_bytes,
             software="simulated",

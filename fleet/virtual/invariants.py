@@ -317,7 +317,7 @@ class Invariants:
                 case CancelJob():
                     self._check(node in self._running, f"{node} cancels a job that it has not")
                 case SpoolUpdate(update):
-                    self._spooled[node] = (update.round_id, update.boot, update.attempt)
+                    self._spooled[node] = (update.round_id, update.agent_instance, update.attempt)
 
     # -- messages -------------------------------------------------------------------------------
 
@@ -327,7 +327,7 @@ class Invariants:
             case InboxTopic(agent_id):
                 message = messages.decode_inbox(payload)
                 if isinstance(message, Receipt) and message.accepted:
-                    identity = (agent_id, message.round_id, message.boot, message.attempt)
+                    identity = (agent_id, message.round_id, message.agent_instance, message.attempt)
                     self._check(
                         identity in self._stored,
                         f"{agent_id} gets a receipt for round {message.round_id}, and its update"
@@ -359,7 +359,7 @@ class Invariants:
             self._fail(f"{agent_id} sends an update that is none")
             return
         self._check(
-            self._spooled.get(agent_id) == (round_id, header.boot, header.attempt),
+            self._spooled.get(agent_id) == (round_id, header.agent_instance, header.attempt),
             f"{agent_id} sends an update of round {round_id} that is not in its spool",
         )
 
@@ -392,4 +392,4 @@ class Invariants:
 
 
 def _identity(agent_id: str, header: UpdateHeader) -> tuple[str, int, str, int]:
-    return agent_id, header.round_id, header.boot, header.attempt
+    return agent_id, header.round_id, header.agent_instance, header.attempt

@@ -131,7 +131,7 @@ class Forger:
             return message.replace(b'"session"', b'"sessiom"').replace(b'"name"', b'"mane"')
         plan = messages.decode(message, RoundPlan)
         return messages.encode(
-            msgspec.structs.replace(plan, round_id=FALSE_ROUND, weights=self.weights)
+            msgspec.structs.replace(plan, round_id=FALSE_ROUND, blobs={"weights": self.weights})
         )
 
 

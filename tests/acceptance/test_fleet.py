@@ -234,10 +234,11 @@ def test_a_device_that_sends_rubbish_is_refused_and_stops_nobody(
         topics, _ = eventually("round 1 begins", lambda: listener.plan(1))
         birth = AgentStatus(
             state="online",
-            boot="evil",
+            agent_instance="evil",
             phases=("train",),
             train_examples=10,
             codecs=("float32",),
+            algorithms=("fedavg",),
         )
         status = topics.name(AgentStatusTopic("evil"))
         listener.link.publish(status, messages.encode(birth), retain=True)
@@ -249,7 +250,7 @@ def test_a_device_that_sends_rubbish_is_refused_and_stops_nobody(
             listener.link.publish(status, payload)
             listener.link.publish(topics.name(UpdateTopic("evil", 1, 0)), payload)
         eventually("the new weights are measured", lambda: listener.plan(2, "evaluate"))
-        offline = AgentStatus(state="offline", boot="evil")
+        offline = AgentStatus(state="offline", agent_instance="evil")
         listener.link.publish(status, messages.encode(offline), retain=True)
         assert ended(child) == 0
     report = json.loads((out / "report.json").read_text())

@@ -68,7 +68,7 @@ def test_heartbeats_come_on_time_while_training_goes_on(
         gaps = [after - before for before, after in itertools.pairwise(times)]
         assert all(0.5 < gap < 2.5 for gap in gaps), gaps
         assert all(status.state == "online" for _, status in heard)
-        assert "it counts as lost" not in federation.said("coordinator")
+        assert "marked offline" not in federation.said("coordinator")
         # And the end of the process does not wait for the end of the training.
         federation.signal("pi-0", signal.SIGTERM)
         assert federation.ended("pi-0", 10) == 0
@@ -94,7 +94,7 @@ def test_an_agent_that_stands_still_expires_and_the_round_goes_on(
         federation.await_version(1)
         federation.signal("pi-2", signal.SIGSTOP)  # its connection stays: there is no will
         federation.await_version(6, 20)
-        assert "pi-2 has not been heard of, it counts as lost" in federation.said("coordinator")
+        assert "agent pi-2 missed its heartbeats; marked offline" in federation.said("coordinator")
         federation.signal("pi-2", signal.SIGCONT)
         assert federation.ended("coordinator") == 0
         records = federation.records()

@@ -96,7 +96,7 @@ def received(answer: Answer) -> Received:
     sums = answer.sums or Sums(0.0, 0.0, {})
     report = Report(
         session="s",
-        boot="b",
+        agent_instance="b",
         round_id=1,
         kind="result",
         phase="p",
@@ -149,7 +149,7 @@ def test_the_settings_of_a_plan_come_back_from_json(name: str) -> None:
     plan = messages.encode(
         messages.RoundPlan(
             session="s",
-            start="c",
+            coordinator_instance="c",
             round_id=1,
             state="open",
             phase=choice_of(settings),

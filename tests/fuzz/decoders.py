@@ -56,7 +56,7 @@ def _example_messages() -> list[messages.Message]:
         messages.ProgramManifest(name="house_price", package=weights, fingerprint="0" * 16),
         messages.RoundPlan(
             session=_SESSION,
-            start="c0ffee",
+            coordinator_instance="c0ffee",
             round_id=7,
             state="open",
             version=6,
@@ -67,7 +67,7 @@ def _example_messages() -> list[messages.Message]:
         ),
         messages.AgentStatus(
             state="online",
-            boot="b1",
+            agent_instance="b1",
             phases=("train",),
             train_examples=10,
             codecs=("int8",),
@@ -76,7 +76,7 @@ def _example_messages() -> list[messages.Message]:
         ),
         messages.Report(
             session=_SESSION,
-            boot="b1",
+            agent_instance="b1",
             round_id=7,
             kind="missing",
             phase="evaluate",
@@ -91,7 +91,7 @@ def _example_messages() -> list[messages.Message]:
 def _header(codec: str, size: int = _SIZE) -> messages.UpdateHeader:
     return messages.UpdateHeader(
         session=_SESSION,
-        boot="b1",
+        agent_instance="b1",
         round_id=7,
         attempt=1,
         version=6,
@@ -125,7 +125,9 @@ def _messages() -> Iterator[Decoder]:
     )
     line = signed_messages.split(signed_messages.join(b"{}", mark))[1]
     yield Decoder("signature envelope", signed_messages.parse, (WireError,), (line,))
-    receipt = messages.Receipt(session=_SESSION, round_id=7, boot="b1", attempt=1, accepted=True)
+    receipt = messages.Receipt(
+        session=_SESSION, round_id=7, agent_instance="b1", attempt=1, accepted=True
+    )
     resend = messages.Resend(session=_SESSION, round_id=7, sha256="c" * 64, chunks=(0, 2))
     inbox = tuple(messages.encode(message) for message in (receipt, resend))
     yield Decoder("inbox", messages.decode_inbox, (WireError,), inbox)

@@ -171,7 +171,7 @@ def test_the_coordinator_counts_a_fleet_that_is_larger_than_a_window(
     names = [Topics("large").name(AgentStatusTopic(f"pi-{n}")) for n in range(250)]
     for n, name in enumerate(names):
         paused = "too_hot: 80 °C, limit 75" if n < 10 else ""
-        status = AgentStatus(state="online", boot="b", paused=paused)
+        status = AgentStatus(state="online", agent_instance="b", pause_reason=paused)
         link.publish(name, messages.encode(status), retain=True)
     config = CoordinatorConfig(federation="large", model="house_price", broker=settings)
     found = Found(diagnose_coordinator(config, tmp_path))

@@ -162,7 +162,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory, mosquitto: LocalBroker) -> It
 
 
 def all_looked_at_their_data(of: dict[str, AgentStatus]) -> bool:
-    return len(of) == AGENTS and all(s.unable or s.train_examples for s in of.values())
+    return len(of) == AGENTS and all(s.unavailable_reason or s.train_examples for s in of.values())
 
 
 def all_offline(of: dict[str, AgentStatus]) -> bool:
@@ -184,15 +184,15 @@ def test_hosted_agents_learn(seen: Seen) -> None:
 
 
 def test_a_broken_data_file_disturbs_nobody_else(seen: Seen) -> None:
-    assert "not an .npz file" in seen.online[BROKEN].unable
+    assert "not an .npz file" in seen.online[BROKEN].unavailable_reason
     others = [status for name, status in seen.online.items() if name != BROKEN]
-    assert {(s.state, s.unable, s.train_examples, s.test_examples) for s in others} == {
+    assert {(s.state, s.unavailable_reason, s.train_examples, s.test_examples) for s in others} == {
         ("online", "", 48, 12)
     }
 
 
-def test_each_hosted_agent_is_a_boot_of_its_own(seen: Seen) -> None:
-    assert len({status.boot for status in seen.online.values()}) == AGENTS
+def test_each_hosted_agent_is_an_instance_of_its_own(seen: Seen) -> None:
+    assert len({status.agent_instance for status in seen.online.values()}) == AGENTS
 
 
 def test_each_hosted_agent_keeps_its_own_files(seen: Seen) -> None:
@@ -206,7 +206,9 @@ def test_sigterm_ends_a_host_in_time_with_every_agent_offline(seen: Seen) -> Non
     assert seen.stop_s < 5
     assert all_offline(seen.offline)
     # By their own goodbye, not by the broker's will: that waits five seconds.
-    assert {s.boot for s in seen.offline.values()} == {s.boot for s in seen.online.values()}
+    assert {s.agent_instance for s in seen.offline.values()} == {
+        s.agent_instance for s in seen.online.values()
+    }
 
 
 def test_the_log_of_a_host_names_what_went_wrong_and_no_more(seen: Seen) -> None:
@@ -289,7 +291,7 @@ def test_an_agent_whose_broker_is_not_there_is_given_up_and_the_others_stay(
 
 
 def offline() -> AgentStatus:
-    return AgentStatus(state="offline", boot="none")
+    return AgentStatus(state="offline", agent_instance="none")
 
 
 def test_a_host_without_a_broker_says_so_and_ends(tmp_path: Path) -> None:

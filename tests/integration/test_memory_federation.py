@@ -109,7 +109,7 @@ class AgentNode(Node):
     """Trains for real; it takes virtual time."""
 
     def __init__(self, broker: MemoryBroker, name: str, part: Rows) -> None:
-        agent = Agent(AgentFacts(agent_id=name, federation="f", boot="b1"))
+        agent = Agent(AgentFacts(agent_id=name, federation="f", agent_instance="b1"))
         will = Will(agent.will.topic, agent.will.payload, delay_s=5)
         super().__init__(MemoryLink(broker, name, will=will), agent.handle)
         self._broker, self._name, self._workbench = broker, name, Workbench()

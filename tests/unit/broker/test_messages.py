@@ -42,7 +42,7 @@ COORDINATOR_STATUS = (
 AGENT_STATUS = (
     AgentStatus(
         state="online",
-        boot="b007",
+        agent_instance="b007",
         phases=("train", "evaluate"),
         train_examples=800,
         test_examples=200,
@@ -54,7 +54,7 @@ AGENT_STATUS = (
         software="0.1.0",
         heartbeat_s=60.0,
     ),
-    b'{"state":"online","boot":"b007","phases":["train","evaluate"],"train_examples":800,'
+    b'{"state":"online","agent_instance":"b007","phases":["train","evaluate"],"train_examples":800,'
     b'"test_examples":200,"runtime":"tflite-runtime 2.14.0","memory_bytes":1000000000,'
     b'"codecs":["float32","int8"],"algorithms":["fedavg","scaffold"],"tags":["kitchen"],'
     b'"software":"0.1.0","heartbeat_s":60.0}',
@@ -71,7 +71,7 @@ MANIFEST = (
 PLAN = (
     RoundPlan(
         session="c0ffee",
-        start="5ca1e",
+        coordinator_instance="5ca1e",
         round_id=3,
         state="open",
         version=2,
@@ -90,7 +90,7 @@ PLAN = (
         seed=99,
         max_staleness=2,
     ),
-    b'{"session":"c0ffee","start":"5ca1e","round_id":3,"state":"open","version":2,'
+    b'{"session":"c0ffee","coordinator_instance":"5ca1e","round_id":3,"state":"open","version":2,'
     b'"blobs":{"weights":{"sha256":"' + SHA_B.encode() + b'","size":12,"chunks":1},'
     b'"control":{"sha256":"' + SHA_A.encode() + b'","size":12,"chunks":1}},'
     b'"package":"' + SHA_A.encode() + b'","fingerprint":"0123456789abcdef",'
@@ -102,7 +102,7 @@ PLAN = (
 EVALUATION_PLAN = (
     RoundPlan(
         session="c0ffee",
-        start="5ca1e",
+        coordinator_instance="5ca1e",
         round_id=3,
         state="open",
         version=2,
@@ -112,7 +112,7 @@ EVALUATION_PLAN = (
         cohort=Cohort(seed=7, fraction=0.25),
         phase="evaluate",
     ),
-    b'{"session":"c0ffee","start":"5ca1e","round_id":3,"state":"open","version":2,'
+    b'{"session":"c0ffee","coordinator_instance":"5ca1e","round_id":3,"state":"open","version":2,'
     b'"blobs":{"weights":{"sha256":"' + SHA_B.encode() + b'","size":12,"chunks":1}},'
     b'"package":"' + SHA_A.encode() + b'","fingerprint":"0123456789abcdef",'
     b'"cohort":{"seed":7,"fraction":0.25},"phase":"evaluate"}',
@@ -120,7 +120,7 @@ EVALUATION_PLAN = (
 REPORT = (
     Report(
         session="c0ffee",
-        boot="b007",
+        agent_instance="b007",
         round_id=3,
         kind="result",
         phase="evaluate",
@@ -130,14 +130,14 @@ REPORT = (
         metric_sums={"mae": 6.25},
         received_bytes=4711,
     ),
-    b'{"session":"c0ffee","boot":"b007","round_id":3,"kind":"result","phase":"evaluate",'
+    b'{"session":"c0ffee","agent_instance":"b007","round_id":3,"kind":"result","phase":"evaluate",'
     b'"version":3,"loss_sum":12.5,"weight_sum":5.0,"metric_sums":{"mae":6.25},'
     b'"received_bytes":4711}',
 )
 DECLINED = (
     Report(
         session="c0ffee",
-        boot="b007",
+        agent_instance="b007",
         round_id=3,
         kind="declined",
         phase="train",
@@ -145,26 +145,26 @@ DECLINED = (
         reason="no_data",
         detail="no rows",
     ),
-    b'{"session":"c0ffee","boot":"b007","round_id":3,"kind":"declined","phase":"train",'
+    b'{"session":"c0ffee","agent_instance":"b007","round_id":3,"kind":"declined","phase":"train",'
     b'"version":2,"reason":"no_data","detail":"no rows"}',
 )
 RECEIPT = (
     Receipt(
         session="c0ffee",
         round_id=3,
-        boot="b007",
+        agent_instance="b007",
         attempt=1,
         accepted=False,
         reason="norm",
         detail="L2 norm 5, limit 1",
     ),
-    b'{"kind":"receipt","session":"c0ffee","round_id":3,"boot":"b007","attempt":1,'
+    b'{"kind":"receipt","session":"c0ffee","round_id":3,"agent_instance":"b007","attempt":1,'
     b'"accepted":false,"reason":"norm","detail":"L2 norm 5, limit 1"}',
 )
 MISSING = (
     Report(
         session="c0ffee",
-        boot="b007",
+        agent_instance="b007",
         round_id=3,
         kind="missing",
         phase="train",
@@ -172,13 +172,13 @@ MISSING = (
         sha256=SHA_A,
         chunks=(0, 7),
     ),
-    b'{"session":"c0ffee","boot":"b007","round_id":3,"kind":"missing","phase":"train",'
+    b'{"session":"c0ffee","agent_instance":"b007","round_id":3,"kind":"missing","phase":"train",'
     b'"version":2,"sha256":"' + SHA_A.encode() + b'","chunks":[0,7]}',
 )
 STATISTICS = (
     Report(
         session="c0ffee",
-        boot="b007",
+        agent_instance="b007",
         round_id=3,
         kind="result",
         phase="statistics",
@@ -186,7 +186,7 @@ STATISTICS = (
         values={"age": (3.0, 1.5)},
         num_examples=3,
     ),
-    b'{"session":"c0ffee","boot":"b007","round_id":3,"kind":"result","phase":"statistics",'
+    b'{"session":"c0ffee","agent_instance":"b007","round_id":3,"kind":"result","phase":"statistics",'
     b'"version":2,"values":{"age":[3.0,1.5]},"num_examples":3}',
 )
 RESEND = (
@@ -196,7 +196,7 @@ RESEND = (
 )
 HEADER = UpdateHeader(
     session="c0ffee",
-    boot="b007",
+    agent_instance="b007",
     round_id=3,
     attempt=1,
     version=2,
@@ -213,7 +213,7 @@ HEADER = UpdateHeader(
     received_bytes=4711,
 )
 HEADER_JSON = (
-    b'{"session":"c0ffee","boot":"b007","round_id":3,"attempt":1,"version":2,'
+    b'{"session":"c0ffee","agent_instance":"b007","round_id":3,"attempt":1,"version":2,'
     b'"fingerprint":"0123456789abcdef","vectors":{"delta":{"codec":"float32","size":3,"bytes":12},'
     b'"control":{"codec":{"name":"int8","block_size":2},"size":3,"bytes":11}},'
     b'"num_examples":800,"loss_sum":400.0,"weight_sum":800.0,'
@@ -221,7 +221,7 @@ HEADER_JSON = (
 )
 # 1, 2, 3 as little-endian float32; then the scales 1 and 0.5, the levels 127, -3 and 1.
 BODY = bytes.fromhex("0000803f0000004000004040 0000803f0000003f 7ffd01")
-FRAME = b"FDG1" + bytes.fromhex("00000178") + HEADER_JSON + BODY
+FRAME = b"FDG1" + bytes.fromhex("00000182") + HEADER_JSON + BODY
 
 GOLDEN = [
     COORDINATOR_STATUS,
@@ -288,8 +288,8 @@ def test_an_update_frame_is_written_and_read_as_it_always_was() -> None:
         ),
         (
             AgentStatus,
-            b'{"state":"offline","boot":"a"}',
-            AgentStatus(state="offline", boot="a", phases=(), train_examples=0),
+            b'{"state":"offline","agent_instance":"a"}',
+            AgentStatus(state="offline", agent_instance="a", phases=(), train_examples=0),
         ),
         (Cohort, b"{}", Cohort(ids=None, seed=0, fraction=1.0)),
     ],
@@ -328,7 +328,7 @@ def changed(golden: tuple[Message, bytes], path: str, value: Any) -> tuple[type[
         (COORDINATOR_STATUS, "version", (1 << 53) + 1),
         (COORDINATOR_STATUS, "version", "1"),
         (COORDINATOR_STATUS, "version", True),
-        (AGENT_STATUS, "boot", "#"),
+        (AGENT_STATUS, "agent_instance", "#"),
         (AGENT_STATUS, "phases", ["steal it"]),
         (AGENT_STATUS, "train_examples", -1),
         (AGENT_STATUS, "runtime", 7),
@@ -485,7 +485,8 @@ def test_a_cohort_by_rule_is_the_same_everywhere() -> None:
 def test_a_peer_of_another_version_may_say_what_this_one_has_no_name_for() -> None:
     """Open lists, states and kinds, and choices that are decoded late: none loses the message."""
     status = messages.decode(
-        b'{"state":"dozing","boot":"a","phases":["train","shuffle"],"codecs":["zip"]}', AgentStatus
+        b'{"state":"dozing","agent_instance":"a","phases":["train","shuffle"],"codecs":["zip"]}',
+        AgentStatus,
     )
     assert (status.state, status.phases) == ("dozing", ("train", "shuffle"))
     document = msgspec.json.decode(PLAN[1]) | {

@@ -96,7 +96,7 @@ class Scene:
 def status() -> AgentStatus:
     return AgentStatus(
         state="online",
-        boot="b1",
+        agent_instance="b1",
         phases=("train",),
         train_examples=10,
         codecs=("float32",),
@@ -107,7 +107,7 @@ def status() -> AgentStatus:
 def frame(plan: RoundPlan) -> bytes:
     header = UpdateHeader(
         session=plan.session,
-        boot="b1",
+        agent_instance="b1",
         round_id=plan.round_id,
         attempt=1,
         version=plan.version,
@@ -245,7 +245,7 @@ def test_when_agents_were_heard_of_is_kept_also_of_those_that_fell_silent(
     scene.service.wake()
     heard = {agent.agent_id: agent.heard_at - start[agent.agent_id] for agent in store.agents()}
     assert heard == pytest.approx({"a": 100.0, "b": 0.0, "c": 0.0}, abs=20)
-    scene.service.perform(SaveAgent("b", AgentStatus(state="offline", boot="b1")))
+    scene.service.perform(SaveAgent("b", AgentStatus(state="offline", agent_instance="b1")))
     (b,) = (agent for agent in store.agents() if agent.agent_id == "b")
     assert b.status.state == "offline"
     assert b.heard_at == pytest.approx(start["b"], abs=20)

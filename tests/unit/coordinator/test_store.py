@@ -173,13 +173,13 @@ def test_another_number_of_parameters_is_refused(store: Store) -> None:
 
 
 def test_agents_are_kept_as_they_last_described_themselves(store: Store) -> None:
-    store.save_agent("b", AgentStatus(state="online", boot="1"))
-    store.save_agent("a", AgentStatus(state="online", boot="1"))
-    store.save_agent("b", AgentStatus(state="offline", boot="2"))
+    store.save_agent("b", AgentStatus(state="online", agent_instance="1"))
+    store.save_agent("a", AgentStatus(state="online", agent_instance="1"))
+    store.save_agent("b", AgentStatus(state="offline", agent_instance="2"))
     found = {agent.agent_id: agent.status for agent in store.agents()}
     assert found == {
-        "a": AgentStatus(state="online", boot="1"),
-        "b": AgentStatus(state="offline", boot="2"),
+        "a": AgentStatus(state="online", agent_instance="1"),
+        "b": AgentStatus(state="offline", agent_instance="2"),
     }
     assert all(agent.heard_at > 1.7e9 for agent in store.agents())
 
@@ -297,7 +297,7 @@ def test_damaged_pages_are_told_in_one_line(tmp_path: Path) -> None:
 
 
 def test_damaged_agents_are_told_in_one_line(store: Store) -> None:
-    store.save_agent("a", AgentStatus(state="online", boot="1"))
+    store.save_agent("a", AgentStatus(state="online", agent_instance="1"))
     store._db.execute("UPDATE agents SET status = 'rubbish'")
     with pytest.raises(ConfigError) as caught:
         store.agents()
@@ -321,7 +321,7 @@ def test_the_status_document_holds_all_but_the_weights(store: Store) -> None:
     store.adopt("f", PACKAGE)
     store.begin(theta(0, 0, 0), NOTHING)
     store.commit(1, theta(1, 1, 1), NOTHING, record(0.5, metrics={"mae": 0.25}))
-    store.save_agent("pi-1", AgentStatus(state="online", boot="1", train_examples=10))
+    store.save_agent("pi-1", AgentStatus(state="online", agent_instance="1", train_examples=10))
     document = status_document(store)
     assert set(document) >= {"federation", "model", "fingerprint", "finished", "versions"}
     assert (document["federation"], document["model"]) == ("f", "house_price")
@@ -343,7 +343,10 @@ def test_the_status_text_shows_rounds_and_agents(store: Store) -> None:
     for number in range(1, 13):
         changes: dict[str, Any] = {"round_id": number, "version": number}
         store.commit(number, theta(1, 1, 1), NOTHING, record(0.5, **changes))
-    store.save_agent("pi-1", AgentStatus(state="online", boot="1", unable="no_data: no such file"))
+    store.save_agent(
+        "pi-1",
+        AgentStatus(state="online", agent_instance="1", unavailable_reason="no_data: no such file"),
+    )
     store.finish("rounds")
     config = CoordinatorConfig(federation="f", model="house_price", rounds=12)
     head, earlier, *lines = status_text(store, config).splitlines()
@@ -358,7 +361,10 @@ def test_the_status_text_shows_rounds_and_agents(store: Store) -> None:
 def test_what_agents_say_cannot_command_a_terminal(store: Store) -> None:
     store.adopt("f", PACKAGE)
     store.begin(theta(0, 0, 0), NOTHING)
-    store.save_agent("pi-1", AgentStatus(state="online", boot="1", unable="\x1b[2J\nagents: none"))
+    store.save_agent(
+        "pi-1",
+        AgentStatus(state="online", agent_instance="1", unavailable_reason="\x1b[2J\nagents: none"),
+    )
     config = CoordinatorConfig(federation="f", model="house_price")
     text = status_text(store, config)
     assert text.endswith(r"cannot take part: \x1b[2J\nagents: none")
@@ -368,11 +374,13 @@ def test_an_agent_that_nobody_has_heard_of_for_long_is_silent_and_not_online(sto
     store.adopt("f", PACKAGE)
     store.begin(theta(0, 0, 0), NOTHING)
     now = time.time()
-    beats = AgentStatus(state="online", boot="1", heartbeat_s=60.0)
+    beats = AgentStatus(state="online", agent_instance="1", heartbeat_s=60.0)
     store.save_agent("dead", beats, now - 300)
-    store.save_agent("gone", AgentStatus(state="offline", boot="1", heartbeat_s=60.0), now - 300)
+    store.save_agent(
+        "gone", AgentStatus(state="offline", agent_instance="1", heartbeat_s=60.0), now - 300
+    )
     store.save_agent("here", beats, now - 200)  # three heartbeats, and the minute between two notes
-    store.save_agent("mute", AgentStatus(state="online", boot="1"), now - 300)
+    store.save_agent("mute", AgentStatus(state="online", agent_instance="1"), now - 300)
     config = CoordinatorConfig(federation="f", model="house_price")
     head, *lines = status_text(store, config).splitlines()[1:]
     assert head == "agents: 4 known, 2 online, 1 silent"
@@ -412,7 +420,7 @@ def test_classes_of_a_matrix_have_their_names_where_there_are_as_many() -> None:
 def test_the_status_says_who_does_not_know_the_new_signing_key(store: Store) -> None:
     store.adopt("f", PACKAGE)
     for name, keys in (("a", ("1" * 16, "2" * 16)), ("b", ("1" * 16,)), ("c", ())):
-        store.save_agent(name, AgentStatus(state="online", boot="1", keys=keys))
+        store.save_agent(name, AgentStatus(state="online", agent_instance="1", keys=keys))
     config = CoordinatorConfig(federation="f", model="house_price")
     store.note_keys(["1" * 16])
     assert "signing key" not in status_text(store, config)

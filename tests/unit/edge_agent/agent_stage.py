@@ -79,7 +79,7 @@ def ref(blob: bytes) -> BlobRef:
 def plan(**changes: Any) -> RoundPlan:
     facts: dict[str, Any] = {
         "session": "s1",
-        "start": "c1",
+        "coordinator_instance": "c1",
         "round_id": 1,
         "state": "open",
         "phase": "train",
@@ -99,7 +99,9 @@ class Device:
     """An agent, what it subscribed to, and all it ever did."""
 
     def __init__(self, connect: bool = True, **facts: Any) -> None:
-        self.agent = Agent(AgentFacts(agent_id="pi-1", federation="f", boot="b1", **facts))
+        self.agent = Agent(
+            AgentFacts(agent_id="pi-1", federation="f", agent_instance="b1", **facts)
+        )
         self.filters: list[str] = []
         self.actions: list[Action] = []
         self.now_s = 0.0
@@ -148,7 +150,12 @@ class Device:
         return self.hear(RoundTopic(), plan(**changes))
 
     def receipt(self, *, accepted: bool, **changes: Any) -> list[Action]:
-        facts: dict[str, Any] = {"session": "s1", "round_id": 1, "boot": "b1", "attempt": 1}
+        facts: dict[str, Any] = {
+            "session": "s1",
+            "round_id": 1,
+            "agent_instance": "b1",
+            "attempt": 1,
+        }
         receipt = Receipt(accepted=accepted, **(facts | changes))
         return self.hear(InboxTopic("pi-1"), receipt)
 
@@ -232,7 +239,7 @@ def int8_round(device: Device, round_id: int, delta: Any) -> tuple[F32, list[Act
     return CODECS.make(part.codec).decode(body, part.size, 7), actions
 
 
-def rebooted(device: Device, boot: str = "b2") -> Device:
+def rebooted(device: Device, agent_instance: str = "b2") -> Device:
     """The same device after a power cut: what is on its disk is there, all else is gone."""
     pending, settled = None, None
     for action in device.actions:
@@ -243,7 +250,9 @@ def rebooted(device: Device, boot: str = "b2") -> Device:
             pending = None
     memory = AgentMemory(pending, settled)
     again = Device(connect=False)
-    again.agent = Agent(AgentFacts(agent_id="pi-1", federation="f", boot=boot), memory)
+    again.agent = Agent(
+        AgentFacts(agent_id="pi-1", federation="f", agent_instance=agent_instance), memory
+    )
     again.feed(Started())
     again.feed(Connected(MAX_PAYLOAD))
     again.coordinator()

@@ -83,7 +83,7 @@ def test_on_every_connection_it_says_what_it_is() -> None:
     device = Device(tags=("kitchen",), memory_bytes=123, software="1.0")
     for _ in range(2):
         status = status_in(device.feed(Connected(MAX_PAYLOAD)))
-        assert (status.state, status.boot, status.tags) == ("online", "b1", ("kitchen",))
+        assert (status.state, status.agent_instance, status.tags) == ("online", "b1", ("kitchen",))
         assert (status.memory_bytes, status.software) == (123, "1.0")
         assert status.train_examples == 0  # not known before there is a model
         assert "int8" in status.codecs
@@ -94,7 +94,7 @@ def test_the_will_and_the_goodbye_say_offline() -> None:
     (goodbye,) = device.feed(Stopping())
     assert status_in([goodbye]).state == "offline"
     assert status_in([device.agent.will]).state == "offline"
-    assert status_in([device.agent.will]).boot == "b1"
+    assert status_in([device.agent.will]).agent_instance == "b1"
 
 
 def test_stopping_in_the_middle_of_a_round_declines_it_first() -> None:
@@ -117,7 +117,7 @@ def test_the_package_is_fetched_loaded_and_announced() -> None:
     ]
     status = status_in(device.loaded())
     assert (status.train_examples, status.test_examples) == (20, 5)
-    assert (status.runtime, status.unable) == ("tflite 1", "")
+    assert (status.runtime, status.unavailable_reason) == ("tflite 1", "")
 
 
 def test_the_same_manifest_again_fetches_nothing() -> None:
@@ -137,7 +137,7 @@ def test_a_package_that_does_not_load_makes_the_device_unable() -> None:
     device.blob(PACKAGE)
     failed = PackageFailed(digest(PACKAGE), "no_data", "no such file")
     status = status_in(device.feed(failed))
-    assert (status.unable, status.passing) == ("no_data: no such file", False)
+    assert (status.unavailable_reason, status.is_transient) == ("no_data: no such file", False)
     report = report_in(device.plan())
     assert (report.reason, report.detail) == ("no_data", "no such file")
 
@@ -145,7 +145,10 @@ def test_a_package_that_does_not_load_makes_the_device_unable() -> None:
 def test_a_package_beyond_the_limit_makes_the_device_unable() -> None:
     device = Device(max_blob_bytes=2999)
     status = status_in(device.manifest())
-    assert status.unable == f"no_program: blob {digest(PACKAGE)[:12]} has 3000 bytes, limit 2999"
+    assert (
+        status.unavailable_reason
+        == f"no_program: blob {digest(PACKAGE)[:12]} has 3000 bytes, limit 2999"
+    )
     assert device.filters[4:] == []
 
 
@@ -250,7 +253,7 @@ def test_the_update_says_what_was_learned() -> None:
     header, body, sent = update_in(device.feed(trained([1, 2, 3, 4])))
     assert header == UpdateHeader(
         session="s1",
-        boot="b1",
+        agent_instance="b1",
         round_id=1,
         attempt=1,
         version=0,

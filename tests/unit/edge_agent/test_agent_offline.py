@@ -94,8 +94,8 @@ def given_up() -> Device:
         actions = tick_until(device, device.now_s + device.agent.wait_s(device.now_s))
         actions = only(actions, Publish)
     status = status_in(actions)
-    assert status.unable.startswith("no_program: 1 of 1 chunks did not come")
-    assert status.passing
+    assert status.unavailable_reason.startswith("no_program: 1 of 1 chunks did not come")
+    assert status.is_transient
     assert device.filters[4:] == []
     return device
 
@@ -104,7 +104,7 @@ def test_a_package_that_was_given_up_is_fetched_anew_after_a_while() -> None:
     device = given_up()
     assert Subscribe(CHUNKS) in tick_until(device, device.now_s + 451.0)
     assert only(device.blob(PACKAGE), LoadPackage)
-    assert status_in(device.loaded()).unable == ""
+    assert status_in(device.loaded()).unavailable_reason == ""
 
 
 def test_it_is_tried_ever_more_rarely_but_for_ever() -> None:

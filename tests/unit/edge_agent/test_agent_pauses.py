@@ -75,17 +75,17 @@ def test_its_status_says_why_it_pauses_and_when_the_pause_is_over(reason: str) -
     device = ready(limits=LIMITS)
     assert read(device) == []
     status = status_in(read(device, **TROUBLES[reason]))
-    assert status.paused.startswith(f"{reason}: ")
+    assert status.pause_reason.startswith(f"{reason}: ")
     assert status.train_examples == 20  # it is able, only not now
     assert read(device, **TROUBLES[reason]) == []
-    assert status_in(read(device)).paused == ""
+    assert status_in(read(device)).pause_reason == ""
 
 
 def test_readings_from_before_it_connects_are_in_its_birth() -> None:
     device = Device(connect=False, limits=LIMITS)
     assert read(device, minute=0) == [PauseJobs()]
     device.feed(Started())
-    assert status_in(device.feed(Connected(MAX_PAYLOAD))).paused.startswith("quiet_hours")
+    assert status_in(device.feed(Connected(MAX_PAYLOAD))).pause_reason.startswith("quiet_hours")
 
 
 @every_trouble
@@ -125,7 +125,7 @@ def test_another_reason_to_pause_takes_over_without_a_step_between() -> None:
     read(device, **TROUBLES["too_hot"])
     actions = read(device, **TROUBLES["quiet_hours"])
     assert not only(actions, ResumeJobs)
-    assert status_in(actions).paused.startswith("quiet_hours")
+    assert status_in(actions).pause_reason.startswith("quiet_hours")
 
 
 def test_training_that_is_still_paused_at_the_deadline_is_given_up_with_the_reason() -> None:
@@ -226,7 +226,7 @@ def short_of_memory(needs_bytes: int) -> Device:
 def test_a_model_that_does_not_fit_makes_it_unable_and_declines_by_name() -> None:
     device = short_of_memory(0)
     status = status_in([device.actions[-1]])
-    assert status.unable == "memory: about 80 MB is needed, 70 MB is available"
+    assert status.unavailable_reason == "memory: about 80 MB is needed, 70 MB is available"
     assert report_in(device.plan()).reason == "memory"
     assert not device.agent.needs_readings  # the ceiling will not change
 
@@ -285,4 +285,4 @@ def test_whatever_comes_in_whatever_order_it_never_works_during_a_pause(seed: in
         assert device.agent.wait_s(device.now_s) > 0, "it would spin"
     # What it said last is how it is.
     status = status_in(device.feed(Connected(MAX_PAYLOAD)))
-    assert bool(status.paused) == paused
+    assert bool(status.pause_reason) == paused

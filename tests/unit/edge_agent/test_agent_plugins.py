@@ -50,7 +50,7 @@ def test_a_plug_in_that_is_missing_is_refused(tmp_path: Path) -> None:
 def test_the_status_names_the_algorithms_and_codecs_of_plug_ins(tmp_path: Path) -> None:
     extending_examples(tmp_path)
     load_agent_config(agent_file(tmp_path, "plugins: [local_momentum.py, float24.py]"))
-    facts = AgentFacts(agent_id="pi-1", federation="f", boot="b1")
+    facts = AgentFacts(agent_id="pi-1", federation="f", agent_instance="b1")
     status = agent_status(facts, None, None, None, "", (), online=True)
     assert "local_momentum" in status.algorithms
     assert "float24" in status.codecs

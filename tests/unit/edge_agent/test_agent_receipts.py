@@ -83,7 +83,7 @@ def test_a_refusal_leaves_the_residual_as_it_was(caplog: pytest.LogCaptureFixtur
 
 
 @pytest.mark.parametrize(
-    "changes", [{"boot": "b0"}, {"session": "s0"}, {"round_id": 2}, {"attempt": 2}]
+    "changes", [{"agent_instance": "b0"}, {"session": "s0"}, {"round_id": 2}, {"attempt": 2}]
 )
 def test_a_receipt_for_something_else_changes_nothing(changes: Any) -> None:
     device = training(codec="int8")
@@ -252,7 +252,7 @@ def with_control(done: JobDone, value: float) -> JobDone:
 def test_the_state_of_another_model_is_not_used() -> None:
     kept = AgentMemory(settled=DeviceState("f" * 16, "s1", {"delta": np.ones(4, np.float32)}))
     device = Device(connect=False)
-    device.agent = Agent(AgentFacts(agent_id="pi-1", federation="f", boot="b1"), kept)
+    device.agent = Agent(AgentFacts(agent_id="pi-1", federation="f", agent_instance="b1"), kept)
     device.feed(Started())
     device.coordinator()
     device.manifest()

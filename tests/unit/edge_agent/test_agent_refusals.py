@@ -47,7 +47,7 @@ from tests.unit.edge_agent.agent_stage import (
 
 def test_a_device_without_an_interpreter_says_so_and_declines() -> None:
     device = Device(unavailable_reason="no TFLite interpreter works here")
-    assert status_in(device.feed(Connected(MAX_PAYLOAD))).unable.startswith("no TFLite")
+    assert status_in(device.feed(Connected(MAX_PAYLOAD))).unavailable_reason.startswith("no TFLite")
     device.coordinator()
     assert device.manifest() == []
     report = report_in(device.plan())
@@ -78,7 +78,9 @@ def test_a_device_that_is_pinned_to_a_layout_takes_no_other() -> None:
     device.coordinator()
     device.manifest()
     device.blob(PACKAGE)
-    assert status_in(device.loaded()).unable.startswith("fingerprint: layout 0123456789abcdef")
+    assert status_in(device.loaded()).unavailable_reason.startswith(
+        "fingerprint: layout 0123456789abcdef"
+    )
     assert report_in(device.plan()).reason == "fingerprint"
 
 
@@ -164,7 +166,7 @@ def test_a_plan_it_does_not_understand_is_declined_by_name_and_the_next_one_is_w
     assert (report.kind, report.reason, report.round_id) == ("declined", kind.split()[0], 1)
     assert detail in report.detail
     assert report_in(device.plan(**changes)) == report, "announced again, declined again"
-    assert status_in(device.feed(Connected(MAX_PAYLOAD))).unable == ""
+    assert status_in(device.feed(Connected(MAX_PAYLOAD))).unavailable_reason == ""
     device.plan(round_id=2)
     assert only(device.blob(THETA.tobytes()), StartJob)
 
@@ -265,7 +267,7 @@ def test_a_package_that_never_comes_whole_makes_the_device_unable() -> None:
     topic = ChunkTopic(digest(PACKAGE), 0)
     for _ in range(2):
         device.hear(topic, b"rubbish")
-    assert status_in(device.hear(topic, b"rubbish")).unable.startswith("no_program: ")
+    assert status_in(device.hear(topic, b"rubbish")).unavailable_reason.startswith("no_program: ")
 
 
 def test_what_is_fetched_for_a_plan_that_was_replaced_is_not_fetched_on() -> None:

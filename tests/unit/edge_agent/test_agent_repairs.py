@@ -62,8 +62,8 @@ def test_an_open_plan_does_not_take_back_the_end() -> None:
 def test_another_session_may_begin_at_round_one() -> None:
     device = ready()
     device.plan(round_id=7, version=6)
-    device.plan(round_id=1, session="s2", start="c2")
-    assert device.agent.plan == plan(round_id=1, session="s2", start="c2")
+    device.plan(round_id=1, session="s2", coordinator_instance="c2")
+    assert device.agent.plan == plan(round_id=1, session="s2", coordinator_instance="c2")
 
 
 # -- a coordinator that starts again, from its state or from a backup of it ---------------------
@@ -71,7 +71,7 @@ def test_another_session_may_begin_at_round_one() -> None:
 
 def restarted(device: Device, start: str = "c2", **changes: Any) -> list[Action]:
     device.coordinator()
-    return device.plan(start=start, **changes)
+    return device.plan(coordinator_instance=start, **changes)
 
 
 def test_a_round_that_goes_on_after_a_restart_is_not_trained_for_twice() -> None:
@@ -113,7 +113,7 @@ def test_a_round_of_a_number_that_was_before_the_backup_is_another_round() -> No
 def test_a_second_coordinator_that_was_a_mistake_can_be_taken_back() -> None:
     device = ready()
     device.plan(round_id=5)
-    device.plan(round_id=1, session="s2", start="c2")
+    device.plan(round_id=1, session="s2", coordinator_instance="c2")
     device.plan(round_id=5)
     assert device.agent.plan == plan(round_id=5)
 
@@ -125,4 +125,4 @@ def test_a_late_plan_of_the_start_before_changes_nothing(caplog: pytest.LogCaptu
     with caplog.at_level("INFO"):
         assert device.plan(round_id=9, version=8) == []
     assert "plan of round 9 ignored: that of round 7 is newer" in caplog.text
-    assert device.agent.plan == plan(start="c2", round_id=7, version=6)
+    assert device.agent.plan == plan(coordinator_instance="c2", round_id=7, version=6)

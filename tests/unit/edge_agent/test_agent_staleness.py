@@ -161,7 +161,7 @@ def test_a_coordinator_that_went_back_cancels_whatever_the_staleness() -> None:
     device = ready()
     device.plan(round_id=5, version=4, max_staleness=9)
     device.blob(THETA.tobytes())
-    actions = device.plan(start="c2", round_id=3, version=2, max_staleness=9)
+    actions = device.plan(coordinator_instance="c2", round_id=3, version=2, max_staleness=9)
     assert only(actions, CancelJob)
 
 

@@ -78,16 +78,16 @@ def test_a_device_without_any_rows_declines() -> None:
 def test_the_same_question_again_gets_the_same_answer_and_another_one_its_own() -> None:
     device = asked()
     first = report_in(device.feed(answered()))
-    assert report_in(device.plan(phase=BOTH, start="c2")) == first
+    assert report_in(device.plan(phase=BOTH, coordinator_instance="c2")) == first
     # The coordinator was started again with fewer columns: the round has the same number.
-    (job,) = only(device.plan(phase=ONE, start="c3"), StartJob)
+    (job,) = only(device.plan(phase=ONE, coordinator_instance="c3"), StartJob)
     assert job.plan.phase == ONE
-    report = report_in(device.feed(answered(ONE, start="c3")))
+    report = report_in(device.feed(answered(ONE, coordinator_instance="c3")))
     assert report.values == {"a": NUMBERS}
 
 
 def test_another_question_while_the_device_works_on_the_first_replaces_it() -> None:
     device = asked()
-    assert only(device.plan(phase=ONE, start="c2"), CancelJob)
+    assert only(device.plan(phase=ONE, coordinator_instance="c2"), CancelJob)
     (job,) = only(device.feed(answered()), StartJob)
     assert job.plan.phase == ONE

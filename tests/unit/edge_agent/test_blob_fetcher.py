@@ -62,7 +62,7 @@ def test_after_a_power_cut_only_the_missing_chunks_are_subscribed_to() -> None:
     found, (ref, payloads) = fetcher(), cut()
     found.begin(ref, 0.0)
     step = found.recalled(ref.sha256, [payloads[0], payloads[3]], 0.0)
-    stale = Unsubscribe(TOPICS.chunks_of(ref.sha256))  # of the boot before, in the session
+    stale = Unsubscribe(TOPICS.chunks_of(ref.sha256))  # of the instance before, in the session
     assert step.actions == (stale, Subscribe(single(ref, 1)), Subscribe(single(ref, 2)))
     found.chunk(ref.sha256, payloads[1], 1.0)
     done = found.chunk(ref.sha256, payloads[2], 1.0)

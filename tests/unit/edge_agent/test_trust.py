@@ -66,7 +66,7 @@ class Pinned(Device):
     ) -> None:
         super().__init__(connect=False)
         keys = () if trusted is None else trusted.public
-        facts = AgentFacts(agent_id="pi-1", federation="f", boot="b1", trusted_keys=keys)
+        facts = AgentFacts(agent_id="pi-1", federation="f", agent_instance="b1", trusted_keys=keys)
         self.agent = Agent(facts, AgentMemory(trust=record))
         self.keys: SigningKeys | None = OURS
         self.number = 100
@@ -359,7 +359,7 @@ def test_a_coordinator_with_a_new_state_folder_goes_on() -> None:
     device = ready(Pinned())
     device.plan(round_id=5)
     device.coordinator(session="s2")
-    device.plan(session="s2", start="c2", round_id=1)
+    device.plan(session="s2", coordinator_instance="c2", round_id=1)
     assert trains(device)
 
 
@@ -425,7 +425,7 @@ def test_a_device_that_slept_through_the_overlap_says_so(caplog: pytest.LogCaptu
     device = Pinned()
     device.keys = NEWER
     announce(device)
-    unable = said(device).unable
+    unable = said(device).unavailable_reason
     assert unable.startswith("coordinator not trusted: signed by a key that this device does not")
     assert re.search(f"{ids(NEWER)[0]}; it trusts {ids(OURS)[0]}: .* enrol", caplog.text)
     sent = len(only(device.actions, Publish))
@@ -433,7 +433,7 @@ def test_a_device_that_slept_through_the_overlap_says_so(caplog: pytest.LogCaptu
     assert len(only(device.actions, Publish)) == sent  # said once
     device.keys = OURS
     device.coordinator()
-    assert said(device).unable == ""
+    assert said(device).unavailable_reason == ""
 
 
 def test_a_device_enrolled_with_another_key_forgets_what_the_old_one_said() -> None:

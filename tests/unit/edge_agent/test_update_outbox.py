@@ -29,7 +29,9 @@ def booted(memory: AgentMemory) -> Outbox:
 
 
 def refused() -> Receipt:
-    return Receipt(session="s1", round_id=3, boot="b1", attempt=1, accepted=False, reason="norm")
+    return Receipt(
+        session="s1", round_id=3, agent_instance="b1", attempt=1, accepted=False, reason="norm"
+    )
 
 
 def test_the_state_of_another_model_is_dropped_though_the_update_is_of_this_one() -> None:

@@ -71,7 +71,7 @@ def test_a_pending_update_comes_back_bit_for_bit(tmp_path: Path) -> None:
     assert pending is not None
     assert_same(pending.state, state())
     assert (pending.session, pending.round_id, pending.phase) == ("s1", 3, "train")
-    assert (pending.boot, pending.attempt, pending.version) == ("b1", 2, 5)
+    assert (pending.agent_instance, pending.attempt, pending.version) == ("b1", 2, 5)
     assert (pending.deadline_s, pending.frame) == (60.0, b"frame" * 9)
 
 

@@ -285,7 +285,7 @@ def test_a_roster_of_invented_agents() -> None:
     invariants.watch(run.simulation)
     roster = run.simulation.coordinator.coordinator.roster
     for number in range(10):
-        roster.update(f"ghost-{number}", AgentStatus(state="online", boot="b"), 0.0)
+        roster.update(f"ghost-{number}", AgentStatus(state="online", agent_instance="b"), 0.0)
     last = next(e for e in run.history if isinstance(e, Handled) and e.node == COORDINATOR)
     with pytest.raises(InvariantViolated, match="the roster has"):
         invariants(dataclasses.replace(last, time_s=run.history[-1].time_s))

@@ -72,7 +72,7 @@ def received(given: Answer) -> Received:
     """The answer after its way through a report's JSON."""
     report = Report(
         session="s",
-        boot="b",
+        agent_instance="b",
         round_id=1,
         kind="result",
         phase="statistics",
@@ -366,7 +366,7 @@ def test_a_number_that_is_none_does_not_come_by_json(number: str) -> None:
     report = messages.encode(
         Report(
             session="s",
-            boot="b",
+            agent_instance="b",
             round_id=1,
             kind="result",
             phase="statistics",

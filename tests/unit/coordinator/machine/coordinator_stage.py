@@ -127,13 +127,13 @@ class FakeAgent:
         stage: Stage,
         name: str,
         *,
-        boot: str = "b1",
+        agent_instance: str = "b1",
         rows: int = 10,
         test_rows: int = 0,
         phases: Sequence[Any] = ("train", "evaluate"),
         join: bool = True,
     ) -> None:
-        self.stage, self.name, self.boot = stage, name, boot
+        self.stage, self.name, self.agent_instance = stage, name, agent_instance
         self.rows, self.test_rows, self.phases = rows, test_rows, tuple(phases)
         self.paused = ""
         if join:
@@ -142,16 +142,16 @@ class FakeAgent:
     def say(self, topic: Any, payload: bytes) -> list[Action]:
         return self.stage.feed(MessageArrived(self.stage.topics.name(topic), payload))
 
-    def status(self, state: Any, boot: str | None = None) -> list[Action]:
+    def status(self, state: Any, agent_instance: str | None = None) -> list[Action]:
         status = AgentStatus(
             state=state,
-            boot=boot or self.boot,
+            agent_instance=agent_instance or self.agent_instance,
             phases=self.phases,
             train_examples=self.rows if "train" in self.phases else 0,
             test_examples=self.test_rows,
             codecs=("float32", "int8"),
             algorithms=("fedavg", "fedavgm", "fedadam", "scaffold"),
-            paused=self.paused,
+            pause_reason=self.paused,
         )
         return self.say(AgentStatusTopic(self.name), messages.encode(status))
 
@@ -165,7 +165,7 @@ class FakeAgent:
         rows = changes.get("num_examples", self.rows) or 1
         facts: dict[str, Any] = {
             "session": plan.session,
-            "boot": self.boot,
+            "agent_instance": self.agent_instance,
             "round_id": plan.round_id,
             "attempt": 1,
             "version": plan.version,
@@ -206,7 +206,7 @@ class FakeAgent:
         plan = self.stage.plan
         facts: dict[str, Any] = {
             "session": plan.session,
-            "boot": self.boot,
+            "agent_instance": self.agent_instance,
             "round_id": plan.round_id,
             "kind": kind,
             "phase": plan.phase_name,

@@ -153,7 +153,9 @@ def test_the_commit_comes_before_anything_that_depends_on_it() -> None:
 def test_an_accepted_update_gets_a_receipt_that_names_it() -> None:
     stage, a, *_ = three()
     receipt = a.receipt(a.update([1, 0, 0], attempt=7))
-    assert receipt == Receipt(session=SESSION, round_id=1, boot="b1", attempt=7, accepted=True)
+    assert receipt == Receipt(
+        session=SESSION, round_id=1, agent_instance="b1", attempt=7, accepted=True
+    )
     assert only(stage.actions, Commit) == []
 
 
@@ -277,7 +279,7 @@ def test_when_everyone_stays_lost_the_deadline_ends_the_round() -> None:
     assert (stage.record.status, stage.record.closed) == ("abandoned", "deadline")
     stage.later(1.0)
     assert only(stage.actions, Waiting)[-1] == Waiting(able=0, wanted=1)
-    a.boot = "b2"
+    a.agent_instance = "b2"
     a.status("online")
     assert (stage.plan.round_id, stage.plan.cohort.ids) == (2, ("a",))
 
@@ -293,11 +295,11 @@ def test_an_agent_that_comes_back_in_time_may_still_answer() -> None:
     assert commit.theta.tolist() == [2.0, 0.0, 0.0]
 
 
-def test_a_will_of_the_boot_before_does_not_lose_the_new_one() -> None:
+def test_a_will_of_an_earlier_instance_does_not_lose_the_new_one() -> None:
     stage, a, b, c = three()
-    c.boot = "b2"
+    c.agent_instance = "b2"
     c.status("online")
-    assert c.status("offline", boot="b1") == []
+    assert c.status("offline", agent_instance="b1") == []
     a.update([1, 0, 0])
     b.update([1, 0, 0])
     assert only(stage.actions, Commit) == []  # c is waited for
@@ -354,7 +356,7 @@ def test_bytes_up_are_those_that_arrived_and_bytes_down_those_that_agents_report
     assert (stage.record.bytes_up, stage.record.bytes_down) == (stage.fed_bytes, 750 + 900)
     before = stage.fed_bytes
     a.update([1, 0, 0], received_bytes=1000)
-    b.boot = "b2"  # rebooted: its link counts from 0
+    b.agent_instance = "b2"  # rebooted: its link counts from 0
     b.status("online")
     b.update([1, 0, 0], received_bytes=40)
     a.evaluation(1.0, 1.0, received_bytes=1000)

@@ -15,12 +15,12 @@ from broker.service.events import MessageArrived
 from coordinator.config import CohortConfig, EvaluationConfig, StartConfig, StopConfig
 from coordinator.machine.coordinator import Coordinator
 from coordinator.machine.events import (
+    AgentUnavailable,
     Commit,
     Finished,
     RoundEnded,
     SaveAgent,
     SaveRound,
-    Unable,
     Waiting,
 )
 from coordinator.machine.progress import Progress, StoredRound
@@ -91,14 +91,22 @@ def test_agents_that_cannot_train_are_not_asked() -> None:
     stage = Stage(config(start=StartConfig(agents=1)))
     FakeAgent(stage, "empty", rows=0)
     FakeAgent(stage, "eval", phases=["evaluate"])
-    sick = AgentStatus(state="online", boot="b", phases=("train",), train_examples=5, unable="sick")
-    foreign = msgspec.structs.replace(sick, unable="", codecs=("zip",))
+    sick = AgentStatus(
+        state="online",
+        agent_instance="b",
+        phases=("train",),
+        train_examples=5,
+        unavailable_reason="sick",
+    )
+    foreign = msgspec.structs.replace(sick, unavailable_reason="", codecs=("zip",))
     for name, status in (("sick", sick), ("foreign", foreign)):
         topic = stage.topics.name(AgentStatusTopic(name))
         stage.feed(MessageArrived(topic, messages.encode(status)))
     FakeAgent(stage, "a")
     assert stage.plan.cohort.ids == ("a",)
-    assert only(stage.actions, Unable) == [Unable("sick", "sick", passing=False)]
+    assert only(stage.actions, AgentUnavailable) == [
+        AgentUnavailable("sick", "sick", is_transient=False)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -127,7 +135,7 @@ def test_it_ends_for_a_reason(changes: Any, reason: str, versions: int) -> None:
 
 def test_an_agent_whose_heartbeats_stop_is_stored_as_offline() -> None:
     stage = Stage(config())
-    status = AgentStatus(state="online", boot="b1", heartbeat_s=10.0)
+    status = AgentStatus(state="online", agent_instance="b1", heartbeat_s=10.0)
     topic = stage.topics.name(AgentStatusTopic("a"))
     stage.feed(MessageArrived(topic, messages.encode(status)))
     for _ in range(3):

@@ -196,8 +196,8 @@ def test_a_round_that_goes_on_says_that_the_coordinator_has_started_again(tmp_pa
         FakeAgent(stage, name)
     keep(store, stage, 0)
     again = Stage(settings(), start="c2", progress=progress_of(store))
-    assert stage.plan.start == "c1"
-    assert again.plan == msgspec.structs.replace(stage.plan, start="c2")
+    assert stage.plan.coordinator_instance == "c1"
+    assert again.plan == msgspec.structs.replace(stage.plan, coordinator_instance="c2")
     store.close()
 
 

@@ -173,7 +173,7 @@ def test_another_update_of_an_agent_that_counts_already_is_a_duplicate() -> None
     a.update([3, 0, 0])
     receipt = a.receipt(a.update([90, 0, 0], attempt=2))
     assert (receipt.accepted, receipt.reason) == (False, "duplicate")
-    a.boot = "b2"  # rebooted, trained again
+    a.agent_instance = "b2"  # rebooted, trained again
     assert a.receipt(a.update([90, 0, 0])).reason == "duplicate"
     b.update([3, 0, 0])
     c.update([3, 0, 0])

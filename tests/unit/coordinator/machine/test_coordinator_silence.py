@@ -22,7 +22,7 @@ HEARTBEAT_S = 60.0
 def beat(agent: FakeAgent) -> None:
     status = AgentStatus(
         state="online",
-        boot=agent.boot,
+        agent_instance=agent.agent_instance,
         phases=("train",),
         train_examples=10,
         codecs=("float32",),

@@ -177,7 +177,7 @@ def test_a_restart_before_the_end_asks_again(tmp_path: Path) -> None:
     second = Stage(asking(), start="c2", progress=store.load(PACKAGE.spec.size))
     a, b = agents(second, "a", "b")
     second.later(2.0)
-    assert (second.plan.start, second.plan.phase_name) == ("c2", "statistics")
+    assert (second.plan.coordinator_instance, second.plan.phase_name) == ("c2", "statistics")
     answer(a)
     answer(b)
     assert second.record.statistics[INCOME].count == 8

@@ -11,14 +11,14 @@ from coordinator.machine import roster
 from coordinator.machine.roster import Roster
 
 
-def status(state: Any = "online", boot: str = "b1", **changes: Any) -> AgentStatus:
+def status(state: Any = "online", agent_instance: str = "b1", **changes: Any) -> AgentStatus:
     facts: dict[str, Any] = {
         "phases": ("train", "evaluate"),
         "train_examples": 10,
         "test_examples": 5,
         "codecs": ("int8",),
     }
-    return AgentStatus(state=state, boot=boot, **(facts | changes))
+    return AgentStatus(state=state, agent_instance=agent_instance, **(facts | changes))
 
 
 def changes_something(found: Roster, name: str, described: AgentStatus) -> bool:
@@ -45,11 +45,11 @@ def test_a_birth_puts_an_agent_on_the_list_and_its_will_takes_it_off() -> None:
 
 
 def test_a_will_published_after_the_next_birth_is_ignored() -> None:
-    found = roster_of(a=status(boot="b1"))
-    assert changes_something(found, "a", status(boot="b2"))
-    assert not changes_something(found, "a", status("offline", boot="b1"))
+    found = roster_of(a=status(agent_instance="b1"))
+    assert changes_something(found, "a", status(agent_instance="b2"))
+    assert not changes_something(found, "a", status("offline", agent_instance="b1"))
     assert found.eligible_agents("train") == ["a"]
-    assert changes_something(found, "a", status("offline", boot="b2"))
+    assert changes_something(found, "a", status("offline", agent_instance="b2"))
     assert found.eligible_agents("train") == []
 
 
@@ -63,7 +63,7 @@ def test_a_will_of_somebody_never_heard_of_says_nothing() -> None:
     "changes",
     [
         {"state": "offline"},
-        {"unable": "no interpreter"},
+        {"unavailable_reason": "no interpreter"},
         {"phases": ("evaluate",)},
         {"train_examples": 0},
         {"codecs": ("float32",)},
@@ -85,15 +85,15 @@ def test_measuring_needs_held_out_rows_and_no_codec() -> None:
     assert found.eligible_agents("evaluate") == ["a"]
 
 
-def test_bytes_are_credited_once_and_from_zero_after_a_boot() -> None:
+def test_bytes_are_credited_once_and_from_zero_after_a_restart() -> None:
     found = roster_of(a=status())
     assert found.credit("a", "b1", 100) == 100
     assert found.credit("a", "b1", 100) == 0
     assert found.credit("a", "b1", 90) == 0  # said before, arrived after
     assert found.credit("a", "b1", 130) == 30
-    changes_something(found, "a", status())  # connected again, same boot
+    changes_something(found, "a", status())  # connected again, same instance
     assert found.credit("a", "b1", 130) == 0
-    changes_something(found, "a", status(boot="b2"))
+    changes_something(found, "a", status(agent_instance="b2"))
     assert found.credit("a", "b1", 500) == 0
     assert found.credit("a", "b2", 7) == 7
 
@@ -106,7 +106,7 @@ def test_invented_ids_cannot_fill_the_memory(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(roster, "MAX_AGENTS", 2)
     found = roster_of(a=status(), b=status())
     assert not changes_something(found, "c", status())
-    assert changes_something(found, "a", status(boot="b2"))  # those known may come back
+    assert changes_something(found, "a", status(agent_instance="b2"))  # those known may come back
     assert len(found) == 2
 
 
@@ -152,7 +152,7 @@ def test_an_agent_that_promises_no_heartbeat_never_expires() -> None:
 
 def test_two_processes_with_one_id_are_told_from_one_that_starts_anew() -> None:
     found = Roster()
-    assert found.update("a", status(boot="b1"), 0.0) == "changed"
-    assert found.update("a", status(boot="b2"), 1.0) == "changed"
-    assert found.update("a", status(boot="b1"), 2.0) == "duplicate"
-    assert found.update("a", status(boot="b2"), 3.0) == "duplicate"
+    assert found.update("a", status(agent_instance="b1"), 0.0) == "changed"
+    assert found.update("a", status(agent_instance="b2"), 1.0) == "changed"
+    assert found.update("a", status(agent_instance="b1"), 2.0) == "duplicate"
+    assert found.update("a", status(agent_instance="b2"), 3.0) == "duplicate"

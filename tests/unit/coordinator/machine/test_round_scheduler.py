@@ -21,7 +21,11 @@ def roster(count: int) -> Roster:
     made = Roster()
     for number in range(count):
         status = AgentStatus(
-            state="online", boot="b", train_examples=10, codecs=("int8",), phases=("train",)
+            state="online",
+            agent_instance="b",
+            train_examples=10,
+            codecs=("int8",),
+            phases=("train",),
         )
         made.update(f"pi-{number}", status, 0.0)
     return made

@@ -209,7 +209,7 @@ def job(statistics: StatisticsConfig, **settings: Any) -> LocalReport:
     )
     plan = RoundPlan(
         session="s",
-        start="c",
+        coordinator_instance="c",
         round_id=1,
         state="open",
         phase={"name": "statistics", **settings},

@@ -59,7 +59,7 @@ def dataset() -> LocalDataset:
 def plan(**changes: Any) -> RoundPlan:
     facts: dict[str, Any] = {
         "session": "s1",
-        "start": "c1",
+        "coordinator_instance": "c1",
         "round_id": 1,
         "state": "open",
         "version": 0,

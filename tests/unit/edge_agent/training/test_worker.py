@@ -73,7 +73,7 @@ class Agent:
     ) -> None:
         plan = RoundPlan(
             session="s",
-            start="c",
+            coordinator_instance="c",
             round_id=round_id,
             state="open",
             version=0,

@@ -34,7 +34,7 @@ from models.zoo import load_zoo
 
 PLAN = RoundPlan(
     session="s",
-    start="c",
+    coordinator_instance="c",
     round_id=1,
     state="open",
     version=0,
