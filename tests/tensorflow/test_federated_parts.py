@@ -91,16 +91,16 @@ def simulate(folder: Path) -> dict[str, Any]:
     return report
 
 
-@pytest.mark.parametrize("strategy", ["fedavg", "fedadam"])
-def test_moving_averages_are_the_mean_of_the_agents_averages(tmp_path: Path, strategy: str) -> None:
-    """One full-batch step: a tenth of the way to each site's moments, whatever the strategy."""
+@pytest.mark.parametrize("algorithm", ["fedavg", "fedadam"])
+def test_moving_averages_are_the_mean_of_the_agents_averages(tmp_path: Path, algorithm: str) -> None:
+    """One full-batch step: a tenth of the way to each site's moments, whatever the algorithm."""
     x = write(
         tmp_path,
         1,
         {"target": {"column": "label"}},
         training={"epochs": 1, "batch_size": 0, "learning_rate": 0.1},
         codec={"name": "int8"},
-        strategy={"name": strategy},
+        algorithm={"name": algorithm},
     )
     export(tmp_path, "normal")
     report = simulate(tmp_path)
