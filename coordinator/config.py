@@ -22,6 +22,8 @@ from learning.registry import Choice
 
 Fraction = Annotated[float, Meta(gt=0, le=1)]
 Positive = Annotated[int, Meta(ge=1, le=1_000_000_000)]
+#: Closed rounds whose counted answers are remembered: for lost receipts and stale updates.
+KEPT_ROUNDS = 16
 #: No chunk of an unfinished update for so long: some were dropped on the way, or the link is slow.
 STALL_S = 10.0
 
@@ -146,7 +148,7 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     task: Choice = "train"
     algorithm: Choice = "fedavg"
     aggregator: Choice = "mean"
-    max_staleness: Annotated[int, Meta(ge=0, le=1000)] = 0
+    max_staleness: Annotated[int, Meta(ge=0, le=KEPT_ROUNDS)] = 0
     weighting: Literal["examples", "agents"] = "examples"
     max_update_norm: Annotated[float, Meta(gt=0, le=1e30)] | None = None
     keep_versions: Annotated[int, Meta(ge=0, le=1_000_000)] = 20

@@ -14,8 +14,9 @@ import msgspec
 import numpy as np
 
 from broker.protocol.messages import AgentStatus, RoundPlan
+from coordinator.config import KEPT_ROUNDS
 from coordinator.database import Database
-from coordinator.machine.open_round import KEPT_ROUNDS, ClosedRound
+from coordinator.machine.open_round import ClosedRound
 from coordinator.machine.progress import Progress, StoredRound
 from coordinator.machine.roster import MISSED_HEARTBEATS
 from coordinator.records.records import RoundRecord

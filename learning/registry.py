@@ -8,7 +8,6 @@ when no member here has the name.
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
@@ -18,6 +17,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 import msgspec
 
 from fedge.errors import ConfigError, did_you_mean, one_line
+from fedge.yaml_config import parse_config
 
 
 class Settings(
@@ -47,7 +47,6 @@ class Member(Protocol):
 
 
 M = TypeVar("M")
-_UNKNOWN_FIELD = re.compile(r"Object contains unknown field `([^`]*)`")
 
 
 class Registry(Generic[M]):
@@ -105,7 +104,7 @@ class Registry(Generic[M]):
         if member is None:
             known = self.names()
             raise ConfigError(
-                f"unknown {self.kind} {name!r}; {did_you_mean(name, known)}"
+                f"unknown {self.kind.replace('_', ' ')} {name!r}; {did_you_mean(name, known)}"
                 f"known: {', '.join(known)}"
             )
         return member
@@ -202,17 +201,7 @@ def decode_settings(given: Mapping[str, Any], struct: type[T], where: str) -> T:
     Raises:
         ConfigError: a key is unknown, or a value of the wrong type or out of range.
     """
-    try:
-        return msgspec.convert(given, struct)
-    except msgspec.ValidationError as error:
-        text = str(error)
-        if match := _UNKNOWN_FIELD.fullmatch(text):
-            known = [field.encode_name for field in msgspec.structs.fields(struct)]  # type: ignore[arg-type]
-            raise ConfigError(
-                f"{where}.{match[1]}: unknown key; {did_you_mean(match[1], known)}"
-                f"known keys: {', '.join(known) or 'none'}"
-            ) from error
-        raise ConfigError(f"{where}: {text}") from error
+    return parse_config(given, struct, "", key=where)
 
 
 def choice_of(settings: Settings) -> Choice:

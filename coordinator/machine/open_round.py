@@ -8,14 +8,12 @@ from dataclasses import dataclass, field
 import msgspec
 
 from broker.protocol.messages import RoundPlan
+from coordinator.config import KEPT_ROUNDS
 from coordinator.records.records import RoundRecord
 from coordinator.rounds.protocol import ClosedPhase
 from coordinator.rounds.round import Round
 from learning.phases.phase import Collector
 from learning.registry import Settings
-
-#: Closed rounds whose counted answers are remembered: for lost receipts and stale updates.
-KEPT_ROUNDS = 16
 
 
 @dataclass(eq=False)
@@ -101,6 +99,14 @@ class ClosedRounds:
     def get(self, round_id: int) -> ClosedRound | None:
         """The round, while it is remembered."""
         return self._rounds.get(round_id)
+
+    def may_count_next(self, agent_id: str, round_id: int, max_staleness: int) -> bool:
+        """Says whether an update of a closed round may count in the next round of updates."""
+        former = self._rounds.get(round_id)
+        if former is None or not former.committed or agent_id in former.counted:
+            return False
+        current = 1 + max(each.version for each in self._rounds.values() if each.committed)
+        return current - former.version <= max_staleness and agent_id in former.cohort
 
     def note_stale(self, counted: Iterable[tuple[str, int, str]]) -> list[ClosedRound]:
         """Remembers (agent, round, answer id) of stale updates that count by now."""

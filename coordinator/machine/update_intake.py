@@ -186,12 +186,19 @@ class UpdateIntake:
         It is not put together: its first chunk says enough for a receipt.
         """
         header = peek_header(payload)
-        if header is None:
+        if header is None or self._waits_for_next_round(topic, header):
             return IntakeResult()
         verdict = self._late_verdict(topic.agent_id, header)
         if isinstance(verdict, Duplicate):
             return IntakeResult(receipts=(self._receipt(topic.agent_id, header),))
         return self._rejected(topic.agent_id, verdict, header)
+
+    def _waits_for_next_round(self, topic: UpdateTopic, header: UpdateHeader) -> bool:
+        """Says whether an update may count in the next round, when its agent sends it again."""
+        limit = self._config.max_staleness
+        return header.session == self._session and self._closed.may_count_next(
+            topic.agent_id, header.round_id, limit
+        )
 
     def _late_verdict(self, agent_id: str, header: UpdateHeader) -> Duplicate | Reject:
         latest, answer_id = self._closed.latest, _answer_id(header)

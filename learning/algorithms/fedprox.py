@@ -50,7 +50,8 @@ class FedProx(FedAvg):
 
     def __init__(self, settings: FedProxSettings, training: TrainingPlan) -> None:
         self._mu = np.float32(settings.mu)
-        self._server = SERVERS.make(settings.server, training)
+        server = SERVERS.settings(settings.server, key="algorithm.server")
+        self._server = SERVERS.make(server, training)
         self.learning_rate = self._server.learning_rate
 
     def init(self, theta: F32) -> ServerState:

@@ -92,7 +92,9 @@ def simulate(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("algorithm", ["fedavg", "fedadam"])
-def test_moving_averages_are_the_mean_of_the_agents_averages(tmp_path: Path, algorithm: str) -> None:
+def test_moving_averages_are_the_mean_of_the_agents_averages(
+    tmp_path: Path, algorithm: str
+) -> None:
     """One full-batch step: a tenth of the way to each site's moments, whatever the algorithm."""
     x = write(
         tmp_path,

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from broker.protocol.messages import RoundPlan
-from coordinator.config import RoundConfig, StartConfig
+from broker.service.events import Publish
+from coordinator.config import EvaluationConfig, RoundConfig, StartConfig
 from coordinator.durability import Durability
 from coordinator.machine.events import StoreUpdate
 from coordinator.store import Store
@@ -160,3 +161,20 @@ def test_a_restarted_coordinator_knows_whose_updates_counted(tmp_path: Path) -> 
     assert (receipt.accepted, receipt.reason) == (False, "late")
     store.close()
     del a, b, c
+
+
+def test_a_stale_update_that_comes_during_the_evaluation_counts_in_the_next_round() -> None:
+    stage, a, b, c = three(max_staleness=1, evaluation=EvaluationConfig(every=1))
+    plan = stage.plan
+    for agent in (a, b, c):
+        agent.test_rows = 2
+        agent.status("online")
+    a.update([2, 0, 0])
+    b.update([4, 0, 0])
+    stage.later(60.0)
+    assert stage.plan.phase_name == "evaluate"
+    assert not only(c.update([6, 0, 0], plan=plan), Publish), "neither accepted nor refused"
+    for agent in (a, b, c):
+        agent.evaluation(1.0, 1.0)
+    assert (stage.plan.phase_name, stage.plan.round_id) == ("train", 2)
+    assert c.receipt(c.update([6, 0, 0], plan=plan)).accepted
