@@ -71,7 +71,7 @@ class Watcher:
         self.records.append(record)
         self.usage = usage()
 
-    def waiting(self, able: int, wanted: int) -> None:
+    def waiting(self, eligible: int, wanted: int) -> None:
         """Not of interest."""
 
     def note(self, text: str) -> None:

@@ -89,13 +89,13 @@ def _recovery(federation: Federation, broker: LocalBroker, victim: str) -> float
 # -- bytes after a power cut --------------------------------------------------------------------
 
 
-class Middle:
+class FakeCoordinator:
     """A coordinator that announces one round with large weights, and publishes what is missing."""
 
     def __init__(self, broker: LocalBroker, weights: bytes) -> None:
         package = load_zoo("house_price")
         self.ref, self.chunks = blobs.split(weights)
-        self.link = MqttLink(broker.settings, client_id="middle", session_expiry_s=0)
+        self.link = MqttLink(broker.settings, client_id="coordinator", session_expiry_s=0)
         self.link.subscribe(TOPICS.name(ReportTopic("pi-0", 1)))
         self.link.open()
         package_ref, (chunk,) = blobs.split(package.wire)
@@ -161,17 +161,17 @@ def _power_cut(seed: int) -> dict[str, int]:
         proxy = stack.enter_context(Proxy(broker.port, loses))
         names = ("pi-0",)
         federation = Federation(folder, proxy.port, names, agent={"stall_s": 0.5}).write()
-        middle = Middle(broker, weights)
-        stack.callback(middle.link.close)
+        coordinator = FakeCoordinator(broker, weights)
+        stack.callback(coordinator.link.close)
         stack.enter_context(running(federation))
         federation.start("pi-0")
         ends_s = time.monotonic() + _LONGEST_S
-        while _kept(federation, middle.ref) < MODEL_BYTES / 2 and time.monotonic() < ends_s:
-            middle.answered(0.0)
+        while _kept(federation, coordinator.ref) < MODEL_BYTES / 2 and time.monotonic() < ends_s:
+            coordinator.answered(0.0)
         federation.kill("pi-0")
-        before, kept = proxy.to_client, _kept(federation, middle.ref)
+        before, kept = proxy.to_client, _kept(federation, coordinator.ref)
         federation.start("pi-0")
-        while not middle.answered(0.5):
+        while not coordinator.answered(0.5):
             if time.monotonic() > ends_s:
                 raise RuntimeError(federation.said("pi-0"))
         return {
@@ -205,7 +205,7 @@ def broker_memory() -> Report:
 def _broker_rss(payloads: list[bytes]) -> dict[str, float]:
     with LocalBroker("mosquitto") as broker, ExitStack() as stack:
         largest = broker.settings.__class__(host=HOST, port=broker.port, max_payload_bytes=1 << 24)
-        link = MqttLink(largest, client_id="middle", session_expiry_s=0)
+        link = MqttLink(largest, client_id="coordinator", session_expiry_s=0)
         link.open()
         for index, payload in enumerate(payloads):
             link.publish(TOPICS.name(ChunkTopic("a" * 64, index)), payload, retain=True)

@@ -25,7 +25,7 @@ from fleet.virtual.faults import FaultPlan
 from fleet.virtual.invariants import Invariants
 from fleet.virtual.profiles import DeviceProfile
 from fleet.virtual.scenario_generator import draw_dataset
-from fleet.virtual.simulated_worker import Workbench
+from fleet.virtual.simulated_worker import SimulatedWorker
 from fleet.virtual.simulation import Setting, Simulation, make_device
 from learning.algorithms.training import TrainingPlan
 from models.package.package import ModelPackage
@@ -36,7 +36,7 @@ WAYS = ("plain", "no evaluation", "invariants checked", "trace written")
 
 
 def make_setting(
-    way: str, agents: int, rounds: int, workbench: Workbench, package: ModelPackage
+    way: str, agents: int, rounds: int, worker: SimulatedWorker, package: ModelPackage
 ) -> Setting:
     config = CoordinatorConfig(
         federation="bench",
@@ -58,12 +58,12 @@ def make_setting(
         observers = [Invariants(config, package)]
     elif way == "trace written":
         observers = [TraceFile(io.StringIO())]
-    return Setting(config, package, devices, observers=observers, workbench=workbench)
+    return Setting(config, package, devices, observers=observers, worker=worker)
 
 
-def run(way: str, agents: int, rounds: int, workbench: Workbench) -> tuple[float, bytes, int]:
+def run(way: str, agents: int, rounds: int, worker: SimulatedWorker) -> tuple[float, bytes, int]:
     """Wall seconds of the rounds, θ, and events handled by all machines."""
-    simulation = Simulation(make_setting(way, agents, rounds, workbench, load_zoo("house_price")))
+    simulation = Simulation(make_setting(way, agents, rounds, worker, load_zoo("house_price")))
     began = time.process_time()
     simulation.run()
     seconds = time.process_time() - began
@@ -72,12 +72,12 @@ def run(way: str, agents: int, rounds: int, workbench: Workbench) -> tuple[float
 
 
 def measure_way(way: str, agents: int, rounds: int, repeats: int) -> Report:
-    workbench = Workbench(remember=True)
-    trained_s, theta, events = run(way, agents, rounds, workbench)
-    jobs_s = workbench.busy_s
+    worker = SimulatedWorker(remember=True)
+    trained_s, theta, events = run(way, agents, rounds, worker)
+    jobs_s = worker.busy_s
     replays = []
     for _ in range(repeats):
-        seconds, again, _ = run(way, agents, rounds, workbench)
+        seconds, again, _ = run(way, agents, rounds, worker)
         if again != theta:
             raise RuntimeError(f"{way}: the replay ended with another θ")
         replays.append(1000 * seconds / (agents * rounds))

@@ -36,7 +36,7 @@ def run_rounds(
         coordinator: more keys of the coordinator's configuration.
         agent: more keys of each agent's.
     """
-    middle = {
+    configuration = {
         "federation": folder.name,
         "model": "house_price",
         "broker": dict(broker),
@@ -46,7 +46,7 @@ def run_rounds(
         "training": {"batch_size": 0, "learning_rate": 0.45},
         **(coordinator or {}),
     }
-    (folder / "coordinator.yaml").write_text(yaml.safe_dump(middle))
+    (folder / "coordinator.yaml").write_text(yaml.safe_dump(configuration))
     with np.load(DATA) as file, ExitStack() as stack:
         processes = []
         for number in range(agents):

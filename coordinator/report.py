@@ -1,4 +1,4 @@
-"""A federation told in lines for people and in JSON for programs."""
+"""Reports on a federation: lines for people and JSON for programs."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from coordinator.statistics_table import statistics_lines
 from coordinator.store import KnownAgent, Store
 from fedge.console import printable
 
-#: More classes than this are no table that a terminal shows.
+#: Classes up to which a confusion matrix is shown as a table.
 _SHOWN_CLASSES = 12
 _SHOWN_ROUNDS = 10
 _SHOWN_NUMBERS = 12
 
 
 def round_line(record: RoundRecord, rounds: int) -> str:
-    """One round in one line."""
+    """Returns one line about a round."""
     if record.status == "abandoned":
-        why = ", ".join(f"{name} {reason}" for name, reason in sorted(record.declined.items()))
+        declined = ", ".join(f"{name} {reason}" for name, reason in sorted(record.declined.items()))
         return (
             f"round {record.round_id} abandoned: {record.reported} of {record.asked} reported"
-            + (f" (declined: {why})" if why else "")
+            + (f" (declined: {declined})" if declined else "")
         )
     if record.status == "answered":
         parts = [f"round {record.round_id}", _answer_text(record)]
@@ -49,16 +49,16 @@ def round_line(record: RoundRecord, rounds: int) -> str:
 
 
 def decline_lines(record: RoundRecord) -> list[str]:
-    """Who did not do what the round asked, a line for each reason with one agent's words."""
+    """Returns a line for each reason to decline: number of agents and one agent's message."""
     counts = Counter(record.declined.values())
     return [
-        f"{counts[reason]} declined ({reason}): {record.details.get(reason, 'no words')}"
+        f"{counts[reason]} declined ({reason}): {record.details.get(reason, 'no details')}"
         for reason in sorted(counts)
     ]
 
 
 def answer_lines(record: RoundRecord) -> list[str]:
-    """An answered round's table of columns or values, and who declined."""
+    """Returns an answered round's table of columns or values, and its declines."""
     lines = [f"{record.reported} of {record.asked} agents answered", *decline_lines(record), ""]
     if not record.statistics:
         return list(map(printable, [*lines, *_value_lines(record.values)]))
@@ -72,7 +72,7 @@ def _answer_text(record: RoundRecord) -> str:
 
 
 def _value_lines(values: Mapping[str, Sequence[float]]) -> list[str]:
-    """Values by name; longer ones are said to be in the JSON."""
+    """Returns a line for each value; long ones are cut and refer to the JSON."""
     lines = []
     for name, numbers in values.items():
         shown = ", ".join(f"{number:.6g}" for number in numbers[:_SHOWN_NUMBERS])
@@ -82,13 +82,13 @@ def _value_lines(values: Mapping[str, Sequence[float]]) -> list[str]:
 
 
 def latest_answer(store: Store) -> RoundRecord | None:
-    """The record of the latest round that was answered; None when there is none."""
+    """Returns the record of the latest answered round; None when there is none."""
     answered = (record for record in reversed(store.rounds()) if record.status == "answered")
     return next(answered, None)
 
 
 def bytes_text(count: float) -> str:
-    """A number of bytes with a unit (powers of 1,000)."""
+    """Returns a number of bytes with a unit (powers of 1,000)."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000 or unit == "GB":
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -99,7 +99,7 @@ def bytes_text(count: float) -> str:
 def matrix_lines(
     name: str, matrix: Sequence[Sequence[float]], classes: Sequence[str] = ()
 ) -> list[str]:
-    """A confusion matrix as text; rows are true classes. Larger ones are said to be in the JSON.
+    """Returns a confusion matrix as text, rows being true classes; large ones refer to the JSON.
 
     Args:
         name: as in a record's `matrices`.
@@ -122,7 +122,7 @@ def matrix_lines(
 
 
 def status_document(store: Store) -> dict[str, Any]:
-    """All that the store knows, without θ itself."""
+    """Returns all content of the store as JSON-ready values, without θ itself."""
     now = time.time()
     return {
         "federation": store.meta("federation"),
@@ -144,7 +144,7 @@ def status_document(store: Store) -> dict[str, Any]:
 
 
 def status_text(store: Store, config: CoordinatorConfig) -> str:
-    """What an operator wants to see first: state, latest rounds, agents."""
+    """Returns the status for an operator: state, latest rounds, agents."""
     rounds, agents = store.history(), store.agents()
     latest = store.rounds(latest=_SHOWN_ROUNDS)
     committed = sum(record.status == "committed" for record in rounds)
@@ -163,38 +163,38 @@ def status_text(store: Store, config: CoordinatorConfig) -> str:
     if (answer := latest_answer(store)) is not None:
         lines += ["", *answer_lines(answer), ""]
     now = time.time()
-    lines.append(_turnout_line(agents, now))
+    lines.append(_online_line(agents, now))
     lines += _key_lines(store.meta("signing_keys") or "", agents)
     lines += [_agent_line(agent, now) for agent in agents]
     return "\n".join(map(printable, lines))
 
 
-def _turnout_line(agents: Sequence[KnownAgent], now: float) -> str:
+def _online_line(agents: Sequence[KnownAgent], now: float) -> str:
     states = Counter(agent.state(now) for agent in agents)
-    resting = sum(
+    paused = sum(
         agent.state(now) == "online" and bool(agent.status.pause_reason) for agent in agents
     )
     line = f"agents: {len(agents)} known, {states['online']} online"
-    line += f", {resting} of them rest" if resting else ""
+    line += f", {paused} of them paused" if paused else ""
     return line + (f", {states['silent']} silent" if states["silent"] else "")
 
 
 def _agent_line(agent: KnownAgent, now: float) -> str:
     status = agent.status
     rows = f"{status.train_examples:,} to learn, {status.test_examples:,} held out"
-    trouble = (
+    problem = (
         f" · cannot take part: {status.unavailable_reason}" if status.unavailable_reason else ""
     )
-    trouble += f" · rests: {status.pause_reason}" if status.pause_reason else ""
+    problem += f" · paused: {status.pause_reason}" if status.pause_reason else ""
     heard = f"heard {max(0.0, now - agent.heard_at):.0f} s ago"
     return (
         f"  {agent.agent_id:24s} {agent.state(now):8s} {heard:>15s} · {rows} · "
-        f"{status.runtime or 'no runtime yet'}{trouble}"
+        f"{status.runtime or 'no runtime yet'}{problem}"
     )
 
 
 def _key_lines(signing_keys: str, agents: Sequence[KnownAgent]) -> list[str]:
-    """During a rotation of the signing key: who does not know the new one yet."""
+    """Returns a line during a rotation of the signing key: agents that lack the new key."""
     newest, *older = signing_keys.split() or [""]
     if not older:
         return []

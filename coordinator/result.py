@@ -1,4 +1,4 @@
-"""Result: what a federation leaves behind at its end, as files and in words."""
+"""Result of a federation's task: files in its state folder, and text for people."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ _READABLE = 0o644
 
 
 class Result(Protocol):
-    """What a federation's task leaves behind."""
+    """Result of a federation's task."""
 
     def save(self) -> None:
-        """Writes what there is; also of a federation that was stopped on the way.
+        """Writes the result so far; a federation that was stopped early may have one too.
 
         Raises:
             StoreError: the disk is full or failed.
         """
 
     def text(self) -> str:
-        """For people, at the end of the command."""
+        """Returns the text that the command prints at its end."""
 
 
 def make_result(
@@ -56,10 +56,10 @@ def make_result(
 
 @dataclass(frozen=True, eq=False)
 class TrainedModel:
-    """The package with the newest θ.
+    """Result of the task `train`: the package with the newest θ.
 
     Attributes:
-        folder: where it is written.
+        folder: of the trained package.
         package: that the federation began with.
         progress: of the federation; holds θ.
     """
@@ -87,12 +87,12 @@ class TrainedModel:
 
 @dataclass(frozen=True, eq=False)
 class AnswerResult:
-    """The table, or the values, of the latest round that was answered.
+    """Result of other tasks: the table or the values of the latest answered round.
 
     Attributes:
-        task: that was asked.
-        path: of its file.
-        store: that holds the round's record.
+        task: name of the task.
+        path: of the result's file.
+        store: with the round's record.
     """
 
     task: str
@@ -100,7 +100,7 @@ class AnswerResult:
     store: Store
 
     def save(self) -> None:
-        """See `Result`; whole or not at all, and nothing before a round was answered."""
+        """See `Result`; writes whole or not at all, and nothing before a round was answered."""
         record = latest_answer(self.store)
         if record is None:
             return

@@ -1,4 +1,4 @@
-"""Who of a run's agents can still take part in its rounds."""
+"""Availability of a run's agents: those that reported that they cannot take part."""
 
 from __future__ import annotations
 
@@ -6,53 +6,53 @@ from collections.abc import Sequence
 
 from fedge.errors import ConfigError
 
-#: So many agents are told one by one; what keeps one from it keeps most others too.
-_TOLD = 5
+#: Agents that are named one by one: the same reason usually concerns most of the others too.
+_NAMED = 5
 
 
-class Attendance:
-    """Takes agents' word that they cannot take part.
+class Availability:
+    """Collects the agents' reports that they cannot take part, and ends a run without enough.
 
     Args:
         asked: agents that a round can ask.
-        least: of them without which no round begins.
+        minimum: number of them that a round needs; fewer begin none.
 
     Attributes:
-        unavailable: why, by agent, of those that said so for good.
+        unavailable: reason by agent, of the permanent reports.
     """
 
-    def __init__(self, asked: Sequence[str], least: int) -> None:
+    def __init__(self, asked: Sequence[str], minimum: int) -> None:
         self.unavailable: dict[str, str] = {}
         self._asked = asked
-        self._least = max(1, least)
-        self._told: set[str] = set()
+        self._minimum = max(1, minimum)
+        self._named: set[str] = set()
 
-    def cannot(self, agent_id: str, why: str, *, is_transient: bool) -> str:
-        """Take an agent's word; returns a line for people, empty when enough was said."""
+    def report(self, agent_id: str, reason: str, *, is_transient: bool) -> str:
+        """Takes an agent's report; returns a line for people, empty after enough lines."""
         if not is_transient:
-            self.unavailable[agent_id] = why
-        if agent_id in self._told or len(self._told) > _TOLD:
+            self.unavailable[agent_id] = reason
+        if agent_id in self._named or len(self._named) > _NAMED:
             return ""
-        self._told.add(agent_id)
-        if len(self._told) > _TOLD:
+        self._named.add(agent_id)
+        if len(self._named) > _NAMED:
             return "more agents cannot take part: see their logs"
-        again = "; it tries again" if is_transient else ""
-        return f"{agent_id} cannot take part ({why}){again}"
+        retry = "; the agent tries again" if is_transient else ""
+        return f"{agent_id} cannot take part ({reason}){retry}"
 
-    def check(self, gone: set[str]) -> None:
-        """Looks whether a round may still begin.
+    def check(self, ended: set[str]) -> None:
+        """Checks that a round can still begin.
 
         Args:
-            gone: agents whose process has ended.
+            ended: agents whose process has ended.
 
         Raises:
-            ConfigError: too few are left that can take part, or have not said yet.
+            ConfigError: fewer agents than a round needs are left that run and are not unavailable.
         """
-        left = [n for n in self._asked if n not in gone and n not in self.unavailable]
-        hindered = [n for n in self._asked if n in self.unavailable]
-        if not hindered or len(left) >= self._least:
+        left = [n for n in self._asked if n not in ended and n not in self.unavailable]
+        unavailable = [n for n in self._asked if n in self.unavailable]
+        if not unavailable or len(left) >= self._minimum:
             return
         raise ConfigError(
-            f"{len(hindered)} of {len(self._asked)} agents cannot take part, a round needs "
-            f"{self._least}; {hindered[0]}: {self.unavailable[hindered[0]]}"
+            f"{len(unavailable)} of {len(self._asked)} agents cannot take part, a round needs "
+            f"{self._minimum}; {unavailable[0]}: {self.unavailable[unavailable[0]]}"
         )

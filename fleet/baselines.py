@@ -1,4 +1,4 @@
-"""What the federated model is compared with: alone, pooled, and the exact solution."""
+"""Baselines for the federated model: agents alone, pooled rows, and the exact solution."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from edge_agent.data.dataset import LocalDataset
 from edge_agent.training.trainer import train
 from fedge.errors import ConfigError, DataError, TrainingError
 from fleet.detection import measure_detection
-from fleet.participants import Cast
+from fleet.participants import Participants
 from fleet.scenario import BaselineConfig
 from learning.algorithms.training import TrainingPlan
 from learning.vector.metrics import Sums, add_sums, metric_values
@@ -34,11 +34,11 @@ class Baselines:
 
     Attributes:
         figures: by name.
-        details: for each agent, and the exact solution.
-        models: vectors by kind (own, pooled) and by the agent that trained them; "" is all.
+        details: figures of each agent, and the exact solution.
+        models: vectors by kind (own, pooled) and by the agent that trained them; "" stands for all
+            agents.
         detection: by kind; see `measure_detection`. Empty where the scenario has no detection.
-        failed: why, by kind (own, pooled, detection), of what could not be trained
-            or measured.
+        failed: error by kind (own, pooled, detection) that could not be trained or measured.
     """
 
     figures: dict[str, float] = field(default_factory=dict)
@@ -49,10 +49,10 @@ class Baselines:
 
 
 def check_baselines(wanted: BaselineConfig, spec: ModelSpec, path: Path) -> None:
-    """Looks, before a run, whether what it is compared with at its end can be measured.
+    """Checks, before a run, that its baselines can be measured at its end.
 
     Raises:
-        ConfigError: the metric is none of the model's, or least squares do not apply.
+        ConfigError: the model does not have the metric, or least squares do not apply.
     """
     names = ["loss", *(m.name for m in spec.metrics if m.kind != "confusion")]
     if wanted.metric not in names:
@@ -61,32 +61,32 @@ def check_baselines(wanted: BaselineConfig, spec: ModelSpec, path: Path) -> None
     features = sum(prod(tensor.shape) for tensor in spec.inputs)
     if wanted.least_squares and (spec.loss != "mean_squared_error" or spec.size != features + 1):
         raise ConfigError(
-            f"{path}: baselines.least_squares: {spec.name} is no linear regression with squared "
+            f"{path}: baselines.least_squares: {spec.name} is not a linear regression with squared "
             f"error ({spec.size} parameters for {features} features, loss {spec.loss})"
         )
 
 
 def measure_baselines(
-    cast: Cast,
+    participants: Participants,
     config: CoordinatorConfig,
     package: ModelPackage,
     theta: F32,
     progress: Callable[[str, int, int], None],
 ) -> Baselines:
-    """Trains and measures what the scenario asks for, with the agents' own trainer and program.
+    """Trains and measures the scenario's baselines, with the agents' own trainer and program.
 
-    What fails is named in `Baselines.failed`: the run has its result all the same. Agents whose
-    rows cannot be used took no part in the rounds either, and are left out.
+    A baseline that fails is named in `Baselines.failed`; the run keeps its result. Agents whose
+    rows cannot be used did not take part in the rounds, and are left out.
 
     Args:
-        cast: the agents and their rows.
-        config: whose training plan is used, for as many epochs as an agent saw in all.
+        participants: the agents and their rows.
+        config: of the federation; its training plan is used for as many epochs as an agent saw.
         package: the model.
-        theta: the federated result.
-        progress: told (what, done, of) after every model.
+        theta: parameters of the federated model.
+        progress: called with (kind, done, total) after every model.
     """
-    wanted = cast.scenario.baselines
-    trial = _Trial(cast, config, package)
+    wanted = participants.scenario.baselines
+    trial = _Trial(participants, config, package)
     found = Baselines()
     if wanted.own:
         with _attempt("own", found):
@@ -96,10 +96,10 @@ def measure_baselines(
             _pooled(trial, found, progress)
     if wanted.least_squares:
         _least_squares(trial, package, theta, found)
-    if cast.scenario.detection is not None:
+    if participants.scenario.detection is not None:
         with _attempt("detection", found):
             models = {**found.models, "federated": {"": package.whole(theta)}}
-            found.detection = measure_detection(cast, package, models)
+            found.detection = measure_detection(participants, package, models)
     return found
 
 
@@ -109,47 +109,51 @@ def _attempt(kind: str, found: Baselines) -> Iterator[None]:
         yield
     except (TrainingError, ConfigError) as error:
         found.failed[kind] = str(error)
-        found.models.pop(kind, None)  # half of it is no use
+        found.models.pop(kind, None)  # an incomplete set of models is not compared
 
 
 class _Trial:
     """Trains baseline models and measures them on the agents' held-out rows."""
 
-    def __init__(self, cast: Cast, config: CoordinatorConfig, package: ModelPackage) -> None:
-        self.metric = cast.scenario.baselines.metric
-        with suppress_stderr():  # between our own lines, what the interpreter announces is noise
+    def __init__(
+        self, participants: Participants, config: CoordinatorConfig, package: ModelPackage
+    ) -> None:
+        self.metric = participants.scenario.baselines.metric
+        with suppress_stderr():  # hide the interpreter's start-up messages
             self.program = Program(package.program, package.spec, frozen=package.frozen)
         self.initial = package.whole(package.initial)
-        self.learners = _usable(cast, cast.learners)
-        self.unseen = [data.part("test") for data in _usable(cast, cast.unseen).values()]
-        epochs = cast.scenario.baselines.epochs or config.rounds * config.training.epochs
+        self.learners = _usable(participants, participants.learners)
+        self.unseen = [
+            data.part("test") for data in _usable(participants, participants.unseen).values()
+        ]
+        epochs = participants.scenario.baselines.epochs or config.rounds * config.training.epochs
         self.plan: TrainingPlan = msgspec.structs.replace(config.training, epochs=epochs)
         self.seed = config.seed
 
     def fit(self, rows: Rows, number: int) -> F32:
-        """The vector of one model that has learned from `rows`, personal part and all."""
+        """Returns the parameters of a model trained on `rows`, personal layers included."""
         rng = np.random.default_rng([self.seed, number, 3])
         return train(self.program, self.initial, rows, self.plan, rng).theta
 
     def sums(self, theta: F32, parts: Sequence[Rows]) -> Sums:
-        """Of loss and metrics over all rows of some parts."""
+        """Returns the sums of loss and metrics over all rows of some parts."""
         return self.program.evaluate(theta, joined(parts))
 
     def score(self, sums: Sums) -> float | None:
-        """The metric; None when the rows say nothing about it."""
+        """Returns the compared metric; None when the rows do not define it."""
         return metric_values(sums, self.program.spec.metrics).get(self.metric)
 
 
-def _usable(cast: Cast, names: Sequence[str]) -> dict[str, LocalDataset]:
+def _usable(participants: Participants, names: Sequence[str]) -> dict[str, LocalDataset]:
     found = {}
     for name in names:
-        with suppress(DataError):  # the agent said so itself
-            found[name] = cast.dataset(name)
+        with suppress(DataError):  # the agent reported this itself
+            found[name] = participants.dataset(name)
     return found
 
 
 def joined(parts: Sequence[Rows]) -> Rows:
-    """The rows of several parts as one."""
+    """Returns the rows of several parts as one part."""
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -174,8 +178,8 @@ def _own(trial: _Trial, found: Baselines, progress: Callable[[str, int, int], No
             name: score for name, sums in each.items() if (score := trial.score(sums)) is not None
         }
         found.details[key] = scores
-        # Each row of everybody's by its own agent's model, as pooled is measured; or else many
-        # models on the same rows.
+        # Held-out rows: each by its own agent's model, over all rows, as pooled is measured.
+        # Unseen rows: the mean over models, which are all measured on the same rows.
         figure = trial.score(add_sums(each.values())) if key == "own_on_own" and each else None
         if key == "own_on_unseen" and scores:
             figure = float(np.mean(list(scores.values())))
@@ -203,9 +207,9 @@ def _least_squares(trial: _Trial, package: ModelPackage, theta: F32, found: Base
 
 
 def least_squares(package: ModelPackage, learners: Mapping[str, LocalDataset]) -> F64:
-    """θ that minimises the squared error over all training rows, exactly (float64, shape (P,)).
+    """Returns the exact minimiser θ of the squared error over all training rows (float64, (P,)).
 
-    The model is one dense unit (`check_baselines`).
+    The model must be one dense unit (see `check_baselines`).
     """
     spec = package.spec
     rows = joined([data.part("train") for data in learners.values()])

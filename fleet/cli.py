@@ -15,7 +15,7 @@ from fedge.console import FiniteRange, command_errors, log_less
 from fedge.errors import ConfigError
 from fleet.cli_simulation import simulate, sweep
 
-_BROKEN_PROMISE = 6
+_LIMIT_MISSED = 6
 
 
 @click.group()
@@ -29,8 +29,12 @@ cli.add_command(sweep)
 
 @cli.command()
 @click.argument("scenario", type=click.Path(path_type=Path))
-@click.option("--agents", type=click.IntRange(min=1), help="So many agents only.")
-@click.option("--rounds", type=click.IntRange(min=1), help="So many rounds only.")
+@click.option(
+    "--agents", type=click.IntRange(min=1), help="Number of agents  [default: the scenario's]."
+)
+@click.option(
+    "--rounds", type=click.IntRange(min=1), help="Number of rounds  [default: the scenario's]."
+)
 @click.option(
     "--broker",
     default="auto",
@@ -42,8 +46,8 @@ cli.add_command(sweep)
 @click.option(
     "--hosts",
     type=click.IntRange(min=0),
-    help="So many processes host the agents; 0: one process for each agent  [default: one for"
-    " each agent up to 24 agents, one for each core above].",
+    help="Number of processes that host the agents; 0: one process for each agent  [default: one"
+    " for each agent up to 24 agents, one for each core above].",
 )
 @click.option(
     "--out",
@@ -64,12 +68,12 @@ def run(
     """Run SCENARIO: a broker, a coordinator, and agents in processes of their own or hosted.
 
     Partitions the scenario's data, gives every agent its own rows in its own folder, runs the
-    rounds over MQTT, trains what the result is compared with, and writes report.json. A scenario
+    rounds over MQTT, trains the baselines, and writes report.json. A scenario
     of the task statistics trains nothing and prints a table.
 
     \b
     Exit codes: 0 done; 2 scenario, data or option wrong; 3 broker not reached; 4 the run ended
-    without a result; 6 done, but not as good as the scenario promises; 130 interrupted.
+    without a result; 6 done, but a limit of the scenario was not kept; 130 interrupted.
     """
     try:
         from rich.console import Console
@@ -94,7 +98,7 @@ def run(
         click.echo(json.dumps(report))
     check_compared(report)
     if not kept:
-        sys.exit(_BROKEN_PROMISE)
+        sys.exit(_LIMIT_MISSED)
 
 
 @cli.command()
@@ -119,18 +123,18 @@ def host(folders: tuple[Path, ...], workers: int, give_up_after: float | None) -
     """Run many agents in this process until stopped: `fedge fleet run` does it for large fleets.
 
     Each FOLDER holds an agent.yaml, or folders that do. Every agent keeps its own connection, data
-    and state folder, as if `fedge agent run` ran it; the threads and the programs they train with
-    are shared. Unless -v is given, only what goes wrong is logged. Ctrl-C or SIGTERM ends all of
+    and state folder, as with `fedge agent run`; the threads and the programs they train with are
+    shared. Without -v only warnings and errors are logged. Ctrl-C or SIGTERM ends all of
     them cleanly.
     """
     from fleet.host import run_host
 
-    # A few lines an agent and round: too many here.
+    # Agents log a few lines each round: too many for a host.
     restore = log_less(logging.WARNING, "edge_agent", "broker")
     click.get_current_context().call_on_close(restore)
     run_host(folders, workers=workers, give_up_s=give_up_after)
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    # SIGTERM ends a run as Ctrl-C does: through the `finally`s that end its processes.
+    # SIGTERM ends a run like Ctrl-C: through the `finally` blocks that end its processes.
     raise KeyboardInterrupt

@@ -16,26 +16,30 @@ from fedge.errors import ConfigError
 if TYPE_CHECKING:
     from fleet.virtual.faults import FaultPlan
 
-#: As `fleet.virtual.invariants.InvariantViolated`, which is not imported before it is needed.
+#: Exit code of `fleet.virtual.invariants.InvariantViolated`, which is imported only when needed.
 _VIOLATED = 7
 _YAML = click.Path(path_type=Path, dir_okay=False)
 _SIGNED = click.option(
-    "--signed", is_flag=True, help="The coordinator signs, and agents ask for it."
+    "--signed", is_flag=True, help="The coordinator signs, and agents require its signature."
 )
 
 
 @click.command()
 @click.argument("scenario", type=click.Path(path_type=Path))
-@click.option("--agents", type=click.IntRange(min=1), help="So many agents only.")
-@click.option("--rounds", type=click.IntRange(min=1), help="So many rounds only.")
+@click.option(
+    "--agents", type=click.IntRange(min=1), help="Number of agents  [default: the scenario's]."
+)
+@click.option(
+    "--rounds", type=click.IntRange(min=1), help="Number of rounds  [default: the scenario's]."
+)
 @click.option(
     "--seed",
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="Of faults, delays and jitter: the same seed gives the same trace, byte for byte.",
+    help="Seed of faults, delays and jitter: one seed gives one trace, byte for byte.",
 )
-@click.option("--faults", type=_YAML, help="Fault plan; without one nothing goes wrong.")
+@click.option("--faults", type=_YAML, help="Fault plan  [default: no faults].")
 @click.option("--profiles", type=_YAML, help="Device profiles  [default: those that ship]")
 @click.option(
     "--out",
@@ -62,8 +66,8 @@ def simulate(
 ) -> None:
     """Run SCENARIO in virtual time: the real machines, no broker, no waiting.
 
-    Devices are as fast, as well connected and as often there as their profiles say; what goes
-    wrong is in the fault plan. Writes report.json, with the names of `fedge fleet run`, and
+    Device profiles set how fast, how well connected and how often online the devices are; the
+    fault plan sets the faults. Writes report.json, with the names of `fedge fleet run`, and
     trace.jsonl.
 
     \b
@@ -76,10 +80,10 @@ def simulate(
     from fleet.live import LiveWatcher, print_result
     from fleet.report import check_compared
     from fleet.scenario import load_scenario
-    from fleet.virtual.shells import quiet
+    from fleet.virtual.shells import silence_logs
     from fleet.virtual.simulate import TRACE_FILE, SimulationOptions, simulate_scenario
 
-    click.get_current_context().call_on_close(quiet())
+    click.get_current_context().call_on_close(silence_logs())
     described = load_scenario(scenario)
     folder = out or Path("runs") / f"{described.name}-simulated"
     options = SimulationOptions(
@@ -126,12 +130,12 @@ def sweep(
 ) -> None:
     """Try many seeds: small random federations with random faults, every invariant checked.
 
-    With SCENARIO its federation is tried instead of random ones. A seed that fails is told with
-    the faults that it takes (all others are left out as long as it still fails), and the events
-    before the failure.
+    With SCENARIO its federation is tried instead of random ones. For the first seed that fails,
+    prints the fewest faults with which it still fails, and the events before the failure.
 
     \b
-    Exit codes: 0 all is well; 2 scenario, plan or option wrong; 7 a seed failed; 130 interrupted.
+    Exit codes: 0 no seed failed; 2 scenario, plan or option wrong; 7 a seed failed;
+    130 interrupted.
     """
     _need_rich()
     from rich.console import Console
@@ -139,10 +143,10 @@ def sweep(
 
     from fedge.yaml_config import load_config
     from fleet.virtual.faults import FaultPlan
-    from fleet.virtual.shells import quiet
+    from fleet.virtual.shells import silence_logs
     from fleet.virtual.sweep import sweep as outcomes
 
-    click.get_current_context().call_on_close(quiet())
+    click.get_current_context().call_on_close(silence_logs())
     plan = load_config(faults, FaultPlan) if faults else None
     console = Console(stderr=True)
     tried = outcomes(range(start, start + seeds), jobs, plan, scenario, signed)
@@ -162,7 +166,7 @@ def sweep(
 def _explain(
     seed: int, plan: FaultPlan | None, scenario: Path | None, out: Path, signed: bool
 ) -> None:
-    """The first failure with as few faults as it takes."""
+    """Prints a failing seed with the fewest faults with which it still fails."""
     from fleet.folders import make_folder
     from fleet.virtual.sweep import plan_of, plan_text, shrink, write_trace
 
@@ -171,7 +175,7 @@ def _explain(
     trace, file = out / f"seed-{seed}.jsonl", out / f"seed-{seed}.yaml"
     outcome = write_trace(seed, fewer, trace, scenario, signed)
     file.write_text(plan_text(fewer))
-    click.echo(f"\nseed {seed}, the faults that it takes ({file}):\n{plan_text(fewer)}")
+    click.echo(f"\nseed {seed}, fewest faults with which it fails ({file}):\n{plan_text(fewer)}")
     click.echo("\n".join(outcome.last))
     click.echo(f"{outcome.problem}\ntrace: {trace}")
 

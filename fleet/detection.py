@@ -1,7 +1,7 @@
-"""How well a model's loss tells labelled rows from the rest: anomaly detection, measured.
+"""Measures anomaly detection: a row whose loss exceeds a limit raises an alarm.
 
-A row's score is the loss that the model has on it; of an autoencoder that is the reconstruction
-error. Nothing here reaches an agent: labels judge the result, they are not learned from.
+A row's score is the model's loss on that row; for an autoencoder it is the reconstruction error.
+No label reaches an agent: labels judge the result and are not trained on.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedge.errors import ConfigError
-from fleet.participants import Cast
+from fleet.participants import Participants
 from learning.vector.parameters import F32, F64
 from models.package.package import ModelPackage
 from models.runtime.program import Program
@@ -24,29 +24,33 @@ Array = NDArray[Any]
 
 
 def measure_detection(
-    cast: Cast, package: ModelPackage, models: Mapping[str, Mapping[str, F32]]
+    participants: Participants, package: ModelPackage, models: Mapping[str, Mapping[str, F32]]
 ) -> dict[str, dict[str, float]]:
-    """For each kind of model: `auc`, `found` and `false_alarms`, means over its models.
+    """Returns `auc`, `found` and `false_alarms` by kind of model, means over its models.
 
-    Measured on the rows of agents that only measure, or else on everybody's held-out rows.
+    Measured on the rows of the agents that only measure, or, without such agents, on the held-out
+    rows of all agents.
 
     Args:
-        cast: agents, rows and labels (`cast.anomalies`).
+        participants: agents, rows and labels (`participants.anomalies`).
         package: the model.
         models: vectors by kind ("own", "federated", "pooled") and by the agent that trained
-            them; "" stands for all agents. The alarm is set on that agent's training rows.
+            them; "" stands for all agents. The limit of the alarm comes from that agent's training
+            rows.
 
     Raises:
-        ConfigError: labels are not 0 and 1, or the measured rows have but one of them.
+        ConfigError: labels are not 0 and 1, or all measured rows have the same label.
     """
-    config = cast.scenario.detection
+    config = participants.scenario.detection
     assert config is not None
     with suppress_stderr():
         program = Program(package.program, package.spec, frozen=package.frozen)
-    judged = [cast.dataset(name) for name in cast.unseen or cast.learners]
+    judged = [participants.dataset(name) for name in participants.unseen or participants.learners]
     held_out = [(data.part("test"), data.rows[data.test]) for data in judged if data.num_test]
-    label = _labels(cast, np.concatenate([rows for _, rows in held_out] or [np.zeros(0, int)]))
-    learned = {name: cast.dataset(name).part("train") for name in cast.learners}
+    label = _labels(
+        participants, np.concatenate([rows for _, rows in held_out] or [np.zeros(0, int)])
+    )
+    learned = {name: participants.dataset(name).part("train") for name in participants.learners}
     figures: dict[str, dict[str, float]] = {}
     for kind, thetas in models.items():
         each = []
@@ -62,9 +66,10 @@ def measure_detection(
 
 
 def ranking(score: F64, label: NDArray[np.bool_]) -> float:
-    """Area under the ROC curve: how often a labelled row scores above another; ties count half.
+    """Returns the area under the ROC curve: the share of pairs with the labelled row above.
 
-    As the Mann-Whitney U statistic (Hanley and McNeil 1982, Radiology 143). `label` must hold both.
+    Computed as the Mann-Whitney U statistic (Hanley and McNeil 1982, Radiology 143); ties count
+    half. `label` must hold both values.
     """
     _, where, sizes = np.unique(score, return_inverse=True, return_counts=True)
     below = np.cumsum(sizes) - sizes
@@ -75,7 +80,7 @@ def ranking(score: F64, label: NDArray[np.bool_]) -> float:
 
 
 def _scores(program: Program, theta: F32, parts: Iterable[Rows]) -> F64:
-    """The loss of each row alone."""
+    """Returns the loss of each row alone."""
     scores = [
         program.evaluate(theta, {name: array[row : row + 1] for name, array in part.items()}).loss
         for part in parts
@@ -84,11 +89,13 @@ def _scores(program: Program, theta: F32, parts: Iterable[Rows]) -> F64:
     return np.array(scores, np.float64)
 
 
-def _labels(cast: Cast, rows: Sequence[int] | Array) -> NDArray[np.bool_]:
-    assert cast.anomalies is not None
-    label = cast.anomalies[rows]
+def _labels(participants: Participants, rows: Sequence[int] | Array) -> NDArray[np.bool_]:
+    assert participants.anomalies is not None
+    label = participants.anomalies[rows]
     if not np.isin(label, (0, 1)).all():
-        raise ConfigError(f"{cast.table.path}: detection.label must be 0 or 1 in every row")
+        raise ConfigError(f"{participants.table.path}: detection.label must be 0 or 1 in every row")
     if len(np.unique(label)) != 2:
-        raise ConfigError(f"{cast.table.path}: detection.label is the same in all measured rows")
+        raise ConfigError(
+            f"{participants.table.path}: detection.label is the same in all measured rows"
+        )
     return label.astype(bool)

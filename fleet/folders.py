@@ -1,8 +1,8 @@
-"""What a run writes before it starts: a folder for each process, and one for each agent.
+"""Folders that a run writes before it starts: one for each process, and one for each agent.
 
 processes/coordinator/       coordinator.yaml, package/; later its state/ and log
 processes/<agent>/           agent.yaml, data.npz; later its state/ and log
-processes/host-<n>/<agent>/  the same, where one process hosts many; the log is the host's
+processes/host-<n>/<agent>/  the same, where one process hosts many agents; the log is the host's
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from coordinator.config import CoordinatorConfig
 from fedge.errors import ConfigError
 from fedge.yaml_config import located
 from fleet.host import AGENT_FILE
-from fleet.participants import Cast
+from fleet.participants import Participants
 from fleet.report import REPORT_FILE
 from fleet.scenario import coordinator_config, fleet_changes, plugin_paths
 from models.package.package import ModelPackage
@@ -39,7 +39,7 @@ _Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 def clear(out: Path) -> None:
-    """Make the folder, and remove an earlier run's files, and nothing else.
+    """Makes the folder and removes only the files of an earlier run.
 
     Raises:
         ConfigError: see `make_out`.
@@ -51,26 +51,26 @@ def clear(out: Path) -> None:
 
 
 def make_out(out: Path) -> None:
-    """Makes the folder, and refuses one in which something of somebody else's would be replaced.
+    """Makes the folder, and refuses one in which foreign files would be replaced.
 
     Raises:
-        ConfigError: nothing can be written there, or it holds what is called like a run's files,
-            and no run made it.
+        ConfigError: the folder cannot be written, or it holds files with the names of a run's
+            files that no run made.
     """
     make_folder(out)
     found = [name for name in _MADE_HERE if (out / name).exists()]
     if found and not _is_of_a_run(out):
         raise ConfigError(
-            f"{out} holds {found[0]!r}, which is of no earlier run and would be replaced: "
+            f"{out} holds {found[0]!r}, which no earlier run made and this run would replace: "
             "name another folder with --out, or move it away"
         )
 
 
 def make_folder(out: Path) -> None:
-    """Makes the folder, if it is not there, and looks whether files can be made in it.
+    """Makes the folder if it is missing, and checks that files can be written in it.
 
     Raises:
-        ConfigError: it cannot be made, or written.
+        ConfigError: the folder cannot be made or written.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -83,7 +83,7 @@ def make_folder(out: Path) -> None:
 
 
 def _is_of_a_run(out: Path) -> bool:
-    """Whether a run's marks are there: its coordinator's file, or a report of ours."""
+    """Returns whether an earlier run made the folder: it has its coordinator's file or a report."""
     if (out / "processes" / COORDINATOR / COORDINATOR_FILE).is_file():
         return True
     try:
@@ -95,37 +95,37 @@ def _is_of_a_run(out: Path) -> bool:
 
 def write_coordinator(
     folder: Path,
-    cast: Cast,
+    participants: Participants,
     package: ModelPackage,
     path: Path,
     changes: Mapping[str, Any],
     rounds: int | None,
 ) -> CoordinatorConfig:
-    """The coordinator's folder; returns what is in its file.
+    """Writes the coordinator's folder; returns the configuration in its file.
 
     Args:
-        folder: made here.
-        cast: whose scenario it is.
+        folder: parent; the coordinator's folder is made below.
+        participants: agents, rows and scenario.
         package: the model.
         path: of the scenario.
         changes: keys that the fleet sets.
-        rounds: so many instead of the scenario's.
+        rounds: number of rounds; None: the scenario's.
 
     Raises:
-        ConfigError: what the scenario says of the federation is wrong.
+        ConfigError: the scenario's `federation` section is wrong.
     """
     (folder / COORDINATOR).mkdir(parents=True)
     package.save(folder / COORDINATOR / "package")
-    given = cast.scenario.federation
+    given = participants.scenario.federation
     changes = {"model": "package"} | dict(changes)
-    changes |= fleet_changes(cast.scenario, len(cast.asked), rounds)
+    changes |= fleet_changes(participants.scenario, len(participants.asked), rounds)
     evaluation = dict(given.get("evaluation", {}))
     if "data" in evaluation:
         evaluation["data"] = str(located(evaluation["data"], path.parent).resolve())
         changes["evaluation"] = evaluation
-    if plugins := plugin_paths(cast.scenario, path):
+    if plugins := plugin_paths(participants.scenario, path):
         changes["plugins"] = plugins
-    config = coordinator_config(cast.scenario, path, **changes)
+    config = coordinator_config(participants.scenario, path, **changes)
     _write_yaml(folder / COORDINATOR / COORDINATOR_FILE, given | changes)
     return config
 
@@ -133,7 +133,7 @@ def write_coordinator(
 def write_agent(
     folder: Path,
     name: str,
-    cast: Cast,
+    participants: Participants,
     federation: str,
     broker: Mapping[str, Any],
     plugins: Sequence[str] = (),
@@ -141,26 +141,26 @@ def write_agent(
     """Writes one agent's folder, with its data in it.
 
     Args:
-        folder: made here.
+        folder: of the agent; made here.
         name: of the agent.
-        cast: whose scenario it is.
-        federation: its name.
-        broker: keys of the agent's file.
-        plugins: absolute paths.
+        participants: agents, rows and scenario.
+        federation: name of the federation.
+        broker: the `broker` section of the agent's file.
+        plugins: absolute paths of the plug-ins.
     """
     folder.mkdir(parents=True)
-    cast.write(name, folder / _DATA_FILE)
-    data, unseen = cast.scenario.data, name in cast.scenario.unseen
+    participants.write(name, folder / _DATA_FILE)
+    data, unseen = participants.scenario.data, name in participants.scenario.unseen
     agent: dict[str, Any] = {
         "federation": federation,
         "agent_id": name,
         "broker": dict(broker),
-        "phases": list(cast.phases(name)),
-        "statistics": msgspec.to_builtins(cast.statistics(name)),
+        "phases": list(participants.phases(name)),
+        "statistics": msgspec.to_builtins(participants.statistics(name)),
         "data": {
             "path": _DATA_FILE,
-            "inputs": {t.name: {"array": t.name} for t in cast.spec.inputs},
-            **_targets(cast),
+            "inputs": {t.name: {"array": t.name} for t in participants.spec.inputs},
+            **_targets(participants),
             "test_fraction": 1.0 if unseen else data.test_fraction,
             "normalise": data.normalise,
             "nan": data.nan,
@@ -174,20 +174,20 @@ def write_agent(
     _write_yaml(folder / AGENT_FILE, agent)
 
 
-def _targets(cast: Cast) -> dict[str, Any]:
-    """Where an agent's data file holds what is learned, and the weight of its rows."""
-    given = cast.scenario.data
+def _targets(participants: Participants) -> dict[str, Any]:
+    """Returns the keys of an agent's `data` section for targets and row weights."""
+    given = participants.scenario.data
     sources = {
         target.name: {"array": target.name}
         | ({"scale": source.scale} if (source := given.target_sources.get(target.name)) else {})
-        for target in cast.spec.targets
+        for target in participants.spec.targets
     }
     keys = sources if "target" in sources else {"targets": sources} if sources else {}
     return keys | ({"weight": {"array": "weight"}} if given.weight else {})
 
 
 def broker_keys(settings: BrokerSettings) -> dict[str, Any]:
-    """What the configurations say of the broker: all that is not the default."""
+    """Returns the `broker` section of a configuration: host, port and keys not at default."""
     said: dict[str, Any] = msgspec.to_builtins(settings)
     usual: dict[str, Any] = msgspec.to_builtins(BrokerSettings())
     always = ("host", "port")  # the usual port depends on the other keys

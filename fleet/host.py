@@ -1,12 +1,12 @@
-"""Many agents in one process: the machine, link and files of each, the threads of all.
+"""Hosts many agents in one process: each with its own state, link and files, on shared threads.
 
     one network thread      every agent's connection (epoll)
     one owner thread        every agent's state: the only one that calls `handle`
     a few workers           load, train, evaluate; each holds the program once
     a few disk threads      write updates before they are sent
 
-On the wire it is as if every agent had a process of its own: its client id, session, will and
-heartbeats are its own, and so are its data, its spool and its other files.
+On the wire every agent looks like a process of its own: each has its own client id, session, will
+and heartbeats, and also its own data, spool and other files.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ AGENT_FILE = "agent.yaml"
 WORKERS = 2
 #: A synchronised write waits for the disk, and disks take several at once.
 _DISK_THREADS = 4
-#: Of each agent: its socket and its lock.
+#: Open files of each agent: its socket and its lock.
 _AGENT_FILES = 2
-#: And beside these: libraries, data being read, spools being written.
+#: Other open files: libraries, data being read, spools being written.
 _OTHER_FILES = 200
 #: Programs a worker keeps, for hosts with agents of several federations.
 _PROGRAMS = 4
@@ -58,12 +58,13 @@ class AgentHost:
 
     Args:
         agents: to run.
-        workers: threads that train.
-        give_up_s: an agent that has not connected by then is given up; None waits for ever.
+        workers: number of threads that train.
+        give_up_s: seconds after which an agent without a connection is given up; None waits for
+            ever.
 
     Raises:
-        ConfigError: two agents have one id or one state folder, another process runs on it, the
-            file limit is too low, or a broker's settings name files that cannot be read.
+        ConfigError: two agents have one id or one state folder, another process uses the folder,
+            the file limit is too low, or broker settings name files that cannot be read.
     """
 
     def __init__(
@@ -72,9 +73,9 @@ class AgentHost:
         _check_ids(config for config, _ in agents)
         raise_file_limit(_AGENT_FILES * len(agents) + _OTHER_FILES)
         self.names = [config.agent_id for config, _ in agents]
-        #: The agent whose event is being dealt with; for log lines.
+        #: The agent whose event is being handled; for log lines.
         self.current = ""
-        #: Whose link has an event, one entry for each; None: stop.
+        #: Numbers of agents whose link has an event, one entry for each event; None: stop.
         self._ready: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._network = NetworkLoop("fedge-host")
         self._pool = WorkerPool(workers, _PROGRAMS)
@@ -82,7 +83,7 @@ class AgentHost:
         self._links: list[MqttLink] = []
         self._services: dict[int, AgentService] = {}
         self._alarms: list[tuple[float, int]] = []
-        #: The alarm of each agent that counts; others in the heap are left over.
+        #: The valid alarm of each agent; other entries in the heap are outdated.
         self._alarm_s: dict[int, float] = {}
         self._last_error: FederationError | None = None
         self._claims = ExitStack()
@@ -104,16 +105,16 @@ class AgentHost:
         )
 
     def stop(self) -> None:
-        """End `run`; from any thread, or a signal handler."""
+        """Ends `run`; may be called from any thread or a signal handler."""
         self._ready.put(None)
 
     def run(self) -> None:
-        """Serve until `stop`; every agent says goodbye at the end.
+        """Serves all agents until `stop`; every agent publishes offline at the end.
 
-        An agent that fails for good (its broker refuses it) is given up, the others go on.
+        An agent that fails permanently (its broker refuses it) is given up; the others go on.
 
         Raises:
-            FederationError: none is left; why the last one failed.
+            FederationError: no agent is left; the error of the last one.
         """
         try:
             for number, service in list(self._services.items()):
@@ -142,19 +143,19 @@ class AgentHost:
     def _take(self, number: int, *, from_link: bool) -> None:
         service = self._services.get(number)
         if service is None:
-            return  # given up; its link had something left
+            return  # given up; its link still had an event
         event = self._links[number].poll(0.0) if from_link else None
         self._guarded(number, lambda: service.take(event))
 
     def _guarded(self, number: int, step: Callable[[], None]) -> None:
-        """Do one agent's step; its failure is its own."""
+        """Runs one agent's step; a failure ends this agent alone."""
         service = self._services[number]
         self.current = self.names[number]
         try:
             step()
             self._set_alarm(number, time.monotonic() + service.pause_s())
         except FederationError as error:
-            log.error("given up: %s", error, extra={"event": "agent_given_up"})
+            log.error("agent given up: %s", error, extra={"event": "agent_given_up"})
             self._last_error = error
             self._links[number].begin_close()
             del self._services[number]
@@ -164,7 +165,7 @@ class AgentHost:
     # -- time -----------------------------------------------------------------------------------
 
     def _set_alarm(self, number: int, due_s: float) -> None:
-        # A later alarm need not be set: the earlier one finds nothing to do and sets it.
+        # A later alarm need not be set: the earlier one finds nothing due and sets it.
         if due_s < self._alarm_s.get(number, math.inf):
             self._alarm_s[number] = due_s
             heapq.heappush(self._alarms, (due_s, number))
@@ -183,7 +184,7 @@ class AgentHost:
     # -- the end --------------------------------------------------------------------------------
 
     def _release(self) -> None:
-        for link in self._links:  # all at once: each waits for the broker's answers
+        for link in self._links:  # all at once: each close waits for the broker
             link.begin_close()
         for link in self._links:
             link.close()
@@ -194,10 +195,10 @@ class AgentHost:
 
 
 def find_agents(folders: Iterable[Path]) -> list[Placed]:
-    """The agents in some folders: each holds an `agent.yaml`, or folders that do.
+    """Returns the agents in some folders: each holds an `agent.yaml`, or folders that do.
 
     Raises:
-        ConfigError: a folder holds neither, or a file is wrong; begins with its name.
+        ConfigError: a folder holds neither, or a file is wrong; begins with the file's name.
     """
     found: list[Placed] = []
     for folder in folders:
@@ -213,16 +214,16 @@ def find_agents(folders: Iterable[Path]) -> list[Placed]:
 def run_host(
     folders: Iterable[Path], *, workers: int = WORKERS, give_up_s: float | None = None
 ) -> None:
-    """Run the agents of some folders until SIGTERM or SIGINT.
+    """Runs the agents of some folders until SIGTERM or SIGINT.
 
     Raises:
         ConfigError: see `find_agents` and `AgentHost`.
         FederationError: see `AgentHost.run`.
     """
     host = AgentHost(find_agents(folders), workers=workers, give_up_s=give_up_s)
-    log.info("%d agents", len(host.names))
-    # What is there now stays to the end; walking thousands of agents' objects at every collection
-    # took a third of the time to connect.
+    log.info("hosting %d agents", len(host.names))
+    # These objects live to the end: scanning thousands of agents at every garbage collection took a
+    # third of the time to connect.
     gc.freeze()
     with _signals(host), _named_lines(host):
         host.run()
@@ -234,7 +235,7 @@ def _signals(host: AgentHost) -> Iterator[None]:
 
     def request_stop(_number: int, _frame: FrameType | None) -> None:
         nonlocal stopping
-        if stopping:  # a second Ctrl-C means it
+        if stopping:  # a second Ctrl-C ends at once
             raise KeyboardInterrupt
         stopping = True
         host.stop()
@@ -250,7 +251,7 @@ def _signals(host: AgentHost) -> Iterator[None]:
 
 @contextmanager
 def _named_lines(host: AgentHost) -> Iterator[None]:
-    """Log lines say which agent they are about."""
+    """Prefixes log lines with the agent whose event is being handled."""
     owner = threading.get_ident()
 
     def name(record: logging.LogRecord) -> bool:
@@ -272,4 +273,6 @@ def _check_ids(configs: Iterable[AgentConfig]) -> None:
     ids = Counter((config.federation, config.agent_id) for config in configs)
     (federation, agent_id), count = next(iter(ids.most_common(1)), (("", ""), 0))
     if count > 1:
-        raise ConfigError(f"{count} agents of {federation} have the id {agent_id}: one may")
+        raise ConfigError(
+            f"{count} agents of {federation} have the id {agent_id}: give each agent its own id"
+        )

@@ -1,4 +1,4 @@
-"""A run as people see it: progress while it goes on, tables at the end."""
+"""Console output of a run: progress while it runs, tables at the end."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from coordinator.config import CoordinatorConfig
 from coordinator.records.records import RoundRecord
 from coordinator.report import answer_lines, bytes_text, decline_lines, matrix_lines
 from fedge.console import printable
-from fleet.participants import Cast
+from fleet.participants import Participants
 from fleet.report import federated_figure, verdicts
 from fleet.scenario import Scenario
 
-#: Agents that the closing table shows.
+#: Agents shown in the closing table.
 _TABLE_ROWS = 40
 
 
 class LiveWatcher:
-    """Shows a run on a console: one line a round, a progress bar where it is a terminal.
+    """Shows a run on a console: one line for each round, and a progress bar on a terminal.
 
     Args:
         console: to write on.
-        show: "agents" adds every agent's figures to every round.
+        show: "agents" adds loss and metrics of every agent to every round.
     """
 
     def __init__(self, console: Console, show: str) -> None:
@@ -55,32 +55,40 @@ class LiveWatcher:
     def __exit__(self, *error: object) -> None:
         self._progress.stop()
 
-    def begin(self, cast: Cast, config: CoordinatorConfig, broker: str) -> None:
+    def begin(self, participants: Participants, config: CoordinatorConfig, broker: str) -> None:
         """See `fleet.run.Watcher`."""
-        spec, scenario, print_ = cast.spec, cast.scenario, self._console.print
+        spec, scenario, print_ = participants.spec, participants.scenario, self._console.print
         print_(f"[bold]{scenario.name}[/bold]: {_text(scenario.description)}")
         print_(f"[dim]licence: {_text(scenario.licence)}[/dim]", highlight=False)
         self._rounds = 1 if scenario.is_statistics else config.rounds
         if scenario.is_statistics:
-            print_(f"{len(cast.asked)} agents are asked for statistics, nothing is trained")
+            print_(f"{len(participants.asked)} agents are asked for statistics; nothing is trained")
             print_(f"broker {_text(broker)}\n")
         else:
-            learners = f"{len(cast.learners)} agents learn"
-            if cast.unseen:
-                learners += f", {len(cast.unseen)} only measure ({', '.join(cast.unseen)})"
+            learners = f"{len(participants.learners)} agents train"
+            if participants.unseen:
+                learners += (
+                    f", {len(participants.unseen)} only measure ({', '.join(participants.unseen)})"
+                )
             print_(f"model {_text(spec.name)}, {spec.size:,} parameters · {learners}")
             print_(
                 f"broker {_text(broker)} · updates as {name_of(config.codec)}"
                 f" · {config.rounds} rounds\n"
             )
             metrics = [m.name for m in spec.metrics if m.kind != "confusion"]
-            self._columns = ["loss", *metrics, *(f"unseen_{m}" for m in metrics if cast.unseen)]
+            self._columns = [
+                "loss",
+                *metrics,
+                *(f"unseen_{m}" for m in metrics if participants.unseen),
+            ]
         print_(self._heading())
         self._task = self._progress.add_task("rounds", total=self._rounds)
 
     def round(self, record: RoundRecord) -> None:
         """See `fleet.run.Watcher`."""
-        for line in (self._line(record), *(f"       {why}" for why in decline_lines(record))):
+        # `print_result` shows who declined in an answered round, with its answer.
+        declined = [] if record.status == "answered" else decline_lines(record)
+        for line in (self._line(record), *(f"       {reason}" for reason in declined)):
             self._console.print(_text(line), highlight=False)
         if self._show == "agents":
             for name, agent in record.agents.items():
@@ -90,10 +98,10 @@ class LiveWatcher:
         if self._task is not None and record.status != "abandoned":
             self._progress.update(self._task, description="rounds", advance=1)
 
-    def waiting(self, able: int, wanted: int) -> None:
+    def waiting(self, eligible: int, wanted: int) -> None:
         """See `fleet.run.Watcher`."""
         if self._task is not None:
-            text = f"waiting for agents: {able} of {wanted}"
+            text = f"waiting for agents: {eligible} of {wanted} can take part"
             self._progress.update(self._task, description=text)
 
     def note(self, text: str) -> None:
@@ -130,7 +138,7 @@ class LiveWatcher:
 
 
 def _text(words: str) -> str:
-    """People's and programs' words, in which rich would look for markup."""
+    """Returns text from people and programs, safe for rich: control codes and markup escaped."""
     return escape(printable(words))
 
 
@@ -145,13 +153,13 @@ def _width(column: str) -> int:
 def print_result(
     console: Console, scenario: Scenario, report: dict[str, Any], *, judge: bool
 ) -> bool:
-    """The closing tables; False when the scenario's promise was not kept.
+    """Prints the closing tables; returns False when a limit of the scenario was not kept.
 
     Args:
         console: to write on.
         scenario: that was run.
         report: of the run.
-        judge: look at the promise; not for a run with fewer agents or rounds.
+        judge: check the limits; not for a run with fewer agents or rounds.
     """
     if "statistics" in report:
         _print_statistics(console, report)
@@ -195,24 +203,24 @@ def _agents_table(report: dict[str, Any]) -> Table:
     agents = last["agents"].items()
     for name, agent in list(agents)[:_TABLE_ROWS]:
         label = f"{name} (only measures)" if agent["task"] == "evaluate" else name
-        # A metric may have nothing to say of one agent's rows: no AUC without a positive one.
+        # One agent's rows may not define a metric: no AUC without a positive row.
         found = [agent["metrics"].get(metric) for metric in metrics]
         values = ["-" if value is None else f"{value:.4f}" for value in found]
         table.add_row(label, f"{agent['num_examples']:,}", f"{agent['loss']:.4f}", *values)
     if len(agents) > _TABLE_ROWS:
-        table.add_row(f"and {len(agents) - _TABLE_ROWS:,} more: see the report")
+        table.add_row(f"and {len(agents) - _TABLE_ROWS:,} more: see report.json")
     return table
 
 
-#: Kinds of models that are compared, in words.
+#: Labels of the compared models.
 _OWN = "one agent's rows alone"
-_FEDERATED = "federated: every agent's rows, none of them moved"
+_FEDERATED = "federated: all agents' rows, none of them moved"
 _POOLED = "all rows pooled in one place"
 
 
 def _comparison_table(scenario: Scenario, report: dict[str, Any]) -> Table:
     metric, figures = scenario.baselines.metric, report["baselines"]
-    places = {"unseen": "agents that took no part", "own": "everybody's held-out rows"}
+    places = {"unseen": "agents that took no part", "own": "all agents' held-out rows"}
     shown = [
         where
         for where in places
@@ -239,7 +247,7 @@ def _comparison_table(scenario: Scenario, report: dict[str, Any]) -> Table:
 
 def _detection_table(scenario: Scenario, report: dict[str, Any]) -> Table:
     assert scenario.detection is not None
-    where = "agents that took no part" if scenario.unseen else "everybody's held-out rows"
+    where = "agents that took no part" if scenario.unseen else "all agents' held-out rows"
     table = Table(
         title=f"finding {_text(scenario.detection.label)} on {where}", title_justify="left"
     )

@@ -1,4 +1,4 @@
-"""Who plays: agents, their rows, and who of them stays unseen."""
+"""Participants of a scenario: agents, their rows, and the agents that only measure."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from models.package.spec import ModelSpec
 
 
 @dataclass(frozen=True, eq=False)
-class Cast:
-    """The data of a scenario, dealt out.
+class Participants:
+    """The agents of a scenario, each with its rows.
 
     Attributes:
-        scenario: whose data it is.
+        scenario: that the agents run.
         spec: of the model.
         table: all rows.
-        rows: of each agent, in the order of time.
-        anomalies: what `detection.label` says of each row of the table; None without detection.
+        rows: indexes of each agent's rows, in the order of time.
+        anomalies: `detection.label` of each row of the table; None without detection.
     """
 
     scenario: Scenario
@@ -48,27 +48,27 @@ class Cast:
 
     @property
     def asked(self) -> list[str]:
-        """Agents that a round begins with: for statistics all, else those that train."""
+        """Agents that a round can ask: all for statistics, else those that train."""
         return list(self.rows) if self.scenario.is_statistics else self.learners
 
     def phases(self, name: str) -> tuple[str, ...]:
-        """Phases that an agent takes part in."""
+        """Returns the phases that an agent takes part in."""
         return agent_phases(self.scenario, unseen=name in self.scenario.unseen)
 
     def statistics(self, name: str) -> StatisticsConfig:
-        """What an agent's owner allows."""
+        """Returns the statistics that an agent's owner allows."""
         allow = self.scenario.is_statistics and name not in self.scenario.refuse
         return StatisticsConfig(allow=allow)
 
     def dataset(self, name: str) -> LocalDataset:
-        """The rows of one agent, as the agent itself will see them."""
+        """Returns the rows of one agent, prepared as the agent itself prepares them."""
         config = self.scenario.data
         if name in self.scenario.unseen:
             config = msgspec.structs.replace(config, test_fraction=1.0)
         return build_dataset(self.table, config, self.spec, None, self.rows[name])
 
     def write(self, name: str, path: Path) -> None:
-        """The agent's own data file (.npz): raw rows, as a device would have recorded them."""
+        """Writes an agent's data file (.npz): raw rows, as a device would record them."""
         rows = self.rows[name]
         arrays = {key: array[rows] for key, array in self.table.arrays.items()}
         if self.table.group is not None:
@@ -76,18 +76,21 @@ class Cast:
         np.savez(path, **arrays)
 
 
-def make_cast(scenario: Scenario, path: Path, spec: ModelSpec, agents: int | None) -> Cast:
-    """Reads the data and deals it out.
+def make_participants(
+    scenario: Scenario, path: Path, spec: ModelSpec, agents: int | None
+) -> Participants:
+    """Reads the scenario's data and partitions it among the agents.
 
     Args:
-        scenario: what to play.
+        scenario: to run.
         path: of the scenario; the data's path is relative to it.
         spec: of the model.
-        agents: so many only; unseen ones among them stay. None takes as many as the scenario says.
+        agents: number of agents, unseen ones included; None: the scenario's.
 
     Raises:
         DataError: the data file is unusable.
-        ConfigError: more agents than there are, or an unseen agent that does not exist.
+        ConfigError: more agents than the data has, or `unseen` or `refuse` names an agent that
+            does not exist.
     """
     table = read_table(scenario.data, spec, path.parent)
     rng = np.random.default_rng(int(scenario.federation.get("seed", 0)))
@@ -100,21 +103,23 @@ def make_cast(scenario: Scenario, path: Path, spec: ModelSpec, agents: int | Non
         if agents is not None:
             config = msgspec.structs.replace(config, clients=agents)
     rows = partition(config, _labels(table, spec), client, rng)
-    # Of fewer agents than the scenario was written for, those that refuse may be left out.
+    # A run with fewer agents than the scenario has may leave out those that refuse.
     refuse = scenario.refuse if agents is None else ()
     for key, names in (("unseen", scenario.unseen), ("refuse", refuse)):
         if missing := sorted(set(names) - set(rows)):
             raise ConfigError(f"{path}: {key}: no agent {missing[0]!r}; agents: {', '.join(rows)}")
     if not set(rows) - set(scenario.unseen):
-        raise ConfigError(f"{path}: unseen: names all {len(rows)} agents, nobody is left to learn")
+        raise ConfigError(
+            f"{path}: unseen: names all {len(rows)} agents; leave at least one to train"
+        )
     chosen = _choose(rows, scenario, agents, path)
-    return Cast(scenario, spec, table, chosen, _anomalies(scenario, path, spec))
+    return Participants(scenario, spec, table, chosen, _anomalies(scenario, path, spec))
 
 
 def _anomalies(scenario: Scenario, path: Path, spec: ModelSpec) -> Array | None:
     if scenario.detection is None:
         return None
-    # Read as weights are: one number for each row.
+    # Read like row weights: one number for each row.
     key = "array" if scenario.data.format == "npz" else "column"
     source = WeightSource(**{key: scenario.detection.label})
     labelled = msgspec.structs.replace(scenario.data, weight=source)
@@ -122,7 +127,7 @@ def _anomalies(scenario: Scenario, path: Path, spec: ModelSpec) -> Array | None:
 
 
 def _labels(table: Table, spec: ModelSpec) -> Array:
-    """What rows are dealt out by, where that is by label: the first target."""
+    """Returns the labels that rows are partitioned by: the first target."""
     return table.arrays[spec.targets[0].name] if spec.targets else np.zeros(table.rows)
 
 
@@ -133,7 +138,7 @@ def _choose(
         return dict(rows)
     least = len(scenario.unseen) + 1
     if not least <= agents <= len(rows):
-        advice = "; partition.kind iid, shards or dirichlet deals rows out to more"
+        advice = "; partition.kind iid, shards or dirichlet makes more agents"
         advice = advice if scenario.partition.kind == "client" else ""
         raise ConfigError(
             f"{path}: {agents} agents: this scenario takes {least} to {len(rows)}{advice}"

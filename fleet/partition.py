@@ -1,8 +1,8 @@
-"""Dealing the rows of one data file out to the agents of a fleet.
+"""Partitioners: assign the rows of one data file to the agents of a fleet.
 
-Every partitioner returns one ascending index array per client; no row goes to two clients, and
-every row goes to one unless its docstring says otherwise. Ascending keeps each client's rows in
-the order of time, which the split into training and held-out rows relies on.
+Every partitioner returns one ascending index array per client. No row goes to two clients, and
+every row goes to one client unless the docstring says otherwise. Ascending indexes keep each
+client's rows in the order of time, which the split into training and held-out rows relies on.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ class PartitionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     """The `partition:` section of a scenario.
 
     Attributes:
-        kind: `client`: the data says whose a row is; `iid`: dealt out evenly at random; `shards`:
+        kind: `client`: the data names the client of each row; `iid`: evenly at random; `shards`:
             each client has rows of a few labels; `dirichlet`: each client has its own mix of
             labels.
-        client: for `client`; name of the array or column that says whose a row is.
+        client: for `client`; name of the array or column with the client of each row.
         prefix: agent ids are `<prefix>-<number>`.
-        clients: number of clients. Required except for `client`, where it takes the first so many
-            (in ascending order) and leaves the rows of the others out.
-        shards_per_client: for `shards`; the fewer, the fewer labels a client sees.
-        alpha: for `dirichlet`; small (0.1) gives each client one or two labels, large (100) the
-            same mix to all.
-        minimum: for `dirichlet`; refuse when clients would have fewer rows than this.
+        clients: number of clients. Required except for `client`, where the first ones (in ascending
+            order) are kept and the rows of the others are left out.
+        shards_per_client: for `shards`; fewer shards mean fewer labels per client.
+        alpha: for `dirichlet`; small (0.1) gives each client one or two labels, large (100) gives
+            all clients the same mix.
+        minimum: for `dirichlet`; rows that each client must get, or the partition is refused.
     """
 
     kind: Kind = "client"
@@ -67,10 +67,10 @@ class PartitionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
 
 
 def by_client(client: Array) -> list[Index]:
-    """The rows of each client, in ascending order of the client's value.
+    """Returns the rows of each client, in ascending order of the client's value.
 
     Args:
-        client: whose a row is, shape (n,): whole numbers or texts.
+        client: client of each row, shape (n,): whole numbers or texts.
     """
     _, code, sizes = np.unique(client, return_inverse=True, return_counts=True)
     order = np.argsort(code, kind="stable").astype(np.int64)
@@ -78,7 +78,7 @@ def by_client(client: Array) -> list[Index]:
 
 
 def iid(n: int, clients: int, rng: np.random.Generator) -> list[Index]:
-    """n rows dealt out at random; the numbers of rows differ by at most one.
+    """Assigns n rows at random; the clients' numbers of rows differ by at most one.
 
     Raises:
         ConfigError: fewer rows than clients.
@@ -91,7 +91,7 @@ def iid(n: int, clients: int, rng: np.random.Generator) -> list[Index]:
 def label_shards(
     labels: Array, clients: int, shards_per_client: int, rng: np.random.Generator
 ) -> list[Index]:
-    """Rows sorted by label and cut into equal shards, of which each client gets a few at random.
+    """Sorts rows by label, cuts them into equal shards, and gives each client a few at random.
 
     The "pathological non-IID" partition of McMahan et al. 2017 (arXiv 1602.05629), section 3:
     with two shards, most clients see two labels. Shards differ by at most one row.
@@ -100,7 +100,7 @@ def label_shards(
         labels: shape (n,); class indices, or numbers to sort by.
         clients: number of clients.
         shards_per_client: shards each client gets.
-        rng: decides who gets which shards.
+        rng: assigns the shards to the clients.
 
     Raises:
         ConfigError: fewer rows than shards.
@@ -109,20 +109,20 @@ def label_shards(
     _check_enough(len(labels), shards, f"{shards} shards")
     order = np.argsort(labels, kind="stable").astype(np.int64)
     pieces = np.array_split(order, shards)
-    hands = rng.permutation(shards).reshape(clients, shards_per_client)
-    return [np.sort(np.concatenate([pieces[shard] for shard in hand])) for hand in hands]
+    shards_of = rng.permutation(shards).reshape(clients, shards_per_client)
+    return [np.sort(np.concatenate([pieces[shard] for shard in own])) for own in shards_of]
 
 
 def dirichlet(
     labels: Array, clients: int, alpha: float, rng: np.random.Generator, minimum: int = 1
 ) -> list[Index]:
-    """Each client draws its own mix of labels, q ~ Dir(alpha * p), p being the mix of all rows.
+    """Draws a label mix q ~ Dir(alpha * p) for each client, p being the mix of all rows.
 
     Hsu et al. 2019 (arXiv 1909.06335), section 3: all clients get the same number of rows (to
     within one), drawn from q without replacement; a label that is used up is left out of q. The
-    rows a client gets of a label are random. Since every row goes to somebody, the last clients
-    take what is left and follow their q less closely than the first; clients are served in random
-    order so that their number says nothing about that.
+    rows a client gets of a label are random. Since every row is assigned, the last clients take the
+    remaining rows and follow their q less closely than the first; clients are served in random
+    order, so a client's number is unrelated to this.
 
     Args:
         labels: class indices, whole numbers, shape (n,).
@@ -132,7 +132,7 @@ def dirichlet(
         minimum: rows each client must get.
 
     Raises:
-        ConfigError: labels are no whole numbers, or there are too few rows.
+        ConfigError: labels are not whole numbers, or there are too few rows.
     """
     # Class indices read from a .csv arrive as float64.
     if labels.dtype.kind not in "biu" and not np.array_equal(labels, np.rint(labels)):
@@ -156,19 +156,19 @@ def dirichlet(
 def partition(
     config: PartitionConfig, labels: Array | None, client: Array | None, rng: np.random.Generator
 ) -> dict[str, Index]:
-    """The rows of each agent, by agent id.
+    """Returns the rows of each agent, by agent id.
 
     With `kind: client` and whole numbers as clients the id carries the client's own number
     (`writer-2595`), otherwise the position (`agent-0`).
 
     Args:
-        config: how to deal out.
+        config: kind of partition and its settings.
         labels: label of each row, shape (n,).
-        client: whose each row is, shape (n,); needed by `kind: client` alone.
+        client: client of each row, shape (n,); needed by `kind: client` alone.
         rng: the same generator state gives the same partition.
 
     Raises:
-        ConfigError: what the kind needs is not there, or there are too few rows.
+        ConfigError: the labels or clients that the kind needs are missing, or too few rows.
     """
     if config.kind == "client":
         return _named_clients(config, client)
@@ -190,7 +190,7 @@ def _dirichlet(config: PartitionConfig, labels: Array, rng: np.random.Generator)
     return dirichlet(labels, config.clients or 1, config.alpha, rng, config.minimum)
 
 
-#: Kinds that deal out at random; `client` needs no randomness but another array.
+#: Random partitioners by kind; `client` needs no randomness but another array.
 PARTITIONERS: dict[str, Callable[[PartitionConfig, Array, np.random.Generator], list[Index]]] = {
     "iid": _iid,
     "shards": _shards,
@@ -200,10 +200,10 @@ PARTITIONERS: dict[str, Callable[[PartitionConfig, Array, np.random.Generator], 
 
 def _named_clients(config: PartitionConfig, client: Array | None) -> dict[str, Index]:
     if client is None:
-        raise ConfigError("kind client needs an array that says whose each row is")
+        raise ConfigError("kind client needs an array with the client of each row")
     values = np.unique(client)
     if config.clients is not None and config.clients > len(values):
-        raise ConfigError(f"clients is {config.clients}, the data has {len(values)}")
+        raise ConfigError(f"clients is {config.clients}, the data has {len(values)} clients")
     numbered = client.dtype.kind in "iu" and (values >= 0).all()
     names = values.tolist() if numbered else list(range(len(values)))
     parts = by_client(client)
@@ -215,7 +215,7 @@ def _named_clients(config: PartitionConfig, client: Array | None) -> dict[str, I
 
 
 def _draw(mix: Array, left: Array, size: int, rng: np.random.Generator) -> Array:
-    """How many rows of each label: `size` draws from `mix`, never more than are `left`.
+    """Draws the number of rows of each label: `size` draws from `mix`, at most those `left`.
 
     A draw of a label that is used up is drawn again, which is the same as drawing one at a time
     from the mix of the labels that are left.
@@ -223,7 +223,7 @@ def _draw(mix: Array, left: Array, size: int, rng: np.random.Generator) -> Array
     counts = np.zeros_like(left)
     while (missing := size - int(counts.sum())) > 0:
         odds = np.where(counts < left, mix, 0.0)
-        if odds.sum() <= 0:  # a small alpha leaves zeros: fall back on what there is
+        if odds.sum() <= 0:  # a small alpha leaves zeros: use the remaining rows
             odds = (left - counts).astype(np.float64)
         drawn = rng.multinomial(missing, odds / odds.sum())
         counts = np.minimum(counts + drawn, left)

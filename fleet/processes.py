@@ -1,4 +1,4 @@
-"""The processes of a fleet run: started, watched, and gone at the end."""
+"""Starts, watches and ends the processes of a fleet run."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from fedge.errors import WireError
 
 log = logging.getLogger(__name__)
 
-#: Agents get this long to say goodbye before they are killed.
+#: Processes get this long to end by themselves before they are killed.
 _STOP_S = 5.0
-#: The broker was there before them: who does not reach it never will.
+#: The broker runs before the processes start: one that does not reach it in time never will.
 _GIVE_UP = ("--give-up-after", "60")
 
 
@@ -41,13 +41,13 @@ class CoordinatorEvent(msgspec.Struct, frozen=True):
 
 @dataclass
 class Child:
-    """One process of ours.
+    """One process that the run started.
 
     Attributes:
-        name: for people.
-        process: as started.
-        log: file with what it says on stderr.
-        agents: that it runs.
+        name: shown to people.
+        process: the operating system's process.
+        log: file with its stderr.
+        agents: that the process runs.
     """
 
     name: str
@@ -57,25 +57,25 @@ class Child:
 
     @property
     def running(self) -> bool:
-        """Whether it is still there."""
+        """Whether the process has not ended."""
         return self.process.poll() is None
 
-    def last_words(self) -> str:
-        """The last line it logged."""
+    def last_line(self) -> str:
+        """Returns the last line of its log."""
         lines = self.log.read_text(errors="replace").strip().splitlines()
-        return lines[-1] if lines else "it said nothing"
+        return lines[-1] if lines else "its log is empty"
 
 
 @dataclass
 class Processes:
-    """Coordinator and agents of one run.
+    """The coordinator's and the agents' processes of one run.
 
-    They run in sessions of their own, so that Ctrl-C reaches this process alone, which then ends
-    them in order; should it be killed, the kernel ends them (see `broker.local.child_process`).
-    Start and stop them from one thread.
+    Each runs in a session of its own, so that Ctrl-C reaches this process alone, which then ends
+    the others in order. When this process is killed, the kernel ends them (see
+    `broker.local.child_process`). Start and stop them from one thread.
 
     Attributes:
-        children: that run agents.
+        children: processes that run agents.
 
     Args:
         folder: configurations are in `<folder>/<name>/`, logs are written there.
@@ -87,7 +87,7 @@ class Processes:
     events: queue.SimpleQueue[CoordinatorEvent | None] = field(default_factory=queue.SimpleQueue)
 
     def start_coordinator(self, config: Path) -> None:
-        """Its events arrive in `events`; None when it has ended."""
+        """Starts the coordinator; its events arrive in `events`, then None when it has ended."""
         arguments = ["coordinator", "run", "--config", str(config), "--json", *_GIVE_UP]
         self.coordinator = self._start("coordinator", arguments, subprocess.PIPE)
         reader = threading.Thread(
@@ -96,27 +96,27 @@ class Processes:
         reader.start()
 
     def start_agent(self, name: str, config: Path) -> None:
-        """One more agent."""
+        """Starts a process for one agent."""
         arguments = ["agent", "run", "--config", str(config), *_GIVE_UP]
         child = self._start(name, arguments, subprocess.DEVNULL)
         child.agents = (name,)
         self.children.append(child)
 
     def start_host(self, name: str, agents: Sequence[str]) -> None:
-        """One process for many agents; their folders are in its own."""
+        """Starts one process for many agents; their folders are below the process's folder."""
         arguments = ["fleet", "host", str(self.folder / name), *_GIVE_UP]
         child = self._start(name, arguments, subprocess.DEVNULL)
         child.agents = tuple(agents)
         self.children.append(child)
 
     def await_coordinator(self, timeout_s: float) -> None:
-        """Let it end by itself: it says goodbye once it has told that all is done."""
+        """Waits until the coordinator has ended by itself, at most `timeout_s`."""
         assert self.coordinator is not None
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.coordinator.process.wait(timeout_s)
 
     def stop(self) -> None:
-        """End all of them: SIGTERM, a few seconds, SIGKILL."""
+        """Ends all processes: SIGTERM, a few seconds, SIGKILL."""
         children = list(self.children)
         if self.coordinator is not None:
             children.append(self.coordinator)
@@ -153,7 +153,7 @@ class Processes:
                 for line in lines:
                     self._take_line(line)
         finally:
-            self.events.put(None)  # whatever happened: somebody waits for it
+            self.events.put(None)  # also after an error: the run waits for it
 
     def _take_line(self, line: bytes) -> None:
         try:
@@ -163,10 +163,10 @@ class Processes:
 
 
 def decode_event(line: bytes) -> CoordinatorEvent:
-    """One event of the coordinator.
+    """Returns the event in one line of the coordinator's output.
 
     Raises:
-        WireError: the line is none.
+        WireError: the line is not an event.
     """
     try:
         return msgspec.json.decode(line, type=CoordinatorEvent)

@@ -1,4 +1,4 @@
-"""`report.json`: result of a run, for each task. The names in it are a contract."""
+"""`report.json`: the result of a run, for each task. Its key names are a public contract."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from coordinator.records.records import RoundRecord, falls
 from coordinator.statistics_table import answer_document
 from fedge.errors import ConfigError, FleetError
 from fleet.baselines import Baselines, measure_baselines
-from fleet.participants import Cast
+from fleet.participants import Participants
 from fleet.scenario import Scenario
 from learning.vector.parameters import F32
 from models.package.package import ModelPackage
@@ -26,21 +26,21 @@ REPORT_FILE = "report.json"
 
 @dataclass(frozen=True, eq=False)
 class Ended:
-    """A run whose processes are gone.
+    """A run whose processes have ended.
 
     Attributes:
-        cast: the agents and their rows.
-        package: the model as it was.
+        participants: the agents and their rows.
+        package: the model before training.
         config: of the federation.
         records: of all rounds.
         out: folder of the run.
         runtime: interpreters of the agents.
         broker: kind of the broker.
         reason: why the federation ended.
-        seconds: that it took.
+        seconds: duration of the run.
     """
 
-    cast: Cast
+    participants: Participants
     package: ModelPackage
     config: CoordinatorConfig
     records: Sequence[RoundRecord]
@@ -54,17 +54,17 @@ class Ended:
 def conclude(
     ended: Ended, read_theta: Callable[[], F32], progress: Callable[[str, int, int], None]
 ) -> dict[str, Any]:
-    """Writes what a run leaves behind in its folder, and returns its report.
+    """Saves the trained model in the run's folder, measures baselines, and returns the report.
 
     Args:
         ended: the run.
-        read_theta: of the last version; not called where nothing was trained.
-        progress: told (what, done, of) after every model that the run is compared with.
+        read_theta: returns θ of the last version; not called where nothing was trained.
+        progress: called with (kind, done, total) after every baseline model.
 
     Raises:
         FleetError: no round had a result.
     """
-    if ended.cast.scenario.is_statistics:
+    if ended.participants.scenario.is_statistics:
         return _statistics(ended)
     return _trained(ended, read_theta, progress)
 
@@ -72,17 +72,17 @@ def conclude(
 def _trained(
     ended: Ended, read_theta: Callable[[], F32], progress: Callable[[str, int, int], None]
 ) -> dict[str, Any]:
-    """Saves the trained model, trains what it is compared with."""
+    """Saves the trained model and measures its baselines."""
     if not any(record.status == "committed" for record in ended.records):
         raise FleetError("no round was committed")
     theta = read_theta()
-    baselines = measure_baselines(ended.cast, ended.config, ended.package, theta, progress)
+    baselines = measure_baselines(ended.participants, ended.config, ended.package, theta, progress)
     replace(ended.package, initial=theta.copy()).save(ended.out / "model")
     return _report(ended, baselines)
 
 
 def _statistics(ended: Ended) -> dict[str, Any]:
-    """Nothing was trained: the table is the result."""
+    """Returns the report of a statistics run; nothing was trained."""
     answered = [record for record in ended.records if record.status == "answered"]
     if not answered:
         raise FleetError("no round was answered")
@@ -91,14 +91,14 @@ def _statistics(ended: Ended) -> dict[str, Any]:
 
 def _report(ended: Ended, baselines: Baselines) -> dict[str, Any]:
     facts = {
-        "agents": len(ended.cast.rows),
+        "agents": len(ended.participants.rows),
         "codec": name_of(ended.config.codec),
         "runtime": ended.runtime,
         "broker": ended.broker,
         "reason": ended.reason,
         "seconds": ended.seconds,
     }
-    return build_report(ended.cast.scenario, ended.package, ended.records, baselines, facts)
+    return build_report(ended.participants.scenario, ended.package, ended.records, baselines, facts)
 
 
 def build_report(
@@ -108,7 +108,7 @@ def build_report(
     baselines: Baselines,
     facts: dict[str, Any],
 ) -> dict[str, Any]:
-    """The report as JSON-ready values.
+    """Returns the report as JSON-ready values.
 
     Args:
         scenario: that was run.
@@ -150,7 +150,7 @@ def build_report(
 
 
 def write_report(report: dict[str, Any], folder: Path) -> Path:
-    """Write it whole or not at all."""
+    """Writes the report whole or not at all; returns its path."""
     path = folder / REPORT_FILE
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(report, indent=1) + "\n")
@@ -159,19 +159,19 @@ def write_report(report: dict[str, Any], folder: Path) -> Path:
 
 
 def check_compared(report: dict[str, Any]) -> None:
-    """Looks whether a run was compared with all that its scenario asks for.
+    """Checks that all baselines of the scenario were measured.
 
     Raises:
-        ConfigError: something could not be trained or measured; says what and why.
+        ConfigError: a baseline could not be trained or measured; names it and the error.
     """
     failed = report.get("baselines_failed", {})
     if failed:
         why = "; ".join(f"{kind}: {words}" for kind, words in failed.items())
-        raise ConfigError(f"the report has no comparison with {why}")
+        raise ConfigError(f"the report lacks baselines: {why}")
 
 
 def verdicts(scenario: Scenario, report: dict[str, Any]) -> list[tuple[bool, str]]:
-    """What the scenario promises of its comparison: (kept, in words)."""
+    """Returns whether each limit of the scenario's comparison was kept, with a line for people."""
     wanted = scenario.baselines
     where = "unseen" if scenario.unseen else "own"
     figures, federated = report["baselines"], federated_figure(scenario, report, where)
@@ -190,7 +190,7 @@ def verdicts(scenario: Scenario, report: dict[str, Any]) -> list[tuple[bool, str
 
 
 def federated_figure(scenario: Scenario, report: dict[str, Any], where: str) -> float | None:
-    """The federated model's value of the compared metric.
+    """Returns the federated model's value of the compared metric.
 
     Args:
         scenario: that was run.

@@ -1,4 +1,4 @@
-"""Leave somebody else's broker as it was: remove what a run left retained."""
+"""Removes the retained messages of a run from an external broker."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from broker.link.settings import BrokerSettings
 from broker.protocol.topics import Topics
 from fedge.errors import LinkError
 
-#: Retained messages arrive at once after subscribing; silence of this long means that was all.
+#: Retained messages arrive at once after subscribing; a longer silence means the end.
 _SILENCE_S = 1.0
 _LONGEST_S = 20.0
 
@@ -21,7 +21,7 @@ def clear_retained(settings: BrokerSettings, federation: str) -> int:
     Raises:
         LinkError: the broker cannot be reached.
     """
-    link = MqttLink(settings, client_id=f"fedge-{federation}-tidy", session_expiry_s=0)
+    link = MqttLink(settings, client_id=f"fedge-{federation}-cleanup", session_expiry_s=0)
     cleared = 0
     try:
         link.subscribe(Topics(federation).root + "#")

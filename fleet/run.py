@@ -1,4 +1,4 @@
-"""Run a scenario for real: a broker, a coordinator process, processes with one agent or many."""
+"""Runs a scenario in real processes: a broker, a coordinator, and agents alone or hosted."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from broker.link.link import LinkDown, LinkUp
 from broker.link.mqtt import MqttLink
 from broker.link.settings import BrokerSettings
 from broker.local.broker import LocalBroker
+from broker.protocol.topics import Topics
 from coordinator.config import CoordinatorConfig
 from coordinator.records.records import RoundRecord
 from coordinator.report import decline_lines
@@ -29,10 +30,10 @@ from coordinator.store import Store
 from fedge.errors import ConfigError, FleetError, LinkError
 from fedge.yaml_config import load_config
 from fleet import folders
-from fleet.availability import Attendance
+from fleet.availability import Availability
 from fleet.baselines import check_baselines
 from fleet.host import AGENT_FILE
-from fleet.participants import Cast, make_cast
+from fleet.participants import Participants, make_participants
 from fleet.processes import Processes
 from fleet.report import Ended, conclude, write_report
 from fleet.retained_cleanup import clear_retained
@@ -42,47 +43,47 @@ from models.package.package import INITIAL_FILE, ModelPackage
 
 log = logging.getLogger(__name__)
 
-#: The coordinator says nothing for so long while agents have ended and no round is open: the run
-#: is stuck.
+#: Longest silence of the coordinator, while agents have ended and no round is open, before the
+#: run counts as stuck.
 _STUCK_S = 90.0
 _GOODBYE_S = 10.0
-#: A service would go on for ever; in a run so many abandoned rounds in a row mean it cannot work.
+#: Abandoned rounds in a row that end a run; a coordinator by itself would go on for ever.
 _ABANDONED = 5
-#: More agents than this share processes: an interpreter with numpy and the runtime takes 40 MB and
-#: half a second of a core to start.
+#: Above this number agents share processes: an interpreter with numpy and the runtime takes 40 MB
+#: and half a second of a core to start.
 _OWN_PROCESSES = 24
 
 
 class Watcher(Protocol):
-    """Who shows a run while it goes on."""
+    """Observer that shows the progress of a run."""
 
-    def begin(self, cast: Cast, config: CoordinatorConfig, broker: str) -> None:
-        """All processes are started."""
+    def begin(self, participants: Participants, config: CoordinatorConfig, broker: str) -> None:
+        """Called before the processes start."""
 
     def round(self, record: RoundRecord) -> None:
-        """A round has ended."""
+        """Called when a round has ended."""
 
-    def waiting(self, able: int, wanted: int) -> None:
-        """A round cannot begin yet."""
+    def waiting(self, eligible: int, wanted: int) -> None:
+        """Called while a round cannot begin: too few agents can take part."""
 
     def note(self, text: str) -> None:
-        """Something worth a line."""
+        """Called with one line for people."""
 
     def baseline(self, what: str, done: int, of: int) -> None:
-        """A model to compare with was trained."""
+        """Called when a baseline model was trained."""
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What the command line changes about a scenario.
+    """Options of a run: changes to the scenario, the broker, and the output folder.
 
     Attributes:
-        agents: so many only.
-        rounds: so many only.
+        out: folder for report, logs and the trained model; those of an earlier run are removed.
+        agents: number of agents; None: the scenario's.
+        rounds: number of rounds; None: the scenario's.
         broker: auto, mosquitto, embedded, mqtt://host:port, or a file with the keys of `broker`.
-        hosts: so many processes that host the agents; 0 gives each agent its own; None decides by
-            their number.
-        out: folder for report, logs and the trained model; an earlier run's are removed from it.
+        hosts: number of processes that host the agents; 0 gives each agent its own process; None
+            decides by the number of agents.
     """
 
     out: Path
@@ -93,90 +94,93 @@ class RunOptions:
 
 
 def run_scenario(path: Path, options: RunOptions, watcher: Watcher) -> dict[str, Any]:
-    """Runs it and writes the report.
+    """Runs a scenario, writes its report and returns it.
 
     Raises:
-        ConfigError: scenario, data, model or options are unusable, or too few agents can take part.
-        LinkError: the broker named by its address cannot be reached.
+        ConfigError: scenario, data, model or options are wrong, or too few agents can take part.
+        LinkError: the external broker cannot be reached.
         FleetError: the run ended without a result.
     """
     scenario = load_scenario(path)
     package = scenario_package(scenario, path)
     check_baselines(scenario.baselines, package.spec, path)
-    cast = make_cast(scenario, path, package.spec, options.agents)
+    participants = make_participants(scenario, path, package.spec, options.agents)
     with _broker(options.broker) as (settings, kind):
         name = scenario.name if kind != "external" else f"{scenario.name}-{secrets.token_hex(3)}"
-        run = _Run(package, cast, options, settings, watcher)
+        run = _Run(package, participants, options, settings, watcher)
         config = run.configure(path, name)
-        watcher.begin(cast, config, f"{kind} on {settings.host}:{settings.port}")
+        watcher.begin(participants, config, f"{kind} on {settings.host}:{settings.port}")
         started = time.monotonic()
         try:
-            reason = run.play(config)
+            reason = run.run(config)
         finally:
             if kind == "external":
-                _tidy_up(settings, name, watcher)
+                _remove_retained(settings, name, watcher)
         seconds = time.monotonic() - started
     return run.conclude(config, kind, reason, seconds)
 
 
-def _tidy_up(settings: BrokerSettings, federation: str, watcher: Watcher) -> None:
+def _remove_retained(settings: BrokerSettings, federation: str, watcher: Watcher) -> None:
     try:
         clear_retained(settings, federation)
-    except LinkError as error:  # no reason to throw the result away
-        watcher.note(f"what {federation} left at the broker is still there: {error}")
+    except LinkError as error:  # the result is kept
+        watcher.note(
+            f"retained messages of {federation} are still on the broker: {error}; remove "
+            f"{Topics(federation).root}# there"
+        )
 
 
 class _Run:
-    """One run's folder and processes."""
+    """The folder and the processes of one run."""
 
     def __init__(
         self,
         package: ModelPackage,
-        cast: Cast,
+        participants: Participants,
         options: RunOptions,
         settings: BrokerSettings,
         watcher: Watcher,
     ) -> None:
         self.package = package
-        self.cast = cast
+        self.participants = participants
         self.out = options.out
         self.rounds = options.rounds
-        self.hosts = host_count(len(cast.rows), options.hosts)
+        self.hosts = host_count(len(participants.rows), options.hosts)
         self.settings = settings
         self.watcher = watcher
         self.processes = Processes(options.out / "processes")
         self.records: list[RoundRecord] = []
 
     def configure(self, path: Path, federation: str) -> CoordinatorConfig:
-        """Write every process its configuration, and the agents their data."""
+        """Writes the configuration of every process and the data of every agent."""
         folder = self.processes.folder
         folders.clear(self.out)
         broker = folders.broker_keys(self.settings)
         changes = {"federation": federation, "broker": broker}
-        plugins = plugin_paths(self.cast.scenario, path)
+        plugins = plugin_paths(self.participants.scenario, path)
         config = folders.write_coordinator(
-            folder, self.cast, self.package, path, changes, self.rounds
+            folder, self.participants, self.package, path, changes, self.rounds
         )
         for name, place in self._places().items():
-            folders.write_agent(place, name, self.cast, federation, broker, plugins)
+            folders.write_agent(place, name, self.participants, federation, broker, plugins)
         return config
 
     def _places(self) -> dict[str, Path]:
-        """The folder of each agent."""
+        """Returns the folder of each agent."""
         folder = self.processes.folder
         return {
             name: folder / name if not self.hosts else folder / _host(n % self.hosts) / name
-            for n, name in enumerate(self.cast.rows)
+            for n, name in enumerate(self.participants.rows)
         }
 
-    def play(self, config: CoordinatorConfig) -> str:
-        """Start everything, watch the rounds, end everything; returns why it ended."""
+    def run(self, config: CoordinatorConfig) -> str:
+        """Starts all processes, follows the rounds, ends all; returns why the federation ended."""
         folder = self.processes.folder
         try:
             self.processes.start_coordinator(
                 folder / folders.COORDINATOR / folders.COORDINATOR_FILE
             )
-            names = list(self.cast.rows)
+            names = list(self.participants.rows)
             for n in range(self.hosts):
                 self.processes.start_host(_host(n), names[n :: self.hosts])
             for name in () if self.hosts else names:
@@ -187,23 +191,23 @@ class _Run:
 
     def _watch(self, config: CoordinatorConfig) -> str:
         heard, waiting = time.monotonic(), False
-        least = max(config.cohort.at_least, config.round.minimum)
-        attendance = Attendance(self.cast.asked, least)
-        gone: set[str] = set()
+        minimum = max(config.cohort.at_least, config.round.minimum)
+        availability = Availability(self.participants.asked, minimum)
+        ended: set[str] = set()
         while True:
             try:
                 event = self.processes.events.get(timeout=0.5)
             except queue.Empty:
-                gone = self._note_the_dead(gone)
-                attendance.check(gone)
+                ended = self._note_ended(ended)
+                availability.check(ended)
                 silent_s = time.monotonic() - heard
-                self._check_stuck(gone, is_over=silent_s > patience_s(config, waiting=waiting))
+                self._check_stuck(ended, is_over=silent_s > patience_s(config, waiting=waiting))
                 continue
             heard = time.monotonic()
             if event is None:
                 coordinator = self.processes.coordinator
-                words = coordinator.last_words() if coordinator else ""
-                raise FleetError(f"the coordinator ended early: {words}")
+                line = coordinator.last_line() if coordinator else ""
+                raise FleetError(f"the coordinator ended early: {line}")
             if event.event == "finished":
                 self.processes.await_coordinator(_GOODBYE_S)
                 return event.reason
@@ -211,8 +215,10 @@ class _Run:
                 waiting = True
                 self.watcher.waiting(event.able, event.wanted)
             if event.event == "unavailable":
-                why, is_transient = event.reason, event.is_transient
-                if note := attendance.cannot(event.agent_id, why, is_transient=is_transient):
+                note = availability.report(
+                    event.agent_id, event.reason, is_transient=event.is_transient
+                )
+                if note:
                     self.watcher.note(note)
             if event.event == "round":
                 waiting = False
@@ -229,35 +235,36 @@ class _Run:
                 f"(all logs: {self.processes.folder})"
             )
 
-    def _note_the_dead(self, known: set[str]) -> set[str]:
-        dead: set[str] = set()
+    def _note_ended(self, known: set[str]) -> set[str]:
+        ended: set[str] = set()
         for child in self.processes.children:
             if child.running:
                 continue
             if not known.issuperset(child.agents):
-                code, words = child.process.returncode, child.last_words()
+                code, line = child.process.returncode, child.last_line()
                 what = "agent" if child.agents == (child.name,) else "process"
-                self.watcher.note(f"{what} {child.name} ended with {code}: {words}")
-            dead.update(child.agents)
-        return dead
+                self.watcher.note(f"{what} {child.name} ended with exit code {code}: {line}")
+            ended.update(child.agents)
+        return ended
 
-    def _check_stuck(self, gone: set[str], *, is_over: bool) -> None:
-        left = [name for name in self.cast.asked if name not in gone]
-        if left and not (gone and is_over):
+    def _check_stuck(self, ended: set[str], *, is_over: bool) -> None:
+        left = [name for name in self.participants.asked if name not in ended]
+        if left and not (ended and is_over):
             return
         first = next(child for child in self.processes.children if not child.running)
         raise FleetError(
-            f"{len(gone)} of {len(self.cast.rows)} agents have ended and the rounds cannot go on; "
-            f"{first.name} said: {first.last_words()} (all logs: {self.processes.folder})"
+            f"{len(ended)} of {len(self.participants.rows)} agents have ended and no round can go "
+            f"on; last log line of {first.name}: {first.last_line()} "
+            f"(all logs: {self.processes.folder})"
         )
 
     def conclude(
         self, config: CoordinatorConfig, kind: str, reason: str, seconds: float
     ) -> dict[str, Any]:
-        """Result and report, once all processes are gone."""
+        """Writes result and report, once all processes have ended."""
         state = self.processes.folder / "coordinator" / "state"
         ended = Ended(
-            self.cast,
+            self.participants,
             self.package,
             config,
             self.records,
@@ -281,17 +288,17 @@ def _trained_theta(state: Path) -> F32:
 
 
 def why_abandoned(record: RoundRecord) -> str:
-    """What kept updates from counting, in words."""
+    """Returns why a round was abandoned: declined and refused updates, with their reasons."""
     refused = [f"{n} refused ({reason})" for reason, n in sorted(record.refusals.items())]
     return "; ".join([*decline_lines(record), *refused]) or "too few answered in time"
 
 
 def patience_s(config: CoordinatorConfig, *, waiting: bool) -> float:
-    """How long the coordinator may say nothing once agents have ended.
+    """Returns the longest silence of the coordinator before a run with ended agents is stuck.
 
     Args:
         config: of the federation.
-        waiting: its last word was that too few agents are here; else a round may be open.
+        waiting: its last event was that too few agents can take part; else a round may be open.
     """
     evaluation = config.evaluation
     round_s = config.round.deadline_s + (evaluation.deadline_s if evaluation.every else 0.0)
@@ -326,10 +333,10 @@ def _external(choice: str) -> BrokerSettings:
 
 
 def parse_address(address: str) -> BrokerSettings:
-    """The settings for `mqtt://host:port`.
+    """Returns the settings for `mqtt://host:port`.
 
     Raises:
-        ConfigError: not such an address.
+        ConfigError: the address has another form.
     """
     parts = urlsplit(address)
     try:
@@ -363,11 +370,11 @@ def _host(number: int) -> str:
 
 
 def host_count(agents: int, wanted: int | None) -> int:
-    """Processes that host the agents; 0: each has one of its own.
+    """Returns the number of processes that host the agents; 0: one process for each agent.
 
     Args:
-        agents: in all.
-        wanted: None leaves it to the number of agents and cores.
+        agents: number of agents.
+        wanted: number of processes asked for; None decides by the number of agents and cores.
     """
     if wanted is not None:
         return min(wanted, agents)

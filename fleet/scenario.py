@@ -1,4 +1,4 @@
-"""A scenario: one YAML file that says whose data, which model, how to learn, what to compare."""
+"""Scenario: one YAML file with the data, the model, the federation and the baselines of a run."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from models.zoo import load_zoo, zoo_names
 
 
 class BaselineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What the federated model is compared with, in the same run and on the same rows.
+    """Baselines for the federated model, measured in the same run and on the same rows.
 
     Attributes:
-        metric: that is compared; of the model, or "loss".
+        metric: compared metric: one of the model's, or "loss".
         own: train one model for each agent on its rows alone.
-        pooled: train one model on everybody's rows together, as if data could travel.
+        pooled: train one model on the rows of all agents together, as if data could travel.
         epochs: of both; as many as an agent sees in all rounds when not given.
-        least_squares: solve the linear problem exactly and state the distance to it.
-        within: of pooled the federated model must come, or the run fails.
-        above_own: so much better than own it must be, or the run fails.
+        least_squares: solve the linear problem exactly and report the distance to it.
+        within: largest gap to pooled; with a larger one the run fails.
+        above_own: smallest gain over own; with a smaller one the run fails.
     """
 
     metric: str = "loss"
@@ -49,12 +49,12 @@ class BaselineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
 
 class DetectionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How well a row's loss tells labelled rows from the rest, measured after the last round.
+    """Anomaly detection by a row's loss, measured after the last round.
 
     Attributes:
-        label: array or column that is 1 for rows that should be found, 0 for others. No agent
-            gets it.
-        quantile: of the losses of the rows learned from; a larger loss raises the alarm.
+        label: array or column that is 1 for rows that should be found, 0 for others; never sent
+            to an agent.
+        quantile: of the losses of the training rows; a larger loss raises the alarm.
     """
 
     label: str
@@ -62,19 +62,19 @@ class DetectionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
 
 
 class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What `fedge fleet run` runs.
+    """A federation with its data, agents and baselines, as `fedge fleet run` runs it.
 
     Attributes:
-        name: of the scenario; also of its federation and of its folder below `runs/`.
-        description: a line for people.
+        name: of the scenario, its federation and its folder below `runs/`.
+        description: one line for people.
         licence: of the data, with its source.
-        data: where the rows are; as in an agent's configuration.
-        partition: which rows each agent gets.
-        unseen: agents that only measure: the model never learns from them.
+        data: location and format of the rows; as in an agent's configuration.
+        partition: assignment of rows to agents.
+        unseen: agents that only measure: the model is never trained on their rows.
         refuse: agents whose owners do not allow statistics.
         federation: the coordinator's configuration, without name, broker and state_dir.
-        baselines: what to compare with.
-        detection: which rows a model should find unusual.
+        baselines: for the federated model.
+        detection: of rows that a model should find unusual; None measures none.
         show: "agents" prints every agent's loss and metrics after every round.
     """
 
@@ -93,13 +93,13 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     def __post_init__(self) -> None:
         if self.data.test_fraction == 1:
             raise ValueError(
-                "data.test_fraction 1 leaves nobody rows to learn from; take less, and name agents "
-                "that only measure in `unseen`"
+                "data.test_fraction 1 leaves no agent rows to train on; use a smaller fraction, "
+                "and name agents that only measure in `unseen`"
             )
         if self.is_statistics and (self.detection or self.baselines != BaselineConfig()):
             raise ValueError("task statistics trains nothing: leave out baselines and detection")
         if self.refuse and not self.is_statistics:
-            raise ValueError("refuse is for the task statistics; leave it out")
+            raise ValueError("refuse applies to the task statistics only; leave it out")
 
     @property
     def is_statistics(self) -> bool:
@@ -112,7 +112,7 @@ _SET_BY_FLEET = ("federation", "broker", "state_dir")
 
 
 def load_scenario(path: Path) -> Scenario:
-    """Returns the scenario in a file; its plug-ins are loaded.
+    """Returns the scenario in a file, and loads its plug-ins.
 
     Raises:
         ConfigError: begins with file and key.
@@ -120,7 +120,7 @@ def load_scenario(path: Path) -> Scenario:
     scenario = load_config(path, Scenario)
     for key in _SET_BY_FLEET:
         if key in scenario.federation:
-            raise ConfigError(f"{path}: federation.{key}: set by the fleet, leave it out")
+            raise ConfigError(f"{path}: federation.{key}: set by the fleet; leave it out")
     config = coordinator_config(scenario, path)
     load_plugins(config.plugins, path.parent, str(path), key="federation.plugins")
     try:
@@ -145,10 +145,10 @@ def agent_phases(scenario: Scenario, *, unseen: bool) -> tuple[str, ...]:
 
 
 def coordinator_config(scenario: Scenario, path: Path, **changes: Any) -> CoordinatorConfig:
-    """The coordinator's configuration, as if its part of the scenario were its own file.
+    """Returns the coordinator's configuration from the `federation` section of a scenario.
 
     Args:
-        scenario: whose `federation` to read.
+        scenario: to read.
         path: of the scenario, for messages.
         changes: replace or add keys.
     """
@@ -157,13 +157,13 @@ def coordinator_config(scenario: Scenario, path: Path, **changes: Any) -> Coordi
 
 
 def fleet_changes(scenario: Scenario, asked: int, rounds: int | None) -> dict[str, Any]:
-    """What a fleet changes about the scenario's federation.
+    """Returns the changes that a fleet makes to the scenario's `federation` section.
 
     Args:
-        scenario: to play.
-        asked: agents that a round can ask: the first one waits for all of them; with fewer than
-            the scenario was written for, no round asks for more than there are.
-        rounds: so many instead of the scenario's.
+        scenario: to run.
+        asked: number of agents that a round can ask. The first round waits for all of them; no
+            minimum of the scenario stays above it.
+        rounds: number of rounds; None: the scenario's.
     """
     given = scenario.federation
     start = {"agents": asked, "timeout_s": 60.0} | given.get("start", {})
@@ -176,10 +176,10 @@ def fleet_changes(scenario: Scenario, asked: int, rounds: int | None) -> dict[st
 
 
 def scenario_package(scenario: Scenario, path: Path) -> ModelPackage:
-    """The scenario's model: of the zoo, or a folder relative to the scenario.
+    """Returns the scenario's model: from the zoo, or from a folder relative to the scenario.
 
     Raises:
-        ModelError: neither.
+        ModelError: there is no such model.
     """
     reference = str(scenario.federation["model"])
     if reference in zoo_names():

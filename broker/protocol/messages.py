@@ -93,12 +93,12 @@ class ProgramManifest(Message, frozen=True):
 
 
 class Cohort(Message, frozen=True):
-    """Who is asked: a list of ids, or a rule that needs no list.
+    """Cohort of a round: a list of agent ids, or a rule that needs no list.
 
     Attributes:
         ids: the agents asked; None when the rule decides.
         seed: of the rule, different every round.
-        fraction: an agent is in when hash(seed, agent_id) falls below it.
+        fraction: an agent belongs to the cohort when hash(seed, agent_id) falls below it.
     """
 
     ids: tuple[Id, ...] | None = None
@@ -106,7 +106,7 @@ class Cohort(Message, frozen=True):
     fraction: Annotated[float, Meta(ge=0, le=1)] = 1.0
 
     def includes(self, agent_id: str) -> bool:
-        """Whether this agent is asked; the same answer on the device and in the middle."""
+        """Returns whether an agent is asked; agent and coordinator get the same answer."""
         if self.ids is not None:
             return agent_id in self.ids
         text = f"{self.seed}:{agent_id}".encode()
@@ -115,7 +115,7 @@ class Cohort(Message, frozen=True):
 
 
 class RoundPlan(Message, frozen=True):
-    """What a round asks of whom.
+    """Plan of a round: its phase, cohort, settings and blobs.
 
     Attributes:
         session: of the coordinator that announced it.
@@ -235,7 +235,7 @@ class VectorRef(Message, frozen=True):
 
 
 class UpdateHeader(Message, frozen=True):
-    """What an update says of itself; the sender's name is the topic.
+    """Header of an update; the topic names the sender.
 
     Attributes:
         attempt: counts the times this instance trained for the round.
@@ -346,7 +346,7 @@ def decode(payload: bytes, kind: type[M]) -> M:
 
 
 def decode_inbox(payload: bytes) -> InboxMessage:
-    """What the coordinator tells one agent; raises as `decode`."""
+    """Returns a message from an agent's inbox; raises like `decode`."""
     message: InboxMessage = _decode(payload, InboxMessage, "inbox")
     return message
 

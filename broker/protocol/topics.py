@@ -43,7 +43,7 @@ class Topic:
 
     @property
     def tail(self) -> str:
-        """What follows `fedge/v1/<federation>/`."""
+        """The part of the topic after `fedge/v1/<federation>/`."""
         raise TypeError(f"{type(self).__name__} has no tail")
 
     def __post_init__(self) -> None:
@@ -161,7 +161,7 @@ class ReportTopic(Topic):
 
 @dataclass(frozen=True)
 class InboxTopic(Topic):
-    """From the coordinator to one agent: receipts."""
+    """Topic of the receipts from the coordinator to one agent."""
 
     agent_id: str
     pattern = _pattern("agents/{agent}/inbox")

@@ -1,1 +1,1 @@
-"""The loop and the events that agent and coordinator share."""
+"""Loop and events that agent and coordinator share."""

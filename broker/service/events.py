@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Started:
-    """The process begins; nothing is connected yet."""
+    """The process has started; the link is not connected yet."""
 
 
 @dataclass(frozen=True)
@@ -15,8 +15,8 @@ class Connected:
     """The link is up, for the first time or again.
 
     Attributes:
-        max_payload_bytes: what a message may hold on this connection.
-        session_present: the broker still has what was queued for us.
+        max_payload_bytes: largest payload of a message on this connection.
+        session_present: the broker kept our session with its queued messages.
     """
 
     max_payload_bytes: int
@@ -25,12 +25,12 @@ class Connected:
 
 @dataclass(frozen=True)
 class Disconnected:
-    """The link is down, or not up yet; it tries again by itself. May come several times."""
+    """The link is down or not up yet, and reconnects by itself; may come several times."""
 
 
 @dataclass(frozen=True)
 class MessageArrived:
-    """A message, not looked at yet."""
+    """A message arrived; its payload is not decoded yet."""
 
     topic: str
     payload: bytes
@@ -38,7 +38,7 @@ class MessageArrived:
 
 @dataclass(frozen=True)
 class Tick:
-    """Time has passed."""
+    """The time that the machine asked to wait has passed."""
 
 
 @dataclass(frozen=True)
@@ -51,21 +51,21 @@ LinkedEvent = Started | Connected | Disconnected | MessageArrived | Tick | Stopp
 
 @dataclass(frozen=True)
 class Subscribe:
-    """Take messages of a filter."""
+    """Subscribe to a topic filter."""
 
     topic_filter: str
 
 
 @dataclass(frozen=True)
 class Unsubscribe:
-    """Stop taking them."""
+    """Unsubscribe from a topic filter."""
 
     topic_filter: str
 
 
 @dataclass(frozen=True)
 class Publish:
-    """Send a message."""
+    """Publish a message."""
 
     topic: str
     payload: bytes

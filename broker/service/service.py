@@ -1,4 +1,4 @@
-"""The thread that owns a link and a state machine: events in, actions out, until told to stop."""
+"""Loop of the thread that owns a link and a state machine: events in, actions out."""
 
 from __future__ import annotations
 
@@ -56,35 +56,35 @@ class Service(ABC):
 
     @abstractmethod
     def handle(self, event: Any) -> Sequence[Any]:
-        """The machine's answer to an event."""
+        """Returns the machine's actions for an event."""
 
     @abstractmethod
     def perform(self, action: Any) -> None:
-        """Do an action that is not the link's."""
+        """Performs an action that is not the link's."""
 
     def wait_s(self) -> float:
-        """How long `poll` may wait before the machine wants to be asked again."""
+        """Returns the seconds that `poll` may wait before the machine wants a `wake`."""
         return _LONGEST_WAIT_S
 
     def wake(self) -> None:  # noqa: B027  most machines do not watch the time
-        """Called after every wait; for machines that do."""
+        """Called after every wait, for machines that watch the time."""
 
-    def idle(self) -> None:  # noqa: B027  most services keep nothing back
-        """Called when no event waits, before waiting for one; for services that write in lots."""
+    def idle(self) -> None:  # noqa: B027  most services hold nothing back
+        """Called before waiting for the next event, for services that write in batches."""
 
     def finish(self, received: Received) -> None:
-        """Called when a message was dealt with."""
+        """Called when a message was handled; acknowledges it."""
         self._link.acknowledge(received)
 
     def stop(self) -> None:
-        """End `run` after the current event."""
+        """Ends `run` after the current event."""
         self._stopping = True
 
     def run(self) -> None:
-        """Serve until SIGTERM, SIGINT or `stop`; leaves the link closed.
+        """Serves until SIGTERM, SIGINT or `stop`; leaves the link closed.
 
         Raises:
-            LinkError: refused, or not connected within `give_up_s`, before the first connection.
+            LinkError: the broker refused the first connection, or there was none in `give_up_s`.
         """
         restore = self._catch_signals()
         try:
@@ -104,40 +104,40 @@ class Service(ABC):
             for number, handler in restore:
                 signal.signal(number, handler)
 
-    # `run`, in three parts for those who serve many links from one thread.
+    # `run` in three parts, for a thread that serves many links.
 
     def begin(self) -> None:
-        """Start the machine and begin to connect."""
+        """Starts the machine and begins to connect."""
         self.dispatch(Started())
         self._link.open()
         self._began_s = time.monotonic()
 
     def take(self, event: LinkEvent | None) -> None:
-        """Deal with what `poll` returned, and with the time.
+        """Handles an event that `poll` returned (None: no event), and calls `wake`.
 
         Raises:
             LinkError: see `run`.
-            StoreError: what must last cannot be written.
+            StoreError: a durable write failed.
         """
         self._step(event)
         self._check_patience(time.monotonic() - self._began_s)
 
     def end(self) -> None:
-        """Let the machine say goodbye; the link is still open."""
+        """Passes `Stopping` to the machine; the link is still open."""
         self.dispatch(Stopping())
         self.idle()
 
     def pause_s(self) -> float:
-        """How long to wait for an event before `take(None)` is due."""
+        """Returns the seconds to wait for an event before `take(None)` is due."""
         return min(self.wait_s(), self._patience_s(time.monotonic() - self._began_s))
 
     def dispatch(self, event: Any) -> None:
-        """Hand an event to the machine and do what it answers."""
+        """Passes an event to the machine and performs its actions."""
         for action in self.handle(event):
             self.do(action)
 
     def do(self, action: Any) -> None:
-        """Do one action, on the link or off it."""
+        """Performs one action, on the link or not."""
         if isinstance(action, LinkAction):
             self.send(action)
         else:
@@ -150,7 +150,7 @@ class Service(ABC):
         except (LinkError, StoreError):
             raise
         except Exception:
-            # One event must not end a service that nobody is near to restart.
+            # One event must not end a service: nobody may be near to restart it.
             self.failures += 1
             log.exception("event dropped", extra={"event": "service_failure"})
 
@@ -180,7 +180,7 @@ class Service(ABC):
         except (LinkError, StoreError):
             raise
         except Exception:
-            self.finish(message)  # or it would hold up those behind it, and come again
+            self.finish(message)  # or the message would block later ones and be redelivered
             raise
         self.finish(message)
 
@@ -203,14 +203,16 @@ class Service(ABC):
         raise LinkError(f"{self._down_reason or 'not connected'}: gave up after {waited_s:.0f} s")
 
     def send(self, action: LinkAction) -> None:
-        """Do an action on the link."""
+        """Performs an action on the link."""
         if isinstance(action, Publish):
             try:
                 self._link.publish(
                     action.topic, action.payload, retain=action.retain, expiry_s=action.expiry_s
                 )
             except LinkError as error:
-                log.error("not sent to %s: %s", action.topic, error, extra={"event": "not_sent"})
+                log.error(
+                    "message to %s not sent: %s", action.topic, error, extra={"event": "not_sent"}
+                )
         elif isinstance(action, Subscribe):
             self._link.subscribe(action.topic_filter)
         else:
@@ -218,7 +220,7 @@ class Service(ABC):
 
     def _catch_signals(self) -> list[tuple[int, Any]]:
         def request_stop(_number: int, _frame: FrameType | None) -> None:
-            if self._stopping:  # a second Ctrl-C means it
+            if self._stopping:  # a second Ctrl-C ends at once
                 raise KeyboardInterrupt
             self._link.post(StopRequested())
 

@@ -178,7 +178,7 @@ def _target_scale(config: DataConfig, target: TensorSpec) -> float:
 def _scaling(
     config: DataConfig, spec: ModelSpec, tensor: TensorSpec, scale: Scale | None
 ) -> Callable[[Array], Array] | None:
-    """What is done to the numbers of a column; None leaves them alone."""
+    """Returns the scaling of a column's numbers; None: no scaling."""
     if tensor in spec.inputs:
         return scale.apply if scale else None
     factor = np.float64(_target_scale(config, tensor) if tensor in spec.targets else 1)

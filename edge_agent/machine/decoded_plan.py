@@ -23,7 +23,7 @@ from learning.vector.vectors import Vectors
 
 @dataclass(frozen=True, eq=False)
 class DecodedPlan:
-    """What a plan asks, as objects.
+    """Settings of a plan, decoded into objects.
 
     Attributes:
         phase: with its settings.
@@ -41,7 +41,7 @@ class DecodedPlan:
 
 
 def decode_plan(plan: RoundPlan) -> DecodedPlan:
-    """Returns what a plan asks.
+    """Returns the decoded settings of a plan.
 
     Raises:
         DeclinedError: this software does not know the phase, the algorithm, the codec or a setting;

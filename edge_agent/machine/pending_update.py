@@ -77,7 +77,7 @@ class SpooledUpdate:
 
 @dataclass(frozen=True, eq=False)
 class AgentMemory:
-    """What an agent remembers of its earlier instances.
+    """Memory that an agent keeps from its earlier instances.
 
     Attributes:
         pending: an update without a receipt so far.

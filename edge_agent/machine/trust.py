@@ -1,10 +1,10 @@
-"""Whom an agent believes: the coordinator's keys, and how far its messages have come.
+"""Trust of an agent in messages: the coordinator's keys, and the highest message numbers.
 
-Without a pinned key every message is taken for the coordinator's, as far as the broker lets it
-through. With one, a message counts when a trusted key has sealed it for its topic, and when it is
-no older than the newest that came there. Numbers are kept for each topic, since retained messages
-of different topics arrive in any order; and on disk, since a device that was switched off must not
-take yesterday's plan for today's.
+Without a pinned key the agent accepts every message that the broker lets through. With one, a
+message counts when a trusted key has signed it for its topic, and when it is no older than the
+newest on that topic. Numbers are kept for each topic, since retained messages of different topics
+arrive in any order; and on disk, since a device that was switched off must not accept an outdated
+plan.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _Keys = Annotated[tuple[PublicKey, ...], Meta(max_length=signed_messages.MAX_KEY
 
 
 class TrustRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What must survive a restart.
+    """State of the trust that must survive a restart.
 
     Attributes:
-        pinned: keys of the configuration when this was written.
-        keys: that are trusted now: the pinned ones, or those that they announced.
-        numbers: the highest seen, by tail of the topic.
+        pinned: keys of the configuration when the record was written.
+        keys: trusted keys: the pinned ones, or those that they announced.
+        numbers: highest message number by tail of the topic.
     """
 
     pinned: _Keys = ()
@@ -43,11 +43,11 @@ class TrustRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Trust:
-    """What an agent believes.
+    """Verifies the coordinator's messages by signature and number.
 
     Args:
         topics: of the federation.
-        pinned: public keys, 32 bytes each; none: everything is believed.
+        pinned: public keys, 32 bytes each; none: every message is accepted.
         record: of earlier instances.
     """
 
@@ -63,7 +63,7 @@ class Trust:
         #: Receipts answer one update and no other: after a restart an old one does no harm.
         self._inbox_number = -1
         self._is_saved = True
-        #: Messages that were not believed, since the start.
+        #: Number of untrusted messages since the start, by topic and reason.
         self.refusals: Counter[tuple[type[Topic], str]] = Counter()
 
     def _remember(self, record: TrustRecord) -> None:
@@ -169,7 +169,7 @@ class Trust:
             )
 
     def unsaved(self) -> TrustRecord | None:
-        """What has to be on disk before anything is done about the last message."""
+        """Returns the record to save before the last message is acted on; None: it is saved."""
         if self._is_saved:
             return None
         self._is_saved = True

@@ -94,7 +94,7 @@ class Outbox:
         )
 
     def next_s(self, plan: RoundPlan | None) -> float | None:
-        """When `send_when_due` has something to do; None: never."""
+        """Returns the time at which `send_when_due` is due; None: it is not."""
         return self._due_s if self._is_connected and self._is_open_to(plan) else None
 
     def put(self, update: SpooledUpdate, now_s: float) -> list[Action]:

@@ -74,7 +74,7 @@ class LocalDevice:
 
     @property
     def state(self) -> Vectors:
-        """What the algorithm remembers on this device."""
+        """The algorithm's state on this device."""
         return self._state.vectors
 
     def train(self, run: LocalRun, training: TrainingPlan) -> Trained:
@@ -116,11 +116,11 @@ class LocalDevice:
         return allowed_columns(self._dataset, self._program.spec, self._statistics)
 
     def _whole(self, theta: F32) -> F32:
-        """θ and the personal layers: the vector that the program takes."""
+        """Returns θ and the personal layers as the one vector that the program takes."""
         return np.concatenate([theta, self.personal]) if self.personal.size else theta
 
     def _measure(self, theta: F32, rows: Rows) -> Sums:
-        """As `Program.evaluate`; may pause or be cancelled before each batch.
+        """Returns the sums of loss and metrics; may pause or be cancelled before each batch.
 
         Raises:
             TrainingError: cancelled.

@@ -1,4 +1,4 @@
-"""A simulated device: `edge_agent.service` in virtual time, with a disk that power cuts spare."""
+"""A simulated device: `edge_agent.service` in virtual time, with a disk that survives crashes."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ from edge_agent.service import WILL_DELAY_S
 from fleet.virtual.faults import ClockSkew
 from fleet.virtual.profiles import DeviceProfile
 from fleet.virtual.shells import Shell, World
-from fleet.virtual.simulated_worker import Workbench
+from fleet.virtual.simulated_worker import SimulatedWorker
 
 _NO_SKEW = ClockSkew()
 
 
 @dataclass(eq=False)
 class AgentDisk:
-    """Disk of one agent: what the update spool and the chunk cache keep, whole or not at all."""
+    """Disk of one agent: content of update spool and chunk cache, written whole or not at all."""
 
     pending: SpooledUpdate | None = None
     settled: DeviceState | None = None
@@ -50,7 +50,7 @@ class AgentDisk:
 
     @property
     def memory(self) -> AgentMemory:
-        """The memory that a new boot finds."""
+        """The memory that a new instance loads."""
         return AgentMemory(self.pending, self.settled, self.trust)
 
     def resolve(self, *, accepted: bool) -> None:
@@ -61,24 +61,24 @@ class AgentDisk:
 
     @property
     def chunk_bytes(self) -> int:
-        """Bytes of all chunks."""
+        """The bytes of all chunks together."""
         return sum(len(chunk) for chunks in self.chunks.values() for chunk in chunks)
 
 
 @dataclass(frozen=True, eq=False)
 class Device:
-    """One agent's surroundings.
+    """A simulated device with one agent.
 
     Attributes:
-        agent_id: its name.
-        federation: it belongs to.
-        dataset: its rows.
-        profile: how fast it is.
-        phases: it takes part in.
-        skew: of its clock.
-        heartbeat_s: between two words that it is there.
-        trusted_keys: that must have signed what it acts on; none: nothing need be signed.
-        statistics: what its owner allows.
+        agent_id: id of the agent.
+        federation: of the agent.
+        dataset: the agent's rows.
+        profile: speed, link and hours of the device.
+        phases: that the agent takes part in.
+        skew: of the device's clock.
+        heartbeat_s: seconds between two heartbeats.
+        trusted_keys: keys whose signature the agent requires; empty: it requires none.
+        statistics: that the owner allows.
     """
 
     agent_id: str
@@ -95,31 +95,31 @@ class Device:
 class AgentShell(Shell):
     """One agent's process and its disk."""
 
-    def __init__(self, world: World, device: Device, workbench: Workbench) -> None:
+    def __init__(self, world: World, device: Device, worker: SimulatedWorker) -> None:
         client_id = f"fedge-{device.federation}-{device.agent_id}"
         super().__init__(world, device.agent_id, client_id)
         self.device = device
         self.disk = AgentDisk()
         self.machine: Agent | None = None
-        self._workbench = workbench
+        self._worker = worker
         self._busy_until_s = 0.0
         self._job: StartJob | None = None
         self._jobs = 0
 
-    def boot_machine(self) -> Will:
+    def make_machine(self) -> Will:
         """See `Shell`."""
         device = self.device
         facts = AgentFacts(
             agent_id=device.agent_id,
             federation=device.federation,
-            agent_instance=f"boot-{self.boot}",
+            agent_instance=f"instance-{self.instance}",
             phases=device.phases,
             memory_bytes=device.profile.memory_bytes,
             software="simulated",
             heartbeat_s=device.heartbeat_s,
             trusted_keys=device.trusted_keys,
         )
-        rng = Random(f"{self.world.seed}/{self.name}/{self.boot}/agent")  # noqa: S311
+        rng = Random(f"{self.world.seed}/{self.name}/{self.instance}/agent")  # noqa: S311
         self.machine = Agent(facts, self.disk.memory, rng)
         self._busy_until_s, self._job = self.now_s, None
         will = self.machine.will
@@ -127,7 +127,7 @@ class AgentShell(Shell):
 
     @property
     def agent(self) -> Agent:
-        """The machine of this boot."""
+        """The machine of this instance."""
         assert self.machine is not None, "not started"
         return self.machine
 
@@ -135,7 +135,7 @@ class AgentShell(Shell):
         return self.device.skew.offset_s + self.device.skew.rate * self.now_s
 
     def handle(self, event: Any) -> Sequence[Action]:
-        """See `Agent.handle`; by the device's own clock."""
+        """See `Agent.handle`; uses the device's own clock."""
         return self.agent.handle(event, self._clock_s())
 
     def wait_s(self) -> float:
@@ -143,7 +143,7 @@ class AgentShell(Shell):
         return self.agent.wait_s(self._clock_s()) / self.device.skew.rate
 
     def perform(self, action: Any) -> None:
-        """As `edge_agent.service.AgentService.perform`."""
+        """Performs an action like `edge_agent.service.AgentService.perform`."""
         match action:
             case SpoolUpdate(update):
                 self.disk.pending = update
@@ -162,7 +162,7 @@ class AgentShell(Shell):
             case LoadPackage():
                 self._after_earlier_work(self.device.profile.load_s, self._load, action)
             case StartJob():
-                duration = self._workbench.duration_s(
+                duration = self._worker.duration_s(
                     action.plan, self.device.dataset, self.device.profile
                 )
                 self._job, self._jobs = action, self._jobs + 1
@@ -171,21 +171,19 @@ class AgentShell(Shell):
                 self._cancel()
 
     def _after_earlier_work(self, seconds: float, function: Any, *arguments: Any) -> None:
-        """One thing after another: the device has one trainer."""
+        """Calls a function after all earlier work: the device has one trainer."""
         self._busy_until_s = max(self._busy_until_s, self.now_s) + seconds
         self.later(self._busy_until_s - self.now_s, function, *arguments)
 
     def _load(self, job: LoadPackage) -> None:
-        self.link.post(self._workbench.load(job, self.device.dataset))
+        self.link.post(self._worker.load(job, self.device.dataset))
 
     def _work(self, job: StartJob, number: int, seconds: float) -> None:
         if self._job is None or number != self._jobs:
             return  # cancelled
         self._job = None
         device = self.device
-        done = self._workbench.work(
-            job, device.agent_id, device.dataset, seconds, device.statistics
-        )
+        done = self._worker.work(job, device.agent_id, device.dataset, seconds, device.statistics)
         self.link.post(done)
 
     def _cancel(self) -> None:

@@ -1,4 +1,4 @@
-"""The simulated middle: `coordinator.service` in virtual time, its store in memory."""
+"""The simulated coordinator: `coordinator.service` in virtual time, its store in memory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from models.package.package import ModelPackage
 if TYPE_CHECKING:
     from broker.security.signing import Signer, SigningKeys
 
-#: A synchronisation of the disk; updates that come meanwhile are written together.
+#: Duration of a disk flush; updates that arrive meanwhile are written together.
 _FLUSH_S = 0.004
 
 
@@ -32,16 +32,16 @@ class CoordinatorShell(Shell):
     """The coordinator's process and its store.
 
     Args:
-        world: it lives in.
+        world: of the simulation.
         config: of the federation.
         package: the model.
-        measure: of the coordinator's own data, if it has any.
-        keys: that it signs with, if it does.
+        measure: evaluates θ on the coordinator's own data; None without such data.
+        keys: signing keys; None: messages are not signed.
 
     Attributes:
-        store: the real one; a crash rolls back what it had not flushed.
-        records: of the rounds that ended, as told to people.
-        finished: why the federation ended; empty until then.
+        store: the real one; a crash rolls back what was not flushed.
+        records: of the rounds that have ended.
+        finished: reason why the federation ended; empty until then.
     """
 
     manual_ack = True
@@ -69,8 +69,8 @@ class CoordinatorShell(Shell):
         self._signer: Signer | None = None
         self._durability = Durability(self.store)
 
-    def boot_machine(self) -> Will:
-        """As `coordinator.service.run_coordinator`."""
+    def make_machine(self) -> Will:
+        """Makes the coordinator from its store, like `coordinator.service.run_coordinator`."""
         store = self.store
         progress = store.load(self._package.spec.size)
         session = store.session(f"sim-{self.world.seed}")
@@ -82,7 +82,7 @@ class CoordinatorShell(Shell):
             self.config,
             self._package,
             session,
-            f"start-{self.boot}",
+            f"instance-{self.instance}",
             progress,
             self._measure,
             names,
@@ -94,30 +94,32 @@ class CoordinatorShell(Shell):
         return Will(machine.will.topic, self.payload_of(machine.will))
 
     def _new_signer(self, keys: SigningKeys) -> Signer:
-        from broker.security.signing import Signer  # cryptography, for those who sign
+        from broker.security.signing import (
+            Signer,
+        )  # needs cryptography: only where messages are signed
 
         store = self.store
         return Signer(keys, store.signed_until, store.sign_until, lambda: int(self.now_s * 1000))
 
     def payload_of(self, action: Publish) -> bytes:
-        """See `Shell`; sealed as `coordinator.service.CoordinatorService` does."""
+        """See `Shell`; signed like in `coordinator.service.CoordinatorService`."""
         if self._signer is None:
             return action.payload
         return sealed(action, self.coordinator.topics, self._signer).payload
 
     @property
     def coordinator(self) -> Coordinator:
-        """The machine of this boot."""
+        """The machine of this instance."""
         assert self.machine is not None, "not started"
         return self.machine
 
     def began(self) -> Began:
-        """With what it found in its store."""
+        """See `Shell`; with version and θ from the store."""
         progress = self.coordinator.progress
-        return Began(self.now_s, self.name, self.boot, progress.version, progress.theta)
+        return Began(self.now_s, self.name, self.instance, progress.version, progress.theta)
 
     def crash(self) -> None:
-        """See `Shell`; what was not flushed is lost."""
+        """See `Shell`; loses what was not flushed."""
         if self.alive:
             self.store.lose_unflushed()
         super().crash()
@@ -131,22 +133,22 @@ class CoordinatorShell(Shell):
         return self.coordinator.wait_s(self.now_s)
 
     def send(self, action: LinkAction) -> None:
-        """Sends now, or once the updates before it are on disk."""
+        """Sends now, or once the updates stored before it are on disk."""
         self._durability.after(lambda: super(CoordinatorShell, self).send(action))
 
     def finish(self, received: Received) -> None:
-        """Acknowledges now, or once the update it carried is on disk."""
+        """Acknowledges now, or once the message's update is on disk."""
         self._durability.after(lambda: self.link.acknowledge(received))
         if self._durability.is_full:
             self.settle()
 
     def settle(self) -> None:
-        """Writes what was taken in, then confirms it."""
+        """Flushes the stored updates, then sends their receipts."""
         if not self._durability.unflushed:
             return
         held = self._durability.flush()
         self._tell_flushed()
-        if self._doom is not None:  # a power cut after the disk, before the receipts
+        if self._actions_left is not None:  # a power cut after the flush, before the receipts
             self.crash()
             return
         for confirm in held:
@@ -156,7 +158,7 @@ class CoordinatorShell(Shell):
         self.world.tell(Flushed(self.now_s, self.name))
 
     def perform(self, action: Any) -> None:
-        """As `coordinator.service.CoordinatorService.perform`."""
+        """Performs an action like `coordinator.service.CoordinatorService.perform`."""
         waiting = self._durability.unflushed
         is_stored = self._durability.perform(action)
         match action:
@@ -172,7 +174,7 @@ class CoordinatorShell(Shell):
             case Finished(reason):
                 self.finished = reason
         if is_stored:
-            self._tell_flushed()  # a transaction takes all that was added before it
+            self._tell_flushed()  # a transaction includes all that was added before it
 
     def feed(self, event: Any) -> None:
         """See `Shell`; ends the process when the federation has ended."""

@@ -1,4 +1,4 @@
-"""What happened in a simulation, entry by entry: for the trace and for the invariants."""
+"""Entries of a simulation's event trace, for the trace file and for the invariants."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from learning.vector.parameters import F32
 
 @dataclass(frozen=True)
 class Handled:
-    """A machine took an event; its shell does these actions next (fewer when it is about to die).
+    """A machine handled an event; its shell performs these actions next.
 
     Attributes:
-        time_s: virtual.
-        node: process.
-        event: of the machine.
-        actions: of the machine, as far as they are done.
+        time_s: virtual time.
+        node: name of the process.
+        event: that the machine handled.
+        actions: that the shell performs: all, or fewer when a crash cuts them short.
     """
 
     time_s: float
@@ -34,7 +34,7 @@ class Handled:
 
 @dataclass(frozen=True)
 class Sent:
-    """A shell gave a message to its link."""
+    """A shell passed a message to its link."""
 
     time_s: float
     node: str
@@ -44,7 +44,7 @@ class Sent:
 
 @dataclass(frozen=True)
 class Flushed:
-    """What the coordinator stored so far is on its disk."""
+    """The coordinator flushed its store: all that it stored so far is on disk."""
 
     time_s: float
     node: str
@@ -55,20 +55,20 @@ class Began:
     """A process started, for the first time or again.
 
     Attributes:
-        boot: counts its starts, from 1.
-        version, theta: what the coordinator goes on with; of agents 0 and None.
+        instance: number of the start, from 1.
+        version, theta: loaded by the coordinator from its store; 0 and None for agents.
     """
 
     time_s: float
     node: str
-    boot: int
+    instance: int
     version: int = 0
     theta: F32 | None = None
 
 
 @dataclass(frozen=True)
 class Ended:
-    """A process is gone: "crash", "stopped" (in good order) or "finished"."""
+    """A process ended: "crash", "stopped" (in good order) or "finished"."""
 
     time_s: float
     node: str
@@ -88,12 +88,12 @@ Observer = Callable[[Entry], None]
 
 
 def trace_line(entry: Entry) -> str:
-    """The entry as one line of JSON; two runs of one seed give the same lines."""
+    """Returns the entry as one line of JSON; two runs of one seed give the same lines."""
     return json.dumps(describe(entry), separators=(",", ":"))
 
 
 def describe(entry: Entry) -> dict[str, Any]:
-    """The entry in names and small values."""
+    """Returns the entry as names and small values."""
     line: dict[str, Any] = {"t": round(entry.time_s, 6)}
     if not isinstance(entry, BrokerKilled):
         line["node"] = entry.node
@@ -105,8 +105,8 @@ def describe(entry: Entry) -> dict[str, Any]:
             line["sent"] = f"{_short(topic)} {_mark(payload)}"
         case Flushed():
             line["flushed"] = True
-        case Began(boot=boot, version=version):
-            line |= {"began": boot, "version": version}
+        case Began(instance=instance, version=version):
+            line |= {"began": instance, "version": version}
         case Ended(how=how):
             line["ended"] = how
         case BrokerKilled(lose=lose):
@@ -115,19 +115,19 @@ def describe(entry: Entry) -> dict[str, Any]:
 
 
 class TraceFile:
-    """Writes every entry but the sending of messages, which actions tell already."""
+    """Writes every entry except `Sent`, which the actions show already."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
 
     def __call__(self, entry: Entry) -> None:
-        """Take the next entry."""
+        """Writes the next entry."""
         if not isinstance(entry, Sent):
             self._file.write(trace_line(entry) + "\n")
 
 
 def _short(topic: str) -> str:
-    """The topic without prefix and federation; digests cut."""
+    """Returns the topic without prefix and federation; digests are cut."""
     tail = topic[len(PREFIX) + 1 :].partition("/")[2] if topic.startswith(PREFIX) else topic
     return "/".join(level[:12] if len(level) == 64 else level for level in tail.split("/"))
 

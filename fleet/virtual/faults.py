@@ -1,8 +1,9 @@
-"""What goes wrong in a simulation: a plan in a YAML file, everything random drawn from one seed.
+"""Fault plan of a simulation: a YAML file; everything random is drawn from one seed.
 
 The faults are those that were measured on real brokers and devices: connections break, brokers
-drop queued messages though the publisher was told Success, and forget sessions, queues and
-retained messages when they are killed; devices and the coordinator lose power at any moment.
+drop queued messages although they reported Success to the publisher, and forget sessions,
+queues and retained messages when they are killed; devices and the coordinator lose power at any
+moment.
 """
 
 from __future__ import annotations
@@ -20,18 +21,18 @@ Moment = Annotated[float, Meta(ge=0, le=1e9)]
 Positive = Annotated[float, Meta(gt=0, le=1e9)]
 Names = Annotated[tuple[str, ...], Meta(min_length=1)]
 
-#: The name by which plans mean the coordinator; everything else is an agent's id.
+#: The coordinator's name in fault plans; every other name is an agent's id.
 COORDINATOR = "coordinator"
 _EVERYONE = ("*",)
 _AGENTS = ("agent:*",)
 
 
 class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Base of what a plan is made of."""
+    """Base of the parts of a fault plan."""
 
 
 class Delay(_Part, frozen=True, kw_only=True):
-    """How long a packet takes from a client to the broker, or back.
+    """Delay of a packet from a client to the broker, or back.
 
     Attributes:
         kind: "constant"; "uniform" over seconds ± spread; "exponential" with mean `seconds`;
@@ -52,7 +53,7 @@ class Delay(_Part, frozen=True, kw_only=True):
             raise ValueError(f"spread {self.spread:g} of a logarithm: at most 5")
 
     def draw(self, rng: Random) -> float:
-        """One delay in seconds."""
+        """Returns one random delay in seconds."""
         if self.kind == "constant":
             return self.seconds
         match self.kind:
@@ -66,12 +67,12 @@ class Delay(_Part, frozen=True, kw_only=True):
 
 
 class Partition(_Part, frozen=True, kw_only=True):
-    """Some cannot reach the broker for a while.
+    """Network partition: some processes cannot reach the broker for a while.
 
     Attributes:
         who: names or patterns ("site-*"): agents, "coordinator", "agent:*" for all agents.
-        from_s: their connections break.
-        to_s: connecting works again.
+        from_s: time at which their connections break.
+        to_s: time from which they can connect again.
     """
 
     who: Names = _EVERYONE
@@ -84,7 +85,7 @@ class Partition(_Part, frozen=True, kw_only=True):
 
 
 class SlowLink(_Part, frozen=True, kw_only=True):
-    """A link takes so many bytes a second, each way; packets wait for those before them."""
+    """Limits a link to `bytes_per_s` each way; packets wait for those before them."""
 
     who: Names = _EVERYONE
     bytes_per_s: Positive
@@ -94,10 +95,10 @@ class BrokerRestart(_Part, frozen=True, kw_only=True):
     """The broker is killed.
 
     Attributes:
-        at_s: when.
-        down_s: until it takes connections again.
-        lose: "none" (it wrote everything), "queued" messages, "retained" ones, or "all":
-            sessions too, as Mosquitto's default persistence does.
+        at_s: time of the kill.
+        down_s: seconds until the broker accepts connections again.
+        lose: state that is lost: "none" (all was on disk), "queued" messages, "retained" messages,
+            or "all": sessions too, as with Mosquitto's default persistence.
     """
 
     at_s: Moment
@@ -110,10 +111,10 @@ class Crash(_Part, frozen=True, kw_only=True):
 
     Attributes:
         who: see `Partition`.
-        at_s: at its first event from then on.
-        after_actions: so many of the event's actions are still done: 0 to 3 cut between writing
-            to disk and sending.
-        down_s: until it starts again.
+        at_s: the crash comes at the first event from this time on.
+        after_actions: number of the event's actions that are still performed: 0 to 3 cut between
+            writing to disk and sending.
+        down_s: seconds until the process starts again.
     """
 
     who: Names
@@ -128,7 +129,7 @@ class RandomCrashes(_Part, frozen=True, kw_only=True):
     Attributes:
         who: see `Partition`.
         mean_s: between two crashes of one process (exponential).
-        down_s: mean time until it starts again (exponential).
+        down_s: mean time until the process starts again (exponential).
     """
 
     who: Names = _EVERYONE
@@ -137,7 +138,7 @@ class RandomCrashes(_Part, frozen=True, kw_only=True):
 
 
 class ClockSkew(_Part, frozen=True, kw_only=True):
-    """An agent's clock is ahead, and fast or slow: it reads offset_s + rate × time."""
+    """Skew of an agent's clock: the clock reads offset_s + rate × time."""
 
     who: Names = _AGENTS
     offset_s: Annotated[float, Meta(ge=-1e6, le=1e6)] = 0.0
@@ -145,19 +146,20 @@ class ClockSkew(_Part, frozen=True, kw_only=True):
 
 
 class FaultPlan(_Part, frozen=True, kw_only=True):
-    """Everything that goes wrong.
+    """All faults of a simulation.
 
     Attributes:
-        until_s: from then on nothing random happens any more (delays aside), so that a run can
-            show that it recovers.
+        until_s: end of the random faults (except delays), so that a run can show that the
+            federation recovers.
         delay: of every packet.
         reorder: share of packets that may overtake those before them.
         duplicate: share of packets that arrive twice.
         cut: share of packets that break their connection instead of arriving.
-        drop: share of messages that the broker does not queue for a subscriber, in silence.
-        max_queued_messages: that the broker keeps for one client; no limit when not given.
-        max_payload_bytes: the broker's limit; blobs are cut into chunks that fit.
-        partitions, slow_links, broker_restarts, crashes, random_crashes, clock_skews: see there.
+        drop: share of messages that the broker silently does not queue for a subscriber.
+        max_queued_messages: largest queue of the broker for one client; no limit when not given.
+        max_payload_bytes: the broker's limit; blobs are split into chunks that fit.
+        partitions, slow_links, broker_restarts, crashes, random_crashes, clock_skews: see their
+            classes.
     """
 
     until_s: Positive = 1e9
@@ -177,7 +179,7 @@ class FaultPlan(_Part, frozen=True, kw_only=True):
 
     @property
     def calm_s(self) -> float:
-        """When the last fault is over; infinity when random ones never end."""
+        """The virtual time at which all faults are over; random ones end at `until_s`."""
         ends = [part.to_s for part in self.partitions]
         ends += [part.at_s + part.down_s for part in self.broker_restarts]
         ends += [part.at_s + part.down_s for part in self.crashes]
@@ -187,6 +189,6 @@ class FaultPlan(_Part, frozen=True, kw_only=True):
 
 
 def concerns(who: Names, name: str) -> bool:
-    """Whether `who` means the process of that name."""
+    """Returns whether `who` matches the process of a name."""
     names = (name,) if name == COORDINATOR else (name, f"agent:{name}")
     return any(fnmatchcase(each, pattern) for pattern in who for each in names)

@@ -1,7 +1,8 @@
-"""What must hold after every event of a simulation, whatever goes wrong; a reusable checker.
+"""Checker of the protocol's invariants after every event of a simulation, under any faults.
 
-Feed it every entry (`fleet.virtual.event_trace`) in order, then call `at_rest` once nothing happens
-any more. It keeps its own books from the entries alone, and never asks the machines it watches.
+Pass it every entry (`fleet.virtual.event_trace`) in order, then call `check_quiescence` once
+nothing happens any more. It keeps its own record from the entries alone, and never asks the
+machines that it checks.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from edge_agent.machine.events import (
 from fedge.errors import FederationError, WireError
 from fleet.virtual.event_trace import Began, Ended, Entry, Flushed, Handled, Sent, trace_line
 from fleet.virtual.faults import COORDINATOR
-from fleet.virtual.quiescence import Rest, bound_problems, rest_problems
+from fleet.virtual.quiescence import SimulatedFederation, bound_problems, quiescence_problems
 from learning.aggregation.registry import AGGREGATORS
 from learning.algorithms.algorithm import Algorithm, ServerState
 from learning.algorithms.registry import ALGORITHMS
@@ -42,7 +43,7 @@ from learning.vector.metrics import Sums
 from learning.vector.parameters import F32
 from models.package.package import ModelPackage
 
-#: Entries that are told with a violation.
+#: Entries that are shown with a violation.
 LAST = 40
 
 
@@ -51,9 +52,9 @@ class InvariantViolated(FederationError):
 
     Attributes:
         seed: of the simulation.
-        time_s: virtual.
-        what: was broken, in words.
-        last: the entries before it, as trace lines.
+        time_s: virtual time.
+        what: the violation, in words.
+        last: the entries before the violation, as trace lines.
     """
 
     exit_code = 7
@@ -68,7 +69,7 @@ class InvariantViolated(FederationError):
 
 @dataclass
 class _Bytes:
-    """What one boot of a process was handed."""
+    """Bytes that one instance of a process received."""
 
     fed: int = 0
     since_round: int = 0
@@ -82,7 +83,7 @@ class _Book:
     version: int
     theta: F32
     state: ServerState
-    #: By (agent, base version): of the open round, on disk; and not flushed yet.
+    #: Frames by (agent, base version) of the open round: on disk, and not flushed yet.
     frames: dict[tuple[str, int], bytes] = field(default_factory=dict)
     fresh: dict[tuple[str, int], bytes] = field(default_factory=dict)
     plans: dict[int, RoundPlan] = field(default_factory=dict)
@@ -91,12 +92,12 @@ class _Book:
 
 
 class Invariants:
-    """An observer that raises when something is wrong.
+    """Observer that raises when an invariant is violated.
 
     Args:
         config: of the federation.
         package: its model.
-        seed: for the error.
+        seed: named in the error.
     """
 
     def __init__(self, config: CoordinatorConfig, package: ModelPackage, seed: int = 0) -> None:
@@ -109,7 +110,7 @@ class Invariants:
         self._book = _Book(0, package.initial, self._algorithm.init(package.initial))
         self._last: deque[Entry] = deque(maxlen=LAST)
         self._bytes: dict[str, _Bytes] = {}
-        #: (agent, round, boot, attempt) of updates that are on the coordinator's disk, ever.
+        #: (agent, round, instance, attempt) of all updates ever on the coordinator's disk.
         self._stored: set[tuple[str, int, str, int]] = set()
         self._fresh: set[tuple[str, int, str, int]] = set()
         self._spooled: dict[str, tuple[int, str, int]] = {}
@@ -117,18 +118,18 @@ class Invariants:
         self._announced = (-1, -1)
         self._down_told = 0
         self._now_s = 0.0
-        self._rest: Rest | None = None
-        #: Violations looked for, so that a test can tell that something was.
+        self._federation: SimulatedFederation | None = None
+        #: Number of checks, so that a test can tell that there were some.
         self.checks = 0
 
     def __call__(self, entry: Entry) -> None:
-        """Take the next entry.
+        """Checks the next entry.
 
         Raises:
-            InvariantViolated: names the seed, the time and the last entries.
+            InvariantViolated: an invariant does not hold after the entry.
         """
         self._last.append(entry)
-        self._check(entry.time_s >= self._now_s, f"time runs back from {self._now_s:.6f} s")
+        self._check(entry.time_s >= self._now_s, f"time runs backwards from {self._now_s:.6f} s")
         self._now_s = entry.time_s
         match entry:
             case Handled(_, node, event, actions):
@@ -142,18 +143,20 @@ class Invariants:
             case Ended(_, node, how):
                 self._ended(node, how)
 
-    def watch(self, rest: Rest) -> None:
-        """Look at the memory of a simulation's processes too, after every event."""
-        self._rest = rest
+    def watch(self, federation: SimulatedFederation) -> None:
+        """Also checks the memory of a simulation's processes, after every event."""
+        self._federation = federation
 
-    def at_rest(self, rest: Rest) -> None:
-        """When nothing goes wrong any more and the federation has finished.
+    def check_quiescence(self, federation: SimulatedFederation) -> None:
+        """Checks a federation that has finished, once no fault or message is under way.
 
         Raises:
             InvariantViolated: an agent lacks the newest plan without a reason, a queue is too
-                long, bytes were sent that nobody counted.
+                long, or byte counters disagree.
         """
-        for problem in rest_problems(rest, {name: b.fed for name, b in self._bytes.items()}):
+        for problem in quiescence_problems(
+            federation, {name: b.fed for name, b in self._bytes.items()}
+        ):
             self._fail(problem)
         self.checks += 1
 
@@ -166,8 +169,8 @@ class Invariants:
             book = self._book
             self._check(
                 entry.version == book.version and entry.theta.tobytes() == book.theta.tobytes(),
-                f"the coordinator goes on with version {entry.version}, {book.version} was"
-                " committed, or θ is another",
+                f"the coordinator loads version {entry.version} after {book.version} was committed,"
+                " or another θ",
             )
 
     def _ended(self, node: str, how: str) -> None:
@@ -185,8 +188,8 @@ class Invariants:
     # -- events and actions ---------------------------------------------------------------------
 
     def _handled(self, node: str, event: Any, actions: tuple[Any, ...]) -> None:
-        if self._rest is not None:
-            for problem in bound_problems(self._rest, node):
+        if self._federation is not None:
+            for problem in bound_problems(self._federation, node):
                 self._fail(problem)
         if isinstance(event, MessageArrived):
             size = publish_packet_bytes(
@@ -246,7 +249,7 @@ class Invariants:
         self._book.frames = {}
 
     def _commit(self, action: Commit) -> None:
-        """The new θ must be what the stored frames make of the old one, to the last bit."""
+        """Checks that the new θ follows from the old one and the stored frames, to the last bit."""
         book = self._book
         self._flush()
         frames, record = book.frames, action.record
@@ -266,7 +269,7 @@ class Invariants:
         theta, state = self._derive(frames, record.population)
         self._check(
             theta.tobytes() == action.theta.tobytes(),
-            f"version {action.version} is not what its {len(frames)} stored updates make",
+            f"version {action.version} does not follow from its {len(frames)} stored updates",
         )
         book.version, book.theta, book.state = action.version, theta, state
         book.committed.add(record.round_id)
@@ -312,10 +315,10 @@ class Invariants:
         for action in actions:
             match action:
                 case StartJob(plan):
-                    self._check(node not in self._running, f"{node} works on two jobs at once")
+                    self._check(node not in self._running, f"{node} runs two jobs at once")
                     self._running[node] = plan
                 case CancelJob():
-                    self._check(node in self._running, f"{node} cancels a job that it has not")
+                    self._check(node in self._running, f"{node} cancels a job that is not running")
                 case SpoolUpdate(update):
                     self._spooled[node] = (update.round_id, update.agent_instance, update.attempt)
 
@@ -330,8 +333,8 @@ class Invariants:
                     identity = (agent_id, message.round_id, message.agent_instance, message.attempt)
                     self._check(
                         identity in self._stored,
-                        f"{agent_id} gets a receipt for round {message.round_id}, and its update"
-                        " is not on disk",
+                        f"{agent_id} gets a receipt for round {message.round_id} before its update"
+                        " is on disk",
                     )
             case RoundTopic():
                 self._plan_sent(messages.decode(payload, RoundPlan))
@@ -356,7 +359,7 @@ class Invariants:
     def _update_sent(self, agent_id: str, round_id: int, payload: bytes) -> None:
         header = peek_header(payload)
         if header is None:
-            self._fail(f"{agent_id} sends an update that is none")
+            self._fail(f"{agent_id} sends an unreadable update")
             return
         self._check(
             self._spooled.get(agent_id) == (round_id, header.agent_instance, header.attempt),
@@ -364,10 +367,10 @@ class Invariants:
         )
 
     def _received_bytes(self, node: str, counted: int) -> None:
-        count = self._bytes[node]  # an answer that is sent again says what it said first
+        count = self._bytes[node]  # a resent answer repeats its first count
         self._check(
             counted in count.seen,
-            f"{node} counts {counted} bytes received, its link handed over {count.fed}",
+            f"{node} counts {counted} bytes received, its link delivered {count.fed}",
         )
 
     # -- failing --------------------------------------------------------------------------------
@@ -381,13 +384,13 @@ class Invariants:
         raise InvariantViolated(self._seed, self._now_s, what, self.last_lines())
 
     def last_lines(self) -> tuple[str, ...]:
-        """The last entries, as lines of a trace."""
+        """Returns the last entries, as lines of a trace."""
         last = []
         for entry in self._last:
             try:
                 last.append(trace_line(entry))
             except (TypeError, ValueError, AttributeError, WireError, msgspec.MsgspecError):
-                last.append(repr(entry)[:200])  # a doctored history need not be well formed
+                last.append(repr(entry)[:200])  # a test may pass malformed entries
         return tuple(last)
 
 

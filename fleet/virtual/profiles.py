@@ -1,4 +1,4 @@
-"""Device profiles: how fast, how well connected and when available the simulated devices are."""
+"""Device profiles: speed, link and available hours of simulated devices."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from broker.protocol.messages import Count
 from fedge.yaml_config import load_config
 from learning.algorithms.training import TrainingPlan
 
-#: Ships with the package.
+#: Profiles that ship with the package.
 SHIPPED = Path(__file__).parent / "profiles.yaml"
 _DAY_S = 86_400.0
-#: So far past an hour's end that rounding can't put it before.
+#: Added to an hour's end, so that rounding cannot put the moment before it.
 _INSIDE_S = 0.001
 #: A forward pass is about a third of a gradient (one pass forward, two of its size back).
 _EVALUATION_SHARE = 1 / 3
@@ -28,14 +28,14 @@ Seconds = Annotated[float, Meta(ge=0, le=1e6)]
 
 
 class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One kind of device.
+    """Profile of one kind of device.
 
     Attributes:
         seconds_per_step: of a training step.
         load_s: to load a model package.
         memory_bytes: of the device.
         bytes_per_s: of its link, each way; no limit when not given.
-        available: hours of the day at which it runs; always when not given.
+        available: hours of the day at which the device runs; always when not given.
         share: of the fleet.
     """
 
@@ -47,22 +47,22 @@ class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     share: Annotated[float, Meta(gt=0, le=1)] = 1.0
 
     def training_s(self, rows: int, plan: TrainingPlan) -> float:
-        """Virtual time of a training job."""
+        """Returns the virtual time of a training job."""
         size = plan.batch_size or rows
         steps = plan.epochs * math.ceil(rows / max(1, size))
         return self.seconds_per_step * (min(steps, plan.max_steps) if plan.max_steps else steps)
 
     def evaluation_s(self, rows: int, batch_size: int) -> float:
-        """Virtual time of an evaluation."""
+        """Returns the virtual time of an evaluation."""
         return self.seconds_per_step * _EVALUATION_SHARE * math.ceil(rows / batch_size)
 
     def is_available(self, time_s: float) -> bool:
-        """Whether it runs at a time of the day."""
+        """Returns whether the device runs at a time of the day."""
         hour = time_s % _DAY_S / 3600
         return not self.available or any(_within(hour, span) for span in self.available)
 
     def next_change_s(self, time_s: float) -> float | None:
-        """Seconds from then until it begins or ceases to run; None when never."""
+        """Returns the seconds until the device next starts or stops; None when it never does."""
         moments = {3600 * hour for span in self.available for hour in span}
         waits = sorted((moment - time_s) % _DAY_S or _DAY_S for moment in moments)
         now = self.is_available(time_s)
@@ -82,23 +82,23 @@ class Profiles(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     start_hour: Hour = 12.0
 
     def assign(self, agents: Sequence[str], seed: int) -> dict[str, DeviceProfile]:
-        """A profile for each agent: as many of each kind as its share says, dealt at random."""
+        """Returns a profile for each agent, at random, each kind in proportion to its share."""
         kinds = list(self.profiles.values())
         total = sum(kind.share for kind in kinds)
         ends = [sum(kind.share for kind in kinds[: n + 1]) / total for n in range(len(kinds))]
         shuffled = sorted(agents)
         Random(f"{seed}/profiles").shuffle(shuffled)  # noqa: S311  a simulation
-        dealt = {}
+        assigned = {}
         for number, agent in enumerate(shuffled):
             place = (number + 0.5) / len(shuffled)
-            dealt[agent] = next(
+            assigned[agent] = next(
                 k for k, end in zip(kinds, ends, strict=True) if place <= end + 1e-9
             )
-        return {agent: dealt[agent] for agent in agents}
+        return {agent: assigned[agent] for agent in agents}
 
 
 def load_profiles(path: Path = SHIPPED) -> Profiles:
-    """The profiles in a YAML file.
+    """Returns the profiles in a YAML file.
 
     Raises:
         ConfigError: begins with file and key.

@@ -1,4 +1,4 @@
-"""What must hold once nothing goes wrong any more: everybody knows the end, no queue is long."""
+"""Checks of a quiescent simulation: all agents have the newest plan, no queue is long."""
 
 from __future__ import annotations
 
@@ -14,48 +14,48 @@ from fleet.virtual.coordinator_shell import CoordinatorShell
 from fleet.virtual.faults import COORDINATOR
 from fleet.virtual.shells import World
 
-#: Messages that a link may still hold when all is quiet, and that the broker may hold for one: a
-#: package takes minutes over the slowest links, and its chunks were asked for more than once.
+#: Messages that a link may still hold at quiescence, and that the broker may hold for one client:
+#: a package takes minutes over the slowest links, and its chunks were requested more than once.
 _QUIET_QUEUE = 64
 _BACKLOG = 1000
 #: Package, weights, and one vector that an algorithm shares.
 _FETCHES = 3
-#: Messages that a process may have under way for each agent that there is, and for itself.
+#: Unsent messages that a process may have for each agent, and for itself.
 _UNSENT = 200
 
 
-class Rest(Protocol):
-    """A simulation that has come to rest."""
+class SimulatedFederation(Protocol):
+    """The processes of a simulation and their world, as the checks read them."""
 
     world: World
     coordinator: CoordinatorShell
     agents: dict[str, AgentShell]
 
 
-def rest_problems(rest: Rest, fed: Mapping[str, int]) -> Iterator[str]:
-    """What is wrong, in words; nothing when all is well.
+def quiescence_problems(federation: SimulatedFederation, fed: Mapping[str, int]) -> Iterator[str]:
+    """Yields the violations at quiescence, in words.
 
     Args:
-        rest: the simulation.
-        fed: bytes that the machine of each process was handed in its present boot.
+        federation: the simulation.
+        fed: bytes that the machine of each process received in its present instance.
     """
-    yield from _coordinator_problems(rest)
-    for name, shell in rest.agents.items():
+    yield from _coordinator_problems(federation)
+    for name, shell in federation.agents.items():
         if shell.alive:
-            yield from _agent_problems(rest, name, shell, fed.get(name, 0))
+            yield from _agent_problems(federation, name, shell, fed.get(name, 0))
 
 
-def bound_problems(rest: Rest, node: str) -> Iterator[str]:
-    """What a process keeps in memory or has under way, where that is more than it may be."""
-    agents = len(rest.agents)
+def bound_problems(federation: SimulatedFederation, node: str) -> Iterator[str]:
+    """Yields the limits of memory, queues and fetches that a process exceeds, in words."""
+    agents = len(federation.agents)
     if node == COORDINATOR:
-        machine, link = rest.coordinator.coordinator, rest.coordinator.link
+        machine, link = federation.coordinator.coordinator, federation.coordinator.link
         if len(machine.roster) > agents:
             yield f"the roster has {len(machine.roster)} agents of {agents}"
         if machine.uploading > agents:
-            yield f"{machine.uploading} updates of {agents} agents are half there"
+            yield f"{machine.uploading} updates of {agents} agents are incomplete"
     else:
-        shell = rest.agents[node]
+        shell = federation.agents[node]
         link = shell.link
         if shell.agent.fetching > _FETCHES:
             yield f"{node} fetches {shell.agent.fetching} blobs at once"
@@ -65,8 +65,8 @@ def bound_problems(rest: Rest, node: str) -> Iterator[str]:
         yield f"{link.unsent} messages of {node} wait to be sent"
 
 
-def _coordinator_problems(rest: Rest) -> Iterator[str]:
-    coordinator = rest.coordinator.coordinator
+def _coordinator_problems(federation: SimulatedFederation) -> Iterator[str]:
+    coordinator = federation.coordinator.coordinator
     records = coordinator.progress.records
     committed = [record.version for record in records if record.status == "committed"]
     if committed != list(range(1, coordinator.progress.version + 1)):
@@ -76,10 +76,12 @@ def _coordinator_problems(rest: Rest) -> Iterator[str]:
         yield f"the rounds are {ids}"
 
 
-def _agent_problems(rest: Rest, name: str, shell: AgentShell, fed: int) -> Iterator[str]:
-    link, broker = shell.link, rest.world.broker
+def _agent_problems(
+    federation: SimulatedFederation, name: str, shell: AgentShell, fed: int
+) -> Iterator[str]:
+    link, broker = shell.link, federation.world.broker
     if link.counters.down != fed:
-        yield f"the link of {name} counts {link.counters.down} bytes, its machine was handed {fed}"
+        yield f"the link of {name} counts {link.counters.down} bytes, its machine received {fed}"
     if link.unsent > _QUIET_QUEUE:
         yield f"{link.unsent} messages of {name} wait to be sent"
     if broker.backlog(shell.client_id) > _BACKLOG:
@@ -87,12 +89,12 @@ def _agent_problems(rest: Rest, name: str, shell: AgentShell, fed: int) -> Itera
     topic = Topics(shell.device.federation).name(RoundTopic())
     retained = broker.retained(topic)
     if retained is None or (shell.client_id, topic) in broker.dropped:
-        return  # the broker forgot the plan, or did not pass it on: nobody can know better
+        return  # the broker lost or dropped the plan: the agent cannot know it
     if broker.backlog(shell.client_id):
-        return  # it is still on its way, over a slow link
+        return  # the plan may still be queued, over a slow link
     newest = messages.decode(signed_messages.split(retained)[0], RoundPlan)
     held = shell.agent.plan
-    # The broker's may be older: a copy of an earlier plan, sent again, may come to it last.
+    # The retained plan may be older: a resent copy of an earlier plan may reach the broker last.
     if held is None or stage(held) < stage(newest):
         yield (
             f"{name} knows round {held.round_id if held else None} ({held.state if held else '-'}),"

@@ -1,4 +1,4 @@
-"""The way of packets under a fault plan: `broker.memory.link.Route` with every fault in it."""
+"""Route of packets under a fault plan: `broker.memory.broker.Route` with its faults."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from fleet.virtual.faults import FaultPlan, concerns
 
 
 class FaultyRoute:
-    """See `broker.memory.broker.Route`.
+    """Delays, drops, reorders and duplicates packets; see `broker.memory.broker.Route`.
 
     Args:
-        plan: what goes wrong.
-        seed: of everything random here.
-        names: process by the client id it connects with.
-        bytes_per_s: of single links, by process; slow links of the plan apply as well.
+        plan: faults.
+        seed: of the random faults.
+        names: name of the process by client id.
+        bytes_per_s: speed of single links, by process; slow links of the plan apply as well.
     """
 
     def __init__(
@@ -42,13 +42,13 @@ class FaultyRoute:
         }
         self._partitions = {client_id: parts for client_id, parts in partitions.items() if parts}
         self._disturbed = bool(plan.cut or plan.duplicate or plan.reorder)
-        #: When a link is free again, and when its last packet arrives, by (client, direction).
+        #: Times at which a link is free again and its last packet arrives, by (client, direction).
         self._free_s: dict[tuple[str, bool], float] = {}
         self._last_s: dict[tuple[str, bool], float] = {}
         self._down_until_s = 0.0
 
     def delays(self, now_s: float, packet: Packet) -> Sequence[float]:
-        """See `Route.delays`: in order of sending, unless a packet is drawn to overtake."""
+        """See `Route.delays`; packets keep their order, except those drawn to overtake."""
         plan, rng = self._plan, self._rng
         if self._cut_off(now_s, packet.client_id):
             return ()
@@ -71,7 +71,7 @@ class FaultyRoute:
             self._free_s[key] = sent_s
         last_s = self._last_s.get(key, 0.0)
         delay_s = max(sent_s + self._plan.delay.draw(self._rng), last_s) - now_s
-        while now_s + delay_s < last_s:  # rounding would let it overtake by a hair
+        while now_s + delay_s < last_s:  # rounding must not let the packet overtake
             delay_s = math.nextafter(delay_s, math.inf)
         self._last_s[key] = now_s + delay_s
         return delay_s
@@ -80,7 +80,7 @@ class FaultyRoute:
         """See `Route.connect_s`."""
         if now_s < self._down_until_s or self._cut_off(now_s, client_id):
             return None
-        for upward in (True, False):  # a new connection has nothing under way
+        for upward in (True, False):  # a new connection has no packets under way
             self._free_s.pop((client_id, upward), None)
             self._last_s.pop((client_id, upward), None)
         return 2 * self._plan.delay.draw(self._rng)
@@ -90,10 +90,10 @@ class FaultyRoute:
         return parts is not None and any(p.from_s <= now_s < p.to_s for p in parts)
 
     def broker_down(self, until_s: float) -> None:
-        """Nobody connects before then."""
+        """Refuses connections until `until_s`."""
         self._down_until_s = max(self._down_until_s, until_s)
 
     def admits(self, now_s: float) -> bool:
-        """Whether the broker queues a message; False drops it in silence."""
+        """Returns whether the broker queues a message; a False drops it silently."""
         share = self._plan.drop
         return not share or now_s >= self._plan.until_s or self._rng.random() >= share

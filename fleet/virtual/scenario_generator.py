@@ -1,4 +1,4 @@
-"""Small federations and fault plans, drawn from a seed: what a sweep tries."""
+"""Generator of small random federations and fault plans from a seed, for sweeps."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ from fleet.virtual.faults import (
     SlowLink,
 )
 from fleet.virtual.profiles import DeviceProfile
-from fleet.virtual.simulated_worker import Workbench
+from fleet.virtual.simulated_worker import SimulatedWorker
 from fleet.virtual.simulation import Setting, make_device
 from learning.algorithms.training import TrainingPlan
 from models.package.package import ModelPackage
 
-#: Nothing random goes wrong after so many virtual seconds: the federation must recover.
+#: Random faults end after this many virtual seconds: the federation must recover.
 _UNTIL_S = 120.0
 _FEDERATION = "sweep"
 _SLOPE = (0.8, -0.3)
 
 
 def draw_agents(seed: int) -> list[str]:
-    """Names of 2 to 6 agents."""
+    """Returns the names of 2 to 6 agents."""
     return [f"pi-{n}" for n in range(Random(f"{seed}/agents").randint(2, 6))]  # noqa: S311
 
 
 def draw_config(seed: int, agents: int) -> CoordinatorConfig:
-    """A federation of 2 to 5 rounds of the smallest model there is."""
+    """Returns the configuration of 2 to 5 rounds with the smallest model."""
     rng = Random(f"{seed}/config")  # noqa: S311
     announce: Literal["ids", "rule"] = rng.choice(("ids", "ids", "rule"))
     return CoordinatorConfig(
@@ -76,7 +76,7 @@ def draw_config(seed: int, agents: int) -> CoordinatorConfig:
 
 
 def draw_dataset(seed: int, number: int) -> LocalDataset:
-    """Some 10 to 40 rows around one line; a third is held out."""
+    """Returns 10 to 40 noisy rows of one linear function; a third is held out."""
     rng = np.random.default_rng([seed, number, 9])
     rows = int(rng.integers(10, 41))
     x = rng.normal(size=(rows, 2)).astype(np.float32)
@@ -88,7 +88,7 @@ def draw_dataset(seed: int, number: int) -> LocalDataset:
 
 
 def draw_profile(seed: int, number: int) -> DeviceProfile:
-    """From a fast device to one that needs half a minute for a round."""
+    """Returns a profile: from a fast device to one that needs half a minute for a round."""
     rng = Random(f"{seed}/{number}/profile")  # noqa: S311
     return DeviceProfile(
         seconds_per_step=rng.choice((0.001, 0.1, 1.0, 5.0)), load_s=rng.choice((0.1, 2.0))
@@ -96,7 +96,7 @@ def draw_profile(seed: int, number: int) -> DeviceProfile:
 
 
 def draw_faults(seed: int, agents: list[str]) -> FaultPlan:
-    """Two or three kinds of trouble at once, seldom all of them."""
+    """Returns a fault plan with two or three kinds of faults, rarely all of them."""
     rng = Random(f"{seed}/plan")  # noqa: S311
     everyone = [COORDINATOR, *agents]
 
@@ -174,10 +174,10 @@ def draw_setting(
     seed: int,
     package: ModelPackage,
     faults: FaultPlan | None,
-    workbench: Workbench,
+    worker: SimulatedWorker,
     observers: list[Observer],
 ) -> Setting:
-    """Everything of one seed; `faults` replaces the plan that would be drawn."""
+    """Returns the setting of one seed; `faults` replaces the random plan."""
     agents = draw_agents(seed)
     plan = faults or draw_faults(seed, agents)
     devices = [
@@ -192,4 +192,4 @@ def draw_setting(
         for number, name in enumerate(agents)
     ]
     config = draw_config(seed, len(agents))
-    return Setting(config, package, devices, seed, plan, observers=observers, workbench=workbench)
+    return Setting(config, package, devices, seed, plan, observers=observers, worker=worker)

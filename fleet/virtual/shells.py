@@ -1,8 +1,8 @@
-"""Simulated processes: shells that run the real machines over the in-memory link, and may die.
+"""Simulated processes: shells that run the real machines over the in-memory link, and can crash.
 
-Each keeps apart what a power cut spares (the agent's spool and chunks, the coordinator's store)
-and what it takes (the machine, the link with its queues, the running job). They follow
-`edge_agent.service` and `coordinator.service` action by action.
+Each separates what survives a power cut (the agent's spool and chunks, the coordinator's store)
+from what does not (the machine, the link with its queues, the running job). Shells perform actions
+like `edge_agent.service` and `coordinator.service`.
 """
 
 from __future__ import annotations
@@ -34,24 +34,25 @@ from fleet.virtual.event_trace import Began, Ended, Entry, Handled, Observer, Se
 
 log = logging.getLogger(__name__)
 
-#: A wake-up comes this much after its moment, so that rounding can't make it too early.
+#: Added to each wake-up, so that rounding cannot make it too early.
 _AFTER_S = 1e-6
 
 
-def quiet() -> Callable[[], None]:
-    """What goes wrong on purpose is no news; `-v` shows it. Returns what makes it news again."""
+def silence_logs() -> Callable[[], None]:
+    """Hides log lines about intended faults, unless -v is given; returns a function to undo it."""
     return log_less(logging.CRITICAL, "edge_agent", "coordinator", __name__)
 
 
 @dataclass
 class World:
-    """What all shells of a simulation share.
+    """State that all shells of a simulation share.
 
     Attributes:
-        broker: and the clock.
+        broker: in memory; holds the virtual clock.
         seed: of everything random.
-        observers: are told of every entry.
-        events: handled so far, by all machines.
+        observers: called with every entry.
+        links: shell of each link.
+        events: number of events handled so far, by all machines.
     """
 
     broker: MemoryBroker
@@ -61,29 +62,29 @@ class World:
     events: int = 0
 
     def tell(self, entry: Entry) -> None:
-        """Pass an entry on."""
+        """Passes an entry to all observers."""
         for observer in self.observers:
             observer(entry)
 
 
 class Shell(ABC):
-    """One process.
+    """One simulated process.
 
     Args:
-        world: it lives in.
-        name: for people, and in fault plans.
+        world: of the simulation.
+        name: in traces and fault plans.
         client_id: at the broker.
 
     Attributes:
-        alive: it runs.
-        boot: counts its starts.
-        not_sent: messages that the link refused.
-        on_end: called when it dies, with its name.
+        alive: whether the process runs.
+        instance: number of its starts.
+        not_sent: number of messages that the link refused.
+        on_crash: called with the shell when the process crashed.
     """
 
-    #: The coordinator acknowledges what it has stored; agents' links do it themselves.
+    #: The coordinator acknowledges a message once it is stored; agents' links do it at once.
     manual_ack = False
-    #: A Tick is in order whenever a wait ends, though the machine asks for it later by now.
+    #: Send a Tick whenever a wait ends, even when the machine by now wants it later.
     ticks_early = False
 
     def __init__(self, world: World, name: str, client_id: str) -> None:
@@ -91,32 +92,32 @@ class Shell(ABC):
         self.name = name
         self.client_id = client_id
         self.alive = False
-        self.boot = 0
+        self.instance = 0
         self.not_sent = 0
-        self.on_end: Callable[[Shell], None] | None = None
+        self.on_crash: Callable[[Shell], None] | None = None
         self._link: MemoryLink | None = None
         self._wake_s = inf
-        self._doom: int | None = None
+        self._actions_left: int | None = None
 
     @abstractmethod
-    def boot_machine(self) -> Will:
-        """Make the machine from what is on the disk; returns what the broker says if it dies."""
+    def make_machine(self) -> Will:
+        """Makes the machine from the state on disk; returns its last will."""
 
     @abstractmethod
     def handle(self, event: Any) -> Sequence[Any]:
-        """The machine's answer."""
+        """Returns the machine's actions for an event."""
 
     @abstractmethod
     def wait_s(self) -> float:
-        """Virtual seconds until the machine wants a Tick."""
+        """Returns the virtual seconds until the machine wants a Tick."""
 
     @abstractmethod
     def perform(self, action: Any) -> None:
-        """Do an action that is not the link's."""
+        """Performs an action that is not the link's."""
 
     def began(self) -> Began:
-        """How its start is told."""
-        return Began(self.now_s, self.name, self.boot)
+        """Returns the trace entry of its start."""
+        return Began(self.now_s, self.name, self.instance)
 
     @property
     def now_s(self) -> float:
@@ -125,24 +126,24 @@ class Shell(ABC):
 
     @property
     def link(self) -> MemoryLink:
-        """Of this boot."""
+        """The link of this instance."""
         assert self._link is not None, "not started"
         return self._link
 
     # -- life -----------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Boot, subscribe and begin to connect."""
+        """Starts the process: makes the machine, subscribes and begins to connect."""
         if self.alive:
             return
-        self.alive, self.boot, self._doom = True, self.boot + 1, None
-        will = self.boot_machine()
+        self.alive, self.instance, self._actions_left = True, self.instance + 1, None
+        will = self.make_machine()
         self._link = MemoryLink(
             self.world.broker,
             self.client_id,
             will=will,
             manual_ack=self.manual_ack,
-            rng=Random(f"{self.world.seed}/{self.name}/{self.boot}/link"),  # noqa: S311
+            rng=Random(f"{self.world.seed}/{self.name}/{self.instance}/link"),  # noqa: S311
         )
         self.world.links[self._link] = self
         self.world.tell(self.began())
@@ -150,18 +151,18 @@ class Shell(ABC):
         if self.alive:
             self.link.open()
 
-    def doom(self, after_actions: int) -> None:
-        """Crash at the next event, after so many of its actions."""
-        self._doom = after_actions
+    def crash_at_next_event(self, after_actions: int) -> None:
+        """Crashes the process at the next event, after `after_actions` of its actions."""
+        self._actions_left = after_actions
 
     def crash(self) -> None:
-        """Lose power now: the volatile part is gone."""
+        """Cuts the power now: all but the disk is lost."""
         if self.alive:
             self.link.abort()
             self._end("crash")
 
     def stop(self, how: str = "stopped") -> None:
-        """End in good order, as after SIGTERM."""
+        """Ends the process in good order, like after SIGTERM."""
         if self.alive:
             self.feed(Stopping())
         if self.alive:
@@ -169,21 +170,21 @@ class Shell(ABC):
             self.link.close()
             self._end(how)
 
-    def settle(self) -> None:  # noqa: B027  most shells keep nothing back
-        """Before the link closes: send what was kept back."""
+    def settle(self) -> None:  # noqa: B027  most shells hold nothing back
+        """Sends messages that were held back; called before the link closes."""
 
     def _end(self, how: str) -> None:
         self.alive, self._wake_s = False, inf
         self.world.broker.set_ready(self.link, False)
         del self.world.links[self.link]
         self.world.tell(Ended(self.now_s, self.name, how))
-        if self.on_end is not None and how == "crash":
-            self.on_end(self)
+        if self.on_crash is not None and how == "crash":
+            self.on_crash(self)
 
     # -- events ---------------------------------------------------------------------------------
 
     def serve(self) -> None:
-        """Take what the link has."""
+        """Handles the next event of the link."""
         event = self.link.poll(0.0)
         if isinstance(event, Received):
             self.feed(MessageArrived(event.topic, event.payload))
@@ -197,15 +198,15 @@ class Shell(ABC):
             self.feed(event.value)
 
     def finish(self, received: Received) -> None:
-        """A message was dealt with."""
+        """Acknowledges a message that was handled."""
         self.link.acknowledge(received)
 
     def feed(self, event: Any) -> None:
-        """Hand an event to the machine, do what it answers, and look at the clock."""
+        """Passes an event to the machine, performs its actions, and sets the next wake-up."""
         self.world.events += 1
         actions: Sequence[Any] = self.handle(event)
-        if self._doom is not None:
-            actions = actions[: self._doom]
+        if self._actions_left is not None:
+            actions = actions[: self._actions_left]
         if self.world.observers:
             self.world.tell(Handled(self.now_s, self.name, event, tuple(actions)))
         for action in actions:
@@ -213,13 +214,13 @@ class Shell(ABC):
                 self.send(action)
             else:
                 self.perform(action)
-        if self._doom is not None:
+        if self._actions_left is not None:
             self.crash()
         if self.alive:
             self._arm()
 
     def send(self, action: LinkAction) -> None:
-        """Do an action on the link."""
+        """Performs an action on the link."""
         if isinstance(action, Publish):
             self._publish(action)
         elif isinstance(action, Subscribe):
@@ -235,21 +236,21 @@ class Shell(ABC):
             self.link.publish(action.topic, payload, retain=action.retain, expiry_s=action.expiry_s)
         except LinkError as error:
             self.not_sent += 1
-            log.error("%s: not sent to %s: %s", self.name, action.topic, error)
+            log.error("%s: message to %s not sent: %s", self.name, action.topic, error)
 
     def payload_of(self, action: Publish) -> bytes:
-        """What goes on the wire; told is what the machine said."""
+        """Returns the bytes to send; the trace has the machine's own payload."""
         return action.payload
 
     def later(self, wait_s: float, function: Callable[..., None], *arguments: Any) -> None:
-        """Call a function in this boot's life, if it lasts that long."""
+        """Calls a function after `wait_s`, if this instance still runs then."""
         broker = self.world.broker
-        broker.at(broker.now_s + wait_s, self._if_same_boot, self.boot, function, arguments)
+        broker.at(broker.now_s + wait_s, self._if_same_instance, self.instance, function, arguments)
 
-    def _if_same_boot(
-        self, boot: int, function: Callable[..., None], arguments: tuple[Any, ...]
+    def _if_same_instance(
+        self, instance: int, function: Callable[..., None], arguments: tuple[Any, ...]
     ) -> None:
-        if self.alive and self.boot == boot:
+        if self.alive and self.instance == instance:
             function(*arguments)
 
     def _arm(self) -> None:
@@ -260,7 +261,7 @@ class Shell(ABC):
 
     def _wake(self, due_s: float) -> None:
         if due_s != self._wake_s:
-            return  # an earlier one took its place
+            return  # replaced by an earlier wake-up
         self._wake_s = inf
         if self.wait_s() <= 0 or self.ticks_early:
             self.feed(Tick())

@@ -1,4 +1,4 @@
-"""Run a scenario in virtual time: the machines of `fleet run`, without broker, clock or waiting."""
+"""Runs a scenario in virtual time: the machines of `fleet run`, without broker or waiting."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fedge.errors import ConfigError
 from fedge.yaml_config import load_config, located
 from fleet.baselines import check_baselines
 from fleet.folders import make_out
-from fleet.participants import Cast, make_cast
+from fleet.participants import Participants, make_participants
 from fleet.report import REPORT_FILE, Ended, conclude, write_report
 from fleet.run import Watcher
 from fleet.scenario import (
@@ -36,25 +36,25 @@ from models.runtime.interpreters import find_runtime
 log = logging.getLogger(__name__)
 
 TRACE_FILE = "trace.jsonl"
-#: Virtual time after the end for receipts and plans that are still under way.
+#: Virtual time after the end, for receipts and plans that are still under way.
 SETTLE_S = 120.0
 
 
 @dataclass(frozen=True)
 class SimulationOptions:
-    """What the command line changes about a scenario.
+    """Options of a simulation: changes to the scenario, faults, checks, and the output folder.
 
     Attributes:
         out: folder for report, trace and the trained model.
-        agents: so many only.
-        rounds: so many only.
-        seed: of everything random but the learning, which has the federation's own.
-        faults: file with a fault plan; None: nothing goes wrong.
-        profiles: file with device profiles; None: those that ship.
+        agents: number of agents; None: the scenario's.
+        rounds: number of rounds; None: the scenario's.
+        seed: of everything random except the learning, which has the federation's own seed.
+        faults: file with a fault plan; None: no faults.
+        profiles: file with device profiles; None: those that ship with the package.
         trace: write trace.jsonl.
-        check: watch the invariants.
-        limit_s: of virtual time; None: as long as it may reasonably take.
-        signed: the coordinator signs, and agents ask for it.
+        check: check the invariants after every event.
+        limit_s: limit of virtual time; None: see `Simulation.run`.
+        signed: the coordinator signs, and agents require its signature.
     """
 
     out: Path
@@ -70,65 +70,65 @@ class SimulationOptions:
 
 
 def simulate_scenario(path: Path, options: SimulationOptions, watcher: Watcher) -> dict[str, Any]:
-    """Simulates it and writes the report.
+    """Simulates a scenario, writes its report and returns it.
 
     Raises:
-        ConfigError: scenario, data, model, faults, profiles or options are unusable.
-        FleetError: the run ended without a result, or did not end.
-        InvariantViolated: a promise of the protocol was broken.
+        ConfigError: scenario, data, model, faults, profiles or options are wrong.
+        FleetError: the federation ended without a result, or did not finish.
+        InvariantViolated: an invariant of the protocol was violated.
     """
-    _, cast, setting = make_setting(path, options)
+    _, participants, setting = make_setting(path, options)
     with _observed(setting, options) as observed:
         simulation = Simulation(observed)
         for observer in observed.observers:
             if isinstance(observer, Invariants):
                 observer.watch(simulation)
         simulation.coordinator.on_round = watcher.round
-        watcher.begin(cast, setting.config, f"in memory, seed {options.seed}")
+        watcher.begin(participants, setting.config, f"in memory, seed {options.seed}")
         reason = simulation.run(options.limit_s, SETTLE_S)
         for observer in observed.observers:
             if isinstance(observer, Invariants):
-                observer.at_rest(simulation)
-    return _conclude(simulation, cast, reason, options, watcher)
+                observer.check_quiescence(simulation)
+    return _conclude(simulation, participants, reason, options, watcher)
 
 
-def make_setting(path: Path, options: SimulationOptions) -> tuple[Scenario, Cast, Setting]:
-    """What the scenario and the options describe; raises as `simulate_scenario`."""
+def make_setting(path: Path, options: SimulationOptions) -> tuple[Scenario, Participants, Setting]:
+    """Returns scenario, participants and setting; raises like `simulate_scenario`."""
     scenario = load_scenario(path)
     package = scenario_package(scenario, path)
     check_baselines(scenario.baselines, package.spec, path)
-    cast = make_cast(scenario, path, package.spec, options.agents)
-    if COORDINATOR in cast.rows:
-        raise ConfigError(f"{path}: no agent may be called {COORDINATOR!r}")
-    changes = fleet_changes(scenario, len(cast.asked), options.rounds)
+    participants = make_participants(scenario, path, package.spec, options.agents)
+    if COORDINATOR in participants.rows:
+        raise ConfigError(f"{path}: an agent is named {COORDINATOR!r}; choose another name")
+    changes = fleet_changes(scenario, len(participants.asked), options.rounds)
     config = coordinator_config(scenario, path, **changes)
     profiles = load_profiles(options.profiles) if options.profiles else load_profiles()
     faults = load_config(options.faults, FaultPlan) if options.faults else FaultPlan()
-    setting = _setting(path, config, package, cast, profiles, faults, options.seed)
-    return scenario, cast, replace(setting, signed=options.signed)
+    setting = _setting(path, config, package, participants, profiles, faults, options.seed)
+    return scenario, participants, replace(setting, signed=options.signed)
 
 
 def _setting(
     path: Path,
     config: CoordinatorConfig,
     package: ModelPackage,
-    cast: Cast,
+    participants: Participants,
     profiles: Profiles,
     faults: FaultPlan,
     seed: int,
 ) -> Setting:
-    dealt = profiles.assign(list(cast.rows), seed)
+    assigned = profiles.assign(list(participants.rows), seed)
     devices = [
         make_device(
             name,
             config.federation,
-            dealt[name],
+            assigned[name],
             faults,
-            dataset=cast.dataset(name),
-            phases=cast.phases(name),
-            statistics=cast.statistics(name),
+            dataset=participants.dataset(name),
+            phases=participants.phases(name),
+            statistics=participants.statistics(name),
         )
-        for name in cast.rows
+        for name in participants.rows
     ]
     data = config.evaluation.data
     return Setting(
@@ -144,7 +144,7 @@ def _setting(
 
 @contextmanager
 def _observed(setting: Setting, options: SimulationOptions) -> Iterator[Setting]:
-    """The setting with its observers; the trace is open meanwhile."""
+    """Yields the setting with its observers, and keeps the trace file open meanwhile."""
     make_out(options.out)
     (options.out / REPORT_FILE).unlink(missing_ok=True)
     with ExitStack() as stack:
@@ -159,14 +159,14 @@ def _observed(setting: Setting, options: SimulationOptions) -> Iterator[Setting]
 
 def _conclude(
     simulation: Simulation,
-    cast: Cast,
+    participants: Participants,
     reason: str,
     options: SimulationOptions,
     watcher: Watcher,
 ) -> dict[str, Any]:
     setting, coordinator = simulation.setting, simulation.coordinator
     ended = Ended(
-        cast,
+        participants,
         setting.package,
         setting.config,
         coordinator.store.rounds(),

@@ -1,4 +1,4 @@
-"""Worker of simulated agents: the real local task; the profile says how long it takes."""
+"""Worker of simulated agents: runs the real local task; the profile sets its virtual time."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from models.package.package import unpack_wire
 from models.runtime.program import Program
 
 
-class Workbench:
-    """Does what `edge_agent.worker` does, without its thread.
+class SimulatedWorker:
+    """Loads programs and runs jobs like `edge_agent.worker`, without a thread.
 
     Args:
-        remember: keep every job's result and hand it out again when the same job comes again: a
-            second run of a simulation then costs what it costs beyond its training steps.
+        remember: keep the result of every job and return it when the same job comes again: a second
+            run of a simulation then costs only what training does not.
 
     Attributes:
-        busy_s: processor time spent in jobs.
+        busy_s: processor time of all jobs.
     """
 
     def __init__(self, *, remember: bool = False) -> None:
@@ -47,7 +47,7 @@ class Workbench:
         self.busy_s = 0.0
 
     def load(self, job: LoadPackage, dataset: LocalDataset) -> PackageLoaded | PackageFailed:
-        """Loads the program, unless it is here already."""
+        """Loads the program, unless it is loaded already."""
         if job.package not in self._models:
             try:
                 content = unpack_wire(job.wire)
@@ -82,7 +82,7 @@ class Workbench:
         seconds: float,
         statistics: StatisticsConfig = NOT_ALLOWED,
     ) -> JobDone | JobFailed:
-        """Does the job; `seconds` is the time that the update says it took."""
+        """Runs the job; `seconds` is the training time stated in its update."""
         if not self._remember:
             return self._timed(job, agent_id, dataset, seconds, statistics)
         plan = job.plan
@@ -93,7 +93,7 @@ class Workbench:
         )
         if key not in self._known:
             self._known[key] = self._timed(job, agent_id, dataset, seconds, statistics)
-        # The plan may differ in what does not concern the work (the chunks of its blobs).
+        # The plan may differ where it does not matter for the job (the chunks of its blobs).
         return replace(self._known[key], plan=plan)
 
     def _timed(

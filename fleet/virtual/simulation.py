@@ -1,4 +1,4 @@
-"""A whole federation in virtual time: real machines, a broker in memory, and what goes wrong."""
+"""A whole federation in virtual time: real machines, a broker in memory, and faults."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from fleet.virtual.faults import (
 from fleet.virtual.profiles import DeviceProfile
 from fleet.virtual.route import FaultyRoute
 from fleet.virtual.shells import Shell, World
-from fleet.virtual.simulated_worker import Workbench
+from fleet.virtual.simulated_worker import SimulatedWorker
 from learning.vector.metrics import Sums
 from learning.vector.parameters import F32
 from models.package.package import ModelPackage
@@ -34,27 +34,27 @@ from models.package.package import ModelPackage
 if TYPE_CHECKING:
     from broker.security.signing import SigningKeys
 
-#: Longer than any pause of the protocol: a federation that takes longer after its last fault is
+#: Longer than any pause of the protocol: a federation that needs longer after its last fault is
 #: stuck.
 PATIENCE_S = 20_000.0
-#: Events of all machines within one second of virtual time: more is a loop.
+#: Limit of events of all machines within one second of virtual time: more is an endless loop.
 _LOOP_EVENTS = 1_000_000
 
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """What a simulation is made of.
+    """Inputs of a simulation: federation, devices and faults.
 
     Attributes:
         config: of the federation.
         package: its model.
         devices: the agents.
-        seed: of everything random but the learning, which has the federation's own.
-        faults: what goes wrong.
-        start_hour: of the day, for devices that are not always there.
-        measure: of the coordinator's own data, if it has any.
-        observers: are told of everything that happens.
-        workbench: where jobs are done.
+        seed: of everything random except the learning, which has the federation's own seed.
+        faults: fault plan.
+        start_hour: hour of the day at the start, for devices that are not always online.
+        measure: evaluates θ on the coordinator's own data; None without such data.
+        observers: called with every entry of the trace.
+        worker: runs the jobs of all agents.
         signed: the coordinator signs, and the agents were enrolled with its key.
     """
 
@@ -66,18 +66,18 @@ class Setting:
     start_hour: float = 12.0
     measure: Callable[[F32], Sums] | None = None
     observers: Sequence[Observer] = ()
-    workbench: Workbench = field(default_factory=Workbench)
+    worker: SimulatedWorker = field(default_factory=SimulatedWorker)
     signed: bool = False
 
 
 class Simulation:
-    """Runs a setting to its end.
+    """Runs the federation of a setting to its end.
 
     Attributes:
-        world: broker, clock, links.
-        coordinator: its process.
-        agents: by id.
-        ended_s: when the federation finished.
+        world: broker, clock and links.
+        coordinator: process of the coordinator.
+        agents: processes of the agents, by id.
+        ended_s: virtual time at which the federation finished.
     """
 
     def __init__(self, setting: Setting) -> None:
@@ -103,7 +103,7 @@ class Simulation:
         )
         self.agents = {
             device.agent_id: AgentShell(
-                self.world, replace(device, trusted_keys=trusted), setting.workbench
+                self.world, replace(device, trusted_keys=trusted), setting.worker
             )
             for device in setting.devices
         }
@@ -123,14 +123,14 @@ class Simulation:
         return {COORDINATOR: self.coordinator, **self.agents}
 
     def run(self, limit_s: float | None = None, settle_s: float = 0.0) -> str:
-        """Until the federation has finished; returns why it did.
+        """Runs until the federation has finished; returns the reason of its end.
 
         Args:
-            limit_s: of virtual time; None: so long after the last fault as nothing takes.
-            settle_s: go on for so long afterwards, for what is still under way.
+            limit_s: limit of virtual time; None: far more than the rounds and the faults need.
+            settle_s: virtual time to run on afterwards, for messages that are still under way.
 
         Raises:
-            FleetError: it did not finish in time.
+            FleetError: the federation did not finish in time.
         """
         calm_s = self.setting.faults.calm_s
         if limit_s is None:
@@ -154,7 +154,7 @@ class Simulation:
         return 3 * config.rounds * (config.round.deadline_s + config.evaluation.deadline_s)
 
     def _absence_s(self) -> float:
-        """Devices that come and go with the day may have to be waited for."""
+        """Returns time to wait for devices that do not run all day."""
         devices = self.setting.devices
         return 2 * 86_400.0 if any(device.profile.available for device in devices) else 0.0
 
@@ -166,7 +166,7 @@ class Simulation:
             if link is not None:
                 shell = world.links.get(link)  # type: ignore[call-overload]  # all are ours
                 if shell is None:
-                    broker.set_ready(link, False)  # it says goodbye and takes no more
+                    broker.set_ready(link, False)  # it is closing and takes no more events
                 else:
                     shell.serve()
             elif not broker.advance(limit_s):
@@ -174,9 +174,12 @@ class Simulation:
             if broker.now_s > mark_s + 1.0:
                 mark_s, mark = broker.now_s, world.events
             elif world.events > mark + _LOOP_EVENTS:
-                raise FleetError(f"{_LOOP_EVENTS} events in the second before {broker.now_s:.3f}")
+                raise FleetError(
+                    f"endless loop: over {_LOOP_EVENTS} events in the virtual second before"
+                    f" {broker.now_s:.3f} s"
+                )
 
-    # -- what goes wrong ------------------------------------------------------------------------
+    # -- faults ---------------------------------------------------------------------------------
 
     def _schedule_faults(self) -> None:
         faults, broker = self.setting.faults, self.world.broker
@@ -188,11 +191,11 @@ class Simulation:
                     broker.at(partition.from_s, self._cut_off, shell)
             for crash in faults.crashes:
                 if concerns(crash.who, name):
-                    broker.at(crash.at_s, self._doom, shell, crash)
+                    broker.at(crash.at_s, self._schedule_crash, shell, crash)
             for random in faults.random_crashes:
                 if concerns(random.who, name):
                     self._next_crash(shell, random)
-            shell.on_end = self._died
+            shell.on_crash = self._restart_later
             if isinstance(shell, AgentShell):
                 self._watch_the_day(shell)
 
@@ -210,10 +213,10 @@ class Simulation:
         if shell.alive:
             shell.link.interrupt()
 
-    def _doom(self, shell: Shell, crash: Crash) -> None:
+    def _schedule_crash(self, shell: Shell, crash: Crash) -> None:
         if shell.alive:
             self._down_s[shell.name] = crash.down_s
-            shell.doom(crash.after_actions)
+            shell.crash_at_next_event(crash.after_actions)
 
     def _next_crash(self, shell: Shell, random: RandomCrashes) -> None:
         when_s = self.now_s + self._rng.expovariate(1 / random.mean_s)
@@ -228,10 +231,10 @@ class Simulation:
             after_actions=self._rng.randrange(4),
             down_s=down_s,
         )
-        self._doom(shell, crash)
+        self._schedule_crash(shell, crash)
         self._next_crash(shell, random)
 
-    def _died(self, shell: Shell) -> None:
+    def _restart_later(self, shell: Shell) -> None:
         wait_s = self._down_s.pop(shell.name, 0.0)
         self.world.broker.at(self.now_s + wait_s, self._start_again, shell)
 
@@ -263,7 +266,9 @@ class Simulation:
 
 
 def _signing_keys(seed: int) -> SigningKeys:
-    from broker.security.signing import SigningKeys  # cryptography, for those who sign
+    from broker.security.signing import (
+        SigningKeys,
+    )  # needs cryptography: only where messages are signed
 
     return SigningKeys.from_seed(sha256(f"{seed}/signing key".encode()).digest())
 
@@ -273,13 +278,13 @@ def _client(setting: Setting, name: str) -> str:
 
 
 def skew_of(faults: FaultPlan, agent_id: str) -> ClockSkew:
-    """The skew of an agent's clock: the first that concerns it."""
+    """Returns the skew of an agent's clock: the first in the plan that names it."""
     return next((skew for skew in faults.clock_skews if concerns(skew.who, agent_id)), ClockSkew())
 
 
 def make_device(
     agent_id: str, federation: str, profile: DeviceProfile, faults: FaultPlan, **rest: object
 ) -> Device:
-    """A device with the clock that the faults give it."""
+    """Returns a device with the clock skew of the fault plan."""
     skew = skew_of(faults, agent_id)
     return Device(agent_id, federation, profile=profile, skew=skew, **rest)  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
-"""Many seeds: each a small random federation with random faults, every promise checked.
+"""Sweep over many seeds: each a small random federation with random faults, all invariants checked.
 
-A seed that fails is run again with one fault less at a time, as long as it still fails: what is
-left is what it takes.
+A seed that fails is run again with one fault less at a time, as long as it still fails: the
+remaining faults are those that it needs to fail.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from fleet.virtual.event_trace import Entry, Observer, TraceFile
 from fleet.virtual.faults import FaultPlan
 from fleet.virtual.invariants import Invariants, InvariantViolated
 from fleet.virtual.scenario_generator import draw_faults, draw_setting
-from fleet.virtual.shells import quiet
+from fleet.virtual.shells import silence_logs
 from fleet.virtual.simulate import SETTLE_S, SimulationOptions, make_setting
-from fleet.virtual.simulated_worker import Workbench
+from fleet.virtual.simulated_worker import SimulatedWorker
 from fleet.virtual.simulation import Setting, Simulation, skew_of
 from models.zoo import load_zoo
 
-#: Tries at leaving a fault out, in all.
+#: Limit of runs with a fault left out.
 _SHRINK_TRIES = 200
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a seed.
+    """Outcome of one seed.
 
     Attributes:
-        seed: it was.
-        problem: in words; empty when all went well.
-        last: the entries before the problem.
-        events: handled by all machines.
-        checks: made.
-        virtual_s: until the federation had finished.
+        seed: of the run.
+        problem: violation or error, in words; empty when there was none.
+        last: trace lines before the problem.
+        events: number of events handled by all machines.
+        checks: number of checks.
+        virtual_s: virtual time until the federation had finished.
     """
 
     seed: int
@@ -59,14 +59,14 @@ def try_seed(
     scenario: Path | None = None,
     signed: bool = False,
 ) -> Outcome:
-    """Simulate one seed.
+    """Simulates one seed and returns its outcome.
 
     Args:
         seed: of federation, faults and everything random.
-        faults: instead of those that the seed draws.
-        observe: is told of every entry.
-        scenario: whose federation to try, instead of one that the seed draws.
-        signed: the coordinator signs, and agents ask for it.
+        faults: fault plan; None: drawn from the seed.
+        observe: called with every entry.
+        scenario: with the federation to try; None: drawn from the seed.
+        signed: the coordinator signs, and agents require its signature.
     """
     setting = _setting(seed, faults, scenario)
     invariants = Invariants(setting.config, setting.package, seed)
@@ -77,12 +77,12 @@ def try_seed(
     problem, last = "", tuple[str, ...]()
     try:
         simulation.run(settle_s=SETTLE_S)
-        invariants.at_rest(simulation)
+        invariants.check_quiescence(simulation)
     except InvariantViolated as violated:
         problem, last = str(violated), violated.last
     except FederationError as error:
         problem, last = f"seed {seed}: {error}", invariants.last_lines()
-    except Exception:  # noqa: BLE001  whatever a machine raises is what the sweep looks for
+    except Exception:  # noqa: BLE001  the sweep looks for any error of a machine
         problem, last = f"seed {seed}: {traceback.format_exc()}", invariants.last_lines()
     return Outcome(
         seed, problem, last, simulation.world.events, invariants.checks, simulation.ended_s
@@ -91,7 +91,7 @@ def try_seed(
 
 def _setting(seed: int, faults: FaultPlan | None, scenario: Path | None) -> Setting:
     if scenario is None:
-        return draw_setting(seed, load_zoo("house_price"), faults, _workbench(), [])
+        return draw_setting(seed, load_zoo("house_price"), faults, _shared_worker(), [])
     drawn = _scenario_setting(scenario)
     names = [device.agent_id for device in drawn.devices]
     plan = faults or draw_faults(seed, names)
@@ -99,7 +99,7 @@ def _setting(seed: int, faults: FaultPlan | None, scenario: Path | None) -> Sett
         dataclasses.replace(device, skew=skew_of(plan, device.agent_id)) for device in drawn.devices
     ]
     return dataclasses.replace(
-        drawn, seed=seed, faults=plan, devices=devices, workbench=_workbench()
+        drawn, seed=seed, faults=plan, devices=devices, worker=_shared_worker()
     )
 
 
@@ -115,25 +115,25 @@ def sweep(
     scenario: Path | None = None,
     signed: bool = False,
 ) -> Iterator[Outcome]:
-    """The outcome of every seed, in order; with more than one job, in processes of their own."""
+    """Yields the outcome of every seed, in order; more than one job run in their own processes."""
     trial = partial(try_seed, faults=faults, scenario=scenario, signed=signed)
     if jobs == 1:
         yield from map(trial, seeds)
         return
-    # Spawned, not forked: interpreters that were loaded before may hold locks and threads.
-    with multiprocessing.get_context("spawn").Pool(jobs, initializer=quiet) as pool:
+    # Spawned, not forked: interpreters that are loaded already may hold locks and threads.
+    with multiprocessing.get_context("spawn").Pool(jobs, initializer=silence_logs) as pool:
         yield from pool.imap(trial, seeds, chunksize=8)
 
 
 def plan_of(seed: int, scenario: Path | None = None) -> FaultPlan:
-    """The faults that a seed draws."""
+    """Returns the fault plan of a seed."""
     return _setting(seed, None, scenario).faults
 
 
 def shrink(
     seed: int, faults: FaultPlan, scenario: Path | None = None, signed: bool = False
 ) -> FaultPlan:
-    """The plan with every fault left out without which the seed still fails."""
+    """Returns the plan without the faults that the seed does not need to fail."""
     tries = 0
     smaller = True
     while smaller and tries < _SHRINK_TRIES:
@@ -147,7 +147,7 @@ def shrink(
 
 
 def without_one(faults: FaultPlan) -> Iterator[FaultPlan]:
-    """The plan without one of its faults, for each of them."""
+    """Yields the plan without one of its faults, for each of them."""
     nothing = FaultPlan()
     for name in faults.__struct_fields__:
         value, none = getattr(faults, name), getattr(nothing, name)
@@ -162,29 +162,29 @@ def without_one(faults: FaultPlan) -> Iterator[FaultPlan]:
 
 
 def plan_text(faults: FaultPlan) -> str:
-    """The plan as a file for `--faults`, without what it leaves as it is."""
+    """Returns the plan as text of a file for `--faults`, without default values."""
     nothing = FaultPlan()
-    said = {
+    changed = {
         name: msgspec.to_builtins(getattr(faults, name))
         for name in faults.__struct_fields__
         if getattr(faults, name) != getattr(nothing, name)
     }
-    return msgspec.yaml.encode(said).decode()
+    return msgspec.yaml.encode(changed).decode()
 
 
 def write_trace(
     seed: int, faults: FaultPlan, path: Path, scenario: Path | None = None, signed: bool = False
 ) -> Outcome:
-    """Every entry of a seed's run."""
+    """Writes every entry of a seed's run to a trace file."""
     with path.open("w", encoding="utf-8") as file:
         return try_seed(seed, faults, TraceFile(file), scenario, signed)
 
 
-_SHARED: list[Workbench] = []
+_SHARED: list[SimulatedWorker] = []
 
 
-def _workbench() -> Workbench:
-    """One for the process: loading a program costs more than many small federations."""
+def _shared_worker() -> SimulatedWorker:
+    """Returns the worker of this process: loading a program costs more than a federation."""
     if not _SHARED:
-        _SHARED.append(Workbench())
+        _SHARED.append(SimulatedWorker())
     return _SHARED[0]

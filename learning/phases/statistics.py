@@ -224,7 +224,7 @@ def from_values(values: Values, wanted: Mapping[str, Edges]) -> dict[str, Moment
 
 
 def _implausible(column: Moments) -> str:
-    """What is wrong with one device's column; empty when nothing is.
+    """Returns why one device's column is implausible; empty when it is plausible.
 
     A mean lies between the extremes, and a variance is at most a quarter of the squared range
     (Popoviciu 1935).

@@ -71,9 +71,9 @@ def test_the_others_go_on_while_one_has_its_quiet_hours(
         [*federation.fedge("coordinator"), *command], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
-    assert "1 of them rest" in done.stdout
+    assert "1 of them paused" in done.stdout
     (line,) = [text for text in done.stdout.splitlines() if "pi-2" in text]
-    assert "rests: quiet_hours: " in line
+    assert "paused: quiet_hours: " in line
 
 
 class HotDevice:
@@ -137,7 +137,7 @@ def test_a_training_pauses_while_the_device_is_hot_and_counts_in_the_end(
         with device.running():
             device.serve("it trains", lambda: "round 1: training" in caplog.text)
             device.set(85)
-            device.serve("it says so", lambda: "rests: too_hot: 85" in status(federation))
+            device.serve("it says so", lambda: "paused: too_hot: 85" in status(federation))
             hot_s = time.monotonic()
             device.serve("a while", lambda: time.monotonic() > hot_s + 1.0)
             assert federation.version() == 0

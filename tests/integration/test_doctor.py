@@ -362,7 +362,7 @@ def test_tls_on_a_plain_port_and_vice_versa_is_reported(
 
 
 @pytest.fixture
-def middle(place: RunningFleet) -> Iterator[MqttLink]:
+def coordinator_link(place: RunningFleet) -> Iterator[MqttLink]:
     """The coordinator's place at the broker, without a coordinator."""
     folder = place.fleet.folder / "coordinator"
     link = link_with(place, folder / "ca.crt", folder / "coordinator.pem")
@@ -390,10 +390,10 @@ def say(link: MqttLink, signer: Signer | None) -> None:
 
 
 def test_the_federations_own_model_is_fetched_and_tried(
-    place: RunningFleet, middle: MqttLink, tmp_path: Path
+    place: RunningFleet, coordinator_link: MqttLink, tmp_path: Path
 ) -> None:
     keys = SigningKeys.read(place.fleet.signing_file)
-    say(middle, Signer(keys, 0, lambda number: None))
+    say(coordinator_link, Signer(keys, 0, lambda number: None))
     trusted = str(place.devices / "alice" / "coordinator.pub")
     found = look_at_all(tmp_path, tls_of(place), None, trusted_keys=trusted)
     assert found.failed == []
@@ -405,42 +405,42 @@ def test_the_federations_own_model_is_fetched_and_tried(
 
 
 def test_a_coordinator_with_an_unknown_key_is_not_trusted(
-    place: RunningFleet, middle: MqttLink, tmp_path: Path
+    place: RunningFleet, coordinator_link: MqttLink, tmp_path: Path
 ) -> None:
     trusted = str(place.devices / "alice" / "coordinator.pub")
-    say(middle, Signer(SigningKeys.generate(), 0, lambda number: None))
+    say(coordinator_link, Signer(SigningKeys.generate(), 0, lambda number: None))
     found = look(tmp_path, tls_of(place), trusted_keys=trusted)
     assert found.only_failure.name == "coordinator"
     assert "does not trust" in found.only_failure.found
-    say(middle, None)
+    say(coordinator_link, None)
     assert "not signed" in look(tmp_path, tls_of(place), trusted_keys=trusted).only_failure.found
 
 
 def test_a_key_that_the_agent_learned_is_trusted(
-    place: RunningFleet, middle: MqttLink, tmp_path: Path
+    place: RunningFleet, coordinator_link: MqttLink, tmp_path: Path
 ) -> None:
     newer = SigningKeys.generate()
     trusted = place.devices / "alice" / "coordinator.pub"
     pinned = tuple(key.hex() for key in read_public_keys(trusted))
     learned = tuple(key.hex() for key in newer.public)
     TrustFile(tmp_path / "state").write(TrustRecord(pinned=pinned, keys=learned))
-    say(middle, Signer(newer, 0, lambda number: None))
+    say(coordinator_link, Signer(newer, 0, lambda number: None))
     assert look_at_all(tmp_path, tls_of(place), None, trusted_keys=str(trusted)).failed == []
 
 
 def test_without_trusted_keys_no_program_is_run(
-    place: RunningFleet, middle: MqttLink, tmp_path: Path
+    place: RunningFleet, coordinator_link: MqttLink, tmp_path: Path
 ) -> None:
-    say(middle, Signer(SigningKeys.generate(), 0, lambda number: None))
+    say(coordinator_link, Signer(SigningKeys.generate(), 0, lambda number: None))
     found = look_at_all(tmp_path, tls_of(place), None, trusted_keys="absent.pub")
     assert found.only_failure.name == "keys"
     assert "for which model?" in found.one("data").found
 
 
 def test_an_unchecked_signature_is_a_warning(
-    place: RunningFleet, middle: MqttLink, tmp_path: Path
+    place: RunningFleet, coordinator_link: MqttLink, tmp_path: Path
 ) -> None:
-    say(middle, Signer(SigningKeys.generate(), 0, lambda number: None))
+    say(coordinator_link, Signer(SigningKeys.generate(), 0, lambda number: None))
     word = look(tmp_path, tls_of(place)).one("coordinator")
     assert (word.state, "nobody here checks" in word.found) == ("warning", True)
 
@@ -462,11 +462,11 @@ def test_a_running_agent_reconnects_and_misses_nothing(place: RunningFleet, tmp_
     # It may be through before that: then once more.
     assert until(lambda: is_interrupted(look(tmp_path, tls_of(place))), 30)
     folder = place.fleet.folder / "coordinator"
-    middle = link_with(place, folder / "ca.crt", folder / "coordinator.pem")
-    middle.open()
-    wait_up(middle)
-    middle.publish(inbox, b"a receipt")
-    middle.close()
+    coordinator_link = link_with(place, folder / "ca.crt", folder / "coordinator.pem")
+    coordinator_link.open()
+    wait_up(coordinator_link)
+    coordinator_link.publish(inbox, b"a receipt")
+    coordinator_link.close()
     # What the doctor had subscribed to in our session comes as well.
     while (message := take(link, 1, 30)[0]).topic != inbox:
         pass

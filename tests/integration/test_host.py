@@ -135,10 +135,10 @@ def seen(tmp_path_factory: pytest.TempPathFactory, mosquitto: LocalBroker) -> It
     (folder / "coordinator.yaml").write_text(yaml.safe_dump(config))
     statuses = Statuses(mosquitto, "host-statuses")
     host = start("fleet", "host", folder / "agents")
-    middle = start("coordinator", "run", "--config", folder / "coordinator.yaml", "--json")
+    coordinator = start("coordinator", "run", "--config", folder / "coordinator.yaml", "--json")
     try:
-        out, err = middle.communicate(timeout=60)
-        assert middle.returncode == 0, err.decode()
+        out, err = coordinator.communicate(timeout=60)
+        assert coordinator.returncode == 0, err.decode()
         events = [json.loads(line) for line in out.splitlines()]
         found.rounds = [
             msgspec.convert(event["record"], RoundRecord)
@@ -154,7 +154,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory, mosquitto: LocalBroker) -> It
         found.exit_code = host.returncode
         yield found
     finally:
-        for child in (host, middle):
+        for child in (host, coordinator):
             if child.poll() is None:
                 child.kill()
                 child.communicate()
@@ -221,7 +221,7 @@ class Silent:
 
     def begin(self, *_: object) -> None: ...
     def round(self, record: RoundRecord) -> None: ...
-    def waiting(self, able: int, wanted: int) -> None: ...
+    def waiting(self, eligible: int, wanted: int) -> None: ...
     def note(self, text: str) -> None:
         pytest.fail(text)
 
@@ -306,7 +306,9 @@ def test_two_agents_of_one_id_are_refused(tmp_path: Path) -> None:
     write_agent(tmp_path / "a", "twin", 1)
     write_agent(tmp_path / "b", "twin", 1)
     write_agent(tmp_path / "c", "twin", 1, federation="another")
-    with pytest.raises(ConfigError, match="2 agents of hosted have the id twin: one may"):
+    with pytest.raises(
+        ConfigError, match="2 agents of hosted have the id twin: give each agent its own id"
+    ):
         AgentHost(find_agents([tmp_path / "a", tmp_path / "b", tmp_path / "c"]))
 
 

@@ -36,7 +36,7 @@ from edge_agent.machine.events import (
     StartJob,
 )
 from edge_agent.machine.status import AgentFacts
-from fleet.virtual.simulated_worker import Workbench
+from fleet.virtual.simulated_worker import SimulatedWorker
 from learning.algorithms.training import TrainingPlan
 from learning.vector.parameters import F32
 from models.runtime.rows import Rows, row_count
@@ -112,7 +112,7 @@ class AgentNode(Node):
         agent = Agent(AgentFacts(agent_id=name, federation="f", agent_instance="b1"))
         will = Will(agent.will.topic, agent.will.payload, delay_s=5)
         super().__init__(MemoryLink(broker, name, will=will), agent.handle)
-        self._broker, self._name, self._workbench = broker, name, Workbench()
+        self._broker, self._name, self._worker = broker, name, SimulatedWorker()
         index = np.arange(row_count(part))
         cut = len(index) - len(index) // 5
         self._dataset = LocalDataset(part, index[:cut], index[cut:], index, {})
@@ -122,9 +122,9 @@ class AgentNode(Node):
             case RecallBlob(sha256):
                 self.link.post(BlobRecalled(sha256, ()))
             case LoadPackage():
-                self._later(1, self._workbench.load(action, self._dataset))
+                self._later(1, self._worker.load(action, self._dataset))
             case StartJob(plan):
-                done = self._workbench.work(action, self._name, self._dataset, seconds=0.5)
+                done = self._worker.work(action, self._name, self._dataset, seconds=0.5)
                 is_training = plan.phase_name == "train"
                 self._later(-(-self._dataset.num_train // BATCH) if is_training else 1, done)
 
@@ -147,13 +147,13 @@ class Federation:
         self.broker = MemoryBroker()
         self.coordinator = Coordinator(CoordinatorConfig(**(facts | changes)), PACKAGE, "s1", "c1")
         link = MemoryLink(self.broker, "coordinator")
-        self.middle = Node(link, self.coordinator.handle)
+        self.coordinator_node = Node(link, self.coordinator.handle)
         self.agents = [
             AgentNode(self.broker, f"pi-{n}", part) for n, part in enumerate(shares(agents))
         ]
 
     def run(self, limit_s: float = 600.0) -> None:
-        nodes = {node.link: node for node in (self.middle, *self.agents)}
+        nodes = {node.link: node for node in (self.coordinator_node, *self.agents)}
         for node in nodes.values():
             node.feed(Started(), self.broker.now_s)
             node.link.open()
@@ -164,7 +164,7 @@ class Federation:
                 continue
             due_s = self.broker.now_s + self.coordinator.wait_s(self.broker.now_s)
             if not self.broker.advance(due_s):
-                self.middle.feed(Tick(), self.broker.now_s)
+                self.coordinator_node.feed(Tick(), self.broker.now_s)
         for node in nodes.values():
             if not node.gone:
                 node.feed(Stopping(), self.broker.now_s)
@@ -172,7 +172,7 @@ class Federation:
 
     @property
     def records(self) -> list[RoundRecord]:
-        return [a.record for a in self.middle.performed if isinstance(a, RoundEnded)]
+        return [a.record for a in self.coordinator_node.performed if isinstance(a, RoundEnded)]
 
     @property
     def theta(self) -> F32:
@@ -214,14 +214,14 @@ def test_the_same_run_again_is_the_same_to_the_last_bit() -> None:
     assert first.theta.tobytes() == second.theta.tobytes()
     assert first.records == second.records
     assert first.broker.now_s == second.broker.now_s
-    commits = [a for a in first.middle.performed if isinstance(a, Commit)]
+    commits = [a for a in first.coordinator_node.performed if isinstance(a, Commit)]
     assert len(commits) == 5
 
 
 def test_every_byte_is_accounted_for() -> None:
     federation = Federation()
     federation.run()
-    last, counters = federation.records[-1], federation.middle.link.counters
+    last, counters = federation.records[-1], federation.coordinator_node.link.counters
     up = sum(r.bytes_up for r in federation.records)
     # The coordinator counts what it was handed, the broker what it sent: expiry aside, the same.
     assert counters.down - 100 <= up <= counters.down
@@ -247,7 +247,7 @@ def test_an_agent_that_vanishes_while_it_trains_is_not_waited_for() -> None:
 @pytest.mark.parametrize("cut_s", [0.5, 1.1, 2.0, 3.3, 4.0])
 def test_links_that_break_at_any_moment_cost_no_update(cut_s: float) -> None:
     federation = Federation(evaluation=EvaluationConfig(every=0))
-    for number, node in enumerate((federation.middle, *federation.agents)):
+    for number, node in enumerate((federation.coordinator_node, *federation.agents)):
         federation.broker.at(cut_s + 0.01 * number, node.link.interrupt)
     federation.run()
     undisturbed = Federation(evaluation=EvaluationConfig(every=0))

@@ -30,14 +30,14 @@ from fleet.virtual.invariants import Invariants, InvariantViolated
 from fleet.virtual.profiles import DeviceProfile
 from fleet.virtual.scenario_generator import draw_dataset
 from fleet.virtual.shells import Shell
-from fleet.virtual.simulated_worker import Workbench
+from fleet.virtual.simulated_worker import SimulatedWorker
 from fleet.virtual.simulation import Setting, Simulation, make_device
 from fleet.virtual.sweep import plan_of, shrink, sweep, try_seed
 from models.zoo import load_zoo
 
 SCENARIO = Path(__file__).parents[2] / "examples" / "house_price.yaml"
 PACKAGE = load_zoo("house_price")
-WORKBENCH = Workbench()
+WORKER = SimulatedWorker()
 TROUBLE = """
 until_s: 200
 delay: {kind: lognormal, seconds: 0.05, spread: 0.8}
@@ -85,12 +85,12 @@ class Played:
                 devices,
                 faults=plan,
                 observers=[self.history.append, invariants],
-                workbench=WORKBENCH,
+                worker=WORKER,
             )
         )
         invariants.watch(self.simulation)
         self.reason = self.simulation.run(settle_s=120.0)
-        invariants.at_rest(self.simulation)
+        invariants.check_quiescence(self.simulation)
         self.progress = self.simulation.coordinator.coordinator.progress
 
     def ends(self, node: str, how: str) -> int:
@@ -337,7 +337,7 @@ def test_a_failing_seed_is_told_with_the_faults_that_it_takes(
     """A defect put in on purpose: after a crash of pi-0 nothing starts again."""
 
     def starts_once(self: Shell) -> None:
-        if self.boot == 0:
+        if self.instance == 0:
             start(self)
 
     start = Shell.start
@@ -352,7 +352,7 @@ def test_a_failing_seed_is_told_with_the_faults_that_it_takes(
     arguments = ["sweep", "--seeds", "1", "--start", "1", "--faults", str(path)]
     result = CliRunner().invoke(cli, [*arguments, "--out", str(tmp_path / "out")])
     assert result.exit_code == InvariantViolated.exit_code == 7
-    assert "seed 1, the faults that it takes" in result.output
+    assert "seed 1, fewest faults with which it fails" in result.output
     assert "duplicate" not in (tmp_path / "out" / "seed-1.yaml").read_text()
     assert (tmp_path / "out" / "seed-1.jsonl").stat().st_size > 1000
 

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from broker.local.broker import LocalBroker
 from coordinator.cli import cli as coordinator_cli
 from fleet.cli import cli
-from fleet.participants import make_cast
+from fleet.participants import make_participants
 from fleet.scenario import load_scenario, scenario_package
 from tests.conftest import need
 
@@ -25,10 +25,12 @@ INCOME, ROOMS, PRICE = "median_income", "rooms_per_household", "target"
 def pooled(without: str) -> dict[str, Any]:
     """The raw columns of all rows but those of one site."""
     scenario = load_scenario(EXAMPLE)
-    cast = make_cast(scenario, EXAMPLE, scenario_package(scenario, EXAMPLE).spec, None)
-    rows = np.concatenate([index for name, index in cast.rows.items() if name != without])
-    x = cast.table.arrays["features"][rows].astype(np.float64)
-    y = cast.table.arrays["target"][rows].astype(np.float64) * 1e-5
+    participants = make_participants(
+        scenario, EXAMPLE, scenario_package(scenario, EXAMPLE).spec, None
+    )
+    rows = np.concatenate([index for name, index in participants.rows.items() if name != without])
+    x = participants.table.arrays["features"][rows].astype(np.float64)
+    y = participants.table.arrays["target"][rows].astype(np.float64) * 1e-5
     return {INCOME: x[:, 0], ROOMS: x[:, 1], PRICE: y}
 
 

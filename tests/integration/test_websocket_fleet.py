@@ -120,20 +120,20 @@ def test_who_is_revoked_may_do_nothing(fleet: RunningFleet, links: list[MqttLink
     identity = str(fleet.fleet.folder / "coordinator" / "coordinator.pem")
     assert other.broker.tls is not None
     tls = msgspec.structs.replace(other.broker.tls, cert_file=identity, key_file=identity)
-    middle = link_of(msgspec.structs.replace(other.broker, tls=tls), "coordinator")
+    coordinator = link_of(msgspec.structs.replace(other.broker, tls=tls), "coordinator")
     revoked, witness = link_of(config.broker, "revoked"), link_of(other.broker, "witness")
-    links += [middle, revoked, witness]
+    links += [coordinator, revoked, witness]
     for client in links:
         client.subscribe(ROOT + "agents/+/status")
         client.open()
-    wait_up(middle)
+    wait_up(coordinator)
     wait_up(witness)
     revoked.poll(5)
     for link, agent_id in ((revoked, config.agent_id), (witness, other.agent_id)):
         link.publish(f"{ROOT}agents/{agent_id}/status", b"I am still here")
-    heard = [message.topic for message in take(middle, 1, 10)]
+    heard = [message.topic for message in take(coordinator, 1, 10)]
     assert heard == [f"{ROOT}agents/{other.agent_id}/status"]
-    assert nothing_comes(middle, 0.5)
+    assert nothing_comes(coordinator, 0.5)
     assert nothing_comes(revoked, 0.5)
 
 

@@ -14,7 +14,7 @@ from edge_agent.training.trainer import train
 from fedge.errors import ConfigError, DataError, TrainingError
 from fleet import baselines
 from fleet.baselines import Baselines, check_baselines, measure_baselines
-from fleet.participants import Cast, make_cast
+from fleet.participants import Participants, make_participants
 from fleet.report import check_compared, federated_figure, verdicts
 from fleet.scenario import BaselineConfig, coordinator_config, load_scenario
 from fleet.virtual.simulate import SimulationOptions, make_setting
@@ -43,8 +43,10 @@ def measured(folder: Path, unseen: list[str] | None = None, **wanted: Any) -> Ba
     path.write_text(yaml.safe_dump(document))
     scenario = load_scenario(path)
     config = coordinator_config(scenario, path)
-    cast = make_cast(scenario, path, PACKAGE.spec, None)
-    return measure_baselines(cast, config, PACKAGE, np.zeros(3, np.float32), lambda *_: None)
+    participants = make_participants(scenario, path, PACKAGE.spec, None)
+    return measure_baselines(
+        participants, config, PACKAGE, np.zeros(3, np.float32), lambda *_: None
+    )
 
 
 def test_training_alone_is_measured_on_everybodys_rows_each_by_its_own_model(
@@ -73,12 +75,12 @@ def test_on_new_agents_the_lone_models_are_averaged(tmp_path: Path) -> None:
     }
 
 
-def test_what_cannot_be_compared_is_refused_before_anything_is_run(tmp_path: Path) -> None:
+def test_an_impossible_baseline_is_refused_before_the_run(tmp_path: Path) -> None:
     check_baselines(BaselineConfig(metric="mae", least_squares=True), PACKAGE.spec, tmp_path)
     with pytest.raises(ConfigError, match=r"baselines.metric: 'r2' is unknown; known: loss, mae"):
         check_baselines(BaselineConfig(metric="r2"), PACKAGE.spec, tmp_path)
     deep = load_zoo("handwritten_digit").spec
-    with pytest.raises(ConfigError, match=r"least_squares: handwritten_digit is no linear regr"):
+    with pytest.raises(ConfigError, match=r"least_squares: handwritten_digit is not a linear regr"):
         check_baselines(BaselineConfig(least_squares=True), deep, tmp_path)
 
 
@@ -88,7 +90,7 @@ def test_a_simulation_refuses_a_metric_at_once(tmp_path: Path) -> None:
         make_setting(tmp_path / "s.yaml", SimulationOptions(tmp_path / "out"))
 
 
-def test_promises_are_kept_or_not_on_new_agents_where_there_are_any(tmp_path: Path) -> None:
+def test_limits_are_checked_on_unseen_agents_where_there_are_any(tmp_path: Path) -> None:
     measured(tmp_path, ["site-0"], own=True, pooled=True, within=0.1, above_own=0.5)
     scenario = load_scenario(tmp_path / "s.yaml")
     report: dict[str, Any] = {
@@ -108,7 +110,7 @@ def test_promises_are_kept_or_not_on_new_agents_where_there_are_any(tmp_path: Pa
     assert verdicts(several, report) == verdicts(scenario, report)
 
 
-def test_a_comparison_that_fails_is_named_and_the_others_are_made(
+def test_a_failed_baseline_is_named_and_the_others_are_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail_on_small(program: Any, theta: Any, rows: Any, *rest: Any) -> Any:
@@ -120,7 +122,7 @@ def test_a_comparison_that_fails_is_named_and_the_others_are_made(
     found = measured(tmp_path, own=True, pooled=True)
     assert found.failed == {"own": "site-1: gather index out of bounds"}
     assert (set(found.figures), set(found.models)) == ({"pooled_on_own"}, {"pooled"})
-    why = "no comparison with own: site-1: gather index out of bounds"
+    why = "lacks baselines: own: site-1: gather index out of bounds"
     with pytest.raises(ConfigError, match=why):
         check_compared({"baselines_failed": found.failed})
     check_compared({})
@@ -129,14 +131,14 @@ def test_a_comparison_that_fails_is_named_and_the_others_are_made(
 def test_agents_whose_rows_cannot_be_used_are_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dataset = Cast.dataset
+    dataset = Participants.dataset
 
-    def unusable(cast: Cast, name: str) -> Any:
+    def unusable(participants: Participants, name: str) -> Any:
         if name == "site-1":
             raise DataError("row 5: nan")
-        return dataset(cast, name)
+        return dataset(participants, name)
 
-    monkeypatch.setattr(Cast, "dataset", unusable)
+    monkeypatch.setattr(Participants, "dataset", unusable)
     found = measured(tmp_path, own=True)
     each = found.details["own_on_own"]
     assert isinstance(each, dict)
@@ -145,11 +147,13 @@ def test_agents_whose_rows_cannot_be_used_are_left_out(
 
 
 def test_a_scenario_in_which_nobody_learns_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="unseen: names all 3 agents, nobody is left to learn"):
+    with pytest.raises(
+        ConfigError, match="unseen: names all 3 agents; leave at least one to train"
+    ):
         measured(tmp_path, ["site-0", "site-1", "site-2"])
     path = tmp_path / "s.yaml"
     document = yaml.safe_load(path.read_text())
     document["data"]["test_fraction"] = 1.0
     path.write_text(yaml.safe_dump(document))
-    with pytest.raises(ConfigError, match="test_fraction 1 leaves nobody rows to learn from"):
+    with pytest.raises(ConfigError, match="test_fraction 1 leaves no agent rows to train on"):
         load_scenario(path)

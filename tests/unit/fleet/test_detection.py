@@ -11,7 +11,7 @@ import yaml
 
 from fedge.errors import ConfigError, DataError
 from fleet.detection import measure_detection, ranking
-from fleet.participants import Cast, make_cast
+from fleet.participants import Participants, make_participants
 from fleet.scenario import load_scenario
 from models.zoo import load_zoo
 
@@ -26,7 +26,9 @@ def test_ranking_is_the_share_of_pairs_in_the_right_order() -> None:
     assert ranking(np.array([5.0, 5, 5, 5]), label) == 0.5
 
 
-def cast(folder: Path, worn: list[float], path: str = "data.npz", **changes: Any) -> Cast:
+def participants_of(
+    folder: Path, worn: list[float], path: str = "data.npz", **changes: Any
+) -> Participants:
     """Agent a learns from four rows and holds out two; b has the labels given."""
     rows = 6 + len(worn)
     x = np.zeros((rows, 2), np.float32)
@@ -58,7 +60,7 @@ def cast(folder: Path, worn: list[float], path: str = "data.npz", **changes: Any
     }
     (folder / "s.yaml").write_text(yaml.safe_dump(document | changes))
     scenario = load_scenario(folder / "s.yaml")
-    return make_cast(scenario, folder / "s.yaml", PACKAGE.spec, None)
+    return make_participants(scenario, folder / "s.yaml", PACKAGE.spec, None)
 
 
 ZERO = np.zeros(3, np.float32)
@@ -68,26 +70,26 @@ ZERO = np.zeros(3, np.float32)
 def test_the_alarm_is_set_on_the_rows_learned_from(tmp_path: Path, path: str) -> None:
     # Losses of the measured rows: 0.01, 0.04, 0.09, 0.16, 0.25. Three quarters of those learned
     # from (0.01 to 0.16) are at most 0.1075: the last two raise the alarm.
-    played = cast(tmp_path, [0, 0, 1, 0, 1], path)
-    (figures,) = measure_detection(played, PACKAGE, {"federated": {"": ZERO}}).values()
+    participants = participants_of(tmp_path, [0, 0, 1, 0, 1], path)
+    (figures,) = measure_detection(participants, PACKAGE, {"federated": {"": ZERO}}).values()
     assert figures["auc"] == pytest.approx(5 / 6)
     assert figures["found"] == 0.5
     assert figures["false_alarms"] == pytest.approx(1 / 3)
 
 
 def test_models_of_one_kind_are_averaged(tmp_path: Path) -> None:
-    played = cast(tmp_path, [0, 0, 1, 0, 1])
+    participants = participants_of(tmp_path, [0, 0, 1, 0, 1])
     # The other model is right about the last row, and so ranks everything the other way.
     last = np.array([0, 0, 0.5], np.float32)
     models = {"own": {"a-0": ZERO}, "pooled": {"": ZERO, "a-0": last}}
-    figures = measure_detection(played, PACKAGE, models)
+    figures = measure_detection(participants, PACKAGE, models)
     assert figures["own"]["auc"] == pytest.approx(5 / 6)
     assert figures["pooled"]["auc"] == pytest.approx((5 / 6 + 1 / 6) / 2)
 
 
 def test_without_unseen_agents_held_out_rows_are_judged(tmp_path: Path) -> None:
-    played = cast(tmp_path, [0, 0, 0, 0, 1], unseen=[])
-    (figures,) = measure_detection(played, PACKAGE, {"federated": {"": ZERO}}).values()
+    participants = participants_of(tmp_path, [0, 0, 0, 0, 1], unseen=[])
+    (figures,) = measure_detection(participants, PACKAGE, {"federated": {"": ZERO}}).values()
     assert figures["auc"] == 1
 
 
@@ -102,9 +104,9 @@ def test_labels_that_judge_nothing_are_refused(
     tmp_path: Path, worn: list[float], expected: str
 ) -> None:
     with pytest.raises(ConfigError, match=expected):
-        measure_detection(cast(tmp_path, worn), PACKAGE, {"federated": {"": ZERO}})
+        measure_detection(participants_of(tmp_path, worn), PACKAGE, {"federated": {"": ZERO}})
 
 
 def test_a_label_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no array 'wron'; did you mean worn\?"):
-        cast(tmp_path, [0, 1], detection={"label": "wron"})
+        participants_of(tmp_path, [0, 1], detection={"label": "wron"})

@@ -13,7 +13,7 @@ from edge_agent.config import AgentConfig
 from fedge.errors import ConfigError
 from fedge.yaml_config import load_config
 from fleet import folders
-from fleet.participants import Cast, make_cast
+from fleet.participants import Participants, make_participants
 from fleet.scenario import fleet_changes, load_scenario, scenario_package
 from models.zoo import load_zoo
 
@@ -26,7 +26,7 @@ def test_what_no_run_made_is_not_removed(tmp_path: Path, name: str) -> None:
     else:
         own.mkdir()
         (own / "coordinator").mkdir()
-    with pytest.raises(ConfigError, match=rf"holds '{name}', which is of no earlier run.*--out"):
+    with pytest.raises(ConfigError, match=rf"holds '{name}', which no earlier run made.*--out"):
         folders.clear(tmp_path)
     assert own.exists()
 
@@ -53,7 +53,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path, place: str) ->
         folders.clear(tmp_path / place)
 
 
-def cast_of(folder: Path, **federation: Any) -> Cast:
+def participants_of(folder: Path, **federation: Any) -> Participants:
     """Four rows for two agents, of a scenario that says more than the defaults."""
     data: dict[str, Any] = {
         "features": np.zeros((4, 2), np.float32),
@@ -71,12 +71,12 @@ def cast_of(folder: Path, **federation: Any) -> Cast:
     }
     (folder / "s.yaml").write_text(yaml.safe_dump(document))
     scenario = load_scenario(folder / "s.yaml")
-    return make_cast(scenario, folder / "s.yaml", load_zoo("house_price").spec, None)
+    return make_participants(scenario, folder / "s.yaml", load_zoo("house_price").spec, None)
 
 
 def test_an_agent_may_have_as_many_rows_as_the_scenario_allows(tmp_path: Path) -> None:
-    cast = cast_of(tmp_path)
-    folders.write_agent(tmp_path / "a", "agent-0", cast, "s", {})
+    participants = participants_of(tmp_path)
+    folders.write_agent(tmp_path / "a", "agent-0", participants, "s", {})
     config = load_config(tmp_path / "a" / "agent.yaml", AgentConfig)
     assert config.data.max_rows == 2_000_000
 
@@ -87,16 +87,16 @@ def test_a_scenario_may_name_files_in_the_home_folder(
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     package = load_zoo("house_price")
     package.save(tmp_path / "home" / "mine")
-    cast = cast_of(tmp_path, model="~/mine", evaluation={"data": "~/held.npz"})
+    participants = participants_of(tmp_path, model="~/mine", evaluation={"data": "~/held.npz"})
     path = tmp_path / "s.yaml"
-    assert scenario_package(cast.scenario, path).digest == package.digest
-    config = folders.write_coordinator(tmp_path / "out", cast, package, path, {}, None)
+    assert scenario_package(participants.scenario, path).digest == package.digest
+    config = folders.write_coordinator(tmp_path / "out", participants, package, path, {}, None)
     assert config.evaluation.data == tmp_path / "home" / "held.npz"
 
 
 def test_a_smaller_fleet_asks_for_no_more_agents_than_it_has(tmp_path: Path) -> None:
     given = {"round": {"minimum": 5, "deadline_s": 9}, "cohort": {"at_least": 2}, "rounds": 7}
-    scenario = cast_of(tmp_path, **given).scenario
+    scenario = participants_of(tmp_path, **given).scenario
     start = {"agents": 2, "timeout_s": 60.0}
     smaller = {"start": start, "round": {"minimum": 2, "deadline_s": 9}}
     assert fleet_changes(scenario, 2, None) == smaller

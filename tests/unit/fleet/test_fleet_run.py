@@ -31,8 +31,11 @@ def test_a_broker_that_cannot_be_tidied_up_does_not_cost_the_result(
 
     monkeypatch.setattr(run, "clear_retained", fail)
     notes: Any = Notes()
-    run._tidy_up(BrokerSettings(), "houses-1", notes)
-    assert notes.said == ["what houses-1 left at the broker is still there: gone"]
+    run._remove_retained(BrokerSettings(), "houses-1", notes)
+    assert notes.said == [
+        "retained messages of houses-1 are still on the broker: gone; "
+        "remove fedge/v1/houses-1/# there"
+    ]
 
 
 def test_an_open_round_may_take_its_deadlines_when_agents_have_ended() -> None:

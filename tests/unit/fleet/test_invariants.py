@@ -21,7 +21,7 @@ from fleet.virtual.event_trace import Began, BrokerKilled, Ended, Entry, Flushed
 from fleet.virtual.faults import COORDINATOR, Crash, FaultPlan
 from fleet.virtual.invariants import LAST, Invariants, InvariantViolated
 from fleet.virtual.scenario_generator import draw_setting
-from fleet.virtual.simulated_worker import Workbench
+from fleet.virtual.simulated_worker import SimulatedWorker
 from fleet.virtual.simulation import Simulation
 from models.zoo import load_zoo
 
@@ -48,7 +48,7 @@ class Run:
 
 def play() -> Run:
     history: History = []
-    setting = draw_setting(SEED, PACKAGE, FAULTS, Workbench(), [history.append])
+    setting = draw_setting(SEED, PACKAGE, FAULTS, SimulatedWorker(), [history.append])
     simulation = Simulation(setting)
     simulation.run(settle_s=60.0)
     return Run(simulation, history)
@@ -89,7 +89,7 @@ def first(history: History, kind: type[Any]) -> tuple[int, Any]:
 
 def test_a_true_history_passes_and_is_looked_at(run: Run) -> None:
     invariants = run.check(run.history)
-    invariants.at_rest(run.simulation)
+    invariants.check_quiescence(run.simulation)
     commits = sum(isinstance(a, Commit) for e in run.history for a in getattr(e, "actions", ()))
     assert commits == run.simulation.setting.config.rounds
     assert any(isinstance(entry, Ended) and entry.how == "crash" for entry in run.history)
@@ -104,7 +104,7 @@ def test_a_theta_that_is_off_by_its_last_bit(run: Run) -> None:
             action = dataclasses.replace(action, theta=theta)
         yield action
 
-    fails(run, actions_changed(run.history, nudge), "version 2 is not what its .* updates make")
+    fails(run, actions_changed(run.history, nudge), "version 2 does not follow from its .* updates")
 
 
 def test_an_update_that_counts_twice(run: Run) -> None:
@@ -123,7 +123,7 @@ def test_an_update_that_counts_and_was_not_stored(run: Run) -> None:
         if action is not lost:
             yield action
 
-    fails(run, actions_changed(run.history, lose), "not on disk|round 1 counts")
+    fails(run, actions_changed(run.history, lose), "before its update is on disk|round 1 counts")
 
 
 def test_an_update_of_another_round(run: Run) -> None:
@@ -138,7 +138,7 @@ def test_an_update_of_another_round(run: Run) -> None:
 def test_a_receipt_before_the_disk(run: Run) -> None:
     number, _ = first(run.history, StoreUpdate)
     early = [e for n, e in enumerate(run.history) if n < number or not isinstance(e, Flushed)]
-    fails(run, early, "gets a receipt for round 1, and its update is not on disk")
+    fails(run, early, "gets a receipt for round 1 before its update is on disk")
 
 
 def test_a_version_that_is_left_out(run: Run) -> None:
@@ -199,21 +199,21 @@ def test_an_agent_that_miscounts_its_bytes(run: Run) -> None:
             and entry.event.topic.endswith("program")
         )
     ]
-    fails(run, unheard, "pi-0 counts .* bytes received, its link handed over")
+    fails(run, unheard, "pi-0 counts .* bytes received, its link delivered")
 
 
 def test_a_restart_with_another_theta(run: Run) -> None:
     number, begin = next(
         (n, e)
         for n, e in enumerate(run.history)
-        if isinstance(e, Began) and e.node == COORDINATOR and e.boot == 2
+        if isinstance(e, Began) and e.node == COORDINATOR and e.instance == 2
     )
     assert isinstance(begin, Began)
     assert begin.theta is not None
     for change in ({"theta": begin.theta + 1}, {"version": begin.version + 1}):
         other = list(run.history)
         other[number] = dataclasses.replace(begin, **change)
-        fails(run, other, "the coordinator goes on with version")
+        fails(run, other, "the coordinator loads version")
 
 
 def test_two_jobs_at_once(run: Run) -> None:
@@ -222,7 +222,7 @@ def test_two_jobs_at_once(run: Run) -> None:
         if isinstance(action, StartJob):
             yield action
 
-    fails(run, actions_changed(run.history, twice), "works on two jobs at once")
+    fails(run, actions_changed(run.history, twice), "runs two jobs at once")
 
 
 def test_an_update_that_was_not_spooled(run: Run) -> None:
@@ -268,15 +268,15 @@ def test_an_agent_without_the_newest_plan_and_without_a_reason() -> None:
     broker.restart()  # nobody is connected when the next plan comes
     broker.accept(Message(topic, messages.encode(plan), retain=True))
     with pytest.raises(InvariantViolated, match=r"knows round \d+ .*, the newest is 99"):
-        invariants.at_rest(run.simulation)
+        invariants.check_quiescence(run.simulation)
 
 
-def test_bytes_that_no_machine_was_handed() -> None:
+def test_bytes_that_no_machine_received() -> None:
     run = play()
     invariants = run.check(run.history)
     run.simulation.agents["pi-1"].link.counters.down += 1
     with pytest.raises(InvariantViolated, match="the link of pi-1 counts"):
-        invariants.at_rest(run.simulation)
+        invariants.check_quiescence(run.simulation)
 
 
 def test_a_roster_of_invented_agents() -> None:

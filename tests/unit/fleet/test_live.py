@@ -1,8 +1,9 @@
-"""A fleet run as people see it."""
+"""Console output of a fleet run."""
 
 from __future__ import annotations
 
 import io
+from typing import Any
 
 from rich.console import Console
 
@@ -21,15 +22,24 @@ def test_words_of_logs_and_of_people_are_shown_as_they_are() -> None:
     assert "refused: 1 [/x]" in said
 
 
-def test_who_declined_is_told_with_one_agents_words_for_each_reason() -> None:
+def shown_round(**changes: Any) -> list[str]:
     console = Console(file=io.StringIO(), width=200)
-    watcher = LiveWatcher(console, "rounds")
+    LiveWatcher(console, "rounds").round(record(0.5, **changes))
+    assert isinstance(console.file, io.StringIO)
+    return [line.strip() for line in console.file.getvalue().splitlines()]
+
+
+def test_declines_are_shown_by_reason_with_one_agents_message() -> None:
     declined = {"pi-1": "training", "pi-2": "training", "pi-3": "too_hot"}
     details = {"training": "pi-2: the loss is nan [/x]", "too_hot": "pi-3: 90 degrees"}
-    watcher.round(record(0.5, declined=declined, details=details))
-    assert isinstance(console.file, io.StringIO)
-    _, *lines = console.file.getvalue().splitlines()
-    assert [line.strip() for line in lines] == [
+    _, *lines = shown_round(declined=declined, details=details)
+    assert lines == [
         "1 declined (too_hot): pi-3: 90 degrees",
         "2 declined (training): pi-2: the loss is nan [/x]",
     ]
+
+
+def test_declines_of_an_answered_round_are_left_to_the_closing_table() -> None:
+    declined, details = {"pi-1": "not_allowed"}, {"not_allowed": "pi-1: statistics.allow is false"}
+    (line,) = shown_round(status="answered", declined=declined, details=details)
+    assert "declined" not in line

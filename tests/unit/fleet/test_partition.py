@@ -182,16 +182,16 @@ def test_the_watch_data_makes_one_agent_per_wearer() -> None:
             "kind dirichlet needs class labels, got numbers with fractions",
         ),
         ({"kind": "iid", "clients": 2}, None, None, "kind iid needs the labels of the rows"),
-        ({"kind": "client"}, np.arange(4), None, "kind client needs an array that says whose"),
+        ({"kind": "client"}, np.arange(4), None, "kind client needs an array with the client"),
         (
             {"kind": "client", "clients": 3},
             None,
             np.array([1, 2, 1]),
-            "clients is 3, the data has 2",
+            "clients is 3, the data has 2 clients",
         ),
     ],
 )
-def test_what_cannot_be_dealt_out_is_refused(
+def test_impossible_partition_is_refused(
     keys: dict[str, Any], labels: Any, client: Any, expected: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:

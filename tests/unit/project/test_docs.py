@@ -27,7 +27,7 @@ from broker.link.transport_settings import ProxySettings, WebSocketSettings
 from broker.protocol import blobs, ed25519, messages, signed_messages
 from broker.protocol.seeds import codec_seed
 from broker.security.signing import SigningKeys
-from coordinator import config as middle
+from coordinator import config as coordinator_config
 from coordinator.machine import admission
 from coordinator.records.records import AgentResult, RoundRecord
 from edge_agent.config import AgentConfig
@@ -42,7 +42,7 @@ from fedge.command import cli
 from fedge.errors import FederationError
 from fedge.yaml_config import load_config, parse_config
 from fleet.baselines import Baselines
-from fleet.participants import make_cast
+from fleet.participants import make_participants
 from fleet.partition import PartitionConfig
 from fleet.report import build_report
 from fleet.scenario import BaselineConfig, DetectionConfig, Scenario, load_scenario
@@ -134,12 +134,12 @@ def check_table(text: str, struct: Any, column: int) -> None:
         ("broker.tls", TlsSettings),
         ("broker.websocket", WebSocketSettings),
         ("broker.proxy", ProxySettings),
-        ("Coordinator: top level", middle.CoordinatorConfig),
-        ("cohort", middle.CohortConfig),
-        ("round", middle.RoundConfig),
-        ("start", middle.StartConfig),
-        ("evaluation", middle.EvaluationConfig),
-        ("stop", middle.StopConfig),
+        ("Coordinator: top level", coordinator_config.CoordinatorConfig),
+        ("cohort", coordinator_config.CohortConfig),
+        ("round", coordinator_config.RoundConfig),
+        ("start", coordinator_config.StartConfig),
+        ("evaluation", coordinator_config.EvaluationConfig),
+        ("stop", coordinator_config.StopConfig),
         ("training", TrainingPlan),
         ("Scenario: top level", Scenario),
         ("partition", PartitionConfig),
@@ -346,7 +346,7 @@ def all_subclasses(kind: type[FederationError]) -> set[type[FederationError]]:
 def test_every_exit_code_is_documented() -> None:
     page = (ROOT / "docs/exit-codes.md").read_text()
     documented = [int(code) for code in re.findall(r"(?m)^\| (\d+) \|", page)]
-    codes = {0, console._INTERRUPTED, console._NO_READER, fleet.cli._BROKEN_PROMISE}
+    codes = {0, console._INTERRUPTED, console._NO_READER, fleet.cli._LIMIT_MISSED}
     codes |= {kind.exit_code for kind in all_subclasses(FederationError)}
     assert InvariantViolated.exit_code in codes
     assert documented == sorted(codes)
@@ -373,7 +373,7 @@ def test_every_yaml_block_loads(text: str, tmp_path: Path) -> None:
     elif "agent_id" in keys:
         load_config(path, AgentConfig)
     elif "model" in keys:
-        load_config(path, middle.CoordinatorConfig)
+        load_config(path, coordinator_config.CoordinatorConfig)
     elif "until_s" in keys:
         load_config(path, FaultPlan)
     else:
@@ -383,7 +383,7 @@ def test_every_yaml_block_loads(text: str, tmp_path: Path) -> None:
 
 def test_the_files_in_deploy_load() -> None:
     load_config(ROOT / "deploy/agent.yaml", AgentConfig)
-    load_config(ROOT / "deploy/coordinator.yaml", middle.CoordinatorConfig)
+    load_config(ROOT / "deploy/coordinator.yaml", coordinator_config.CoordinatorConfig)
 
 
 def test_every_example_and_its_model_are_described() -> None:
@@ -441,9 +441,9 @@ def test_the_five_minutes_of_models_fit_together(tmp_path: Path, monkeypatch: An
     spec = msgspec.structs.replace(load_zoo("house_price").spec, inputs=(sensors,))
     path = tmp_path / "pumps.yaml"
     path.write_text(next(t for t in re.findall(r"(?s)```yaml\n(.*?)```", text) if "partition" in t))
-    cast = make_cast(load_scenario(path), path, spec, None)
-    assert (len(cast.learners), cast.unseen) == (5, ["pump-5"])
-    assert cast.dataset("pump-0").num_train == 240
+    participants = make_participants(load_scenario(path), path, spec, None)
+    assert (len(participants.learners), participants.unseen) == (5, ["pump-5"])
+    assert participants.dataset("pump-0").num_train == 240
 
 
 def test_the_errors_on_the_page_are_the_code_s(tmp_path: Path, monkeypatch: Any) -> None:

@@ -1,4 +1,4 @@
-"""Who is let into a fleet and who is shut out, and new keys for those in the middle."""
+"""Enrolment and revocation of devices, and new keys for broker and coordinator."""
 
 from __future__ import annotations
 
