@@ -1,4 +1,4 @@
-"""What a federated model is compared with: the same rows, the same measure."""
+"""Baselines: measured on the same rows and with the same metric as the federated model."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def measured(folder: Path, unseen: list[str] | None = None, **wanted: Any) -> Ba
     )
 
 
-def test_training_alone_is_measured_on_everybodys_rows_each_by_its_own_model(
+def test_own_models_are_each_measured_on_their_agents_rows(
     tmp_path: Path,
 ) -> None:
     found = measured(tmp_path, own=True, pooled=True)
@@ -62,7 +62,7 @@ def test_training_alone_is_measured_on_everybodys_rows_each_by_its_own_model(
     assert set(found.models) == {"own", "pooled"}
 
 
-def test_on_new_agents_the_lone_models_are_averaged(tmp_path: Path) -> None:
+def test_on_unseen_agents_the_metrics_of_own_models_are_averaged(tmp_path: Path) -> None:
     found = measured(tmp_path, ["site-0"], own=True, pooled=True)
     each = found.details["own_on_unseen"]
     assert isinstance(each, dict)
@@ -146,7 +146,7 @@ def test_agents_whose_rows_cannot_be_used_are_left_out(
     assert not found.failed
 
 
-def test_a_scenario_in_which_nobody_learns_is_refused(tmp_path: Path) -> None:
+def test_a_scenario_without_training_agents_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match="unseen: names all 3 agents; leave at least one to train"
     ):

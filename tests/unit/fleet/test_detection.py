@@ -1,4 +1,4 @@
-"""Detection: how well losses tell labelled rows from the rest."""
+"""Anomaly detection: losses separate labelled rows from other rows."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ ZERO = np.zeros(3, np.float32)
 
 
 @pytest.mark.parametrize("path", ["data.npz", "data.csv"])
-def test_the_alarm_is_set_on_the_rows_learned_from(tmp_path: Path, path: str) -> None:
+def test_the_limit_of_the_alarm_comes_from_training_rows(tmp_path: Path, path: str) -> None:
     # Losses of the measured rows: 0.01, 0.04, 0.09, 0.16, 0.25. Three quarters of those learned
     # from (0.01 to 0.16) are at most 0.1075: the last two raise the alarm.
     participants = participants_of(tmp_path, [0, 0, 1, 0, 1], path)
@@ -100,13 +100,13 @@ def test_without_unseen_agents_held_out_rows_are_judged(tmp_path: Path) -> None:
         ([0, 0, 0], "detection.label is the same in all measured rows"),
     ],
 )
-def test_labels_that_judge_nothing_are_refused(
+def test_labels_other_than_both_0_and_1_are_refused(
     tmp_path: Path, worn: list[float], expected: str
 ) -> None:
     with pytest.raises(ConfigError, match=expected):
         measure_detection(participants_of(tmp_path, worn), PACKAGE, {"federated": {"": ZERO}})
 
 
-def test_a_label_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_label_column_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no array 'wron'; did you mean worn\?"):
         participants_of(tmp_path, [0, 1], detection={"label": "wron"})

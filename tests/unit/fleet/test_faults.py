@@ -1,4 +1,4 @@
-"""Fault plans and device profiles: what a file may say, and what the route makes of it."""
+"""Fault plans and device profiles: their files, and the route of packets under a plan."""
 
 from __future__ import annotations
 
@@ -86,13 +86,13 @@ def test_a_plan_may_hold_every_fault(tmp_path: Path) -> None:
         ("max_payload_bytes: 100", "max_payload_bytes"),
     ],
 )
-def test_what_a_plan_must_not_say_is_named(tmp_path: Path, text: str, words: str) -> None:
+def test_invalid_plan_is_rejected_with_its_key(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words) as caught:
         load(tmp_path, text)
     assert str(caught.value).startswith(str(tmp_path / "faults.yaml"))
 
 
-def test_the_last_fault_says_when_all_is_calm() -> None:
+def test_calm_begins_after_the_last_fault() -> None:
     assert FaultPlan().calm_s == 0.0
     assert FaultPlan(partitions=(Partition(from_s=1, to_s=9),)).calm_s == 9.0
     assert FaultPlan(crashes=(Crash(who=("*",), at_s=4, down_s=6),)).calm_s == 10.0
@@ -108,7 +108,7 @@ def test_the_last_fault_says_when_all_is_calm() -> None:
         (("site-*", "none"), ["site-1"], False),
     ],
 )
-def test_patterns_say_who_is_meant(
+def test_patterns_match_processes(
     who: tuple[str, ...], agents: list[str], coordinator: bool
 ) -> None:
     assert [name for name in ("pi-1", "site-1") if concerns(who, name)] == agents
@@ -137,7 +137,7 @@ def test_packets_of_one_direction_keep_their_order() -> None:
     assert arrivals == sorted(arrivals)
 
 
-def test_some_overtake_some_come_twice_some_break_the_connection() -> None:
+def test_packets_are_reordered_duplicated_and_cut() -> None:
     plan: dict[str, Any] = {"delay": Delay(kind="exponential", seconds=1.0), "until_s": 100.0}
     way = route(reorder=0.5, duplicate=0.2, cut=0.1, **plan)
     found = [(0.01 * n, way.delays(0.01 * n, packet())) for n in range(5000)]
@@ -159,7 +159,7 @@ def test_a_slow_link_lets_packets_wait_for_those_before_them() -> None:
     assert way.delays(5.0, packet(size=200))[0] == 2.0
 
 
-def test_a_partition_keeps_some_from_the_broker() -> None:
+def test_a_partition_disconnects_its_processes() -> None:
     way = route(partitions=(Partition(who=("pi-1",), from_s=10, to_s=20),))
     assert [way.connect_s(t, "c-pi-1") is None for t in (9.9, 10.0, 19.9, 20.0)] == [
         False,
@@ -206,7 +206,7 @@ def test_a_plan_is_shrunk_by_one_fault_at_a_time(tmp_path: Path) -> None:
     assert list(without_one(FaultPlan())) == []
 
 
-def test_the_first_skew_that_concerns_an_agent_is_its_own() -> None:
+def test_the_first_matching_skew_applies_to_an_agent() -> None:
     plan = FaultPlan(clock_skews=(ClockSkew(who=("pi-1",), offset_s=5), ClockSkew(rate=1.1)))
     assert skew_of(plan, "pi-1").offset_s == 5
     assert skew_of(plan, "pi-2").rate == 1.1
@@ -222,7 +222,7 @@ def test_three_profiles_ship() -> None:
     assert sum(profile.share for profile in profiles.profiles.values()) == pytest.approx(1.0)
 
 
-def test_profiles_are_dealt_by_their_shares() -> None:
+def test_profiles_are_assigned_by_their_shares() -> None:
     names = [f"a{n}" for n in range(10)]
     profiles = load_profiles()
     dealt = profiles.assign(names, seed=1)
@@ -244,7 +244,7 @@ def test_training_takes_as_long_as_its_steps() -> None:
     assert profile.evaluation_s(100, 10) == pytest.approx(0.5 * 10 / 3)
 
 
-def test_a_device_is_there_at_its_hours() -> None:
+def test_a_device_is_available_at_its_hours() -> None:
     night = DeviceProfile(available=((22, 6),))
     assert [night.is_available(3600 * hour) for hour in (21, 22, 3, 6, 30)] == [
         False,
@@ -259,7 +259,7 @@ def test_a_device_is_there_at_its_hours() -> None:
     assert DeviceProfile().is_available(1e6)
 
 
-def test_an_hour_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_invalid_hour_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "p.yaml"
     path.write_text("profiles: {a: {available: [[1, 25]]}}")
     with pytest.raises(ConfigError, match=r"profiles\.a\.available"):
@@ -279,7 +279,7 @@ def test_the_manual_has_a_row_for_every_key() -> None:
             assert f"`{key}`" in manual, f"{part.__name__}.{key}"
 
 
-def test_the_plan_in_the_manual_is_one(tmp_path: Path) -> None:
+def test_the_plan_in_the_manual_is_valid(tmp_path: Path) -> None:
     manual = (Path(__file__).parents[3] / "docs" / "simulation.md").read_text()
     text = manual.split("```yaml\n")[1].split("```")[0]
     assert load(tmp_path, text).broker_restarts[0].lose == "all"

@@ -1,4 +1,4 @@
-"""What a fleet run writes, and what it leaves alone."""
+"""Folders of a fleet run: it writes its own files and leaves foreign ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from models.zoo import load_zoo
 
 
 @pytest.mark.parametrize("name", ["model", "processes", "report.json"])
-def test_what_no_run_made_is_not_removed(tmp_path: Path, name: str) -> None:
+def test_foreign_files_are_not_removed(tmp_path: Path, name: str) -> None:
     own = tmp_path / name
     if name == "report.json":
         own.write_text('{"mine": 1}')
@@ -32,7 +32,7 @@ def test_what_no_run_made_is_not_removed(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("mark", ["report.json", "processes/coordinator/coordinator.yaml"])
-def test_an_earlier_run_s_files_are_removed_and_others_are_not(tmp_path: Path, mark: str) -> None:
+def test_only_files_of_an_earlier_run_are_removed(tmp_path: Path, mark: str) -> None:
     for name in (mark, "model/initial.npy", "mine/file"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text('{\n "scenario": "s"}')
@@ -47,7 +47,7 @@ def test_a_new_folder_is_made(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["file/x", "file", "/proc/y", "x" * 300])
-def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path, place: str) -> None:
+def test_a_folder_that_cannot_be_made_is_one_error_line(tmp_path: Path, place: str) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"cannot be written: [A-Z].*; name another .* --out$"):
         folders.clear(tmp_path / place)

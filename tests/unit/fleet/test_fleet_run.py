@@ -1,4 +1,4 @@
-"""When a fleet run gives up, and when it does not."""
+"""End of a fleet run: cleanup, patience and reasons of abandoned rounds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Notes:
         self.said.append(text)
 
 
-def test_a_broker_that_cannot_be_tidied_up_does_not_cost_the_result(
+def test_a_failed_cleanup_of_the_broker_keeps_the_result(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fail(*_: Any) -> int:
@@ -49,7 +49,7 @@ def test_an_open_round_may_take_its_deadlines_when_agents_have_ended() -> None:
     assert run.patience_s(config, waiting=False) == 90.0 + 900.0 + 50.0
 
 
-def test_why_rounds_were_abandoned_is_told_in_words() -> None:
+def test_reasons_of_an_abandoned_round_are_listed() -> None:
     diverged = record(
         0.5,
         declined={"a": "training", "b": "training"},

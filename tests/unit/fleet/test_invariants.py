@@ -1,4 +1,4 @@
-"""Every invariant can fail: true histories pass, and each is noticed when it is doctored."""
+"""Invariants: genuine histories pass, and each kind of manipulated history is detected."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def first(history: History, kind: type[Any]) -> tuple[int, Any]:
     raise AssertionError(f"no {kind.__name__}")
 
 
-def test_a_true_history_passes_and_is_looked_at(run: Run) -> None:
+def test_a_genuine_history_passes_and_is_checked(run: Run) -> None:
     invariants = run.check(run.history)
     invariants.check_quiescence(run.simulation)
     commits = sum(isinstance(a, Commit) for e in run.history for a in getattr(e, "actions", ()))

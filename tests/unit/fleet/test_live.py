@@ -11,7 +11,7 @@ from fleet.live import LiveWatcher
 from tests.unit.coordinator.test_stopping import record
 
 
-def test_words_of_logs_and_of_people_are_shown_as_they_are() -> None:
+def test_text_of_logs_and_people_is_shown_literally() -> None:
     console = Console(file=io.StringIO(), width=200)
     watcher = LiveWatcher(console, "rounds")
     watcher.note("agent pi-1 ended with 2: error: [/etc/fedge] is missing [bold]\x1b[2J")

@@ -1,4 +1,4 @@
-"""Partitioners: every row to one client, and the shape each kind promises."""
+"""Partitioners: every row goes to one client, with the distribution of each kind."""
 
 from __future__ import annotations
 

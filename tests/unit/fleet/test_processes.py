@@ -1,4 +1,4 @@
-"""The processes of a fleet run, as the run hears of them."""
+"""Events from the processes of a fleet run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from fleet.processes import Processes
 
 
-def test_a_line_that_is_no_event_is_passed_over_and_the_end_is_always_told(tmp_path: Path) -> None:
+def test_unreadable_lines_are_skipped_and_the_end_is_always_reported(tmp_path: Path) -> None:
     lines = '{"event":"round","record":NaN}\n{"event":"waiting","able":1}\n'
     code = f"import sys; sys.stdout.write({lines!r})"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)

@@ -1,4 +1,4 @@
-"""Scenarios that ask for statistics: who takes part, who refuses, and what makes no sense."""
+"""Scenarios of the task statistics: participants, refusals and contradictions."""
 
 from __future__ import annotations
 
