@@ -226,7 +226,7 @@ def test_an_unknown_algorithm_is_named_with_those_that_exist() -> None:
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(name: str, field: str, value: Any) -> None:
-    with pytest.raises(ConfigError, match=rf"^algorithm\.{field}: expected a number .*, got "):
+    with pytest.raises(ConfigError, match=rf"^algorithm\.{field}: expected .*, got "):
         ALGORITHMS.make({"name": name, field: value}, TrainingPlan())
 
 

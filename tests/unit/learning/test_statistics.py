@@ -391,7 +391,7 @@ def test_a_number_that_is_none_does_not_come_by_json(number: str) -> None:
         ({"x": [float("nan")]}, "finite"),
         ({"x": list(range(MAX_EDGES)), "y": [1.0]}, "5,001 edges in all, limit 5,000"),
         ({f"x{n}": [] for n in range(MAX_COLUMNS + 1)}, "length <= 1000"),
-        ({"x": 3}, "array"),
+        ({"x": 3}, "expected a list"),
     ],
 )
 def test_edges_and_columns_out_of_bounds_are_refused(columns: Any, words: str) -> None:

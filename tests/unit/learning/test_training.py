@@ -26,7 +26,7 @@ def test_what_is_not_given_has_the_default() -> None:
 
 def test_an_unknown_key_is_an_error() -> None:
     message = (
-        r"^training\.epoch: unknown key; did you mean epochs\? known keys: epochs, max_steps, "
+        r"^training\.epoch: unknown key; did you mean epochs\? known keys: batch_size, beta_1, "
     )
     with pytest.raises(ConfigError, match=message):
         training_plan({"epoch": 3})
@@ -35,22 +35,22 @@ def test_an_unknown_key_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"epochs": 0}, "`int` >= 1"),
-        ({"epochs": 1.5}, "Expected `int`, got `float`"),
-        ({"epochs": "3"}, "Expected `int`, got `str`"),
-        ({"max_steps": -1}, "`int` >= 0"),
-        ({"batch_size": 1_000_001}, "`int` <= 1000000"),
-        ({"optimizer": "adagrad"}, "Invalid enum value 'adagrad'"),
-        ({"learning_rate": 0}, "`float` > 0.0"),
-        ({"learning_rate": float("nan")}, "`float` > 0.0"),
-        ({"learning_rate": 1001}, "`float` <= 1000.0"),
-        ({"momentum": 1}, "`float` < 1.0"),
-        ({"epsilon": 0}, "`float` > 0.0"),
+        ({"epochs": 0}, "a whole number >= 1"),
+        ({"epochs": 1.5}, "a whole number, got 1.5"),
+        ({"epochs": "3"}, "a whole number, got '3'"),
+        ({"max_steps": -1}, "a whole number >= 0"),
+        ({"batch_size": 1_000_001}, "a whole number <= 1000000"),
+        ({"optimizer": "adagrad"}, "one of: sgd, adam, got 'adagrad'"),
+        ({"learning_rate": 0}, "a number > 0.0"),
+        ({"learning_rate": float("nan")}, "a number > 0.0"),
+        ({"learning_rate": 1001}, "a number <= 1000.0"),
+        ({"momentum": 1}, "a number < 1.0"),
+        ({"epsilon": 0}, "a number > 0.0"),
     ],
 )
 def test_a_wrong_value_is_an_error_that_names_its_key(given: dict[str, Any], message: str) -> None:
     (key,) = given
-    with pytest.raises(ConfigError, match=rf"^training: .*{message}.* at `\$\.{key}`$"):
+    with pytest.raises(ConfigError, match=rf"^training\.{key}: expected {message}"):
         training_plan(given)
 
 
