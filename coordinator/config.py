@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
 from broker.link.settings import BrokerSettings
-from broker.protocol.messages import Id
+from broker.protocol.messages import Id, name_of
 from fedge.errors import ConfigError
 from fedge.plugins import load_plugins
 from fedge.yaml_config import load_config
 from learning.aggregation.registry import AGGREGATORS
+from learning.algorithms.algorithm import Algorithm
 from learning.algorithms.registry import ALGORITHMS
 from learning.algorithms.training import TrainingPlan
 from learning.codecs.registry import CODECS
@@ -175,9 +176,16 @@ def load_federation(path: Path) -> CoordinatorConfig:
 def check_choices(config: CoordinatorConfig) -> None:
     """Raises ConfigError unless algorithm, codec, aggregator and task are as configured."""
     ALGORITHMS.settings(config.algorithm, key="algorithm")
-    ALGORITHMS.make(config.algorithm, config.training)
+    algorithm: Algorithm = ALGORITHMS.make(config.algorithm, config.training)
     CODECS.settings(config.codec, key="codec")
-    AGGREGATORS.settings(config.aggregator, key="aggregator")
+    aggregator = AGGREGATORS.settings(config.aggregator, key="aggregator").name
+    exact = [name for name, upload in algorithm.uploads.items() if upload.exact]
+    member: Any = AGGREGATORS[aggregator]
+    if exact and member.needs != "sum":
+        raise ConfigError(
+            f"aggregator: {aggregator} leaves values out, algorithm {name_of(config.algorithm)} "
+            f"needs the mean of {', '.join(exact)}; take aggregator mean"
+        )
     name = PHASES.settings(config.task, key="task").name
     if name in _FOLLOWING:
         known = ", ".join(each for each in PHASES.names() if each not in _FOLLOWING)

@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 #: So often those who run a store write when agents were heard of (`note_heard`).
 NOTED_EVERY_S = 60.0
-_FORMAT = "1"
+_FORMAT = "2"
 _RECORD = "a round's record"
 _SCHEMA = f"""
 {VERSIONS_TABLE}

@@ -93,13 +93,13 @@ class UpdateIntake:
                 messages.encode(
                     Resend(
                         session=self._session,
-                        round_id=opened.plan.round_id,
+                        round_id=round_id,
                         sha256=sha256,
                         chunks=missing,
                     )
                 ),
             )
-            for agent_id, sha256, missing in self._uploads.stalled(now_s)
+            for agent_id, round_id, sha256, missing in self._uploads.stalled(now_s)
         ]
 
     def next_s(self) -> float | None:
@@ -114,12 +114,12 @@ class UpdateIntake:
         if opened is None or not self._may_count(opened, topic):
             return self._unexpected(topic, payload)
         try:
-            upload = self._uploads.add(agent_id, payload, now_s)
+            upload = self._uploads.add(agent_id, topic.round_id, payload, now_s)
         except UpdateRejected as error:
             _log_refusal(error)
-            opened.round.refuse(agent_id, error.reason)
+            _refuse(opened, agent_id, topic.round_id, error)
             return IntakeResult()
-        return IntakeResult() if upload is None else self._whole_update(opened, agent_id, upload)
+        return IntakeResult() if upload is None else self._whole_update(opened, topic, upload)
 
     def _may_count(self, opened: OpenRound, topic: UpdateTopic) -> bool:
         """Whether an update of this topic is worth putting together."""
@@ -216,8 +216,8 @@ class UpdateIntake:
             latest.refusals["late"] += 1
         return Reject("late", f"round {header.round_id} is not open")
 
-    def _whole_update(self, opened: OpenRound, agent_id: str, upload: Upload) -> IntakeResult:
-        header = upload.header
+    def _whole_update(self, opened: OpenRound, topic: UpdateTopic, upload: Upload) -> IntakeResult:
+        header, agent_id = upload.header, topic.agent_id
         self._credit(agent_id, header.agent_instance, header.received_bytes)
         verdict = self._verdict(opened, agent_id, header)
         if isinstance(verdict, Duplicate):
@@ -231,10 +231,13 @@ class UpdateIntake:
             detail = f"{header.session} instead of {self._session}"
             return self._rejected(agent_id, Reject("session", detail), header)
         try:
+            if header.round_id != topic.round_id:
+                detail = f"header of round {header.round_id}, topic of round {topic.round_id}"
+                raise UpdateRejected(agent_id, "round", detail)
             self._collect(opened, agent_id, upload)
         except UpdateRejected as error:
             _log_refusal(error)
-            opened.round.refuse(agent_id, error.reason)
+            _refuse(opened, agent_id, topic.round_id, error)
             return IntakeResult(receipts=(self._receipt(agent_id, header, error),))
         stored = StoreUpdate(opened.plan.round_id, agent_id, header.version, upload.frame)
         _count(opened, agent_id, header)
@@ -250,6 +253,8 @@ class UpdateIntake:
             return Reject("not_asked", f"round {header.round_id} did not ask this agent")
         if agent_id in former.counted:
             return Reject("duplicate", "an answer of this agent counted in that round")
+        if _is_full(opened):
+            return Reject("full", "the aggregator has room for the round's own updates only")
         return opened.round.offer_stale(agent_id, header.round_id, _answer_id(header))
 
     def _collect(self, opened: OpenRound, agent_id: str, upload: Upload) -> None:
@@ -301,6 +306,21 @@ class UpdateIntake:
             detail="" if error is None else error.detail[:500],
         )
         return Publish(self._topics.name(InboxTopic(agent_id)), messages.encode(receipt))
+
+
+def _refuse(opened: OpenRound, agent_id: str, round_id: int, error: UpdateRejected) -> None:
+    """Notes a refusal; one of an earlier round's update is no answer to the open round."""
+    if round_id == opened.plan.round_id:
+        opened.round.refuse(agent_id, error.reason)
+    else:
+        opened.round.refusals[error.reason] += 1
+
+
+def _is_full(opened: OpenRound) -> bool:
+    """Says whether a stale update would take the place of an answer that may still come."""
+    capacity, ended = opened.collector.capacity, opened.round
+    held = len(ended.counted) + len(ended.stale) + len(ended.unanswered)
+    return capacity is not None and held >= capacity
 
 
 def _count(opened: OpenRound, agent_id: str, header: UpdateHeader) -> None:

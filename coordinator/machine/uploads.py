@@ -48,6 +48,7 @@ class ExpectedVectors:
             name: _LOSSLESS if upload.lossless else plan.codec
             for name, upload in algorithm.uploads.items()
         }
+        self.norm_factors = {n: u.norm_factor for n, u in algorithm.uploads.items()}
         self.codecs: dict[str, Codec] = {n: CODECS.make(c) for n, c in self.choices.items()}
 
     @property
@@ -110,12 +111,14 @@ class Upload:
             ]
         for reason, found, wanted in facts:
             if found != wanted:
-                raise UpdateRejected(agent_id, reason, f"{found} instead of {wanted}")
+                detail = f"{str(found)[:200]} instead of {wanted}"
+                raise UpdateRejected(agent_id, reason, detail)
         check_examples(agent_id, header.num_examples)
         if not (
             fits(header.metric_sums, metrics) and MIN_WEIGHT <= header.weight_sum <= MAX_EXAMPLES
         ):
-            detail = f"sums of {sorted(header.metric_sums)} over a weight of {header.weight_sum:g}"
+            names = str(sorted(header.metric_sums))[:200]
+            detail = f"sums of {names} over a weight of {header.weight_sum:g}"
             raise UpdateRejected(agent_id, "metrics", detail)
         return staleness
 
@@ -128,7 +131,8 @@ class Upload:
             agent_id: whose they are.
             expected: by the plan, see `check_plan`.
             round_seed: of the plan that the agent worked on.
-            max_norm: of `delta`; see `admission.check_vector`.
+            max_norm: of `delta`, times `Upload.norm_factor` of the others; see
+                `admission.check_vector`.
 
         Raises:
             UpdateRejected: `malformed`, or as `admission.check_vector`.
@@ -143,7 +147,7 @@ class Upload:
                 found[name] = expected.codecs[name].decode(part, size, seed)
             except CodecError as error:
                 raise UpdateRejected(agent_id, "malformed", f"{name}: {error}") from error
-            limit = max_norm if name == "delta" else None
+            limit = None if max_norm is None else max_norm * expected.norm_factors[name]
             check_vector(agent_id, found[name], size=size, max_norm=limit)
         if start != self.body.nbytes:
             detail = f"body of {self.body.nbytes} bytes, its vectors take {start}"
@@ -152,7 +156,7 @@ class Upload:
 
 
 class Uploads:
-    """One receiver for each agent that is sending; memory: an encoded update for each of them.
+    """One receiver for each agent and round that is arriving; memory: an encoded update for each.
 
     Args:
         stall_s: an update without a chunk for so long is asked for again.
@@ -161,8 +165,8 @@ class Uploads:
     def __init__(self, stall_s: float = STALL_S) -> None:
         self._stall_s = stall_s
         self._max_bytes = 0
-        self._receivers: dict[str, blobs.BlobReceiver] = {}
-        self._heard_s: dict[str, float] = {}
+        self._receivers: dict[tuple[str, int], blobs.BlobReceiver] = {}
+        self._heard_s: dict[tuple[str, int], float] = {}
 
     def begin(self, body_bytes: int, metrics: Sequence[MetricSpec] = ()) -> None:
         """Forgets unfinished updates; from now on a body may have so many bytes."""
@@ -174,41 +178,42 @@ class Uploads:
     def __len__(self) -> int:
         return len(self._receivers)
 
-    def add(self, agent_id: str, payload: bytes, now_s: float) -> Upload | None:
+    def add(self, agent_id: str, round_id: int, payload: bytes, now_s: float) -> Upload | None:
         """Take one chunk; the update once it is whole.
 
         Raises:
             UpdateRejected: `malformed`: not a chunk, too large, damaged, or no update inside.
         """
+        key = (agent_id, round_id)
         try:
             chunk = blobs.parse_chunk(payload)
-            receiver = self._receivers.get(agent_id)
+            receiver = self._receivers.get(key)
             if receiver is None or receiver.ref != chunk.ref:  # a new attempt replaces the old
                 receiver = blobs.BlobReceiver(chunk.ref, self._max_bytes)
-                self._receivers[agent_id] = receiver
-            self._heard_s[agent_id] = now_s
+                self._receivers[key] = receiver
+            self._heard_s[key] = now_s
             data = receiver.add(chunk)
             if data is None:
                 return None
-            del self._receivers[agent_id]
+            del self._receivers[key]
             return Upload.from_frame(data)
         except WireError as error:
-            self._receivers.pop(agent_id, None)
+            self._receivers.pop(key, None)
             raise UpdateRejected(agent_id, "malformed", str(error)) from error
 
-    def stalled(self, now_s: float) -> list[tuple[str, str, tuple[int, ...]]]:
-        """(agent, SHA-256, missing chunks) of updates that stopped half-way, now and then."""
+    def stalled(self, now_s: float) -> list[tuple[str, int, str, tuple[int, ...]]]:
+        """Returns (agent, round, SHA-256, missing chunks) of updates that stopped half-way."""
         found = []
-        for agent_id, receiver in self._receivers.items():
-            if now_s >= self._heard_s[agent_id] + self._stall_s:
-                self._heard_s[agent_id] = now_s
+        for key, receiver in self._receivers.items():
+            if now_s >= self._heard_s[key] + self._stall_s:
+                self._heard_s[key] = now_s
                 missing = tuple(receiver.missing_indexes()[: messages.MAX_MISSING])
-                found.append((agent_id, receiver.ref.sha256, missing))
+                found.append((*key, receiver.ref.sha256, missing))
         return found
 
     def next_s(self) -> float | None:
         """Returns when `stalled` is due; None when never."""
-        moments = (self._heard_s[agent_id] + self._stall_s for agent_id in self._receivers)
+        moments = (self._heard_s[key] + self._stall_s for key in self._receivers)
         return min(moments, default=None)
 
 

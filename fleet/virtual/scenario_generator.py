@@ -47,6 +47,8 @@ def draw_agents(seed: int) -> list[str]:
 def draw_config(seed: int, agents: int) -> CoordinatorConfig:
     """Returns the configuration of 2 to 5 rounds with the smallest model."""
     rng = Random(f"{seed}/config")  # noqa: S311
+    algorithm = rng.choice(("fedavg", "fedavgm", "fedadam", "scaffold"))
+    robust = () if algorithm == "scaffold" else ("median", "trimmed_mean")
     announce: Literal["ids", "rule"] = rng.choice(("ids", "ids", "rule"))
     return CoordinatorConfig(
         federation=_FEDERATION,
@@ -66,8 +68,8 @@ def draw_config(seed: int, agents: int) -> CoordinatorConfig:
         evaluation=EvaluationConfig(every=rng.choice((0, 1, 1, 2)), deadline_s=20.0),
         training=TrainingPlan(epochs=rng.randint(1, 2), batch_size=16, learning_rate=0.05),
         codec=rng.choice(("float32", "float16", "int8")),
-        algorithm=rng.choice(("fedavg", "fedavgm", "fedadam", "scaffold")),
-        aggregator=rng.choice(("mean", "mean", "mean", "median", "trimmed_mean")),
+        algorithm=algorithm,
+        aggregator=rng.choice(("mean", "mean", "mean", *robust)),
         max_staleness=rng.choice((0, 0, 1, 3)),
         weighting=rng.choice(("examples", "agents")),
         keep_versions=rng.choice((1, 3, 0)),

@@ -33,12 +33,18 @@ class Upload:
         weighting: "examples" follows the federation's `weighting`; "agents" weighs all alike.
         lossless: sent as float32 whatever the codec.
         feedback: the device adds what the codec lost to the next one (error feedback).
+        exact: the coordinator needs the plain mean over agents, whatever their staleness: no
+            discount, and no aggregator that leaves values out.
+        norm_factor: how much longer than `delta` an honest one may be; times `max_update_norm` it
+            bounds the vector.
     """
 
     length: int | None = None
     weighting: Weighting = "examples"
     lossless: bool = False
     feedback: bool = False
+    exact: bool = False
+    norm_factor: float = 1.0
 
     def size(self, parameters: int) -> int:
         """Its length in a model of `parameters` parameters."""

@@ -8,7 +8,8 @@ arXiv 1910.06378, Algorithm 1, option II. Device i keeps c_i, the coordinator c,
     coordinator:  x ← x + η_g mean Δy;  c ← c + (n / N) mean Δc_i     n of N devices
 
 Both sides advance by Δc_i as it arrives after the codec, so that c stays the mean of all c_i; what
-a codec loses of Δc_i is part of the next one.
+a codec loses of Δc_i is part of the next one. Only the updates of a round that is abandoned leave a
+gap: their devices have a receipt and have advanced, and θ and c have not.
 """
 
 from __future__ import annotations
@@ -74,11 +75,6 @@ class Scaffold(FedAvg):
 
     settings_type: ClassVar[type[Settings]] = ScaffoldSettings
 
-    uploads: Mapping[str, Upload] = {
-        "delta": Upload(feedback=True),
-        "control": Upload(weighting="agents"),
-    }
-
     def __init__(self, settings: ScaffoldSettings, training: TrainingPlan) -> None:
         if training.optimizer != "sgd" or training.momentum:
             raise ConfigError(
@@ -86,6 +82,12 @@ class Scaffold(FedAvg):
                 f"steps; got {training.optimizer} with momentum {training.momentum:g}"
             )
         self.learning_rate = settings.learning_rate
+        # |Δc_i| <= |c| + |Δy| / (K η_l), and c is a mean of such: 2 / η_l with a single step.
+        bound = 2.0 / training.learning_rate
+        self.uploads: Mapping[str, Upload] = {
+            "delta": Upload(feedback=True),
+            "control": Upload(weighting="agents", exact=True, norm_factor=bound),
+        }
 
     def init(self, theta: F32) -> ServerState:
         """`control`: c = 0."""
@@ -108,6 +110,6 @@ class Scaffold(FedAvg):
     ) -> tuple[F32, ServerState]:
         """mean Δy; c + (n / N) mean Δc_i."""
         del theta
-        share = np.float32(aggregate.count / max(aggregate.population, aggregate.count))
+        share = np.float32(aggregate.count / (aggregate.population or aggregate.count))
         control = state.vectors["control"] + share * aggregate.vectors["control"]
         return aggregate.vectors["delta"], ServerState({"control": control})

@@ -31,6 +31,8 @@ from learning.phases.phase import (
 from learning.registry import Settings
 from learning.vector.parameters import F64
 
+#: More rows on one small device are a mistake.
+MAX_ROWS = 1_000_000_000
 MAX_COLUMNS = 1000
 #: Of all histograms together: an answer stays below half a megabyte, a plan below a quarter.
 MAX_EDGES = 5000
@@ -306,6 +308,7 @@ class StatisticsCollector:
     def __init__(self, settings: StatisticsSettings) -> None:
         self.columns: dict[str, Moments] = {}
         self._wanted = settings.columns
+        self._weighted = settings.weighted
 
     @property
     def values(self) -> Values:
@@ -316,7 +319,7 @@ class StatisticsCollector:
         """Adds one device's columns."""
         try:
             columns = from_values(received.values, self._wanted)
-            _check_rows(columns, received.num_examples)
+            _check_rows(columns, received.num_examples, weighted=self._weighted)
         except ValueError as error:
             raise UpdateRejected(agent_id, "statistics", str(error)[:500]) from error
         both = {
@@ -329,8 +332,15 @@ class StatisticsCollector:
         self.columns |= both
 
 
-def _check_rows(columns: Mapping[str, Moments], rows: int) -> None:
+def _check_rows(columns: Mapping[str, Moments], rows: int, *, weighted: bool) -> None:
+    """Raises ValueError for numbers that so many rows cannot hold."""
+    if not 1 <= rows <= MAX_ROWS:
+        raise ValueError(f"{rows} rows, range 1 to {MAX_ROWS:,}")
     for name, column in columns.items():
+        if not weighted and column.weight != column.count:
+            raise ValueError(f"{name[:80]}: weight {column.weight:g} of {column.count:.0f} numbers")
+        if column.count == 1 and column.minimum != column.maximum:
+            raise ValueError(f"{name[:80]}: two extremes of one number")
         numbers = column.count + column.missing
-        if not rows or numbers < rows or numbers % rows:
+        if numbers < rows or numbers % rows:
             raise ValueError(f"{name[:80]}: {numbers:.0f} numbers in {rows} rows")

@@ -92,7 +92,7 @@ class TrainCollector:
             raise UpdateRejected(agent_id, "full", detail)
         discount = self._algorithm.discount(received.staleness)
         weights = {
-            name: discount
+            name: (1.0 if upload.exact else discount)
             * (received.num_examples if upload.weighting == self._weighting == "examples" else 1.0)
             for name, upload in self._algorithm.uploads.items()
         }

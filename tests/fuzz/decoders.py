@@ -170,7 +170,7 @@ def _receive_mended(data: bytes) -> bytes | None:
 def _upload(data: bytes) -> object:
     uploads = Uploads()
     uploads.begin(4 * _SIZE)
-    found = uploads.add("pi-0", data, 0.0)
+    found = uploads.add("pi-0", 1, data, 0.0)
     uploads.stalled(100.0)
     return found
 

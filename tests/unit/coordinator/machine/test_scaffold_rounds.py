@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from coordinator.config import StartConfig
+from coordinator.config import CohortConfig, StartConfig
 from coordinator.durability import Durability
 from coordinator.store import Store
 from fedge.errors import ConfigError
@@ -107,3 +107,39 @@ def test_agents_that_do_not_know_the_algorithm_are_not_asked() -> None:
     stage = Stage(config(start=StartConfig(agents=1), algorithm="fedyogi"))
     FakeAgent(stage, "a")  # its status names fedavg, fedavgm, fedadam and scaffold
     assert "fedge/v1/f/round" not in stage.retained
+
+
+@pytest.mark.parametrize("aggregator", ["median", "trimmed_mean"])
+def test_an_aggregator_that_leaves_values_out_is_refused(aggregator: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^aggregator: {aggregator} leaves values out"):
+        Stage(config(algorithm="scaffold", training=TRAINING, aggregator=aggregator))
+
+
+def test_a_control_variate_far_beyond_the_norm_limit_is_refused() -> None:
+    _, a, b, _ = three(algorithm="scaffold", training=TRAINING, max_update_norm=1.0)
+    far = a.receipt(a.update([0, 0, 0], more={"control": [3.3e38, 0, 0]}))
+    assert (far.accepted, far.reason) == (False, "norm")
+    # One step of rate 1/8 and |Δy| = 1 from c = 0 makes |Δc| = 8; the limit is twice that.
+    assert b.receipt(b.update([1, 0, 0], more={"control": [-8, 0, 0]})).accepted
+
+
+def test_a_stale_control_variate_counts_in_full() -> None:
+    settings = config(
+        start=StartConfig(agents=3),
+        algorithm="scaffold",
+        training=TRAINING,
+        max_staleness=1,
+        cohort=CohortConfig(fraction=1.0),
+    )
+    stage = Stage(settings)
+    agents = {name: FakeAgent(stage, name) for name in TARGETS}
+    plan = stage.plan
+    for name in "ab":
+        agents[name].update([0, 0, 0], more={"control": [1, 0, 0]})
+    stage.later(60.0)
+    agents["c"].update([0, 0, 0], more={"control": [6, 0, 0]}, plan=plan)
+    for agent in agents.values():
+        agent.update([0, 0, 0], more={"control": [1, 0, 0]})
+    # c_i by now: 2, 2 and 7
+    control = stage.coordinator.progress.state.vectors["control"]
+    assert control == pytest.approx([11 / 3, 0, 0], rel=1e-6)

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from broker.protocol.messages import RoundPlan
+from broker.protocol import blobs, messages
+from broker.protocol.messages import Resend, RoundPlan
+from broker.protocol.topics import InboxTopic, UpdateTopic
 from broker.service.events import Publish
 from coordinator.config import EvaluationConfig, RoundConfig, StartConfig
 from coordinator.durability import Durability
@@ -178,3 +180,69 @@ def test_a_stale_update_that_comes_during_the_evaluation_counts_in_the_next_roun
         agent.evaluation(1.0, 1.0)
     assert (stage.plan.phase_name, stage.plan.round_id) == ("train", 2)
     assert c.receipt(c.update([6, 0, 0], plan=plan)).accepted
+
+
+def test_junk_for_an_earlier_round_is_no_answer_to_the_open_one() -> None:
+    stage, a, b, c, _ = slow_third(1)
+    c.say(UpdateTopic("c", 1, 0), b"junk")
+    a.update([3, 0, 0])
+    b.update([3, 0, 0])
+    assert stage.plan.round_id == 2, "c is still waited for"
+    c.update([3, 0, 0])
+    record = stage.record
+    assert (record.reported, record.refusals) == (3, {"malformed": 1})
+
+
+def test_a_refused_stale_update_is_no_answer_to_the_open_round() -> None:
+    stage, a, b, c, plan = slow_third(1)
+    receipt = c.receipt(c.update([6, 0, 0], plan=plan, fingerprint="0" * 16))
+    assert (receipt.accepted, receipt.reason) == (False, "fingerprint")
+    for agent in (a, b, c):
+        agent.update([3, 0, 0])
+    assert stage.record.reported == 3
+
+
+def padded(frame: bytes) -> bytes:
+    """The same update with blanks behind its JSON header: several chunks long."""
+    header = int.from_bytes(frame[4:8], "big")
+    blanks = 3000
+    size = (header + blanks).to_bytes(4, "big")
+    return frame[:4] + size + frame[8 : 8 + header] + b" " * blanks + frame[8 + header :]
+
+
+def test_missing_chunks_of_a_stale_update_are_asked_for_by_its_own_round() -> None:
+    stage, _, _, c, plan = slow_third(1)
+    _, chunks = blobs.split(padded(c.frame([6, 0, 0], plan=plan)), 1100)
+    c.say(UpdateTopic("c", 1, 0), chunks[0])
+    c.say(UpdateTopic("c", 2, 0), blobs.split(padded(c.frame([3, 0, 0])), 1100)[1][0])
+    inbox = stage.topics.name(InboxTopic("c"))
+    asked = [
+        messages.decode_inbox(action.payload)
+        for action in only(stage.later(30.0), Publish)
+        if action.topic == inbox
+    ]
+    assert [(type(each), each.round_id) for each in asked] == [(Resend, 1), (Resend, 2)]
+    for n, payload in enumerate(chunks):
+        actions = c.say(UpdateTopic("c", 1, n), payload)
+    assert c.receipt(actions).accepted
+
+
+def test_a_header_of_another_round_than_its_topic_is_refused() -> None:
+    _, _, _, c, plan = slow_third(1)
+    frame = c.frame([6, 0, 0], plan=plan)
+    receipt = c.receipt(c.send(frame, 2))
+    assert (receipt.accepted, receipt.reason) == (False, "round")
+
+
+def test_a_stale_update_takes_no_place_from_the_round_s_own() -> None:
+    three_updates = {"name": "median", "max_bytes": 3 * 4 * 3}
+    stage, a, b, c = three(max_staleness=1, aggregator=three_updates)
+    plan = stage.plan
+    a.update([2, 0, 0])
+    b.update([4, 0, 0])
+    stage.later(60.0)
+    receipt = c.receipt(c.update([6, 0, 0], plan=plan))
+    assert (receipt.accepted, receipt.reason) == (False, "full")
+    for agent in (a, b, c):
+        agent.update([3, 0, 0])
+    assert (stage.record.reported, stage.record.stale) == (3, 0)
