@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
+import numpy as np
+
 from learning.algorithms.algorithm import Aggregate
 from learning.registry import Settings
 from learning.vector.vectors import Vectors
@@ -64,9 +66,13 @@ class Aggregator(Protocol):
 
 def check_update(update: Update, sizes: Mapping[str, int]) -> None:
     """Raises ValueError unless names, shapes, dtypes and weights are as expected."""
-    found = {name: (str(v.dtype), v.shape) for name, v in update.vectors.items()}
-    wanted = {name: ("float32", (size,)) for name, size in sizes.items()}
-    if found != wanted:
+    vectors = update.vectors
+    if vectors.keys() != sizes.keys() or not all(
+        vectors[name].dtype == np.float32 and vectors[name].shape == (size,)
+        for name, size in sizes.items()
+    ):
+        found = {name: (str(v.dtype), v.shape) for name, v in vectors.items()}
+        wanted = {name: ("float32", (size,)) for name, size in sizes.items()}
         raise ValueError(f"update of {update.agent_id} holds {found}, expected {wanted}")
     if update.weights.keys() != sizes.keys():
         raise ValueError(
