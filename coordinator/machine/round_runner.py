@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -232,7 +233,6 @@ class RoundRunner:
     def _plan(
         self, order: PhaseOrder, round_id: int, blobs: dict[str, BlobRef], cohort: Cohort
     ) -> RoundPlan:
-        config, spec = self._config, self._package.spec
         return RoundPlan(
             session=self._session,
             coordinator_instance=self._instance,
@@ -242,15 +242,10 @@ class RoundRunner:
             version=self._progress.version,
             blobs=blobs,
             package=self._package.digest,
-            fingerprint=spec.fingerprint,
+            fingerprint=self._package.spec.fingerprint,
             cohort=cohort,
-            algorithm=config.algorithm,
-            training=msgspec.to_builtins(config.training),
-            codec=config.codec,
             deadline_s=order.deadline_s,
-            fetch_jitter_s=config.round.fetch_jitter_s,
-            seed=int(np.random.default_rng([config.seed, round_id, 1]).integers(1 << 53)),
-            max_staleness=config.max_staleness,
+            **_of_every_plan(self._config, round_id),
         )
 
     # -- ending ---------------------------------------------------------------------------------
@@ -353,3 +348,15 @@ class RoundRunner:
         plan = self._plan(order, self._progress.last_round, refs, Cohort(ids=()))
         plan = msgspec.structs.replace(plan, state="finished")
         return [*chunks, self._publisher.plan(plan), *removal, Finished(reason)]
+
+
+def _of_every_plan(config: CoordinatorConfig, round_id: int) -> dict[str, Any]:
+    """Returns the fields of a plan that only configuration and round decide."""
+    return {
+        "algorithm": config.algorithm,
+        "training": msgspec.to_builtins(config.training),
+        "codec": config.codec,
+        "fetch_jitter_s": config.round.fetch_jitter_s,
+        "seed": int(np.random.default_rng([config.seed, round_id, 1]).integers(1 << 53)),
+        "max_staleness": config.max_staleness,
+    }

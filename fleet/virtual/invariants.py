@@ -90,6 +90,30 @@ class _Book:
     round_id: int = -1
     committed: set[int] = field(default_factory=set)
 
+    def derived(
+        self, config: CoordinatorConfig, package: ModelPackage, population: int
+    ) -> tuple[F32, ServerState]:
+        """Returns what the stored frames make of θ and the server state."""
+        algorithm: Algorithm = ALGORITHMS.make(config.algorithm, config.training)
+        plan = self.plans[self.round_id]
+        expected = ExpectedVectors(plan, package.spec.size)
+        collector = TrainCollector(
+            CollectorContext(
+                algorithm,
+                lambda: AGGREGATORS.make(config.aggregator, expected.sizes),
+                config.weighting,
+            )
+        )
+        for (name, version), frame in self.frames.items():
+            upload = Upload.from_frame(frame)
+            header = upload.header
+            vectors = upload.vectors(name, expected, self.plans[header.round_id].seed, None)
+            sums = Sums(header.loss_sum, header.weight_sum, header.metric_sums)
+            staleness = plan.version - version
+            collector.accept(name, Received(vectors, sums, {}, header.num_examples, staleness))
+        aggregate = collector.aggregator.result(population)
+        return server_step(algorithm, package.spec.layout, self.theta, self.state, aggregate)
+
 
 class Invariants:
     """Observer that raises when an invariant is violated.
@@ -103,11 +127,10 @@ class Invariants:
     def __init__(self, config: CoordinatorConfig, package: ModelPackage, seed: int = 0) -> None:
         self._config = config
         self._topics = Topics(config.federation)
-        self._layout = package.spec.layout
-        self._size = package.spec.size
-        self._algorithm: Algorithm = ALGORITHMS.make(config.algorithm, config.training)
+        self._package = package
         self._seed = seed
-        self._book = _Book(0, package.initial, self._algorithm.init(package.initial))
+        algorithm: Algorithm = ALGORITHMS.make(config.algorithm, config.training)
+        self._book = _Book(0, package.initial, algorithm.init(package.initial))
         self._last: deque[Entry] = deque(maxlen=LAST)
         self._bytes: dict[str, _Bytes] = {}
         #: (agent, round, instance, attempt) of all updates ever on the coordinator's disk.
@@ -266,7 +289,7 @@ class Invariants:
             and record.reported + record.stale == len(frames),
             f"round {record.round_id} counts {sorted(record.agents)}, stored are {sorted(frames)}",
         )
-        theta, state = self._derive(frames, record.population)
+        theta, state = book.derived(self._config, self._package, record.population)
         self._check(
             theta.tobytes() == action.theta.tobytes(),
             f"version {action.version} does not follow from its {len(frames)} stored updates",
@@ -274,29 +297,6 @@ class Invariants:
         book.version, book.theta, book.state = action.version, theta, state
         book.committed.add(record.round_id)
         book.frames = {}
-
-    def _derive(
-        self, frames: dict[tuple[str, int], bytes], population: int
-    ) -> tuple[F32, ServerState]:
-        config, book = self._config, self._book
-        plan = book.plans[book.round_id]
-        expected = ExpectedVectors(plan, self._size)
-        collector = TrainCollector(
-            CollectorContext(
-                self._algorithm,
-                lambda: AGGREGATORS.make(config.aggregator, expected.sizes),
-                config.weighting,
-            )
-        )
-        for (name, version), frame in frames.items():
-            upload = Upload.from_frame(frame)
-            header = upload.header
-            vectors = upload.vectors(name, expected, book.plans[header.round_id].seed, None)
-            sums = Sums(header.loss_sum, header.weight_sum, header.metric_sums)
-            staleness = plan.version - version
-            collector.accept(name, Received(vectors, sums, {}, header.num_examples, staleness))
-        aggregate = collector.aggregator.result(population)
-        return server_step(self._algorithm, self._layout, book.theta, book.state, aggregate)
 
     def _round_ended(self, record: RoundRecord) -> None:
         count = self._bytes[COORDINATOR]
