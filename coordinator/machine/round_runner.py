@@ -314,7 +314,8 @@ class RoundRunner:
         refusals = record.refusals or self._intake.refusals()
         up, down = self._traffic.take()
         if record.status == "committed" and self._measure is not None:
-            record = self._measured(record, self._measure)
+            self.has_measured = True
+            record = _measured(record, self._measure, self._progress.theta, self._package)
         record = msgspec.structs.replace(
             record,
             refused=sum(refusals.values()),
@@ -328,17 +329,6 @@ class RoundRunner:
         else:
             self._progress.records.append(record.summary)
         return [SaveRound(record, closed), RoundEnded(record)]
-
-    def _measured(self, record: RoundRecord, measure: Callable[[F32], Sums]) -> RoundRecord:
-        """The record with the figures of the coordinator's own rows, if they can be had."""
-        self.has_measured = True
-        try:
-            sums = measure(self._progress.theta)
-        except Exception:
-            # θ has moved on, and the actions that store it are not done yet.
-            log.exception("round %d: the coordinator's own rows are not measured", record.round_id)
-            return record
-        return with_central(record, sums, self._package.spec.metrics)
 
     def finish(self, reason: str) -> list[Action]:
         """Announces that the federation has ended."""
@@ -360,3 +350,15 @@ def _of_every_plan(config: CoordinatorConfig, round_id: int) -> dict[str, Any]:
         "seed": int(np.random.default_rng([config.seed, round_id, 1]).integers(1 << 53)),
         "max_staleness": config.max_staleness,
     }
+
+
+def _measured(
+    record: RoundRecord, measure: Callable[[F32], Sums], theta: F32, package: ModelPackage
+) -> RoundRecord:
+    """Returns the record with the figures of the coordinator's own rows, if they can be had."""
+    try:
+        return with_central(record, measure(theta), package.spec.metrics)
+    except Exception:
+        # θ has moved on, and the actions that store it are not done yet.
+        log.exception("round %d: the coordinator's own rows are not measured", record.round_id)
+        return record
