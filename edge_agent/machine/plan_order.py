@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from broker.protocol.messages import RoundPlan
 
+Stage = tuple[int, int, bool]
+
 #: Earlier starts of the session that are remembered, to recognise their plans when they come late.
 _FORMER_INSTANCES = 4
 
 
-def stage(plan: RoundPlan) -> tuple[int, int, bool]:
+def stage(plan: RoundPlan) -> Stage:
     """Returns how far a federation is; it only grows within a start of the coordinator."""
     return plan.round_id, plan.version, plan.state == "finished"
 
@@ -23,25 +25,32 @@ def is_within_staleness(version: int, plan: RoundPlan) -> bool:
 
 
 class PlanOrder:
-    """Remembers which starts of the coordinator are over."""
+    """Remembers which starts of the coordinator are over, and how far each of them was."""
 
     def __init__(self) -> None:
-        self._former_instances: tuple[str, ...] = ()
+        #: The latest stage that was heard of each former start, the latest start last.
+        self._former_instances: dict[str, Stage] = {}
 
     def is_late(self, plan: RoundPlan, newest: RoundPlan) -> bool:
-        """Whether a plan is a delayed copy of one before the newest."""
+        """Whether a plan is a delayed copy of one before the newest.
+
+        A plan beyond all that was heard of a former start is none: that start goes on, and it was
+        the newest plan that came late.
+        """
         if plan.coordinator_instance == newest.coordinator_instance:
             return stage(plan) < stage(newest)
-        return (
-            plan.session == newest.session and plan.coordinator_instance in self._former_instances
-        )
+        if plan.session != newest.session:
+            return False
+        heard = self._former_instances.get(plan.coordinator_instance)
+        return heard is not None and stage(plan) <= heard
 
     def follow(self, plan: RoundPlan, before: RoundPlan) -> bool:
         """Notes that a plan replaces another; returns whether the coordinator has gone back."""
         if before.session != plan.session:
-            self._former_instances = ()
+            self._former_instances = {}
         elif before.coordinator_instance != plan.coordinator_instance:
-            self._former_instances = (*self._former_instances, before.coordinator_instance)[
-                -_FORMER_INSTANCES:
-            ]
+            self._former_instances.pop(plan.coordinator_instance, None)
+            self._former_instances[before.coordinator_instance] = stage(before)
+            while len(self._former_instances) > _FORMER_INSTANCES:
+                del self._former_instances[next(iter(self._former_instances))]
         return before.session == plan.session and stage(plan) < stage(before)

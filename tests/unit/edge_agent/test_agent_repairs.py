@@ -126,3 +126,37 @@ def test_a_late_plan_of_the_start_before_changes_nothing(caplog: pytest.LogCaptu
         assert device.plan(round_id=9, version=8) == []
     assert "plan of round 9 ignored: that of round 7 is newer" in caplog.text
     assert device.agent.plan == plan(coordinator_instance="c2", round_id=7, version=6)
+
+
+@pytest.mark.parametrize("state", ["open", "finished"])
+def test_a_start_that_goes_on_after_a_late_plan_of_the_one_before_is_heard_again(
+    state: str,
+) -> None:
+    device = ready()
+    device.plan(coordinator_instance="c2", round_id=2, version=1)
+    device.plan(coordinator_instance="c1", round_id=1)
+    later = THETA * 2
+    facts: dict[str, Any] = {
+        "coordinator_instance": "c2",
+        "round_id": 3,
+        "version": 2,
+        "blobs": {"weights": ref(later.tobytes())},
+        "state": state,
+    }
+    device.plan(**facts)
+    assert device.agent.plan == plan(**facts)
+    assert bool(only(device.blob(later.tobytes()), StartJob)) == (state == "open")
+    for copy in ({"coordinator_instance": "c1"}, {"coordinator_instance": "c1", "version": 0}):
+        assert device.plan(round_id=1, **copy) == [], "a late copy stays one"
+    assert device.agent.plan == plan(**facts)
+
+
+def test_late_copies_of_a_start_that_is_over_never_bring_it_back() -> None:
+    device = ready()
+    for round_id in (1, 2, 3):
+        device.plan(coordinator_instance="c1", round_id=round_id, version=round_id - 1)
+    restarted(device, round_id=2, version=1)
+    for round_id in (3, 1, 2):
+        late: dict[str, Any] = {"round_id": round_id, "version": round_id - 1}
+        assert device.plan(coordinator_instance="c1", **late) == []
+    assert device.agent.plan == plan(coordinator_instance="c2", round_id=2, version=1)
