@@ -117,7 +117,8 @@ class Rounds:
         if work is None:
             return []
         if plan_key(work) == plan_key(plan) and plan.state == "open":
-            self._at_work = plan  # its blobs may be cut otherwise by now
+            if self._job is None:
+                self._at_work = plan  # its blobs may be cut otherwise by now
         elif not self._still_counts(work, plan):
             self._at_work = None
             if self._job is not None:
@@ -129,7 +130,7 @@ class Rounds:
         return (
             work.session == plan.session
             and work.round_id <= plan.round_id
-            and self._decode(work).phase.rows == "train"
+            and self._is_training(work)
             and is_within_staleness(work.version, plan)
         )
 
@@ -147,6 +148,12 @@ class Rounds:
         if self._decoded is None or self._decoded[0] is not plan:
             self._decoded = plan, decode_plan(plan)
         return self._decoded[1]
+
+    def _is_training(self, plan: RoundPlan) -> bool:
+        try:
+            return self._decode(plan).phase.rows == "train"
+        except DeclinedError:
+            return False  # it came again with other settings, and nobody has worked on it yet
 
     # -- work -----------------------------------------------------------------------------------
 
@@ -270,8 +277,7 @@ class Rounds:
 
     def _answer(self, event: JobDone | JobFailed, now_s: float) -> list[Action]:
         if isinstance(event, JobFailed):
-            is_training = self._decode(event.plan).phase.rows == "train"
-            reason = event.reason or ("training" if is_training else "evaluation")
+            reason = event.reason or ("training" if self._is_training(event.plan) else "evaluation")
             return self.reports.declined(event.plan, reason, event.detail)
         if not isinstance(event.result, LocalUpdate):
             return self.reports.result(event.plan, event.result)

@@ -146,7 +146,7 @@ INVENTED: dict[str, tuple[dict[str, Any], str]] = {
     "algorithm": ({"algorithm": {"name": "fedmagic", "wand": 3}}, "unknown algorithm 'fedmagic'"),
     "algorithm setting": ({"algorithm": {"name": "fedprox", "nu": 3}}, "nu: unknown key"),
     "training": ({"training": {"epochs": 2, "warm_up": 5}}, "training.warm_up: unknown key"),
-    "training value": ({"training": {"epochs": "many"}}, "training: Expected `int`"),
+    "training value": ({"training": {"epochs": "many"}}, "training.epochs: expected a whole number, got 'many'"),
     "algorithm with": (
         {"algorithm": "scaffold", "training": {"momentum": 0.9}},
         "scaffold needs training.optimizer sgd with momentum 0",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 
 from broker.service.events import Connected, Publish, Subscribe, Tick, Unsubscribe
 from edge_agent.machine.events import (
@@ -173,3 +174,30 @@ def test_the_vectors_of_plans_that_are_over_are_freed() -> None:
         device.feed(JobFailed(plan(round_id=number), "cancelled"))
         device.blob(theta.tobytes())
     assert len(device.agent.rounds._blobs._vectors) == 1
+
+
+@pytest.mark.parametrize(
+    "unknown", [{"algorithm": {"name": "nope"}}, {"codec": "zip"}, {"training": {"warm_up": 5}}]
+)
+def test_a_job_goes_on_by_the_plan_that_it_began_with_when_the_same_one_comes_garbled(
+    unknown: dict[str, Any],
+) -> None:
+    device = training()
+    assert device.plan(**unknown) == []
+    header, _, _ = update_in(device.feed(trained([1, 2, 3, 4])))
+    assert (header.round_id, header.version) == (1, 0)
+    device = training()
+    device.plan(**unknown)
+    assert later(device, 1, 1) == [], "its update still counts"
+    assert later(device, 3, 1) == [CancelJob()]
+
+
+def test_a_garbled_copy_of_the_plan_whose_blobs_are_being_fetched_gives_way_to_the_next() -> None:
+    device = ready()
+    device.plan()
+    device.coordinator("offline")
+    device.plan(algorithm={"name": "nope"})
+    later(device, 1, 1)
+    device.coordinator()
+    (job,) = only(device.blob(AFTER.tobytes()), StartJob)
+    assert job.plan.version == 1
