@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,25 @@ from learning.phases.phase import Phase
 from learning.phases.registry import PHASES
 from learning.vector.parameters import F32
 from learning.vector.vectors import Vectors
+
+#: Limit of settings within settings; deeper ones are nobody's, and end in RecursionError.
+MAX_NESTING = 20
+
+
+def is_too_deep(choice: Any) -> bool:
+    """Returns whether settings are nested more than `MAX_NESTING` deep."""
+    level = [choice]
+    for _ in range(MAX_NESTING + 1):
+        level = [part for whole in level for part in _parts(whole)]
+        if not level:
+            return False
+    return True
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,9 +64,12 @@ def decode_plan(plan: RoundPlan) -> DecodedPlan:
     """Returns the decoded settings of a plan.
 
     Raises:
-        DeclinedError: this software does not know the phase, the algorithm, the codec or a setting;
-            its reason is `phase`, `algorithm`, `training` or `codec`.
+        DeclinedError: this software does not know the phase, the algorithm, the codec or a setting,
+            or it is nested too deep; its reason is `phase`, `algorithm`, `training` or `codec`.
     """
+    for reason in ("phase", "algorithm", "training", "codec"):
+        if is_too_deep(getattr(plan, reason)):
+            raise DeclinedError(reason, f"{reason}: nested more than {MAX_NESTING} deep")
     with _declines("phase"):
         phase = PHASES.make(plan.phase)
     with _declines("algorithm"):

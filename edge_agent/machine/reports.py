@@ -18,6 +18,7 @@ from broker.protocol.messages import (
 )
 from broker.protocol.topics import ReportTopic, Topics
 from broker.service.events import Publish
+from edge_agent.machine.decoded_plan import is_too_deep
 from edge_agent.machine.events import Action
 from edge_agent.machine.pending_update import LocalReport, LocalUpdate, SpooledUpdate
 from edge_agent.machine.status import AgentFacts
@@ -38,7 +39,9 @@ def plan_key(plan: RoundPlan) -> PlanKey:
     """Returns what tells a plan from others; that of an open round comes again, and is the same."""
     # A round of this number may have been before: with other weights, before a backup was put
     # back; with other settings of its phase, before a coordinator started again.
-    phase = msgspec.json.encode(plan.phase, order="sorted").decode()
+    # One that is nested too deep is declined, whatever is in it, and encodes to a RecursionError.
+    deep = is_too_deep(plan.phase)
+    phase = "" if deep else msgspec.json.encode(plan.phase, order="sorted").decode()
     return plan.session, plan.round_id, phase, plan.weights.sha256
 
 

@@ -21,7 +21,7 @@ from broker.protocol.topics import (
     Topic,
 )
 from broker.service.events import Connected, MessageArrived, Publish, Subscribe, Unsubscribe
-from edge_agent.machine.events import JobFailed, StartJob
+from edge_agent.machine.events import JobFailed, SpoolUpdate, StartJob
 from edge_agent.machine.pending_update import LocalUpdate
 from learning.vector.metrics import Sums
 from tests.unit.edge_agent.agent_stage import (
@@ -146,7 +146,10 @@ INVENTED: dict[str, tuple[dict[str, Any], str]] = {
     "algorithm": ({"algorithm": {"name": "fedmagic", "wand": 3}}, "unknown algorithm 'fedmagic'"),
     "algorithm setting": ({"algorithm": {"name": "fedprox", "nu": 3}}, "nu: unknown key"),
     "training": ({"training": {"epochs": 2, "warm_up": 5}}, "training.warm_up: unknown key"),
-    "training value": ({"training": {"epochs": "many"}}, "training.epochs: expected a whole number, got 'many'"),
+    "training value": (
+        {"training": {"epochs": "many"}},
+        "training.epochs: expected a whole number, got 'many'",
+    ),
     "algorithm with": (
         {"algorithm": "scaffold", "training": {"momentum": 0.9}},
         "scaffold needs training.optimizer sgd with momentum 0",
@@ -177,6 +180,35 @@ def test_of_several_unknown_things_the_first_to_be_decoded_is_named() -> None:
     assert report_in(ready().plan(phase="no", **changes)).reason == "phase"
     del changes["algorithm"]
     assert report_in(ready().plan(**changes)).reason == "training"
+
+
+def nested(key: str, depth: int, **changes: Any) -> bytes:
+    """A plan with settings of some depth, as text: a deep one can be read, and not written."""
+    text = msgspec.json.encode(plan(**changes, **{key: {"name": "DEEP"}})).decode()
+    deep = '{"name":' * depth + '"train"' + "}" * depth
+    return text.replace('{"name":"DEEP"}', deep).encode()
+
+
+@pytest.mark.parametrize("depth", [21, 500])
+@pytest.mark.parametrize("reason", ["phase", "algorithm", "training", "codec"])
+def test_settings_that_are_nested_too_deep_are_declined(reason: str, depth: int) -> None:
+    device = ready()
+    report = report_in(device.hear(RoundTopic(), nested(reason, depth)))
+    assert (report.kind, report.reason) == ("declined", reason)
+    assert report.detail == f"{reason}: nested more than 20 deep"
+    assert report_in(device.hear(RoundTopic(), nested(reason, depth))) == report
+    device.plan(round_id=2)
+    assert only(device.blob(THETA.tobytes()), StartJob)
+
+
+@pytest.mark.parametrize("reason", ["phase", "algorithm", "training", "codec"])
+def test_an_update_is_sent_however_deep_the_newest_plan_is_nested(reason: str) -> None:
+    device = training(max_staleness=1)
+    for depth in range(800, 1000):
+        device.hear(RoundTopic(), nested(reason, depth, max_staleness=1, round_id=2))
+    assert device.agent.plan is not None
+    assert device.agent.plan.round_id == 2
+    assert only(device.feed(trained([1, 2, 3, 4], max_staleness=1)), SpoolUpdate)
 
 
 @pytest.mark.parametrize("phase", [{"steps": 3}, "a phase with spaces", {"name": 7}])
