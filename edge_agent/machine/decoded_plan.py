@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from broker.protocol.messages import BlobRef, RoundPlan
-from fedge.errors import ConfigError, DeclinedError
+from fedge.errors import ConfigError, DeclinedError, one_line
 from learning.algorithms.algorithm import Algorithm
 from learning.algorithms.registry import ALGORITHMS
 from learning.algorithms.training import TrainingPlan, training_plan
 from learning.codecs.codec import Codec
 from learning.codecs.registry import CODECS
-from learning.phases.phase import Phase
+from learning.phases.phase import WEIGHTS, Phase
 from learning.phases.registry import PHASES
 from learning.vector.parameters import F32
 from learning.vector.vectors import Vectors
@@ -51,6 +51,7 @@ class DecodedPlan:
         algorithm_name: its name.
         training: steps, rates and the local optimizer.
         codec: with its settings.
+        blob_names: of the vectors that the device needs: θ, and what the algorithm shares.
     """
 
     phase: Phase
@@ -58,6 +59,7 @@ class DecodedPlan:
     algorithm_name: str
     training: TrainingPlan
     codec: Codec
+    blob_names: tuple[str, ...]
 
 
 def decode_plan(plan: RoundPlan) -> DecodedPlan:
@@ -80,7 +82,39 @@ def decode_plan(plan: RoundPlan) -> DecodedPlan:
         algorithm = ALGORITHMS.make(settings, training)
     with _declines("codec"):
         codec = CODECS.make(plan.codec)
-    return DecodedPlan(phase, algorithm, settings.name, training, codec)
+    shared = shared_vectors(algorithm, np.zeros(1, np.float32))
+    return DecodedPlan(phase, algorithm, settings.name, training, codec, (WEIGHTS, *shared))
+
+
+def shared_vectors(algorithm: Algorithm, theta: F32) -> Vectors:
+    """Returns what an algorithm shares before the first round; later ones have the same lengths.
+
+    Raises:
+        DeclinedError: the algorithm, of a plug-in perhaps, cannot say.
+    """
+    try:
+        return algorithm.shared(algorithm.init(theta))
+    except Exception as error:
+        detail = f"{type(algorithm).__name__}.init: {type(error).__name__}: {one_line(error)}"
+        raise DeclinedError("algorithm", detail) from error
+
+
+def wanted_blobs(plan: RoundPlan, names: Iterable[str], max_bytes: int) -> dict[str, BlobRef]:
+    """Returns the blobs that the device needs, by name; a plan's others are ignored.
+
+    Raises:
+        DeclinedError: `weights`: some are missing, or they are larger than allowed.
+    """
+    names = tuple(names)
+    if lacking := [name for name in names if name not in plan.blobs]:
+        detail = f"the plan has no blob {', '.join(lacking)}; expected {', '.join(names)}"
+        raise DeclinedError("weights", detail)
+    wanted = {name: plan.blobs[name] for name in names}
+    size = sum(ref.size for ref in wanted.values())
+    if size > max_bytes:
+        detail = f"blobs {', '.join(names)} of {size} bytes, limit {max_bytes}"
+        raise DeclinedError("weights", detail)
+    return wanted
 
 
 @contextmanager
@@ -97,9 +131,9 @@ class PlanBlobs:
     def __init__(self) -> None:
         self._vectors: dict[str, F32] = {}
 
-    def missing(self, plan: RoundPlan) -> list[BlobRef]:
-        """Returns the blobs of a plan that are not in memory."""
-        return [ref for ref in plan.blobs.values() if ref.sha256 not in self._vectors]
+    def missing(self, wanted: Mapping[str, BlobRef]) -> list[BlobRef]:
+        """Returns the wanted blobs that are not in memory."""
+        return [ref for ref in wanted.values() if ref.sha256 not in self._vectors]
 
     def take(self, sha256: str, blob: bytes) -> None:
         """Takes a complete blob.
@@ -113,9 +147,9 @@ class PlanBlobs:
         vector.setflags(write=False)
         self._vectors[sha256] = vector
 
-    def vectors(self, plan: RoundPlan) -> Vectors:
-        """Returns the vectors of a plan by name; none is missing."""
-        return {name: self._vectors[ref.sha256] for name, ref in plan.blobs.items()}
+    def vectors(self, wanted: Mapping[str, BlobRef]) -> Vectors:
+        """Returns the wanted vectors by name; none is missing."""
+        return {name: self._vectors[ref.sha256] for name, ref in wanted.items()}
 
     def keep_only(self, plans: Iterable[RoundPlan]) -> None:
         """Frees the vectors of all other plans."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 from learning.vector.parameters import F32
 from learning.vector.vectors import Vectors
 from models.package.spec import ModelSpec
+
+log = logging.getLogger(__name__)
 
 F16 = NDArray[np.float16]
 
@@ -54,6 +57,33 @@ class DeviceState:
         if self.algorithm != algorithm:
             return replace(self, algorithm=algorithm, vectors={})
         return self
+
+    def of_lengths(
+        self, vectors: Mapping[str, int], residuals: Mapping[str, int], personal: int
+    ) -> DeviceState:
+        """Returns the state without what has another length than expected.
+
+        Args:
+            vectors: lengths by name; a vector of another name may have any.
+            residuals: likewise.
+            personal: length of the personal layers.
+        """
+        own = None if self.personal is None or self.personal.size != personal else self.personal
+        return replace(
+            self,
+            vectors=_of_lengths(self.vectors, vectors),
+            residuals=_of_lengths(self.residuals, residuals),
+            personal=own,
+        )
+
+
+def _of_lengths(vectors: Vectors, lengths: Mapping[str, int]) -> Vectors:
+    kept = {
+        n: vector for n, vector in vectors.items() if vector.size == lengths.get(n, vector.size)
+    }
+    for name in vectors.keys() - kept.keys():
+        log.warning("stored %s is left out: %d numbers", name, vectors[name].size)
+    return kept
 
 
 def model_key(spec: ModelSpec) -> str:

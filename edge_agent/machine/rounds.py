@@ -9,7 +9,7 @@ from random import Random
 from broker.protocol.messages import BlobRef, CoordinatorStatus, Receipt, Resend, RoundPlan
 from broker.protocol.topics import Topics
 from edge_agent.machine.blob_fetcher import Fetcher
-from edge_agent.machine.decoded_plan import DecodedPlan, PlanBlobs, decode_plan
+from edge_agent.machine.decoded_plan import DecodedPlan, PlanBlobs, decode_plan, wanted_blobs
 from edge_agent.machine.events import (
     Action,
     CancelJob,
@@ -27,6 +27,7 @@ from edge_agent.machine.status import AgentFacts, check_available, check_model
 from edge_agent.machine.update_outbox import Outbox
 from fedge.errors import DeclinedError, WireError
 from learning.phases.registry import PHASES
+from learning.vector.vectors import Vectors
 
 log = logging.getLogger(__name__)
 
@@ -170,13 +171,13 @@ class Rounds:
             if loaded is None or loaded.package != plan.package:
                 return []  # the manifest or the package is on its way
             check_model(plan, decoded.phase, loaded)
+            wanted = wanted_blobs(plan, decoded.blob_names, self._facts.max_blob_bytes)
             self._at_work = plan
-            missing = self._blobs.missing(plan)
-            if missing:
+            if missing := self._blobs.missing(wanted):
                 return self._fetch(missing, now_s, plan.fetch_jitter_s)
         except DeclinedError as error:
             return self._decline(plan, error.reason, str(error))
-        return self._start_job(plan, decoded, loaded)
+        return self._start_job(plan, decoded, loaded, self._blobs.vectors(wanted))
 
     def _is_for_us(self, plan: RoundPlan) -> bool:
         coordinator = self.coordinator
@@ -212,14 +213,14 @@ class Rounds:
         return actions
 
     def _start_job(
-        self, plan: RoundPlan, decoded: DecodedPlan, loaded: PackageLoaded
+        self, plan: RoundPlan, decoded: DecodedPlan, loaded: PackageLoaded, vectors: Vectors
     ) -> list[Action]:
         self._job = plan_key(plan)
         state = self.outbox.state
         if decoded.phase.rows == "train":
             state = self.outbox.take_state()
             log.info("round %d: training on %d rows", plan.round_id, loaded.train_examples)
-        return [StartJob(plan, self._blobs.vectors(plan), state)]
+        return [StartJob(plan, vectors, state)]
 
     # -- blobs ----------------------------------------------------------------------------------
 

@@ -14,11 +14,11 @@ from broker.protocol.messages import RoundPlan, VectorRef
 from broker.protocol.seeds import codec_seed
 from edge_agent.data.columns import NOT_ALLOWED, StatisticsConfig
 from edge_agent.data.dataset import LocalDataset
-from edge_agent.machine.decoded_plan import DecodedPlan, decode_plan
+from edge_agent.machine.decoded_plan import DecodedPlan, decode_plan, shared_vectors
 from edge_agent.machine.device_state import DeviceState, model_key, rounded_residuals
 from edge_agent.machine.pending_update import JobResult, LocalReport, LocalUpdate
 from edge_agent.training.local_device import LocalDevice, LocalModel
-from fedge.errors import TrainingError
+from fedge.errors import DeclinedError, TrainingError
 from learning.algorithms.algorithm import Upload
 from learning.codecs.feedback import Encoded, encode_with_feedback
 from learning.codecs.registry import CODECS
@@ -49,9 +49,10 @@ def run_local_task(
 
     Args:
         plan: of the round.
-        blobs: vectors of the plan's blobs by name.
-        state: of this device; the part that belongs to another model, session or algorithm is
-            left out.
+        blobs: vectors of the plan's blobs by name; those that the algorithm does not share are
+            ignored.
+        state: of this device; the part that belongs to another model, session or algorithm, or
+            has another length, is left out.
         model: of the plan.
         dataset: of this device.
         agent_id: with the plan's seed it decides the order of rows and the rounding.
@@ -60,17 +61,22 @@ def run_local_task(
 
     Raises:
         DeclinedError: the plan names something that this software does not know, or its owner does
-            not allow.
+            not allow; or its vectors are not the algorithm's.
         TrainingError: no rows, cancelled, or the result is not finite.
         FederationError: the device cannot answer.
     """
     decoded = decode_plan(plan)
     model.program.spec.layout.check(blobs[WEIGHTS])
     key = model_key(model.program.spec)
-    usable = state.usable_for(key, plan.session, decoded.algorithm_name)
+    shared = _check_shared(decoded, blobs)
+    uploads = {n: u.size(blobs[WEIGHTS].size) for n, u in decoded.algorithm.uploads.items()}
+    usable = state.usable_for(key, plan.session, decoded.algorithm_name).of_lengths(
+        {**uploads, **shared}, uploads, model.personal.size
+    )
     rng = _rng(plan, agent_id, _TRAINING)
     device = LocalDevice(model, dataset, usable, rng, cancelled, statistics)
-    request = Request(blobs, decoded.algorithm, decoded.training)
+    needed = {name: blobs[name] for name in decoded.blob_names}
+    request = Request(needed, decoded.algorithm, decoded.training)
     with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is named
         answer = decoded.phase.answer(request, device)
         sums = answer.sums or Sums(0.0, 0.0, {})
@@ -86,6 +92,22 @@ def run_local_task(
         answer.seconds,
         after,
     )
+
+
+def _check_shared(decoded: DecodedPlan, blobs: Vectors) -> dict[str, int]:
+    """Returns the lengths of the vectors that the algorithm shares.
+
+    Raises:
+        DeclinedError: `weights`: one is missing or of another length.
+    """
+    shared = shared_vectors(decoded.algorithm, blobs[WEIGHTS])
+    expected = {name: vector.size for name, vector in shared.items()}
+    for name, length in expected.items():
+        found = blobs[name].size if name in blobs else 0
+        if found != length:
+            detail = f"blob {name} has {found} numbers, {decoded.algorithm_name} shares {length}"
+            raise DeclinedError("weights", detail)
+    return expected
 
 
 def _rng(plan: RoundPlan, agent_id: str, stream: int) -> np.random.Generator:

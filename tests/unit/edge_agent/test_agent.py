@@ -208,12 +208,14 @@ def test_weights_that_are_there_already_are_not_fetched_again() -> None:
     assert [type(a) for a in device.plan(round_id=2)] == [StartJob]
 
 
-def test_every_blob_of_a_plan_is_fetched_and_handed_to_the_job() -> None:
+def test_every_blob_that_the_algorithm_shares_is_fetched_and_handed_to_the_job() -> None:
     control = np.array([1.0, 2.0], np.float32)
     blobs_of_plan = {"weights": ref(THETA.tobytes()), "control": ref(control.tobytes())}
     device = ready()
     wanted = [TOPICS.chunks_of(digest(v.tobytes())) for v in (THETA, control)]
-    assert device.plan(blobs=blobs_of_plan) == [Subscribe(topic) for topic in wanted]
+    assert device.plan(algorithm="scaffold", blobs=blobs_of_plan) == [
+        Subscribe(topic) for topic in wanted
+    ]
     assert not only(device.blob(THETA.tobytes()), StartJob)
     (job,) = only(device.blob(control.tobytes()), StartJob)
     assert {name: v.tolist() for name, v in job.blobs.items()} == {
@@ -222,7 +224,8 @@ def test_every_blob_of_a_plan_is_fetched_and_handed_to_the_job() -> None:
     }
     # The next plan shares another control: the weights that stay are not fetched again.
     after = control * 2
-    device.plan(round_id=2, blobs=blobs_of_plan | {"control": ref(after.tobytes())})
+    blobs_of_plan |= {"control": ref(after.tobytes())}
+    device.plan(round_id=2, algorithm="scaffold", blobs=blobs_of_plan)
     actions = device.feed(JobFailed(plan(), "cancelled"))
     assert actions == [Subscribe(TOPICS.chunks_of(digest(after.tobytes())))]
 

@@ -227,19 +227,25 @@ def test_after_a_power_cut_the_control_variate_is_that_of_the_last_accepted_upda
     def control(state: DeviceState) -> list[float]:
         return state.vectors["control"].tolist() if "control" in state.vectors else []
 
-    device = training(algorithm="scaffold")
-    device.feed(with_control(trained([1, 2, 3, 4], algorithm="scaffold"), 1.0))
+    scaffold = shared_by_scaffold(THETA)
+    device = training(**scaffold)
+    device.feed(with_control(trained([1, 2, 3, 4], **scaffold), 1.0))
     device.receipt(accepted=True)
-    device.plan(round_id=2, version=1, algorithm="scaffold")
-    device.feed(with_control(trained([1, 2, 3, 4], algorithm="scaffold", round_id=2), 2.0))
+    device.plan(round_id=2, version=1, **scaffold)
+    device.feed(with_control(trained([1, 2, 3, 4], round_id=2, **scaffold), 2.0))
     again = rebooted(device)  # killed before the second receipt
     after = THETA + 1
-    sent = again.plan(round_id=2, algorithm="scaffold")
+    sent = again.plan(round_id=2, **scaffold)
     assert [a for a in only(sent, Publish) if "/updates/2/" in a.topic]
     again.receipt(accepted=accepted, round_id=2, attempt=2)
-    again.plan(round_id=3, version=2, algorithm="scaffold", blobs={"weights": ref(after.tobytes())})
+    again.plan(round_id=3, version=2, **shared_by_scaffold(after))
     (job,) = only(again.blob(after.tobytes()), StartJob)
     assert control(job.state) == ([2.0] * 4 if accepted else [1.0] * 4)
+
+
+def shared_by_scaffold(theta: F32) -> dict[str, Any]:
+    blob = ref(theta.tobytes())
+    return {"algorithm": "scaffold", "blobs": {"weights": blob, "control": blob}}
 
 
 def with_control(done: JobDone, value: float) -> JobDone:

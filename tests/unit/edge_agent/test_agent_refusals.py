@@ -107,6 +107,36 @@ def test_weights_beyond_the_limit_are_declined_before_a_byte_is_fetched() -> Non
     assert device.filters[4:] == []
 
 
+def test_weights_and_what_is_shared_must_fit_the_limit_together() -> None:
+    shared = {n: BlobRef(sha256=n[0] * 64, size=1600, chunks=1) for n in ("control", "extra")}
+    weights = BlobRef(sha256="0" * 64, size=1600, chunks=1)
+    device = ready(max_blob_bytes=3199)
+    blobs_of_plan = {"weights": weights, **shared}
+    report = report_in(device.plan(algorithm="scaffold", blobs=blobs_of_plan))
+    assert (report.reason, report.detail) == (
+        "weights",
+        "blobs weights, control of 3200 bytes, limit 3199",
+    )
+    assert device.filters[4:] == []
+
+
+def test_blobs_that_the_algorithm_does_not_share_are_ignored() -> None:
+    huge = BlobRef(sha256="e" * 64, size=1 << 40, chunks=100_000_000)
+    device = ready()
+    device.plan(blobs={"weights": ref(THETA.tobytes()), "extra": huge})
+    assert device.filters[4:] == [TOPICS.chunks_of(digest(THETA.tobytes()))]
+    (job,) = only(device.blob(THETA.tobytes()), StartJob)
+    assert list(job.blobs) == ["weights"]
+
+
+def test_a_plan_without_a_vector_that_its_algorithm_shares_is_declined() -> None:
+    report = report_in(ready().plan(algorithm="scaffold"))
+    assert (report.reason, report.detail) == (
+        "weights",
+        "the plan has no blob control; expected weights, control",
+    )
+
+
 def test_training_that_failed_is_declined_with_its_words() -> None:
     device = training()
     report = report_in(device.feed(JobFailed(plan(), "the loss is nan at step 3")))

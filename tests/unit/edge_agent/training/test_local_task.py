@@ -191,6 +191,39 @@ def test_the_state_of_another_algorithm_is_left_out(
     assert fresh.state.vectors["control"].any()
 
 
+@pytest.mark.parametrize("length", [0, 1, 2, 4, 1000])
+def test_a_shared_vector_of_another_length_is_declined(
+    model: LocalModel, dataset: LocalDataset, length: int
+) -> None:
+    with pytest.raises(DeclinedError) as caught:
+        scaffold(model, dataset, DeviceState(), np.zeros(length, np.float32))
+    assert caught.value.reason == "weights"
+    assert str(caught.value) == f"blob control has {length} numbers, scaffold shares 3"
+
+
+def test_a_shared_vector_that_is_missing_is_declined(
+    model: LocalModel, dataset: LocalDataset
+) -> None:
+    with pytest.raises(DeclinedError, match="blob control has 0 numbers, scaffold shares 3"):
+        update(model, dataset, algorithm="scaffold")
+
+
+@pytest.mark.parametrize("length", [1, 2, 4])
+def test_stored_state_of_another_length_is_left_out(
+    model: LocalModel, dataset: LocalDataset, length: int
+) -> None:
+    control = np.array([0.1, -0.2, 0.3], np.float32)
+    odd = np.ones(length, np.float32)
+    state = DeviceState(
+        model_key(model.program.spec), "s1", {"delta": odd}, "scaffold", {"control": odd}, odd
+    )
+    fresh = scaffold(model, dataset, DeviceState(), control, codec="int8")
+    result = scaffold(model, dataset, state, control, codec="int8")
+    assert result.body == fresh.body
+    assert result.state.vectors["control"].tobytes() == fresh.state.vectors["control"].tobytes()
+    assert result.state.personal is None
+
+
 # -- personal layers --------------------------------------------------------------------------
 
 
