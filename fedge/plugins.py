@@ -10,12 +10,16 @@ import hashlib
 import re
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
 from fedge.errors import ConfigError, one_line
 from fedge.yaml_config import located
+
+#: For each file that is being loaded: how to take back what it has registered so far.
+_registered: list[list[Callable[[], None]]] = []
 
 
 def load_plugins(files: Iterable[Path], base: Path, origin: str, *, key: str = "plugins") -> None:
@@ -57,11 +61,34 @@ def load_plugin(path: Path) -> ModuleType:
     module.__file__ = str(path)
     sys.modules[name] = module  # where dataclasses and msgspec look for annotations
     try:
-        exec(compile(source, str(path), "exec"), module.__dict__)  # noqa: S102  what it is for
-    except (Exception, SystemExit) as error:
+        with all_or_nothing():
+            exec(compile(source, str(path), "exec"), module.__dict__)  # noqa: S102  what it is for
+    except BaseException as error:
         del sys.modules[name]
+        if isinstance(error, KeyboardInterrupt):
+            raise
         raise ConfigError(_failure(path, error)) from error
     return module
+
+
+@contextmanager
+def all_or_nothing() -> Iterator[None]:
+    """Takes back all that is registered inside when it raises."""
+    _registered.append([])
+    try:
+        yield
+    except BaseException:
+        for take_back in reversed(_registered[-1]):
+            take_back()
+        raise
+    finally:
+        _registered.pop()
+
+
+def note_registration(take_back: Callable[[], None]) -> None:
+    """Notes how to take back a registration, should the file that makes it raise later."""
+    if _registered:
+        _registered[-1].append(take_back)
 
 
 def _read(path: Path) -> bytes:

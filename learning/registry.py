@@ -8,8 +8,10 @@ when no member here has the name.
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
@@ -17,7 +19,10 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 import msgspec
 
 from fedge.errors import ConfigError, did_you_mean, one_line
+from fedge.plugins import all_or_nothing, note_registration
 from fedge.yaml_config import parse_config
+
+log = logging.getLogger(__name__)
 
 
 class Settings(
@@ -75,8 +80,16 @@ class Registry(Generic[M]):
             raise ConfigError(
                 f"{self.kind} {name!r} is defined by {_path(known)} and by {_path(member)}"
             )
+        before = self._members.get(name)
         self._members[name] = member  # a plug-in's file may be loaded again
+        note_registration(lambda: self._take_back(name, before))
         return member
+
+    def _take_back(self, name: str, before: type[Member] | None) -> None:
+        if before is None:
+            del self._members[name]
+        else:
+            self._members[name] = before
 
     @property
     def group(self) -> str:
@@ -117,7 +130,8 @@ class Registry(Generic[M]):
             key: where it stands in a configuration, for messages.
 
         Raises:
-            ConfigError: no such member, or a setting is unknown, of the wrong type or out of range.
+            ConfigError: no such member, or a setting is unknown, of the wrong type or out of range,
+                or its settings raise.
         """
         if isinstance(choice, Settings):
             return choice
@@ -132,17 +146,19 @@ class Registry(Generic[M]):
             struct = self[name].settings_type
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from error
-        return decode_settings(given, struct, where)
+        with _in_one_line(f"{where} {name!r}"):
+            return decode_settings(given, struct, where)
 
     def make(self, choice: Choice | Settings, *arguments: Any, **named: Any) -> M:
         """A member with its settings; further arguments are the kind's own.
 
         Raises:
-            ConfigError: as `settings`, or the member refuses them.
+            ConfigError: as `settings`, or the member refuses them or raises.
         """
         settings = self.settings(choice)
         member: Any = self[settings.name]
-        made: M = member(settings, *arguments, **named)
+        with _in_one_line(f"{self.kind} {settings.name!r}"):
+            made: M = member(settings, *arguments, **named)
         return made
 
     def _find(self, name: str) -> type[Member] | None:
@@ -159,10 +175,14 @@ class Registry(Generic[M]):
         point = metadata.EntryPoint(name, value, self.group)
         where = f"{self.kind} {name!r}: entry point {value}"
         try:
-            member = point.load()
-            found = str(member.settings_type.__struct_config__.tag)
-        except Exception as error:
-            raise ConfigError(f"{where} cannot be loaded: {one_line(error)}") from error
+            with all_or_nothing():
+                member = point.load()
+                found = str(member.settings_type.__struct_config__.tag)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            kind = "" if isinstance(error, Exception) else f"{type(error).__name__}: "
+            raise ConfigError(f"{where} cannot be loaded: {kind}{one_line(error)}") from error
         if found != name:
             raise ConfigError(f"{where} is {found!r} by its settings' tag: use one name for both")
         self.add(member)
@@ -171,21 +191,52 @@ class Registry(Generic[M]):
 @lru_cache(maxsize=16)
 def _installed(group: str, paths: tuple[str, ...]) -> Mapping[str, str]:
     """Objects that the entry points of a group name, by name."""
-    if not _packages_have_members(paths):
-        return {}
-    from importlib import metadata
-
-    return {point.name: point.value for point in metadata.entry_points(group=group)}
+    found: dict[str, str] = {}
+    for group_of, name, value in _entry_points(paths):
+        if group_of == group:
+            found.setdefault(name, value)  # the path's first, as an import takes it
+    return found
 
 
 @lru_cache(maxsize=4)
-def _packages_have_members(paths: tuple[str, ...]) -> bool:
-    """Whether an installed package names members at all.
+def _entry_points(paths: tuple[str, ...]) -> Sequence[tuple[str, str, str]]:
+    """Group, name and value of all entry points of the packages that name members.
 
     Few do, and importlib.metadata costs every agent 1 MB and 20 ms: this look costs 2 ms.
     """
-    files = (file for path in paths for file in Path(path).glob("*-info/entry_points.txt"))
-    return any(b"[fedge." in file.read_bytes() for file in files)
+    found = []
+    for path in paths:
+        for file in sorted(Path(path).glob("*-info/entry_points.txt")):
+            try:
+                if b"[fedge." in _content(file):
+                    found += _entry_points_of(file.parent)
+            except Exception as error:  # noqa: BLE001  of somebody else's package
+                log.warning("%s is ignored: %s", file, one_line(error))
+    return found
+
+
+def _content(file: Path) -> bytes:
+    if not file.is_file():
+        raise OSError("not a file")
+    return file.read_bytes()
+
+
+def _entry_points_of(folder: Path) -> list[tuple[str, str, str]]:
+    from importlib import metadata
+
+    points = metadata.Distribution.at(folder).entry_points
+    return [(point.group, point.name, point.value) for point in points]
+
+
+@contextmanager
+def _in_one_line(what: str) -> Iterator[None]:
+    """Makes a ConfigError of whatever a member raises, as a plug-in's may."""
+    try:
+        yield
+    except (ConfigError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise ConfigError(f"{what}: {type(error).__name__}: {one_line(error)}") from error
 
 
 def _path(member: type[Member]) -> str:

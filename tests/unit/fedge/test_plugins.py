@@ -10,6 +10,7 @@ import pytest
 
 from fedge.errors import ConfigError
 from fedge.plugins import load_plugin, load_plugins
+from learning.codecs.registry import CODECS
 from tests.plugins import forgotten_plugins
 
 COUNTING = "import sys\nsys.fedge_test_loads = getattr(sys, 'fedge_test_loads', 0) + 1\n"
@@ -114,6 +115,7 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
         ("import no_such_package\n", "line 1: ModuleNotFoundError: No module named"),
         ("def f():\n    return 1 / 0\nf()\n", "line 2: ZeroDivisionError: division by zero"),
         ("import sys\nsys.exit(3)\n", "line 2: SystemExit: 3"),
+        ("class Odd(BaseException): pass\nraise Odd('so')\n", "line 2: Odd: so"),
         ("import json\n\njson.loads('{')\n", "line 3: JSONDecodeError: Expecting property"),
     ],
 )
@@ -130,3 +132,34 @@ def test_a_file_that_failed_is_tried_again(tmp_path: Path) -> None:
         load_plugin(path)
     sys.fedge_test_loads = 2  # type: ignore[attr-defined]
     assert load_plugin(path).value == 0.5
+
+
+REGISTERING = """
+from learning.codecs.registry import CODECS
+from learning.registry import Settings
+
+class SignSettings(Settings, frozen=True, tag="sign"):
+    pass
+
+@CODECS.add
+class Sign:
+    settings_type = SignSettings
+"""
+
+
+def test_what_a_file_registered_before_it_raised_is_taken_back(tmp_path: Path) -> None:
+    path = written(tmp_path / "one.py", REGISTERING + "raise ValueError('after all')\n")
+    with pytest.raises(ConfigError, match="after all"):
+        load_plugin(path)
+    assert "sign" not in CODECS
+    other = load_plugin(written(tmp_path / "two.py", REGISTERING))
+    assert CODECS["sign"] is other.Sign
+
+
+def test_a_member_that_was_replaced_before_the_file_raised_is_back(tmp_path: Path) -> None:
+    before = load_plugin(written(tmp_path / "one.py", REGISTERING)).Sign
+    again = "Sign.__module__ = sign.__module__\nCODECS.add(Sign)\n1 / 0\n"
+    source = REGISTERING.replace("@CODECS.add\n", "sign = CODECS['sign']\n") + again
+    with pytest.raises(ConfigError, match="division by zero"):
+        load_plugin(written(tmp_path / "two.py", source))
+    assert CODECS["sign"] is before

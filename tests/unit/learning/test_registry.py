@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -281,6 +281,73 @@ def test_a_package_that_raises_while_it_is_loaded_is_named(
     (installed / "fedge_test_workshop.py").write_text("1 / 0\n")
     with pytest.raises(ConfigError, match="fedge_test_workshop:Saw cannot be loaded: division by"):
         tools["saw"]
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [
+        ("import sys\nsys.exit(3)\n", "SystemExit: 3"),
+        ("class Odd(BaseException): pass\nraise Odd('so')\n", "Odd: so"),
+    ],
+)
+def test_a_package_that_would_end_the_process_is_refused_in_one_line(
+    installed: Path, tools: Registry[Any], source: str, why: str
+) -> None:
+    (installed / "fedge_test_workshop.py").write_text(source)
+    with pytest.raises(ConfigError, match=f"fedge_test_workshop:Saw cannot be loaded: {why}$"):
+        tools["saw"]
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, SystemExit, TypeError])
+def test_a_member_whose_constructor_raises_is_refused_in_one_line(
+    tools: Registry[Any], error: type[BaseException]
+) -> None:
+    class Broken(Hammer):
+        settings_type = type("S", (Settings,), {}, frozen=True, tag="broken")
+
+        def __init__(self, settings: Any) -> None:
+            raise error("so\nand so")
+
+    tools.add(Broken)
+    with pytest.raises(ConfigError, match=rf"^tool 'broken': {error.__name__}: so$"):
+        tools.make("broken")
+
+
+def test_settings_that_raise_are_refused_in_one_line(tools: Registry[Any]) -> None:
+    class OddSettings(Settings, frozen=True, tag="odd"):
+        def __post_init__(self) -> None:
+            raise ZeroDivisionError("so")
+
+    tools.add(type("Odd", (Hammer,), {"settings_type": OddSettings}))
+    with pytest.raises(ConfigError, match=r"^tool 'odd': ZeroDivisionError: so$"):
+        tools.make("odd")
+
+
+def broken_text(points: Path) -> None:
+    points.write_text("[fedge.tools]\nno equals sign\n")
+
+
+def broken_bytes(points: Path) -> None:
+    points.write_bytes(b"[fedge.tools]\ntongs = \xff\xfe:Tongs\n")
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("broken", [broken_text, broken_bytes, Path.mkdir])
+def test_entry_points_that_cannot_be_read_are_ignored_with_one_warning(
+    installed: Path,
+    tools: Registry[Any],
+    broken: Callable[[Path], None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    points = installed / "another-1.0.dist-info" / "entry_points.txt"
+    points.parent.mkdir()
+    broken(points)
+    assert tools.names() == ["ruler", "hammer", "saw", "drill", "plane"]
+    assert "saw" in tools
+    assert "int8" in CODECS.names()
+    (warning,) = caplog.messages
+    assert warning.startswith(f"{points} is ignored: ")
 
 
 @pytest.mark.usefixtures("installed")
