@@ -233,7 +233,7 @@ class Agent:
             return actions if record is None else [SaveTrust(record), *actions]
         except WireError as error:
             self._unreadable += 1
-            log.warning("message dropped: %s", error, extra={"event": "unreadable"})
+            log.warning("message dropped: %s", str(error)[:500], extra={"event": "unreadable"})
             return []
 
     def _trusted(self, topic: Topic, payload: bytes, now_s: float) -> list[Action]:

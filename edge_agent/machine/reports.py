@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 #: Answered plans that are remembered: the newest, and those that work went on with (staleness).
 _REMEMBERED = 8
 
+#: Characters of a detail: a plan may have a name of a million.
+_DETAIL = 500
+
 #: As `broker.protocol.messages.Name`.
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
@@ -136,6 +139,7 @@ class ReportBuilder:
 
     def declined(self, plan: RoundPlan, reason: str, detail: str) -> list[Action]:
         """Returns the report that declines a plan."""
+        detail = detail[:_DETAIL]
         log.warning("round %d: declined (%s): %s", plan.round_id, reason, detail)
         report = Report(
             session=plan.session,
@@ -145,7 +149,7 @@ class ReportBuilder:
             phase=_phase_of(plan),
             version=plan.version,
             reason=reason,
-            detail=detail[:500],
+            detail=detail,
             received_bytes=self.received_bytes,
         )
         return self._answer(plan, report)

@@ -204,6 +204,20 @@ def test_a_plan_it_does_not_understand_is_declined_by_name_and_the_next_one_is_w
     assert only(device.blob(THETA.tobytes()), StartJob)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"algorithm": "f" * 500_000}, {"phase": "p" * 500_000}, {"training": {"e" * 500_000: 1}}],
+)
+def test_the_words_of_a_decline_are_few_in_the_report_and_in_the_log(
+    changes: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    report = report_in(ready().plan(**changes))
+    assert len(report.detail) == 500
+    (line,) = [m for m in caplog.messages if "declined" in m]
+    assert line.endswith(report.detail)
+    assert len(line) < 550
+
+
 def test_of_several_unknown_things_the_first_to_be_decoded_is_named() -> None:
     changes: dict[str, Any] = {"codec": "zip", "training": {"x": 1}, "algorithm": "no"}
     assert report_in(ready().plan(**changes)).reason == "algorithm"
