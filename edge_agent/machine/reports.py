@@ -116,11 +116,13 @@ class ReportBuilder:
             state=result.state,
         )
 
-    def result(self, plan: RoundPlan, result: LocalReport) -> list[Action]:
-        """Returns the report of a job that uploads no vectors."""
+    def result(self, plan: RoundPlan, result: LocalReport, rows: int) -> list[Action]:
+        """Returns the report of a job that uploads no vectors, and looked at so many rows."""
         sums = result.sums
         if problem := _not_finite(sums):
             return self.declined(plan, "evaluation", problem)
+        # What leaves the device is its owner's to know.
+        log.info("round %d: sent %s of %d rows", plan.round_id, plan.phase_name, rows)
         report = Report(
             session=plan.session,
             agent_instance=self._facts.agent_instance,

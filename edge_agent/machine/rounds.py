@@ -23,7 +23,7 @@ from edge_agent.machine.package import CurrentPackage
 from edge_agent.machine.pending_update import AgentMemory, LocalUpdate, SpooledUpdate
 from edge_agent.machine.plan_order import PlanOrder, is_within_staleness
 from edge_agent.machine.reports import PlanKey, ReportBuilder, plan_key
-from edge_agent.machine.status import AgentFacts, check_available, check_model
+from edge_agent.machine.status import AgentFacts, check_available, check_model, rows_for
 from edge_agent.machine.update_outbox import Outbox
 from fedge.errors import DeclinedError, WireError
 from learning.phases.registry import PHASES
@@ -281,11 +281,15 @@ class Rounds:
             reason = event.reason or ("training" if self._is_training(event.plan) else "evaluation")
             return self.reports.declined(event.plan, reason, event.detail)
         if not isinstance(event.result, LocalUpdate):
-            return self.reports.result(event.plan, event.result)
+            return self.reports.result(event.plan, event.result, self._rows(event))
         update = self.reports.update(event.plan, event.result)
         if isinstance(update, SpooledUpdate):
             return self.outbox.put(update, now_s)
         return update
+
+    def _rows(self, event: JobDone) -> int:
+        loaded, phase = self._package.loaded, self._decode(event.plan).phase
+        return event.result.num_examples or (rows_for(phase, loaded) if loaded else 0)
 
     def _decline(self, plan: RoundPlan, reason: str, detail: str) -> list[Action]:
         if self._at_work is not None and plan_key(plan) == plan_key(self._at_work):

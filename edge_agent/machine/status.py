@@ -114,10 +114,14 @@ def check_model(plan: RoundPlan, phase: Phase, loaded: PackageLoaded) -> None:
     if loaded.fingerprint != plan.fingerprint:
         detail = f"the plan is for layout {plan.fingerprint}, the model has {loaded.fingerprint}"
         raise DeclinedError("fingerprint", detail)
-    rows = {
+    if rows_for(phase, loaded) == 0:
+        raise DeclinedError("no_data", f"no rows to {plan.phase_name} on")
+
+
+def rows_for(phase: Phase, loaded: PackageLoaded) -> int:
+    """Returns how many of the device's rows a phase looks at."""
+    return {
         "train": loaded.train_examples,
         "test": loaded.test_examples,
         "any": loaded.train_examples + loaded.test_examples,
     }[phase.rows]
-    if rows == 0:
-        raise DeclinedError("no_data", f"no rows to {plan.phase_name} on")

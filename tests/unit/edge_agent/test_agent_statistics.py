@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from broker.service.events import Publish
 from edge_agent.machine.events import CancelJob, JobDone, JobFailed, StartJob
 from edge_agent.machine.pending_update import LocalReport
@@ -49,6 +51,19 @@ def test_the_numbers_go_into_a_report() -> None:
     assert (report.kind, report.phase, report.round_id) == ("result", "statistics", 1)
     assert report.values == {"a": NUMBERS, "b": NUMBERS}
     assert (report.num_examples, report.weight_sum) == (4, 0.0)
+
+
+def test_the_log_says_what_left_the_device(caplog: pytest.LogCaptureFixture) -> None:
+    device = asked()
+    with caplog.at_level("INFO"):
+        device.feed(answered())
+        device.plan(round_id=2, phase="evaluate")
+        sums = Sums(1.0, 3.5, {})
+        device.feed(JobDone(plan(round_id=2, phase="evaluate"), LocalReport(sums)))
+    assert [m for m in caplog.messages if "sent" in m] == [
+        "round 1: sent statistics of 4 rows",
+        "round 2: sent evaluate of 5 rows",
+    ]
 
 
 def test_the_owner_s_no_is_the_reason_of_the_report() -> None:
