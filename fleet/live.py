@@ -17,7 +17,7 @@ from coordinator.records.records import RoundRecord
 from coordinator.report import answer_lines, bytes_text, decline_lines, matrix_lines
 from fedge.console import printable
 from fleet.participants import Participants
-from fleet.report import federated_figure, verdicts
+from fleet.report import ANSWER, federated_figure, verdicts
 from fleet.scenario import Scenario
 
 #: Agents shown in the closing table.
@@ -60,9 +60,12 @@ class LiveWatcher:
         spec, scenario, print_ = participants.spec, participants.scenario, self._console.print
         print_(f"[bold]{scenario.name}[/bold]: {_text(scenario.description)}")
         print_(f"[dim]licence: {_text(scenario.licence)}[/dim]", highlight=False)
-        self._rounds = 1 if scenario.is_statistics else config.rounds
-        if scenario.is_statistics:
-            print_(f"{len(participants.asked)} agents are asked for statistics; nothing is trained")
+        task = name_of(config.task)
+        is_training = task == "train"
+        self._rounds = config.rounds if is_training else 1
+        if not is_training:
+            asked = sum(task in participants.phases(name) for name in participants.rows)
+            print_(f"{asked} agents are asked for {_text(task)}; nothing is trained")
             print_(f"broker {_text(broker)}\n")
         else:
             learners = f"{len(participants.learners)} agents train"
@@ -161,8 +164,8 @@ def print_result(
         report: of the run.
         judge: check the limits; not for a run with fewer agents or rounds.
     """
-    if "statistics" in report:
-        _print_statistics(console, report)
+    if "statistics" in report or ANSWER in report:
+        _print_answer(console, report)
         return True
     console.print(_agents_table(report))
     final = report["final"]
@@ -186,7 +189,7 @@ def print_result(
     return kept
 
 
-def _print_statistics(console: Console, report: dict[str, Any]) -> None:
+def _print_answer(console: Console, report: dict[str, Any]) -> None:
     rounds = (msgspec.convert(each, RoundRecord) for each in reversed(report["rounds"]))
     record = next(record for record in rounds if record.status == "answered")
     lines = ["", *answer_lines(record), ""]

@@ -22,6 +22,8 @@ from learning.vector.parameters import F32
 from models.package.package import ModelPackage
 
 REPORT_FILE = "report.json"
+#: Key of the answer to a task that is neither `train` nor `statistics`.
+ANSWER = "answer"
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,9 +66,10 @@ def conclude(
     Raises:
         FleetError: no round had a result.
     """
-    if ended.participants.scenario.is_statistics:
-        return _statistics(ended)
-    return _trained(ended, read_theta, progress)
+    task = name_of(ended.config.task)
+    if task == "train":
+        return _trained(ended, read_theta, progress)
+    return _answered(ended, "statistics" if task == "statistics" else ANSWER)
 
 
 def _trained(
@@ -81,12 +84,12 @@ def _trained(
     return _report(ended, baselines)
 
 
-def _statistics(ended: Ended) -> dict[str, Any]:
-    """Returns the report of a statistics run; nothing was trained."""
+def _answered(ended: Ended, key: str) -> dict[str, Any]:
+    """Returns the report of a task that is one phase, its answer under `key`; no θ was made."""
     answered = [record for record in ended.records if record.status == "answered"]
     if not answered:
         raise FleetError("no round was answered")
-    return _report(ended, Baselines()) | {"statistics": answer_document(answered[-1])}
+    return _report(ended, Baselines()) | {key: answer_document(answered[-1])}
 
 
 def _report(ended: Ended, baselines: Baselines) -> dict[str, Any]:

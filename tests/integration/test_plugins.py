@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from click.testing import CliRunner
 
+from fleet.cli import cli
 from fleet.virtual.simulate import SimulationOptions, make_setting
 from fleet.virtual.simulation import Simulation
 from tests.plugins import extending_examples, forgotten_plugins
@@ -175,3 +177,20 @@ def test_the_phase_of_the_manual_is_asked_as_a_task(tmp_path: Path, examples: li
     assert (record.status, record.reported, record.version) == ("answered", 4, 0)
     low, mean, high = record.values["loss"]
     assert 0 < low < mean < high
+
+
+@pytest.mark.parametrize("command", ["run", "simulate"])
+def test_a_fleet_reports_the_answer_to_a_phase_of_the_manual(
+    tmp_path: Path, examples: list[str], command: str
+) -> None:
+    path = scenario(tmp_path, plugins=examples, algorithm="fedavg", task="spread")
+    options = ["--agents", "4", "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(cli, [command, str(path), *options])
+    assert done.exit_code == 0, done.output
+    assert "4 agents are asked for spread; nothing is trained" in done.output
+    assert "4 of 4 agents answered" in done.output
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["stopped"] == "answered"
+    low, mean, high = report["answer"]["values"]["loss"]
+    assert f"loss: {low:.6g}, {mean:.6g}, {high:.6g}" in done.output
+    assert not (tmp_path / "out" / "model").exists()
