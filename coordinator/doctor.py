@@ -24,6 +24,8 @@ from broker.protocol.topics import (
 )
 from coordinator.config import CoordinatorConfig
 from coordinator.evaluation import central_measure
+from coordinator.machine.roster import Roster, lacking_text
+from coordinator.rounds.protocol import first_needs
 from coordinator.service import find_package
 from coordinator.store import Store
 from fedge.check_result import Check, failed, ok, warning
@@ -93,18 +95,23 @@ def coordinator_rights(topics: Topics) -> Rights:
 
 
 def _agents_check(kept: Mapping[str, bytes], config: CoordinatorConfig) -> Check:
-    known = []
-    for payload in kept.values():
+    known, roster = 0, Roster()
+    for topic, payload in kept.items():
         try:
-            known.append(messages.decode(payload, AgentStatus))
+            roster.update(topic, messages.decode(payload, AgentStatus), now_s=0.0)
         except WireError:
             continue
-    here = [status for status in known if status.state == "online"]
-    able = [status for status in here if not status.unavailable_reason and not status.pause_reason]
-    found = f"{len(known)} known to the broker, {len(here)} online, {len(able)} can take part"
-    facts = {"known": len(known), "online": len(here), "able": len(able)}
+        known += 1
+    here = sum(entry.online for _, entry in roster)
+    lacking = roster.lacking(*first_needs(config))
+    # Before the federation's first start no agent has the model, nor can it count its rows.
+    able = here - roster.resting - lacking.total()
+    found = f"{known} known to the broker, {here} online, {able} can take part"
+    found += f", {roster.resting} paused" if roster.resting else ""
+    found += f"; {lacking_text(lacking)}" if lacking else ""
+    facts = {"known": known, "online": here, "able": able}
     wanted = max(config.cohort.at_least, config.round.minimum)
-    if len(able) < wanted:
+    if able < wanted:
         advice = f"a round needs {wanted}: start agents, or look at them with fedge agent doctor"
         return warning("agents", found, advice, "network", **facts)
     return ok("agents", found, "network", **facts)

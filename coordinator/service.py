@@ -142,10 +142,12 @@ class CoordinatorService(Service):
             case RoundEnded(record):
                 rounds = self._coordinator.config.rounds
                 self._say("round", round_line(record, rounds), record=msgspec.to_builtins(record))
-            case Waiting(able, wanted, resting):
+            case Waiting(able, wanted, resting, lacking):
                 line = f"waiting for agents: {able} of {wanted} can take part"
-                line += f", {resting} rest" if resting else ""
-                self._say("waiting", line, able=able, wanted=wanted, resting=resting)
+                line += f", {resting} paused" if resting else ""
+                line += f"; {lacking}" if lacking else ""
+                facts = {"able": able, "wanted": wanted, "resting": resting, "reason": lacking}
+                self._say("waiting", line, **facts)
             case AgentUnavailable(agent_id, why, is_transient):
                 log.warning("%s cannot take part: %s", agent_id, why)
                 if self._tell is not None:

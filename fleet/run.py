@@ -47,6 +47,8 @@ log = logging.getLogger(__name__)
 #: run counts as stuck.
 _STUCK_S = 90.0
 _GOODBYE_S = 10.0
+#: So long a wait for agents that lack something is told: while they start it means nothing.
+_LACKING_S = 2.0
 #: Abandoned rounds in a row that end a run; a coordinator by itself would go on for ever.
 _ABANDONED = 5
 #: Above this number agents share processes: an interpreter with numpy and the runtime takes 40 MB
@@ -190,7 +192,7 @@ class _Run:
             self.processes.stop()
 
     def _watch(self, config: CoordinatorConfig) -> str:
-        heard, waiting = time.monotonic(), False
+        heard, waiting, lacking = time.monotonic(), False, ""
         minimum = max(config.cohort.at_least, config.round.minimum)
         availability = Availability(self.participants.asked, minimum)
         ended: set[str] = set()
@@ -201,6 +203,9 @@ class _Run:
                 ended = self._note_ended(ended)
                 availability.check(ended)
                 silent_s = time.monotonic() - heard
+                if lacking and silent_s > _LACKING_S:
+                    self.watcher.note(f"waiting for agents: {lacking}")
+                    lacking = ""
                 self._check_stuck(ended, is_over=silent_s > patience_s(config, waiting=waiting))
                 continue
             heard = time.monotonic()
@@ -212,7 +217,7 @@ class _Run:
                 self.processes.await_coordinator(_GOODBYE_S)
                 return event.reason
             if event.event == "waiting":
-                waiting = True
+                waiting, lacking = True, event.reason
                 self.watcher.waiting(event.able, event.wanted)
             if event.event == "unavailable":
                 note = availability.report(
@@ -221,7 +226,7 @@ class _Run:
                 if note:
                     self.watcher.note(note)
             if event.event == "round":
-                waiting = False
+                waiting, lacking = False, ""
                 record = msgspec.json.decode(event.record, type=RoundRecord)
                 self.records.append(record)
                 self.watcher.round(record)

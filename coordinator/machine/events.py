@@ -102,12 +102,14 @@ class Waiting:
     Attributes:
         able: to take part now.
         wanted: before a round begins.
-        resting: that are here and say that they rest (too hot, quiet hours, …).
+        resting: that are here and say that they pause (too hot, quiet hours, …).
+        lacking: what others that are here lack, in words; empty when it is nothing.
     """
 
     able: int
     wanted: int
     resting: int = 0
+    lacking: str = ""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -21,6 +22,7 @@ Change = Literal["none", "changed", "heartbeat", "duplicate"]
 MISSED_HEARTBEATS = 3
 #: Instances that are remembered: a replaced one that publishes a birth is a second process.
 _FORMER_INSTANCES = 4
+_UNAVAILABLE = "unavailable"
 
 
 @dataclass
@@ -160,6 +162,24 @@ class Roster:
 
         return sorted(name for name, entry in self._entries.items() if can(entry.status))
 
+    def lacking(
+        self, phase: str, codec: str | None = None, algorithm: str | None = None
+    ) -> Counter[str]:
+        """Counts agents that are online and do not pause by what they lack; see `lacking_text`.
+
+        Args:
+            phase: as for `eligible_agents`, like the others.
+            codec: see there.
+            algorithm: see there.
+        """
+        return Counter(
+            lack
+            for _, entry in self
+            if entry.online
+            and not entry.status.pause_reason
+            and (lack := _lack(entry.status, phase, codec, algorithm))
+        )
+
     def takes_part(self, agent_id: str, phase: str) -> bool:
         """Says whether an agent takes part in a phase; one never heard of is believed to."""
         entry = self._entries.get(agent_id)
@@ -168,6 +188,32 @@ class Roster:
     def population(self, phase: str) -> int:
         """Returns how many agents take part in a phase, whether they are online or not."""
         return sum(_has_part(entry.status, phase) for entry in self._entries.values())
+
+
+def _lack(status: AgentStatus, phase: str, codec: str | None, algorithm: str | None) -> str:
+    """Returns what an agent lacks, after "does"; empty also while it loads the model."""
+    if status.unavailable_reason:
+        return _UNAVAILABLE
+    if phase not in status.phases:
+        return f"not take part in phase {phase!r}"
+    if algorithm is not None and algorithm not in status.algorithms:
+        return f"not know algorithm {algorithm!r}"
+    if codec is not None and codec not in status.codecs:
+        return f"not know codec {codec!r}"
+    if status.runtime and not _has_part(status, phase):
+        return f"not have rows for phase {phase!r}"
+    return ""
+
+
+def lacking_text(lacking: Counter[str]) -> str:
+    """Returns how many agents lack what, in words; empty when none lacks anything."""
+    return ", ".join(_counted(count, lack) for lack, count in lacking.most_common())
+
+
+def _counted(count: int, lack: str) -> str:
+    if lack == _UNAVAILABLE:
+        return f"{count} {lack}"
+    return f"{count} {'does' if count == 1 else 'do'} {lack}"
 
 
 def _has_part(status: AgentStatus, phase: str) -> bool:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 from coordinator.config import CoordinatorConfig
 from coordinator.machine.events import Waiting
-from coordinator.machine.roster import Roster
+from coordinator.machine.roster import Roster, lacking_text
+from coordinator.rounds.protocol import first_needs
 
 #: After an abandoned round the next one waits 1, 2, 4 … s, at most this.
 _LONGEST_PAUSE_S = 60.0
@@ -38,7 +40,8 @@ class RoundScheduler:
         self._grace_s = _GRACE_S if restarted else 0.0
         self._abandoned_in_a_row = 0
         self._look_again_s = -math.inf
-        self._told: tuple[int, int] | None = None
+        self._needs = first_needs(config)
+        self._told: Waiting | None = None
 
     def connected(self, now_s: float) -> bool:
         """A connection stands; whether it is the first."""
@@ -59,7 +62,7 @@ class RoundScheduler:
 
         Args:
             eligible_agents: the agents that can be asked now.
-            roster: counts the agents that pause.
+            roster: counts the agents that pause, and those that lack something.
             now_s: the time.
             first: no round has ended yet.
 
@@ -72,10 +75,12 @@ class RoundScheduler:
             self._told = None
             return eligible
         self._look_again_s = now_s + _LOOK_S * max(0, len(roster) - _SMALL_FLEET)
-        if self._told == (len(eligible), wanted):
+        lacking = lacking_text(roster.lacking(*self._needs))
+        waiting = Waiting(len(eligible), wanted, roster.resting, lacking)
+        if self._told is not None and replace(waiting, resting=self._told.resting) == self._told:
             return None
-        self._told = (len(eligible), wanted)
-        return Waiting(len(eligible), wanted, roster.resting)
+        self._told = waiting
+        return waiting
 
     def _wanted(self, now_s: float, first: bool) -> int:
         # Agents without which a round is not worth announcing.

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from coordinator.config import CohortConfig
+from broker.protocol.messages import name_of
+from coordinator.config import CohortConfig, CoordinatorConfig
 from coordinator.records.records import RoundRecord
 from coordinator.rounds.round import Round
 from learning.algorithms.algorithm import ServerState
@@ -90,6 +91,28 @@ class Abandon:
 
     record: RoundRecord
     reason: str
+
+
+class FirstNeeds(NamedTuple):
+    """What agents must have to be asked for the first phase of a round.
+
+    Attributes:
+        phase: they take part in it.
+        codec: they can encode it; None: any.
+        algorithm: they can run it; None: any.
+    """
+
+    phase: str
+    codec: str | None = None
+    algorithm: str | None = None
+
+
+def first_needs(config: CoordinatorConfig) -> FirstNeeds:
+    """Returns what the first phase of a federation's rounds needs of agents."""
+    task = name_of(config.task)
+    if task == "train":
+        return FirstNeeds(task, name_of(config.codec), name_of(config.algorithm))
+    return FirstNeeds(task)
 
 
 Outcome = Next | Commit | Result | Abandon

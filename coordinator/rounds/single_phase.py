@@ -8,7 +8,15 @@ import msgspec
 
 from coordinator.config import CoordinatorConfig
 from coordinator.records.records import RoundRecord
-from coordinator.rounds.protocol import Abandon, Agents, ClosedPhase, Outcome, PhaseOrder, Result
+from coordinator.rounds.protocol import (
+    Abandon,
+    Agents,
+    ClosedPhase,
+    Outcome,
+    PhaseOrder,
+    Result,
+    first_needs,
+)
 from learning.algorithms.algorithm import ServerState
 from learning.phases.phase import Collector
 from learning.registry import Settings
@@ -31,7 +39,7 @@ class SinglePhase:
 
     def eligible_agents(self) -> list[str]:
         """Agents that take part in the phase."""
-        return self._agents.eligible_agents(self._settings.name)
+        return self._agents.eligible_agents(*first_needs(self._config))
 
     def first(self, eligible: Sequence[str]) -> PhaseOrder:
         """The only phase."""

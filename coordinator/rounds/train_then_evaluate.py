@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import msgspec
 
-from broker.protocol.messages import name_of
 from coordinator.config import CohortConfig, CoordinatorConfig
 from coordinator.records.records import RoundRecord
 from coordinator.records.results import with_evaluation, with_training
@@ -22,6 +21,7 @@ from coordinator.rounds.protocol import (
     Outcome,
     PhaseOrder,
     Result,
+    first_needs,
 )
 from coordinator.rounds.stopping import stop_reason
 from fedge.errors import TrainingError
@@ -53,10 +53,7 @@ class TrainThenEvaluate:
 
     def eligible_agents(self) -> list[str]:
         """Agents with training rows that know the codec and the algorithm."""
-        config = self._config
-        return self._agents.eligible_agents(
-            "train", name_of(config.codec), name_of(config.algorithm)
-        )
+        return self._agents.eligible_agents(*first_needs(self._config))
 
     def first(self, eligible: Sequence[str]) -> PhaseOrder:
         """Training."""

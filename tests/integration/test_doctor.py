@@ -171,14 +171,24 @@ def test_the_coordinator_counts_a_fleet_that_is_larger_than_a_window(
     names = [Topics("large").name(AgentStatusTopic(f"pi-{n}")) for n in range(250)]
     for n, name in enumerate(names):
         paused = "too_hot: 80 °C, limit 75" if n < 10 else ""
-        status = AgentStatus(state="online", agent_instance="b", pause_reason=paused)
+        status = AgentStatus(
+            state="online",
+            agent_instance="b",
+            pause_reason=paused,
+            phases=("train",),
+            codecs=("int8",),
+            algorithms=("fedavg",) if n % 50 else (),
+        )
         link.publish(name, messages.encode(status), retain=True)
     config = CoordinatorConfig(federation="large", model="house_price", broker=settings)
     found = Found(diagnose_coordinator(config, tmp_path))
     for name in names:
         link.publish(name, b"", retain=True)
     link.close()
-    assert found.one("agents").facts == {"known": 250, "online": 250, "able": 240}
+    assert found.one("agents").facts == {"known": 250, "online": 250, "able": 236}
+    assert "236 can take part, 10 paused; 4 do not know algorithm 'fedavg'" in (
+        found.one("agents").found
+    )
 
 
 def test_a_closed_port_is_distinguished_from_a_wrong_port(

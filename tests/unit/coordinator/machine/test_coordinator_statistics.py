@@ -99,7 +99,9 @@ def test_a_task_that_cannot_be_asked_is_refused_at_the_start(task: Any, words: s
 def test_only_agents_that_know_statistics_are_asked() -> None:
     stage = Stage(asking(start=StartConfig(agents=1)))
     FakeAgent(stage, "old")
-    assert only(stage.actions, Waiting)[-1] == Waiting(0, 1)
+    assert only(stage.actions, Waiting)[-1] == Waiting(
+        0, 1, lacking="1 does not take part in phase 'statistics'"
+    )
     agents(stage, "new")
     assert stage.plan.cohort.ids == ("new",)
 

@@ -8,7 +8,7 @@ import pytest
 
 from broker.protocol.messages import AgentStatus
 from coordinator.machine import roster
-from coordinator.machine.roster import Roster
+from coordinator.machine.roster import Roster, lacking_text
 
 
 def status(state: Any = "online", agent_instance: str = "b1", **changes: Any) -> AgentStatus:
@@ -156,3 +156,28 @@ def test_two_processes_with_one_id_are_told_from_one_that_starts_anew() -> None:
     assert found.update("a", status(agent_instance="b2"), 1.0) == "changed"
     assert found.update("a", status(agent_instance="b1"), 2.0) == "duplicate"
     assert found.update("a", status(agent_instance="b2"), 3.0) == "duplicate"
+
+
+def test_what_agents_lack_is_counted_among_those_that_are_here() -> None:
+    knows: dict[str, Any] = {"algorithms": ("fedavg",), "runtime": "litert"}
+    found = roster_of(
+        able=status(**knows),
+        old=status(runtime="litert"),
+        older=status(runtime="litert"),
+        coder=status(**knows | {"codecs": ("float32",)}),
+        watcher=status(**knows | {"phases": ("evaluate",)}),
+        empty=status(**knows | {"train_examples": 0}),
+        loading=status(algorithms=("fedavg",), train_examples=0),
+        broken=status(unavailable_reason="no interpreter"),
+        warm=status(pause_reason="too_hot"),
+    )
+    found.update("gone", status(), 0.0)
+    found.update("gone", status("offline"), 0.0)
+    assert found.eligible_agents("train", "int8", "fedavg") == ["able"]
+    lacking = found.lacking("train", "int8", "fedavg")
+    assert lacking_text(lacking) == (
+        "2 do not know algorithm 'fedavg', 1 does not know codec 'int8', "
+        "1 does not take part in phase 'train', 1 does not have rows for phase 'train', "
+        "1 unavailable"
+    )
+    assert lacking_text(found.lacking("evaluate")) == "1 unavailable"

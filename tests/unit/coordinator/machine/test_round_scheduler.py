@@ -25,6 +25,7 @@ def roster(count: int) -> Roster:
             agent_instance="b",
             train_examples=10,
             codecs=("int8",),
+            algorithms=("fedavg",),
             phases=("train",),
         )
         made.update(f"pi-{number}", status, 0.0)
@@ -71,3 +72,16 @@ def test_a_large_fleet_that_is_too_small_is_not_counted_at_every_birth() -> None
     scheduler.connected(0.0)
     assert ask(scheduler, roster(1100), 1.0, first=True) == Waiting(1100, 10_000, 0)
     assert 1.009 < scheduler.due_s() < 1.011
+
+
+def test_what_agents_lack_is_told_with_the_wait_and_again_when_it_changes() -> None:
+    scheduler = RoundScheduler(config(), restarted=False)
+    scheduler.connected(0.0)
+    agents = roster(1)
+    assert ask(scheduler, agents, 61.0, first=True) == Waiting(1, 2)
+    old = AgentStatus(state="online", agent_instance="b", phases=("train",))
+    agents.update("old", old, 61.0)
+    assert ask(scheduler, agents, 62.0, first=True) == Waiting(
+        1, 2, lacking="1 does not know algorithm 'fedavg'"
+    )
+    assert ask(scheduler, agents, 63.0, first=True) is None
