@@ -20,6 +20,7 @@ from fedge.console import printable
 _SHOWN_CLASSES = 12
 _SHOWN_ROUNDS = 10
 _SHOWN_NUMBERS = 12
+_SHOWN_NAMES = 10
 
 
 def round_line(record: RoundRecord, rounds: int) -> str:
@@ -49,12 +50,19 @@ def round_line(record: RoundRecord, rounds: int) -> str:
 
 
 def decline_lines(record: RoundRecord) -> list[str]:
-    """Returns a line for each reason to decline: number of agents and one agent's message."""
-    counts = Counter(record.declined.values())
-    return [
-        f"{counts[reason]} declined ({reason}): {record.details.get(reason, 'no details')}"
-        for reason in sorted(counts)
-    ]
+    """Returns a line for each reason to decline: the agents, and the first one's message."""
+    return [_decline_line(record, reason) for reason in sorted(set(record.declined.values()))]
+
+
+def _decline_line(record: RoundRecord, reason: str) -> str:
+    names = sorted(name for name, why in record.declined.items() if why == reason)
+    detail = record.details.get(reason, "")
+    parts = [] if len(names) == 1 and detail else [", ".join(names[:_SHOWN_NAMES])]
+    if len(names) > _SHOWN_NAMES:
+        parts = [f"{parts[0]} and {len(names) - _SHOWN_NAMES} more"]
+    return f"{len(names)} declined ({reason}): " + "; ".join(
+        [*parts, *([detail] if detail else [])]
+    )
 
 
 def answer_lines(record: RoundRecord) -> list[str]:

@@ -82,6 +82,8 @@ class TrainedModel:
 
     def text(self) -> str:
         """See `Result`."""
+        if not self.progress.version:
+            return f"nothing was trained: {self.folder} holds the model as it began"
         return f"trained model: {self.folder}"
 
 

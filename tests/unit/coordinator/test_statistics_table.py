@@ -13,7 +13,13 @@ import pytest
 
 from coordinator.machine.progress import Progress
 from coordinator.records.records import RoundRecord, new_record
-from coordinator.report import answer_lines, round_line, status_document, status_text
+from coordinator.report import (
+    answer_lines,
+    decline_lines,
+    round_line,
+    status_document,
+    status_text,
+)
 from coordinator.result import AnswerResult, TrainedModel, make_result
 from coordinator.statistics_table import answer_document, statistics_lines
 from coordinator.store import Store
@@ -93,6 +99,20 @@ def test_the_answer_tells_who_declined_and_why() -> None:
     ]
 
 
+def test_many_that_declined_are_named_up_to_ten() -> None:
+    names = [f"pi-{n:02d}" for n in range(12)]
+    many = msgspec.structs.replace(
+        record(),
+        declined=dict.fromkeys(names, "not_allowed") | {"old": "phase"},
+        details={"not_allowed": "pi-03: statistics.allow is false"},
+    )
+    assert decline_lines(many) == [
+        f"12 declined (not_allowed): {', '.join(names[:10])} and 2 more; "
+        "pi-03: statistics.allow is false",
+        "1 declined (phase): old",
+    ]
+
+
 def test_a_round_of_statistics_is_one_line() -> None:
     assert round_line(record(), 10) == (
         "round 1 · statistics of 3 columns · 2 of 3 reported · declined: 1 not_allowed"
@@ -138,8 +158,8 @@ def test_the_status_shows_the_table(store: Store) -> None:
     assert status_document(store)["rounds"][0]["statistics"]["rooms"]["missing"] == 2
 
 
-def result(store: Store, tmp_path: Path, **changes: Any) -> Any:
-    progress = Progress(0, PACKAGE.initial, ServerState())
+def result(store: Store, tmp_path: Path, version: int = 1, **changes: Any) -> Any:
+    progress = Progress(version, PACKAGE.initial, ServerState())
     return make_result(config(**changes), tmp_path, PACKAGE, progress, store)
 
 
@@ -147,6 +167,8 @@ def test_a_task_has_its_result(store: Store, tmp_path: Path) -> None:
     trained = result(store, tmp_path)
     assert isinstance(trained, TrainedModel)
     assert trained.text() == f"trained model: {tmp_path / 'model'}"
+    begun = result(store, tmp_path, version=0).text()
+    assert begun == f"nothing was trained: {tmp_path / 'model'} holds the model as it began"
     for task in ("statistics", {"name": "statistics", "weighted": True}):
         assert isinstance(result(store, tmp_path, task=task), AnswerResult)
 

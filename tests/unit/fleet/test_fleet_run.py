@@ -57,7 +57,7 @@ def test_reasons_of_an_abandoned_round_are_listed() -> None:
         refusals={"norm": 3},
     )
     assert run.why_abandoned(diverged) == (
-        "2 declined (training): b: the loss is nan, learning_rate 1.0 may be too large; "
+        "2 declined (training): a, b; b: the loss is nan, learning_rate 1.0 may be too large; "
         "3 refused (norm)"
     )
     assert run.why_abandoned(record(0.5)) == "too few answered in time"

@@ -35,7 +35,7 @@ def test_declines_are_shown_by_reason_with_one_agents_message() -> None:
     _, *lines = shown_round(declined=declined, details=details)
     assert lines == [
         "1 declined (too_hot): pi-3: 90 degrees",
-        "2 declined (training): pi-2: the loss is nan [/x]",
+        "2 declined (training): pi-1, pi-2; pi-2: the loss is nan [/x]",
     ]
 
 
