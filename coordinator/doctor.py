@@ -26,7 +26,7 @@ from coordinator.config import CoordinatorConfig
 from coordinator.evaluation import central_measure
 from coordinator.machine.roster import Roster, lacking_text
 from coordinator.rounds.protocol import first_needs
-from coordinator.service import find_package
+from coordinator.service import find_package, trained_with
 from coordinator.store import Store
 from fedge.check_result import Check, failed, ok, warning
 from fedge.errors import ConfigError, FederationError, WireError
@@ -175,6 +175,8 @@ def _store(config: CoordinatorConfig, state_dir: Path) -> Check:
     try:
         with closing(Store.open_existing(state_dir)) as store:
             federation, rounds = store.meta("federation"), len(store.history())
+            if federation == config.federation:
+                store.check_algorithm(trained_with(config))
     except FederationError as error:
         return failed("store", str(error), "restore it, or begin anew in another state_dir")
     if federation != config.federation:

@@ -16,6 +16,7 @@ import msgspec
 
 from broker.link.link import Link, Received, Will
 from broker.link.mqtt import MqttLink
+from broker.protocol.messages import name_of
 from broker.protocol.signed_messages import is_signed, key_id
 from broker.protocol.topics import Topics
 from broker.service.events import LinkAction, Publish, Tick
@@ -34,7 +35,8 @@ from coordinator.machine.events import (
     Waiting,
 )
 from coordinator.machine.progress import Progress
-from coordinator.report import round_line
+from coordinator.records.records import RoundRecord
+from coordinator.report import decline_lines, round_line
 from coordinator.result import make_result
 from coordinator.store import NOTED_EVERY_S, Store
 from fedge.errors import ModelError
@@ -140,8 +142,7 @@ class CoordinatorService(Service):
         self._durability.perform(action, heard_at)
         match action:
             case RoundEnded(record):
-                rounds = self._coordinator.config.rounds
-                self._say("round", round_line(record, rounds), record=msgspec.to_builtins(record))
+                self._tell_round(record)
             case Waiting(able, wanted, resting, lacking):
                 line = f"waiting for agents: {able} of {wanted} can take part"
                 line += f", {resting} paused" if resting else ""
@@ -163,6 +164,15 @@ class CoordinatorService(Service):
                 self._save_result()
                 self._say("finished", f"finished: {reason}", reason=reason)
                 self.stop()
+
+    def _tell_round(self, record: RoundRecord) -> None:
+        if record.status != "abandoned" or self._tell is not None:
+            line = round_line(record, self._coordinator.config.rounds)
+            self._say("round", line, record=msgspec.to_builtins(record))
+            return
+        # The machine logged that it was abandoned, and why; who declined is not in that line.
+        for line in decline_lines(record):
+            self._say("round", f"round {record.round_id}: {line}")
 
     def _say(self, event: str, line: str, **facts: object) -> None:
         if self._tell is None:
@@ -207,13 +217,16 @@ def run_coordinator(
         claimed(state_dir, "coordinator"),
         closing(Store(state_dir, config.keep_versions)) as store,
     ):
+        algorithm = trained_with(config)
         store.adopt(config.federation, package)
+        store.check_algorithm(algorithm)
         progress = store.load(package.spec.size)
         session = store.session(secrets.token_hex(8))
         signer = _open_signer(config, base, store)
         keys = () if signer is None else tuple(key.hex() for key in signer.public)
         start = secrets.token_hex(8)
         coordinator = Coordinator(config, package, session, start, progress, measure, keys)
+        store.adopt(config.federation, package, algorithm)  # not before it is known to fit
         if progress is None:
             store.begin(coordinator.progress.theta, coordinator.progress.state)
         else:
@@ -242,6 +255,11 @@ def run_coordinator(
         if coordinator.finished is None:  # stopped on the way
             result.save()
         return result.text()
+
+
+def trained_with(config: CoordinatorConfig) -> str | None:
+    """Returns the name of the algorithm that changes θ; None for a task that leaves it as it is."""
+    return name_of(config.algorithm) if name_of(config.task) == "train" else None
 
 
 def _open_signer(config: CoordinatorConfig, base: Path, store: Store) -> Signer | None:

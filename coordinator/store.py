@@ -107,26 +107,39 @@ class Store(Database):
             raise ConfigError(f"{folder / STORE_FILE}: no such file; was the coordinator started?")
         return cls(folder)
 
-    def adopt(self, federation: str, package: ModelPackage) -> None:
-        """Tie the store to a federation and its model, at its first use.
+    def adopt(self, federation: str, package: ModelPackage, algorithm: str | None = None) -> None:
+        """Tie the store to a federation, its model and its algorithm, at its first use.
+
+        Args:
+            federation: its name.
+            package: its model.
+            algorithm: its name; None: θ stays as it is, whatever the algorithm.
 
         Raises:
-            ConfigError: it belongs to another federation or model.
+            ConfigError: it belongs to another federation, model or algorithm.
         """
         facts = {
             "federation": federation,
             "model": package.spec.name,
             "fingerprint": package.spec.fingerprint,
-        }
+        } | ({} if algorithm is None else {"algorithm": algorithm})
         for key, value in facts.items():
+            self._check_fact(key, value)
             with self._transaction() as db:
                 db.execute("INSERT OR IGNORE INTO meta VALUES (?, ?)", (key, value))
-            found = self.meta(key)
-            if found != value:
-                raise ConfigError(
-                    f"{self.path} holds {key} {found!r}, the configuration says {value!r}: "
-                    "use another state_dir, or delete the folder to begin anew"
-                )
+
+    def check_algorithm(self, algorithm: str | None) -> None:
+        """Raises ConfigError when the store is tied to another algorithm; see `adopt`."""
+        if algorithm is not None:
+            self._check_fact("algorithm", algorithm)
+
+    def _check_fact(self, key: str, value: str) -> None:
+        found = self.meta(key)
+        if found is not None and found != value:
+            raise ConfigError(
+                f"{self.path} holds {key} {found!r}, the configuration says {value!r}: "
+                "use another state_dir, or delete the folder to begin anew"
+            )
 
     def begin(self, theta: F32, state: ServerState) -> None:
         """Store version 0, before anybody trains."""

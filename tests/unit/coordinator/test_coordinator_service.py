@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -18,20 +21,24 @@ from broker.protocol import blobs, messages, signed_messages
 from broker.protocol.messages import AgentStatus, Receipt, RoundPlan, UpdateHeader, VectorRef
 from broker.protocol.topics import AgentStatusTopic, InboxTopic, RoundTopic, Topics, UpdateTopic
 from broker.security.signing import Signer, SigningKeys
-from coordinator.config import StartConfig
+from coordinator.config import CoordinatorConfig, StartConfig
+from coordinator.doctor import diagnose
 from coordinator.machine.coordinator import Coordinator
-from coordinator.machine.events import Finished, SaveAgent
+from coordinator.machine.events import Finished, RoundEnded, SaveAgent, Waiting
 from coordinator.machine.progress import Progress
 from coordinator.result import TrainedModel
 from coordinator.service import CoordinatorService, run_coordinator
 from coordinator.store import Store
+from fedge.check_result import Check
 from fedge.errors import ConfigError, StoreError
 from fedge.files import claimed
 from learning.algorithms.algorithm import ServerState
 from learning.codecs.registry import CODECS
 from models.package.package import load_package
 from models.package.stored_versions import STORE_FILE
+from models.zoo import load_zoo
 from tests.unit.coordinator.machine.coordinator_stage import PACKAGE, SESSION, config
+from tests.unit.coordinator.test_stopping import record
 
 TOPICS = Topics("f")
 AGENTS = ("a", "b", "c")
@@ -258,6 +265,61 @@ def test_a_second_coordinator_on_one_state_folder_is_refused(tmp_path: Path) -> 
     ):
         run_coordinator(config(), tmp_path)
     assert not (tmp_path / "state" / STORE_FILE).exists()
+
+
+def test_another_algorithm_in_a_state_folder_is_refused_by_the_start_and_the_doctor(
+    tmp_path: Path,
+) -> None:
+    with closing(Store(tmp_path / "state")) as store:
+        store.adopt("f", load_zoo("house_price"), "fedavg")
+    prox = config(model="house_price", algorithm="fedprox")
+    refusal = "holds algorithm 'fedavg', the configuration says 'fedprox'"
+    with pytest.raises(ConfigError, match=refusal):
+        run_coordinator(prox, tmp_path)
+
+    def looked_at(settings: CoordinatorConfig) -> Check:
+        checks = diagnose(settings, tmp_path, offline=True)
+        return next(check for check in checks if check.name == "store")
+
+    assert looked_at(prox).state == "failed"
+    assert refusal in looked_at(prox).found
+    for task, algorithm in (("train", "fedavg"), ("statistics", "fedprox")):
+        same = msgspec.structs.replace(prox, task=task, algorithm=algorithm)
+        assert looked_at(same).state == "ok"
+
+
+def test_an_abandoned_round_is_not_logged_again_and_who_declined_is(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "coordinator")
+    scene.service._tell = None  # lines instead of JSON
+    ended = record(0.5, status="abandoned", declined={"b": "training", "a": "training"})
+    scene.service.perform(RoundEnded(ended))
+    assert caplog.messages == ["round 1: 2 declined (training): a, b"]
+    caplog.clear()
+    scene.service.perform(RoundEnded(msgspec.structs.replace(ended, declined={})))
+    assert caplog.messages == []
+
+
+def test_a_wait_says_what_agents_lack(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "coordinator")
+    scene.service._tell = None
+    scene.service.perform(Waiting(0, 1, 2, "4 do not know algorithm 'damped'"))
+    assert caplog.messages == [
+        "waiting for agents: 0 of 1 can take part, 2 paused; 4 do not know algorithm 'damped'"
+    ]
+    told: list[dict[str, object]] = []
+    scene.service._tell = told.append
+    scene.service.perform(Waiting(0, 1, 2, "4 do not know algorithm 'damped'"))
+    assert told == [
+        {
+            "event": "waiting",
+            "able": 0,
+            "wanted": 1,
+            "resting": 2,
+            "reason": "4 do not know algorithm 'damped'",
+        }
+    ]
 
 
 def test_the_trained_model_is_replaced_file_by_file_as_a_whole(tmp_path: Path) -> None:

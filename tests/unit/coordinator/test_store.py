@@ -166,6 +166,19 @@ def test_it_belongs_to_one_federation_and_one_model(store: Store) -> None:
         store.adopt("f", ModelPackage(renamed, PACKAGE.program, np.array(PACKAGE.initial)))
 
 
+def test_it_belongs_to_the_algorithm_that_trained_it(store: Store) -> None:
+    store.adopt("f", PACKAGE)  # a task that trains nothing
+    store.adopt("f", PACKAGE, "fedavg")
+    refusal = r"holds algorithm 'fedavg', the configuration says 'fedprox': use another state_dir"
+    with pytest.raises(ConfigError, match=refusal):
+        store.adopt("f", PACKAGE, "fedprox")
+    with pytest.raises(ConfigError, match=refusal):
+        store.check_algorithm("fedprox")
+    store.check_algorithm("fedavg")
+    store.adopt("f", PACKAGE)
+    store.check_algorithm(None)
+
+
 def test_another_number_of_parameters_is_refused(store: Store) -> None:
     store.begin(theta(0, 0, 0), NOTHING)
     with pytest.raises(ConfigError, match="version 0 has 3 parameters, not 4"):
