@@ -26,7 +26,7 @@ from coordinator.config import CoordinatorConfig
 from coordinator.evaluation import central_measure
 from coordinator.machine.roster import Roster, lacking_text
 from coordinator.rounds.protocol import first_needs
-from coordinator.service import find_package, trained_with
+from coordinator.service import find_package, trained_with, untrimmed
 from coordinator.store import Store
 from fedge.check_result import Check, failed, ok, warning
 from fedge.errors import ConfigError, FederationError, WireError
@@ -127,6 +127,9 @@ def _configuration(config: CoordinatorConfig) -> Iterator[Check]:
         )
     else:
         yield ok("rounds", f"at least {least} agents; {config.rounds} rounds")
+    if found := untrimmed(config):
+        what, _, advice = found.rpartition(": ")
+        yield warning("aggregator", what, advice)
 
 
 def _signing_key(config: CoordinatorConfig, base: Path) -> Iterator[Check]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -42,6 +43,8 @@ from coordinator.store import NOTED_EVERY_S, Store
 from fedge.errors import ModelError
 from fedge.files import claimed
 from fedge.yaml_config import located
+from learning.aggregation.registry import AGGREGATORS
+from learning.aggregation.trimmed_mean import TrimmedMeanSettings
 from models.package.package import ModelPackage, load_package
 from models.zoo import load_zoo, zoo_names
 
@@ -251,6 +254,8 @@ def run_coordinator(
             give_up_s,
             signer,
         )
+        if warning := untrimmed(config):
+            log.warning("%s", warning)
         service.run()
         if coordinator.finished is None:  # stopped on the way
             result.save()
@@ -260,6 +265,23 @@ def run_coordinator(
 def trained_with(config: CoordinatorConfig) -> str | None:
     """Returns the name of the algorithm that changes θ; None for a task that leaves it as it is."""
     return name_of(config.algorithm) if name_of(config.task) == "train" else None
+
+
+def untrimmed(config: CoordinatorConfig) -> str:
+    """Returns a warning when trimmed_mean would trim nothing in the smallest round; else ""."""
+    aggregator = AGGREGATORS.settings(config.aggregator, key="aggregator")
+    if trained_with(config) is None or not isinstance(aggregator, TrimmedMeanSettings):
+        return ""
+    fraction, minimum = aggregator.fraction, config.round.minimum
+    if int(fraction * minimum + 1e-9):  # 0.29 × 100 is 28.999999999999996
+        return ""
+    advice = (
+        f"set round.minimum to {math.ceil(1 / fraction - 1e-9)}" if fraction else "raise fraction"
+    )
+    return (
+        f"aggregator trimmed_mean with fraction {fraction:g} leaves nothing out of a round of "
+        f"round.minimum {minimum}, one hostile agent can decide it: {advice}"
+    )
 
 
 def _open_signer(config: CoordinatorConfig, base: Path, store: Store) -> Signer | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -21,13 +22,13 @@ from broker.protocol import blobs, messages, signed_messages
 from broker.protocol.messages import AgentStatus, Receipt, RoundPlan, UpdateHeader, VectorRef
 from broker.protocol.topics import AgentStatusTopic, InboxTopic, RoundTopic, Topics, UpdateTopic
 from broker.security.signing import Signer, SigningKeys
-from coordinator.config import CoordinatorConfig, StartConfig
+from coordinator.config import CoordinatorConfig, RoundConfig, StartConfig
 from coordinator.doctor import diagnose
 from coordinator.machine.coordinator import Coordinator
 from coordinator.machine.events import Finished, RoundEnded, SaveAgent, Waiting
 from coordinator.machine.progress import Progress
 from coordinator.result import TrainedModel
-from coordinator.service import CoordinatorService, run_coordinator
+from coordinator.service import CoordinatorService, run_coordinator, untrimmed
 from coordinator.store import Store
 from fedge.check_result import Check
 from fedge.errors import ConfigError, StoreError
@@ -286,6 +287,32 @@ def test_another_algorithm_in_a_state_folder_is_refused_by_the_start_and_the_doc
     for task, algorithm in (("train", "fedavg"), ("statistics", "fedprox")):
         same = msgspec.structs.replace(prox, task=task, algorithm=algorithm)
         assert looked_at(same).state == "ok"
+
+
+@pytest.mark.parametrize(
+    ("fraction", "minimum", "words"),
+    [
+        (0.2, 4, "fraction 0.2 leaves nothing out of a round of round.minimum 4, .*minimum to 5$"),
+        (0.2, 5, "^$"),
+        (0.29, 3, "set round.minimum to 4$"),
+        (0.0, 9, "raise fraction$"),
+    ],
+)
+def test_a_trimmed_mean_that_trims_nothing_is_a_warning(
+    tmp_path: Path, fraction: float, minimum: int, words: str
+) -> None:
+    settings = config(
+        model="house_price",
+        aggregator={"name": "trimmed_mean", "fraction": fraction},
+        round=RoundConfig(minimum=minimum),
+    )
+    found = untrimmed(settings)
+    assert re.search(words, found)
+    checks = diagnose(settings, tmp_path, offline=True)
+    warned = [f"{c.found}: {c.advice}" for c in checks if c.name == "aggregator"]
+    assert warned == ([found] if found else [])
+    assert untrimmed(msgspec.structs.replace(settings, task="statistics")) == ""
+    assert untrimmed(msgspec.structs.replace(settings, aggregator="median")) == ""
 
 
 def test_an_abandoned_round_is_not_logged_again_and_who_declined_is(
