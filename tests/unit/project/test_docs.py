@@ -44,7 +44,7 @@ from fedge.yaml_config import load_config, parse_config
 from fleet.baselines import Baselines
 from fleet.participants import make_participants
 from fleet.partition import PartitionConfig
-from fleet.report import build_report
+from fleet.report import ANSWER, build_report
 from fleet.scenario import BaselineConfig, DetectionConfig, Scenario, load_scenario
 from fleet.virtual.faults import FaultPlan
 from fleet.virtual.invariants import InvariantViolated
@@ -328,7 +328,7 @@ def test_every_key_of_the_report_is_documented() -> None:
     facts = dict.fromkeys(("agents", "codec", "runtime", "broker", "reason", "seconds"), "")
     baselines = Baselines(failed={"own": "why"}, detection={"own": {"auc": 1.0}})
     report = build_report(scenario, load_zoo("house_price"), [], baselines, facts)
-    assert first_cells(text) == {*report, "statistics"}
+    assert first_cells(text) == {*report, "statistics", ANSWER}
     (final,) = re.findall(r"(?m)^\| `final` \| (.*) \|$", text)
     assert set(re.findall(r"`(\w+)`", final)) == set(report["final"])
 
