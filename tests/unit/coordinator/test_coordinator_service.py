@@ -7,7 +7,6 @@ import re
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 import pytest
 
 from broker.link.link import Received
+from broker.link.settings import BrokerSettings
 from broker.memory.link import MemoryBroker, MemoryLink
 from broker.protocol import blobs, messages, signed_messages
 from broker.protocol.messages import AgentStatus, Receipt, RoundPlan, UpdateHeader, VectorRef
@@ -31,13 +31,13 @@ from coordinator.result import TrainedModel
 from coordinator.service import CoordinatorService, run_coordinator, untrimmed
 from coordinator.store import Store
 from fedge.check_result import Check
-from fedge.errors import ConfigError, StoreError
+from fedge.errors import ConfigError, LinkError, StoreError
 from fedge.files import claimed
 from learning.algorithms.algorithm import ServerState
 from learning.codecs.registry import CODECS
 from models.package.package import load_package
 from models.package.stored_versions import STORE_FILE
-from models.zoo import load_zoo
+from tests.ports import free_port
 from tests.unit.coordinator.machine.coordinator_stage import PACKAGE, SESSION, config
 from tests.unit.coordinator.test_stopping import record
 
@@ -271,9 +271,10 @@ def test_a_second_coordinator_on_one_state_folder_is_refused(tmp_path: Path) -> 
 def test_another_algorithm_in_a_state_folder_is_refused_by_the_start_and_the_doctor(
     tmp_path: Path,
 ) -> None:
-    with closing(Store(tmp_path / "state")) as store:
-        store.adopt("f", load_zoo("house_price"), "fedavg")
-    prox = config(model="house_price", algorithm="fedprox")
+    nowhere = BrokerSettings(port=free_port())
+    prox = config(model="house_price", algorithm="fedprox", broker=nowhere)
+    with pytest.raises(LinkError):
+        run_coordinator(msgspec.structs.replace(prox, algorithm="fedavg"), tmp_path, give_up_s=0.1)
     refusal = "holds algorithm 'fedavg', the configuration says 'fedprox'"
     with pytest.raises(ConfigError, match=refusal):
         run_coordinator(prox, tmp_path)

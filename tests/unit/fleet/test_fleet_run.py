@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import queue
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from broker.link.settings import BrokerSettings
 from coordinator.config import CoordinatorConfig, EvaluationConfig, RoundConfig
-from fedge.errors import LinkError
+from fedge.errors import FleetError, LinkError
 from fleet import run
+from fleet.processes import CoordinatorEvent
 from tests.unit.coordinator.test_stopping import record
 
 
@@ -21,6 +24,8 @@ class Notes:
 
     def note(self, text: str) -> None:
         self.said.append(text)
+
+    def waiting(self, eligible: int, wanted: int) -> None: ...
 
 
 def test_a_failed_cleanup_of_the_broker_keeps_the_result(
@@ -61,3 +66,36 @@ def test_reasons_of_an_abandoned_round_are_listed() -> None:
         "3 refused (norm)"
     )
     assert run.why_abandoned(record(0.5)) == "too few answered in time"
+
+
+class Events:
+    """Events of a coordinator; None stands for a silence, and the last one for its end."""
+
+    def __init__(self, *events: CoordinatorEvent | None) -> None:
+        self._events = list(events)
+
+    def get(self, timeout: float) -> CoordinatorEvent | None:
+        if not self._events:
+            return None
+        if (event := self._events.pop(0)) is None:
+            raise queue.Empty
+        return event
+
+
+def test_what_agents_lack_is_noted_once_when_the_wait_for_them_lasts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(run, "_LACKING_S", 0.0)
+    lacking = "4 do not know algorithm 'damped'"
+    short, long = (
+        CoordinatorEvent(event="waiting", able=0, wanted=1, reason=reason)
+        for reason in ("1 does not know algorithm 'damped'", lacking)
+    )
+    events = Events(short, long, None, None)
+    running: Any = object.__new__(run._Run)
+    running.participants = SimpleNamespace(asked=["a"])
+    running.processes = SimpleNamespace(events=events, children=[], coordinator=None)
+    running.watcher = Notes()
+    with pytest.raises(FleetError, match="the coordinator ended early"):
+        running._watch(CoordinatorConfig(federation="f", model="house_price"))
+    assert running.watcher.said == [f"waiting for agents: {lacking}"]
