@@ -217,5 +217,8 @@ def _counted(count: int, lack: str) -> str:
 
 
 def _has_part(status: AgentStatus, phase: str) -> bool:
-    rows = {"train": status.train_examples, "evaluate": status.test_examples}
-    return phase in status.phases and rows.get(phase, 1) > 0
+    if phase not in status.phases:
+        return False
+    if phase == "train":
+        return status.train_examples > 0
+    return phase != "evaluate" or status.test_examples > 0

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from broker.protocol.messages import BlobRef, RoundPlan
@@ -41,6 +43,10 @@ def _parts(value: Any) -> Iterable[Any]:
     return value if isinstance(value, list) else ()
 
 
+#: What a plan names, in the order of decoding.
+_REASONS = ("phase", "algorithm", "training", "codec")
+
+
 @dataclass(frozen=True, eq=False)
 class DecodedPlan:
     """Settings of a plan, decoded into objects.
@@ -69,19 +75,30 @@ def decode_plan(plan: RoundPlan) -> DecodedPlan:
         DeclinedError: this software does not know the phase, the algorithm, the codec or a setting,
             or it is nested too deep; its reason is `phase`, `algorithm`, `training` or `codec`.
     """
-    for reason in ("phase", "algorithm", "training", "codec"):
-        if is_too_deep(getattr(plan, reason)):
+    choices = {reason: getattr(plan, reason) for reason in _REASONS}
+    for reason, choice in choices.items():
+        if is_too_deep(choice):
             raise DeclinedError(reason, f"{reason}: nested more than {MAX_NESTING} deep")
+    return _decoded(msgspec.json.encode(choices))
+
+
+@lru_cache(maxsize=4)
+def _decoded(text: bytes) -> DecodedPlan:
+    """Returns the decoded choices; shared, since they hold settings only.
+
+    A plan is decoded at every step of its round, in a simulator by every agent.
+    """
+    choices = msgspec.json.decode(text)
     with _declines("phase"):
-        phase = PHASES.make(plan.phase)
+        phase = PHASES.make(choices["phase"])
     with _declines("algorithm"):
-        settings = ALGORITHMS.settings(plan.algorithm)
+        settings = ALGORITHMS.settings(choices["algorithm"])
     with _declines("training"):
-        training = training_plan(plan.training)
+        training = training_plan(choices["training"])
     with _declines("algorithm"):
         algorithm = ALGORITHMS.make(settings, training)
     with _declines("codec"):
-        codec = CODECS.make(plan.codec)
+        codec = CODECS.make(choices["codec"])
     shared = shared_vectors(algorithm, np.zeros(1, np.float32))
     return DecodedPlan(phase, algorithm, settings.name, training, codec, (WEIGHTS, *shared))
 

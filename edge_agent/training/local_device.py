@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -46,13 +47,12 @@ class LocalDevice:
         model: of the federation.
         dataset: of this device.
         state: of this device, for this model and algorithm.
-        rng: of this device and round.
+        make_rng: makes the generator of this device and round; called when it is needed.
         cancelled: asked before every step and every batch; sleeps while the device must pause.
         statistics: what the device's owner allows.
 
     Attributes:
         personal: personal layers, as training leaves them.
-        rng: of this device and round.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class LocalDevice:
         model: LocalModel,
         dataset: LocalDataset,
         state: DeviceState,
-        rng: np.random.Generator,
+        make_rng: Callable[[], np.random.Generator],
         cancelled: Callable[[], bool],
         statistics: StatisticsConfig = NOT_ALLOWED,
     ) -> None:
@@ -69,8 +69,13 @@ class LocalDevice:
         self._state = state
         self._cancelled = cancelled
         self._statistics = statistics
-        self.rng = rng
+        self._make_rng = make_rng
         self.personal = model.personal if state.personal is None else state.personal
+
+    @cached_property
+    def rng(self) -> np.random.Generator:
+        """Random generator of this device and round."""
+        return self._make_rng()
 
     @property
     def state(self) -> Vectors:

@@ -73,8 +73,11 @@ def run_local_task(
     usable = state.usable_for(key, plan.session, decoded.algorithm_name).of_lengths(
         {**uploads, **shared}, uploads, model.personal.size
     )
-    rng = _rng(plan, agent_id, _TRAINING)
-    device = LocalDevice(model, dataset, usable, rng, cancelled, statistics)
+
+    def make_rng() -> np.random.Generator:
+        return _rng(plan, agent_id, _TRAINING)
+
+    device = LocalDevice(model, dataset, usable, make_rng, cancelled, statistics)
     needed = {name: blobs[name] for name in decoded.blob_names}
     request = Request(needed, decoded.algorithm, decoded.training)
     with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is named
