@@ -29,6 +29,8 @@ MAX_NESTING = 20
 
 def is_too_deep(choice: Any) -> bool:
     """Returns whether settings are nested more than `MAX_NESTING` deep."""
+    if isinstance(choice, str) or not choice:
+        return False  # nearly always
     level = [choice]
     for _ in range(MAX_NESTING + 1):
         level = [part for whole in level for part in _parts(whole)]

@@ -43,8 +43,10 @@ def plan_key(plan: RoundPlan) -> PlanKey:
     # A round of this number may have been before: with other weights, before a backup was put
     # back; with other settings of its phase, before a coordinator started again.
     # One that is nested too deep is declined, whatever is in it, and encodes to a RecursionError.
-    deep = is_too_deep(plan.phase)
-    phase = "" if deep else msgspec.json.encode(plan.phase, order="sorted").decode()
+    phase = plan.phase
+    if not isinstance(phase, str):
+        deep = is_too_deep(phase)
+        phase = "" if deep else msgspec.json.encode(phase, order="sorted").decode()
     return plan.session, plan.round_id, phase, plan.weights.sha256
 
 
