@@ -43,12 +43,12 @@ def codec(name: str) -> Codec:
 
 
 def new_mean(size: int) -> WeightedMean:
-    """Of one vector."""
+    """Returns the mean of one vector."""
     return WeightedMean(MeanSettings(), {"delta": size})
 
 
 def update(delta: F32) -> Update:
-    """As the coordinator adds it."""
+    """Returns an update as the coordinator adds it."""
     return Update("agent", {"delta": delta}, {"delta": WEIGHT})
 
 

@@ -94,7 +94,7 @@ class Abandon:
 
 
 class FirstNeeds(NamedTuple):
-    """What agents must have to be asked for the first phase of a round.
+    """Requirements on agents for the first phase of a round.
 
     Attributes:
         phase: they take part in it.

@@ -82,7 +82,7 @@ def _check_granted(bundle: Bundle, token: Token) -> None:
 
 def _ask(token: Token, tls: TlsSettings, request: Request, deadline_s: float) -> Answer:
     while (answer := _ask_in_a_session(token, tls, request, deadline_s)) is None:
-        pass  # asked so often that this session is not heard any more: another one
+        pass  # asked so often that this MQTT session is no longer served: open another
     return answer
 
 
@@ -104,7 +104,7 @@ def _ask_in_a_session(
 
 
 def _answer(link: Link, topic: str, payload: bytes, where: str, deadline_s: float) -> Answer | None:
-    """Returns the service's answer; None: it answers no more in this session."""
+    """Returns the service's answer; None: no answer comes any more in this MQTT session."""
     reason, is_up, ask_s = f"enrolment service {where} did not answer", False, 0.0
     left = PER_SESSION
     while (now_s := time.monotonic()) < deadline_s:

@@ -47,7 +47,7 @@ def normal(*shape: int, scale: float = 1.0) -> F32:
 
 
 def aggregate(algorithm: Algorithm, size: int, factor: float) -> Aggregate:
-    """Of five updates in a federation of eight."""
+    """Returns an aggregate of five updates in a federation of eight."""
     vectors = {}
     for name, upload in algorithm.uploads.items():
         values = normal(upload.size(size))
@@ -66,7 +66,7 @@ def stepped(algorithm: Algorithm, theta: F32, rounds: int) -> tuple[F32, ServerS
 
 
 def cohort_loss() -> Quadratic:
-    """Of N devices that want different things."""
+    """Returns the targets of N devices that want different things."""
     return Quadratic(normal(N, P) ** 2 + np.float32(1), normal(N, P, scale=3))
 
 
@@ -89,7 +89,7 @@ def trained_once(algorithm: Algorithm, index: int, state: Vectors) -> tuple[Loca
 
 
 def device_state(algorithm: Algorithm, index: int) -> Vectors:
-    """What one device remembers after its first round."""
+    """Returns the state of one device after its first round."""
     run, uploads = trained_once(algorithm, index, {})
     return run.commit(uploads)
 

@@ -257,7 +257,7 @@ def test_an_unknown_codec_is_named_with_those_that_exist() -> None:
 
 
 def mean_error(codec: Codec, vector: F32, draws: int) -> F64:
-    """Of the mean of many decodings, each of a random state and a seed of its own."""
+    """Returns the mean of many decodings, each of a random state and a seed of its own."""
     source, total = rng(), np.zeros(vector.size)
     for seed in range(draws):
         total += codec.decode(codec.encode(vector, seed, source), vector.size, seed)

@@ -92,7 +92,7 @@ def answered(name: str) -> Answer:
 
 
 def received(answer: Answer) -> Received:
-    """As it arrives: a report through JSON, vectors decoded."""
+    """Returns an answer as it arrives: a report through JSON, vectors decoded."""
     sums = answer.sums or Sums(0.0, 0.0, {})
     report = Report(
         session="s",

@@ -43,7 +43,7 @@ def deadline(r: Round) -> None:
 
 
 def feed(a_round: Round, *events: Event) -> str | None:
-    """How the last of some events closed the round; those before do not close it."""
+    """Returns how the last event closed the round; those before do not close it."""
     for event in events[:-1]:
         event(a_round)
         assert a_round.closed is None

@@ -180,7 +180,7 @@ def training(**changes: Any) -> Device:
 
 
 def trained(delta: Any, state: DeviceState | None = None, **changes: Any) -> JobDone:
-    """What the worker would make of a training that moves θ by `delta`."""
+    """Returns the worker's result of a training that moves θ by `delta`."""
     of, state = plan(**changes), state or DeviceState(MODEL, "s1")
     vector: F32 = np.array(delta, np.float32)
     rng = np.random.default_rng(of.seed)

@@ -1,4 +1,4 @@
-"""What an agent declines, and bytes that it does not take."""
+"""Plans that an agent declines, and bytes that it refuses."""
 
 from __future__ import annotations
 

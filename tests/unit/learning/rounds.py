@@ -36,7 +36,7 @@ def one_tensor(size: int) -> Layout:
 
 
 def aggregate_of(delta: F32, **more: F32) -> Aggregate:
-    """As of one update in a federation of one agent."""
+    """Returns the aggregate of one update in a federation of one agent."""
     return Aggregate({"delta": delta, **more}, weight=1, count=1, population=1)
 
 

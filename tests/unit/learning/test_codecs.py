@@ -1,4 +1,4 @@
-"""What float32, float16 and int8 promise beyond what every codec does."""
+"""Promises of float32, float16 and int8 beyond those of every codec."""
 
 from __future__ import annotations
 

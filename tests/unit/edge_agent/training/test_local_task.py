@@ -85,7 +85,7 @@ def update(
 
 
 def decoded(result: LocalUpdate, seed: int = 11) -> dict[str, F32]:
-    """As the coordinator reads it."""
+    """Returns the update as the coordinator reads it."""
     found, start = {}, 0
     for name, part in result.vectors.items():
         body = result.body[start : start + part.bytes]
