@@ -35,14 +35,17 @@ class PlanOrder:
         """Whether a plan is a delayed copy of one before the newest.
 
         A plan beyond all that was heard of a former start is none: that start goes on, and it was
-        the newest plan that came late.
+        the newest plan that came late. So is a finished one that is beyond the newest plan: no
+        other follows it, and a coordinator that was put back to before the end announces more.
         """
         if plan.coordinator_instance == newest.coordinator_instance:
             return stage(plan) < stage(newest)
         if plan.session != newest.session:
             return False
         heard = self._former_instances.get(plan.coordinator_instance)
-        return heard is not None and stage(plan) <= heard
+        if heard is None or stage(plan) > heard:
+            return False
+        return plan.state != "finished" or stage(plan) <= stage(newest)
 
     def follow(self, plan: RoundPlan, before: RoundPlan) -> bool:
         """Notes that a plan replaces another; returns whether the coordinator has gone back."""

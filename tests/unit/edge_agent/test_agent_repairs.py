@@ -160,3 +160,18 @@ def test_late_copies_of_a_start_that_is_over_never_bring_it_back() -> None:
         late: dict[str, Any] = {"round_id": round_id, "version": round_id - 1}
         assert device.plan(coordinator_instance="c1", **late) == []
     assert device.agent.plan == plan(coordinator_instance="c2", round_id=2, version=1)
+
+
+def test_an_end_that_is_announced_again_is_believed_after_a_late_earlier_plan() -> None:
+    device = ready()
+    device.plan(coordinator_instance="c2", round_id=3, version=3, state="finished")
+    device.plan(coordinator_instance="c1", round_id=2, version=1)  # late, but unknown as such
+    device.plan(coordinator_instance="c2", round_id=2, version=2)
+    device.plan(coordinator_instance="c2", round_id=3, version=3, state="finished")
+    newest = device.agent.plan
+    assert newest is not None
+    assert (newest.coordinator_instance, newest.state) == ("c2", "finished")
+    device.plan(coordinator_instance="c1", round_id=4, version=3)
+    newest = device.agent.plan
+    assert newest is not None
+    assert newest.coordinator_instance == "c1", "a coordinator that was put back goes on"
