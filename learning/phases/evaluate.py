@@ -23,7 +23,7 @@ class EvaluateSettings(Settings, frozen=True, tag="evaluate"):
 
 
 class Evaluate:
-    """See the module."""
+    """Asks devices for sums of loss and metrics over their held-out rows."""
 
     settings_type: ClassVar[type[Settings]] = EvaluateSettings
     rows: ClassVar[Literal["train", "test", "any"]] = "test"

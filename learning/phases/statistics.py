@@ -256,7 +256,7 @@ def _implausible(column: Moments) -> str:
 
 
 class Statistics:
-    """See the module."""
+    """Asks devices to describe their columns, and merges what they send."""
 
     settings_type: ClassVar[type[Settings]] = StatisticsSettings
     rows: ClassVar[Literal["train", "test", "any"]] = "any"

@@ -26,7 +26,7 @@ class TrainSettings(Settings, frozen=True, tag="train"):
 
 
 class Train:
-    """See the module."""
+    """Asks devices to train, and aggregates the vectors that they upload."""
 
     settings_type: ClassVar[type[Settings]] = TrainSettings
     rows: ClassVar[Literal["train", "test", "any"]] = "train"

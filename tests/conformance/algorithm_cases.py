@@ -121,5 +121,5 @@ def cohort_of(algorithm: Algorithm) -> tuple[LocalContext, list[Vectors]]:
 
 
 def broadcast(values: F32) -> F32:
-    """As [n, P], where one start serves the whole cohort."""
+    """Returns starts of shape [n, P], also where one start serves the whole cohort."""
     return np.broadcast_to(values, (N, values.shape[-1]))

@@ -31,7 +31,7 @@ def quadratics(count: int, size: int, seed: int = 2) -> list[Quadratic]:
 
 
 def optimum(losses: Sequence[Quadratic]) -> F64:
-    """Where the mean of the losses is least."""
+    """Returns the minimiser of the mean of the losses."""
     curvature = np.array([loss.curvature for loss in losses], np.float64)
     minimum = np.array([loss.minimum for loss in losses], np.float64)
     found: F64 = (curvature * minimum).sum(axis=0) / curvature.sum(axis=0)

@@ -55,7 +55,7 @@ def test_rows_are_scaled_and_have_the_dtypes_of_the_spec(tmp_path: Path) -> None
 
 
 def test_y_is_the_target_unless_target_exists(tmp_path: Path) -> None:
-    """As in the data of agents."""
+    """Names columns as the data of agents does."""
     path = file(tmp_path, y=[2, 2], target=None)
     assert has_targets(path, SPEC)
     assert read_rows(path, SPEC)["target"].tolist() == [2, 2]

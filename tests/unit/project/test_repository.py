@@ -1,4 +1,4 @@
-"""What contributors and type checkers rely on: markers of types, hooks, targets of make, extras."""
+"""The repository's own files: type markers, hooks, targets of make, extras."""
 
 from __future__ import annotations
 
