@@ -11,6 +11,7 @@ from coordinator.machine.events import (
     SaveAgent,
     SaveOpenRound,
     SaveRound,
+    SaveStanding,
     StoreUpdate,
 )
 from coordinator.store import Store
@@ -56,6 +57,9 @@ class Durability:
                 store.save_round(record, closed)
             case SaveAgent(agent_id, status):
                 store.save_agent(agent_id, status, heard_at)
+                self._is_dirty = True
+            case SaveStanding(agent_id, standing):
+                store.save_standing(agent_id, standing)
                 self._is_dirty = True
             case Finished(reason):
                 store.finish(reason)

@@ -19,6 +19,7 @@ from coordinator.database import Database
 from coordinator.machine.open_round import ClosedRound
 from coordinator.machine.progress import Progress, StoredRound
 from coordinator.machine.roster import MISSED_HEARTBEATS
+from coordinator.machine.standing import Standing
 from coordinator.records.records import RoundRecord
 from fedge.errors import ConfigError, WireError
 from learning.algorithms.algorithm import ServerState
@@ -33,7 +34,7 @@ T = TypeVar("T")
 
 #: So often those who run a store write when agents were heard of (`note_heard`).
 NOTED_EVERY_S = 60.0
-_FORMAT = "2"
+_FORMAT = "3"
 _RECORD = "a round's record"
 _SCHEMA = f"""
 {VERSIONS_TABLE}
@@ -47,6 +48,7 @@ CREATE TABLE updates (
 );
 CREATE TABLE closed_rounds (round_id INTEGER PRIMARY KEY, round TEXT NOT NULL);
 CREATE TABLE agents (agent_id TEXT PRIMARY KEY, status TEXT NOT NULL, heard_at REAL NOT NULL);
+CREATE TABLE standings (agent_id TEXT PRIMARY KEY, standing TEXT NOT NULL);
 """
 
 
@@ -234,6 +236,17 @@ class Store(Database):
         for agent_id, moment in heard_at.items():
             self._add("UPDATE agents SET heard_at = ? WHERE agent_id = ?", moment, agent_id)
 
+    def save_standing(self, agent_id: str, standing: Standing) -> None:
+        """Stores how an agent stands; on disk only after `flush`."""
+        text = msgspec.json.encode(standing).decode()
+        self._add("INSERT OR REPLACE INTO standings VALUES (?, ?)", agent_id, text)
+
+    def standings(self) -> dict[str, Standing]:
+        """How agents stand, by id; those without a word on them have none."""
+        rows = self._read("SELECT agent_id, standing FROM standings ORDER BY agent_id")
+        what = "an agent's standing"
+        return {name: self._decoded(what, text, Standing) for name, text in rows}
+
     def finish(self, reason: str) -> None:
         """Note that the federation has ended, and why; with "" that it goes on."""
         with self._transaction() as db:
@@ -267,6 +280,7 @@ class Store(Database):
                 self.history(),
                 self._open_round(version),
                 self._closed_rounds(),
+                self.standings(),
             )
         except WireError as error:
             raise self._damaged(f"version {version}", error) from error

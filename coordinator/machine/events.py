@@ -15,6 +15,7 @@ from broker.service.events import (
     Tick,
 )
 from coordinator.machine.open_round import ClosedRound
+from coordinator.machine.standing import Standing
 from coordinator.records.records import RoundRecord
 from learning.algorithms.algorithm import ServerState
 from learning.vector.parameters import F32
@@ -89,6 +90,14 @@ class SaveAgent:
 
 
 @dataclass(frozen=True)
+class SaveStanding:
+    """Store how an agent stands; nothing waits until it is on disk."""
+
+    agent_id: str
+    standing: Standing
+
+
+@dataclass(frozen=True)
 class RoundEnded:
     """Tell people: the record is final."""
 
@@ -145,6 +154,7 @@ Action = (
     | Commit
     | SaveRound
     | SaveAgent
+    | SaveStanding
     | RoundEnded
     | Waiting
     | AgentUnavailable

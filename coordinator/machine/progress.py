@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from broker.protocol.messages import RoundPlan
 from coordinator.machine.open_round import ClosedRound
+from coordinator.machine.standing import Standing
 from coordinator.records.records import RoundRecord
 from learning.algorithms.algorithm import ServerState
 from learning.vector.parameters import F32
@@ -22,6 +23,7 @@ class Progress:
         records: summaries of all rounds so far, in order: a federation may go on for years.
         open: the round that was collecting updates when the coordinator ended.
         closed: the latest rounds with those whose updates count.
+        standings: of the agents that have one, by id.
     """
 
     version: int
@@ -30,6 +32,7 @@ class Progress:
     records: list[RoundRecord] = field(default_factory=list)
     open: StoredRound | None = None
     closed: tuple[ClosedRound, ...] = ()
+    standings: dict[str, Standing] = field(default_factory=dict)
 
     @property
     def last_round(self) -> int:

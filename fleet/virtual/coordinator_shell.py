@@ -10,7 +10,14 @@ from broker.service.events import LinkAction, Publish
 from coordinator.config import CoordinatorConfig
 from coordinator.durability import Durability
 from coordinator.machine.coordinator import Coordinator
-from coordinator.machine.events import Action, Finished, RoundEnded, StoreUpdate
+from coordinator.machine.events import (
+    Action,
+    Finished,
+    RoundEnded,
+    SaveAgent,
+    SaveStanding,
+    StoreUpdate,
+)
 from coordinator.records.records import RoundRecord
 from coordinator.service import sealed
 from coordinator.store import Store
@@ -162,6 +169,8 @@ class CoordinatorShell(Shell):
         waiting = self._durability.unflushed
         is_stored = self._durability.perform(action)
         match action:
+            case SaveAgent() | SaveStanding():
+                return  # written with the next transaction
             case StoreUpdate():
                 if not waiting:
                     self.later(_FLUSH_S, self.settle)

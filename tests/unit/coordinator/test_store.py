@@ -17,6 +17,7 @@ import pytest
 
 from broker.protocol.messages import AgentStatus
 from coordinator.config import CoordinatorConfig
+from coordinator.machine.standing import Standing
 from coordinator.records.records import AgentResult
 from coordinator.report import matrix_lines, status_document, status_text
 from coordinator.store import Store
@@ -243,7 +244,7 @@ def test_another_format_is_told(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store._db.execute("UPDATE meta SET value = '99' WHERE key = 'format'")
     store.close()
-    with pytest.raises(ConfigError, match="format 99, this version reads 2"):
+    with pytest.raises(ConfigError, match="format 99, this version reads 3"):
         Store(tmp_path)
 
 
@@ -452,3 +453,17 @@ def test_a_schema_with_bytes_that_are_no_text_is_told_in_one_line(tmp_path: Path
     path.write_bytes(data.replace(b"tableversions", b"tablever\xfeions"))
     with pytest.raises(ConfigError, match="is damaged"):
         Store(tmp_path)
+
+
+def test_the_standing_of_an_agent_is_kept(tmp_path: Path, store: Store) -> None:
+    first = Standing(refusals={"norm": 2}, accepted=5)
+    store.begin(theta(1, 2, 3), NOTHING)
+    store.save_standing("a", first)
+    store.save_standing("b", first.quarantined("broken sensor", by_operator=True))
+    store.save_standing("a", msgspec.structs.replace(first, accepted=6))
+    store.flush()
+    with closing(Store(tmp_path)) as again:
+        progress = again.load(3)
+    assert progress is not None
+    assert progress.standings["a"] == Standing(refusals={"norm": 2}, accepted=6)
+    assert progress.standings["b"].quarantine_reason == "broken sensor"
