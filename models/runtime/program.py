@@ -26,7 +26,7 @@ from models.package.signatures import (
 )
 from models.package.spec import ModelSpec, TensorSpec
 from models.runtime.interpreters import find_runtime
-from models.runtime.main_subgraph import MainSubgraph
+from models.runtime.main_subgraph import main_runner
 from models.runtime.rows import Array, Rows, cut_rows, plan_calls, row_count
 
 log = logging.getLogger(__name__)
@@ -100,8 +100,11 @@ class Program:
             # tflite-runtime installs its fast kernels (XNNPACK) only here, not when signatures are
             # called: 1.2 to 1.5 times the speed for the same numbers.
             self._interpreter.allocate_tensors()
+            # Kept: tflite-runtime loses 1.7 kB at every `get_signature_runner`.
+            self._runners = {n: self._interpreter.get_signature_runner(n) for n in signatures}
             self._check_tensors()
-            self._train = MainSubgraph(self._interpreter)
+            main = self._runners[MAIN_SIGNATURE]
+            self._runners[MAIN_SIGNATURE] = main_runner(self._interpreter, main)
         except (ValueError, RuntimeError, TypeError, MemoryError) as error:
             raise ModelError(
                 f"{self.runtime} cannot load the program: {one_line(error)}"
@@ -233,14 +236,10 @@ class Program:
         signature = signature_name(kind, size, self.spec)
         arrays = {"theta": theta, **self._constants, **batch}
         try:
-            if signature == MAIN_SIGNATURE:
-                return self._train(arrays)
-            # Not kept: while a runner exists, the interpreter refuses to run `_train`.
-            out: dict[str, Array] = self._interpreter.get_signature_runner(signature)(**arrays)
+            out: dict[str, Array] = self._runners[signature](**arrays)
         except (ValueError, RuntimeError, MemoryError) as error:
             why = f"{self.runtime}: {signature} failed: {_last_failure(error)}"
-            # Without the traceback, whose frames would keep the runner alive with the error.
-            raise TrainingError(why) from error.with_traceback(None)
+            raise TrainingError(why) from error
         return out
 
     def _check_names(self, signatures: dict[str, Any]) -> None:
@@ -252,7 +251,7 @@ class Program:
 
     def _check_tensors(self) -> None:
         for name, (inputs, outputs) in expected_signatures(self.spec).items():
-            runner = self._interpreter.get_signature_runner(name)
+            runner = self._runners[name]
             _compare(f"{name} input", inputs, runner.get_input_details())
             _compare(f"{name} output", outputs, runner.get_output_details())
 
