@@ -9,13 +9,13 @@ from pathlib import Path
 
 import click
 
-from fedge.console import command_errors
+from fedge.console import CommandGroup, command_errors
 from fedge.options import config_option, give_up_option
 
 _CONFIG = config_option("YAML file of the federation.")
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def cli() -> None:
     """Run a federation: publish the model, collect updates."""
 

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import click
 
-from fedge.console import FiniteRange, command_errors, log_less
+from fedge.console import CommandGroup, FiniteRange, command_errors, log_less
 from fedge.options import config_option, give_up_option
 from models.cli.runtimes import runtime_option
 
 _CONFIG = config_option("YAML file of this agent.")
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def cli() -> None:
     """Train on this device's data for a federation."""
 

@@ -13,7 +13,7 @@ _COMMANDS = {
     "agent": ("edge_agent.cli", "Train on this device's data for a federation."),
     "coordinator": ("coordinator.cli", "Run a federation: publish the model, collect updates."),
     "broker": ("broker.cli.main", "Run and check MQTT brokers."),
-    "model": ("models.cli.main", "Export, list and inspect models."),
+    "model": ("models.cli.main", "Export, list, inspect and release models."),
     "fleet": ("fleet.cli", "Run a whole fleet on this machine."),
 }
 

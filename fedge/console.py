@@ -103,6 +103,24 @@ def log_less(level: int, *names: str) -> Callable[[], None]:
     return restore
 
 
+class CommandGroup(click.Group):
+    """Group whose help shows the whole first sentence of each command.
+
+    Click cuts them to what is left of the line, at 80 columns in the middle of a sentence.
+    """
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """See `click.MultiCommand.format_commands`."""
+        found = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        rows = [
+            (name, command.get_short_help_str(limit=1000))
+            for name, command in found
+            if command is not None and not command.hidden
+        ]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
 class FiniteRange(click.FloatRange):
     """Number in a range; refuses NaN, which compares false with every limit."""
 

@@ -11,14 +11,14 @@ from types import FrameType
 
 import click
 
-from fedge.console import FiniteRange, command_errors, log_less
+from fedge.console import CommandGroup, FiniteRange, command_errors, log_less
 from fedge.errors import ConfigError
 from fleet.cli_simulation import simulate, sweep
 
 _LIMIT_MISSED = 6
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def cli() -> None:
     """Run a whole fleet on this machine."""
 

@@ -13,11 +13,11 @@ from broker.cli.fleet import enrol, list_devices, refusals, revoke, rotate
 from broker.cli.init import init
 from broker.cli.keys import rotate_broker, rotate_coordinator, rotate_key
 from broker.local.broker import HOST, Kind, LocalBroker
-from fedge.console import command_errors
+from fedge.console import CommandGroup, command_errors
 from fedge.errors import LinkError
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def cli() -> None:
     """Run an MQTT broker for experiments; make and manage a secure one for a fleet."""
 

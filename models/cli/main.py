@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from fedge.console import command_errors
+from fedge.console import CommandGroup, command_errors
 from fedge.errors import ConfigError, ExportError
 from models.cli.costs import cost_lines, cost_report
 from models.cli.inspect import package_report, report_lines
@@ -21,7 +21,7 @@ from models.runtime.stderr import suppress_stderr
 from models.zoo import load_zoo, open_model, zoo_names, zoo_record
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
 def cli() -> None:
     """Export, list, inspect and release models."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import tomllib
 from importlib import metadata
@@ -259,3 +260,47 @@ def test_check_and_inspect_use_the_named_runtime(
     for refused in (run("model", "inspect", "house_price", "--runtime", last), run(*command, last)):
         assert refused.exit_code == 2
         assert f"runtime {last} is not installed here" in refused.stderr
+
+
+# What native code prints.
+
+LOADER = """
+import os, sys
+import numpy as np
+from models.runtime.program import Program
+from models.runtime.stderr import stderr_without
+from models.zoo import load_zoo
+package = load_zoo("house_price")
+for _ in range(2):
+    program = Program(package.program, package.spec, runtime=sys.argv[1])
+    rows = {t.name: np.zeros((4, *t.shape), t.dtype) for t in package.spec.columns}
+    program.gradient(package.initial, rows)
+os.write(2, b"after\\n")
+"""
+
+
+@pytest.mark.parametrize("runtime", DEVICE_RUNTIMES)
+def test_the_delegate_is_not_announced_and_stderr_works_afterwards(runtime: str) -> None:
+    if runtime not in available_runtimes():
+        pytest.skip(f"{runtime} is not installed")
+    done = subprocess.run(
+        [sys.executable, "-c", LOADER, runtime], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "after\n")
+
+
+FILTER = """
+import os, re
+from models.runtime.stderr import stderr_without
+try:
+    with stderr_without(re.compile(rb"INFO: known\\n")):
+        os.write(2, b"ERROR: one\\nINFO: known\\nINFO: knownx\\n")
+        raise OSError("two")
+except OSError as error:
+    os.write(2, str(error).encode())
+"""
+
+
+def test_only_the_unwanted_line_is_held_back_also_when_the_block_fails() -> None:
+    done = subprocess.run([sys.executable, "-c", FILTER], cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr == "ERROR: one\nINFO: knownx\ntwo"
