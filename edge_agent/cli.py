@@ -53,6 +53,7 @@ def check(config_path: Path, model_name: str, runtime: str | None) -> None:
     """
     from edge_agent.config import load_agent_config
     from edge_agent.data.dataset import build_dataset, read_table
+    from edge_agent.doctor.data_checks import part_lines
     from edge_agent.doctor.row_check import try_rows
     from fedge.yaml_config import located
     from learning.vector.metrics import metric_values
@@ -70,8 +71,8 @@ def check(config_path: Path, model_name: str, runtime: str | None) -> None:
     table = read_table(config.data, package.spec, base)
     data = build_dataset(table, config.data, package.spec, located(config.state_dir, base))
     click.echo(f"model    {package.spec.name}, {package.spec.size:,} parameters, {program.runtime}")
-    click.echo(f"learn    {data.num_train:,} rows")
-    click.echo(f"measure  {data.num_test:,} rows")
+    for line in part_lines(data, package.spec, config.data.split):
+        click.echo(line)
     sums = try_rows(program, package.whole(package.initial), table, data)
     if not sums.weight:
         click.echo("nothing to measure: every row held out has weight 0")

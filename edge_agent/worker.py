@@ -20,6 +20,7 @@ from weakref import WeakValueDictionary
 
 from edge_agent.config import AgentConfig
 from edge_agent.data.dataset import LocalDataset, load_dataset
+from edge_agent.data.targets import split_warnings
 from edge_agent.machine.device_state import model_key
 from edge_agent.machine.events import (
     Event,
@@ -229,6 +230,9 @@ class Worker:
         except FederationError as error:
             return PackageFailed(job.package, reason, str(error))
         self._model = (model, dataset)
+        split = self._config.data.split
+        for line in split_warnings(dataset.arrays, model.content.spec, dataset.num_train, split):
+            log.warning("%s: %s", self._config.data.path, line, extra={"event": "split"})
         return PackageLoaded(
             job.package,
             model.content.spec.fingerprint,

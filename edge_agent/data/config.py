@@ -8,6 +8,8 @@ from typing import Literal
 
 import msgspec
 
+from edge_agent.data.split import Split
+
 Normalise = Literal["spec", "device", "none"]
 NanPolicy = Literal["refuse", "drop"]
 
@@ -80,11 +82,14 @@ class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         targets: of a model with several outputs: from the name of each target (`target_<output>`)
             to its source; absent: arrays of these names (.npz only).
         weight: what each row counts, 0 or more; absent: every row counts 1.
-        group: array or column inside whose equal values rows belong together in time, such as
-            `recording`: each group is split on its own. Absent: all rows are one group.
-        test_fraction: share of each group, its latest rows, held out for evaluation. 0 holds
-            nothing out; 1 holds everything out (a device that only evaluates). Below 1, each group
-            keeps at least one row for training.
+        group: array or column, or several, inside whose equal values rows belong together in time,
+            such as `recording`: each group is split on its own. Absent: all rows are one group.
+        test_fraction: share of each group held out for evaluation. 0 holds nothing out; 1 holds
+            everything out (a device that only evaluates). Below 1, each group keeps at least one
+            row for training.
+        split: which rows of a group are held out: `time`, its latest; `random`, some of them;
+            `stratified`, some of each class. The latter two measure too well where neighbouring
+            rows are alike.
         normalise: `spec` applies mean and std of the model's spec where it has them; `device`
             measures both on the training part at first use and keeps them for good; `none` leaves
             the numbers alone.
@@ -98,8 +103,9 @@ class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     target: TargetSource | None = None
     targets: dict[str, TargetSource] = {}
     weight: WeightSource | None = None
-    group: str | None = None
+    group: str | tuple[str, ...] | None = None
     test_fraction: float = 0.2
+    split: Split = "time"
     normalise: Normalise = "spec"
     nan: NanPolicy = "refuse"
     max_rows: int = 1_000_000
@@ -109,6 +115,8 @@ class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
             raise ValueError(f"path must end in .npz or .csv, got {self.path!r}")
         if not 0 <= self.test_fraction <= 1:
             raise ValueError(f"test_fraction must be 0 to 1, got {self.test_fraction}")
+        if isinstance(self.group, tuple) and not self.group:
+            raise ValueError("group is an empty list: name columns, or leave it out")
         if self.max_rows < 1:
             raise ValueError(f"max_rows must be at least 1, got {self.max_rows}")
         self._check_sources()
@@ -117,6 +125,13 @@ class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     def format(self) -> str:
         """`npz` or `csv`."""
         return Path(self.path).suffix.lower().removeprefix(".")
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Names of the arrays or columns that tell groups apart; empty: all rows are one."""
+        if self.group is None:
+            return ()
+        return (self.group,) if isinstance(self.group, str) else self.group
 
     @property
     def target_sources(self) -> dict[str, TargetSource]:

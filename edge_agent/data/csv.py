@@ -57,7 +57,7 @@ def _read(path: Path, file: TextIO, config: DataConfig, spec: ModelSpec) -> Tabl
         columns = [
             _Column.of(path, tensor, config, spec, header) for tensor in tensors(config, spec)
         ]
-        group = _Group(_find(path, config.group, header)) if config.group is not None else None
+        group = _Groups([_find(path, name, header) for name in config.groups])
         lines = array("l")
         for row in reader:
             if not row:
@@ -69,7 +69,7 @@ def _read(path: Path, file: TextIO, config: DataConfig, spec: ModelSpec) -> Tabl
                 raise too_many_rows(path, f"more than {config.max_rows}", config.max_rows)
             for column in columns:
                 column.add(row, path, reader.line_num)
-            if group is not None:
+            if config.groups:
                 group.add(row)
             lines.append(reader.line_num)
     except csv.Error as error:
@@ -77,10 +77,11 @@ def _read(path: Path, file: TextIO, config: DataConfig, spec: ModelSpec) -> Tabl
     return Table(
         path,
         {column.tensor.name: column.values_array() for column in columns},
-        np.frombuffer(group.codes, np.dtype("l")) if group is not None else None,
+        np.frombuffer(group.codes, np.dtype("l")) if config.groups else None,
         {column.tensor.name: column.names for column in columns},
         {column.tensor.name: column.names for column in columns if column.tensor in spec.inputs},
         np.frombuffer(lines, np.dtype("l")),
+        group.names,
     )
 
 
@@ -144,16 +145,22 @@ class _Column:
         return numbers.reshape(-1, *self.tensor.shape)
 
 
-class _Group:
-    """Texts of the group column, numbered in order of appearance."""
+class _Groups:
+    """Texts of the group columns, numbered in order of appearance."""
 
-    def __init__(self, position: int) -> None:
-        self._position = position
-        self._known: dict[str, int] = {}
+    def __init__(self, positions: Sequence[int]) -> None:
+        self._positions = positions
+        self._known: dict[tuple[str, ...], int] = {}
         self.codes = array("l")
 
     def add(self, row: Sequence[str]) -> None:
-        self.codes.append(self._known.setdefault(row[self._position].strip(), len(self._known)))
+        key = tuple(row[position].strip() for position in self._positions)
+        self.codes.append(self._known.setdefault(key, len(self._known)))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Text of each number; several columns are joined."""
+        return tuple(" ".join(key) for key in self._known)
 
 
 def _names(tensor: TensorSpec, config: DataConfig, spec: ModelSpec) -> Sequence[str]:

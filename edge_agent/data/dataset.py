@@ -15,7 +15,9 @@ from edge_agent.data.config import DataConfig, InputSource, TargetSource, Weight
 from edge_agent.data.csv import read_csv
 from edge_agent.data.normalise import Scale, scales
 from edge_agent.data.npz import read_npz
+from edge_agent.data.split import split_rows
 from edge_agent.data.table import Array, EmptyDataError, Index, Table, chunks, tensors
+from edge_agent.data.targets import row_classes
 from fedge.errors import DataError
 from fedge.yaml_config import located
 from models.package.spec import ModelSpec, TensorSpec
@@ -32,7 +34,6 @@ __all__ = [
     "build_dataset",
     "load_dataset",
     "read_table",
-    "split_in_time",
 ]
 
 log = logging.getLogger(__name__)
@@ -156,7 +157,8 @@ def build_dataset(
     if "weight" in table.arrays:
         _check_weight(table, usable)
     group = table.group[usable] if table.group is not None else np.zeros(len(usable), np.int64)
-    train, test = split_in_time(group, config.test_fraction)
+    classes = _classes_to_stratify(table, config, spec, usable)
+    train, test = split_rows(config.split, group, usable, config.test_fraction, classes)
     order = usable[np.concatenate((train, test))]
     by_input = scales(config, spec, table, usable[train], state_dir)
     arrays = {
@@ -168,6 +170,25 @@ def build_dataset(
     return LocalDataset(
         arrays, indexes[: len(train)], indexes[len(train) :], _frozen(order), by_input, absent
     )
+
+
+def _classes_to_stratify(
+    table: Table, config: DataConfig, spec: ModelSpec, rows: Index
+) -> Array | None:
+    """Returns the class of each row for a stratified split, None for others.
+
+    Raises:
+        DataError: the model has no class for each row.
+    """
+    if config.split != "stratified":
+        return None
+    classes = row_classes(table.arrays, spec, rows)
+    if classes is None:
+        raise DataError(
+            f"{table.path}: split: stratified needs a target that is one class a row; "
+            f"{spec.name} has none: take split: random, or name a column in group"
+        )
+    return classes
 
 
 def _target_scale(config: DataConfig, target: TensorSpec) -> float:
@@ -183,29 +204,6 @@ def _scaling(
         return scale.apply if scale else None
     factor = np.float64(_target_scale(config, tensor) if tensor in spec.targets else 1)
     return None if factor == 1 else lambda block: block * factor
-
-
-def split_in_time(group: Array, test_fraction: float) -> tuple[Index, Index]:
-    """Indexes of the earlier rows (train) and of the later rows (test) of every group, ascending.
-
-    Each group gives its last `test_fraction` of rows, rounded to the nearest whole number; unless
-    the fraction is 1, it keeps at least one row for training.
-
-    Args:
-        group: shape (n,); rows of equal value form a group, in the order of time. Groups may be
-            interleaved.
-        test_fraction: 0 to 1.
-    """
-    _, code, sizes = np.unique(group, return_inverse=True, return_counts=True)
-    held_out = np.floor(sizes * test_fraction + 0.5).astype(np.int64)
-    if test_fraction < 1:
-        held_out = np.minimum(held_out, sizes - 1)
-    order = np.argsort(code, kind="stable")
-    starts = np.cumsum(sizes) - sizes
-    position = np.empty(len(group), np.int64)
-    position[order] = np.arange(len(group)) - np.repeat(starts, sizes)
-    is_test = position >= (sizes - held_out)[code]
-    return np.flatnonzero(~is_test), np.flatnonzero(is_test)
 
 
 def _usable(table: Table, config: DataConfig, spec: ModelSpec, rows: Index) -> Index:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from edge_agent.data.config import DataConfig
+from edge_agent.data.split import joined_codes
 from edge_agent.data.table import Array, Table, feature_names, tensors, too_many_rows, unknown_name
 from fedge.errors import DataError
 from models.package.npz import Npz, open_npz
@@ -26,7 +27,8 @@ def read_npz(path: Path, config: DataConfig, spec: ModelSpec) -> Table:
         # Targets first: their name is the one that a person is most likely to have wrong.
         order = sorted(tensors(config, spec), key=lambda tensor: tensor in spec.inputs)
         arrays = {tensor.name: reader.read(names[tensor.name], tensor) for tensor in order}
-        group = reader.read_group(config.group) if config.group is not None else None
+        groups = [reader.read_group(name) for name in config.groups]
+        group = joined_codes(groups) if len(groups) > 1 else next(iter(groups), None)
     columns = {t.name: feature_names(t, names[t.name]) for t in tensors(config, spec)}
     return Table(path, arrays, group, columns, {t.name: [names[t.name]] for t in spec.inputs})
 

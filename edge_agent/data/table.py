@@ -39,6 +39,7 @@ class Table:
         columns: likewise the names of its numbers in row-major order.
         sources: per input, what was configured or assumed: columns, or the one array.
         lines: line of the file in which each row ends, shape (n,); None for .npz.
+        group_names: where `group` holds numbers that stand for texts (.csv), these texts.
     """
 
     path: Path
@@ -47,6 +48,7 @@ class Table:
     columns: Mapping[str, Sequence[str]]
     sources: Mapping[str, Sequence[str]]
     lines: Array | None = None
+    group_names: tuple[str, ...] = ()
 
     @property
     def rows(self) -> int:

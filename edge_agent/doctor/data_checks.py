@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from edge_agent.data.dataset import LocalDataset
+from edge_agent.data.split import Split
+from edge_agent.data.targets import LEAK, class_counts, split_warnings
 from fedge.check_result import Check, ok, warning
 from models.package.spec import ModelSpec, TensorSpec
 
@@ -17,13 +19,16 @@ _FEW_ROWS = 10
 _LARGEST_TOLD = 8
 
 
-def data_checks(dataset: LocalDataset, spec: ModelSpec, in_file: int) -> Iterator[Check]:
+def data_checks(
+    dataset: LocalDataset, spec: ModelSpec, in_file: int, split: Split = "time"
+) -> Iterator[Check]:
     """Yields checks of rows, columns, ranges and classes of the data as the program gets it.
 
     Args:
         dataset: of the device.
         spec: of the model.
         in_file: rows that the file holds, those with NaN included.
+        split: how rows were held out.
     """
     rows = f"{dataset.num_train:,} rows to learn from, {dataset.num_test:,} held out"
     left_out = in_file - len(dataset.rows)
@@ -42,7 +47,12 @@ def data_checks(dataset: LocalDataset, spec: ModelSpec, in_file: int) -> Iterato
     for tensor in spec.inputs:
         yield _input(tensor, dataset)
     for tensor in spec.targets:
-        yield _target(tensor, dataset)
+        yield _target(tensor, spec, dataset)
+    for line in split_warnings(dataset.arrays, spec, dataset.num_train, split):
+        found, _, advice = line.partition(": are the rows")
+        yield warning("split", found, f"are the rows{advice}" if advice else "")
+    if split != "time":
+        yield ok("split", f"{split}: {LEAK}")
 
 
 def _input(tensor: TensorSpec, dataset: LocalDataset) -> Check:
@@ -75,20 +85,57 @@ def _input(tensor: TensorSpec, dataset: LocalDataset) -> Check:
     return ok(name, found, columns=columns)
 
 
-def _target(tensor: TensorSpec, dataset: LocalDataset) -> Check:
+def _target(tensor: TensorSpec, spec: ModelSpec, dataset: LocalDataset) -> Check:
     values = dataset.arrays[tensor.name]
-    if not tensor.classes:
+    counts = class_counts(dataset.arrays, spec, tensor, dataset.num_train)
+    if counts is None:
         found = f"{float(values.min()):.4g} to {float(values.max()):.4g}"
         return ok(tensor.name, found, min=float(values.min()), max=float(values.max()))
-    counts = np.bincount(values.reshape(-1).astype(np.int64), minlength=len(tensor.classes))
-    by_name = {name: int(n) for name, n in zip(tensor.classes, counts, strict=False)}
+    by_name = dict(zip(counts.names, counts.total, strict=True))
     present = {name: n for name, n in by_name.items() if n}
-    told = _some(f"{name} {n:,}" for name, n in present.items())
-    found = f"{len(present)} of {len(by_name)} classes: {told}"
+    found = f"{len(present)} of {len(by_name)} classes: {_counted(present)}"
     if len(present) < 2:
         advice = "a device that knows one class pulls the model towards it: is the column right?"
         return warning(tensor.name, found, advice, classes=by_name)
     return ok(tensor.name, found, classes=by_name)
+
+
+def part_lines(dataset: LocalDataset, spec: ModelSpec, split: Split) -> Iterator[str]:
+    """Yields lines for people: rows to learn from and held out, what targets they have, warnings.
+
+    Args:
+        dataset: of the device.
+        spec: of the model.
+        split: how rows were held out.
+    """
+    parts = {
+        "learn": (dataset.num_train, slice(dataset.num_train)),
+        "measure": (dataset.num_test, slice(dataset.num_train, None)),
+    }
+    for name, (rows, part) in parts.items():
+        found = [_told(t, spec, dataset, part) for t in spec.targets] if rows else []
+        yield f"{name:8s} {rows:,} rows" + "".join(f"; {text}" for text in found if text)
+    if split != "time":
+        yield f"split    {split}: {LEAK}"
+    for line in split_warnings(dataset.arrays, spec, dataset.num_train, split):
+        yield f"warning  {line}"
+
+
+def _told(tensor: TensorSpec, spec: ModelSpec, dataset: LocalDataset, part: slice) -> str:
+    """Returns what a target is in some rows: rows of each class, or mean and spread."""
+    values = dataset.arrays[tensor.name][part]
+    counts = class_counts({tensor.name: values}, spec, tensor, len(values))
+    if counts is not None:
+        present = {name: n for name, n in zip(counts.names, counts.learn, strict=True) if n}
+        return f"{tensor.name}: {_counted(present)}"
+    if values[0].size > 1:
+        return ""
+    flat = values.astype(np.float64)
+    return f"{tensor.name}: {flat.mean():.4g} ± {flat.std():.2g}"
+
+
+def _counted(classes: Mapping[str, int]) -> str:
+    return _some(f"{name} {n:,}" for name, n in classes.items())
 
 
 def _some(words: Iterator[str] | list[str]) -> str:

@@ -191,6 +191,15 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tr
         shape = self._output_shape(tensor)
         return max(2, shape[-1]) if len(shape) == len(tensor.shape) + 1 else 2
 
+    def class_names(self, tensor: TensorSpec) -> tuple[str, ...]:
+        """Returns the classes of a column by name, else by number; empty if it holds no classes.
+
+        A float32 target with a name for each of its numbers (one-hot) holds classes too.
+        """
+        if tensor.classes and (tensor.dtype == "int32" or tensor.shape == (len(tensor.classes),)):
+            return tensor.classes
+        return tuple(map(str, range(self.class_count(tensor))))
+
     def _output_shape(self, target: TensorSpec) -> tuple[int, ...]:
         """Returns the shape that a target is compared with; () for several embeddings."""
         if len(self.targets) > 1:

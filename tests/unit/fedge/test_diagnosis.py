@@ -7,6 +7,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from paho.mqtt.client import topic_matches_sub as matches
@@ -171,7 +172,7 @@ def dataset(values: Array, target: Array, scaled: str = "features") -> LocalData
 def checked(values: Array, target: Array | None = None) -> dict[str, Check]:
     spec = load_zoo("house_price").spec
     if target is None:
-        target = np.linspace(1, 4, len(values)).astype(np.float32)
+        target = np.random.default_rng(1).uniform(1, 4, len(values)).astype(np.float32)
     found = data_checks(dataset(values.astype(np.float32), target), spec, len(target))
     return {check.name: check for check in found}
 
@@ -197,13 +198,23 @@ def test_few_rows_far_columns_and_dead_sensors_are_warnings() -> None:
 def test_classes_are_counted_by_name() -> None:
     from edge_agent.doctor.data_checks import _target
 
-    spec = TensorSpec(name="target", dtype="int32", classes=("sit", "walk", "run"))
+    target = TensorSpec(name="target", dtype="int32", classes=("sit", "walk", "run"))
+    outputs = (TensorSpec("prediction", (3,)),)
+    spec = msgspec.structs.replace(load_zoo("house_price").spec, targets=(target,), outputs=outputs)
     values = np.zeros((6, 1), np.float32)
-    found = _target(spec, dataset(values, np.array([0, 0, 2, 2, 2, 0], np.int32)))
+    found = _target(target, spec, dataset(values, np.array([0, 0, 2, 2, 2, 0], np.int32)))
     assert (found.state, found.found) == ("ok", "2 of 3 classes: sit 3, run 3")
     assert found.facts["classes"] == {"sit": 3, "walk": 0, "run": 3}
-    found = _target(spec, dataset(values, np.ones(6, np.int32)))
+    found = _target(target, spec, dataset(values, np.ones(6, np.int32)))
     assert found.state == "warning"
+
+
+def test_targets_sorted_by_size_are_a_warning_with_what_to_do() -> None:
+    values = np.random.default_rng(0).normal(size=(100, 2))
+    found = checked(values, np.arange(100, dtype=np.float32) ** 2)["split"]
+    assert found.state == "warning"
+    assert found.found.startswith("target: ")
+    assert found.advice == "are the rows sorted by it? Then set data.split: random"
 
 
 def test_a_signing_key_readable_by_every_user_is_a_warning(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from edge_agent.data.dataset import (
     build_dataset,
     load_dataset,
     read_table,
-    split_in_time,
 )
 from edge_agent.data.normalise import STATE_FILE
 from fedge.errors import DataError
@@ -132,25 +131,6 @@ def test_a_negative_scale_turns_the_target_around(tmp_path: Path) -> None:
 
 
 # -- splitting -----------------------------------------------------------------------------------
-
-
-def test_later_rows_of_each_group_are_held_out_even_when_groups_interleave() -> None:
-    group = np.array([7, 3, 7, 3, 7, 3, 7, 7])
-    train, test = split_in_time(group, 0.34)  # 5 * .34 = 1.7 -> 2 of group 7; 1.02 -> 1 of group 3
-    assert train.tolist() == [0, 1, 2, 3, 4]
-    assert test.tolist() == [5, 6, 7]
-
-
-@pytest.mark.parametrize(
-    ("rows", "fraction", "held_out"),
-    [(10, 0, 0), (10, 0.2, 2), (10, 1, 10), (1, 0.2, 0), (1, 0.9, 0), (1, 1, 1), (3, 0.99, 2)],
-)
-def test_a_fraction_below_one_leaves_something_to_train_on(
-    rows: int, fraction: float, held_out: int
-) -> None:
-    train, test = split_in_time(np.zeros(rows), fraction)
-    assert test.tolist() == list(range(rows))[rows - held_out :]
-    assert train.tolist() == list(range(rows))[: rows - held_out]
 
 
 def test_groups_may_be_texts(tmp_path: Path) -> None:

@@ -1,0 +1,185 @@
+"""Targets of a device's rows: their classes or their spread, in the rows learned from and held out.
+
+A file that is sorted by label holds out classes that nobody learns: all figures then look fine and
+mean nothing. What is found here is said by `check`, `doctor` and the agent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from edge_agent.data.split import Array, Index, Split
+from learning.vector.parameters import F64
+from models.package.spec import ModelSpec, TensorSpec
+
+#: Rows that a class should have among those held out before its absence is told.
+_EXPECTED_ROWS = 5
+#: Share of rows that would have to change their class for both parts to be alike.
+_DISTANCE = 0.5
+#: Fewer rows on either side say nothing about a spread.
+_FEW_ROWS = 10
+#: Standard deviations (of the rows learned from) between the means of both parts.
+_FAR = 2.0
+#: Ratio of the standard deviations of both parts.
+_WIDER = 4.0
+_SHOWN_CLASSES = 8
+
+#: What the splits that do not follow time may do to the figures.
+LEAK = (
+    "rows that are alike (windows that overlap, readings seconds apart) may be on both sides: "
+    "the figures are then too good for new recordings"
+)
+
+
+@dataclass(frozen=True)
+class ClassCounts:
+    """Rows of each class of one target.
+
+    Attributes:
+        names: of the classes, by index.
+        learn: rows to learn from, by class.
+        measure: rows held out, by class.
+    """
+
+    names: tuple[str, ...]
+    learn: tuple[int, ...]
+    measure: tuple[int, ...]
+
+    @property
+    def total(self) -> tuple[int, ...]:
+        """All rows, by class."""
+        return tuple(map(sum, zip(self.learn, self.measure, strict=True)))
+
+
+def class_counts(
+    arrays: Mapping[str, Array], spec: ModelSpec, target: TensorSpec, learned: int
+) -> ClassCounts | None:
+    """Returns the rows of each class of a target; None if it holds no classes.
+
+    A target of several classes a row counts each of them.
+
+    Args:
+        arrays: of a dataset, rows to learn from first.
+        spec: of the model.
+        target: of the spec.
+        learned: number of rows to learn from.
+    """
+    names = spec.class_names(target)
+    if not names:
+        return None
+    classes = _classes(arrays[target.name], target, len(names))
+    learn, measure = (
+        tuple(np.bincount(part.reshape(-1), minlength=len(names)).tolist())
+        for part in (classes[:learned], classes[learned:])
+    )
+    return ClassCounts(names, learn, measure)
+
+
+def row_classes(arrays: Mapping[str, Array], spec: ModelSpec, rows: Index) -> Array | None:
+    """Returns the class of each of some rows, shape (n,), by the first target that has one a row.
+
+    Args:
+        arrays: as in a table or a dataset.
+        spec: of the model.
+        rows: indexes into the arrays.
+    """
+    for target in spec.targets:
+        if names := spec.class_names(target):
+            classes = _classes(arrays[target.name][rows], target, len(names))
+            if classes.size == len(rows):
+                flat: Array = classes.reshape(-1)
+                return flat
+    return None
+
+
+def _classes(values: Array, target: TensorSpec, count: int) -> Array:
+    """Class indexes, int64: (n, ...) as they are, or the largest of one-hot numbers."""
+    if target.dtype == "int32":
+        return values.astype(np.int64)
+    largest: Array = values.reshape(-1, count).argmax(1)
+    return largest
+
+
+def split_warnings(
+    arrays: Mapping[str, Array], spec: ModelSpec, learned: int, split: Split
+) -> Iterator[str]:
+    """Yields a line for each target whose held-out rows are not like those learned from.
+
+    Args:
+        arrays: of a dataset, rows to learn from first.
+        spec: of the model.
+        learned: number of rows to learn from.
+        split: how the rows were held out.
+    """
+    measured = len(next(iter(arrays.values()))) - learned
+    if not learned or not measured:
+        return
+    for target in spec.targets:
+        counts = class_counts(arrays, spec, target, learned)
+        if counts is None:
+            found = _spread_warning(arrays[target.name], learned)
+            remedy = "set data.split: random"
+        else:
+            found = _class_warning(counts)
+            remedy = "add the label's column to data.group, or set data.split: stratified"
+        if found and split == "time":
+            yield f"{target.name}: {found}: are the rows sorted by it? Then {remedy}"
+        elif found:
+            yield f"{target.name}: {found}: the figures of the rows held out say little"
+
+
+def _class_warning(counts: ClassCounts) -> str:
+    """Returns what the classes of both parts do not have in common; empty: nothing of weight."""
+    learn, measure = np.array(counts.learn), np.array(counts.measure)
+    unlearned = (measure > 0) & (learn == 0)
+    if unlearned.any():
+        rows = int(measure[unlearned].sum())
+        return (
+            f"{_named(counts, unlearned)} held out and never learned "
+            f"({rows:,} of the {int(measure.sum()):,} rows held out)"
+        )
+    expected = learn / learn.sum() * measure.sum()
+    unmeasured = (measure == 0) & (expected >= _EXPECTED_ROWS)
+    if unmeasured.any():
+        return f"{_named(counts, unmeasured)} learned and never held out"
+    shares = learn / learn.sum(), measure / measure.sum()
+    if 0.5 * np.abs(shares[0] - shares[1]).sum() >= _DISTANCE:
+        worst = int(np.abs(shares[0] - shares[1]).argmax())
+        return (
+            f"class {counts.names[worst]} is {shares[0][worst]:.0%} of the rows to learn from and "
+            f"{shares[1][worst]:.0%} of those held out"
+        )
+    return ""
+
+
+def _named(counts: ClassCounts, chosen: Array) -> str:
+    names = [counts.names[index] for index in np.flatnonzero(chosen)]
+    rest = len(names) - _SHOWN_CLASSES
+    listed = ", ".join(names[:_SHOWN_CLASSES]) + (f" and {rest} more" if rest > 0 else "")
+    return f"class {listed} is" if len(names) == 1 else f"classes {listed} are"
+
+
+def _spread_warning(values: Array, learned: int) -> str:
+    """Returns how far the targets of both parts are apart; empty: not far."""
+    if min(learned, len(values) - learned) < _FEW_ROWS:
+        return ""
+    (mean, std), (other, other_std) = _moments(values[:learned]), _moments(values[learned:])
+    far = np.abs(other - mean) > _FAR * np.maximum(std, 1e-6 * np.abs(mean))
+    wide = np.maximum(other_std, std) > _WIDER * np.minimum(other_std, std)
+    if not (far | wide).any():
+        return ""
+    at = int(np.argmax(far | wide))
+    return (
+        f"{mean[at]:.4g} ± {std[at]:.2g} in the rows to learn from, "
+        f"{other[at]:.4g} ± {other_std[at]:.2g} in those held out"
+    )
+
+
+def _moments(values: Array) -> tuple[F64, F64]:
+    """Mean and standard deviation of each number of a row."""
+    flat = values.reshape(len(values), -1)
+    mean: F64 = flat.mean(0, dtype=np.float64)
+    return mean, np.sqrt(np.square(flat - mean).mean(0))
