@@ -1,14 +1,14 @@
 """Signed messages of the coordinator: the signature envelope proves origin and order.
 
-A signed payload is two lines of JSON, the message and its signature envelope:
+A signed payload is one JSON document: the message with its signature envelope as last member.
 
-    {"session":"8c1f","round_id":7, …}
-    {"number":1764000000000,"signatures":{"<key id>":"<128 hex digits>"}}
+    {"session":"8c1f", … ,"signed":{"number":1764000000000,"signatures":{"<key id>":"<hex>"}}}
 
-The signature covers the bytes of the first line as they are, so no canonical form of JSON is
-needed, and `mosquitto_sub` shows both lines. It also covers the topic, and with it the federation:
-a message replayed on another topic is refused. Chunks are not signed: a signed message names the
-SHA-256 of their blob.
+The signature covers the bytes of the message without that member, as they are: `split` cuts it off
+and gives back the message byte for byte, so no canonical form of JSON is needed
+(docs/decisions/0007-one-document-a-payload.md). It also covers the topic, and with it the
+federation: a message replayed on another topic is refused. Chunks are not signed: a signed message
+names the SHA-256 of their blob.
 """
 
 from __future__ import annotations
@@ -36,7 +36,11 @@ from broker.protocol.topics import (
 from fedge.errors import ConfigError, WireError
 
 #: Prefix of all signed bytes, so that a signature made for another purpose is never valid here.
-LABEL = b"fedge/v1 sealed"
+LABEL = b"fedge/v1 signed"
+#: Begin of the last member of a signed payload. No string of a message contains these bytes, since
+#: JSON escapes quotes in strings.
+_MEMBER = b'"signed":'
+_BEGIN = _MEMBER + b'{"number":'
 #: Topics of the coordinator's signed messages.
 SIGNED_TOPICS = (CoordinatorStatusTopic, ProgramTopic, RoundTopic, InboxTopic)
 MAX_KEYS = 4
@@ -49,7 +53,7 @@ _PEM = re.compile(r"-----BEGIN PUBLIC KEY-----([A-Za-z0-9+/=\s]+)-----END PUBLIC
 
 
 class SignatureEnvelope(msgspec.Struct, frozen=True, kw_only=True):
-    """Second line of a signed payload.
+    """Member `signed` of a signed payload.
 
     Attributes:
         number: grows with every message of the coordinator, also across restarts.
@@ -76,30 +80,46 @@ def signed_bytes(topic: str, number: int, message: bytes) -> bytes:
     Args:
         topic: MQTT topic, federation included.
         number: number of the signature envelope.
-        message: the first line, byte for byte.
+        message: the message without signature envelope, byte for byte.
     """
     return b"\n".join((LABEL, topic.encode(), str(number).encode(), message))
 
 
 def join(message: bytes, envelope: SignatureEnvelope) -> bytes:
-    """Returns the signed payload; `message` contains no line feed."""
-    return message + b"\n" + msgspec.json.encode(envelope)
+    """Returns the signed payload of `message`, a JSON object."""
+    return splice(message, msgspec.json.encode(envelope))
+
+
+def splice(message: bytes, envelope: bytes) -> bytes:
+    """Returns a payload: `message`, a JSON object, with an encoded envelope as last member."""
+    comma = b"" if message == b"{}" else b","
+    return message[:-1] + comma + _MEMBER + envelope + b"}"
 
 
 def split(payload: bytes) -> tuple[bytes, bytes]:
-    """Splits a payload into message and signature envelope, which is empty if there is none."""
-    message, _, envelope = payload.partition(b"\n")
-    return message, envelope
+    """Splits a payload into message and encoded envelope, which is empty if there is none.
+
+    The inverse of `splice`. Only what is returned as message may be acted on: the signature covers
+    these bytes, and not what a parser of JSON makes of the payload.
+    """
+    at = payload.rfind(_BEGIN)
+    before, envelope = payload[:at], payload[at + len(_MEMBER) : -1]
+    if at >= 0 and payload.endswith(b"}"):
+        if before.endswith(b","):
+            return before[:-1] + b"}", envelope
+        if before == b"{":
+            return b"{}", envelope
+    return payload, b""
 
 
-def parse(line: bytes) -> SignatureEnvelope:
+def parse(envelope: bytes) -> SignatureEnvelope:
     """Parses a signature envelope.
 
     Raises:
         WireError: not a signature envelope.
     """
     try:
-        return msgspec.json.decode(line, type=SignatureEnvelope)
+        return msgspec.json.decode(envelope, type=SignatureEnvelope)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise WireError(f"signature envelope: {error}") from error
 

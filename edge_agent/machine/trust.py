@@ -82,20 +82,20 @@ class Trust:
         """The message in a payload of the coordinator.
 
         Raises:
-            UntrustedError: not sealed by a trusted key for this topic, or older than another.
+            UntrustedError: not signed by a trusted key for this topic, or older than another.
         """
         if not signed_messages.is_signed(topic):
             return payload
-        message, line = signed_messages.split(payload)
+        message, envelope = signed_messages.split(payload)
         if self._keys:
-            self._check(topic, message, line)
+            self._check(topic, message, envelope)
         return message
 
-    def _check(self, topic: Topic, message: bytes, line: bytes) -> None:
-        if not line:
+    def _check(self, topic: Topic, message: bytes, envelope: bytes) -> None:
+        if not envelope:
             raise UntrustedError("not signed", "this device trusts signed messages only")
         try:
-            found = signed_messages.parse(line)
+            found = signed_messages.parse(envelope)
         except WireError as error:
             raise UntrustedError("signature unreadable", str(error)) from error
         self._check_signature(self._topics.name(topic), message, found)

@@ -116,7 +116,7 @@ class Forger:
         message, line = signed_messages.split(payload)
         false = self._false(topic, message)
         yield false
-        yield false + b"\n" + line
+        yield signed_messages.splice(false, line)
         number = 1 << 52  # newer than everything
         yield signed_messages.join(false, self._keys.sign(topic, number, false))
         yield from (said for where, said in self._last.items() if where != topic)

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
@@ -75,7 +76,49 @@ def test_the_store_keeps_the_reserved_number(tmp_path: Path) -> None:
     assert Store(tmp_path).signed_until == 1_764_000_000_000
 
 
-# --- the second line ------------------------------------------------------------------------------
+# --- the envelope ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        *(b"{}", b'{"state":"online"}', b'{"a":{"b":[1,{}]}}', '{"a":"Köln"}'.encode()),
+        # texts and members that look like an envelope
+        msgspec.json.encode({"a": '","signed":{"number":1}', "b": 'x"signed":{"number":7'}),
+        b'{"algorithm":{"signed":{"number":1,"signatures":{}}}}',
+        b'{"signed":{"number":1,"signatures":{}},"a":1}',
+        b'{"a":1,"signed":{"number":1,"signatures":{}}}',
+    ],
+)
+def test_a_signed_message_is_one_document_and_comes_back_byte_for_byte(message: bytes) -> None:
+    keys = SigningKeys.generate()
+    envelope = keys.sign(TOPIC, 7, message)
+    payload = signed_messages.join(message, envelope)
+    document = msgspec.json.decode(payload)
+    assert document["signed"] == msgspec.to_builtins(envelope)
+    assert document | {"signed": 0} == msgspec.json.decode(message) | {"signed": 0}
+    cut, found = signed_messages.split(payload)
+    assert cut == message
+    assert signed_messages.parse(found) == envelope
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        *(
+            b"",
+            b"{}",
+            b"[]",
+            b'{"state":"online"}',
+            b'"signed":{"number":',
+            b'}"signed":{"number":}',
+        ),
+        msgspec.json.encode({"text": ',"signed":{"number":1,"signatures":{}}}'}),
+        b'{"state":"online","signed":true}',
+    ],
+)
+def test_a_payload_without_envelope_is_the_message(payload: bytes) -> None:
+    assert signed_messages.split(payload) == (payload, b"")
 
 
 @pytest.mark.parametrize(

@@ -197,15 +197,16 @@ def forged_plan(how: str) -> bytes:
             ),
         )
     if how == "plan changed":
-        return message.replace(b'"round_id":2', b'"round_id":3') + b"\n" + line
+        changed = message.replace(b'"round_id":2', b'"round_id":3')
+        return signed_messages.splice(changed, line)
     if how == "number changed":
-        return message + b"\n" + line.replace(b"900", b"901")
+        return signed_messages.splice(message, line.replace(b"900", b"901"))
     if how == "of another topic":
         return signed(ProgramTopic(), honest, 900)
     if how == "of another federation":
         return signed(RoundTopic(), honest, 900, topics=Topics("g"))
-    if how == "seal cut short":
-        return message + b"\n" + line[:-2]
+    if how == "envelope cut short":
+        return signed_messages.splice(message, line[:-2])
     assert how == "old"
     return signed(RoundTopic(), honest, 99)
 
@@ -218,7 +219,7 @@ REASONS = {
     "number changed": "signature wrong",
     "of another topic": "signature wrong",
     "of another federation": "signature wrong",
-    "seal cut short": "signature unreadable",
+    "envelope cut short": "signature unreadable",
     "old": "older than one seen before",
 }
 
@@ -324,9 +325,8 @@ def test_no_patchwork_of_what_was_said_passes(
     flipped: tuple[int, int] | None,
     cut: int | None,
 ) -> None:
-    patched = bytearray(
-        signed_messages.split(lines[0][1])[0] + b"\n" + signed_messages.split(lines[1][1])[1]
-    )
+    message, envelope = (signed_messages.split(line[1])[n] for n, line in enumerate(lines))
+    patched = bytearray(signed_messages.splice(message, envelope))
     if flipped is not None:
         patched[flipped[0] % len(patched)] ^= 1 << flipped[1]
     payload = bytes(patched[:cut])
@@ -337,7 +337,7 @@ def test_no_patchwork_of_what_was_said_passes(
     except UntrustedError:
         assert payload not in genuine
     else:
-        # JSON may be written in more than one way: a changed seal may say the same.
+        # JSON may be written in more than one way: a changed envelope may say the same.
         assert message in [signed_messages.split(said)[0] for said in genuine]
 
 

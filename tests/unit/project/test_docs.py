@@ -257,14 +257,15 @@ def test_the_update_frame_and_its_chunk_are_the_code_s() -> None:
     assert f"header of {blobs.HEADER_BYTES} bytes" in PROTOCOL
 
 
-def test_the_vector_of_seals_is_the_code_s() -> None:
+def test_the_vector_of_signatures_is_the_code_s() -> None:
     private = "9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60"  # RFC 8032, 7.1
     keys = SigningKeys([Ed25519PrivateKey.from_private_bytes(bytes.fromhex(private))])
     (public,) = keys.public
     topic = "fedge/v1/houses/coordinator/status"
-    payload, signed = block("json sealed").encode(), block("text signed").encode()
-    message, line = signed_messages.split(payload)
-    found = signed_messages.parse(line)
+    payload, signed = block("json payload").encode(), block("text signed").encode()
+    message, envelope = signed_messages.split(payload)
+    found = signed_messages.parse(envelope)
+    assert msgspec.json.decode(payload).items() >= msgspec.json.decode(message).items()
     assert signed_messages.signed_bytes(topic, found.number, message) == signed
     assert f"The {len(signed)} bytes that are signed" in PROTOCOL
     assert signed_messages.join(message, keys.sign(topic, found.number, message)) == payload
@@ -272,7 +273,7 @@ def test_the_vector_of_seals_is_the_code_s() -> None:
     assert ed25519.is_valid(
         public, signed, bytes.fromhex(found.signatures[signed_messages.key_id(public)])
     )
-    check_table(section(PROTOCOL, "Seals"), signed_messages.SignatureEnvelope, 1)
+    check_table(section(PROTOCOL, "Signatures"), signed_messages.SignatureEnvelope, 1)
 
 
 def test_the_examples_of_fingerprint_and_cohort_are_the_code_s() -> None:
