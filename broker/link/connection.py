@@ -5,7 +5,6 @@ Everything here runs on the network thread.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import ssl
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from broker.link import disconnect_reasons
 from broker.link.backoff import STABLE_S, FullJitter
 from broker.link.connection_failures import ConnectionFailures
 from broker.link.link import LinkDown, LinkUp
-from broker.link.network_loop import NetworkLoop
+from broker.link.network_loop import NetworkLoop, Timer
 from broker.link.paho_client import HEADER_ROOM, Driver, Session
 from broker.link.receive_queue import Inbox, Receiver
 from broker.link.send_queue import WINDOW, Outbox, Outgoing
@@ -77,7 +76,7 @@ class Connection:
         self._up_since_s = 0.0
         self._session_present = False
         self._last_down: LinkDown | None = None
-        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._timers: dict[str, Timer] = {}
         self._secrets = Secrets()
         self._driver = Driver(settings, session, network, self, tls)
         self._subscriptions = Subscriptions(self._driver)

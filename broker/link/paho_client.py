@@ -20,7 +20,6 @@ paho surprises that shaped this file (2.1 and 2.2):
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import socket
 import ssl
@@ -36,7 +35,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from broker.link import sockets
 from broker.link.link import QOS, Will
-from broker.link.network_loop import NetworkLoop
+from broker.link.network_loop import NetworkLoop, Timer
 from broker.link.settings import BrokerSettings, Secrets
 from broker.link.transport_settings import proxy_arguments
 from broker.link.websocket import WebSocket
@@ -127,7 +126,7 @@ class Driver:
         self._connecting = False  # a connector thread has the client
         self._writing = False  # the socket was full: epoll reports when it is not
         self._paused = False  # the owner has enough: incoming bytes wait in the socket
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: Timer | None = None
         self._tls = tls
         self.mqtt5 = settings.protocol != "3.1.1"
         self.client = self._make_client()
