@@ -45,7 +45,7 @@ from coordinator.config import CohortConfig, CoordinatorConfig, StartConfig
 from coordinator.machine.coordinator import Coordinator
 from coordinator.machine.events import Action, Commit, Event, SaveOpenRound, SaveRound, StoreUpdate
 from coordinator.service import CoordinatorService
-from coordinator.store import Store
+from coordinator.storage.store import Store
 from learning.codecs.registry import CODECS
 from learning.vector.parameters import Layout, ParameterSpec
 from models.package.package import ModelPackage

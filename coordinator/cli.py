@@ -50,7 +50,7 @@ def status(config_path: Path, as_json: bool) -> None:
     """Show rounds, versions and agents from the state folder; works while it runs."""
     from coordinator.config import load_federation
     from coordinator.report import status_document, status_text
-    from coordinator.store import Store
+    from coordinator.storage.store import Store
     from fedge.yaml_config import located
 
     config = load_federation(config_path)

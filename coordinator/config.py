@@ -128,6 +128,8 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
         weighting: "examples" weighs an update by its rows, "agents" weighs all alike.
         max_update_norm: larger updates (L2) are refused; no limit when not given.
         keep_versions: of θ in the store; older ones are deleted, 0 keeps all.
+        erase: overwrite updates, and what is deleted of the store, before their space is given
+            back.
         signing_key: PEM file with the private key that signs plans, programs and receipts; they
             are not signed when not given.
         seed: of cohorts, order of rows and rounding.
@@ -153,6 +155,7 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     weighting: Literal["examples", "agents"] = "examples"
     max_update_norm: Annotated[float, Meta(gt=0, le=1e30)] | None = None
     keep_versions: Annotated[int, Meta(ge=0, le=1_000_000)] = 20
+    erase: bool = False
     signing_key: Path | None = None
     seed: Annotated[int, Meta(ge=0, le=1 << 31)] = 0
 

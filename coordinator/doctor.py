@@ -27,7 +27,7 @@ from coordinator.evaluation import central_measure
 from coordinator.machine.roster import Roster, lacking_text
 from coordinator.rounds.protocol import first_needs
 from coordinator.service import find_package, trained_with, untrimmed
-from coordinator.store import Store
+from coordinator.storage.store import Store
 from fedge.check_result import Check, failed, ok, warning
 from fedge.errors import ConfigError, FederationError, WireError
 from fedge.host_checks import disk_check, memory_check, owner_check, temperature_check

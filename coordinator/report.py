@@ -13,7 +13,7 @@ from broker.protocol.messages import name_of
 from coordinator.config import CoordinatorConfig
 from coordinator.records.records import RoundRecord
 from coordinator.statistics_table import statistics_lines
-from coordinator.store import KnownAgent, Store
+from coordinator.storage.store import KnownAgent, Store
 from fedge.console import printable
 
 #: Classes up to which a confusion matrix is shown as a table.

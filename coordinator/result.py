@@ -15,7 +15,7 @@ from coordinator.config import CoordinatorConfig
 from coordinator.machine.progress import Progress
 from coordinator.report import answer_lines, latest_answer
 from coordinator.statistics_table import answer_document
-from coordinator.store import Store
+from coordinator.storage.store import Store
 from fedge.errors import ConfigError, StoreError
 from fedge.files import write_whole
 from models.package.package import ModelPackage

@@ -23,7 +23,6 @@ from broker.protocol.topics import Topics
 from broker.service.events import LinkAction, Publish, Tick
 from broker.service.service import Service
 from coordinator.config import CoordinatorConfig
-from coordinator.durability import Durability
 from coordinator.evaluation import central_measure
 from coordinator.machine.coordinator import Coordinator
 from coordinator.machine.events import (
@@ -39,7 +38,8 @@ from coordinator.machine.progress import Progress
 from coordinator.records.records import RoundRecord
 from coordinator.report import decline_lines, round_line
 from coordinator.result import make_result
-from coordinator.store import NOTED_EVERY_S, Store
+from coordinator.storage.durability import Durability
+from coordinator.storage.store import NOTED_EVERY_S, Store
 from fedge.errors import ModelError
 from fedge.files import claimed
 from fedge.yaml_config import located
@@ -117,6 +117,7 @@ class CoordinatorService(Service):
 
     def wake(self) -> None:
         """Let the machine look at the clock; note now and then who was heard of."""
+        self._store.check_place()
         self.dispatch(Tick())
         if time.monotonic() >= self._noted_s + NOTED_EVERY_S:
             self._note_heard()
@@ -218,7 +219,7 @@ def run_coordinator(
     state_dir = located(config.state_dir, base)
     with (
         claimed(state_dir, "coordinator"),
-        closing(Store(state_dir, config.keep_versions)) as store,
+        closing(Store(state_dir, config.keep_versions, erase=config.erase)) as store,
     ):
         algorithm = trained_with(config)
         store.adopt(config.federation, package)

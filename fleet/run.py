@@ -26,7 +26,7 @@ from coordinator.config import CoordinatorConfig
 from coordinator.records.records import RoundRecord
 from coordinator.report import decline_lines
 from coordinator.result import RESULT_FOLDER
-from coordinator.store import Store
+from coordinator.storage.store import Store
 from fedge.errors import ConfigError, FleetError, LinkError
 from fedge.yaml_config import load_config
 from fleet import folders

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from broker.link.link import Received, Will
 from broker.service.events import LinkAction, Publish
 from coordinator.config import CoordinatorConfig
-from coordinator.durability import Durability
 from coordinator.machine.coordinator import Coordinator
 from coordinator.machine.events import (
     Action,
@@ -20,7 +19,8 @@ from coordinator.machine.events import (
 )
 from coordinator.records.records import RoundRecord
 from coordinator.service import sealed
-from coordinator.store import Store
+from coordinator.storage.durability import Durability
+from coordinator.storage.store import Store
 from fleet.virtual.event_trace import Began, Flushed
 from fleet.virtual.faults import COORDINATOR
 from fleet.virtual.shells import Shell, World

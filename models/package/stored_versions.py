@@ -1,6 +1,6 @@
 """Reads versions of θ from a coordinator's state folder.
 
-The coordinator writes them (`coordinator.store`); `fedge model release` reads one of them.
+The coordinator writes them (`coordinator.storage.store`); `fedge model release` reads one of them.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from broker.local.broker import HOST
 from broker.local.child_process import bound_to_parent
 from coordinator.config import CoordinatorConfig
 from coordinator.records.records import RoundRecord
-from coordinator.store import Store
+from coordinator.storage.store import Store
 from edge_agent.config import AgentConfig
 from edge_agent.data.dataset import load_dataset
 from edge_agent.training.trainer import train

@@ -14,7 +14,7 @@ import pytest
 from broker.local.broker import LocalBroker
 from coordinator.config import CoordinatorConfig
 from coordinator.report import status_text
-from coordinator.store import Store
+from coordinator.storage.store import Store
 from edge_agent.config import AgentConfig
 from edge_agent.device import LinuxDevice
 from edge_agent.service import AgentService, make_agent, make_link

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from broker.local.broker import LocalBroker
-from coordinator.store import Store
+from coordinator.storage.store import Store
 from edge_agent.machine.pending_update import AgentMemory
 from edge_agent.storage.update_spool import Spool
 from learning.vector.parameters import F32

@@ -14,7 +14,7 @@ import numpy as np
 from broker.protocol import blobs
 from coordinator.config import CoordinatorConfig
 from coordinator.records.records import RoundRecord
-from coordinator.store import Store
+from coordinator.storage.store import Store
 from edge_agent.config import AgentConfig
 from edge_agent.data.config import DataConfig, InputSource, TargetSource
 from edge_agent.data.dataset import load_dataset

@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from coordinator.records.records import new_record
-from coordinator.store import Store
+from coordinator.storage.store import Store
 from edge_agent.cli import cli as agent_cli
 from fedge.errors import ExportError, ModelError
 from learning.algorithms.algorithm import ServerState

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from broker.protocol import signed_messages
 from broker.security.signing import Signer, SigningKeys
-from coordinator.store import Store
+from coordinator.storage.store import Store
 from fedge.errors import ConfigError, WireError
 
 TOPIC = "fedge/v1/f/round"

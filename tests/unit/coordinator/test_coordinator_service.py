@@ -7,6 +7,7 @@ import re
 import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from coordinator.machine.events import Finished, RoundEnded, SaveAgent, Waiting
 from coordinator.machine.progress import Progress
 from coordinator.result import TrainedModel
 from coordinator.service import CoordinatorService, run_coordinator, untrimmed
-from coordinator.store import Store
+from coordinator.storage.store import Store
 from fedge.check_result import Check
 from fedge.errors import ConfigError, LinkError, StoreError
 from fedge.files import claimed
@@ -71,10 +72,10 @@ class Scene:
 
     def on_disk(self) -> int:
         """Updates another process would find after a power cut now."""
-        with sqlite3.connect(f"file:{self.file}?mode=ro", uri=True) as db:
-            count: int = db.execute("SELECT COUNT(*) FROM updates").fetchone()[0]
-        db.close()
-        return count
+        with closing(Store.open_existing(self.file.parent)) as other:
+            progress = other.load(PACKAGE.spec.size)
+        assert progress is not None
+        return 0 if progress.open is None else len(progress.open.frames)
 
     def heard(self, name: str) -> list[Received]:
         found = []
@@ -233,8 +234,8 @@ def test_the_round_s_end_is_told_after_its_commit(scene: Scene) -> None:
     assert "round" in scene.saved
     with sqlite3.connect(f"file:{scene.file}?mode=ro", uri=True) as db:
         assert db.execute("SELECT MAX(version) FROM versions").fetchone() == (1,)
-        assert db.execute("SELECT COUNT(*) FROM updates").fetchone() == (0,)
     db.close()
+    assert scene.on_disk() == 0
     assert all(scene.receipts(name)[0].accepted for name in AGENTS)
 
 
@@ -369,3 +370,15 @@ def test_a_model_that_cannot_be_written_ends_the_coordinator_and_says_so(
     scene.service._save_result = TrainedModel(tmp_path / "model", PACKAGE, progress).save
     with pytest.raises(StoreError, match=r"is not written: .*model.*mend the disk and start again"):
         scene.service.perform(Finished("rounds"))
+
+
+def test_a_state_folder_that_is_deleted_while_it_runs_is_noticed(scene: Scene) -> None:
+    plan = scene.plan("a")
+    folder = scene.file.parent
+    folder.rename(folder.with_name("elsewhere"))
+    with pytest.raises(StoreError, match=r"deleted or replaced.*put the folder or a backup in"):
+        scene.service.wake()
+    send(scene, "a", plan)
+    with pytest.raises(StoreError, match="deleted or replaced"):
+        scene.take_all()
+    assert scene.receipts("a") == [], "nothing is confirmed that nobody will find again"

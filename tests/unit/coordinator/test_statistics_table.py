@@ -22,7 +22,7 @@ from coordinator.report import (
 )
 from coordinator.result import AnswerResult, TrainedModel, make_result
 from coordinator.statistics_table import answer_document, statistics_lines
-from coordinator.store import Store
+from coordinator.storage.store import Store
 from fedge.errors import StoreError
 from learning.algorithms.algorithm import ServerState
 from learning.phases.statistics import Moments, moments

@@ -20,7 +20,7 @@ from coordinator.config import CoordinatorConfig
 from coordinator.machine.standing import Standing
 from coordinator.records.records import AgentResult
 from coordinator.report import matrix_lines, status_document, status_text
-from coordinator.store import Store
+from coordinator.storage.store import Store
 from fedge.errors import ConfigError, StoreError
 from learning.algorithms.algorithm import ServerState
 from learning.vector.parameters import F32
@@ -206,8 +206,8 @@ def test_a_federation_that_was_never_started_is_told(tmp_path: Path) -> None:
 def test_readers_do_not_wait_for_the_writer(tmp_path: Path, store: Store) -> None:
     store.adopt("f", PACKAGE)
     store.begin(theta(0, 0, 0), NOTHING)
-    store.add_update(1, "a", 0, b"frame")  # the writer holds its lock until it flushes
-    reader = Store.open_existing(tmp_path)
+    store.save_agent("a", AgentStatus(state="online", agent_instance="1"))
+    reader = Store.open_existing(tmp_path)  # the writer holds its lock until it flushes
     assert loaded(reader) == (0, [0.0, 0.0, 0.0])
     store.commit(1, theta(1, 0, 0), NOTHING, record(0.5))
     assert loaded(reader) == (1, [1.0, 0.0, 0.0])

@@ -13,7 +13,8 @@ import pytest
 from coordinator.config import StartConfig
 from coordinator.machine.events import Commit, RoundEnded, SaveOpenRound, SaveRound, StoreUpdate
 from coordinator.machine.progress import Progress
-from coordinator.store import Store
+from coordinator.storage.store import Store
+from coordinator.storage.update_log import LOG_FILE
 from learning.algorithms.algorithm import ServerState
 from learning.vector.parameters import F32
 from tests.unit.coordinator.machine.coordinator_stage import (
@@ -34,8 +35,8 @@ def keep(store: Store, stage: Stage, seen: int) -> int:
         match action:
             case SaveOpenRound(plan, cohort, goal):
                 store.save_open_round(plan, cohort, goal)
-            case StoreUpdate(round_id, agent_id, version, frame):
-                store.add_update(round_id, agent_id, version, frame)
+            case StoreUpdate(agent_id=agent_id, version=version, frame=frame):
+                store.add_update(agent_id, version, frame)
                 store.flush()
             case Commit(version, theta, state, record, closed):
                 store.commit(version, theta, state, record, closed)
@@ -102,7 +103,7 @@ def test_a_kill_between_the_last_update_and_the_commit_loses_nothing(tmp_path: P
         if isinstance(action, SaveOpenRound) and action.plan.round_id == 1:
             store.save_open_round(action.plan, action.cohort, action.goal)
         if isinstance(action, StoreUpdate):
-            store.add_update(action.round_id, action.agent_id, action.version, action.frame)
+            store.add_update(action.agent_id, action.version, action.frame)
     store.flush()
 
     again = Stage(settings(), progress=progress_of(store))
@@ -123,9 +124,10 @@ def test_a_stored_update_that_rotted_is_left_out_and_named(
         if name != "c":
             agent.update(DELTAS[name])
     keep(store, stage, 0)
-    (frame,) = store._db.execute("SELECT frame FROM updates WHERE agent_id = 'a'").fetchone()
-    rotten = frame[:-1] + bytes([frame[-1] ^ 1])  # another number
-    store._db.execute("UPDATE updates SET frame = ? WHERE agent_id = 'a'", (rotten,))
+    (first, *_) = only(stage.actions, StoreUpdate)
+    content = (tmp_path / LOG_FILE).read_bytes()
+    rotten = first.frame[:-1] + bytes([first.frame[-1] ^ 1])  # another number
+    (tmp_path / LOG_FILE).write_bytes(content.replace(first.frame, rotten))
     stored = progress_of(store).open
     assert stored is not None
     assert [name for name, _ in stored.frames] == ["b"]

@@ -10,7 +10,7 @@ import pytest
 
 from coordinator.config import CohortConfig, StartConfig
 from coordinator.machine.events import Commit, Finished, SaveOpenRound, SaveRound, Waiting
-from coordinator.store import Store
+from coordinator.storage.store import Store
 from fedge.errors import ConfigError
 from learning.algorithms.algorithm import ServerState
 from learning.phases.registry import PHASES

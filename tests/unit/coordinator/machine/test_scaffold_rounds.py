@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from coordinator.config import CohortConfig, StartConfig
-from coordinator.durability import Durability
-from coordinator.store import Store
+from coordinator.storage.durability import Durability
+from coordinator.storage.store import Store
 from fedge.errors import ConfigError
 from learning.algorithms.algorithm import LocalContext, LocalRun, Summary
 from learning.algorithms.registry import ALGORITHMS

@@ -15,7 +15,7 @@ from coordinator.config import RoundConfig
 from coordinator.machine.events import Commit, Finished
 from coordinator.report import answer_lines, round_line
 from coordinator.result import make_result
-from coordinator.store import Store
+from coordinator.storage.store import Store
 from fedge.errors import UpdateRejected
 from learning.phases.phase import Answer, CollectorContext, Device, Received, Request, Values
 from learning.phases.registry import PHASES

@@ -12,9 +12,9 @@ from broker.protocol.messages import Resend, RoundPlan
 from broker.protocol.topics import InboxTopic, UpdateTopic
 from broker.service.events import Publish
 from coordinator.config import EvaluationConfig, RoundConfig, StartConfig
-from coordinator.durability import Durability
 from coordinator.machine.events import StoreUpdate
-from coordinator.store import Store
+from coordinator.storage.durability import Durability
+from coordinator.storage.store import Store
 from learning.algorithms.algorithm import ServerState
 from tests.unit.coordinator.machine.coordinator_stage import (
     PACKAGE,

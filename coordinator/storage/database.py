@@ -31,12 +31,15 @@ class Database:
         name: of the file.
         schema: SQL statements that make its tables; one of them is `meta (key, value)`.
         version: of the format.
+        erase: overwrite what is deleted.
 
     Raises:
         ConfigError: the folder cannot be written, or the file is none of this format.
     """
 
-    def __init__(self, folder: Path | None, name: str, schema: str, version: str) -> None:
+    def __init__(
+        self, folder: Path | None, name: str, schema: str, version: str, *, erase: bool = False
+    ) -> None:
         self.path = Path(":memory:") if folder is None else folder / name
         try:
             if folder is not None:
@@ -45,6 +48,9 @@ class Database:
             self._db = sqlite3.connect(self.path, isolation_level=None)
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
+            # Many builds overwrite what is deleted, always: a third of all that is written.
+            self._db.execute(f"PRAGMA secure_delete = {'ON' if erase else 'FAST'}")
+            self._file_id = self._found_file()
             self._create(schema, version)
         except (OSError, sqlite3.OperationalError, StoreError) as error:
             raise ConfigError(f"state_dir {folder} cannot be used: {error}") from error
@@ -69,7 +75,29 @@ class Database:
             raise self._failed(error) from error
 
     def flush(self) -> None:
-        """Updates that were added are on disk when this returns."""
+        """What was added is on disk when this returns."""
+        self.check_place()
+        self._commit_added()
+
+    def check_place(self) -> None:
+        """Raises StoreError when the file was deleted or replaced: all writes would be lost."""
+        if self._file_id is not None and self._found_file() != self._file_id:
+            raise StoreError(
+                f"{self.path} was deleted or replaced while this process wrote to it: put the "
+                "folder or a backup in its place and start again"
+            )
+
+    def _found_file(self) -> tuple[int, int] | None:
+        """Returns what tells the file at the path from others; None in memory."""
+        if str(self.path) == ":memory:":
+            return None
+        try:
+            found = self.path.stat()
+        except OSError:
+            return (0, 0)
+        return found.st_dev, found.st_ino
+
+    def _commit_added(self) -> None:
         if self._db.in_transaction:
             try:
                 self._db.execute("COMMIT")
@@ -103,7 +131,8 @@ class Database:
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         try:
-            self.flush()
+            self.check_place()
+            self._commit_added()
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db

@@ -14,7 +14,7 @@ from coordinator.machine.events import (
     SaveStanding,
     StoreUpdate,
 )
-from coordinator.store import Store
+from coordinator.storage.store import Store
 
 #: Updates written to disk together, at most.
 FLUSH_UPDATES = 32
@@ -47,8 +47,8 @@ class Durability:
         match action:
             case SaveOpenRound(plan, cohort, goal):
                 store.save_open_round(plan, cohort, goal)
-            case StoreUpdate(round_id, agent_id, version, frame):
-                store.add_update(round_id, agent_id, version, frame)
+            case StoreUpdate(agent_id=agent_id, version=version, frame=frame):
+                store.add_update(agent_id, version, frame)
                 self.unflushed += 1
                 self._is_dirty = True
             case Commit(version, theta, state, record, closed):

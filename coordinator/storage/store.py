@@ -1,8 +1,11 @@
-"""Store: rounds, versions of θ and agents of one federation, in one SQLite file."""
+"""Store: rounds, versions of θ and agents of one federation, in one SQLite file.
+
+Beside it the updates of the open round (`update_log`).
+"""
 
 from __future__ import annotations
 
-import logging
+import secrets
 import sqlite3
 import time
 from collections.abc import Mapping, Sequence
@@ -15,20 +18,19 @@ import numpy as np
 
 from broker.protocol.messages import AgentStatus, RoundPlan
 from coordinator.config import KEPT_ROUNDS
-from coordinator.database import Database
 from coordinator.machine.open_round import ClosedRound
 from coordinator.machine.progress import Progress, StoredRound
 from coordinator.machine.roster import MISSED_HEARTBEATS
 from coordinator.machine.standing import Standing
 from coordinator.records.records import RoundRecord
+from coordinator.storage.database import Database
+from coordinator.storage.update_log import UpdateLog
 from fedge.errors import ConfigError, WireError
 from learning.algorithms.algorithm import ServerState
 from learning.algorithms.server_step import state_from_bytes, state_to_bytes
 from learning.vector.parameters import F32
 from models.package.package import ModelPackage
 from models.package.stored_versions import STORE_FILE, VERSIONS_TABLE, checksum
-
-log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -41,11 +43,6 @@ _SCHEMA = f"""
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE rounds (round_id INTEGER PRIMARY KEY, record TEXT NOT NULL, ended_at REAL NOT NULL);
 CREATE TABLE open_round (id INTEGER PRIMARY KEY CHECK (id = 1), round TEXT NOT NULL);
-CREATE TABLE updates (
-    arrival INTEGER PRIMARY KEY, round_id INTEGER NOT NULL, agent_id TEXT NOT NULL,
-    version INTEGER NOT NULL, frame BLOB NOT NULL, digest BLOB NOT NULL,
-    UNIQUE (round_id, agent_id, version)
-);
 CREATE TABLE closed_rounds (round_id INTEGER PRIMARY KEY, round TEXT NOT NULL);
 CREATE TABLE agents (agent_id TEXT PRIMARY KEY, status TEXT NOT NULL, heard_at REAL NOT NULL);
 CREATE TABLE standings (agent_id TEXT PRIMARY KEY, standing TEXT NOT NULL);
@@ -56,6 +53,8 @@ class _OpenRound(msgspec.Struct, frozen=True):
     plan: RoundPlan
     cohort: tuple[str, ...]
     goal: int
+    #: Of the update log; hexadecimal.
+    token: str
 
 
 @dataclass(frozen=True)
@@ -89,14 +88,31 @@ class Store(Database):
     Args:
         folder: made when absent; None keeps everything in memory, for simulations.
         keep_versions: of θ; 0 keeps all.
+        erase: overwrite updates, and what is deleted, before the space is given back.
 
     Raises:
         ConfigError: the folder cannot be written, or the file is no store of this format.
     """
 
-    def __init__(self, folder: Path | None, keep_versions: int = 0) -> None:
-        super().__init__(folder, STORE_FILE, _SCHEMA, _FORMAT)
+    def __init__(self, folder: Path | None, keep_versions: int = 0, *, erase: bool = False) -> None:
+        super().__init__(folder, STORE_FILE, _SCHEMA, _FORMAT, erase=erase)
         self._keep_versions = keep_versions
+        self._updates = UpdateLog(folder, erase=erase)
+
+    def close(self) -> None:
+        """Releases the files."""
+        self._updates.close()
+        super().close()
+
+    def flush(self) -> None:
+        """Updates and all else that was added are on disk when this returns."""
+        self._updates.sync()
+        super().flush()
+
+    def lose_unflushed(self) -> None:
+        """Drops what was added since the last `flush`, as a power cut does; for simulations."""
+        self._updates.lose_unsynced()
+        super().lose_unflushed()
 
     @classmethod
     def open_existing(cls, folder: Path) -> Store:
@@ -165,6 +181,7 @@ class Store(Database):
             if self._keep_versions:
                 oldest = version - self._keep_versions
                 db.execute("DELETE FROM versions WHERE version <= ?", (oldest,))
+        self._updates.clear()  # not before: until then the open round is what counts
 
     def save_round(self, record: RoundRecord, closed: Sequence[ClosedRound] = ()) -> None:
         """Stores a round's record, replacing what is there of it; it takes no more updates."""
@@ -172,28 +189,23 @@ class Store(Database):
             self._insert_round(db, record)
             self._insert_closed(db, closed)
             self._forget_open_round(db)
+        self._updates.clear()
 
     def save_open_round(self, plan: RoundPlan, cohort: tuple[str, ...], goal: int) -> None:
         """Stores that a phase with updates begins; those of an earlier one are forgotten."""
-        text = msgspec.json.encode(_OpenRound(plan, cohort, goal)).decode()
+        token = secrets.token_hex(8)
+        text = msgspec.json.encode(_OpenRound(plan, cohort, goal, token)).decode()
         with self._transaction() as db:
             self._forget_open_round(db)
             db.execute("INSERT INTO open_round VALUES (1, ?)", (text,))
+        self._updates.clear(bytes.fromhex(token))
 
-    def add_update(self, round_id: int, agent_id: str, version: int, frame: bytes) -> None:
+    def add_update(self, agent_id: str, version: int, frame: bytes) -> None:
         """Stores an update of the open round, begun at `version`; on disk only after `flush`.
 
         Many are written together: a synchronisation of the disk costs more than an update.
         """
-        self._add(
-            "INSERT OR REPLACE INTO updates (round_id, agent_id, version, frame, digest) "
-            "VALUES (?, ?, ?, ?, ?)",
-            round_id,
-            agent_id,
-            version,
-            frame,
-            checksum(frame),
-        )
+        self._updates.add(agent_id, version, frame)
 
     def session(self, new: str) -> str:
         """The name of this store's run: `new` at its first use, the same ever after."""
@@ -292,13 +304,8 @@ class Store(Database):
         stored = self._decoded("the open round", found[0][0], _OpenRound)
         if stored.plan.version != version:
             return None
-        rows = self._read(
-            "SELECT agent_id, frame, digest FROM updates WHERE round_id = ? ORDER BY arrival",
-            stored.plan.round_id,
-        )
-        frames = tuple((name, frame) for name, frame, digest in rows if checksum(frame) == digest)
-        for name in sorted({name for name, _, _ in rows} - {name for name, _ in frames}):
-            log.warning("%s: the update of %s is damaged and left out", self.path, name)
+        updates = self._updates.read(bytes.fromhex(stored.token))
+        frames = tuple((agent_id, frame) for (agent_id, _), frame in updates.items())
         return StoredRound(stored.plan, stored.cohort, stored.goal, frames)
 
     def _closed_rounds(self) -> tuple[ClosedRound, ...]:
@@ -333,7 +340,6 @@ class Store(Database):
     @staticmethod
     def _forget_open_round(db: sqlite3.Connection) -> None:
         db.execute("DELETE FROM open_round")
-        db.execute("DELETE FROM updates")
 
     @staticmethod
     def _insert_version(
