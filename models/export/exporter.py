@@ -8,8 +8,7 @@ export_model(model, name="pump_wear").save(Path("pump_wear"))
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpy as np
 
 from fedge.errors import ExportError
 from models.export.backend import keras
+from models.export.inputs import input_specs
 from models.export.layers.randomness import random_function
 from models.export.layers.supported import check_layers, leaf_layers
 from models.export.lowering import lower
@@ -91,7 +91,11 @@ def export_model(
     check_layers(model)
     variables = read_variables(model, personal)
     _check_finite(model)
-    tensors = tuple(_inputs(model, inputs))
+    is_random = any(map(random_function, leaf_layers(model)))
+    named = input_specs(model, inputs, {"seed"} if is_random else set())
+    tensors = tuple(named.values())
+    if reconstruct in named:
+        reconstruct = named[reconstruct].name
     options = ObjectiveOptions(loss, reconstruct, class_weight or {}, metrics, classes)
     try:
         objective = read_objective(model, tensors, options)
@@ -105,7 +109,7 @@ def export_model(
             metrics=objective.metrics,
             batch_size=main,
             layout=variables.layout,
-            stochastic=any(map(random_function, leaf_layers(model))),
+            stochastic=is_random,
             personal=variables.personal_layout,
             frozen=sum(tensor.size for tensor in variables.frozen_tensors),
             more_batch_sizes=tuple(more) or msgspec.UNSET,
@@ -189,38 +193,3 @@ def _check_finite(model: Any) -> None:
             raise ExportError(
                 f"weights {variable.path!r} have NaN or inf: initialize or train the model again"
             )
-
-
-def _inputs(model: Any, given: Sequence[TensorSpec]) -> Iterator[TensorSpec]:
-    """Returns the input specs of the model, with those of `given` where there are any."""
-    if given and len(given) != len(model.inputs):
-        raise ExportError(f"{len(given)} input specs for a model of {len(model.inputs)} inputs")
-    for index, tensor in enumerate(model.inputs):
-        shape, dtype = tuple(tensor.shape[1:]), tensor.dtype
-        if None in shape:
-            raise ExportError(
-                f"input {tensor.name!r} has shape {shape}: every side must be known, "
-                "give keras.Input a full shape"
-            )
-        if dtype not in ("float32", "int32"):
-            raise ExportError(f"input {tensor.name!r} is {dtype}: use float32 or int32")
-        if not given:
-            name = _input_name(tensor.name, index, len(model.inputs))
-            try:
-                yield TensorSpec(name, shape, dtype)
-            except ValueError as error:
-                raise ExportError(f"input {index}: {error}: keras.Input(name=...)") from error
-        elif (given[index].shape, given[index].dtype) == (shape, dtype):
-            yield given[index]
-        else:
-            raise ExportError(
-                f"input spec {given[index].name!r} is {given[index].dtype} {given[index].shape}, "
-                f"the model's input {index} is {dtype} {shape}"
-            )
-
-
-def _input_name(name: str, index: int, count: int) -> str:
-    # Keras numbers unnamed inputs consecutively in a process: not the same for every export.
-    if re.fullmatch(r"(keras_tensor|input|input_layer)(_\d+)?", name):
-        return "input" if count == 1 else f"input_{index}"
-    return name

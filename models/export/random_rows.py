@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from models.export.backend import keras
 from models.export.layers.supported import leaf_layers
+from models.export.variables import is_normalization
 from models.package.spec import ModelSpec, TensorSpec
 from models.runtime.rows import Array
 
@@ -59,11 +60,19 @@ def representative_rows(
             if isinstance(layer, keras.layers.Rescaling) and np.ndim(layer.scale) == 0:
                 # After rescaling they are around 0, as real readings or pixels.
                 values[:] = (values - np.float32(layer.offset)) / np.float32(layer.scale)
+            if is_normalization(layer) and not layer.invert and _reads(layer, model, spec, tensor):
+                values[:] = values * np.sqrt(layer.variance) + np.asarray(layer.mean)
             if isinstance(layer, keras.layers.Masking) and len(tensor.shape) > 1:
                 # One third of every other sequence is masked.
                 steps = tensor.shape[0]
                 values[1::2, steps - steps // 3 :] = layer.mask_value
     return rows
+
+
+def _reads(layer: Any, model: Any, spec: ModelSpec, tensor: TensorSpec) -> bool:
+    """Whether the layer is called on this input of the model."""
+    given = getattr(layer, "input", None)
+    return given is model.inputs[spec.inputs.index(tensor)]
 
 
 def _random(tensor: TensorSpec, rows: int, classes: int, rng: np.random.Generator) -> NDArray[Any]:

@@ -83,6 +83,17 @@ def is_seed(variable: Any) -> bool:
     return bool(variable.name == "seed_generator_state")
 
 
+def constant_variables(model: Any) -> set[int]:
+    """Returns the ids of variables that a program holds as constants: adapted mean and variance."""
+    layers = [part for part in model._flatten_layers() if is_normalization(part)]
+    return {id(variable) for layer in layers for variable in layer.variables}
+
+
+def is_normalization(layer: Any) -> bool:
+    """Whether a layer is Keras's `Normalization`, which scales by constants."""
+    return isinstance(layer, keras.layers.Normalization)
+
+
 def read_variables(model: Any, personal: Sequence[str] = ()) -> Variables:
     """Returns the variables of `model` by part.
 
@@ -116,7 +127,8 @@ def read_variables(model: Any, personal: Sequence[str] = ()) -> Variables:
                 f"personal {pattern!r}: these layers are frozen or have no weights: name layers "
                 "that are trained"
             )
-    frozen = [v for v in model.variables if id(v) not in learned and not is_seed(v)]
+    others = learned | constant_variables(model)
+    frozen = [v for v in model.variables if id(v) not in others and not is_seed(v)]
     return Variables(shared, kept, frozen)
 
 

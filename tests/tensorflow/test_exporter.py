@@ -216,7 +216,9 @@ def test_unsupported_layers_are_named(make: Callable[[], Any], says: str) -> Non
 
 def test_an_unsupported_layer_inside_a_wrapper_is_named() -> None:
     inner = layers.Normalization(name="inside")
-    with pytest.raises(ExportError, match=r"'inside' .*give mean and std of the input"):
+    with pytest.raises(
+        ExportError, match=r"'inside' .*it has no mean and variance: call its adapt"
+    ):
         export_model(build(layers.TimeDistributed(inner)), name="m")
 
 
@@ -314,11 +316,11 @@ def test_invalid_models_are_rejected() -> None:
         export_model(two, name="m")
 
 
-def test_an_input_name_that_is_not_an_identifier_is_rejected() -> None:
-    x = keras.Input((3,), name="my sensor")
+def test_an_input_name_that_is_too_long_is_rejected() -> None:
+    x = keras.Input((3,), name="x" * 65)
     model = keras.Model(x, layers.Dense(1)(x))
     model.compile(loss="mse")
-    with pytest.raises(ExportError, match="input 0: tensor name 'my sensor' must be a plain ident"):
+    with pytest.raises(ExportError, match=r"input 0: tensor name 'x+' must be a plain ident"):
         export_model(model, name="m")
 
 
@@ -327,8 +329,6 @@ def test_input_specs_must_fit_the_model() -> None:
         export_model(build(), name="m", inputs=[TensorSpec("window", (6,))])
     with pytest.raises(ExportError, match="2 input specs for a model of 1"):
         export_model(build(), name="m", inputs=[TensorSpec("a"), TensorSpec("b")])
-    with pytest.raises(ExportError, match=r"input and metric names must differ"):
-        export_model(build(), name="m", inputs=[TensorSpec("loss", (12, 6))])
     with pytest.raises(ExportError, match="target of mean_squared_error is not a class"):
         export_model(build(), name="m", classes=["a", "b"])
 

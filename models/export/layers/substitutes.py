@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import Any
+
+import numpy as np
 
 from models.export.backend import Tensor, keras, suppress_tensorflow_output, tf
 from models.export.gradients.overrides import OVERRIDES
@@ -18,6 +21,9 @@ from models.export.layers.recurrent import recurrent_call
 # Keras has no public name for the function by which layers and functional models normalize.
 with suppress_tensorflow_output():
     from keras.src.ops import nn as keras_nn
+
+#: What names of TensorFlow's scopes must not have; Keras makes one for each layer.
+_NO_SCOPE = re.compile(r"[^A-Za-z0-9_.\\/>-]")
 
 _Attributes = Iterator[tuple[str, Any]]
 
@@ -124,8 +130,12 @@ def seeded(layers: Iterable[Any], seed: Tensor) -> Iterator[None]:
 def _substitutes(
     layer: Any, noise: Noise | None, weight: Tensor | None, loops: bool, gelu: bool
 ) -> _Attributes:
+    if _NO_SCOPE.search(layer.name):  # Keras itself trains such a layer only without a graph
+        yield "name", _NO_SCOPE.sub("_", layer.name)
     if call_owner(layer) == "BatchNormalization":
         yield "call", _batch_normalization_call(layer, weight)
+    if call_owner(layer) == "Normalization":
+        yield "call", _normalization_call(layer)
     for name in ("activation", "recurrent_activation"):
         if isinstance(getattr(type(layer), name, None), property):
             continue  # a recurrent layer only forwards its cell's
@@ -211,6 +221,17 @@ def _batch_normalization_call(layer: Any, weight: Tensor | None) -> Callable[...
         if layer.scale:
             outputs *= tf.reshape(layer.gamma, shape)
         return outputs + tf.reshape(layer.beta, shape) if layer.center else outputs
+
+    return call
+
+
+def _normalization_call(layer: Any) -> Callable[[Tensor], Tensor]:
+    # Constants of the program; Keras's are tensors outside of it.
+    mean = np.asarray(layer.mean, np.float32)
+    size = np.maximum(np.sqrt(np.asarray(layer.variance, np.float32)), keras.config.epsilon())
+
+    def call(inputs: Tensor) -> Tensor:
+        return mean + inputs * size if layer.invert else (inputs - mean) / size
 
     return call
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
+
 from fedge.errors import ExportError
 from models.export.backend import keras
-from models.export.variables import is_seed
+from models.export.variables import is_normalization, is_seed
 
 #: Layer class -> what to use instead. Subclasses count too.
 _REFUSED: dict[str, str] = {
-    "Normalization": "give mean and std of the input to export_model instead",
     "SpectralNormalization": "use LayerNormalization",
     "Conv3D": "use Conv2D",
     "Conv3DTranspose": "use Conv2DTranspose",
@@ -78,7 +79,7 @@ def _dtype(layer: Any) -> str | None:
 
 
 def _hidden_state(layer: Any) -> str | None:
-    if isinstance(layer, keras.layers.BatchNormalization):
+    if isinstance(layer, keras.layers.BatchNormalization) or is_normalization(layer):
         return None
     # Inner layers are checked themselves; state of a frozen layer is frozen with it.
     inside = {id(v) for part in layer._flatten_layers()[1:] for v in part.non_trainable_variables}
@@ -98,6 +99,14 @@ def _batch_normalization(layer: Any) -> str | None:
     if getattr(layer, "renorm", False):
         return "use renorm=False"
     return "use synchronized=False" if getattr(layer, "synchronized", False) else None
+
+
+def _normalization(layer: Any) -> str | None:
+    if not is_normalization(layer) or layer.input_mean is not None:
+        return None
+    if np.any(layer.adapt_mean) or np.any(np.asarray(layer.adapt_variance) != 1):
+        return None
+    return "it has no mean and variance: call its adapt(rows), or give mean=... and variance=..."
 
 
 def _recurrent(layer: Any) -> str | None:
@@ -161,6 +170,7 @@ _CHECKS: tuple[Callable[[Any], str | None], ...] = (
     _constraint,
     _hidden_state,
     _batch_normalization,
+    _normalization,
     _channels_first,
     _convolution,
     _recurrent,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fedge.errors import ExportError
+from fedge.errors import ExportError, did_you_mean
 from models.export.calling import output_keys
 from models.export.variables import plain_name
 
@@ -35,7 +35,7 @@ def compiled_losses(model: Any, names: Sequence[str]) -> list[Any]:
             f"model {model.name!r} has no loss: call model.compile(loss=..., metrics=[...]) "
             "before exporting"
         )
-    losses = _per_output(model.loss, names, "loss")
+    losses = _per_output(model, model.loss, names, "loss")
     if None in losses:
         missing = names[losses.index(None)]
         raise ExportError(f"output {missing!r} has no loss: give compile() one for every output")
@@ -51,7 +51,7 @@ def compiled_loss_weights(model: Any, names: Sequence[str]) -> list[float]:
     given = model.get_compile_config().get("loss_weights")
     if given is None:
         return [1.0] * len(names)
-    weights = _per_output(given, names, "loss weight")
+    weights = _per_output(model, given, names, "loss weight")
     if None in weights:
         missing = names[weights.index(None)]
         raise ExportError(f"loss_weights: none for output {missing!r}: give all or none of them")
@@ -67,20 +67,27 @@ def compiled_metrics(model: Any, names: Sequence[str]) -> list[list[Any]]:
         if len(names) == 1:
             found[0] += _flat(value)
             continue
-        for index, item in enumerate(_per_output(value or None, names, "metric list")):
+        for index, item in enumerate(_per_output(model, value or None, names, "metric list")):
             found[index] += _flat(item)
     return found
 
 
-def _per_output(value: Any, names: Sequence[str], what: str) -> list[Any]:
-    """Returns one entry per output, from what Keras takes as one value, a list or a dict."""
+def _per_output(model: Any, value: Any, names: Sequence[str], what: str) -> list[Any]:
+    """Returns one entry per output, from what Keras takes as one value, a list or a dict.
+
+    The keys of a dict are Keras's names of the outputs (`wear-level`), not the package's.
+    """
     if isinstance(value, dict) and "class_name" not in value:
         if len(names) == 1 and len(value) == 1:
             return list(value.values())
-        unknown = sorted(set(value) - set(names))
+        keys = output_keys(model) or model.output_names
+        unknown = sorted(set(value) - set(keys))
         if unknown:
-            raise ExportError(f"{what} for {unknown[0]!r}: the outputs are {', '.join(names)}")
-        return [value.get(name) for name in names]
+            raise ExportError(
+                f"{what} for {unknown[0]!r}: {did_you_mean(unknown[0], keys)}the outputs are "
+                f"{', '.join(keys)}"
+            )
+        return [value.get(key) for key in keys]
     if isinstance(value, list | tuple):
         if len(value) != len(names):
             raise ExportError(f"{what}: {len(value)} given for {len(names)} outputs")

@@ -17,7 +17,13 @@ from learning.vector.parameters import F32
 from models.export.backend import keras, suppress_tensorflow_output
 from models.export.objective.losses import Contrastive, Triplet
 from models.export.objective.reading import ObjectiveOptions
-from models.export.variables import Variables, is_seed, named_variables
+from models.export.variables import (
+    Variables,
+    constant_variables,
+    is_normalization,
+    is_seed,
+    named_variables,
+)
 from models.package.package import ARCHITECTURE_FILE, ModelPackage
 
 log = logging.getLogger(__name__)
@@ -44,6 +50,8 @@ def describe(model: Any, told: ObjectiveOptions, variables: Variables) -> bytes:
             model.name, one_line(error), extra={"event": "no_architecture"},
         )  # fmt: skip
         document = None
+    if document is not None:
+        _add_adapted(document, model)
     if document is not None and (compiled := document.get("compile_config")) is not None:
         compiled["optimizer"] = "sgd"  # devices choose their own
     options = {
@@ -55,8 +63,26 @@ def describe(model: Any, told: ObjectiveOptions, variables: Variables) -> bytes:
     }
     # By position: JSON does not preserve Keras's paths of variables in nested models.
     known = {id(variable): spec.name for spec, variable in variables.learned}
-    names = [known.get(id(variable)) for variable in model.variables]
+    names = [known.get(id(variable)) for variable in _weights(model)]
     return json.dumps({"keras": document, "options": options, "variables": names}).encode() + b"\n"
+
+
+def _add_adapted(document: Any, model: Any) -> None:
+    """Adds mean and variance of adapted Normalization layers, which Keras keeps as weights only."""
+    layers = {part.name: part for part in model._flatten_layers() if is_normalization(part)}
+    pending = [document]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, list):
+            pending += value
+        if not isinstance(value, dict):
+            continue
+        pending += value.values()
+        config = value.get("config")
+        layer = layers.get(config.get("name")) if isinstance(config, dict) else None
+        if layer is not None and layer.input_mean is None:
+            config["mean"] = np.asarray(layer.adapt_mean).tolist()
+            config["variance"] = np.asarray(layer.adapt_variance).tolist()
 
 
 def rebuild(package: ModelPackage) -> Any:
@@ -128,14 +154,15 @@ def assign_weights(model: Any, package: ModelPackage, theta: F32) -> None:
     tensors = dict(package.spec.layout.unflatten(theta))
     if package.spec.personal is not None:
         tensors |= package.spec.personal.unflatten(package.personal)
-    names = _variable_names(model, package)
+    variables = _weights(model)
+    names = _variable_names(model, variables, package)
     missing = sorted(set(tensors) - set(names))
     if missing:
         raise ExportError(
             f"the model does not fit the package: it lacks the weights {', '.join(missing[:3])}"
         )
     frozen = []
-    for variable, name in zip(model.variables, names, strict=True):
+    for variable, name in zip(variables, names, strict=True):
         if name in tensors:
             _assign(variable, name, tensors[name])
         elif not is_seed(variable):
@@ -143,13 +170,19 @@ def assign_weights(model: Any, package: ModelPackage, theta: F32) -> None:
     _assign_frozen(frozen, package)
 
 
-def _variable_names(model: Any, package: ModelPackage) -> list[str]:
+def _weights(model: Any) -> list[Any]:
+    """Returns the variables that a package holds; constants are part of the architecture."""
+    constants = constant_variables(model)
+    return [variable for variable in model.variables if id(variable) not in constants]
+
+
+def _variable_names(model: Any, variables: list[Any], package: ModelPackage) -> list[str]:
     """Returns the layout's name of each variable of the model; "" if no layout has it."""
     names = [name or "" for name in _document(package).get("variables", ())]
-    if len(names) == len(model.variables):
+    if len(names) == len(variables):
         return names
     known = {id(variable): name for name, variable in named_variables(model).items()}
-    return [known.get(id(variable), "") for variable in model.variables]
+    return [known.get(id(variable), "") for variable in variables]
 
 
 def _assign(variable: Any, name: str, values: F32) -> None:
