@@ -44,6 +44,7 @@ def round_line(record: RoundRecord, rounds: int) -> str:
     if record.loss is not None:
         parts.append(f"loss {record.loss:.4f}")
     parts += [f"{name} {value:.4f}" for name, value in sorted(record.metrics.items())]
+    parts += [f"no {name}: {why}" for name, why in sorted(record.absent.items())]
     parts.append(f"{bytes_text(record.bytes_up)} up, {bytes_text(record.bytes_down)} down")
     parts.append(f"{record.seconds:.2f} s")
     return " · ".join(parts)

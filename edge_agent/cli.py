@@ -56,7 +56,7 @@ def check(config_path: Path, model_name: str, runtime: str | None) -> None:
     from edge_agent.doctor.data_checks import part_lines
     from edge_agent.doctor.row_check import try_rows
     from fedge.yaml_config import located
-    from learning.vector.metrics import metric_values
+    from learning.vector.metrics import absent_metrics, metric_values
     from models.runtime.program import Program
     from models.runtime.stderr import suppress_stderr
     from models.zoo import open_model
@@ -79,6 +79,8 @@ def check(config_path: Path, model_name: str, runtime: str | None) -> None:
         return
     for name, value in metric_values(sums, package.spec.metrics).items():
         click.echo(f"{name:8s} {value:.4f} (untrained)")
+    for name, why in absent_metrics(sums, package.spec.metrics).items():
+        click.echo(f"{name:8s} none: {why}")
 
 
 @cli.command()

@@ -55,6 +55,7 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
             mean training loss when nothing was evaluated; None when nothing is known.
         metrics: likewise; `unseen_…` are of agents that only evaluate, `central_…` of the
             coordinator's own data.
+        absent: why, by name of a metric of these rows that has no value.
         matrices: confusion matrices, rows are true classes, columns predicted ones; `unseen_…` and
             `central_…` likewise.
         train_loss, train_metrics: mean over the last local epoch, weighed by rows.
@@ -85,6 +86,7 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
     evaluated: bool = False
     agents: dict[str, AgentResult]
     matrices: dict[str, list[list[float]]] = {}
+    absent: dict[str, str] = {}
     details: dict[str, str] = {}
     stale: int = 0
     population: int = 0

@@ -7,7 +7,14 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from coordinator.records.records import AgentResult, RoundRecord
-from learning.vector.metrics import MetricSpec, Sums, add_sums, metric_matrices, metric_values
+from learning.vector.metrics import (
+    MetricSpec,
+    Sums,
+    absent_metrics,
+    add_sums,
+    metric_matrices,
+    metric_values,
+)
 
 
 def with_training(
@@ -21,6 +28,7 @@ def with_training(
         record,
         loss=loss,
         metrics=means,
+        absent=absent_metrics(total, metrics) if total.weight else {},
         train_loss=loss,
         train_metrics=means,
         agents={
@@ -50,7 +58,9 @@ def with_evaluation(
     new = add_sums(sums for name, sums in evaluated.items() if name in unseen)
     means = metric_values(known, metrics) if known.weight else {}
     tables = metric_matrices(known, metrics) if known.weight else {}
+    absent = absent_metrics(known, metrics) if known.weight else {}
     if new.weight:
+        absent |= {f"unseen_{name}": why for name, why in absent_metrics(new, metrics).items()}
         values, found = metric_values(new, metrics), metric_matrices(new, metrics)
         means |= {f"unseen_{name}": value for name, value in values.items()}
         tables |= {f"unseen_{name}": table for name, table in found.items()}
@@ -65,6 +75,7 @@ def with_evaluation(
         loss=loss,
         metrics=means or record.metrics,
         matrices=tables or record.matrices,
+        absent=absent if evaluated else record.absent,
         evaluated=record.evaluated or bool(evaluated),
         agents=dict(sorted(agents.items())),
     )
@@ -76,6 +87,8 @@ def with_central(record: RoundRecord, sums: Sums, metrics: Sequence[MetricSpec])
     return msgspec.structs.replace(
         record,
         metrics=record.metrics | {f"central_{name}": value for name, value in values.items()},
+        absent=record.absent
+        | {f"central_{name}": why for name, why in absent_metrics(sums, metrics).items()},
         matrices=record.matrices | {f"central_{name}": table for name, table in tables.items()},
     )
 

@@ -35,7 +35,8 @@ class MetricSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
         kind: how its sums become a value:
             `mean`: Σ w·m / Σ w;
             `root_mean`: the square root of that (RMSE);
-            `r2`: 1 - Σ w·(y-p)² / Σ w·(y-ȳ)², from Σ w·(y-p)², Σ w·y, Σ w·y²; shape (3,);
+            `r2`: 1 - Σ w·(y-p)² / Σ w·(y-ȳ)², from Σ w·(y-p)², Σ w·y, Σ w·y²; shape (3,). A call
+            of a program returns four numbers instead (`sums_of_call`);
             `auc`: area under the ROC curve, from the weight of positive and of negative rows in
             equal bins of the predicted probability; shape (2, bins);
             `precision`, `recall`, `f1`: from true positives, false positives and false negatives
@@ -63,6 +64,19 @@ class MetricSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     def size(self) -> int:
         """Returns the number of its sums."""
         return prod(self.shape)
+
+    @property
+    def call_shape(self) -> tuple[int, ...]:
+        """Returns the shape of what one call of a program returns."""
+        return _KINDS[self.kind].call_shape or self.shape
+
+    @property
+    def sums_of_call(self) -> Callable[[NDArray[Any], float], F64] | None:
+        """Returns the function that makes sums of what one call returned, and its weight.
+
+        None: they are its sums.
+        """
+        return _KINDS[self.kind].sums_of_call
 
 
 @dataclass(frozen=True)
@@ -126,15 +140,31 @@ def metric_values(sums: Sums, metrics: Sequence[MetricSpec]) -> dict[str, float]
     """`loss` and each metric that is one number, from sums whose weight is not 0.
 
     What the rows say nothing about (AUC without a positive row, R² of equal targets, the loss of a
-    model that diverged) is left out: all values are finite.
+    model that diverged) is left out, and told by `absent_metrics`: all values are finite.
     """
+    found = _values(sums, metrics)
+    return {name: v for name, v in found.items() if v is not None and isfinite(v)}
+
+
+def absent_metrics(sums: Sums, metrics: Sequence[MetricSpec]) -> dict[str, str]:
+    """Returns why metrics are missing from `metric_values`, by name: a few words each."""
+    found = _values(sums, metrics)
+    specs = {spec.name: spec for spec in metrics}
+    return {
+        name: _KINDS[specs[name].kind].absent if value is None else "not a finite number"
+        for name, value in found.items()
+        if name in specs and (value is None or not isfinite(value))
+    }
+
+
+def _values(sums: Sums, metrics: Sequence[MetricSpec]) -> dict[str, float | None]:
     values: dict[str, float | None] = {"loss": sums.loss / sums.weight}
     with np.errstate(over="ignore", invalid="ignore"):
         for spec in metrics:
             if spec.kind != "confusion" and spec.name in sums.metrics:
                 found = _KINDS[spec.kind].finish(_array(spec, sums), sums.weight)
                 values[spec.name] = found
-    return {name: v for name, v in values.items() if v is not None and isfinite(v)}
+    return values
 
 
 def metric_matrices(sums: Sums, metrics: Sequence[MetricSpec]) -> dict[str, list[list[float]]]:
@@ -168,13 +198,28 @@ class _Kind:
     fits: Callable[[tuple[int, ...]], bool]
     finish: Callable[[F64, float], float | None]
     of_rows: bool = False  # its sums are weights of rows
+    absent: str = "no rows to tell by"  # why `finish` returns None
+    call_shape: tuple[int, ...] = ()
+    sums_of_call: Callable[[NDArray[Any], float], F64] | None = None
 
 
 def _r2(sums: F64, weight: float) -> float | None:
     residual, total, squares = sums
     spread = squares - total * total / weight
-    # Below float32's precision the spread is rounding.
-    return float(1 - residual / spread) if spread > 1e-6 * squares else None
+    # Sums in float64 are off by some 1e-15 of the squares: what is left is right to 1e-3. Targets
+    # are float32, whose own rounding is below.
+    return float(1 - residual / spread) if spread > 1e-12 * squares else None
+
+
+def _r2_sums(found: NDArray[Any], weight: float) -> F64:
+    """Returns Σ w·(y-p)², Σ w·y and Σ w·y² in float64.
+
+    Programs compute in float32, in which the squares of 101,325 ± 30 hide the spread. So they
+    return Σ w·(y-p)², Σ w·(y-c), Σ w·(y-c)² and c, the first target of the call. Moved back, sums
+    of all calls and agents add; float64 has digits enough for them.
+    """
+    residual, total, squares, c = found.astype(np.float64)
+    return np.array([residual, total + c * weight, squares + c * (2 * total + c * weight)])
 
 
 def _auc(sums: F64, weight: float) -> float | None:
@@ -211,8 +256,19 @@ _KINDS: dict[str, _Kind] = {
     "root_mean": _Kind(
         lambda shape: shape == (), lambda sums, weight: sqrt(max(0.0, float(sums / weight)))
     ),
-    "r2": _Kind(lambda shape: shape == (3,), _r2),
-    "auc": _Kind(lambda shape: len(shape) == 2 and shape[0] == 2 and shape[1] >= 2, _auc, True),
+    "r2": _Kind(
+        lambda shape: shape == (3,),
+        _r2,
+        absent="the targets are all alike, or differ by less than a millionth of their size",
+        call_shape=(4,),
+        sums_of_call=_r2_sums,
+    ),
+    "auc": _Kind(
+        lambda shape: len(shape) == 2 and shape[0] == 2 and shape[1] >= 2,
+        _auc,
+        True,
+        "the rows are of one class",
+    ),
     "precision": _Kind(_per_class, _ratio(lambda s: (s[0], s[0] + s[1])), True),
     "recall": _Kind(_per_class, _ratio(lambda s: (s[0], s[0] + s[2])), True),
     "f1": _Kind(_per_class, _ratio(lambda s: (2 * s[0], 2 * s[0] + s[1] + s[2])), True),

@@ -32,7 +32,7 @@ def _signatures(spec: ModelSpec, rows: int) -> dict[str, tuple[TensorTypes, Tens
     inputs: TensorTypes = {t.name: ((rows, *t.shape), t.dtype) for t in spec.inputs}
     labels: TensorTypes = {t.name: ((rows, *t.shape), t.dtype) for t in spec.targets}
     labels["weight"] = ((rows,), "float32")
-    metrics: TensorTypes = {m.name: (m.shape, "float32") for m in spec.metrics}
+    metrics: TensorTypes = {m.name: (m.call_shape, "float32") for m in spec.metrics}
     loss: TensorTypes = {"loss": ((), "float32"), "gradient": ((spec.whole_size,), "float32")}
     sums: TensorTypes = {"loss_sum": ((), "float32"), "weight_sum": ((), "float32")}
     outputs: TensorTypes = {t.name: ((rows, *t.shape), t.dtype) for t in spec.outputs}

@@ -110,6 +110,9 @@ class Program:
                 f"{self.runtime} cannot load the program: {one_line(error)}"
             ) from error
         self._ones = {size: np.ones(size, np.float32) for size in spec.batch_sizes}
+        self._converted = {
+            metric.name: metric.sums_of_call for metric in spec.metrics if metric.sums_of_call
+        }
         self._constants: dict[str, Array] = {} if frozen is None else {"frozen": frozen}
         log.debug("program of %s runs on %s", spec.name, self.runtime)
 
@@ -141,7 +144,7 @@ class Program:
             vector += weight * out["gradient"].astype(np.float64)
             weight_sum += weight
             loss_sum += weight * float(out["loss"])
-            add_arrays(totals, self._metrics(out))
+            add_arrays(totals, self._metrics(out, weight))
         if weight_sum == 0:
             raise TrainingError("no rows to learn from (none, or all of weight 0)")
         mean = (vector / weight_sum).astype(np.float32)
@@ -155,8 +158,9 @@ class Program:
         for size, batch in self._batches(rows, count):
             out = self._run("evaluate", size, theta, batch)
             loss += float(out["loss_sum"])
-            weight += float(out["weight_sum"])
-            add_arrays(totals, self._metrics(out))
+            weight_of_call = float(out["weight_sum"])
+            weight += weight_of_call
+            add_arrays(totals, self._metrics(out, weight_of_call))
         return Sums(loss, weight, as_totals(totals))
 
     def predict(self, theta: F32, rows: Rows) -> dict[str, Array]:
@@ -216,10 +220,15 @@ class Program:
         batch = {t.name: np.ascontiguousarray(rows[t.name], t.dtype) for t in self.spec.columns}
         batch["weight"] = self._ones[size]
         out = self._run("gradient", size, theta, {**batch, **self._seed(seed)})
-        return Gradient(out["gradient"], float(out["loss"]) * weight, weight, self._metrics(out))
+        totals = self._metrics(out, weight)
+        return Gradient(out["gradient"], float(out["loss"]) * weight, weight, totals)
 
-    def _metrics(self, out: Mapping[str, Array]) -> dict[str, Array]:
-        return {metric.name: out[metric.name] for metric in self.spec.metrics}
+    def _metrics(self, out: Mapping[str, Array], weight: float) -> dict[str, Array]:
+        """Returns the sums of each metric of one call."""
+        found = {metric.name: out[metric.name] for metric in self.spec.metrics}
+        for name, sums_of_call in self._converted.items():
+            found[name] = sums_of_call(found[name], weight)
+        return found
 
     def _batches(self, rows: Rows, count: int) -> Iterator[tuple[int, dict[str, Array]]]:
         for start, taken, size in plan_calls(count, self.spec.batch_sizes):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,11 +21,13 @@ from models.export.random_rows import random_batch
 from models.export.reference import Reference
 from models.export.verify import relative_error
 from models.package.package import ModelPackage
+from models.runtime.interpreters import available_runtimes
 from models.runtime.program import Program
 from models.runtime.rows import Array
 
 layers = keras.layers
 ROWS = 16
+ROOT = Path(__file__).parents[2]
 
 
 def rows_of(package: ModelPackage, seed: int = 4) -> dict[str, Array]:
@@ -307,3 +313,48 @@ def test_root_mean_square_and_r2_are_those_of_all_rows_together() -> None:
     expected = keras.metrics.R2Score()
     expected.update_state(y[:, None], p)
     assert values["r2"] == pytest.approx(float(expected.result()), rel=1e-4)
+
+
+_R2 = """
+import json, sys
+from pathlib import Path
+import numpy as np
+from learning.vector.metrics import Sums, add_sums, metric_values
+from models.package.package import load_package
+from models.runtime.program import Program
+
+package = load_package(Path(sys.argv[1]))
+program = Program(package.program, package.spec, runtime=sys.argv[2])
+found = {"evaluate": [], "gradient": []}
+with np.load(sys.argv[3]) as rows:
+    x, y = rows["x"], rows["y"]
+for part in (slice(0, 70), slice(70, 71), slice(71, None)):  # three devices
+    data = {"x": x[part], "target": y[part]}
+    found["evaluate"].append(program.evaluate(package.initial, data))
+    found["gradient"].append(program.gradient(package.initial, data).sums)
+metrics = package.spec.metrics
+print(json.dumps({k: metric_values(add_sums(v), metrics)["r2"] for k, v in found.items()}))
+"""
+
+
+@pytest.mark.parametrize(("mean", "std"), [(293.15, 0.3), (101_325.0, 30.0)])
+def test_r2_of_temperatures_in_kelvin_and_of_pressures_is_right(
+    tmp_path: Path, mean: float, std: float
+) -> None:
+    rng = np.random.default_rng(7)
+    x = rng.standard_normal((128, 2)).astype(np.float32)
+    y = (mean + std * (x @ [0.6, 0.7] + rng.normal(0, 0.4, 128))).astype(np.float32)
+    model = keras.Sequential([keras.Input((2,), name="x"), keras.layers.Dense(1)])
+    model.compile(loss="mse", metrics=[keras.metrics.R2Score()])
+    model.layers[-1].set_weights([std * np.array([[0.6], [0.7]]), np.array([mean])])
+    export_model(model, name="r2", batch_size=32).save(tmp_path / "r2")
+    np.savez(tmp_path / "rows.npz", x=x, y=y)
+    exact, p = y.astype(np.float64), np.asarray(model(x), np.float64)[:, 0]
+    expected = 1 - np.square(exact - p).sum() / np.square(exact - exact.mean()).sum()
+    for runtime in available_runtimes():
+        code = [sys.executable, "-c", _R2, str(tmp_path / "r2"), runtime]
+        done = subprocess.run(
+            [*code, str(tmp_path / "rows.npz")], check=True, capture_output=True, cwd=ROOT
+        )
+        found = json.loads(done.stdout)
+        assert found == pytest.approx({"evaluate": expected, "gradient": expected}, abs=1e-3)

@@ -244,7 +244,8 @@ def _one_hot_classes(
 
 
 def _r2_sums(y: Tensor, p: Tensor) -> Tensor:
-    return tf.stack([tf.square(y - p), y, tf.square(y)], 1)
+    from_first = y - y[:1]
+    return tf.stack([tf.square(y - p), from_first, tf.square(from_first), y], 1)
 
 
 def _number(y: Tensor) -> Tensor:
@@ -260,8 +261,11 @@ def _equal(left: Tensor, right: Tensor) -> Tensor:
 
 
 def total(spec: MetricSpec, per_row: Tensor, weight: Tensor) -> Tensor:
-    """Returns the weighted sum over rows: float32 of the metric's shape."""
-    if not spec.shape:
+    """Returns the weighted sum over rows: float32, shape `spec.call_shape`."""
+    shape = spec.call_shape
+    if not shape:
         return tf.reduce_sum(per_row * weight)
-    flat = tf.reshape(per_row, [weight.shape[0], prod(spec.shape)])
-    return tf.reshape(tf.reduce_sum(flat * weight[:, None], 0), spec.shape)
+    flat = tf.reshape(per_row, [weight.shape[0], prod(shape)])
+    if spec.kind == "r2":  # the last number is the first target (`MetricSpec.sums_of_call`)
+        return tf.concat([tf.reduce_sum(flat[:, :-1] * weight[:, None], 0), flat[0, -1:]], 0)
+    return tf.reshape(tf.reduce_sum(flat * weight[:, None], 0), shape)

@@ -79,7 +79,9 @@ def _add_adapted(document: Any, model: Any) -> None:
             continue
         pending += value.values()
         config = value.get("config")
-        layer = layers.get(config.get("name")) if isinstance(config, dict) else None
+        if not isinstance(config, dict):
+            continue
+        layer = layers.get(config.get("name"))
         if layer is not None and layer.input_mean is None:
             config["mean"] = np.asarray(layer.adapt_mean).tolist()
             config["variance"] = np.asarray(layer.adapt_variance).tolist()

@@ -53,8 +53,11 @@ def _sums(objective: Objective, data: Rows, outputs: dict[str, Array]) -> Sums:
     weight = tf.ones(row_count(data))
     loss = float(tf.reduce_sum(objective.loss(columns, found) * weight))
     sums = objective.sums(columns, found, weight)
-    totals = {spec.name: np.reshape(sums[spec.name], spec.shape) for spec in objective.metrics}
-    return Sums(loss, float(tf.reduce_sum(weight)), as_totals(totals))
+    totals: dict[str, Array] = {}
+    for spec in objective.metrics:
+        total = np.reshape(sums[spec.name], spec.call_shape)
+        totals[spec.name] = spec.sums_of_call(total, len(weight)) if spec.sums_of_call else total
+    return Sums(loss, float(len(weight)), as_totals(totals))
 
 
 def _agreement(objective: Objective, left: Array, right: Array) -> float:

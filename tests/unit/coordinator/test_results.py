@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from coordinator.records.records import AgentResult
 from coordinator.records.results import with_central, with_evaluation, with_training
+from coordinator.report import round_line
 from learning.vector.metrics import MetricSpec, Sums
 from tests.unit.coordinator.test_stopping import record
 
@@ -47,6 +50,20 @@ def test_unseen_agents_have_figures_of_their_own() -> None:
     assert list(got.agents) == ["a", "b", "new"]
 
 
+def test_a_metric_without_a_value_is_told_with_its_reason() -> None:
+    (r2,) = metrics = (MetricSpec("r2", "r2", (3,)),)
+    alike, apart = {"r2": (1.0, 4.0, 8.0)}, {"r2": (1.0, 2.0, 4.0)}  # of 2, 2 and of 0, 2
+    before = with_training(record(None), {"a": Sums(1.0, 2.0, alike)}, metrics)
+    assert before.metrics == {}
+    assert before.absent["r2"].startswith("the targets are all alike")
+    assert f" · no r2: {before.absent['r2']} · " in round_line(before, 3)
+    evaluated = {"a": Sums(1.0, 2.0, apart), "new": Sums(1.0, 2.0, alike)}
+    got = with_evaluation(before, {}, evaluated, {"new"}, metrics)
+    assert (got.metrics[r2.name], list(got.absent)) == (0.5, ["unseen_r2"])
+    central = with_central(got, Sums(1.0, 2.0, alike), metrics)
+    assert list(central.absent) == ["unseen_r2", "central_r2"]
+
+
 def test_with_unseen_agents_alone_the_loss_is_theirs() -> None:
     got = with_evaluation(record(None), {}, {"new": Sums(8.0, 2.0, {"mae": 1.0})}, {"new"}, METRICS)
     assert got.loss == 4.0
@@ -60,4 +77,6 @@ def test_when_nobody_answered_the_figures_of_training_stand() -> None:
 
 def test_a_model_that_diverged_has_no_central_figures() -> None:
     nan = float("nan")
-    assert with_central(record(0.5), Sums(nan, 4.0, {"mae": nan}), METRICS) == record(0.5)
+    got = with_central(record(0.5), Sums(nan, 4.0, {"mae": nan}), METRICS)
+    assert got.absent == {"central_mae": "not a finite number"}
+    assert msgspec.structs.replace(got, absent={}) == record(0.5)

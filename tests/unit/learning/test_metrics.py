@@ -8,7 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from learning.vector.metrics import MetricSpec, Sums, add_sums, fits, metric_matrices, metric_values
+from learning.vector.metrics import (
+    MetricSpec,
+    Sums,
+    absent_metrics,
+    add_sums,
+    fits,
+    metric_matrices,
+    metric_values,
+)
 
 ALL = (
     MetricSpec("mae"),
@@ -74,6 +82,11 @@ def test_the_values_are_those_of_the_textbook() -> None:
 def test_a_metric_that_rows_say_nothing_about_is_left_out() -> None:
     values = metric_values(sums_of([1, 1], [1, 1]), ALL)
     assert {"auc", "r2"}.isdisjoint(values)  # no negative row; no spread
+    assert absent_metrics(sums_of([1, 1], [1, 1]), ALL) == {
+        "auc": "the rows are of one class",
+        "r2": "the targets are all alike, or differ by less than a millionth of their size",
+    }
+    assert absent_metrics(sums_of([0, 1], [1, 1]), ALL) == {}
     assert values["f1"] == 1.0  # of the class that occurs
     nothing = Sums(1.0, 1.0, {"f1": (0.0,) * 6})
     assert metric_values(nothing, ALL) == {"loss": 1.0}
@@ -85,9 +98,43 @@ def test_a_class_that_is_never_predicted_has_precision_0() -> None:
     assert metric_values(sums, only)["precision"] == pytest.approx(0.25)
 
 
+@pytest.mark.parametrize(
+    ("mean", "std"), [(0.0, 1.0), (293.15, 0.3), (101_325.0, 30.0), (-4e6, 40.0), (1.7e9, 1e5)]
+)
+def test_r2_keeps_its_digits_where_the_mean_is_large_beside_the_spread(
+    mean: float, std: float
+) -> None:
+    (r2,) = (spec for spec in ALL if spec.name == "r2")
+    assert (r2.shape, r2.call_shape) == ((3,), (4,))
+    rng = np.random.default_rng(4)
+    parts, rows = [], []
+    for count in (32, 32, 5, 1):  # calls of a program, which computes in float32
+        y = rng.normal(mean, std, count).astype(np.float32)
+        p = y + rng.normal(0, std / 2, count).astype(np.float32)
+        w = rng.integers(1, 4, count).astype(np.float32)
+        shifted = y - y[0]
+        call = [w @ (y - p) ** 2, w @ shifted, w @ shifted**2, y[0]]
+        assert r2.sums_of_call is not None
+        sums = r2.sums_of_call(np.array(call, np.float32), float(w.sum()))
+        parts.append(Sums(0.0, float(w.sum()), {"r2": tuple(sums.tolist())}))
+        rows.append((y.astype(float), p.astype(float), w.astype(float)))
+    y, p, w = map(np.concatenate, zip(*rows, strict=True))
+    expected = 1 - w @ (y - p) ** 2 / (w @ (y - np.average(y, weights=w)) ** 2)
+    assert metric_values(add_sums(parts), (r2,))["r2"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_r2_is_absent_where_float32_cannot_tell_the_targets_apart() -> None:
+    (r2,) = (spec for spec in ALL if spec.name == "r2")
+    y = np.float64(1.7e9) + np.array([0.0, 128.0, 256.0])  # neighbours in float32
+    sums = Sums(0.0, 3.0, {"r2": (1.0, float(y.sum()), float(y @ y))})
+    assert "r2" not in metric_values(sums, (r2,))
+    assert "r2" in absent_metrics(sums, (r2,))
+
+
 def test_what_is_no_finite_number_says_nothing() -> None:
     diverged = Sums(math.inf, 4.0, {"mae": math.nan, "r2": (1e100, 0.0, 1e-300)})
     assert metric_values(diverged, ALL) == {}
+    assert absent_metrics(diverged, ALL)["mae"] == "not a finite number"
     split = Sums(4.0, 4.0, {"auc": (1e100, -1e100, 1e-300, 0.0, 1.0, 1.0, 1.0, 1.0)})
     assert metric_values(split, ALL) == {"loss": 1.0}
     odd = Sums(0.0, 1.0, {"confusion": (math.nan, 0.0, 0.0, 1.0)})
