@@ -21,6 +21,7 @@ from broker.service.service import Service
 from edge_agent.config import AgentConfig
 from edge_agent.device import Device, LinuxDevice
 from edge_agent.machine.agent import Agent
+from edge_agent.machine.decoded_plan import CommonBlobs
 from edge_agent.machine.events import (
     Action,
     BlobRecalled,
@@ -236,14 +237,20 @@ def spool_limit(config: AgentConfig) -> int:
     return 6 * config.max_blob_bytes + (1 << 20)
 
 
-def make_agent(config: AgentConfig, base: Path) -> Agent:
-    """Returns the machine of a new instance, with the memory from its state folder."""
+def make_agent(config: AgentConfig, base: Path, common: CommonBlobs | None = None) -> Agent:
+    """Returns the machine of a new instance, with the memory from its state folder.
+
+    Args:
+        config: of the agent.
+        base: folder that the configuration's paths are relative to.
+        common: blobs that other agents of the process hold; None: there are no others.
+    """
     state_dir = located(config.state_dir, base)
     facts = agent_facts(config, secrets.token_hex(8))
     memory = Spool(state_dir, spool_limit(config)).load()
     keys, record = open_trust(config, base)
     facts, memory = replace(facts, trusted_keys=keys), replace(memory, trust=record)
-    agent = Agent(facts, memory)
+    agent = Agent(facts, memory, common=common)
     if agent.trusted_keys:
         log.info("messages must be signed by %s", " or ".join(agent.trusted_keys))
     return agent

@@ -6,7 +6,8 @@
     a few disk threads      write updates before they are sent
 
 On the wire every agent looks like a process of its own: each has its own client id, session, will
-and heartbeats, and also its own data, spool and other files.
+and heartbeats, fetches its own blobs, and also has its own data, spool and other files. In memory
+they share what is the same for all: programs, packages, θ, and the chunks of what is being fetched.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from types import FrameType
 from broker.link.mqtt import MqttLink
 from broker.link.network_loop import NetworkLoop
 from edge_agent.config import AgentConfig, load_agent_config
+from edge_agent.machine.decoded_plan import CommonBlobs
 from edge_agent.service import AgentService, make_agent, make_link
 from edge_agent.worker import WorkerPool
 from fedge.errors import ConfigError, FederationError
@@ -79,6 +81,7 @@ class AgentHost:
         self._ready: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._network = NetworkLoop("fedge-host")
         self._pool = WorkerPool(workers, _PROGRAMS)
+        self._common = CommonBlobs()
         self._disk = ThreadPoolExecutor(_DISK_THREADS, thread_name_prefix="spool")
         self._links: list[MqttLink] = []
         self._services: dict[int, AgentService] = {}
@@ -97,7 +100,7 @@ class AgentHost:
     def _add(self, config: AgentConfig, base: Path, give_up_s: float | None) -> None:
         number = len(self._links)
         self._claims.enter_context(claimed(located(config.state_dir, base), "agent"))
-        agent = make_agent(config, base)
+        agent = make_agent(config, base, self._common)
         link = make_link(agent, config, base, self._network, lambda: self._ready.put(number))
         self._links.append(link)
         self._services[number] = AgentService(

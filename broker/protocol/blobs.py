@@ -14,7 +14,9 @@ from __future__ import annotations
 import hashlib
 import struct
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 from broker.protocol.messages import BlobRef
 from fedge.errors import WireError
@@ -86,22 +88,58 @@ def parse_chunk(payload: bytes) -> Chunk:
     return Chunk(ref, index, data)
 
 
+class _Common:
+    """Chunks of one blob that several receivers hold, and the whole once one of them has it."""
+
+    def __init__(self) -> None:
+        self.parts: dict[int, bytes] = {}
+        self.whole: bytes | None = None
+
+    def holds(self, parts: Mapping[int, bytes]) -> bool:
+        """Whether all these chunks are the common ones."""
+        return all(data is self.parts[index] for index, data in parts.items())
+
+
+class CommonChunks:
+    """Chunks that receivers of one process have in common: each is in memory once.
+
+    Every receiver still counts what came to it alone. A blob is kept while a receiver collects it.
+    Used on one thread.
+    """
+
+    def __init__(self) -> None:
+        self._blobs: WeakValueDictionary[BlobRef, _Common] = WeakValueDictionary()
+
+    def of(self, ref: BlobRef) -> _Common:
+        """Returns what the receivers of a blob share."""
+        common = self._blobs.get(ref)
+        if common is None:
+            common = self._blobs[ref] = _Common()
+        return common
+
+
 class BlobReceiver:
     """Collects the chunks of one blob, in any order.
 
     Memory: about the blob's size, which was checked against the limit before the first byte.
 
+    Args:
+        ref: of the blob.
+        max_bytes: limit of its size.
+        common: of receivers that share their memory; None: it has its own.
+
     Raises:
         WireError: the blob is larger than `max_bytes`, or its chunks are too small to keep book of.
     """
 
-    def __init__(self, ref: BlobRef, max_bytes: int) -> None:
+    def __init__(self, ref: BlobRef, max_bytes: int, common: CommonChunks | None = None) -> None:
         if ref.size > max_bytes:
             raise WireError(f"blob {ref.sha256[:12]} has {ref.size} bytes, limit {max_bytes}")
         _check_count(ref)
         self.ref = ref
         self._parts: dict[int, bytes] = {}
         self._held = 0
+        self._common = None if common is None else common.of(ref)
 
     @property
     def missing(self) -> int:
@@ -129,13 +167,30 @@ class BlobReceiver:
             return None
         if self._held + len(chunk.data) > self.ref.size:
             raise WireError(f"blob {self.ref.sha256[:12]} is longer than its {self.ref.size} bytes")
-        self._parts[chunk.index] = chunk.data
+        self._parts[chunk.index] = self._shared(chunk)
         self._held += len(chunk.data)
-        if self.missing:
-            return None
-        blob = b"".join(self._parts[index] for index in range(self.ref.chunks))
-        self._parts.clear()
-        self._held = 0
+        return None if self.missing else self._whole()
+
+    def _shared(self, chunk: Chunk) -> bytes:
+        """Returns the chunk's data, as another receiver holds it already if one does."""
+        if self._common is None:
+            return chunk.data
+        known = self._common.parts.setdefault(chunk.index, chunk.data)
+        return known if known == chunk.data else chunk.data  # that one may be forged
+
+    def _whole(self) -> bytes:
+        """Returns the blob, and frees the chunks.
+
+        Raises:
+            WireError: wrong length or digest.
+        """
+        parts, self._parts, self._held = self._parts, {}, 0
+        common = self._common
+        if common is not None and common.whole is not None and common.holds(parts):
+            return common.whole
+        blob = b"".join(parts[index] for index in range(self.ref.chunks))
         if len(blob) != self.ref.size or hashlib.sha256(blob).hexdigest() != self.ref.sha256:
             raise WireError(f"blob {self.ref.sha256[:12]} has the wrong digest")
+        if common is not None and common.holds(parts):
+            common.whole = blob
         return blob

@@ -31,6 +31,7 @@ from broker.service.events import (
     Unsubscribe,
 )
 from edge_agent.machine.blob_fetcher import Fetcher
+from edge_agent.machine.decoded_plan import CommonBlobs
 from edge_agent.machine.downloads import Downloads
 from edge_agent.machine.events import (
     Action,
@@ -62,6 +63,7 @@ class Agent:
         facts: of this instance.
         memory: of earlier instances.
         rng: for jitter.
+        common: blobs that other agents of the process hold; None: there are no others.
 
     Attributes:
         facts: of this instance.
@@ -70,7 +72,11 @@ class Agent:
     """
 
     def __init__(
-        self, facts: AgentFacts, memory: AgentMemory | None = None, rng: Random | None = None
+        self,
+        facts: AgentFacts,
+        memory: AgentMemory | None = None,
+        rng: Random | None = None,
+        common: CommonBlobs | None = None,
     ) -> None:
         self.facts = facts
         self.topics = Topics(facts.federation)
@@ -81,9 +87,19 @@ class Agent:
         rng = rng or Random()  # noqa: S311  jitter
         self._package = CurrentPackage(rng)
         self._limits = Limits(facts.limits)
-        self._fetcher = Fetcher(self.topics, facts.max_blob_bytes, rng, facts.stall_s)
+        common = common or CommonBlobs()
+        self._fetcher = Fetcher(
+            self.topics, facts.max_blob_bytes, rng, facts.stall_s, common.chunks
+        )
         self.rounds = Rounds(
-            facts, self.topics, memory, self._package, self._limits, self._fetcher, rng
+            facts,
+            self.topics,
+            memory,
+            self._package,
+            self._limits,
+            self._fetcher,
+            rng,
+            common.vectors,
         )
         self._downloads = Downloads(
             facts, self._fetcher, self._package, self._limits, self.rounds, self._tell_status

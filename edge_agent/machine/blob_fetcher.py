@@ -73,15 +73,22 @@ class Fetcher:
         max_bytes: larger blobs are refused.
         rng: for jitter.
         stall_s: a fetch without a chunk for so long asks again.
+        common: chunks that other agents of the process hold; None: there are no others.
     """
 
     def __init__(
-        self, topics: Topics, max_bytes: int, rng: Random, stall_s: float = STALL_S
+        self,
+        topics: Topics,
+        max_bytes: int,
+        rng: Random,
+        stall_s: float = STALL_S,
+        common: blobs.CommonChunks | None = None,
     ) -> None:
         self._topics = topics
         self._max_bytes = max_bytes
         self._rng = rng
         self._stall_base_s = stall_s
+        self._common = common
         self._fetches: dict[str, _Fetch] = {}
         self._begun = False
         self._is_connected = True
@@ -103,7 +110,8 @@ class Fetcher:
         before = self._fetches.get(ref.sha256)
         if before is not None and before.receiver.ref == ref:
             return Progressed()
-        fetch = _Fetch(blobs.BlobReceiver(ref, self._max_bytes), now_s, recalled=ref.chunks == 1)
+        receiver = blobs.BlobReceiver(ref, self._max_bytes, self._common)
+        fetch = _Fetch(receiver, now_s, recalled=ref.chunks == 1)
         old = () if before is None else self.forget(before.receiver.ref)
         self._fetches[ref.sha256] = fetch
         if jitter_s:

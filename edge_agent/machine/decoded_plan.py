@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
+from weakref import WeakValueDictionary
 
 import msgspec
 import numpy as np
 
+from broker.protocol.blobs import CommonChunks
 from broker.protocol.messages import BlobRef, RoundPlan
 from fedge.errors import ConfigError, DeclinedError, one_line
 from learning.algorithms.algorithm import Algorithm
@@ -144,10 +146,30 @@ def _declines(reason: str) -> Iterator[None]:
         raise DeclinedError(reason, str(error)) from error
 
 
-class PlanBlobs:
-    """Vectors by the SHA-256 of their blob; a plan with the same θ needs no second download."""
+@dataclass(frozen=True, eq=False)
+class CommonBlobs:
+    """Blobs that agents of one process have in common: each is in memory once.
 
-    def __init__(self) -> None:
+    Every agent still fetches its own. For agents of one thread.
+
+    Attributes:
+        chunks: of blobs that are being fetched.
+        vectors: that plans at work need, by the SHA-256 of their blob.
+    """
+
+    chunks: CommonChunks = field(default_factory=CommonChunks)
+    vectors: WeakValueDictionary[str, F32] = field(default_factory=WeakValueDictionary)
+
+
+class PlanBlobs:
+    """Vectors by the SHA-256 of their blob; a plan with the same θ needs no second download.
+
+    Args:
+        common: vectors that other agents of the process hold.
+    """
+
+    def __init__(self, common: WeakValueDictionary[str, F32]) -> None:
+        self._common = common
         self._vectors: dict[str, F32] = {}
 
     def missing(self, wanted: Mapping[str, BlobRef]) -> list[BlobRef]:
@@ -160,10 +182,9 @@ class PlanBlobs:
         Raises:
             DeclinedError: it is not a finite float32 vector.
         """
-        vector = np.frombuffer(blob, "<f4").astype(np.float32) if len(blob) % 4 == 0 else None
-        if vector is None or not np.isfinite(vector).all():
-            raise DeclinedError("weights", f"blob {sha256[:12]} is not a finite float32 vector")
-        vector.setflags(write=False)
+        vector = self._common.get(sha256)
+        if vector is None:
+            vector = self._common[sha256] = _decode_vector(sha256, blob)
         self._vectors[sha256] = vector
 
     def vectors(self, wanted: Mapping[str, BlobRef]) -> Vectors:
@@ -175,3 +196,16 @@ class PlanBlobs:
         kept = {ref.sha256 for plan in plans for ref in plan.blobs.values()}
         for sha256 in self._vectors.keys() - kept:
             del self._vectors[sha256]
+
+
+def _decode_vector(sha256: str, blob: bytes) -> F32:
+    """Returns the vector, read-only.
+
+    Raises:
+        DeclinedError: the blob is not a finite float32 vector.
+    """
+    vector = np.frombuffer(blob, "<f4").astype(np.float32) if len(blob) % 4 == 0 else None
+    if vector is None or not np.isfinite(vector).all():
+        raise DeclinedError("weights", f"blob {sha256[:12]} is not a finite float32 vector")
+    vector.setflags(write=False)
+    return vector

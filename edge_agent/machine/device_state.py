@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +18,36 @@ log = logging.getLogger(__name__)
 
 F16 = NDArray[np.float16]
 
+_Sized = TypeVar("_Sized", F32, "Residual")
+
 #: Residuals below it become zeros: what they would add is lost in any θ.
 MIN_SCALE = 2.0**-100
+
+
+@dataclass(frozen=True, eq=False)
+class Residual:
+    """Error-feedback residual at half the memory: a scale, and float16 parts of it.
+
+    Attributes:
+        scale: largest magnitude.
+        halves: float16, [n], read-only: values divided by the scale.
+    """
+
+    scale: float
+    halves: F16
+
+    def __post_init__(self) -> None:
+        self.halves.setflags(write=False)
+
+    @property
+    def size(self) -> int:
+        """Number of values."""
+        return self.halves.size
+
+    @property
+    def vector(self) -> F32:
+        """The values, float32, [n]: a new array."""
+        return self.halves.astype(np.float32) * np.float32(self.scale)
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,8 +57,7 @@ class DeviceState:
     Attributes:
         model: the layouts that it belongs to (`model_key`).
         session: the coordinator's state folder that it belongs to.
-        residuals: error-feedback residual by uploaded vector, as `rounded_residual` leaves it;
-            belongs to model and session.
+        residuals: error-feedback residual by uploaded vector; belongs to model and session.
         algorithm: name of the algorithm that `vectors` belong to.
         vectors: what the algorithm remembers on this device; belong to model, session and
             algorithm.
@@ -38,14 +66,14 @@ class DeviceState:
 
     model: str = ""
     session: str = ""
-    residuals: Vectors = field(default_factory=dict)
+    residuals: Mapping[str, Residual] = field(default_factory=dict)
     algorithm: str = ""
     vectors: Vectors = field(default_factory=dict)
     personal: F32 | None = None
 
     def __post_init__(self) -> None:
         personal = () if self.personal is None else (self.personal,)
-        for vector in (*self.residuals.values(), *self.vectors.values(), *personal):
+        for vector in (*self.vectors.values(), *personal):
             vector.setflags(write=False)
 
     def usable_for(self, model: str, session: str, algorithm: str) -> DeviceState:
@@ -77,7 +105,7 @@ class DeviceState:
         )
 
 
-def _of_lengths(vectors: Vectors, lengths: Mapping[str, int]) -> Vectors:
+def _of_lengths(vectors: Mapping[str, _Sized], lengths: Mapping[str, int]) -> dict[str, _Sized]:
     kept = {
         n: vector for n, vector in vectors.items() if vector.size == lengths.get(n, vector.size)
     }
@@ -92,29 +120,19 @@ def model_key(spec: ModelSpec) -> str:
     return "-".join(layout.fingerprint for layout in layouts)
 
 
-def to_halves(residual: F32) -> tuple[float, F16]:
-    """Returns a residual as a scale, its largest magnitude, and float16 parts of the scale.
+def rounded(residual: F32) -> Residual:
+    """Returns a residual as it is stored, so that a restarted agent computes the same bits.
 
     Off by at most |x| / 2,048 + max|x| · 3e-8; a residual whose max|x| is below 2**-100 becomes
-    zeros. What `from_halves` returns has the same halves again.
+    zeros. Rounding the result again changes no bit.
     """
     scale = float(np.abs(residual).max(initial=0.0))
     if scale < MIN_SCALE:
-        return 0.0, np.zeros(residual.size, np.float16)
-    return scale, (residual / np.float32(scale)).astype(np.float16)
+        return Residual(0.0, np.zeros(residual.size, np.float16))
+    return Residual(scale, (residual / np.float32(scale)).astype(np.float16))
 
 
-def from_halves(scale: float, halves: F16) -> F32:
-    """Returns the residual that `to_halves` rounded."""
-    return halves.astype(np.float32) * np.float32(scale)
-
-
-def rounded_residual(residual: F32) -> F32:
-    """Returns a residual as it is stored, so that a restarted agent computes the same bits."""
-    return from_halves(*to_halves(residual))
-
-
-def rounded_residuals(residuals: Mapping[str, F32]) -> dict[str, F32]:
+def rounded_residuals(residuals: Mapping[str, F32]) -> dict[str, Residual]:
     """Returns residuals as they are stored; one of zeros is as good as none and left out."""
-    rounded = {name: rounded_residual(residual) for name, residual in residuals.items()}
-    return {name: residual for name, residual in rounded.items() if residual.any()}
+    found = {name: rounded(residual) for name, residual in residuals.items()}
+    return {name: residual for name, residual in found.items() if residual.scale}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from random import Random
+from weakref import WeakValueDictionary
 
 from broker.protocol.messages import BlobRef, CoordinatorStatus, Receipt, Resend, RoundPlan
 from broker.protocol.topics import Topics
@@ -27,6 +28,7 @@ from edge_agent.machine.status import AgentFacts, check_available, check_model, 
 from edge_agent.machine.update_outbox import Outbox
 from fedge.errors import DeclinedError, WireError
 from learning.phases.registry import PHASES
+from learning.vector.parameters import F32
 from learning.vector.vectors import Vectors
 
 log = logging.getLogger(__name__)
@@ -46,6 +48,7 @@ class Rounds:
         limits: whether the device pauses.
         fetcher: of blobs.
         rng: for jitter.
+        vectors: by the SHA-256 of their blob, that other agents of the process hold.
 
     Attributes:
         coordinator: its status; None before the first.
@@ -63,6 +66,7 @@ class Rounds:
         limits: Limits,
         fetcher: Fetcher,
         rng: Random,
+        vectors: WeakValueDictionary[str, F32],
     ) -> None:
         self._facts = facts
         self._package = package
@@ -73,7 +77,7 @@ class Rounds:
         self.outbox = Outbox(topics, facts.agent_id, memory, rng)
         self.reports = ReportBuilder(facts, topics)
         self._order = PlanOrder()
-        self._blobs = PlanBlobs()
+        self._blobs = PlanBlobs(vectors)
         #: Its blobs are being fetched, or its job runs.
         self._at_work: RoundPlan | None = None
         #: Of the job that runs, which may be cancelled by now.

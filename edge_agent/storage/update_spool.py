@@ -21,7 +21,7 @@ import numpy as np
 from msgspec import Meta
 
 from broker.protocol.messages import Count, Id, Name, RoundId, Sha256, Text
-from edge_agent.machine.device_state import DeviceState, from_halves, to_halves
+from edge_agent.machine.device_state import DeviceState, Residual
 from edge_agent.machine.pending_update import AgentMemory, SpooledUpdate
 from fedge.errors import StoreError, WireError
 from fedge.files import sync_folder, touch_private
@@ -190,8 +190,8 @@ def _checksum(header: _Header, body: bytes | memoryview) -> str:
 
 def _state_parts(state: DeviceState) -> Iterator[tuple[_Vector, bytes]]:
     for name, residual in state.residuals.items():
-        scale, halves = to_halves(residual)
-        yield _Vector("residual", name, residual.size, scale), halves.astype("<f2").tobytes()
+        described = _Vector("residual", name, residual.size, residual.scale)
+        yield described, residual.halves.astype("<f2").tobytes()
     for name, vector in state.vectors.items():
         yield _Vector("algorithm", name, vector.size), vector.astype("<f4").tobytes()
     if state.personal is not None:
@@ -223,23 +223,25 @@ def _decode(data: bytes) -> SpooledUpdate:
 
 
 def _decode_state(header: _Header, body: memoryview) -> DeviceState:
-    found: dict[str, dict[str, F32]] = {"residual": {}, "algorithm": {}, "personal": {}}
+    found: dict[str, dict[str, F32]] = {"algorithm": {}, "personal": {}}
+    residuals: dict[str, Residual] = {}
     start = 0
     for vector in header.vectors:
         part = body[start : start + vector.bytes]
         start += vector.bytes
         if vector.kind == "residual":
+            halves = np.frombuffer(part, "<f2").astype(np.float16)
+            residual = residuals[vector.name] = Residual(vector.scale, halves)
             with np.errstate(over="ignore", invalid="ignore"):  # named below
-                values = from_halves(vector.scale, np.frombuffer(part, "<f2"))
+                values = residual.vector
         else:
-            values = np.frombuffer(part, "<f4").astype(np.float32)
+            values = found[vector.kind][vector.name] = np.frombuffer(part, "<f4").astype(np.float32)
         if not np.isfinite(values).all():
             raise WireError(f"its {vector.kind} vector {vector.name!r} is not finite")
-        found[vector.kind][vector.name] = values
     return DeviceState(
         header.model,
         header.session,
-        found["residual"],
+        residuals,
         header.algorithm,
         found["algorithm"],
         found["personal"].get("personal"),

@@ -129,10 +129,11 @@ def _encode(
     encoded = {}
     for stream, (name, vector) in enumerate(vectors.items(), _ROUNDING):
         upload = _upload(decoded, name)
+        residual = state.residuals.get(name) if upload.feedback else None
         encoded[name] = encode_with_feedback(
             lossless if upload.lossless else decoded.codec,
             vector,
-            state.residuals.get(name) if upload.feedback else None,
+            None if residual is None else residual.vector,
             codec_seed(plan.seed, agent_id),
             _rng(plan, agent_id, stream),
         )

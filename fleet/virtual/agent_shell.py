@@ -120,7 +120,7 @@ class AgentShell(Shell):
             trusted_keys=device.trusted_keys,
         )
         rng = Random(f"{self.world.seed}/{self.name}/{self.instance}/agent")  # noqa: S311
-        self.machine = Agent(facts, self.disk.memory, rng)
+        self.machine = Agent(facts, self.disk.memory, rng, self.world.common)
         self._busy_until_s, self._job = self.now_s, None
         will = self.machine.will
         return Will(will.topic, will.payload, WILL_DELAY_S)

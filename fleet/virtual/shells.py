@@ -28,6 +28,7 @@ from broker.service.events import (
     Subscribe,
     Tick,
 )
+from edge_agent.machine.decoded_plan import CommonBlobs
 from fedge.console import log_less
 from fedge.errors import LinkError
 from fleet.virtual.event_trace import Began, Ended, Entry, Handled, Observer, Sent
@@ -53,6 +54,7 @@ class World:
         observers: called with every entry.
         links: shell of each link.
         events: number of events handled so far, by all machines.
+        common: blobs that all agents hold, each in memory once.
     """
 
     broker: MemoryBroker
@@ -60,6 +62,7 @@ class World:
     observers: list[Observer] = field(default_factory=list)
     links: dict[MemoryLink, Shell] = field(default_factory=dict)
     events: int = 0
+    common: CommonBlobs = field(default_factory=CommonBlobs)
 
     def tell(self, entry: Entry) -> None:
         """Passes an entry to all observers."""

@@ -135,6 +135,8 @@ def _mark(state: DeviceState) -> int:
     """Returns a number that differs between states of one device."""
     mark = crc32(f"{state.model} {state.session} {state.algorithm}".encode())
     personal = () if state.personal is None else (state.personal,)
-    for vector in (*state.residuals.values(), *state.vectors.values(), *personal):
+    for residual in state.residuals.values():
+        mark = crc32(residual.halves.tobytes(), crc32(repr(residual.scale).encode(), mark))
+    for vector in (*state.vectors.values(), *personal):
         mark = crc32(vector.tobytes(), mark)
     return mark

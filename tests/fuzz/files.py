@@ -19,7 +19,7 @@ from edge_agent.config import AgentConfig
 from edge_agent.data.config import DataConfig, InputSource, TargetSource
 from edge_agent.data.dataset import load_dataset
 from edge_agent.data.normalise import STATE_FILE
-from edge_agent.machine.device_state import DeviceState
+from edge_agent.machine.device_state import DeviceState, rounded
 from edge_agent.machine.pending_update import SpooledUpdate
 from edge_agent.storage.chunk_cache import FOLDER, ChunkStore
 from edge_agent.storage.update_spool import PENDING_FILE, Spool
@@ -52,7 +52,9 @@ def _agent_files(folder: Path, frame: bytes) -> Iterator[Decoder]:
     own = folder / "agent"
     spool = Spool(own, MIB)
     ones = np.ones(100, np.float32)
-    state = DeviceState("0" * 16, "5f3a", {"delta": ones}, "scaffold", {"control": ones}, ones[:9])
+    state = DeviceState(
+        "0" * 16, "5f3a", {"delta": rounded(ones)}, "scaffold", {"control": ones}, ones[:9]
+    )
     spool.write(SpooledUpdate("5f3a", 7, "train", "b1", 1, 6, 60.0, frame, state))
     seed = (own / PENDING_FILE).read_bytes()
     yield Decoder("spool", of_file(own / PENDING_FILE, spool.load), (), (seed,), share=0.1)

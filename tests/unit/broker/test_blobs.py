@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+import weakref
 import zlib
 
 import pytest
@@ -16,6 +17,7 @@ from broker.protocol.blobs import (
     MIN_CHUNK_BYTES,
     BlobReceiver,
     Chunk,
+    CommonChunks,
     chunk_bytes_for,
     describe,
     parse_chunk,
@@ -196,3 +198,45 @@ def test_the_number_of_chunks_is_bounded_by_the_size() -> None:
     BlobReceiver(BlobRef(sha256="0" * 64, size=size, chunks=most), size)
     with pytest.raises(WireError, match="do not fit a blob of 10 bytes"):
         BlobReceiver(BlobRef(sha256="0" * 64, size=10, chunks=10_000_000), size)
+
+
+# -- receivers of one process -------------------------------------------------------------------
+
+
+def test_receivers_share_chunks_and_the_whole_blob() -> None:
+    ref, payloads = split(BLOB, 1024)
+    common = CommonChunks()
+    one, other = (BlobReceiver(ref, LIMIT, common) for _ in range(2))
+    for payload in payloads[:-1]:
+        assert one.add(parse_chunk(payload)) is None
+        assert other.add(parse_chunk(payload)) is None
+    assert other.missing == 1, "each counts what came to it alone"
+    whole = one.add(parse_chunk(payloads[-1]))
+    assert whole == BLOB
+    assert other.add(parse_chunk(payloads[-1])) is whole
+
+
+def test_a_forged_chunk_of_one_receiver_does_not_reach_another() -> None:
+    ref, payloads = split(BLOB, 1024)
+    common = CommonChunks()
+    victim, other = (BlobReceiver(ref, LIMIT, common) for _ in range(2))
+    victim.add(Chunk(ref, 0, b"x" * 1024))
+    for payload in payloads[1:-1]:
+        victim.add(parse_chunk(payload))
+    with pytest.raises(WireError, match="wrong digest"):
+        victim.add(parse_chunk(payloads[-1]))
+    found = [other.add(parse_chunk(payload)) for payload in payloads]
+    assert found[-1] == BLOB
+    again = [victim.add(parse_chunk(payload)) for payload in payloads]
+    assert again[-1] == BLOB
+
+
+def test_common_chunks_are_freed_with_the_last_receiver() -> None:
+    ref, payloads = split(BLOB, 1024)
+    common = CommonChunks()
+    receiver = BlobReceiver(ref, LIMIT, common)
+    receiver.add(parse_chunk(payloads[0]))
+    held = weakref.ref(common.of(ref))
+    assert held() is not None
+    del receiver
+    assert held() is None

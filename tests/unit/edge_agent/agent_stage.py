@@ -41,6 +41,7 @@ from broker.service.events import (
     Unsubscribe,
 )
 from edge_agent.machine.agent import Agent
+from edge_agent.machine.decoded_plan import CommonBlobs
 from edge_agent.machine.device_state import DeviceState, rounded_residuals
 from edge_agent.machine.events import (
     Action,
@@ -98,9 +99,12 @@ def plan(**changes: Any) -> RoundPlan:
 class Device:
     """An agent, what it subscribed to, and all it ever did."""
 
-    def __init__(self, connect: bool = True, **facts: Any) -> None:
+    def __init__(
+        self, connect: bool = True, common: CommonBlobs | None = None, **facts: Any
+    ) -> None:
         self.agent = Agent(
-            AgentFacts(agent_id="pi-1", federation="f", agent_instance="b1", **facts)
+            AgentFacts(agent_id="pi-1", federation="f", agent_instance="b1", **facts),
+            common=common,
         )
         self.filters: list[str] = []
         self.actions: list[Action] = []
@@ -184,9 +188,9 @@ def trained(delta: Any, state: DeviceState | None = None, **changes: Any) -> Job
     of, state = plan(**changes), state or DeviceState(MODEL, "s1")
     vector: F32 = np.array(delta, np.float32)
     rng = np.random.default_rng(of.seed)
-    encoded = encode_with_feedback(
-        CODECS.make(of.codec), vector, state.residuals.get("delta"), of.seed, rng
-    )
+    kept = state.residuals.get("delta")
+    residual = None if kept is None else kept.vector
+    encoded = encode_with_feedback(CODECS.make(of.codec), vector, residual, of.seed, rng)
     after = DeviceState(
         MODEL, of.session, rounded_residuals({"delta": encoded.residual}), algorithm="fedavg"
     )

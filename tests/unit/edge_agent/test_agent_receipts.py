@@ -13,7 +13,7 @@ from broker.protocol.messages import Cohort, Resend
 from broker.protocol.topics import InboxTopic
 from broker.service.events import Connected, Publish, Started, Tick
 from edge_agent.machine.agent import Agent
-from edge_agent.machine.device_state import DeviceState, rounded_residual
+from edge_agent.machine.device_state import DeviceState, Residual, rounded
 from edge_agent.machine.events import (
     ForgetState,
     JobDone,
@@ -49,7 +49,7 @@ from tests.unit.edge_agent.agent_stage import (
 DELTA = [1.0, 0.001, -0.003, 0.5]
 
 
-def residual(device: Device) -> F32 | None:
+def residual(device: Device) -> Residual | None:
     """The settled residual."""
     settled = device.agent.rounds.outbox.settled
     return None if settled is None else settled.residuals.get("delta")
@@ -58,15 +58,15 @@ def residual(device: Device) -> F32 | None:
 def test_what_rounding_lost_is_made_up_for_once_the_receipt_is_there() -> None:
     device = training(codec="int8")
     arrived, _ = int8_round(device, 1, DELTA)
-    lost = rounded_residual(np.array(DELTA, np.float32) - arrived)
+    lost = rounded(np.array(DELTA, np.float32) - arrived).vector
     assert np.abs(lost).max() > 0
     assert residual(device) is None
     device.receipt(accepted=True)
     kept = residual(device)
     assert kept is not None
-    assert kept.tolist() == lost.tolist()
+    assert kept.vector.tolist() == lost.tolist()
     (job,) = only(device.plan(round_id=2, codec="int8"), StartJob)
-    assert job.state.residuals["delta"].tolist() == lost.tolist()
+    assert job.state.residuals["delta"].vector.tolist() == lost.tolist()
     arrived, _ = int8_round(device, 2, DELTA)
     # Off by less than a level of what was wanted, residual included.
     wanted = np.array(DELTA, np.float32) + lost
@@ -143,7 +143,7 @@ def test_the_next_training_goes_on_from_an_update_that_very_likely_counted() -> 
     ask, job = device.plan(round_id=2, version=1, codec="int8")
     assert isinstance(ask, Publish)
     assert isinstance(job, StartJob)
-    assert job.state.residuals["delta"].any()
+    assert job.state.residuals["delta"].scale
     # An answer that comes now takes nothing back: the training has begun from this state.
     device.receipt(accepted=False, reason="late")
     assert residual(device) is not None
@@ -256,7 +256,9 @@ def with_control(done: JobDone, value: float) -> JobDone:
 
 
 def test_the_state_of_another_model_is_not_used() -> None:
-    kept = AgentMemory(settled=DeviceState("f" * 16, "s1", {"delta": np.ones(4, np.float32)}))
+    kept = AgentMemory(
+        settled=DeviceState("f" * 16, "s1", {"delta": rounded(np.ones(4, np.float32))})
+    )
     device = Device(connect=False)
     device.agent = Agent(AgentFacts(agent_id="pi-1", federation="f", agent_instance="b1"), kept)
     device.feed(Started())

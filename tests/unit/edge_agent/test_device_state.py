@@ -8,11 +8,9 @@ from msgspec.structs import replace
 
 from edge_agent.machine.device_state import (
     DeviceState,
-    from_halves,
     model_key,
-    rounded_residual,
+    rounded,
     rounded_residuals,
-    to_halves,
 )
 from learning.vector.parameters import F32, Layout, ParameterSpec
 from models.zoo import load_zoo
@@ -21,7 +19,7 @@ ONE = np.ones(3, np.float32)
 
 
 def state() -> DeviceState:
-    return DeviceState("m", "s", {"delta": ONE}, "scaffold", {"control": ONE * 2}, ONE * 3)
+    return DeviceState("m", "s", {"delta": rounded(ONE)}, "scaffold", {"control": ONE * 2}, ONE * 3)
 
 
 def test_all_of_it_is_usable_where_it_came_from() -> None:
@@ -73,13 +71,18 @@ def residuals() -> list[F32]:
 
 @pytest.mark.parametrize("residual", residuals(), ids=lambda r: f"{np.abs(r).max():.0e}")
 def test_a_rounded_residual_is_near_and_rounding_it_again_changes_no_bit(residual: F32) -> None:
-    rounded = rounded_residual(residual)
+    once = rounded(residual)
     x, peak = np.abs(residual.astype(np.float64)), float(np.abs(residual).max())
-    error = np.abs(rounded.astype(np.float64) - residual)
+    error = np.abs(once.vector.astype(np.float64) - residual)
     assert (error <= x / 2048 + peak * 3e-8).all()
-    assert rounded_residual(rounded).tobytes() == rounded.tobytes()
-    scale, halves = to_halves(rounded)
-    assert from_halves(scale, halves).tobytes() == rounded.tobytes()
+    twice = rounded(once.vector)
+    assert (twice.scale, twice.halves.tobytes()) == (once.scale, once.halves.tobytes())
+
+
+def test_a_kept_residual_takes_two_bytes_a_parameter() -> None:
+    kept = rounded(np.ones(1000, np.float32))
+    assert (kept.size, kept.halves.nbytes) == (1000, 2000)
+    assert kept.vector.dtype == np.float32
 
 
 def test_a_residual_of_zeros_or_nearly_is_left_out() -> None:

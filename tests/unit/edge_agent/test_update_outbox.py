@@ -8,7 +8,7 @@ import numpy as np
 
 from broker.protocol.messages import Receipt
 from broker.protocol.topics import Topics
-from edge_agent.machine.device_state import DeviceState
+from edge_agent.machine.device_state import DeviceState, rounded
 from edge_agent.machine.events import ForgetState, ResolvePendingUpdate, SpoolUpdate
 from edge_agent.machine.pending_update import AgentMemory, SpooledUpdate
 from edge_agent.machine.update_outbox import Outbox
@@ -17,7 +17,7 @@ A, B = "a" * 16, "b" * 16
 
 
 def state(model: str, value: float = 1.0) -> DeviceState:
-    return DeviceState(model, "s1", {"delta": np.full(4, value, np.float32)})
+    return DeviceState(model, "s1", {"delta": rounded(np.full(4, value, np.float32))})
 
 
 def pending(state: DeviceState, round_id: int = 3) -> SpooledUpdate:

@@ -43,13 +43,14 @@ def assert_same(found: DeviceState | None, expected: DeviceState) -> None:
         expected.session,
         expected.algorithm,
     )
-    for ours, theirs in (
-        (found.residuals, expected.residuals),
-        (found.vectors, expected.vectors),
-    ):
-        assert {n: v.tobytes() for n, v in ours.items()} == {
-            n: v.tobytes() for n, v in theirs.items()
-        }
+    ours, theirs = (
+        {n: (r.scale, r.halves.tobytes()) for n, r in state.residuals.items()}
+        for state in (found, expected)
+    )
+    assert ours == theirs
+    assert {n: v.tobytes() for n, v in found.vectors.items()} == {
+        n: v.tobytes() for n, v in expected.vectors.items()
+    }
     assert found.personal is not None
     assert expected.personal is not None
     assert found.personal.tobytes() == expected.personal.tobytes()

@@ -12,7 +12,7 @@ import pytest
 from broker.protocol.messages import BlobRef, Cohort, RoundPlan
 from broker.protocol.seeds import codec_seed
 from edge_agent.data.dataset import LocalDataset
-from edge_agent.machine.device_state import DeviceState, model_key, rounded_residual
+from edge_agent.machine.device_state import DeviceState, model_key, rounded
 from edge_agent.machine.pending_update import LocalReport, LocalUpdate
 from edge_agent.training.local_device import LocalModel
 from edge_agent.training.local_task import run_local_task
@@ -124,8 +124,8 @@ def test_what_the_codec_lost_is_part_of_the_next_update(
     exact = decoded(update(model, dataset))["delta"]
     first = update(model, dataset, codec="int8")
     lost = exact - decoded(first)["delta"]
-    kept = first.state.residuals["delta"]
-    assert kept.tobytes() == rounded_residual(lost).tobytes()
+    kept = first.state.residuals["delta"].vector
+    assert kept.tobytes() == rounded(lost).vector.tobytes()
     second = decoded(update(model, dataset, first.state))["delta"]
     assert second.tobytes() == (exact + kept).tobytes()
 
@@ -137,7 +137,7 @@ def test_the_residual_of_another_model_or_run_is_left_out(
     model: LocalModel, dataset: LocalDataset, other: dict[str, Any]
 ) -> None:
     facts: dict[str, Any] = {"model": model_key(model.program.spec), "session": "s1"} | other
-    state = DeviceState(**facts, residuals={"delta": np.ones(3, np.float32)})
+    state = DeviceState(**facts, residuals={"delta": rounded(np.ones(3, np.float32))})
     exact = decoded(update(model, dataset))["delta"]
     assert decoded(update(model, dataset, state))["delta"].tobytes() == exact.tobytes()
 
@@ -215,7 +215,12 @@ def test_stored_state_of_another_length_is_left_out(
     control = np.array([0.1, -0.2, 0.3], np.float32)
     odd = np.ones(length, np.float32)
     state = DeviceState(
-        model_key(model.program.spec), "s1", {"delta": odd}, "scaffold", {"control": odd}, odd
+        model_key(model.program.spec),
+        "s1",
+        {"delta": rounded(odd)},
+        "scaffold",
+        {"control": odd},
+        odd,
     )
     fresh = scaffold(model, dataset, DeviceState(), control, codec="int8")
     result = scaffold(model, dataset, state, control, codec="int8")
