@@ -13,6 +13,7 @@ from broker.protocol.messages import Id, name_of
 from fedge.errors import ConfigError
 from fedge.plugins import load_plugins
 from fedge.yaml_config import load_config
+from learning.aggregation.norm_bound import NormBoundSettings
 from learning.aggregation.registry import AGGREGATORS
 from learning.algorithms.algorithm import Algorithm
 from learning.algorithms.registry import ALGORITHMS
@@ -126,7 +127,9 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
         aggregator: name, or name and settings, of how updates become one.
         max_staleness: an update counts while θ has moved on by no more versions than this.
         weighting: "examples" weighs an update by its rows, "agents" weighs all alike.
-        max_update_norm: larger updates (L2) are refused; no limit when not given.
+        norm_bound: how much longer than usual an update may be.
+        max_update_norm: larger updates (L2) are refused, whatever is usual; no limit when not
+            given.
         keep_versions: of θ in the store; older ones are deleted, 0 keeps all.
         erase: overwrite updates, and what is deleted of the store, before their space is given
             back.
@@ -153,6 +156,7 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     aggregator: Choice = "mean"
     max_staleness: Annotated[int, Meta(ge=0, le=KEPT_ROUNDS)] = 0
     weighting: Literal["examples", "agents"] = "examples"
+    norm_bound: NormBoundSettings = NormBoundSettings()
     max_update_norm: Annotated[float, Meta(gt=0, le=1e30)] | None = None
     keep_versions: Annotated[int, Meta(ge=0, le=1_000_000)] = 20
     erase: bool = False

@@ -25,6 +25,8 @@ _SHOWN_NAMES = 10
 
 def round_line(record: RoundRecord, rounds: int) -> str:
     """Returns one line about a round."""
+    if record.held_back:
+        return f"round {record.round_id} held back and repeated: {record.held_back}"
     if record.status == "abandoned":
         declined = ", ".join(f"{name} {reason}" for name, reason in sorted(record.declined.items()))
         return (
@@ -41,6 +43,10 @@ def round_line(record: RoundRecord, rounds: int) -> str:
         parts.append("declined: " + ", ".join(f"{reasons[r]} {r}" for r in sorted(reasons)))
     if record.refused:
         parts.append(f"{record.refused} refused")
+    if record.clipped:
+        parts.append(f"{len(record.clipped)} shortened")
+    if record.left_out:
+        parts.append(f"{len(record.left_out)} left out")
     if record.loss is not None:
         parts.append(f"loss {record.loss:.4f}")
     parts += [f"{name} {value:.4f}" for name, value in sorted(record.metrics.items())]

@@ -240,6 +240,8 @@ class Worker:
             program.runtime,
             dataset.num_train,
             dataset.num_test,
+            dataset.weight("train"),
+            dataset.weight("test"),
         )
 
     def _too_large(self, model: _Model) -> PackageFailed | None:

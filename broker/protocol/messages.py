@@ -186,6 +186,7 @@ class AgentStatus(Message, frozen=True):
         phases: it takes part in; one that only evaluates is a wearer the model never saw.
         train_examples: rows it learns from.
         test_examples: rows it measures on.
+        train_weight, test_weight: sums of the weights of these rows; 0 when each counts 1.
         unavailable_reason: why it cannot take part at all; empty when it can.
         is_transient: whether that may pass: it tries again by itself.
         pause_reason: why it does not take part for now (too_hot, low_battery, metered, quiet_hours,
@@ -207,6 +208,8 @@ class AgentStatus(Message, frozen=True):
     phases: Names = ()
     train_examples: Count = 0
     test_examples: Count = 0
+    train_weight: Annotated[float, Meta(ge=0, le=1e100)] = 0.0
+    test_weight: Annotated[float, Meta(ge=0, le=1e100)] = 0.0
     unavailable_reason: Text = ""
     is_transient: bool = False
     pause_reason: Text = ""

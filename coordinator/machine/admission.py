@@ -6,8 +6,6 @@ counts it and goes on with the next message.
 
 from __future__ import annotations
 
-from math import isfinite, sqrt
-
 import numpy as np
 
 from fedge.errors import UpdateRejected
@@ -18,25 +16,17 @@ MAX_EXAMPLES = 1_000_000_000
 #: Of the sum of row weights: a sum that is divided by less would leave a float's range.
 MIN_WEIGHT = 1e-6
 
-#: A delta that an agent clipped to the limit may exceed it by float32 rounding.
-NORM_TOLERANCE = 1e-5
 
-# float32 dot products are fast, and over this many elements their rounding is below the tolerance.
-_PIECE = 65_536
-
-
-def check_vector(agent_id: str, delta: F32, *, size: int, max_norm: float | None) -> None:
+def check_vector(agent_id: str, delta: F32, *, size: int) -> None:
     """Refuses a delta that does not fit the model or would wreck the mean.
 
     Args:
         agent_id: whose delta, for the error.
         delta: as decoded.
         size: P.
-        max_norm: largest L2 norm; None sets no limit. Stochastic rounding lengthens a vector:
-            leave room when agents clip before they encode.
 
     Raises:
-        UpdateRejected: `shape`, `not_finite` or `norm`.
+        UpdateRejected: `shape` or `not_finite`.
     """
     if delta.dtype != np.float32 or delta.shape != (size,):
         found = f"{delta.dtype} of {delta.shape}, expected float32 of ({size},)"
@@ -44,11 +34,6 @@ def check_vector(agent_id: str, delta: F32, *, size: int, max_norm: float | None
     if not np.isfinite(delta).all():
         bad = size - int(np.count_nonzero(np.isfinite(delta)))
         raise UpdateRejected(agent_id, "not_finite", f"NaN or inf in {bad} of {size} values")
-    if max_norm is None:
-        return
-    norm = _norm(delta)
-    if norm > max_norm * (1 + NORM_TOLERANCE):
-        raise UpdateRejected(agent_id, "norm", f"L2 norm {norm:.6g}, limit {max_norm:g}")
 
 
 def check_examples(agent_id: str, num_examples: int) -> None:
@@ -60,12 +45,3 @@ def check_examples(agent_id: str, num_examples: int) -> None:
     if not 1 <= num_examples <= MAX_EXAMPLES:
         detail = f"{num_examples} examples, range 1 to {MAX_EXAMPLES}"
         raise UpdateRejected(agent_id, "examples", detail)
-
-
-def _norm(delta: F32) -> float:
-    """L2 norm of a finite vector, to about 1e-6."""
-    pieces = (delta[start : start + _PIECE] for start in range(0, delta.size, _PIECE))
-    square = sum(float(np.dot(piece, piece)) for piece in pieces)
-    if isfinite(square):
-        return sqrt(square)
-    return float(np.linalg.norm(delta.astype(np.float64)))  # squares beyond float32

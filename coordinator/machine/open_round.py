@@ -12,6 +12,7 @@ from coordinator.config import KEPT_ROUNDS
 from coordinator.records.records import RoundRecord
 from coordinator.rounds.protocol import ClosedPhase
 from coordinator.rounds.round import Round
+from learning.aggregation.norm_bound import RoundNorms
 from learning.phases.phase import Collector
 from learning.registry import Settings
 
@@ -25,6 +26,7 @@ class OpenRound:
         settings: of the phase.
         round: who answered.
         collector: what they answered.
+        norms: bound on the norms of updates, and those that came in.
         is_durable: answers are updates: stored, and answered with receipts.
         started_s: when the round's first phase was announced.
         deadline_s: when answers of this phase are late, on the same clock.
@@ -36,16 +38,29 @@ class OpenRound:
     settings: Settings
     round: Round
     collector: Collector
+    norms: RoundNorms
     is_durable: bool
     started_s: float
     deadline_s: float
     record: RoundRecord
     earlier: dict[str, Collector] = field(default_factory=dict)
 
-    @property
-    def closed(self) -> ClosedPhase:
-        """Returns the phase as the round protocol sees it."""
-        return ClosedPhase(self.settings, self.round, self.collector, self.record, self.earlier)
+    def closed(self, usual_loss: float | None) -> ClosedPhase:
+        """Returns the phase as the round protocol sees it; see `ClosedPhase.usual_loss`."""
+        record = self.record
+        if self.is_durable:
+            record = msgspec.structs.replace(
+                record, norms=self.norms.norms(), clipped=dict(self.norms.clipped)
+            )
+        return ClosedPhase(
+            self.settings,
+            self.round,
+            self.collector,
+            record,
+            self.earlier,
+            self.norms.suspects() if self.is_durable else {},
+            usual_loss,
+        )
 
 
 class ClosedRound(msgspec.Struct, frozen=True):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -16,6 +16,7 @@ from broker.protocol.messages import AgentStatus
 MAX_AGENTS = 100_000
 
 
+Part = Literal["train", "test"]
 Change = Literal["none", "changed", "heartbeat", "duplicate"]
 
 #: Heartbeats that may be missed before an agent is marked offline.
@@ -23,6 +24,13 @@ MISSED_HEARTBEATS = 3
 #: Instances that are remembered: a replaced one that publishes a birth is a second process.
 _FORMER_INSTANCES = 4
 _UNAVAILABLE = "unavailable"
+
+
+class Rows(NamedTuple):
+    """Rows of an agent, and the sum of their weights."""
+
+    number: int
+    weight: float
 
 
 @dataclass
@@ -34,12 +42,31 @@ class Entry:
         heard_s: when it last said anything.
         received_bytes: by its link in this boot, as it last reported.
         former: its instances before this one, latest last.
+        rows: the most that a status of it has named, by part: a new instance has none until it
+            has loaded the model, and may send an update of the one before.
     """
 
     status: AgentStatus
     heard_s: float
     received_bytes: int = 0
     former: tuple[str, ...] = ()
+    rows: dict[Part, Rows] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._note_rows()
+
+    def update(self, status: AgentStatus) -> None:
+        """Replaces the status."""
+        self.status = status
+        self._note_rows()
+
+    def _note_rows(self) -> None:
+        status = self.status
+        found: dict[Part, Rows] = {
+            "train": Rows(status.train_examples, status.train_weight or status.train_examples),
+            "test": Rows(status.test_examples, status.test_weight or status.test_examples),
+        }
+        self.rows = {part: max(rows, self.rows.get(part, rows)) for part, rows in found.items()}
 
     @property
     def online(self) -> bool:
@@ -72,6 +99,15 @@ class Roster:
         if (entry := self._entries.get(agent_id)) is not None:
             entry.heard_s = now_s
 
+    def rows(self, agent_id: str, part: Literal["train", "test", "any"]) -> Rows | None:
+        """Returns how many rows of a part an agent said that it has; None: not known."""
+        entry = self._entries.get(agent_id)
+        if entry is None:
+            return None
+        parts = [entry.rows[name] for name in entry.rows if part in (name, "any")]
+        number = sum(rows.number for rows in parts)
+        return Rows(number, sum(rows.weight for rows in parts)) if number else None
+
     def restart_heartbeat_timers(self, now_s: float) -> None:
         """Restarts all heartbeat timers, after the coordinator was disconnected."""
         self._deaf_until_s = now_s
@@ -96,11 +132,12 @@ class Roster:
         self._watch(status, now_s)
         if is_same_instance:
             same = status == entry.status
-            entry.status = status
+            entry.update(status)
             return "heartbeat" if same else "changed"
         duplicate = status.agent_instance in entry.former
         entry.former = (*entry.former, entry.status.agent_instance)[-_FORMER_INSTANCES:]
-        entry.status, entry.received_bytes = status, 0
+        entry.update(status)
+        entry.received_bytes = 0
         return "duplicate" if duplicate else "changed"
 
     def expire(self, now_s: float) -> list[str]:

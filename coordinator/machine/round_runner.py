@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +34,7 @@ from coordinator.rounds.protocol import PhaseOrder, RoundProtocol
 from coordinator.rounds.round import Round
 from fedge.errors import ConfigError
 from learning.aggregation.aggregator import Aggregator
+from learning.aggregation.norm_bound import NormHistory, RoundNorms
 from learning.aggregation.registry import AGGREGATORS
 from learning.algorithms.algorithm import Algorithm
 from learning.phases.phase import WEIGHTS, CollectorContext, Phase
@@ -105,6 +107,9 @@ class RoundRunner:
         self._closed = closed
         self._traffic = traffic
         self._measure = measure
+        self._norms = NormHistory(config.norm_bound)
+        for record in progress.records:
+            self._norms.add(record.norms)
         self._next_round_id = progress.last_round + 1
         self._check_capacity()
 
@@ -143,6 +148,7 @@ class RoundRunner:
                 self._config.round.minimum,
             ),
             collector=phase.collector(self._collector_context()),
+            norms=self._round_norms(),
             is_durable=True,
             started_s=0.0,
             deadline_s=math.inf,  # set when connected: nobody could answer before
@@ -201,6 +207,7 @@ class RoundRunner:
             settings=order.settings,
             round=Round(record.round_id, frozenset(draw.asked), draw.goal, order.minimum),
             collector=phase.collector(self._collector_context()),
+            norms=self._round_norms(),
             is_durable=order.is_durable,
             started_s=now_s if before is None else before.started_s,
             deadline_s=now_s + order.deadline_s,
@@ -213,6 +220,9 @@ class RoundRunner:
             actions.insert(0, SaveOpenRound(plan, draw.asked, draw.goal))
         return actions
 
+    def _round_norms(self) -> RoundNorms:
+        return self._norms.open_round(self._progress.theta, self._config.max_update_norm)
+
     def _collector_context(self) -> CollectorContext:
         sizes = {n: u.size(self._package.spec.size) for n, u in self._algorithm.uploads.items()}
 
@@ -220,7 +230,7 @@ class RoundRunner:
             made: Aggregator = AGGREGATORS.make(self._config.aggregator, sizes)
             return made
 
-        return CollectorContext(self._algorithm, aggregator, self._config.weighting)
+        return CollectorContext(self._algorithm, aggregator, self._config.weighting, sizes)
 
     def _publish_vectors(self) -> tuple[dict[str, BlobRef], list[Action], list[Action]]:
         vectors: Vectors = {
@@ -255,8 +265,14 @@ class RoundRunner:
         opened = self.open
         assert opened is not None, "a phase closed"
         progress = self._progress
-        outcome = self._protocol.close(opened.closed, progress.theta, progress.state)
+        losses = (record.loss for record in progress.records)
+        closed = opened.closed(next((loss for loss in losses if loss is not None), None))
+        if opened.is_durable:
+            self._norms.add(closed.record.norms)
+        outcome = self._protocol.close(closed, progress.theta, progress.state)
         match outcome:
+            case protocol.HoldBack():
+                return self._hold_back(opened, outcome, now_s)
             case protocol.Commit():
                 return self._commit(opened, outcome, now_s)
             case protocol.Next(order, record):
@@ -306,12 +322,35 @@ class RoundRunner:
         self._progress.records.append(record.summary)
         return self._end_round(record, now_s, self._remember(opened, committed=False))
 
+    def _hold_back(
+        self, opened: OpenRound, outcome: protocol.HoldBack, now_s: float
+    ) -> list[Action]:
+        """Ends a round whose updates would wreck θ; the next one knows what is usual."""
+        suspects = outcome.suspects
+        why = "; ".join(f"{name}: {reason}" for name, reason in sorted(suspects.items())[:5])
+        record = msgspec.structs.replace(
+            outcome.record, held_back=why[:500], left_out=dict(suspects)
+        )
+        log.error(
+            "round %d is held back and repeated, it would wreck the model: %s",
+            record.round_id,
+            why[:500],
+            extra={"event": "held_back"},
+        )
+        self._progress.records.append(record.summary)
+        return self._end_round(record, now_s, self._remember(opened, committed=False))
+
     def _end_round(
         self, record: RoundRecord, now_s: float, closed: tuple[ClosedRound, ...] = ()
     ) -> list[Action]:
         opened, self.open = self.open, None
         started = now_s if opened is None else opened.started_s
-        refusals = record.refusals or self._intake.refusals()
+        refusals = record.refusals
+        if not refusals:
+            found = Counter(self._intake.refusals())
+            if opened is not None and not opened.is_durable:
+                found += opened.round.refusals
+            refusals = dict(found)
         up, down = self._traffic.take()
         if record.status == "committed" and self._measure is not None:
             self.has_measured = True

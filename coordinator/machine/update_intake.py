@@ -18,8 +18,10 @@ from coordinator.machine.roster import Roster
 from coordinator.machine.uploads import ExpectedVectors, Upload, Uploads, peek_header
 from coordinator.rounds.round import Accept, Duplicate, Reject, Verdict
 from fedge.errors import UpdateRejected, WireError
-from learning.phases.phase import Received
+from learning.phases.phase import Phase, Received
+from learning.phases.registry import PHASES
 from learning.vector.metrics import Sums, fits
+from learning.vector.plausible import implausible
 from models.package.spec import ModelSpec
 
 log = logging.getLogger(__name__)
@@ -162,6 +164,7 @@ class UpdateIntake:
         try:
             self._check_sums(agent_id, report)
             sums = Sums(report.loss_sum, report.weight_sum, report.metric_sums)
+            self._check_claims(opened, agent_id, report.num_examples, sums)
             received = Received({}, sums, report.values, report.num_examples)
             opened.collector.accept(agent_id, received)
         except UpdateRejected as error:
@@ -179,6 +182,20 @@ class UpdateIntake:
                 f"evaluation of {report.weight_sum:g} rows, range {MIN_WEIGHT} to {MAX_EXAMPLES}"
             )
             raise UpdateRejected(agent_id, "examples", detail)
+
+    def _check_claims(
+        self, opened: OpenRound, agent_id: str, num_examples: int, sums: Sums
+    ) -> None:
+        """Refuses more rows than the agent's birth named, and sums that cannot be of any rows."""
+        phase: Phase = PHASES.make(opened.settings)
+        known = self._roster.rows(agent_id, phase.rows)
+        if known is not None and num_examples > known.number:
+            detail = f"{num_examples} examples, its status says {known.number}"
+            raise UpdateRejected(agent_id, "examples", detail)
+        if sums.weight:
+            spec, most = self._spec, None if known is None else known.weight
+            if reason := implausible(sums, spec.metrics, spec.loss, most):
+                raise UpdateRejected(agent_id, "implausible", reason)
 
     def _unexpected(self, topic: UpdateTopic, payload: bytes) -> IntakeResult:
         """An update outside its round: late, not asked for, or sent again for a lost receipt.
@@ -261,6 +278,8 @@ class UpdateIntake:
         expected, header, plan = self._expected, upload.header, opened.plan
         assert expected is not None, "phases with updates have it"
         staleness = upload.check_plan(agent_id, plan, expected, self._spec.metrics)
+        sums = Sums(header.loss_sum, header.weight_sum, header.metric_sums)
+        self._check_claims(opened, agent_id, header.num_examples, sums)
         seed = plan.seed
         if header.round_id != plan.round_id:
             former = self._closed.get(header.round_id)
@@ -268,8 +287,7 @@ class UpdateIntake:
                 detail = f"round {header.round_id} of version {header.version} is not open"
                 raise UpdateRejected(agent_id, "round", detail)
             seed = former.seed
-        vectors = upload.vectors(agent_id, expected, seed, self._config.max_update_norm)
-        sums = Sums(header.loss_sum, header.weight_sum, header.metric_sums)
+        vectors = upload.vectors(agent_id, expected, seed, opened.norms)
         received = Received(vectors, sums, {}, header.num_examples, staleness)
         opened.collector.accept(agent_id, received)
 

@@ -11,6 +11,7 @@ from broker.protocol.seeds import codec_seed
 from coordinator.config import STALL_S
 from coordinator.machine.admission import MAX_EXAMPLES, MIN_WEIGHT, check_examples, check_vector
 from fedge.errors import CodecError, UpdateRejected, WireError
+from learning.aggregation.norm_bound import RoundNorms
 from learning.algorithms.algorithm import Algorithm
 from learning.algorithms.registry import ALGORITHMS
 from learning.algorithms.training import training_plan
@@ -48,7 +49,7 @@ class ExpectedVectors:
             name: _LOSSLESS if upload.lossless else plan.codec
             for name, upload in algorithm.uploads.items()
         }
-        self.norm_factors = {n: u.norm_factor for n, u in algorithm.uploads.items()}
+        self.uploads = dict(algorithm.uploads)
         self.codecs: dict[str, Codec] = {n: CODECS.make(c) for n, c in self.choices.items()}
 
     @property
@@ -123,7 +124,7 @@ class Upload:
         return staleness
 
     def vectors(
-        self, agent_id: str, expected: ExpectedVectors, round_seed: int, max_norm: float | None
+        self, agent_id: str, expected: ExpectedVectors, round_seed: int, norms: RoundNorms
     ) -> dict[str, F32]:
         """The decoded vectors: float32, of the expected lengths, finite.
 
@@ -131,11 +132,10 @@ class Upload:
             agent_id: whose they are.
             expected: by the plan, see `check_plan`.
             round_seed: of the plan that the agent worked on.
-            max_norm: of `delta`, times `Upload.norm_factor` of the others; see
-                `admission.check_vector`.
+            norms: shortens vectors that are too long, and notes the norms.
 
         Raises:
-            UpdateRejected: `malformed`, or as `admission.check_vector`.
+            UpdateRejected: `malformed`, or as `admission.check_vector` and `RoundNorms.admit`.
         """
         found, start = {}, 0
         seed = codec_seed(round_seed, agent_id)
@@ -147,12 +147,14 @@ class Upload:
                 found[name] = expected.codecs[name].decode(part, size, seed)
             except CodecError as error:
                 raise UpdateRejected(agent_id, "malformed", f"{name}: {error}") from error
-            limit = None if max_norm is None else max_norm * expected.norm_factors[name]
-            check_vector(agent_id, found[name], size=size, max_norm=limit)
+            check_vector(agent_id, found[name], size=size)
         if start != self.body.nbytes:
             detail = f"body of {self.body.nbytes} bytes, its vectors take {start}"
             raise UpdateRejected(agent_id, "malformed", detail)
-        return found
+        return {
+            name: norms.admit(agent_id, name, vector, expected.uploads[name])
+            for name, vector in found.items()
+        }
 
 
 class Uploads:

@@ -6,9 +6,22 @@ from typing import Literal
 
 import msgspec
 
+from learning.aggregation.norm_bound import Norms
 from learning.phases.statistics import Moments
 
 _FALLING = frozenset({"loss", "mae", "mse", "rmse"})
+
+#: Fields of a record that grow with the number of agents, classes or columns.
+_PER_AGENT_OR_CLASS = (
+    "agents",
+    "clipped",
+    "declined",
+    "details",
+    "left_out",
+    "matrices",
+    "statistics",
+    "values",
+)
 
 RoundStatus = Literal["committed", "answered", "abandoned"]
 
@@ -47,7 +60,11 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
         population: agents that take part in training, online or not.
         statistics: columns of all devices together, by name.
         values: result of another phase that is a task by itself: numbers by name.
-        left_out: reason by agent whose update the aggregator left out.
+        left_out: reason by agent whose update or measurement was left out.
+        clipped: by agent whose update was shortened, the factor.
+        norms: of the updates' vectors, refused ones included, by name.
+        held_back: why the round's updates were not committed; empty when they were, or were too
+            few.
         refusals: number by reason.
         declined: reason by agent, of agents that said that they do not learn, or did not measure.
         details: by reason, the name and the words of the first agent that declined for it.
@@ -91,14 +108,16 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
     stale: int = 0
     population: int = 0
     left_out: dict[str, str] = {}
+    clipped: dict[str, float] = {}
+    norms: dict[str, Norms] = {}
+    held_back: str = ""
     statistics: dict[str, Moments] = {}
     values: dict[str, tuple[float, ...]] = {}
 
     @property
     def summary(self) -> RoundRecord:
         """The record without what grows with the number of agents or classes."""
-        nothing = ("agents", "declined", "details", "matrices", "left_out", "statistics", "values")
-        return msgspec.structs.replace(self, **{key: {} for key in nothing})
+        return msgspec.structs.replace(self, **{key: {} for key in _PER_AGENT_OR_CLASS})
 
     def value(self, metric: str) -> float | None:
         """The loss or a metric of the record; None when it has none of that name."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
+from coordinator.records.fair import fair_shares, without_absurd
 from coordinator.records.records import AgentResult, RoundRecord
 from learning.vector.metrics import (
     MetricSpec,
@@ -18,10 +19,14 @@ from learning.vector.metrics import (
 
 
 def with_training(
-    record: RoundRecord, trained: Mapping[str, Sums], metrics: Sequence[MetricSpec]
+    record: RoundRecord,
+    trained: Mapping[str, Sums],
+    metrics: Sequence[MetricSpec],
+    usual_loss: float | None = None,
 ) -> RoundRecord:
     """The record with what was seen while training, also as its loss until it is evaluated."""
-    total = add_sums(trained.values())
+    kept, left_out = without_absurd(trained, usual_loss)
+    total = add_sums(fair_shares(kept).values())
     means = metric_values(total, metrics) if total.weight else {}
     loss = means.pop("loss", None)
     return msgspec.structs.replace(
@@ -31,6 +36,7 @@ def with_training(
         absent=absent_metrics(total, metrics) if total.weight else {},
         train_loss=loss,
         train_metrics=means,
+        left_out=record.left_out | left_out,
         agents={
             name: _result("train", sums, sums.weight, metrics) for name, sums in trained.items()
         },
@@ -43,6 +49,7 @@ def with_evaluation(
     evaluated: Mapping[str, Sums],
     unseen: set[str],
     metrics: Sequence[MetricSpec],
+    usual_loss: float | None = None,
 ) -> RoundRecord:
     """The record with what the new θ does on held-out rows.
 
@@ -53,9 +60,11 @@ def with_evaluation(
         unseen: those of them that never learn; their means are called `unseen_…`, and the
             record's loss and metrics are of the others, where there are others.
         metrics: of the model.
+        usual_loss: see `fair.without_absurd`.
     """
-    known = add_sums(sums for name, sums in evaluated.items() if name not in unseen)
-    new = add_sums(sums for name, sums in evaluated.items() if name in unseen)
+    kept, left_out = without_absurd(evaluated, usual_loss)
+    known = _total(kept, kept.keys() - unseen)
+    new = _total(kept, kept.keys() & unseen)
     means = metric_values(known, metrics) if known.weight else {}
     tables = metric_matrices(known, metrics) if known.weight else {}
     absent = absent_metrics(known, metrics) if known.weight else {}
@@ -78,7 +87,12 @@ def with_evaluation(
         absent=absent if evaluated else record.absent,
         evaluated=record.evaluated or bool(evaluated),
         agents=dict(sorted(agents.items())),
+        left_out=record.left_out | left_out,
     )
+
+
+def _total(sums: Mapping[str, Sums], names: Iterable[str]) -> Sums:
+    return add_sums(fair_shares({name: sums[name] for name in sorted(names)}).values())
 
 
 def with_central(record: RoundRecord, sums: Sums, metrics: Sequence[MetricSpec]) -> RoundRecord:

@@ -6,7 +6,7 @@ A protocol decides; the machine announces, collects and stores (`coordinator/mac
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from broker.protocol.messages import name_of
@@ -52,6 +52,9 @@ class ClosedPhase:
         collector: what they answered.
         record: of the round so far.
         earlier: collectors of the round's phases before it, by name.
+        suspects: agents whose updates count, and are beyond what the round shows to be usual: the
+            reason by agent.
+        usual_loss: of the federation's first round; None when there was none with a loss.
     """
 
     settings: Settings
@@ -59,6 +62,8 @@ class ClosedPhase:
     collector: Collector
     record: RoundRecord
     earlier: Mapping[str, Collector]
+    suspects: Mapping[str, str] = field(default_factory=dict)
+    usual_loss: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +120,20 @@ def first_needs(config: CoordinatorConfig) -> FirstNeeds:
     return FirstNeeds(task)
 
 
-Outcome = Next | Commit | Result | Abandon
+@dataclass(frozen=True, eq=False)
+class HoldBack:
+    """The round's updates would wreck θ: it is repeated.
+
+    Attributes:
+        record: of the round.
+        suspects: reason by agent whose update would do it.
+    """
+
+    record: RoundRecord
+    suspects: Mapping[str, str]
+
+
+Outcome = Next | Commit | Result | Abandon | HoldBack
 
 
 class Agents(Protocol):

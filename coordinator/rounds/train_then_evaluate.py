@@ -18,6 +18,7 @@ from coordinator.rounds.protocol import (
     Agents,
     ClosedPhase,
     Commit,
+    HoldBack,
     Outcome,
     PhaseOrder,
     Result,
@@ -89,20 +90,23 @@ class TrainThenEvaluate:
         minimum = self._config.round.minimum
         if len(ended.counted) < minimum:
             return Abandon(record, f"{record.reported} updates, minimum {minimum}")
+        if closed.suspects:
+            return HoldBack(record, closed.suspects)
         try:
-            aggregate = collector.aggregator.result(self._agents.population("train"))
+            aggregate = collector.aggregate(self._agents.population("train"))
             after, after_state = server_step(
                 self._algorithm, self._spec.layout, theta, state, aggregate
             )
         except TrainingError as error:
             return Abandon(record, str(error))
         record = msgspec.structs.replace(
-            with_training(record, collector.sums, self._spec.metrics),
+            with_training(record, collector.sums, self._spec.metrics, closed.usual_loss),
             status="committed",
             version=record.version + 1,
             population=aggregate.population,
-            left_out=dict(aggregate.left_out),
         )
+        left_out = record.left_out | dict(aggregate.left_out)
+        record = msgspec.structs.replace(record, left_out=left_out)
         return Commit(after, after_state, record)
 
     def after_commit(self, record: RoundRecord) -> PhaseOrder | None:
@@ -122,7 +126,9 @@ class TrainThenEvaluate:
         sums = trained.sums if isinstance(trained, TrainCollector) else {}
         record = closed.record
         return msgspec.structs.replace(
-            with_evaluation(record, sums, collector.sums, unseen, self._spec.metrics),
+            with_evaluation(
+                record, sums, collector.sums, unseen, self._spec.metrics, closed.usual_loss
+            ),
             declined=record.declined | closed.round.declined,
             details=record.details | closed.round.details,
         )

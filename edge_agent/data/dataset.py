@@ -77,6 +77,13 @@ class LocalDataset:
         """Number of held-out rows."""
         return len(self.test)
 
+    def weight(self, name: Part) -> float:
+        """Returns the sum of the weights of the training or the held-out rows."""
+        rows = self.part(name)
+        if "weight" in rows:
+            return float(rows["weight"].sum(dtype=np.float64))
+        return float(self.num_train if name == "train" else self.num_test)
+
     def part(self, name: Part) -> Rows:
         """The training or the held-out rows, oldest first in each group."""
         rows = slice(self.num_train) if name == "train" else slice(self.num_train, None)

@@ -32,6 +32,8 @@ class PackageLoaded:
         runtime: the interpreter.
         train_examples: rows to learn from.
         test_examples: rows held out.
+        train_weight: sum of the weights of the rows to learn from.
+        test_weight: of those held out.
     """
 
     package: str
@@ -40,6 +42,8 @@ class PackageLoaded:
     runtime: str
     train_examples: int
     test_examples: int
+    train_weight: float
+    test_weight: float
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,8 @@ def agent_status(
         phases=facts.phases,
         train_examples=ready.train_examples if ready else 0,
         test_examples=ready.test_examples if ready else 0,
+        train_weight=_other_weight(ready.train_weight, ready.train_examples) if ready else 0.0,
+        test_weight=_other_weight(ready.test_weight, ready.test_examples) if ready else 0.0,
         unavailable_reason=reason[:500],
         is_transient=is_transient,
         pause_reason=str(pause or ""),
@@ -95,6 +97,11 @@ def agent_status(
         heartbeat_s=facts.heartbeat_s,
         keys=keys,
     )
+
+
+def _other_weight(weight: float, rows: int) -> float:
+    """Returns the weight of rows where they do not each count 1, else 0: it need not be sent."""
+    return 0.0 if weight == rows else weight
 
 
 def check_available(

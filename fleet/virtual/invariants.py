@@ -33,6 +33,7 @@ from fedge.errors import FederationError, WireError
 from fleet.virtual.event_trace import Began, Ended, Entry, Flushed, Handled, Sent, trace_line
 from fleet.virtual.faults import COORDINATOR
 from fleet.virtual.quiescence import SimulatedFederation, bound_problems, quiescence_problems
+from learning.aggregation.norm_bound import NormBoundSettings, NormHistory
 from learning.aggregation.registry import AGGREGATORS
 from learning.algorithms.algorithm import Algorithm, ServerState
 from learning.algorithms.registry import ALGORITHMS
@@ -89,6 +90,7 @@ class _Book:
     plans: dict[int, RoundPlan] = field(default_factory=dict)
     round_id: int = -1
     committed: set[int] = field(default_factory=set)
+    norms: NormHistory = field(default_factory=lambda: NormHistory(NormBoundSettings()))
 
     def derived(
         self, config: CoordinatorConfig, package: ModelPackage, population: int
@@ -102,16 +104,18 @@ class _Book:
                 algorithm,
                 lambda: AGGREGATORS.make(config.aggregator, expected.sizes),
                 config.weighting,
+                expected.sizes,
             )
         )
+        norms = self.norms.open_round(self.theta, config.max_update_norm)
         for (name, version), frame in self.frames.items():
             upload = Upload.from_frame(frame)
             header = upload.header
-            vectors = upload.vectors(name, expected, self.plans[header.round_id].seed, None)
+            vectors = upload.vectors(name, expected, self.plans[header.round_id].seed, norms)
             sums = Sums(header.loss_sum, header.weight_sum, header.metric_sums)
             staleness = plan.version - version
             collector.accept(name, Received(vectors, sums, {}, header.num_examples, staleness))
-        aggregate = collector.aggregator.result(population)
+        aggregate = collector.aggregate(population)
         return server_step(algorithm, package.spec.layout, self.theta, self.state, aggregate)
 
 
@@ -131,6 +135,7 @@ class Invariants:
         self._seed = seed
         algorithm: Algorithm = ALGORITHMS.make(config.algorithm, config.training)
         self._book = _Book(0, package.initial, algorithm.init(package.initial))
+        self._book.norms = NormHistory(config.norm_bound)
         self._last: deque[Entry] = deque(maxlen=LAST)
         self._bytes: dict[str, _Bytes] = {}
         #: (agent, round, instance, attempt) of all updates ever on the coordinator's disk.
@@ -233,7 +238,8 @@ class Invariants:
                     self._open_round(plan)
                 case Commit():
                     self._commit(action)
-                case SaveRound():
+                case SaveRound(record):
+                    self._book.norms.add(record.norms)
                     self._forget_open_round()
                 case RoundEnded(record):
                     self._round_ended(record)

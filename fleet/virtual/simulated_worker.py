@@ -63,6 +63,8 @@ class SimulatedWorker:
             program.runtime,
             dataset.num_train,
             dataset.num_test,
+            dataset.weight("train"),
+            dataset.weight("test"),
         )
 
     def duration_s(self, plan: RoundPlan, dataset: LocalDataset, profile: DeviceProfile) -> float:

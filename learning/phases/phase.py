@@ -173,11 +173,13 @@ class CollectorContext:
         algorithm: with its settings.
         aggregator: of this round, empty.
         weighting: "examples" or "agents", for uploads that follow the federation's.
+        sizes: length of each vector of an update.
     """
 
     algorithm: Algorithm
     aggregator: Callable[[], Aggregator]
     weighting: Weighting
+    sizes: Mapping[str, int]
 
 
 class Phase(Protocol):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from fedge.errors import UpdateRejected
-from learning.aggregation.aggregator import Update
-from learning.algorithms.algorithm import LocalContext
+from learning.aggregation.aggregator import Update, check_update
+from learning.aggregation.share_cap import ShareCap, Weighed
+from learning.algorithms.algorithm import Aggregate, LocalContext
 from learning.phases.phase import (
     WEIGHTS,
     Answer,
@@ -63,23 +64,27 @@ class Train:
 class TrainCollector:
     """The round's aggregator, and the sums that agents reported of their last epoch.
 
+    The heaviest two updates are held back until the end, so that no agent has more than its share
+    of the weight (`learning.aggregation.share_cap`).
+
     Attributes:
-        aggregator: holds the updates so far.
         sums: by agent; those of a stale update too.
     """
 
     def __init__(self, context: CollectorContext) -> None:
-        self.aggregator = context.aggregator()
+        self._aggregator = context.aggregator()
+        self._cap: ShareCap[tuple[str, Received]] = ShareCap()
         self.sums: dict[str, Sums] = {}
         self.values: Values = {}
         self._algorithm = context.algorithm
         self._weighting = context.weighting
+        self._sizes = context.sizes
         self._count = 0
 
     @property
     def capacity(self) -> int | None:
         """The aggregator's."""
-        return self.aggregator.capacity
+        return self._aggregator.capacity
 
     def accept(self, agent_id: str, received: Received) -> None:
         """Adds one update, its weight discounted by its staleness.
@@ -90,15 +95,34 @@ class TrainCollector:
         if self.capacity is not None and self._count >= self.capacity:
             detail = f"the round holds {self.capacity} updates already, the aggregator's limit"
             raise UpdateRejected(agent_id, "full", detail)
-        discount = self._algorithm.discount(received.staleness)
-        weights = {
-            name: (1.0 if upload.exact else discount)
-            * (received.num_examples if upload.weighting == self._weighting == "examples" else 1.0)
-            for name, upload in self._algorithm.uploads.items()
-        }
+        rows = float(received.num_examples) if self._weighting == "examples" else 1.0
         try:
-            self.aggregator.add(Update(agent_id, received.vectors, weights))
+            check_update(self._update(agent_id, received, rows), self._sizes)
         except ValueError as error:
             raise UpdateRejected(agent_id, "shape", str(error)[:500]) from error
         self._count += 1
         self.sums[agent_id] = received.sums
+        if (passed := self._cap.add(rows, (agent_id, received))) is not None:
+            self._fold(passed)
+
+    def _fold(self, weighed: Weighed[tuple[str, Received]]) -> None:
+        self._aggregator.add(self._update(*weighed.value, weighed.weight))
+
+    def _update(self, agent_id: str, received: Received, rows: float) -> Update:
+        discount = self._algorithm.discount(received.staleness)
+        weights = {
+            name: (1.0 if upload.exact else discount)
+            * (rows if upload.weighting == self._weighting == "examples" else 1.0)
+            for name, upload in self._algorithm.uploads.items()
+        }
+        return Update(agent_id, received.vectors, weights)
+
+    def aggregate(self, population: int) -> Aggregate:
+        """Returns the updates as one; nothing is accepted after it.
+
+        Raises:
+            TrainingError: see `Aggregator.result`.
+        """
+        for weighed in self._cap.finish():
+            self._fold(weighed)
+        return self._aggregator.result(population)

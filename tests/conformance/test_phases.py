@@ -83,7 +83,7 @@ def made(name: str) -> Phase:
 def collector(name: str) -> Collector:
     sizes = {each: upload.size(THETA.size) for each, upload in ALGORITHM.uploads.items()}
     return made(name).collector(
-        CollectorContext(ALGORITHM, lambda: AGGREGATORS.make("mean", sizes), "examples")
+        CollectorContext(ALGORITHM, lambda: AGGREGATORS.make("mean", sizes), "examples", sizes)
     )
 
 
@@ -118,7 +118,7 @@ def held(collector: Any) -> dict[str, Any]:
         name: dict(value) for name, value in vars(collector).items() if isinstance(value, dict)
     }
     if isinstance(collector, TrainCollector) and collector.sums:
-        aggregate = collector.aggregator.result(1)
+        aggregate = collector.aggregate(1)
         kept["aggregate"] = {name: v.tolist() for name, v in aggregate.vectors.items()}
         kept["weight"] = aggregate.weight
     return kept

@@ -147,6 +147,8 @@ class Device:
             "runtime": "tflite 1",
             "train_examples": 20,
             "test_examples": 5,
+            "train_weight": 20.0,
+            "test_weight": 5.0,
         }
         return self.feed(PackageLoaded(digest(package), **(facts | changes)))
 

@@ -37,7 +37,9 @@ from learning.vector.metrics import Sums
 
 ALGORITHM = FedAvg(FedAvgSettings(), TrainingPlan())
 REQUEST = Request({}, ALGORITHM, TrainingPlan())
-CONTEXT = CollectorContext(ALGORITHM, lambda: AGGREGATORS.make("mean", {"delta": 1}), "agents")
+CONTEXT = CollectorContext(
+    ALGORITHM, lambda: AGGREGATORS.make("mean", {"delta": 1}), "agents", {"delta": 1}
+)
 NOTHING = Sums(0.0, 0.0, {})
 
 

@@ -48,6 +48,7 @@ from fleet.report import ANSWER, build_report
 from fleet.scenario import BaselineConfig, DetectionConfig, Scenario, load_scenario
 from fleet.virtual.faults import FaultPlan
 from fleet.virtual.invariants import InvariantViolated
+from learning.aggregation import norm_bound
 from learning.aggregation.registry import AGGREGATORS
 from learning.algorithms.registry import ALGORITHMS
 from learning.algorithms.training import TrainingPlan
@@ -294,6 +295,7 @@ def test_every_reason_is_documented() -> None:
     documented = set(rows(section(PROTOCOL, "Reasons")))
     places = (
         admission,
+        norm_bound,
         coordinator.machine.update_intake,
         coordinator.rounds.round,
         coordinator.machine.uploads,

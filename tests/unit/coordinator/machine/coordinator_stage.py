@@ -136,6 +136,7 @@ class FakeAgent:
         self.stage, self.name, self.agent_instance = stage, name, agent_instance
         self.rows, self.test_rows, self.phases = rows, test_rows, tuple(phases)
         self.paused = ""
+        self.train_weight = 0.0
         if join:
             self.status("online")
 
@@ -149,6 +150,7 @@ class FakeAgent:
             phases=self.phases,
             train_examples=self.rows if "train" in self.phases else 0,
             test_examples=self.test_rows,
+            train_weight=self.train_weight,
             codecs=("float32", "int8"),
             algorithms=("fedavg", "fedavgm", "fedadam", "scaffold"),
             pause_reason=self.paused,

@@ -1,0 +1,84 @@
+"""Share cap: no agent weighs more than its share in a weighted mean, however many rows it claims.
+
+`num_examples` is what a device says of itself. From three agents on one may have half of the weight
+at most, from five on a third. At most two agents can be above such a share, and they are the two
+heaviest: a stream that keeps the two heaviest updates back until its end needs no others again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Generic, NamedTuple, TypeVar
+
+T = TypeVar("T")
+
+_HELD = 2
+
+
+def largest_share(count: int) -> float:
+    """Returns the largest share of the weight that one of `count` agents may have."""
+    if count < 3:
+        return 1.0
+    return 0.5 if count < 5 else 1 / 3
+
+
+def capped_weight(heaviest: Sequence[float], rest: float, count: int) -> float:
+    """Returns the weight above which an agent's weight is cut, so that none exceeds its share.
+
+    The cut weight itself is part of the total: with share s, c = s · (total after the cut).
+
+    Args:
+        heaviest: the heaviest weights, at most two; those beyond the share are among them.
+        rest: sum of all other weights.
+        count: number of agents.
+    """
+    share = largest_share(count)
+    weights = sorted(heaviest, reverse=True)
+    for cut in range(len(weights) + 1):
+        # With the `cut` heaviest at c: c = share · (rest + the others + cut · c).
+        others = rest + sum(weights[cut:])
+        if cut and cut * share < 1:
+            limit = share * others / (1 - cut * share)
+            if cut == len(weights) or weights[cut] <= limit:
+                return limit
+        elif not cut and weights and weights[0] <= share * others:
+            return weights[0]
+    return max(weights, default=0.0)
+
+
+class Weighed(NamedTuple, Generic[T]):
+    """A value and its weight."""
+
+    weight: float
+    value: T
+
+
+class ShareCap(Generic[T]):
+    """A stream of weighed values whose heaviest come last, with their weights cut.
+
+    Memory: two values.
+    """
+
+    def __init__(self) -> None:
+        self._held: list[Weighed[T]] = []
+        self._rest = 0.0
+        self._count = 0
+
+    def add(self, weight: float, value: T) -> Weighed[T] | None:
+        """Takes a value; returns the one that may go on now, if any, at its full weight."""
+        self._count += 1
+        self._held.append(Weighed(weight, value))
+        if len(self._held) <= _HELD:
+            return None
+        # Of equal weights the earliest goes on: the order of arrival stays.
+        lightest = min(range(len(self._held)), key=lambda index: self._held[index].weight)
+        passed = self._held.pop(lightest)
+        self._rest += passed.weight
+        return passed
+
+    def finish(self) -> list[Weighed[T]]:
+        """Returns the values held back, none above its share; the stream is empty after it."""
+        limit = capped_weight([each.weight for each in self._held], self._rest, self._count)
+        held = [Weighed(min(each.weight, limit), each.value) for each in self._held]
+        self._held, self._rest, self._count = [], 0.0, 0
+        return held

@@ -1,0 +1,73 @@
+"""Plausible sums: what sums over rows can be, whatever the model.
+
+The bounds follow from what is summed: the weight of an agent's rows is known from its birth, an
+accuracy is between 0 and 1, squares and absolute values are not negative. A sum outside them is a
+fault or a lie. Sums are of float32 numbers: bounds are passed by a thousandth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from learning.vector.metrics import MetricSpec, Sums
+
+TOLERANCE = 1e-3
+
+#: Sums of squares, absolute values or cross-entropies, as a model's spec names its loss.
+_NOT_NEGATIVE = frozenset(
+    (
+        "mean_squared_error",
+        "mean_absolute_error",
+        "huber",
+        "log_cosh",
+        "binary_crossentropy",
+        "categorical_crossentropy",
+        "sparse_categorical_crossentropy",
+        "triplet",
+        "contrastive",
+    )
+)
+
+
+def implausible(
+    sums: Sums, metrics: Sequence[MetricSpec], loss: str, max_weight: float | None
+) -> str:
+    """Returns what cannot be of an agent's sums, in words; empty when all can.
+
+    Args:
+        sums: of loss and metrics; they fit the metrics.
+        metrics: of the model.
+        loss: its name in the model's spec.
+        max_weight: sum of the weights of all its rows; None: not known.
+    """
+    weight = sums.weight
+    if max_weight is not None and weight > max_weight * (1 + TOLERANCE):
+        return f"rows of weight {weight:.6g}, the agent's own add up to {max_weight:.6g}"
+    slack = TOLERANCE * weight
+    parts = {part.rpartition(": ")[2] for part in loss.split("; ")}  # of each output
+    if parts <= _NOT_NEGATIVE and sums.loss < -slack:
+        return f"loss {sums.loss / weight:.6g}, {loss} is never below 0"
+    for spec in metrics:
+        values = np.asarray(sums.metrics[spec.name], np.float64)
+        low, high = _bounds(spec)
+        if low is not None and values.min() < low * weight - slack:
+            return f"{spec.name} {values.min() / weight:.6g}, it is never below {low:g}"
+        if high is not None and values.max() > high * weight + slack:
+            return f"{spec.name} {values.max() / weight:.6g}, it is never above {high:g}"
+    return ""
+
+
+def _bounds(spec: MetricSpec) -> tuple[float | None, float | None]:
+    """Returns the least and the largest of each of a metric's sums, for each unit of weight."""
+    if spec.kind == "r2":
+        return None, None  # its sums are of targets, of any size
+    if spec.kind == "root_mean":
+        return 0.0, None
+    if spec.kind != "mean":
+        return 0.0, 1.0  # weights of rows
+    last = spec.name.rpartition("_")[2]
+    if last == "accuracy":
+        return 0.0, 1.0
+    return (0.0, None) if last in ("mae", "mse") else (None, None)

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from learning.aggregation.share_cap import ShareCap, largest_share
+
+
+def capped(weights: list[float]) -> list[float]:
+    """Returns the weights, in their order, after the cap."""
+    cap: ShareCap[int] = ShareCap()
+    passed = [p for n, w in enumerate(weights) if (p := cap.add(w, n)) is not None]
+    passed += cap.finish()
+    assert sorted(each.value for each in passed) == list(range(len(weights)))
+    return [each.weight for each in sorted(passed, key=lambda each: each.value)]
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [[7.0], [1.0, 1e9], [2.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0], [3.0, 2.0, 2.0, 1.0, 1.0]],
+)
+def test_weights_within_their_share_stay_as_they_are(weights: list[float]) -> None:
+    assert capped(weights) == weights
+
+
+def test_one_of_three_has_half_of_the_weight_at_most() -> None:
+    assert capped([10.0, 1e9, 20.0]) == pytest.approx([10.0, 30.0, 20.0])
+
+
+def test_one_of_five_has_a_third_at_most() -> None:
+    assert capped([10.0, 10.0, 1e9, 10.0, 10.0]) == pytest.approx([10.0, 10.0, 20.0, 10.0, 10.0])
+
+
+def test_two_of_five_have_a_third_each() -> None:
+    assert capped([1e9, 10.0, 10.0, 10.0, 1e8]) == pytest.approx([30.0, 10.0, 10.0, 10.0, 30.0])
+
+
+def test_no_share_is_ever_above_its_limit() -> None:
+    rng = np.random.default_rng(0)
+    for count in range(3, 12):
+        for _ in range(200):
+            weights = [float(w) for w in 10.0 ** rng.uniform(0, 9, count)]
+            found = capped(weights)
+            assert max(found) <= largest_share(count) * sum(found) * (1 + 1e-12)
+            assert all(a <= b for a, b in zip(found, weights, strict=True))
+            cut = [w for w, f in zip(weights, found, strict=True) if f < w]
+            assert len(cut) <= 2
+
+
+def test_equal_weights_go_on_in_their_order() -> None:
+    cap: ShareCap[str] = ShareCap()
+    passed = [p.value for name in "abcde" if (p := cap.add(1.0, name)) is not None]
+    assert passed + [each.value for each in cap.finish()] == list("abcde")
