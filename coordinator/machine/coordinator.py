@@ -45,6 +45,7 @@ from fedge.errors import ConfigError, WireError
 from learning.algorithms.algorithm import Algorithm
 from learning.algorithms.registry import ALGORITHMS
 from learning.algorithms.server_step import check_state
+from learning.phases.registry import PHASES
 from learning.vector.metrics import Sums
 from learning.vector.parameters import F32
 from models.package.package import ModelPackage
@@ -93,6 +94,7 @@ class Coordinator:
         self.unreadable = 0
         _check_metric(config.stop.metric, package.spec)
         check_choices(config)
+        _check_steps(config, package.spec)
         algorithm: Algorithm = ALGORITHMS.make(config.algorithm, config.training)
         expected = algorithm.init(package.initial)
         self.progress = progress or Progress(0, package.initial, expected)
@@ -304,6 +306,23 @@ class Coordinator:
         if self._rounds.open is not None:
             self._rounds.open.round.set_offline(agent_id, offline=offline)
         return self._close_if_done(now_s)
+
+
+def _check_steps(config: CoordinatorConfig, spec: ModelSpec) -> None:
+    """Raises ConfigError for steps that the model's BatchNormalization cannot take."""
+    if PHASES.settings(config.task, key="task").name != "train":
+        return
+    batch_size = config.training.batch_size
+    if problem := spec.step_problem(batch_size):
+        raise ConfigError(f"training.batch_size: {problem}")
+    limit = max(spec.batch_sizes)
+    if batch_size == 0 and spec.step_problem(limit + 1):
+        log.warning(
+            "training.batch_size is 0, all rows in one step: agents that learn from more than %d "
+            "rows decline, because %s has BatchNormalization and its program takes %d rows a call; "
+            "set 1 to %d, or export the model with a larger --batch-size",
+            limit, spec.name, limit, limit, extra={"event": "batch_normalization"},
+        )  # fmt: skip
 
 
 def _check_metric(metric: str, spec: ModelSpec) -> None:

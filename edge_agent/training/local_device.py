@@ -12,7 +12,7 @@ from edge_agent.data.columns import NOT_ALLOWED, StatisticsConfig, allowed_colum
 from edge_agent.data.dataset import LocalDataset
 from edge_agent.machine.device_state import DeviceState
 from edge_agent.training.trainer import train
-from fedge.errors import TrainingError
+from fedge.errors import DeclinedError, TrainingError
 from learning.algorithms.algorithm import LocalRun, Summary
 from learning.algorithms.training import TrainingPlan
 from learning.phases.phase import Columns, Trained
@@ -83,11 +83,20 @@ class LocalDevice:
         return self._state.vectors
 
     def train(self, run: LocalRun, training: TrainingPlan) -> Trained:
-        """Trains on the training rows; see `Device.train`."""
+        """Trains on the training rows; see `Device.train`.
+
+        Raises:
+            DeclinedError: `training`: the model cannot take steps of so many rows.
+        """
+        rows = self._dataset.part("train")
+        count = row_count(rows)
+        problem = self._program.spec.step_problem(min(training.batch_size or count, count))
+        if problem:
+            raise DeclinedError("training", problem)
         result = train(
             self._program,
             self._whole(run.start),
-            self._dataset.part("train"),
+            rows,
             training,
             self.rng,
             self._cancelled,

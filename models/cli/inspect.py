@@ -32,6 +32,7 @@ def package_report(package: ModelPackage, runtime: str | None) -> dict[str, Any]
         "metrics": [metric.name for metric in spec.metrics],
         "batch_size": spec.batch_size,
         "batch_sizes": list(spec.batch_sizes),
+        "max_step_rows": max_step_rows(spec),
         "program_bytes": len(package.program),
         "digest": package.digest,
         "fingerprint": spec.fingerprint,
@@ -47,6 +48,20 @@ def package_report(package: ModelPackage, runtime: str | None) -> dict[str, Any]
         },
         "runtimes": _runtimes(package, runtime),
     }
+
+
+def max_step_rows(spec: ModelSpec) -> int | None:
+    """Returns the largest `training.batch_size` that the model takes; None: any."""
+    limit = max(spec.batch_sizes)
+    return limit if spec.step_problem(limit + 1) else None
+
+
+def step_advice(limit: int) -> str:
+    """Returns a line about the rows of a step of a model with BatchNormalization."""
+    return (
+        f"training.batch_size must be 1 to {limit:,}, the rows of one call, over which "
+        "BatchNormalization takes its mean and variance; --batch-size raises it"
+    )
 
 
 def _layout(spec: ModelSpec) -> Iterator[dict[str, Any]]:
@@ -100,6 +115,8 @@ def report_lines(report: dict[str, Any]) -> Iterator[str]:
         )
     if len(report["batch_sizes"]) > 1:
         yield f"{'batch sizes':<12} {', '.join(map(str, report['batch_sizes']))}"
+    if report["max_step_rows"]:
+        yield f"{'steps':<12} {step_advice(report['max_step_rows'])}"
     yield f"{'program':<12} {report['program_bytes']:,} bytes"
     yield f"{'digest':<12} {report['digest']}"
     yield f"{'fingerprint':<12} {report['fingerprint']}"

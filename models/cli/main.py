@@ -10,7 +10,7 @@ import click
 from fedge.console import CommandGroup, command_errors
 from fedge.errors import ConfigError, ExportError
 from models.cli.costs import cost_lines, cost_report
-from models.cli.inspect import package_report, report_lines
+from models.cli.inspect import max_step_rows, package_report, report_lines, step_advice
 from models.cli.output import check_folder, output_errors
 from models.cli.release import release
 from models.cli.runtimes import runtime_option, runtimes
@@ -125,6 +125,8 @@ def export(
         f"{out}: {package.spec.name}, {package.spec.size:,} parameters{_parts(package)}, "
         f"program {len(package.program):,} bytes, digest {package.digest[:12]}"
     )
+    if limit := max_step_rows(package.spec):
+        click.echo(step_advice(limit))
 
 
 def _parts(package: ModelPackage) -> str:

@@ -227,6 +227,22 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tr
         """Length of the vector that the program takes: θ, then the personal part."""
         return self.size + (self.personal.size if self.personal else 0)
 
+    def step_problem(self, rows: int) -> str:
+        """Returns why a step on so many rows would not be the model's; empty if it is.
+
+        BatchNormalization takes mean and variance over the rows of a step; a program sees those of
+        one call.
+        """
+        limit = max(self.batch_sizes)
+        if not self.tracked or rows <= limit:
+            return ""
+        return (
+            f"{self.name} has BatchNormalization, whose mean and variance are those of one call of "
+            f"the program, {limit:,} rows at most, and a step of {rows:,} rows takes several: "
+            f"training.batch_size must be 1 to {limit:,}, or the model exported with --batch-size "
+            f"{rows}"
+        )
+
     @cached_property
     def tracked(self) -> tuple[slice, ...]:
         """Slices of the program's vector that are averaged, not stepped (see `ParameterSpec`)."""

@@ -128,15 +128,19 @@ class Program:
 
         Raises:
             ModelError: an array does not fit the spec, or their rows differ in number.
-            TrainingError: there are no rows, the weights sum to 0, or the interpreter failed.
+            TrainingError: there are no rows, the weights sum to 0, the interpreter failed, or
+                BatchNormalization needs all rows in one call (`ModelSpec.step_problem`).
         """
         count = self._check(theta, rows, self.spec.columns)
+        if problem := self.spec.step_problem(count):
+            raise TrainingError(problem)
         if count in self._ones and "weight" not in rows:
             return self._whole_batch(theta, rows, count, seed)
         vector = np.zeros(self.spec.whole_size, np.float64)
         totals: dict[str, F64] = {}
         loss_sum = weight_sum = 0.0
-        for number, (size, batch) in enumerate(self._batches(rows, count)):
+        calls = self._batches(rows, count, in_one=bool(self.spec.tracked))
+        for number, (size, batch) in enumerate(calls):
             weight = float(batch["weight"].sum())
             if weight == 0:
                 continue  # the program divides by the sum of its weights
@@ -230,8 +234,10 @@ class Program:
             found[name] = sums_of_call(found[name], weight)
         return found
 
-    def _batches(self, rows: Rows, count: int) -> Iterator[tuple[int, dict[str, Array]]]:
-        for start, taken, size in plan_calls(count, self.spec.batch_sizes):
+    def _batches(
+        self, rows: Rows, count: int, *, in_one: bool = False
+    ) -> Iterator[tuple[int, dict[str, Array]]]:
+        for start, taken, size in plan_calls(count, self.spec.batch_sizes, in_one=in_one):
             batch = {
                 t.name: cut_rows(rows[t.name], t, start, taken, size) for t in self.spec.columns
             }

@@ -20,13 +20,22 @@ def row_count(rows: Rows) -> int:
     return len(next(iter(rows.values()), ()))
 
 
-def plan_calls(rows: int, sizes: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+def plan_calls(
+    rows: int, sizes: Sequence[int], *, in_one: bool = False
+) -> Iterator[tuple[int, int, int]]:
     """Returns the calls that cover `rows` rows: (first row, rows, batch size of the call).
 
     Each call takes the largest size that the rows fill. The remaining rows take the smallest size
     that covers them, unless most of that call would be padding and a smaller size exists.
+
+    Args:
+        rows: number of rows.
+        sizes: batch sizes of the program.
+        in_one: whether one call is to take all rows if a size covers them, whatever the padding.
     """
     start = 0
+    if in_one and (covering := [size for size in sizes if size >= rows]):
+        sizes = [min(covering)]
     while start < rows:
         left = rows - start
         covers = min((size for size in sizes if size >= left), default=0)

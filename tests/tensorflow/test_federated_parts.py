@@ -33,7 +33,10 @@ def normal():
     h = layers.BatchNormalization(momentum=0.9, name="norm")(x)
     model = keras.Model(x, layers.Dense(2, activation="softmax", name="head")(h))
     model.compile(loss="sparse_categorical_crossentropy", metrics=["accuracy"])
-    return export_model(model, name="normal", metrics=["confusion"], classes=("low", "high"))
+    # All 40 rows of a site in one call.
+    return export_model(
+        model, name="normal", batch_size=40, metrics=["confusion"], classes=("low", "high")
+    )
 
 
 def several():
@@ -104,7 +107,7 @@ def test_moving_averages_are_the_mean_of_the_agents_averages(
         codec={"name": "int8"},
         algorithm={"name": algorithm},
     )
-    export(tmp_path, "normal")
+    assert "training.batch_size must be 1 to 40, the rows of one call" in export(tmp_path, "normal")
     report = simulate(tmp_path)
     package = load_package(tmp_path / "out" / "model")
     found = package.spec.layout.unflatten(package.initial)

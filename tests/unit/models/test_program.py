@@ -288,6 +288,12 @@ def test_rows_are_cut_into_calls_with_little_padding(
     assert list(plan_calls(rows, sizes)) == expected
 
 
+def test_one_call_takes_all_rows_where_they_belong_together() -> None:
+    assert list(plan_calls(2, (32, 1), in_one=True)) == [(0, 2, 32)]
+    assert list(plan_calls(40, (32, 8, 64), in_one=True)) == [(0, 40, 64)]
+    assert list(plan_calls(70, (32, 8), in_one=True)) == list(plan_calls(70, (32, 8)))
+
+
 def test_signatures_of_the_main_batch_size_have_no_suffix() -> None:
     spec = msgspec.structs.replace(load_zoo("house_price").spec, more_batch_sizes=(8,))
     names = expected_signatures(spec)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -26,6 +27,9 @@ from coordinator.machine.events import (
 from coordinator.machine.progress import Progress, StoredRound
 from fedge.errors import ConfigError
 from learning.algorithms.algorithm import ServerState
+from learning.algorithms.training import TrainingPlan
+from learning.vector.parameters import Layout
+from models.package.package import ModelPackage
 from tests.unit.coordinator.machine.coordinator_stage import (
     PACKAGE,
     SESSION,
@@ -226,3 +230,31 @@ def test_a_restart_with_another_algorithm_is_told_at_once() -> None:
 def test_unknown_names_are_told_at_once(changes: Any) -> None:
     with pytest.raises(ConfigError, match="unknown"):
         Coordinator(config(**changes), PACKAGE, SESSION, "c1")
+
+
+def with_batch_normalization(package: ModelPackage, batch_size: int) -> ModelPackage:
+    """Returns the package as if its last parameter followed the data."""
+    *others, last = package.spec.layout.parameters
+    layout = Layout((*others, msgspec.structs.replace(last, tracked=True)))
+    spec = msgspec.structs.replace(package.spec, layout=layout, batch_size=batch_size)
+    return replace(package, spec=spec)
+
+
+def test_steps_of_more_rows_than_batch_normalization_sees_are_told_at_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    package = with_batch_normalization(PACKAGE, 32)
+
+    def start(batch_size: int, **changes: Any) -> None:
+        training = TrainingPlan(batch_size=batch_size)
+        Coordinator(config(training=training, **changes), package, SESSION, "c1")
+
+    start(32)
+    assert not caplog.records
+    for rows in (33, 64):
+        says = f"^training.batch_size: .* 32 rows at most, and a step of {rows} rows takes several"
+        with pytest.raises(ConfigError, match=says):
+            start(rows)
+        start(rows, task="statistics")  # no steps
+    start(0)
+    assert "agents that learn from more than 32 rows decline" in caplog.text

@@ -308,3 +308,26 @@ def test_a_cancelled_task_gives_nothing(model: LocalModel, dataset: LocalDataset
                 AGENT,
                 lambda: True,
             )
+
+
+@pytest.mark.parametrize(("batch_size", "declines"), [(32, False), (33, True), (0, True)])
+def test_steps_of_more_rows_than_batch_normalization_sees_are_declined(
+    dataset: LocalDataset, batch_size: int, declines: bool
+) -> None:
+    package = load_zoo("house_price")
+    kernel, bias = package.spec.layout.parameters
+    layout = Layout((kernel, msgspec.structs.replace(bias, tracked=True)))
+    spec = msgspec.structs.replace(package.spec, layout=layout)
+    model = LocalModel(Program(package.program, spec), package.personal)
+    # The program takes 256 rows a call.
+    arrays = {name: np.resize(a, (310, *a.shape[1:])) for name, a in dataset.arrays.items()}
+    many = np.arange(310)
+    larger = LocalDataset(arrays, many[:300], many[300:], many, {})
+    training = {"epochs": 1, "batch_size": batch_size and batch_size + 224}
+    if not declines:
+        assert update(model, larger, training=training).num_examples == 300
+        return
+    with pytest.raises(DeclinedError, match=r"256 rows at most, and a step of (257|300) rows") as e:
+        update(model, larger, training=training)
+    assert e.value.reason == "training"
+    assert update(model, dataset, training={"epochs": 1, "batch_size": 0}).num_examples == ROWS
