@@ -263,9 +263,9 @@ class Probe:
             self._driver.client.ack(message.mid, QOS)
         self._answers.put(("message", (message.topic, bytes(message.payload), message.retain)))
 
-    def broken(self) -> None:
+    def broken(self, error: Exception) -> None:
         """Handles an exception while reading or writing."""
-        self._answers.put(("down", disconnect_reasons.lost(self._settings, 0)))
+        self._answers.put(("down", disconnect_reasons.unreadable(self._settings, error)))
 
 
 def packet_limit(granted: Granted) -> int:

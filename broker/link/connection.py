@@ -18,12 +18,13 @@ from paho.mqtt.reasoncodes import ReasonCode
 from broker.link import disconnect_reasons
 from broker.link.backoff import STABLE_S, FullJitter
 from broker.link.connection_failures import ConnectionFailures
-from broker.link.link import LinkDown, LinkUp
+from broker.link.link import LinkDown, LinkUp, Refused, publish_packet_bytes
 from broker.link.network_loop import NetworkLoop, Timer
 from broker.link.paho_client import HEADER_ROOM, Driver, Session
 from broker.link.receive_queue import Inbox, Receiver
 from broker.link.send_queue import WINDOW, Outbox, Outgoing
 from broker.link.settings import BrokerSettings, Secrets
+from broker.link.size_probe import LEAST_PAYLOAD, SizeProbe
 from broker.link.subscriptions import Subscriptions
 
 log = logging.getLogger(__name__)
@@ -66,6 +67,7 @@ class Connection:
         owner: Owner,
         backoff: FullJitter,
         tls: ssl.SSLContext | None,
+        probe_topic: str = "",
     ) -> None:
         self._settings = settings
         self._network = network
@@ -76,6 +78,7 @@ class Connection:
         self._up_since_s = 0.0
         self._session_present = False
         self._last_down: LinkDown | None = None
+        self._has_told_version = False
         self._timers: dict[str, Timer] = {}
         self._secrets = Secrets()
         self._driver = Driver(settings, session, network, self, tls)
@@ -84,6 +87,7 @@ class Connection:
         self.inbox = Inbox(
             self._driver, owner, settings.max_payload_bytes, 4 * session.receive_maximum
         )
+        self._probe = SizeProbe(self._driver, network, probe_topic, self._size_found, owner.probed)
         self._failures = ConnectionFailures(settings, session.client_id, self._driver, self.outbox)
 
     # --- commands of the owner -------------------------------------------------------------------
@@ -157,6 +161,9 @@ class Connection:
         if mqtt5 != self._driver.mqtt5:
             self._driver.speak(mqtt5=mqtt5)
             self.outbox.take_back()
+        elif self._probe.is_running:
+            self._driver.client.drop_out_messages()  # or paho would send the test message again
+            self.outbox.take_back()
         self._driver.connect(self._secrets, self._opened)
 
     def _opened(self, error: BaseException | None) -> None:
@@ -180,11 +187,14 @@ class Connection:
             self._failures.refused(code)
             return
         self._cancel_timers("connack")
-        if not self.mqtt5:
+        if not self.mqtt5 and not self._has_told_version:
+            self._has_told_version = True
             log.info("broker %s: %s", self._settings.address, disconnect_reasons.MQTT311_LIMITS)
         self._session_present = present
         self._state = _State.SUBSCRIBING
         self.inbox.connected()
+        self._probe.connected(session_present=present)
+        self.outbox.max_payload_bytes = self._probe.limit
         self.outbox.fit(
             getattr(properties, "MaximumPacketSize", self.outbox.learned_limit),
             getattr(properties, "ReceiveMaximum", WINDOW),
@@ -198,13 +208,12 @@ class Connection:
 
     def subscribed(self, mid: int, codes: list[ReasonCode]) -> None:
         """Handles SUBACK; the link is up with the last one."""
-        if refused := self._subscriptions.confirmed(mid, codes):
-            topic_filter, code = refused
-            down = disconnect_reasons.not_subscribed(
-                self._settings, topic_filter, code.value, code.getName()
-            )
-            self._network.soon(self._give_up, down)
-            return
+        for topic_filter, code in self._subscriptions.confirmed(mid, codes):
+            if self._state is _State.SUBSCRIBING and self._subscriptions.is_required(topic_filter):
+                down = disconnect_reasons.not_subscribed(self._settings, topic_filter, code)
+                self._network.soon(self._give_up, down)
+                return
+            self._tell_refused(topic_filter, code, is_subscription=True)
         self._up_if_subscribed()
 
     def _up_if_subscribed(self) -> None:
@@ -213,28 +222,70 @@ class Connection:
         self._state = _State.UP
         self._up_since_s = self._network.now_s()
         self._last_down = None
-        room = min(self._settings.max_payload_bytes, self.outbox.max_packet_bytes - HEADER_ROOM)
-        self._owner.emit(LinkUp(self._session_present, max(room, 0)))
+        self._tell_up(self._session_present)
         self.inbox.link_up()
+        self._probe.link_up()
         self._pump()
+
+    def _tell_up(self, session_present: bool, notice: str = "") -> None:
+        room = min(
+            self._settings.max_payload_bytes,
+            self.outbox.max_packet_bytes - HEADER_ROOM,
+            self.outbox.max_payload_bytes,
+        )
+        self._owner.emit(LinkUp(session_present, max(room, 0), notice))
+
+    # --- the broker's limit ----------------------------------------------------------------------
+
+    def _size_found(self, is_smaller: bool) -> None:
+        """Goes on sending; tells the owner about a limit that is smaller than before."""
+        limit = self.outbox.max_payload_bytes = self._probe.limit
+        if self._probe.cannot_tell:
+            log.info(
+                "broker %s does not return messages on %s, and MQTT 3.1.1 does not tell of dropped"
+                " ones: if large messages do not arrive, let this client read and write that topic",
+                self._settings.address,
+                self._probe.topic,
+            )
+        if is_smaller and self._state is _State.UP:
+            lost = self.outbox.drop_too_large()
+            notice = disconnect_reasons.size_found(
+                self._settings, self._probe.refused, limit, LEAST_PAYLOAD, lost
+            )
+            self._tell_up(True, notice)
+            self._subscriptions.send_all()  # what is retained comes again, as after a connection
+        self._pump()
+
+    def _tell_refused(self, topic: str, code: int, *, is_subscription: bool = False) -> None:
+        reason, step = disconnect_reasons.negative(code), disconnect_reasons.next_step(code)
+        self._owner.emit(Refused(topic, reason, step, is_subscription))
 
     # --- disconnecting ---------------------------------------------------------------------------
 
-    def broken(self) -> None:
+    def broken(self, error: Exception) -> None:
         """Drops a connection whose reading or writing raised."""
-        self._give_up(disconnect_reasons.lost(self._settings, 0))
+        self._give_up(disconnect_reasons.unreadable(self._settings, error))
 
     def disconnected(self, by_broker: bool, code: ReasonCode) -> None:
         """Reports why the connection ended and schedules the next attempt."""
         if self._state in (_State.IDLE, _State.CLOSED):  # paho may report one end twice
             return
-        down = self._failures.ended(
-            code,
-            by_broker=by_broker,
-            before_connack=self._state is _State.GREETING,
-            lasted_s=self._network.now_s() - self._up_since_s,
-        )
-        self._down(down, at_cap=by_broker and code.value == disconnect_reasons.TAKEN_OVER)
+        too_large = by_broker and code.value == disconnect_reasons.PACKET_TOO_LARGE
+        if self._probe.is_sent:
+            down = disconnect_reasons.test_message_too_large(self._settings, self._probe.size)
+        else:
+            down = self._failures.ended(
+                code,
+                by_broker=by_broker,
+                before_connack=self._state is _State.GREETING,
+                lasted_s=self._network.now_s() - self._up_since_s,
+            )
+            if too_large:
+                self._network.soon(self._probe.was_refused, self.outbox.drop_largest())
+        is_test = self._probe.is_sent
+        self._probe.disconnected(too_large=too_large)
+        is_twin = by_broker and code.value == disconnect_reasons.TAKEN_OVER
+        self._down(down, at_cap=is_twin, at_once=is_test)
 
     def _give_up(self, down: LinkDown) -> None:
         """Ends a connection from our side, without DISCONNECT."""
@@ -242,12 +293,13 @@ class Connection:
             self._driver.drop()
             self._down(down)
 
-    def _down(self, down: LinkDown, *, at_cap: bool = False) -> None:
+    def _down(self, down: LinkDown, *, at_cap: bool = False, at_once: bool = False) -> None:
         if self._state in (_State.IDLE, _State.CLOSED):
             return
         if self._state is _State.UP and self._network.now_s() - self._up_since_s >= STABLE_S:
             self._backoff.reset()
         self._state = _State.IDLE
+        self._probe.disconnected()
         self._subscriptions.disconnected()
         self._cancel_timers("connack")
         self.inbox.release()
@@ -262,6 +314,7 @@ class Connection:
             self._last_down = down
             self._owner.emit(down)
         wait_s = self._backoff.next_s(at_cap=at_cap or down.refused)
+        wait_s = min(wait_s, self._settings.backoff_min_s) if at_once else wait_s
         log.debug("%s; next attempt in %.1f s", down.reason, wait_s)
         self._start_timer("retry", wait_s, self._begin)
 
@@ -278,6 +331,7 @@ class Connection:
         connecting = self._state is _State.CONNECTING
         self._state = _State.CLOSED
         self._cancel_timers(*self._timers)
+        self._probe.disconnected()
         if not connecting:  # else a connector thread has the client: `_opened` drops it
             self._driver.drop()
         if left := len(self.outbox):
@@ -294,19 +348,39 @@ class Connection:
     def _pump(self) -> None:
         if self._state is not _State.UP:
             return
-        self.outbox.pump()
+        if not self._probe.is_running:
+            unproven = self.outbox.pump(self._probe.proven_bytes)
+            if unproven:
+                self._probe.prove(unproven, self._settings.max_payload_bytes)
         if self._closing and not self.outbox:
             self._say_goodbye()
 
     def acknowledged(self, mid: int, code: ReasonCode) -> None:
         """Handles PUBACK: there is room for the next message."""
-        self.outbox.acknowledged(mid, code)
+        if self._probe.acknowledged(mid, code.value):
+            return
+        message = self.outbox.acknowledged(mid, code.value)
+        if message is not None:
+            self._refused(message, code.value)
         # Not `_pump` itself: paho removes the message from its table after this callback.
         self._network.soon(self._pump)
 
+    def _refused(self, message: Outgoing, code: int) -> None:
+        size = len(message.payload)
+        if code != disconnect_reasons.PACKET_TOO_LARGE or size <= LEAST_PAYLOAD:
+            self._tell_refused(message.topic, code)
+        else:
+            self._network.soon(self._probe.was_refused, size)
+
     def received(self, message: paho.MQTTMessage) -> None:
         """Handles PUBLISH."""
-        self.inbox.received(message)
+        if message.topic == self._probe.topic:
+            self._driver.client.ack(message.mid, message.qos)
+            size = publish_packet_bytes(message.topic, len(message.payload), mqtt5=self.mqtt5)
+            self._owner.probed(size)
+            self._probe.came_back(bytes(message.payload))
+        else:
+            self.inbox.received(message)
 
     # --- timers ----------------------------------------------------------------------------------
 

@@ -127,7 +127,8 @@ class ConnectionFailures:
     def _without_reason(self, code: int, lasted_s: float) -> LinkDown:
         is_short = lasted_s < STABLE_S
         self._short_connections = self._short_connections + 1 if is_short else 0
-        if not self._driver.mqtt5 and (packet_bytes := self._outbox.suspect()):
+        # In MQTT 5 only soon after connecting: a slow network loses connections too.
+        if (is_short or not self._driver.mqtt5) and (packet_bytes := self._outbox.suspect()):
             return disconnect_reasons.packet_too_large(self._settings, packet_bytes)
         if self._short_connections < _SUSPICIOUS:
             return disconnect_reasons.lost(self._settings, code)

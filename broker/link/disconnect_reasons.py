@@ -1,10 +1,13 @@
-"""Reasons of lost and failed connections, in words, from MQTT 5 reason codes and errors."""
+"""Reasons of lost connections and of refusals, in words, from MQTT 5 reason codes and errors."""
 
 from __future__ import annotations
 
 import re
 import ssl
 from datetime import UTC, datetime
+
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.reasoncodes import ReasonCode
 
 from broker.link.link import LinkDown
 from broker.link.settings import BrokerSettings
@@ -41,6 +44,41 @@ _DISCONNECTS = {
     0x98: "an operator closed the connection",
 }
 
+PACKET_TOO_LARGE = 0x95
+NOT_AUTHORISED = 0x87
+#: MQTT 5 §2.4. Codes of a negative acknowledgement: PUBACK, PUBREC, SUBACK.
+_NEGATIVE = {
+    0x80: "unspecified error",
+    0x83: "refused by a rule of its own",
+    NOT_AUTHORISED: "not authorised",
+    0x8F: "the topic filter is not allowed",
+    0x90: "the topic is not allowed",
+    0x91: "the packet identifier is in use",
+    PACKET_TOO_LARGE: "packet too large",
+    0x97: "quota exceeded",
+    0x99: "the payload has a wrong format",
+    0x9A: "it does not support retained messages",
+    0x9B: "it does not support QoS 1",
+    0x9E: "it does not support shared subscriptions",
+    0xA1: "it does not support subscription identifiers",
+    0xA2: "it does not support wildcards",
+}
+#: What an operator can do about a negative acknowledgement.
+_NEXT_STEPS = {
+    NOT_AUTHORISED: "give this client the right (docs/security.md)",
+    0x90: "give this client the right (docs/security.md)",
+    PACKET_TOO_LARGE: "raise the broker's limit of message size",
+    0x97: "raise the broker's quota, or free some of it",
+}
+_ACKNOWLEDGEMENTS = (
+    PacketTypes.CONNACK,
+    PacketTypes.PUBACK,
+    PacketTypes.PUBREC,
+    PacketTypes.SUBACK,
+    PacketTypes.UNSUBACK,
+    PacketTypes.DISCONNECT,
+)
+
 _VERSIONS = {"auto": "5 or 3.1.1", "5": "5; `protocol: auto` also allows 3.1.1", "3.1.1": "3.1.1"}
 
 #: Features that a connection with MQTT 3.1.1 lacks, for operators.
@@ -64,6 +102,30 @@ _CERTIFICATE_ALERTS = {
 }
 #: OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID, _CERT_HAS_EXPIRED, _HOSTNAME_MISMATCH and of addresses.
 _NOT_YET_VALID, _EXPIRED, _WRONG_NAME = 9, 10, (62, 64)
+
+
+def accept_every_code() -> None:
+    """Lets paho read every failure code in every acknowledgement.
+
+    paho 2.2 knows which code belongs to which packet by the letter of MQTT 5 and raises on others:
+    Mosquitto's 0x95 in a PUBACK ends the connection, the message is sent again on the next one, and
+    so on for ever.
+    """
+    names = dict(ReasonCode.names)
+    for code in range(0x80, 0x100):
+        name = next(iter(names.get(code, ())), f"Reason code 0x{code:02X}")
+        names[code] = {name: list(_ACKNOWLEDGEMENTS)}
+    ReasonCode.names = names
+
+
+def negative(code: int) -> str:
+    """Returns the meaning of a negative acknowledgement's code."""
+    return _NEGATIVE.get(code, f"reason code 0x{code:02X}")
+
+
+def next_step(code: int) -> str:
+    """Returns what to do about a negative acknowledgement."""
+    return _NEXT_STEPS.get(code, "read the broker's log")
 
 
 def missing_feature(properties: object) -> tuple[int, str] | None:
@@ -173,12 +235,11 @@ def not_admitted(settings: BrokerSettings, code: int, name: str) -> LinkDown:
     )
 
 
-def not_subscribed(settings: BrokerSettings, topic_filter: str, code: int, name: str) -> LinkDown:
+def not_subscribed(settings: BrokerSettings, topic_filter: str, code: int) -> LinkDown:
     """Returns why the broker refused SUBSCRIBE."""
-    text = _REFUSALS.get(code, name.lower())
     return LinkDown(
-        f"broker {settings.address} refused the subscription {topic_filter} ({text}):"
-        " check its access control",
+        f"broker {settings.address} refused the subscription {topic_filter} ({negative(code)}):"
+        f" {next_step(code)}",
         refused=True,
     )
 
@@ -206,7 +267,30 @@ def packet_too_large(settings: BrokerSettings, packet_bytes: int) -> LinkDown:
     """Returns the reason after repeated disconnects with the same large packet in flight."""
     return LinkDown(
         f"broker {settings.address} disconnected three times on a packet of {packet_bytes} bytes:"
-        f" limit is {packet_bytes // 2} from now on (MQTT 3.1.1 does not announce limits)"
+        f" limit is {packet_bytes // 2} from now on (the broker announced none)"
+    )
+
+
+def test_message_too_large(settings: BrokerSettings, payload_bytes: int) -> LinkDown:
+    """Returns the reason of a connection that ended while a test message was under way."""
+    return LinkDown(
+        f"connection to broker {settings.address} lost on a test message of {payload_bytes} bytes;"
+        " looking for the largest that passes"
+    )
+
+
+def size_found(settings: BrokerSettings, refused: int, limit: int, least: int, lost: int) -> str:
+    """Returns a limit of message size that was found, for operators."""
+    lost_text = f"; {lost} waiting messages are cut anew" if lost else ""
+    advice = "raise its limit (Mosquitto: message_size_limit, max_packet_size)"
+    if limit <= least:
+        return (
+            f"broker {settings.address} refuses messages of {refused} bytes, and smaller ones may"
+            f" not pass either{lost_text}: {advice} to 2000 or more"
+        )
+    return (
+        f"broker {settings.address} takes messages of {limit} bytes (and refuses {refused}):"
+        f" larger content is cut into more chunks{lost_text}; {advice} to 131072 for the fewest"
     )
 
 
@@ -214,6 +298,12 @@ def lost(settings: BrokerSettings, code: int) -> LinkDown:
     """Returns the reason of a connection that ended without one."""
     why = f": no answer for {settings.keepalive_s} s" if code == KEEPALIVE else ""
     return LinkDown(f"connection to broker {settings.address} lost{why}")
+
+
+def unreadable(settings: BrokerSettings, error: BaseException) -> LinkDown:
+    """Returns the reason of a connection that ended because a packet could not be handled."""
+    what = str(error) or type(error).__name__
+    return LinkDown(f"connection to broker {settings.address} dropped: {what[:200]}")
 
 
 def lost_repeatedly(settings: BrokerSettings, client_id: str, times: int) -> LinkDown:

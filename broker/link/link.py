@@ -20,13 +20,18 @@ _MAX_TOPIC_BYTES = 65_535
 class LinkUp:
     """Event: the link is connected and subscribed.
 
+    It comes again without a LinkDown when the broker takes smaller messages than was known:
+    messages that were too large are lost, and retained ones come again.
+
     Attributes:
         session_present: the broker still had our session, with the messages queued in it.
         max_payload_bytes: largest payload that `publish` accepts on this connection.
+        notice: limit that was found, for operators; empty: none.
     """
 
     session_present: bool
     max_payload_bytes: int
+    notice: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,13 +65,32 @@ class Received:
 
 
 @dataclass(frozen=True)
+class Refused:
+    """Event: the broker refused a message or a subscription; the link stays up.
+
+    In MQTT 3.1.1 refused messages look delivered.
+
+    Attributes:
+        topic: topic of the message, or the topic filter.
+        reason: meaning of the reason code (MQTT 5 §2.4).
+        next_step: what an operator can do about it.
+        is_subscription: it was a subscription, which the link has forgotten.
+    """
+
+    topic: str
+    reason: str
+    next_step: str
+    is_subscription: bool = False
+
+
+@dataclass(frozen=True)
 class Posted:
     """Event: another thread of this process called `post`."""
 
     value: object
 
 
-LinkEvent = LinkUp | LinkDown | Received | Posted
+LinkEvent = LinkUp | LinkDown | Received | Refused | Posted
 
 
 @dataclass(frozen=True)
@@ -80,10 +104,17 @@ class Will:
 
 @dataclass
 class ByteCounters:
-    """Counters of PUBLISH packet bytes: MQTT headers included, TLS and TCP excluded."""
+    """Counters of PUBLISH packet bytes: MQTT headers included, TLS and TCP excluded.
+
+    Attributes:
+        up: of published messages.
+        down: of received messages.
+        probes: of test messages for the broker's limit, both ways.
+    """
 
     up: int = 0
     down: int = 0
+    probes: int = 0
 
 
 class Link(Protocol):
@@ -96,7 +127,10 @@ class Link(Protocol):
         """Starts connecting and keeps the link connected; returns at once."""
 
     def subscribe(self, topic_filter: str) -> None:
-        """Subscribes, now and after every reconnection."""
+        """Subscribes, now and after every reconnection.
+
+        A refusal of a filter that was there before the first connection takes the link down.
+        """
 
     def unsubscribe(self, topic_filter: str) -> None:
         """Ends a subscription."""

@@ -66,6 +66,8 @@ class MqttLink:
         max_queued_messages: limit of messages that the broker has not acknowledged.
         max_queued_bytes: limit of their bytes.
         flush_s: time that `close` leaves for waiting messages.
+        probe_topic: topic that this client alone writes and reads: tells how large a message the
+            broker takes; empty: none.
         notify: called once for each event that `poll` will return, on the thread that caused the
             event; must only enqueue. With it one thread can own many links and poll the right one.
 
@@ -87,6 +89,7 @@ class MqttLink:
         max_queued_messages: int = MAX_QUEUED_MESSAGES,
         max_queued_bytes: int = MAX_QUEUED_BYTES,
         flush_s: float = 5.0,
+        probe_topic: str = "",
         notify: Callable[[], None] | None = None,
     ) -> None:
         self.counters = ByteCounters()
@@ -114,6 +117,7 @@ class MqttLink:
             self,
             FullJitter(settings.backoff_min_s, settings.backoff_max_s, rng or Random()),  # noqa: S311 - jitter
             tls,
+            probe_topic,
         )
 
     # --- the owner's thread ----------------------------------------------------------------------
@@ -164,7 +168,13 @@ class MqttLink:
             raise LinkError(
                 f"message on {topic} has {payload_bytes} bytes; max_payload_bytes is {limit}"
             )
-        server_limit = self._connection.outbox.max_packet_bytes
+        outbox = self._connection.outbox
+        if payload_bytes > outbox.max_payload_bytes:
+            raise LinkError(
+                f"message on {topic} has {payload_bytes} bytes;"
+                f" broker {self._settings.address} takes {outbox.max_payload_bytes}"
+            )
+        server_limit = outbox.max_packet_bytes
         if packet_bytes > server_limit:
             raise LinkError(
                 f"message on {topic} makes a packet of {packet_bytes} bytes;"
@@ -279,6 +289,10 @@ class MqttLink:
     def arrived(self, packet_bytes: int) -> None:
         """Counts the bytes of a message."""
         self.counters.down += packet_bytes
+
+    def probed(self, packet_bytes: int) -> None:
+        """Counts the bytes of a test message."""
+        self.counters.probes += packet_bytes
 
     def backlog(self) -> int:
         """Returns the number of events that the owner has not polled."""

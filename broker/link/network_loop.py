@@ -68,7 +68,8 @@ class NetworkLoop:
     thread instead of one per client.
 
     Attributes:
-        errors: number of exceptions that reached the loop; each is logged, and the loop continues.
+        errors: number of exceptions that reached the loop; the 1st, 2nd, 4th, 8th ... are logged,
+            and the loop continues.
     """
 
     def __init__(self, name: str = "fedge-network") -> None:
@@ -223,6 +224,12 @@ class NetworkLoop:
                 self._selector.unregister(sock)
 
     def count_error(self, what: str) -> None:
-        """Logs the exception being handled and counts it."""
+        """Counts the exception being handled and perhaps logs it."""
         self.errors += 1
-        log.exception("%s; the network thread continues", what, extra={"event": "network_error"})
+        if self.errors & (self.errors - 1) == 0:
+            log.exception(
+                "%s; the network thread continues (%d errors)",
+                what,
+                self.errors,
+                extra={"event": "network_error"},
+            )

@@ -33,7 +33,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from broker.link import sockets
+from broker.link import disconnect_reasons, sockets
 from broker.link.link import QOS, Will
 from broker.link.network_loop import NetworkLoop, Timer
 from broker.link.settings import BrokerSettings, Secrets
@@ -47,6 +47,8 @@ _READS_IN_A_ROW = 50
 
 
 _Socket = socket.socket | WebSocket
+
+disconnect_reasons.accept_every_code()
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class Handler(Protocol):
     def received(self, message: paho.MQTTMessage) -> None:
         """Handles PUBLISH, which paho does not acknowledge by itself."""
 
-    def broken(self) -> None:
+    def broken(self, error: Exception) -> None:
         """Handles an exception while reading or writing: the connection must be dropped."""
 
 
@@ -289,9 +291,9 @@ class Driver:
             if sock is not None and self.client.want_write() and not self._writing:
                 self._network.add_writer(sock, self._write)
                 self._writing = True
-        except Exception:  # noqa: BLE001 - ends this connection, not the loop
+        except Exception as error:  # noqa: BLE001 - ends this connection, not the loop
             self._network.count_error("error while sending")
-            self._handler.broken()
+            self._handler.broken(error)
 
     def _read(self) -> None:
         if self._connecting or self._paused:
@@ -303,9 +305,9 @@ class Driver:
                 if self._paused or not sockets.has_more(self._socket()):
                     return
             self._network.soon(self._read)
-        except Exception:  # noqa: BLE001 - ends this connection, not the loop
+        except Exception as error:  # noqa: BLE001 - ends this connection, not the loop
             self._network.count_error("error while reading")
-            self._handler.broken()
+            self._handler.broken(error)
 
     # --- keep-alive ------------------------------------------------------------------------------
 

@@ -28,6 +28,9 @@ class Receiver(Protocol):
     def arrived(self, packet_bytes: int) -> None:
         """Counts the bytes of a message."""
 
+    def probed(self, packet_bytes: int) -> None:
+        """Counts the bytes of a test message."""
+
 
 class Inbox:
     """Receives messages and acknowledges them when the owner says so.

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 from paho.mqtt import client as paho
 from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.reasoncodes import ReasonCode
 
 from broker.link.link import QOS
 from broker.link.paho_client import Driver, make_properties
@@ -49,6 +48,7 @@ class Outbox:
 
     Attributes:
         max_packet_bytes: the server's Maximum Packet Size, once known.
+        max_payload_bytes: largest payload that the server takes, where it was found out.
         learned_limit: largest packet for a server that announces no limit, learned from failures.
 
     Args:
@@ -58,6 +58,7 @@ class Outbox:
 
     def __init__(self, driver: Driver, finished: Callable[[Outgoing], None]) -> None:
         self.max_packet_bytes = NO_PACKET_LIMIT
+        self.max_payload_bytes = NO_PACKET_LIMIT
         self.learned_limit = NO_PACKET_LIMIT
         self._driver = driver
         self._finished = finished
@@ -96,7 +97,7 @@ class Outbox:
     def suspect(self) -> int:
         """Notes a lost connection; returns the size of the packet that the broker rejects, or 0.
 
-        MQTT 3.1.1 has no Maximum Packet Size: a broker disconnects on a packet that is too large,
+        A broker that announces no Maximum Packet Size disconnects on a packet that is too large,
         gets it again and disconnects again. The largest packet in flight is suspected; the third
         time half its size becomes the limit, and the packet is dropped.
         """
@@ -112,15 +113,54 @@ class Outbox:
         self._suspect, self._suspicions = None, 0
         return largest.packet_bytes
 
-    def pump(self) -> None:
-        """Sends as many waiting messages as the window allows."""
+    def drop_largest(self) -> int:
+        """Gives up the largest message in flight; returns the size of its payload, or 0.
+
+        The server ended the connection because a packet was too large.
+        """
+        if not self._in_flight:
+            return 0
+        self._driver.client.drop_out_messages()
+        mid = max(self._in_flight, key=lambda m: self._in_flight[m].packet_bytes)
+        message = self._in_flight.pop(mid)
+        self.take_back()
+        self._finished(message)
+        return len(message.payload)
+
+    def drop_too_large(self) -> int:
+        """Drops the waiting messages that the server does not take; returns their number."""
+        kept: deque[Outgoing] = deque()
+        dropped = 0
+        for message in self._waiting:
+            if len(message.payload) <= self.max_payload_bytes:
+                kept.append(message)
+            else:
+                dropped += 1
+                self._finished(message)
+        self._waiting = kept
+        return dropped
+
+    def pump(self, proven_bytes: int = NO_PACKET_LIMIT) -> int:
+        """Sends as many waiting messages as the window allows.
+
+        Args:
+            proven_bytes: payloads up to this size pass.
+
+        Returns:
+            0, or the largest payload that waits and must be proven to pass first.
+        """
         while self._waiting and len(self._in_flight) < self._window:
+            if proven_bytes < len(self._waiting[0].payload) <= self.max_payload_bytes:
+                return max(len(message.payload) for message in self._waiting)
             message = self._waiting.popleft()
             if message.packet_bytes > self.max_packet_bytes:
                 # Queued before the limit was known. The server would disconnect us for it.
                 self._drop(message, f"the server's limit is {self.max_packet_bytes} bytes")
+            elif len(message.payload) > self.max_payload_bytes:
+                self._drop(message, f"the server takes payloads of {self.max_payload_bytes} bytes")
             else:
                 self._send(message)
+        return 0
 
     def _send(self, message: Outgoing) -> None:
         properties = None
@@ -138,13 +178,13 @@ class Outbox:
         else:
             self._in_flight[sent.mid] = message
 
-    def acknowledged(self, mid: int, code: ReasonCode) -> None:
-        """Takes a PUBACK: the broker has the message, or refused it."""
+    def acknowledged(self, mid: int, code: int) -> Outgoing | None:
+        """Takes a PUBACK; returns the message that the server refused, or None."""
         message = self._in_flight.pop(mid, None)
-        if message is not None and code.is_failure:
-            self._drop(message, f"the broker refused it: {code.getName().lower()}")
-        elif message is not None:
-            self._finished(message)
+        if message is None:
+            return None
+        self._finished(message)
+        return message if code >= 0x80 else None
 
     def _drop(self, message: Outgoing, why: str) -> None:
         log.error(

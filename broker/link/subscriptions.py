@@ -23,6 +23,8 @@ class Subscriptions:
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
         self._filters: dict[str, None] = {}  # a set that keeps its order
+        self._required: set[str] = set()  # added before the first connection
+        self._is_first = True
         self._to_unsubscribe: dict[str, None] = {}
         self._unconfirmed: dict[int, list[str]] = {}  # by packet id
 
@@ -33,6 +35,8 @@ class Subscriptions:
 
     def add(self, topic_filter: str, *, is_connected: bool) -> None:
         """Adds a filter, now and on every connection."""
+        if self._is_first:
+            self._required.add(topic_filter)
         self._to_unsubscribe.pop(topic_filter, None)
         self._filters[topic_filter] = None
         if is_connected:
@@ -48,6 +52,7 @@ class Subscriptions:
 
     def send_all(self) -> None:
         """Brings the session of a new connection up to date."""
+        self._is_first = False
         if self._to_unsubscribe:
             self._driver.client.unsubscribe(list(self._to_unsubscribe))
             self._to_unsubscribe.clear()
@@ -60,12 +65,24 @@ class Subscriptions:
         if mid is not None:
             self._unconfirmed[mid] = filters
 
-    def confirmed(self, mid: int, codes: list[ReasonCode]) -> tuple[str, ReasonCode] | None:
-        """Takes a SUBACK; returns a filter that the broker refused, with its reason code."""
-        for topic_filter, code in zip(self._unconfirmed.pop(mid, []), codes, strict=False):
-            if code.is_failure and topic_filter in self._filters:
-                return topic_filter, code
-        return None
+    def is_required(self, topic_filter: str) -> bool:
+        """Returns whether the client cannot do without a filter: it began with it."""
+        return topic_filter in self._required
+
+    def confirmed(self, mid: int, codes: list[ReasonCode]) -> list[tuple[str, int]]:
+        """Takes a SUBACK; forgets and returns what the broker refused, with the reason codes.
+
+        Filters that the client cannot do without are asked for again on the next connection.
+        """
+        refused = [
+            (topic_filter, int(code.value))
+            for topic_filter, code in zip(self._unconfirmed.pop(mid, []), codes, strict=False)
+            if code.is_failure and topic_filter in self._filters
+        ]
+        for topic_filter, _ in refused:
+            if not self.is_required(topic_filter):
+                self._filters.pop(topic_filter)
+        return refused
 
     def disconnected(self) -> None:
         """Forgets the packets of the connection that ended."""

@@ -80,6 +80,31 @@ class CoordinatorStatusTopic(Topic):
 
 
 @dataclass(frozen=True)
+class CoordinatorProbeTopic(Topic):
+    """Topic that the coordinator alone writes and reads: finds the broker's limit of size."""
+
+    pattern = _pattern("coordinator/probe")
+
+    @property
+    def tail(self) -> str:
+        """`coordinator/probe`."""
+        return "coordinator/probe"
+
+
+@dataclass(frozen=True)
+class AgentProbeTopic(Topic):
+    """Topic that one agent alone writes and reads: finds the broker's limit of size."""
+
+    agent_id: str
+    pattern = _pattern("agents/{agent}/probe")
+
+    @property
+    def tail(self) -> str:
+        """`agents/<id>/probe`."""
+        return f"agents/{self.agent_id}/probe"
+
+
+@dataclass(frozen=True)
 class ProgramTopic(Topic):
     """Retained: the manifest of the model package."""
 
@@ -181,6 +206,8 @@ _TOPICS: tuple[type[Topic], ...] = (
     RoundTopic,
     ProgramTopic,
     CoordinatorStatusTopic,
+    AgentProbeTopic,
+    CoordinatorProbeTopic,
 )
 
 

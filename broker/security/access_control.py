@@ -37,10 +37,23 @@ CRL_FILE = "ca.crl"
 #: Certificate and key in one file, so that they are replaced together.
 SERVER_FILE = "server.pem"
 
-_DEVICE_WRITES = ("agents/{id}/status", "agents/{id}/updates/+/+", "agents/{id}/reports/+")
-_DEVICE_READS = ("coordinator/status", "program", "round", "blobs/+/+", "agents/{id}/inbox")
-_COORDINATOR_WRITES = ("coordinator/status", "program", "round", "blobs/+/+", "agents/+/inbox")
-_COORDINATOR_READS = ("agents/+/status", "agents/+/updates/+/+", "agents/+/reports/+")
+# On its probe topic a client finds out how large a message the broker takes.
+_DEVICE_WRITES = (
+    *("agents/{id}/status", "agents/{id}/updates/+/+", "agents/{id}/reports/+"),
+    "agents/{id}/probe",
+)
+_DEVICE_READS = (
+    *("coordinator/status", "program", "round", "blobs/+/+", "agents/{id}/inbox"),
+    "agents/{id}/probe",
+)
+_COORDINATOR_WRITES = (
+    *("coordinator/status", "program", "round", "blobs/+/+", "agents/+/inbox"),
+    "coordinator/probe",
+)
+_COORDINATOR_READS = (
+    *("agents/+/status", "agents/+/updates/+/+", "agents/+/reports/+"),
+    "coordinator/probe",
+)
 
 
 def check_device_id(agent_id: str) -> str:
