@@ -19,7 +19,7 @@ from broker.link.link import Link, Received, Will
 from broker.link.mqtt import MqttLink
 from broker.protocol.messages import name_of
 from broker.protocol.signed_messages import is_signed, key_id
-from broker.protocol.topics import Topics
+from broker.protocol.topics import CoordinatorProbeTopic, Topics
 from broker.service.events import LinkAction, Publish, Tick
 from broker.service.service import Service
 from coordinator.config import CoordinatorConfig
@@ -244,6 +244,7 @@ def run_coordinator(
             client_id=f"fedge-{config.federation}-coordinator",
             will=Will(will.topic, will.payload),
             manual_ack=True,
+            probe_topic=coordinator.topics.name(CoordinatorProbeTopic()),
         )
         result = make_result(config, state_dir, package, coordinator.progress, store)
         service = CoordinatorService(

@@ -16,6 +16,7 @@ import fedge
 from broker.link.link import Link, Will
 from broker.link.mqtt import MqttLink
 from broker.link.network_loop import NetworkLoop
+from broker.protocol.topics import AgentProbeTopic
 from broker.service.events import Tick
 from broker.service.service import Service
 from edge_agent.config import AgentConfig
@@ -282,6 +283,7 @@ def make_link(
         network=network,
         will=Will(will.topic, will.payload, WILL_DELAY_S),
         receive_maximum=_RECEIVE_MAXIMUM,
+        probe_topic=agent.topics.name(AgentProbeTopic(config.agent_id)),
         notify=notify,
     )
 

@@ -12,7 +12,7 @@ class Started:
 
 @dataclass(frozen=True)
 class Connected:
-    """The link is up, for the first time or again.
+    """The link is up, for the first time or again; or takes smaller messages than before.
 
     Attributes:
         max_payload_bytes: largest payload of a message on this connection.
@@ -26,6 +26,21 @@ class Connected:
 @dataclass(frozen=True)
 class Disconnected:
     """The link is down or not up yet, and reconnects by itself; may come several times."""
+
+
+@dataclass(frozen=True)
+class BrokerRefused:
+    """The broker refused a message or a subscription; the service has logged it.
+
+    Attributes:
+        topic: topic of the message, or the topic filter.
+        reason: for people.
+        is_subscription: it was a subscription, which is over.
+    """
+
+    topic: str
+    reason: str
+    is_subscription: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,7 +61,7 @@ class Stopping:
     """The process is about to end."""
 
 
-LinkedEvent = Started | Connected | Disconnected | MessageArrived | Tick | Stopping
+LinkedEvent = Started | Connected | Disconnected | BrokerRefused | MessageArrived | Tick | Stopping
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
-from broker.link.link import Link, LinkDown, LinkEvent, LinkUp, Posted, Received
+from broker.link.link import Link, LinkDown, LinkEvent, LinkUp, Posted, Received, Refused
+from broker.service.connection_log import ConnectionLog
 from broker.service.events import (
+    BrokerRefused,
     Connected,
     Disconnected,
     LinkAction,
@@ -48,6 +50,7 @@ class Service(ABC):
         self._give_up_s = give_up_s
         self._connected_once = False
         self._down_reason = ""
+        self._connection_log = ConnectionLog(time.monotonic)
         self._stopping = False
         self._began_s = 0.0
         self._supervisor = Supervisor.of_this_process()
@@ -160,14 +163,17 @@ class Service(ABC):
                 return
             case Received():
                 self._receive(event)
-            case LinkUp(session_present, max_payload_bytes):
+            case LinkUp(session_present, max_payload_bytes, notice):
                 self._connected_once, self._down_reason = True, ""
                 self._supervisor.status("connected")
-                log.info("connected%s", " again to our session" if session_present else "")
+                self._connection_log.up(notice, session_present=session_present)
                 self.dispatch(Connected(max_payload_bytes, session_present))
             case LinkDown(reason, refused):
                 self._went_down(reason, refused)
                 self.dispatch(Disconnected())
+            case Refused(topic, reason, next_step, is_subscription):
+                self._connection_log.refused(event)
+                self.dispatch(BrokerRefused(topic, f"{reason}: {next_step}", is_subscription))
             case Posted(StopRequested()):
                 log.info("stopping")
                 self.stop()
@@ -187,8 +193,7 @@ class Service(ABC):
     def _went_down(self, reason: str, refused: bool) -> None:
         if refused and not self._connected_once:
             raise LinkError(reason)
-        level = logging.WARNING if reason != self._down_reason else logging.DEBUG
-        log.log(level, "%s; trying again", reason, extra={"event": "link_down"})
+        self._connection_log.down(reason)
         self._supervisor.status(f"{reason}; trying again")
         self._down_reason = reason
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from broker.protocol.messages import AgentStatus, RoundPlan
 from broker.service.events import (
+    BrokerRefused,
     Connected,
     Disconnected,
     LinkAction,
@@ -20,7 +21,7 @@ from coordinator.records.records import RoundRecord
 from learning.algorithms.algorithm import ServerState
 from learning.vector.parameters import F32
 
-Event = Started | Connected | Disconnected | MessageArrived | Stopping | Tick
+Event = Started | Connected | Disconnected | BrokerRefused | MessageArrived | Stopping | Tick
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,10 @@ from broker.protocol.topics import (
     RoundTopic,
     Topic,
     Topics,
+    UpdateTopic,
 )
 from broker.service.events import (
+    BrokerRefused,
     Connected,
     Disconnected,
     MessageArrived,
@@ -48,12 +50,16 @@ from edge_agent.machine.events import (
 from edge_agent.machine.limits import DeviceReadings, Limits, PauseReason
 from edge_agent.machine.package import CurrentPackage
 from edge_agent.machine.pending_update import AgentMemory
+from edge_agent.machine.publish_rights import PublishRights
 from edge_agent.machine.rounds import Rounds
 from edge_agent.machine.status import AgentFacts, agent_status
 from edge_agent.machine.trust import Trust
 from fedge.errors import UntrustedError, WireError
 
 log = logging.getLogger(__name__)
+
+#: Retained messages come at once; their absence is told after so long.
+_SILENCE_S = 5.0
 
 
 class Agent:
@@ -104,9 +110,13 @@ class Agent:
         self._downloads = Downloads(
             facts, self._fetcher, self._package, self._limits, self.rounds, self._tell_status
         )
+        self._rights = PublishRights(self.topics, facts.agent_id, rng)
         self._unreadable = 0
         self._heartbeat_s = math.inf
         self._is_connected = False
+        #: When to tell what is absent at the broker, and what was told.
+        self._silence_s = math.inf
+        self._told_silence = ""
 
     def handle(self, event: Event, now_s: float) -> list[Action]:
         """Returns what to do about an event at `now_s` (any steady clock, in seconds)."""
@@ -121,6 +131,8 @@ class Agent:
                 return self._message(topic, payload, now_s)
             case Tick():
                 return self._tick(now_s)
+            case BrokerRefused():
+                return self._broker_refused(event, now_s)
             case BlobRecalled(sha256, payloads):
                 return self._downloads.progressed(
                     self._fetcher.recalled(sha256, payloads, now_s), now_s
@@ -143,6 +155,8 @@ class Agent:
             self._heartbeat_s,
             self._fetcher.next_s(),
             self._package.next_s() if self._is_connected else None,
+            self._rights.next_s(),
+            self._silence_s if self._package.manifest is None else None,
             *self.rounds.next_s(),
         ]
         due = min((moment for moment in moments if moment is not None), default=math.inf)
@@ -188,7 +202,9 @@ class Agent:
 
     def _connected(self, max_payload_bytes: int, now_s: float) -> list[Action]:
         self._is_connected = True
+        self._silence_s = now_s + _SILENCE_S
         self._fetcher.connected(now_s)
+        self._rights.connected(now_s)
         self.rounds.outbox.connected(blobs.chunk_bytes_for(max_payload_bytes), now_s)
         return [self._heartbeat(now_s), *self._downloads.try_again(now_s)]
 
@@ -197,8 +213,9 @@ class Agent:
         next connection begins with a status, and the plan that comes again has the update sent.
         """
         self._is_connected = False
-        self._heartbeat_s = math.inf
+        self._heartbeat_s = self._silence_s = math.inf
         self._fetcher.disconnected()
+        self._rights.disconnected()
         self.rounds.outbox.disconnected()
         return []
 
@@ -210,6 +227,10 @@ class Agent:
             actions += self._downloads.try_again(now_s)
         for progressed in self._fetcher.tick(now_s):
             actions += self._downloads.progressed(progressed, now_s)
+        if now_s >= self._silence_s:
+            self._tell_silence()
+        if now_s >= self._rights.next_s():
+            actions += self._try_rights(now_s)
         return actions + self.rounds.tick(now_s)
 
     def _heartbeat(self, now_s: float) -> Publish:
@@ -231,6 +252,28 @@ class Agent:
             lacking.append(RoundTopic())
         names = [self.topics.name(topic) for topic in lacking]
         return [action for name in names for action in (Unsubscribe(name), Subscribe(name))]
+
+    def _tell_silence(self) -> None:
+        """Logs what should be retained at the broker and is not, once until it changes."""
+        self._silence_s = math.inf
+        coordinator, root = self.rounds.coordinator, self.topics.root
+        text, level = "", logging.WARNING
+        if coordinator is None:
+            text = (
+                f"nothing is retained on {root}coordinator/status at this broker: is `federation` "
+                "right, was the coordinator ever started, may this client read there? "
+                "(fedge agent doctor)"
+            )
+        elif coordinator.state == "offline":
+            text, level = "the coordinator is offline: waiting for it", logging.INFO
+        elif self._package.manifest is None:
+            text = (
+                f"the coordinator is online, but nothing is retained on {root}program: may this "
+                "client read there? (fedge agent doctor)"
+            )
+        if text and text != self._told_silence:
+            log.log(level, "%s", text, extra={"event": "silence"})
+        self._told_silence = text
 
     # -- messages -------------------------------------------------------------------------------
 
@@ -287,6 +330,34 @@ class Agent:
         self._distrust = ""
         return [*([self._status()] if has_news else []), *self.rounds.advance(now_s)]
 
+    # -- refusals of the broker -----------------------------------------------------------------
+
+    def _broker_refused(self, event: BrokerRefused, now_s: float) -> list[Action]:
+        """Gives up what the broker refuses, and tells the coordinator if updates are refused."""
+        if event.is_subscription:
+            given_up = self._fetcher.refused(event.topic, event.reason)
+            return self._downloads.progressed(given_up, now_s)
+        try:
+            topic = self.topics.parse(event.topic)
+        except WireError:
+            return []
+        if not isinstance(topic, UpdateTopic):
+            return []
+        is_new = self._rights.refused(event.reason, now_s)
+        self.rounds.refusal = self._rights.refusal
+        declined = self.rounds.update_refused(topic.round_id, self._rights.refusal)
+        return [*declined, *(self._tell_status() if is_new else [])]
+
+    def _try_rights(self, now_s: float) -> list[Action]:
+        trial, is_granted = self._rights.tick(now_s)
+        if trial is not None:
+            return [trial]
+        if not is_granted:
+            return []
+        log.info("the broker takes this device's updates again")
+        self.rounds.refusal = ""
+        return [*self._tell_status(), *self.rounds.advance(now_s)]
+
     # -- pauses ---------------------------------------------------------------------------------
 
     def _take_readings(self, readings: DeviceReadings, now_s: float) -> list[Action]:
@@ -322,7 +393,9 @@ class Agent:
             self._package.loaded,
             self._package.failed,
             self._limits.pause,
-            self._distrust,
+            f"coordinator not trusted: {self._distrust}"
+            if self._distrust
+            else self._rights.refusal,
             self._trust.key_ids,
             online=online,
         )

@@ -193,6 +193,14 @@ class Fetcher:
         timed = [fetch for fetch in self._fetches.values() if self._has_timer(fetch)]
         return [self._retry(fetch, now_s) for fetch in timed if now_s >= fetch.due_s]
 
+    def refused(self, topic_filter: str, why: str) -> Progressed:
+        """Gives up the fetch whose subscription the broker refused."""
+        for sha256, fetch in self._fetches.items():
+            if topic_filter in fetch.filters:
+                text = f"the broker refuses the subscription {topic_filter}: {why}"
+                return Progressed(self._stop(sha256), failed=(sha256, text))
+        return Progressed()
+
     def next_s(self) -> float | None:
         """Returns when `tick` has something to do; None: never."""
         moments = [fetch.due_s for fetch in self._fetches.values() if self._has_timer(fetch)]

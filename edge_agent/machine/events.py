@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from broker.protocol.messages import RoundPlan
 from broker.service.events import (
+    BrokerRefused,
     Connected,
     Disconnected,
     LinkAction,
@@ -105,6 +106,7 @@ Event = (
     Started
     | Connected
     | Disconnected
+    | BrokerRefused
     | MessageArrived
     | Tick
     | BlobRecalled

@@ -55,6 +55,7 @@ class Rounds:
         plan: the newest.
         outbox: the pending update and the device's state.
         reports: answers to plans.
+        refusal: why updates cannot be sent; empty: they can.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Rounds:
         self._fetcher = fetcher
         self.coordinator: CoordinatorStatus | None = None
         self.plan: RoundPlan | None = None
+        self.refusal = ""
         self.outbox = Outbox(topics, facts.agent_id, memory, rng)
         self.reports = ReportBuilder(facts, topics)
         self._order = PlanOrder()
@@ -172,6 +174,8 @@ class Rounds:
             check_available(self._facts, plan, self._package.failed, self._limits.pause)
             self._check_phase(plan)
             decoded = self._decode(plan)
+            if self.refusal and decoded.phase.rows == "train":
+                raise DeclinedError("publish_refused", self.refusal)
             if loaded is None or loaded.package != plan.package:
                 return []  # the manifest or the package is on its way
             check_model(plan, decoded.phase, loaded)
@@ -305,6 +309,15 @@ class Rounds:
         if self._job is None or self._at_work is None:
             return []
         return self._decline(self._at_work, reason, detail)
+
+    def update_refused(self, round_id: int, detail: str) -> list[Action]:
+        """Declines the plan whose update the broker refused: nobody should wait for it."""
+        plan = self.plan
+        is_waited_for = plan is not None and self.outbox.is_answer_to(plan)
+        actions = self.outbox.refused(round_id)
+        if actions and plan is not None and is_waited_for and plan.state == "open":
+            actions += self.reports.declined(plan, "publish_refused", detail)
+        return actions
 
     def inbox(self, message: Receipt | Resend, now_s: float) -> list[Action]:
         """Takes the coordinator's answer to the pending update."""

@@ -56,7 +56,7 @@ def agent_status(
     loaded: PackageLoaded | None,
     failed: PackageFailed | None,
     pause: PauseReason | None,
-    distrust: str,
+    obstacle: str,
     keys: tuple[str, ...],
     *,
     online: bool,
@@ -68,15 +68,15 @@ def agent_status(
         loaded: the package that is ready.
         failed: the package that cannot be used, and why.
         pause: why the device pauses.
-        distrust: why the coordinator that is online is not trusted; empty when it is.
+        obstacle: what else prevents it from taking part for now; empty: nothing.
         keys: names of the trusted keys.
         online: whether this process is connected.
     """
     reason = facts.unavailable_reason or (f"{failed.reason}: {failed.detail}" if failed else "")
     is_transient = failed is not None and failed.may_recover and not facts.unavailable_reason
     ready = loaded if not reason else None
-    if distrust:
-        reason, is_transient = f"coordinator not trusted: {distrust}", True
+    if obstacle:
+        reason, is_transient = obstacle, True
     return AgentStatus(
         state="online" if online else "offline",
         agent_instance=facts.agent_instance,

@@ -152,6 +152,14 @@ class Outbox:
         log.info("round %d: %d chunks again", message.round_id, len(message.chunks))
         return self._send(pending, now_s, set(message.chunks))
 
+    def refused(self, round_id: int) -> list[Action]:
+        """Drops the pending update of a round: the broker does not take it."""
+        pending = self._pending
+        if pending is None or pending.round_id != round_id:
+            return []
+        log.info("update of round %d dropped: the broker refuses it", round_id)
+        return self._resolve(pending, accepted=self._is_state_used)
+
     def model_is(self, model: str) -> list[Action]:
         """Drops the state of every other model than the one that is trained from now on."""
         actions: list[Action] = []

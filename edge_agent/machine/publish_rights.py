@@ -1,0 +1,77 @@
+"""Whether the broker takes this device's updates, as far as it says."""
+
+from __future__ import annotations
+
+import math
+from random import Random
+
+from broker.protocol.topics import Topics, UpdateTopic
+from broker.service.events import Publish
+
+#: Seconds until updates that were refused are tried again, with an empty message; doubled each
+#: time, with jitter. A new connection tries at once.
+_AGAIN_S = 60.0
+_LONGEST_AGAIN_S = 900.0
+#: Without a refusal for so long, the empty message was taken.
+_ANSWER_S = 10.0
+
+
+class PublishRights:
+    """Notes refused updates, and tries now and then whether they are taken again.
+
+    Only MQTT 5 tells of refused messages.
+
+    Args:
+        topics: of the federation.
+        agent_id: of the device.
+        rng: for jitter.
+
+    Attributes:
+        refusal: why updates are refused, with the topics and the next step; empty: they are not.
+    """
+
+    def __init__(self, topics: Topics, agent_id: str, rng: Random) -> None:
+        self.refusal = ""
+        self._topics = topics
+        self._agent_id = agent_id
+        self._rng = rng
+        self._failures = 0
+        self._again_s = math.inf
+        self._granted_s = math.inf
+
+    def refused(self, reason: str, now_s: float) -> bool:
+        """Takes a refusal; returns whether updates were taken before, as far as known."""
+        is_new = not self.refusal
+        updates = f"{self._topics.root}agents/{self._agent_id}/updates/#"
+        self.refusal = f"the broker refuses messages on {updates}: {reason}"
+        if is_new or self._granted_s < math.inf:
+            pause_s = min(_LONGEST_AGAIN_S, _AGAIN_S * 2.0**self._failures)
+            self._failures += 1
+            self._again_s = now_s + pause_s * self._rng.uniform(1.0, 1.5)
+            self._granted_s = math.inf
+        return is_new
+
+    def connected(self, now_s: float) -> None:
+        """A new connection may have other rights."""
+        if self.refusal:
+            self._again_s = now_s
+
+    def disconnected(self) -> None:
+        """No answer comes any more."""
+        self._again_s = self._granted_s = math.inf
+
+    def next_s(self) -> float:
+        """Returns when `tick` has something to do; infinite: never."""
+        return min(self._again_s, self._granted_s)
+
+    def tick(self, now_s: float) -> tuple[Publish | None, bool]:
+        """Returns a message that tries the right, and whether updates are taken again."""
+        if now_s >= self._again_s:
+            self._again_s, self._granted_s = math.inf, now_s + _ANSWER_S
+            # Of round 0, which there is none of: a coordinator does nothing about it.
+            topic = self._topics.name(UpdateTopic(self._agent_id, 0, 0))
+            return Publish(topic, b"", expiry_s=1), False
+        if now_s >= self._granted_s:
+            self.refusal, self._failures, self._granted_s = "", 0, math.inf
+            return None, True
+        return None, False

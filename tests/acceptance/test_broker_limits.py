@@ -1,0 +1,93 @@
+"""Brokers that refuse large messages or lack rights, and say so or not: real processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from broker.local.broker import LocalBroker
+from tests.acceptance.federation import Federation, housing_rows, running
+from tests.acceptance.test_chaos import digits, large_federation
+from tests.conftest import need
+
+pytestmark = pytest.mark.mosquitto
+
+ROUNDS = 2
+
+
+@pytest.mark.parametrize("limit", ["message_size_limit 2000", "message_size_limit 20000"])
+@pytest.mark.parametrize("protocol", ["auto", "3.1.1"])
+def test_chunks_shrink_to_what_the_broker_takes(tmp_path: Path, protocol: str, limit: str) -> None:
+    """Down and up: programs of 8 or 40 KB, weights and updates of 797 KB in the larger model."""
+    need("mosquitto")
+    is_large = limit.endswith("20000")
+    if is_large:
+        federation, rows = large_federation(tmp_path, rounds=1), digits(2)
+    else:
+        federation = Federation(tmp_path, coordinator={"rounds": ROUNDS})
+        rows = housing_rows(3)
+    federation.broker = {"protocol": protocol}
+    with LocalBroker("mosquitto", extra_config=limit + "\n") as broker:
+        federation.port = broker.port
+        with running(federation.write(rows)):
+            federation.start_all()
+            assert federation.ended("coordinator") == 0
+            federation.check_nothing_lost(1 if is_large else ROUNDS)
+    for name in ("coordinator", "pi-0") if is_large else ("coordinator",):
+        assert federation.said(name).count(" takes messages of ") == 1
+        assert "another client" not in federation.said(name)
+
+
+def denying(folder: Path, *tails: str) -> str:
+    """Lines for Mosquitto: everybody may do everything in federation f, but for some topics."""
+    rules = [f"topic deny fedge/v1/f/{tail}" for tail in tails]
+    path = folder / "access.acl"
+    path.write_text("\n".join([*rules, "topic readwrite fedge/v1/f/#", ""]))
+    return f"acl_file {path}\n"
+
+
+def test_an_agent_that_may_not_send_updates_declines_and_no_round_waits_for_it(
+    tmp_path: Path,
+) -> None:
+    need("mosquitto")
+    settings = {"rounds": 3, "cohort": {"at_least": 2}, "round": {"minimum": 2, "deadline_s": 60}}
+    federation = Federation(tmp_path, coordinator=settings)
+    rules = denying(tmp_path, "agents/pi-0/updates/#")
+    with LocalBroker("mosquitto", extra_config=rules) as broker:
+        federation.port = broker.port
+        federation.write()
+        federation.configure("coordinator", start={"agents": 3})
+        with running(federation):
+            federation.start_all()
+            assert federation.ended("coordinator") == 0
+    first, *others = federation.records()
+    assert first.declined == {"pi-0": "publish_refused"}
+    assert [record.asked for record in others] == [2, 2]  # it says that it is unavailable
+    assert [record.status for record in federation.records()] == ["committed"] * 3
+    assert sum(record.seconds for record in federation.records()) < 60
+    refusal = "the broker refuses messages on fedge/v1/f/agents/pi-0/updates/#: not authorised"
+    assert f"pi-0 cannot take part: {refusal}" in federation.said("coordinator")
+    assert federation.said("pi-0").count("ERROR") == 1
+    assert federation.said("pi-0").count("training on") == 1
+
+
+def test_where_reports_are_refused_too_the_agent_says_what_to_do_once(tmp_path: Path) -> None:
+    need("mosquitto")
+    settings = {"rounds": 3, "cohort": {"at_least": 2}, "round": {"minimum": 2, "deadline_s": 3}}
+    federation = Federation(tmp_path, coordinator=settings)
+    rules = denying(tmp_path, "agents/pi-0/updates/#", "agents/pi-0/reports/#")
+    with LocalBroker("mosquitto", extra_config=rules) as broker:
+        federation.port = broker.port
+        federation.write()
+        federation.configure("coordinator", start={"agents": 3})
+        with running(federation):
+            federation.start_all()
+            assert federation.ended("coordinator") == 0
+    # The first round waits for its deadline; then the status says that it is unavailable.
+    assert [record.asked for record in federation.records()] == [3, 2, 2]
+    lines = [line for line in federation.said("pi-0").splitlines() if "ERROR" in line]
+    assert len(lines) == 2
+    for line, topic in zip(lines, ("updates/+/+", "reports/+"), strict=True):
+        assert f"broker refuses messages on fedge/v1/f/agents/pi-0/{topic} (not auth" in line
+        assert "give this client the right (docs/security.md)" in line
