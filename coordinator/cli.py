@@ -50,12 +50,15 @@ def status(config_path: Path, as_json: bool) -> None:
     """Show rounds, versions and agents from the state folder; works while it runs."""
     from coordinator.config import load_federation
     from coordinator.report import status_document, status_text
+    from coordinator.service import known_spec
     from coordinator.storage.store import Store
     from fedge.yaml_config import located
 
     config = load_federation(config_path)
     with closing(Store.open_existing(located(config.state_dir, config_path.parent))) as store:
-        click.echo(json.dumps(status_document(store)) if as_json else status_text(store, config))
+        spec = known_spec(config, config_path.parent)
+        text = json.dumps(status_document(store)) if as_json else status_text(store, config, spec)
+        click.echo(text)
 
 
 @cli.command()

@@ -15,6 +15,8 @@ from coordinator.records.records import RoundRecord
 from coordinator.statistics_table import statistics_lines
 from coordinator.storage.store import KnownAgent, Store
 from fedge.console import printable
+from models.package.spec import ModelSpec
+from models.package.units import NO_UNITS, Units, metric_text, target_units
 
 #: Classes up to which a confusion matrix is shown as a table.
 _SHOWN_CLASSES = 12
@@ -23,8 +25,14 @@ _SHOWN_NUMBERS = 12
 _SHOWN_NAMES = 10
 
 
-def round_line(record: RoundRecord, rounds: int) -> str:
-    """Returns one line about a round."""
+def round_line(record: RoundRecord, rounds: int, units: Units = NO_UNITS) -> str:
+    """Returns one line about a round.
+
+    Args:
+        record: of the round.
+        rounds: that the federation goes on for.
+        units: of the model's targets.
+    """
     if record.held_back:
         return f"round {record.round_id} held back and repeated: {record.held_back}"
     if record.status == "abandoned":
@@ -49,7 +57,8 @@ def round_line(record: RoundRecord, rounds: int) -> str:
         parts.append(f"{len(record.left_out)} left out")
     if record.loss is not None:
         parts.append(f"loss {record.loss:.4f}")
-    parts += [f"{name} {value:.4f}" for name, value in sorted(record.metrics.items())]
+    metrics = sorted(record.metrics.items())
+    parts += [f"{name} {metric_text(units, name, value)}" for name, value in metrics]
     parts += [f"no {name}: {why}" for name, why in sorted(record.absent.items())]
     parts.append(f"{bytes_text(record.bytes_up)} up, {bytes_text(record.bytes_down)} down")
     parts.append(f"{record.seconds:.2f} s")
@@ -158,8 +167,15 @@ def status_document(store: Store) -> dict[str, Any]:
     }
 
 
-def status_text(store: Store, config: CoordinatorConfig) -> str:
-    """Returns the status for an operator: state, latest rounds, agents."""
+def status_text(store: Store, config: CoordinatorConfig, spec: ModelSpec | None = None) -> str:
+    """Returns the status for an operator: state, latest rounds, agents.
+
+    Args:
+        store: of the federation.
+        config: of the federation.
+        spec: of its model, for names of classes and units; None shows classes as numbers.
+    """
+    units = NO_UNITS if spec is None else target_units(spec)
     rounds, agents = store.history(), store.agents()
     latest = store.rounds(latest=_SHOWN_ROUNDS)
     committed = sum(record.status == "committed" for record in rounds)
@@ -172,9 +188,9 @@ def status_text(store: Store, config: CoordinatorConfig) -> str:
     ]
     if len(rounds) > len(latest):
         lines.append(f"… {len(rounds) - len(latest)} earlier rounds: --json shows them")
-    lines += [round_line(record, config.rounds) for record in latest]
+    lines += [round_line(record, config.rounds, units) for record in latest]
     for name, matrix in (latest[-1].matrices if latest else {}).items():
-        lines += matrix_lines(name, matrix)
+        lines += matrix_lines(name, matrix, () if spec is None else spec.metric_classes(name))
     if (answer := latest_answer(store)) is not None:
         lines += ["", *answer_lines(answer), ""]
     now = time.time()

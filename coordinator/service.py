@@ -46,6 +46,8 @@ from fedge.yaml_config import located
 from learning.aggregation.registry import AGGREGATORS
 from learning.aggregation.trimmed_mean import TrimmedMeanSettings
 from models.package.package import ModelPackage, load_package
+from models.package.spec import ModelSpec
+from models.package.units import target_units
 from models.zoo import load_zoo, zoo_names
 
 if TYPE_CHECKING:
@@ -85,6 +87,7 @@ class CoordinatorService(Service):
         self._tell = tell
         self._durability = Durability(store)
         self._noted_s = time.monotonic()
+        self._units = target_units(coordinator.spec)
 
     def handle(self, event: Event) -> Sequence[Action]:
         """See `Coordinator.handle`."""
@@ -171,7 +174,7 @@ class CoordinatorService(Service):
 
     def _tell_round(self, record: RoundRecord) -> None:
         if record.status != "abandoned" or self._tell is not None:
-            line = round_line(record, self._coordinator.config.rounds)
+            line = round_line(record, self._coordinator.config.rounds, self._units)
             self._say("round", line, record=msgspec.to_builtins(record))
             return
         # The machine logged that it was abandoned, and why; who declined is not in that line.
@@ -314,6 +317,14 @@ def find_package(reference: str, base: Path) -> ModelPackage:
             f"the zoo, which has: {', '.join(zoo_names())}"
         )
     return load_package(folder)
+
+
+def known_spec(config: CoordinatorConfig, base: Path) -> ModelSpec | None:
+    """Returns the spec of the model that a configuration names; None if it cannot be read."""
+    try:
+        return find_package(config.model, base).spec
+    except ModelError:
+        return None
 
 
 def _log_resumption(progress: Progress) -> None:

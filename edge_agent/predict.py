@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -18,7 +19,7 @@ from fedge.errors import ConfigError, ModelError
 from fedge.yaml_config import located
 from learning.vector.parameters import Layout, ParameterSpec
 from models.package.npz import open_npz
-from models.package.spec import ModelSpec
+from models.package.spec import ModelSpec, TensorSpec
 from models.runtime.inference import InferenceModel, Release, load_release
 from models.runtime.rows import Array
 from models.runtime.stderr import suppress_stderr
@@ -31,7 +32,7 @@ class Predictions:
     Attributes:
         release: of the model.
         rows: numbers of the rows in the file, from 0; rows with NaN may be missing.
-        outputs: by name, shape (n, *shape), float32.
+        outputs: by name, shape (n, *shape), float32, in the units of the data.
         runtime: that computed them.
     """
 
@@ -40,12 +41,21 @@ class Predictions:
     outputs: dict[str, Array]
     runtime: str
 
-    def records(self) -> Iterator[dict[str, Any]]:
-        """Yields one flat mapping a row: `row`, each output's numbers, a class if there is one."""
+    def records(self, *, with_units: bool = False) -> Iterator[dict[str, Any]]:
+        """Yields one flat mapping a row: `row`, each output's numbers, a class if there is one.
+
+        Args:
+            with_units: add the unit to the name of a number.
+        """
+        outputs = [
+            (self.outputs[tensor.name], _titles(tensor, with_units=with_units))
+            for tensor in self.release.outputs
+        ]
         for index, row in enumerate(self.rows.tolist()):
             record: dict[str, Any] = {"row": row}
-            for number, (name, values) in enumerate(self.outputs.items()):
-                record |= _numbers(name, values[index])
+            for number, (values, titles) in enumerate(outputs):
+                flat = values[index].reshape(-1).tolist()
+                record |= dict(zip(titles, flat, strict=True))
                 if number == 0:
                     record |= self._class(values[index])
             yield record
@@ -97,7 +107,16 @@ def predict(
     config = _inputs(inputs_only(data), spec, base)
     dataset = build_dataset(read_table(config, spec, base), config, spec, state_dir)
     outputs = runner.predict(dataset.part("train"))
-    return Predictions(release, dataset.rows, outputs, runner.runtime)
+    in_units = {t.name: _in_units(outputs[t.name], t) for t in release.outputs}
+    return Predictions(release, dataset.rows, in_units, runner.runtime)
+
+
+def _in_units(values: Array, output: TensorSpec) -> Array:
+    """Returns an output in the units of the data: the target's mean and std are undone."""
+    if not output.std:
+        return values
+    restored: Array = values * np.array(output.std) + np.array(output.mean)
+    return restored.astype(np.float32)
 
 
 def inputs_only(data: DataConfig, path: Path | None = None) -> DataConfig:
@@ -140,7 +159,7 @@ def write(predictions: Predictions, out: Path | None, *, as_json: bool = False) 
 
 def _write_csv(predictions: Predictions, file: TextIO) -> None:
     writer = None
-    for record in predictions.records():
+    for record in predictions.records(with_units=True):
         if writer is None:
             writer = csv.DictWriter(file, list(record), lineterminator="\n")
             writer.writeheader()
@@ -180,11 +199,14 @@ def _inputs(config: DataConfig, spec: ModelSpec, base: Path) -> DataConfig:
     return msgspec.structs.replace(config, inputs={only: InputSource(array="x")})
 
 
-def _numbers(name: str, values: Array) -> dict[str, float]:
-    if values.ndim == 0:
-        return {name: float(values)}
-    flat = values.reshape(-1)
-    return {f"{name}_{index}": float(value) for index, value in enumerate(flat)}
+def _titles(tensor: TensorSpec, *, with_units: bool) -> list[str]:
+    """Returns a name for each number of an output."""
+    count = prod(tensor.shape)
+    names = [tensor.name] if not tensor.shape else [f"{tensor.name}_{n}" for n in range(count)]
+    units = tensor.units * (count if len(tensor.units) == 1 else 1)
+    if not with_units or len(units) != count:
+        return names
+    return [f"{name} ({unit})" for name, unit in zip(names, units, strict=True)]
 
 
 def _short(value: Any) -> Any:

@@ -20,7 +20,7 @@ from weakref import WeakValueDictionary
 
 from edge_agent.config import AgentConfig
 from edge_agent.data.dataset import LocalDataset, load_dataset
-from edge_agent.data.targets import split_warnings
+from edge_agent.data.targets import target_findings
 from edge_agent.machine.device_state import model_key
 from edge_agent.machine.events import (
     Event,
@@ -231,8 +231,8 @@ class Worker:
             return PackageFailed(job.package, reason, str(error))
         self._model = (model, dataset)
         split = self._config.data.split
-        for line in split_warnings(dataset.arrays, model.content.spec, dataset.num_train, split):
-            log.warning("%s: %s", self._config.data.path, line, extra={"event": "split"})
+        for odd in target_findings(dataset.arrays, model.content.spec, dataset.num_train, split):
+            log.warning("%s: %s", self._config.data.path, odd, extra={"event": odd.kind})
         return PackageLoaded(
             job.package,
             model.content.spec.fingerprint,

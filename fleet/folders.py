@@ -18,6 +18,7 @@ import yaml
 
 from broker.link.settings import BrokerSettings
 from coordinator.config import CoordinatorConfig
+from edge_agent.data.config import DataConfig
 from fedge.errors import ConfigError
 from fedge.yaml_config import located
 from fleet.host import AGENT_FILE
@@ -25,6 +26,7 @@ from fleet.participants import Participants
 from fleet.report import REPORT_FILE
 from fleet.scenario import coordinator_config, fleet_changes, plugin_paths
 from models.package.package import ModelPackage
+from models.package.spec import TensorSpec
 
 COORDINATOR = "coordinator"
 COORDINATOR_FILE = "coordinator.yaml"
@@ -162,6 +164,7 @@ def write_agent(
             "inputs": {t.name: {"array": t.name} for t in participants.spec.inputs},
             **_targets(participants),
             "test_fraction": 1.0 if unseen else data.test_fraction,
+            "split": data.split,
             "normalise": data.normalise,
             "nan": data.nan,
             "max_rows": data.max_rows,
@@ -178,12 +181,16 @@ def _targets(participants: Participants) -> dict[str, Any]:
     """Returns the keys of an agent's `data` section for targets and row weights."""
     given = participants.scenario.data
     sources = {
-        target.name: {"array": target.name}
-        | ({"scale": source.scale} if (source := given.target_sources.get(target.name)) else {})
+        target.name: {"array": target.name} | _conversion(given, target)
         for target in participants.spec.targets
     }
     keys = sources if "target" in sources else {"targets": sources} if sources else {}
     return keys | ({"weight": {"array": "weight"}} if given.weight else {})
+
+
+def _conversion(given: DataConfig, target: TensorSpec) -> dict[str, float]:
+    source = given.target_sources.get(target.name)
+    return {} if source is None else {"scale": source.scale, "offset": source.offset}
 
 
 def broker_keys(settings: BrokerSettings) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -19,9 +20,13 @@ from fedge.console import printable
 from fleet.participants import Participants
 from fleet.report import ANSWER, federated_figure, verdicts
 from fleet.scenario import Scenario
+from models.package.spec import TensorSpec, bare_metric
+from models.package.units import amount_text
 
 #: Agents shown in the closing table.
 _TABLE_ROWS = 40
+#: Agents whose clients are told before the first round.
+_NAMED = 10
 
 
 class LiveWatcher:
@@ -84,6 +89,11 @@ class LiveWatcher:
                 *metrics,
                 *(f"unseen_{m}" for m in metrics if participants.unseen),
             ]
+        if participants.clients:
+            named = [f"{agent} is {client!r}" for agent, client in participants.clients.items()]
+            if len(named) > _NAMED:
+                named[_NAMED:] = [f"{len(named) - _NAMED} more in report.json"]
+            print_(_text(f"agents are numbered: {', '.join(named)}\n"))
         print_(self._heading())
         self._task = self._progress.add_task("rounds", total=self._rounds)
 
@@ -175,8 +185,11 @@ def print_result(
         f"{_text(report['runtime'])} · {report['broker']} broker\n",
         highlight=False,
     )
+    for name, found in final["in_units"].items():
+        line = f"{name}: {amount_text(found['value'], found['unit'])}"
+        console.print(_text(line), "", sep="\n", highlight=False)
     for name, matrix in final["matrices"].items():
-        lines = matrix_lines(name, matrix, report["classes"])
+        lines = matrix_lines(name, matrix, _classes(report, name))
         console.print("\n".join([*lines, ""]), highlight=False, markup=False)
     if report["baselines"]:
         console.print(_comparison_table(scenario, report))
@@ -187,6 +200,14 @@ def print_result(
         console.print(f"[green]✓[/green] {words}" if good else f"[red]✗ {words}[/red]")
         kept = kept and good
     return kept
+
+
+def _classes(report: dict[str, Any], metric: str) -> Sequence[str]:
+    """Returns the names of the classes that a matrix tells apart: of the first target, or its."""
+    targets = msgspec.convert(report["targets"], tuple[TensorSpec, ...])
+    output = bare_metric(metric).rpartition("_")[0]
+    named = next((t for t in targets if t.name == f"target_{output}"), None)
+    return named.classes if named else report["classes"]
 
 
 def _print_answer(console: Console, report: dict[str, Any]) -> None:

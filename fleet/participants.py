@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -12,10 +12,13 @@ import numpy as np
 from edge_agent.data.columns import StatisticsConfig
 from edge_agent.data.dataset import LocalDataset, WeightSource, build_dataset, read_table
 from edge_agent.data.table import Array, Index, Table
-from fedge.errors import ConfigError
-from fleet.partition import partition
+from fedge.errors import ConfigError, did_you_mean
+from fleet.partition import PartitionConfig, client_ids, client_values, partition
 from fleet.scenario import Scenario, agent_phases
 from models.package.spec import ModelSpec
+
+#: Agents that a message lists.
+_LISTED = 40
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +31,7 @@ class Participants:
         table: all rows.
         rows: indexes of each agent's rows, in the order of time.
         anomalies: `detection.label` of each row of the table; None without detection.
+        clients: with clients whose values make no ids, the value of each agent's client.
     """
 
     scenario: Scenario
@@ -35,6 +39,7 @@ class Participants:
     table: Table
     rows: Mapping[str, Index]
     anomalies: Array | None = None
+    clients: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def learners(self) -> list[str]:
@@ -96,8 +101,7 @@ def make_participants(
     rng = np.random.default_rng(int(scenario.federation.get("seed", 0)))
     config = scenario.partition
     if config.kind == "client":
-        by_client = msgspec.structs.replace(scenario.data, group=config.client)
-        client = read_table(by_client, spec, path.parent).group
+        client = _clients(scenario, path, spec)
     else:
         client = None
         if agents is not None:
@@ -107,13 +111,36 @@ def make_participants(
     refuse = scenario.refuse if agents is None else ()
     for key, names in (("unseen", scenario.unseen), ("refuse", refuse)):
         if missing := sorted(set(names) - set(rows)):
-            raise ConfigError(f"{path}: {key}: no agent {missing[0]!r}; agents: {', '.join(rows)}")
+            raise ConfigError(f"{path}: {key}: {_no_agent(missing[0], list(rows))}")
     if not set(rows) - set(scenario.unseen):
         raise ConfigError(
             f"{path}: unseen: names all {len(rows)} agents; leave at least one to train"
         )
     chosen = _choose(rows, scenario, agents, path)
-    return Participants(scenario, spec, table, chosen, _anomalies(scenario, path, spec))
+    anomalies = _anomalies(scenario, path, spec)
+    clients = {} if client is None else _renamed(config, client, chosen)
+    return Participants(scenario, spec, table, chosen, anomalies, clients)
+
+
+def _clients(scenario: Scenario, path: Path, spec: ModelSpec) -> Array | None:
+    """Returns the client of each row, in the words of the data file."""
+    by_client = msgspec.structs.replace(scenario.data, group=scenario.partition.client)
+    table = read_table(by_client, spec, path.parent)
+    if table.group is None or not table.group_names:
+        return table.group
+    return client_values(table.group_names, table.group)
+
+
+def _renamed(config: PartitionConfig, client: Array, agents: Iterable[str]) -> dict[str, str]:
+    """Returns the client of each agent whose id does not carry it."""
+    values = client_ids(config, client)
+    return {a: str(values[a]) for a in agents if a != f"{config.prefix}-{values[a]}"}
+
+
+def _no_agent(name: str, known: Sequence[str]) -> str:
+    rest = len(known) - _LISTED
+    listed = ", ".join(known[:_LISTED]) + (f" and {rest} more" if rest > 0 else "")
+    return f"no agent {name!r}; {did_you_mean(name, known)}agents: {listed}"
 
 
 def _anomalies(scenario: Scenario, path: Path, spec: ModelSpec) -> Array | None:

@@ -8,7 +8,7 @@ client's rows in the order of time, which the split into training and held-out r
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import isfinite
 from typing import Any, Literal
 
@@ -24,6 +24,10 @@ Kind = Literal["client", "iid", "shards", "dirichlet"]
 
 #: Leaves room for "-" and a number within the 64 characters of an agent id.
 _PREFIX = re.compile(r"[A-Za-z0-9_-]{1,40}")
+#: As `broker.protocol.messages.Id`.
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+#: A whole number, also as a spreadsheet or pandas writes one beside empty cells: `33.0`.
+_WHOLE = re.compile(r"(0|[1-9][0-9]{0,17})(?:\.0+)?")
 
 
 class PartitionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -34,7 +38,7 @@ class PartitionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
             each client has rows of a few labels; `dirichlet`: each client has its own mix of
             labels.
         client: for `client`; name of the array or column with the client of each row.
-        prefix: agent ids are `<prefix>-<number>`.
+        prefix: agent ids are `<prefix>-<number>`, or `<prefix>-<client>`.
         clients: number of clients. Required except for `client`, where the first ones (in ascending
             order) are kept and the rows of the others are left out.
         shards_per_client: for `shards`; fewer shards mean fewer labels per client.
@@ -158,8 +162,8 @@ def partition(
 ) -> dict[str, Index]:
     """Returns the rows of each agent, by agent id.
 
-    With `kind: client` and whole numbers as clients the id carries the client's own number
-    (`writer-2595`), otherwise the position (`agent-0`).
+    With `kind: client` the id carries the client's own number or name (`writer-2595`), see
+    `client_ids`; with other kinds the position (`agent-0`).
 
     Args:
         config: kind of partition and its settings.
@@ -201,17 +205,40 @@ PARTITIONERS: dict[str, Callable[[PartitionConfig, Array, np.random.Generator], 
 def _named_clients(config: PartitionConfig, client: Array | None) -> dict[str, Index]:
     if client is None:
         raise ConfigError("kind client needs an array with the client of each row")
-    values = np.unique(client)
-    if config.clients is not None and config.clients > len(values):
-        raise ConfigError(f"clients is {config.clients}, the data has {len(values)} clients")
-    numbered = client.dtype.kind in "iu" and (values >= 0).all()
-    names = values.tolist() if numbered else list(range(len(values)))
-    parts = by_client(client)
+    names = client_ids(config, client)
+    if config.clients is not None and config.clients > len(names):
+        raise ConfigError(f"clients is {config.clients}, the data has {len(names)} clients")
     chosen = slice(config.clients)
-    return {
-        f"{config.prefix}-{name}": rows
-        for name, rows in zip(names[chosen], parts[chosen], strict=True)
-    }
+    return dict(zip([*names][chosen], by_client(client)[chosen], strict=True))
+
+
+def client_ids(config: PartitionConfig, client: Array) -> dict[str, Any]:
+    """Returns the value of each client by its agent id, in ascending order of the values.
+
+    An id carries the value (`user-33`, `site-north`) when all values make ids, else the position.
+
+    Args:
+        config: with the prefix.
+        client: client of each row, shape (n,).
+    """
+    values = np.unique(client).tolist()
+    ids = [f"{config.prefix}-{value}" for value in values]
+    is_negative = any(isinstance(value, int | float) and value < 0 for value in values)
+    if is_negative or not all(map(_ID.fullmatch, ids)):
+        ids = [f"{config.prefix}-{number}" for number in range(len(values))]
+    return dict(zip(ids, values, strict=True))
+
+
+def client_values(names: Sequence[str], codes: Array) -> Array:
+    """Returns the client of each row from texts: as whole numbers, where all of them are.
+
+    Args:
+        names: text of each code, as a column of a .csv file has it.
+        codes: of each row, shape (n,).
+    """
+    whole = [_WHOLE.fullmatch(name) for name in names]
+    values: Array = np.array([m[1] for m in whole if m] if all(whole) else names)
+    return values.astype(np.int64)[codes] if all(whole) else values[codes]
 
 
 def _draw(mix: Array, left: Array, size: int, rng: np.random.Generator) -> Array:

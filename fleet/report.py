@@ -20,6 +20,7 @@ from fleet.participants import Participants
 from fleet.scenario import Scenario
 from learning.vector.parameters import F32
 from models.package.package import ModelPackage
+from models.package.units import metrics_in_units, target_units
 
 REPORT_FILE = "report.json"
 #: Key of the answer to a task that is neither `train` nor `statistics`.
@@ -96,6 +97,7 @@ def _report(ended: Ended, baselines: Baselines) -> dict[str, Any]:
     facts = {
         "agents": len(ended.participants.rows),
         "codec": name_of(ended.config.codec),
+        "clients": dict(ended.participants.clients),
         "runtime": ended.runtime,
         "broker": ended.broker,
         "reason": ended.reason,
@@ -118,7 +120,7 @@ def build_report(
         package: the model.
         records: of all rounds.
         baselines: measured in the same run.
-        facts: agents, codec, runtime, broker, seconds, reason.
+        facts: agents, codec, runtime, broker, seconds, reason, perhaps clients.
     """
     last = next((record for record in reversed(records) if record.status == "committed"), None)
     report = {
@@ -128,8 +130,10 @@ def build_report(
         "model": package.spec.name,
         "parameters": package.spec.size,
         "classes": list(package.spec.targets[0].classes) if package.spec.targets else [],
+        "targets": [msgspec.to_builtins(target) for target in package.spec.targets],
         "agents": facts["agents"],
         "unseen": list(scenario.unseen),
+        "clients": facts.get("clients", {}),
         "codec": facts["codec"],
         "runtime": facts["runtime"],
         "broker": facts["broker"],
@@ -138,6 +142,7 @@ def build_report(
         "final": {
             "loss": last.loss if last else None,
             "metrics": dict(last.metrics) if last else {},
+            "in_units": metrics_in_units(target_units(package.spec), last.metrics) if last else {},
             "matrices": dict(last.matrices) if last else {},
             "version": last.version if last else 0,
             "bytes_up": sum(record.bytes_up for record in records),

@@ -88,6 +88,7 @@ class Coordinator:
         keys: tuple[str, ...] = (),
     ) -> None:
         self.config = config
+        self.spec = package.spec
         self.topics = Topics(config.federation)
         self.roster = Roster()
         #: Messages that could not be decoded, since the start.

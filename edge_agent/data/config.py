@@ -40,17 +40,21 @@ class TargetSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         array: name of an array in an .npz file, shape (rows, *shape of the target).
         column: name of a column of a .csv file. Class targets may be class indices or names.
         scale: multiplies a float target (1.0e-5 turns USD into units of 100,000 USD).
+        offset: is added afterwards (-273.15 turns K into °C).
     """
 
     array: str | None = None
     column: str | None = None
     scale: float = 1.0
+    offset: float = 0.0
 
     def __post_init__(self) -> None:
         if (self.array is None) == (self.column is None):
             raise ValueError("give exactly one of array (for .npz) and column (for .csv)")
         if not isfinite(self.scale) or self.scale == 0:
             raise ValueError(f"scale must be a finite number other than 0, got {self.scale}")
+        if not isfinite(self.offset):
+            raise ValueError(f"offset must be a finite number, got {self.offset}")
 
 
 class WeightSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

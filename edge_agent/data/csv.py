@@ -168,7 +168,7 @@ def _names(tensor: TensorSpec, config: DataConfig, spec: ModelSpec) -> Sequence[
         source = config.inputs.get(tensor.name)
         return source.columns if source and source.columns is not None else tensor.features
     single = config.target_sources.get(tensor.name) if tensor in spec.targets else config.weight
-    return [single.column] if single and single.column else []
+    return [single.column] if single and single.column else tensor.features
 
 
 def _find(path: Path, name: str, header: Sequence[str]) -> int:

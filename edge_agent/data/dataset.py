@@ -55,7 +55,7 @@ class LocalDataset:
         train: indexes of the training rows, int64, ascending.
         test: indexes of the held-out rows, int64, ascending.
         rows: for each row its number in the data file, int64, shape (n,).
-        scales: what each scaled input was scaled by.
+        scales: what each scaled input or target was scaled by.
         absent: per input that may miss numbers the bits of those that are missing, uint8, shape
             (n, numbers a row / 8), as `np.packbits` makes them.
     """
@@ -128,9 +128,10 @@ def read_table(config: DataConfig, spec: ModelSpec, base: Path) -> Table:
                     f"{what}s: {', '.join(names) or 'none'}"
                 )
     for target in spec.targets:
-        scale = _target_scale(config, target)
-        if scale != 1 and target.dtype != "float32":
-            raise DataError(f"{path}: {target.name} scale {scale}: class targets cannot be scaled")
+        scale, offset = _conversion(config, target)
+        if (scale, offset) != (1, 0) and target.dtype != "float32":
+            what = f"scale {scale}" if scale != 1 else f"offset {offset}"
+            raise DataError(f"{path}: {target.name} {what}: class targets cannot be scaled")
     return _READERS[config.format](path, config, spec)
 
 
@@ -165,17 +166,21 @@ def build_dataset(
         _check_weight(table, usable)
     group = table.group[usable] if table.group is not None else np.zeros(len(usable), np.int64)
     classes = _classes_to_stratify(table, config, spec, usable)
-    train, test = split_rows(config.split, group, usable, config.test_fraction, classes)
+    # Numbers among this device's rows: the same from its own file and from that of a whole fleet.
+    numbers = np.flatnonzero(np.isin(taken, usable, assume_unique=True))
+    train, test = split_rows(config.split, group, numbers, config.test_fraction, classes)
     order = usable[np.concatenate((train, test))]
-    by_input = scales(config, spec, table, usable[train], state_dir)
+    by_column = scales(config, spec, table, usable[train], state_dir)
+    # Whatever `normalise` says of inputs: a target must mean the same on every device.
+    by_column |= {t.name: Scale(t.mean, t.std) for t in spec.targets if t.mean}
     arrays = {
-        t.name: _finished(table, t, order, _scaling(config, spec, t, by_input.get(t.name)))
+        t.name: _finished(table, t, order, _scaling(config, spec, t, by_column.get(t.name)))
         for t in tensors(config, spec)
     }
     absent = {t.name: _absent(table, t, order) for t in spec.inputs if t.missing is not None}
     indexes = _frozen(np.arange(len(order)))
     return LocalDataset(
-        arrays, indexes[: len(train)], indexes[len(train) :], _frozen(order), by_input, absent
+        arrays, indexes[: len(train)], indexes[len(train) :], _frozen(order), by_column, absent
     )
 
 
@@ -198,19 +203,25 @@ def _classes_to_stratify(
     return classes
 
 
-def _target_scale(config: DataConfig, target: TensorSpec) -> float:
+def _conversion(config: DataConfig, target: TensorSpec) -> tuple[float, float]:
+    """Returns scale and offset that turn a target of the file into the unit of the spec."""
     source = config.target_sources.get(target.name)
-    return source.scale if source else 1.0
+    return (source.scale, source.offset) if source else (1.0, 0.0)
 
 
 def _scaling(
     config: DataConfig, spec: ModelSpec, tensor: TensorSpec, scale: Scale | None
 ) -> Callable[[Array], Array] | None:
     """Returns the scaling of a column's numbers; None: no scaling."""
-    if tensor in spec.inputs:
+    factor, offset = _conversion(config, tensor) if tensor in spec.targets else (1.0, 0.0)
+    if (factor, offset) == (1, 0):
         return scale.apply if scale else None
-    factor = np.float64(_target_scale(config, tensor) if tensor in spec.targets else 1)
-    return None if factor == 1 else lambda block: block * factor
+
+    def convert(block: Array) -> Array:
+        converted = block * np.float64(factor) + offset
+        return scale.apply(converted) if scale else converted
+
+    return convert
 
 
 def _usable(table: Table, config: DataConfig, spec: ModelSpec, rows: Index) -> Index:

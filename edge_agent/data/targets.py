@@ -25,6 +25,8 @@ _FEW_ROWS = 10
 _FAR = 2.0
 #: Ratio of the standard deviations of both parts.
 _WIDER = 4.0
+#: A target that was scaled by its spec is of size 1; beyond these it is in another unit.
+_SMALL, _LARGE = 1 / 50, 50.0
 _SHOWN_CLASSES = 8
 
 #: What the splits that do not follow time may do to the figures.
@@ -32,6 +34,27 @@ LEAK = (
     "rows that are alike (windows that overlap, readings seconds apart) may be on both sides: "
     "the figures are then too good for new recordings"
 )
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something odd about a target of a device's rows.
+
+    Attributes:
+        kind: `split`: both parts are not alike; `unit`: it seems to be in another unit.
+        target: its name.
+        found: in words.
+        advice: what to do.
+    """
+
+    kind: str
+    target: str
+    found: str
+    advice: str
+
+    def __str__(self) -> str:
+        """Returns one line for people."""
+        return f"{self.target}: {self.found}: {self.advice}".replace("?: ", "? ")
 
 
 @dataclass(frozen=True)
@@ -103,10 +126,10 @@ def _classes(values: Array, target: TensorSpec, count: int) -> Array:
     return largest
 
 
-def split_warnings(
+def target_findings(
     arrays: Mapping[str, Array], spec: ModelSpec, learned: int, split: Split
-) -> Iterator[str]:
-    """Yields a line for each target whose held-out rows are not like those learned from.
+) -> Iterator[Finding]:
+    """Yields what is odd: targets in another unit, or not alike in both parts.
 
     Args:
         arrays: of a dataset, rows to learn from first.
@@ -115,20 +138,50 @@ def split_warnings(
         split: how the rows were held out.
     """
     measured = len(next(iter(arrays.values()))) - learned
-    if not learned or not measured:
-        return
     for target in spec.targets:
-        counts = class_counts(arrays, spec, target, learned)
-        if counts is None:
-            found = _spread_warning(arrays[target.name], learned)
-            remedy = "set data.split: random"
-        else:
-            found = _class_warning(counts)
-            remedy = "add the label's column to data.group, or set data.split: stratified"
-        if found and split == "time":
-            yield f"{target.name}: {found}: are the rows sorted by it? Then {remedy}"
-        elif found:
-            yield f"{target.name}: {found}: the figures of the rows held out say little"
+        if target.std and (found := _unit_finding(arrays[target.name], target)):
+            yield Finding("unit", target.name, found, "data.target.scale and offset convert it")
+        if learned and measured:
+            yield from _split_finding(arrays, spec, target, learned, split)
+
+
+def _split_finding(
+    arrays: Mapping[str, Array], spec: ModelSpec, target: TensorSpec, learned: int, split: Split
+) -> Iterator[Finding]:
+    counts = class_counts(arrays, spec, target, learned)
+    if counts is None:
+        found = _spread_warning(in_units(arrays[target.name], target), learned)
+        remedy = "set data.split: random"
+    else:
+        found = _class_warning(counts)
+        remedy = "add the label's column to data.group, or set data.split: stratified"
+    if found and split == "time":
+        yield Finding("split", target.name, found, f"are the rows sorted by it? Then {remedy}")
+    elif found:
+        advice = "the figures of the rows held out say little"
+        yield Finding("split", target.name, found, advice)
+
+
+def in_units(values: Array, target: TensorSpec) -> F64:
+    """Returns a target's numbers, as the model learns them, in the units of its spec."""
+    restored: F64 = values.astype(np.float64)
+    return restored * np.array(target.std) + np.array(target.mean) if target.std else restored
+
+
+def _unit_finding(values: Array, target: TensorSpec) -> str:
+    """Returns how far a scaled target is from what the model's mean and std make of it."""
+    if len(values) < _FEW_ROWS:
+        return ""
+    (means, stds), units = _moments(values), " or ".join(dict.fromkeys(target.units))
+    size = np.maximum(np.abs(means), stds)
+    if _SMALL < size.max() < _LARGE:
+        return ""
+    at = int(size.argmax())
+    raw = in_units(values, target).reshape(len(values), -1)[:, at]
+    return (
+        f"{raw.mean():.4g} ± {raw.std():.2g} in this file, {size[at]:.3g} of the model's standard "
+        f"deviations: is it in another unit than {units or 'the model'}?"
+    )
 
 
 def _class_warning(counts: ClassCounts) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 
 from edge_agent.data.dataset import LocalDataset
 from edge_agent.data.split import Split
-from edge_agent.data.targets import LEAK, class_counts, split_warnings
+from edge_agent.data.targets import LEAK, class_counts, in_units, target_findings
 from fedge.check_result import Check, ok, warning
 from models.package.spec import ModelSpec, TensorSpec
 
@@ -48,9 +48,8 @@ def data_checks(
         yield _input(tensor, dataset)
     for tensor in spec.targets:
         yield _target(tensor, spec, dataset)
-    for line in split_warnings(dataset.arrays, spec, dataset.num_train, split):
-        found, _, advice = line.partition(": are the rows")
-        yield warning("split", found, f"are the rows{advice}" if advice else "")
+    for odd in target_findings(dataset.arrays, spec, dataset.num_train, split):
+        yield warning(odd.kind, f"{odd.target}: {odd.found}", odd.advice)
     if split != "time":
         yield ok("split", f"{split}: {LEAK}")
 
@@ -89,8 +88,9 @@ def _target(tensor: TensorSpec, spec: ModelSpec, dataset: LocalDataset) -> Check
     values = dataset.arrays[tensor.name]
     counts = class_counts(dataset.arrays, spec, tensor, dataset.num_train)
     if counts is None:
-        found = f"{float(values.min()):.4g} to {float(values.max()):.4g}"
-        return ok(tensor.name, found, min=float(values.min()), max=float(values.max()))
+        raw = in_units(values, tensor)
+        low, high = float(raw.min()), float(raw.max())
+        return ok(tensor.name, f"{low:.4g} to {high:.4g}{_unit(tensor)}", min=low, max=high)
     by_name = dict(zip(counts.names, counts.total, strict=True))
     present = {name: n for name, n in by_name.items() if n}
     found = f"{len(present)} of {len(by_name)} classes: {_counted(present)}"
@@ -117,8 +117,8 @@ def part_lines(dataset: LocalDataset, spec: ModelSpec, split: Split) -> Iterator
         yield f"{name:8s} {rows:,} rows" + "".join(f"; {text}" for text in found if text)
     if split != "time":
         yield f"split    {split}: {LEAK}"
-    for line in split_warnings(dataset.arrays, spec, dataset.num_train, split):
-        yield f"warning  {line}"
+    for odd in target_findings(dataset.arrays, spec, dataset.num_train, split):
+        yield f"warning  {odd}"
 
 
 def _told(tensor: TensorSpec, spec: ModelSpec, dataset: LocalDataset, part: slice) -> str:
@@ -130,8 +130,14 @@ def _told(tensor: TensorSpec, spec: ModelSpec, dataset: LocalDataset, part: slic
         return f"{tensor.name}: {_counted(present)}"
     if values[0].size > 1:
         return ""
-    flat = values.astype(np.float64)
-    return f"{tensor.name}: {flat.mean():.4g} ± {flat.std():.2g}"
+    flat = in_units(values, tensor)
+    name = tensor.features[0] if tensor.features else tensor.name
+    return f"{name}: {flat.mean():.4g} ± {flat.std():.2g}{_unit(tensor)}"
+
+
+def _unit(tensor: TensorSpec) -> str:
+    """Returns the unit of a target after its number, where all of it has one."""
+    return f" ({tensor.units[0]})" if len(set(tensor.units)) == 1 else ""
 
 
 def _counted(classes: Mapping[str, int]) -> str:

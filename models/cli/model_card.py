@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from models.package.spec import TensorSpec
+from models.package.units import metric_text, output_units
 from models.runtime.inference import Release
 
 
 def model_card(release: Release) -> str:
     """Returns the model card in Markdown."""
     lines = [f"# {release.name}", ""]
+    units = output_units(release.outputs)
     where = f"federation `{release.federation}`" if release.federation else "not stated"
     version = "" if release.version is None else f", version {release.version} of its weights"
     if release.trained_at:
@@ -40,7 +42,8 @@ def model_card(release: Release) -> str:
     lines += ["| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in facts if text), ""]
     if release.federation_metrics:
         lines += ["## Measured by the agents, on rows that they held out", "", "| | |", "|---|---|"]
-        lines += [f"| {name} | {value:.4f} |" for name, value in release.federation_metrics.items()]
+        figures = release.federation_metrics.items()
+        lines += [f"| {name} | {metric_text(units, name, value)} |" for name, value in figures]
         lines.append("")
     lines += _figures(release)
     lines += [
@@ -51,14 +54,15 @@ def model_card(release: Release) -> str:
     ]
     for kind, tensors in (("input", release.inputs), ("output", release.outputs)):
         for tensor in tensors:
+            what = _what(tensor, is_output=kind == "output")
             shape = " x ".join(map(str, tensor.shape)) or "one number"
-            lines.append(f"| {kind} `{tensor.name}` | {shape} | {tensor.dtype} | {_what(tensor)} |")
+            lines.append(f"| {kind} `{tensor.name}` | {shape} | {tensor.dtype} | {what} |")
     lines.append("")
     if release.classes:
         lines += ["Classes, in order: " + ", ".join(release.classes) + ".", ""]
     lines += [
-        "Inputs are scaled by mean and std before they go in (`fedge agent predict` does it, from "
-        "the `.json` beside the file).",
+        "Inputs are scaled by mean and std before they go in, outputs turned back by theirs "
+        "(`fedge agent predict` does both, from the `.json` beside the file).",
         "",
     ]
     return "\n".join(lines)
@@ -73,10 +77,11 @@ def _figures(release: Release) -> list[str]:
         "| | float32 program | this file |",
         "|---|---|---|",
     ]
+    units = output_units(release.outputs)
     for name, value in release.metrics.items():
-        lines.append(
-            f"| {name} | {value:.4f} | {release.released_metrics.get(name, float('nan')):.4f} |"
-        )
+        released = release.released_metrics.get(name, float("nan"))
+        both = (metric_text(units, name, each) for each in (value, released))
+        lines.append(f"| {name} | {' | '.join(both)} |")
     if release.agreement is not None:
         text = (
             f"Both choose the same class for {release.agreement:.1%} of the rows."
@@ -102,14 +107,23 @@ def _matrix(name: str, matrix: list[list[float]], classes: tuple[str, ...]) -> l
     return lines
 
 
-def _what(tensor: TensorSpec) -> str:
+def _scale(tensor: TensorSpec) -> str:
+    mean, std = (", ".join(f"{n:g}" for n in given) for given in (tensor.mean, tensor.std))
+    return f"mean {mean}, std {std}"
+
+
+def _what(tensor: TensorSpec, *, is_output: bool) -> str:
     names = list(tensor.features)
     units = list(tensor.units) * (len(names) if len(tensor.units) == 1 else 1)
     if names and len(names) == len(units):
         names = [f"{name} ({unit})" for name, unit in zip(names, units, strict=True)]
     parts = [", ".join(names[:24]) + (" …" if len(names) > 24 else "")] if names else []
+    if not names and units:
+        parts.append(", ".join(dict.fromkeys(units)))
     if tensor.missing is not None:
         parts.append("missing values allowed")
+    if is_output and tensor.std:
+        parts.append("the file gives (value - mean) / std, " + _scale(tensor))
     return "; ".join(parts)
 
 

@@ -19,8 +19,9 @@ from models.cli.model_card import model_card
 from models.cli.output import check_file, output_errors
 from models.cli.user_code import find_function, parse_reference, user_code_errors
 from models.package.package import ModelPackage, load_package, read_vector
-from models.package.spec import ModelSpec
+from models.package.spec import ModelSpec, TensorSpec
 from models.package.stored_versions import STORE_FILE, StoredVersion, read_version
+from models.package.units import metric_text, output_units
 from models.runtime.central_rows import has_targets, read_rows
 from models.runtime.inference import Release
 from models.zoo import load_zoo, open_model, zoo_names
@@ -222,12 +223,15 @@ def _builder(reference: str | None) -> Callable[[], Any] | None:
 def _lines(path: Path, release: dict[str, Any]) -> list[str]:
     lines = [f"{path}: {release['name']}, {release['numbers']}, {release['bytes']:,} bytes"]
     figures = release.get("metrics", {})
+    units = output_units(msgspec.convert(release["outputs"], tuple[TensorSpec, ...]))
     if figures:
         lines.append(f"measured on {release['rows']:,} rows  float32   this file")
         for name, value in figures.items():
             other = release["released_metrics"].get(name)
             text = "-" if other is None else f"{other:9.4f}"
-            lines.append(f"  {name:<24} {value:9.4f} {text}")
+            shown = metric_text(units, name, value if other is None else other)
+            _, _, unit = shown.partition(" ")
+            lines.append(f"  {name:<24} {value:9.4f} {text} {unit}".rstrip())
         if release.get("agreement") is not None:
             kind = "same class" if release.get("classifies") else "relative difference"
             lines.append(f"  {kind:<24} {release['agreement']:19.4f}")

@@ -17,7 +17,7 @@ import numpy as np
 
 from fedge.errors import ExportError
 from models.export.backend import keras
-from models.export.inputs import input_specs
+from models.export.inputs import input_specs, target_specs
 from models.export.layers.randomness import random_function
 from models.export.layers.supported import check_layers, leaf_layers
 from models.export.lowering import lower
@@ -45,6 +45,7 @@ def export_model(
     batch_size: int | Sequence[int] = 32,
     inputs: Sequence[TensorSpec] = (),
     classes: Sequence[str] = (),
+    targets: Sequence[TensorSpec] = (),
     metrics: Sequence[str] = (),
     class_weight: Mapping[int, float] | None = None,
     loss: Triplet | Contrastive | None = None,
@@ -70,6 +71,9 @@ def export_model(
             units, mean, std and the substitute for missing values. Shapes and dtypes must
             agree with the model. Without them, names are those of `keras.Input(name=...)`.
         classes: names of the classes, for classification.
+        targets: one `TensorSpec` per target, in the outputs' order, to add what Keras lacks:
+            features (what is estimated), units, and the mean and std by which the data become
+            what the model learns. Shapes and dtypes must agree with the loss.
         metrics: names of additional metrics of the first output; also "confusion", which Keras
             lacks.
         class_weight: weight of a row of each class in the loss; 1 for classes not named.
@@ -103,7 +107,7 @@ def export_model(
             name=name,
             source=source,
             inputs=tensors,
-            targets=objective.targets,
+            targets=tuple(target_specs(objective.targets, targets)),
             outputs=objective.outputs,
             loss=objective.name,
             metrics=objective.metrics,

@@ -1,4 +1,4 @@
-"""Input specs of a model: Keras's or the user's, under names that a program can use."""
+"""Specs of inputs and targets: Keras's or the user's, under names that a program can use."""
 
 from __future__ import annotations
 
@@ -96,3 +96,18 @@ def _free_name(name: str, taken: Set[str]) -> str:
         number += 1
         found = f"{name}_input_{number}"
     return found
+
+
+def target_specs(found: Sequence[TensorSpec], given: Sequence[TensorSpec]) -> Iterator[TensorSpec]:
+    """Returns the model's targets, with what those of `given` say beyond name and classes."""
+    if given and len(given) != len(found):
+        raise ExportError(f"{len(given)} target specs for a model of {len(found)} targets")
+    for target, described in zip(found, given or found, strict=True):
+        if (described.shape, described.dtype) != (target.shape, target.dtype):
+            raise ExportError(
+                f"target spec {described.name!r} is {described.dtype} {described.shape}, "
+                f"the loss takes {target.dtype} {target.shape}"
+            )
+        yield msgspec.structs.replace(
+            described, name=target.name, classes=described.classes or target.classes
+        )

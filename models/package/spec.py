@@ -30,6 +30,17 @@ MAX_BATCH_SIZES = 4
 _MAX_SPEC_BYTES = 1 << 20
 
 
+#: Before the names of metrics in reports: of agents that only measure, of the coordinator's rows.
+_METRIC_PREFIXES = ("unseen_", "central_")
+
+
+def bare_metric(name: str) -> str:
+    """Returns the name of a metric in its spec: `mae` for `unseen_mae`."""
+    for prefix in _METRIC_PREFIXES:
+        name = name.removeprefix(prefix)
+    return name
+
+
 class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One input, target or output, described per row, without the batch axis.
 
@@ -40,7 +51,8 @@ class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
         features: a name for each element of the last axis (or for the only number); or for every
             number of a row, in row-major order, as in the columns of a .csv file.
         units: the unit of each feature, or one for all.
-        mean: subtracted from each feature of the raw data, when given.
+        mean: subtracted from each feature of the raw data, when given. Of a target: what the model
+            learns is (raw - mean) / std, and predictions are turned back.
         std: divides each feature after the mean was subtracted, when given.
         classes: names of the classes, for an int32 target.
         missing: for a float32 input: the number that replaces NaN in the data, after mean and std;
@@ -70,6 +82,8 @@ class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
         self._check_lengths()
         if not all(map(isfinite, (*self.mean, *self.std))) or any(s <= 0 for s in self.std):
             raise ValueError(f"tensor {self.name!r}: means must be finite, stds finite and above 0")
+        if not all(self.units):
+            raise ValueError(f"tensor {self.name!r}: a unit is empty; '1' stands for none")
         if len(set(self.classes)) != len(self.classes):
             raise ValueError(f"tensor {self.name!r}: class names must differ: {self.classes}")
         if self.missing is not None and not (self.dtype == "float32" and isfinite(self.missing)):
@@ -141,8 +155,11 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tr
             raise ValueError("a spec needs at least one input and one output")
         self._check_names()
         self._check_classes()
-        if any(target.mean or target.missing is not None for target in self.targets):
-            raise ValueError("targets have no mean, std or missing: scale them in the data section")
+        for target in self.targets:
+            if target.missing is not None or (target.mean and target.dtype != "float32"):
+                raise ValueError(
+                    f"{target.name}: targets have no missing, and classes neither mean nor std"
+                )
         for size in self.batch_sizes:
             if not 1 <= size <= 65_536:
                 raise ValueError(f"batch_size {size} is outside 1 to 65,536")
@@ -199,6 +216,13 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tr
         if tensor.classes and (tensor.dtype == "int32" or tensor.shape == (len(tensor.classes),)):
             return tensor.classes
         return tuple(map(str, range(self.class_count(tensor))))
+
+    def metric_classes(self, metric: str) -> tuple[str, ...]:
+        """Returns the classes that a metric tells apart (`confusion`, `unseen_kind_confusion`)."""
+        output = bare_metric(metric).rpartition("_")[0]
+        wanted = f"target_{output}" if len(self.targets) > 1 else "target"
+        found = next((target for target in self.targets if target.name == wanted), None)
+        return () if found is None else self.class_names(found)
 
     def _output_shape(self, target: TensorSpec) -> tuple[int, ...]:
         """Returns the shape that a target is compared with; () for several embeddings."""

@@ -20,6 +20,7 @@ def export_record(record: ZooModel) -> ModelPackage:
         batch_size=record.batch_size,
         inputs=record.inputs,
         classes=record.classes,
+        targets=record.targets,
         metrics=record.metrics,
         class_weight=record.class_weight,
         reconstruct=record.reconstruct,

@@ -22,6 +22,7 @@ _HOUSEHOLD = TensorSpec(
     mean=(3.69958837, 5.30921159),
     std=(1.57397993, 2.0757893),
 )
+_VALUE = TensorSpec("target", units=("100,000 USD",))
 
 
 def build() -> Any:
@@ -44,6 +45,7 @@ MODEL = ZooModel(
     source="linear regression; task: Pace and Barry 1997, Sparse Spatial Autoregressions",
     build=build,
     inputs=(_HOUSEHOLD,),
+    targets=(_VALUE,),
     # The program is a few multiplications: the overhead of a call dominates.
     batch_size=256,
 )

@@ -32,6 +32,7 @@ _WINDOW = TensorSpec(
         *(0.6793, 0.06878, 18.77, 0.03434, 1.444, 0.1676, 0.1006),
     ),
 )
+_LEFT = TensorSpec("target", units=("cycles",))
 
 
 def build() -> Any:
@@ -62,6 +63,7 @@ MODEL = ZooModel(
     source="dense network on means; task: Saxena et al. 2008 (PHM), capped as in Heimes 2008 (PHM)",
     build=build,
     inputs=(_WINDOW,),
+    targets=(_LEFT,),
     metrics=("rmse",),
 )
 

@@ -21,6 +21,7 @@ class ZooModel:
             initial weights every time.
         inputs: input specs with what Keras lacks: features, units, mean, std.
         classes: names of the classes, for classification.
+        targets: target specs with what Keras lacks: names, units.
         batch_size: rows of one program call.
         metrics: names of metrics in addition to the compiled ones.
         class_weight: weight of a row of each class in the loss.
@@ -33,6 +34,7 @@ class ZooModel:
     build: Callable[[], Any]
     inputs: tuple[TensorSpec, ...]
     classes: tuple[str, ...] = ()
+    targets: tuple[TensorSpec, ...] = ()
     batch_size: int = 32
     metrics: tuple[str, ...] = ()
     class_weight: Mapping[int, float] = field(default_factory=dict)

@@ -21,6 +21,7 @@ _RECENT = TensorSpec(
     # Scaled by each sensor's own past: speeds and occupancies have no common unit.
     units=("standard deviations", "1", "1"),
 )
+_NEXT = TensorSpec("target", units=("standard deviations",))
 
 
 def build() -> Any:
@@ -45,6 +46,7 @@ MODEL = ZooModel(
     source="GRU of Cho et al. 2014, arXiv 1406.1078; data: Lavin and Ahmad 2015, arXiv 1510.03336",
     build=build,
     inputs=(_RECENT,),
+    targets=(_NEXT,),
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -466,3 +467,28 @@ def test_models_with_frozen_parts_personal_parts_and_embeddings_are_released() -
     expected = Program(parts.program, parts.spec, frozen=parts.frozen).predict(parts.initial, given)
     runner = InferenceModel(made.tflite, parts.spec.inputs, parts.spec.outputs, 1)
     assert runner.predict(given)["prediction"] == pytest.approx(expected["prediction"], abs=1e-5)
+
+
+def test_a_regression_predicts_in_the_unit_of_its_target(tmp_path: Path) -> None:
+    model = keras.Sequential(
+        [keras.Input((1,), name="x"), layers.Dense(1, kernel_initializer="ones", name="room")]
+    )
+    model.compile(loss="mean_squared_error", metrics=["mae"])
+    room = TensorSpec("target", (), units=("°C",), mean=(20.0,), std=(4.0,))
+    package = export_model(model, name="rooms", targets=[room])
+    assert package.spec.targets[0] == room
+    with pytest.raises(ExportError, match=r"target spec 'target' is float32 \(2,\), the loss"):
+        export_model(model, name="rooms", targets=[TensorSpec("target", (2,))])
+    package.save(tmp_path / "rooms")
+    np.savez(tmp_path / "rows.npz", x=np.array([[-1.0], [0.5]]), target=np.array([16.0, 24.0]))
+    out = tmp_path / "rooms.tflite"
+    files = ["--data", str(tmp_path / "rows.npz"), "--out", str(out)]
+    made = CliRunner().invoke(cli, ["release", str(tmp_path / "rooms"), *files])
+    assert made.exit_code == 0, made.stderr
+    # Errors of 0 and .5 of the model's own: a mean of .25, 1 °C.
+    assert re.search(r"mae +0.2500 +0.2500 \(1 °C\)", made.output)
+    options = ["predict", "--model", str(out), "--data", str(tmp_path / "rows.npz")]
+    done = CliRunner().invoke(agent_cli, options)
+    assert done.output.splitlines() == ["row,prediction (°C)", "0,16", "1,22"]
+    rows = CliRunner().invoke(agent_cli, [*options, "--json"]).output.splitlines()
+    assert json.loads(rows[1]) == {"row": 1, "prediction": 22.0}

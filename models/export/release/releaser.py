@@ -21,6 +21,7 @@ from models.export.release.conversion import Numbers, convert
 from models.export.release.measuring import compared_metrics, program_seconds
 from models.package.package import ModelPackage
 from models.package.spec import ModelSpec
+from models.package.units import with_units
 from models.runtime.inference import InferenceModel, Release
 from models.runtime.program import Program
 from models.runtime.rows import Array, Rows
@@ -142,7 +143,7 @@ def _described(spec: ModelSpec, objective: Objective, origin: Origin) -> dict[st
     return {
         "name": spec.name,
         "inputs": spec.inputs,
-        "outputs": objective.outputs,
+        "outputs": with_units(objective.outputs, spec),
         "loss": spec.loss,
         "classes": spec.targets[0].classes if spec.targets else (),
         "threshold": objective.threshold,

@@ -17,6 +17,7 @@ from fleet.partition import (
     Index,
     PartitionConfig,
     by_client,
+    client_values,
     dirichlet,
     iid,
     label_shards,
@@ -140,6 +141,25 @@ def test_clients_that_make_no_agent_id_are_numbered(client: np.ndarray[Any, Any]
     assert {key: rows.tolist() for key, rows in parts.items()} == {
         "agent-0": [1], "agent-1": [0, 2],
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("names", "ids"),
+    [
+        (["33", "7", "36"], {"user-33": [0, 3], "user-7": [1], "user-36": [2]}),
+        (["33.0", "7.0", "36.00"], {"user-33": [0, 3], "user-7": [1], "user-36": [2]}),
+        (["north", "A_1", "x-2"], {"user-north": [0, 3], "user-A_1": [1], "user-x-2": [2]}),
+        (["007", "7", "08"], {"user-007": [0, 3], "user-7": [1], "user-08": [2]}),
+    ],
+)
+def test_clients_of_a_text_column_keep_their_value(
+    names: list[str], ids: dict[str, list[int]]
+) -> None:
+    client = client_values(names, np.array([0, 1, 2, 0]))
+    parts = partition(config(kind="client", prefix="user"), None, client, np.random.default_rng())
+    assert {key: rows.tolist() for key, rows in parts.items()} == ids
+    numbers = [int(name.partition("-")[2]) for name in parts] if names[0] == "33" else []
+    assert numbers == sorted(numbers)
 
 
 def test_a_number_of_clients_takes_the_first_of_them() -> None:

@@ -86,7 +86,7 @@ def test_features_may_name_each_number_of_a_row_with_one_unit() -> None:
         ({"metrics": (MetricSpec("sensors"),)}, "must differ"),
         ({"metrics": (MetricSpec("loss"),)}, "must differ"),
         ({"targets": (TensorSpec("label"),)}, r"must be named \['target'\], not \['label'\]"),
-        ({"targets": (TensorSpec("target", mean=(0.0,), std=(1.0,)),)}, "targets have no mean"),
+        ({"targets": (TensorSpec("target", missing=0.0),)}, "targets have no missing"),
         ({"name": "../../evil"}, "model name '../../evil' must be 1 to 64 of the characters"),
         *(({"name": name}, "model name") for name in ("", "na me", "a\n", "..", "-x", "x" * 65)),
         (

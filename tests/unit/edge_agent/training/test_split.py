@@ -10,7 +10,7 @@ import pytest
 
 from edge_agent.data.dataset import LocalDataset, load_dataset
 from edge_agent.data.split import joined_codes, split_rows
-from edge_agent.data.targets import class_counts, row_classes, split_warnings
+from edge_agent.data.targets import class_counts, row_classes, target_findings
 from edge_agent.doctor.data_checks import part_lines
 from models.package.spec import TensorSpec
 from tests.unit.edge_agent.training.dataset_files import (
@@ -39,7 +39,8 @@ def activities(base: Path, **keys: Any) -> LocalDataset:
 
 
 def warnings(data: LocalDataset, **keys: Any) -> list[str]:
-    return [*split_warnings(data.arrays, SPEC, data.num_train, keys.get("split", "time"))]
+    split = keys.get("split", "time")
+    return [str(odd) for odd in target_findings(data.arrays, SPEC, data.num_train, split)]
 
 
 def counts(data: LocalDataset) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -166,29 +167,31 @@ def test_one_hot_targets_have_classes_too() -> None:
 
 def test_a_class_never_held_out_is_named_when_rows_of_it_were_due() -> None:
     labels = np.array([0] * 80 + [1] * 80 + [0] * 40, np.int32)
-    (line,) = split_warnings({"target": labels}, make_spec(target=CLASSES), 160, "time")
-    assert line.startswith("target: class walk is learned and never held out: are the rows sorted")
+    (odd,) = target_findings({"target": labels}, make_spec(target=CLASSES), 160, "time")
+    assert str(odd).startswith(
+        "target: class walk is learned and never held out: are the rows sorted"
+    )
     rare = np.array([1] * 2 + [0] * 158 + [0] * 40, np.int32)
-    assert [*split_warnings({"target": rare}, make_spec(target=CLASSES), 160, "time")] == []
+    assert [*target_findings({"target": rare}, make_spec(target=CLASSES), 160, "time")] == []
 
 
 def test_other_shares_of_the_same_classes_are_named() -> None:
     labels = np.array([0] * 90 + [1] * 10 + [0] * 4 + [1] * 36, np.int32)
-    (line,) = split_warnings({"target": labels}, make_spec(target=CLASSES), 100, "time")
-    assert "class rest is 90% of the rows to learn from and 10% of those held out" in line
+    (odd,) = target_findings({"target": labels}, make_spec(target=CLASSES), 100, "time")
+    assert "class rest is 90% of the rows to learn from and 10% of those held out" in str(odd)
 
 
 def test_targets_sorted_by_size_are_named_and_others_are_not() -> None:
     rising = np.arange(100, dtype=np.float32)
-    (line,) = split_warnings({"target": rising}, make_spec(), 60, "time")
+    (odd,) = target_findings({"target": rising}, make_spec(), 60, "time")
     # 0..59: mean 29.5, std 17.3; 60..99: mean 79.5, std 11.5
-    assert "29.5 ± 17 in the rows to learn from, 79.5 ± 12 in those held out" in line
-    assert "data.split: random" in line
+    assert "29.5 ± 17 in the rows to learn from, 79.5 ± 12 in those held out" in str(odd)
+    assert "data.split: random" in str(odd)
     mixed = np.random.default_rng(0).permutation(rising)
-    assert [*split_warnings({"target": mixed}, make_spec(), 80, "time")] == []
+    assert [*target_findings({"target": mixed}, make_spec(), 80, "time")] == []
 
 
 def test_without_rows_on_either_side_there_is_nothing_to_compare() -> None:
     labels = np.array([0, 1], np.int32)
     for learned in (0, 2):
-        assert [*split_warnings({"target": labels}, SPEC, learned, "time")] == []
+        assert [*target_findings({"target": labels}, SPEC, learned, "time")] == []

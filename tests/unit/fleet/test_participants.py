@@ -1,0 +1,105 @@
+"""Participants: whose rows an agent has, and who only measures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import yaml
+
+from edge_agent.config import AgentConfig
+from edge_agent.data.dataset import load_dataset
+from fedge.errors import ConfigError
+from fedge.yaml_config import load_config
+from fleet import folders
+from fleet.participants import Participants, make_participants
+from fleet.scenario import load_scenario
+from models.package.spec import ModelSpec, TensorSpec
+from models.zoo import load_zoo
+
+SPEC = load_zoo("house_price").spec
+
+
+def participants(
+    folder: Path, clients: list[str], spec: ModelSpec = SPEC, **changes: Any
+) -> Participants:
+    """Six rows of each client in turn; b counts all rows of the file."""
+    lines = [
+        f"{who},0.{row},{6 * n + row},{row}" for n, who in enumerate(clients) for row in range(6)
+    ]
+    (folder / "rows.csv").write_text("\n".join(["user,a,b,label", *lines, ""]))
+    document: dict[str, Any] = {
+        "name": "s",
+        "description": "d",
+        "licence": "made up",
+        "data": {
+            "path": "rows.csv",
+            "inputs": {"features": {"columns": ["a", "b"]}},
+            "target": {"column": "label", "scale": 2, "offset": 1},
+            "normalise": "none",
+            **changes.pop("data", {}),
+        },
+        "partition": {"kind": "client", "client": "user", "prefix": "user"},
+        "federation": {"model": "house_price"},
+        **changes,
+    }
+    (folder / "s.yaml").write_text(yaml.safe_dump(document))
+    return make_participants(load_scenario(folder / "s.yaml"), folder / "s.yaml", spec, None)
+
+
+def test_a_client_of_a_csv_file_keeps_its_number_and_unseen_picks_that_person(
+    tmp_path: Path,
+) -> None:
+    found = participants(tmp_path, ["33", "7", "36"], unseen=["user-33"])
+    assert set(found.rows) == {"user-33", "user-7", "user-36"}
+    assert (found.unseen, found.learners) == (["user-33"], ["user-7", "user-36"])
+    data = found.dataset("user-33")
+    assert (data.num_train, data.num_test) == (0, 6)
+    assert data.arrays["features"][:, 1].tolist() == [0, 1, 2, 3, 4, 5]
+    assert found.clients == {}
+
+
+def test_an_unknown_unseen_agent_is_an_error_that_lists_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        participants(tmp_path, ["33", "7", "36"], unseen=["user-31"])
+    line = str(caught.value)
+    assert (
+        "unseen: no agent 'user-31'; did you mean user-36? agents: user-7, user-33, user-36" in line
+    )
+
+
+def test_clients_that_make_no_ids_are_numbered_and_the_mapping_is_known(tmp_path: Path) -> None:
+    found = participants(tmp_path, ["Pump 3 (north)", "Pump 1"])
+    assert found.clients == {"user-0": "Pump 1", "user-1": "Pump 3 (north)"}
+    assert found.dataset("user-1").arrays["features"][0, 1] == 0
+
+
+@pytest.mark.parametrize("split", ["time", "random"])
+def test_an_agent_s_own_file_is_split_and_scaled_as_the_whole_file_is(
+    tmp_path: Path, split: str
+) -> None:
+    found = participants(tmp_path, ["33", "7"], data={"split": split, "test_fraction": 0.5})
+    folders.write_agent(tmp_path / "a", "user-7", found, "s", {})
+    config = load_config(tmp_path / "a" / "agent.yaml", AgentConfig)
+    own, whole = load_dataset(config.data, SPEC, tmp_path / "a"), found.dataset("user-7")
+    for name in ("features", "target"):
+        assert own.arrays[name].tolist() == whole.arrays[name].tolist()
+    assert sorted(own.arrays["target"].tolist()) == [1, 3, 5, 7, 9, 11]
+    assert (own.num_train, own.num_test) == (3, 3)
+
+
+def test_an_agent_s_own_file_is_stratified_as_the_whole_file_is(tmp_path: Path) -> None:
+    kinds = TensorSpec("target", (), "int32")
+    spec = msgspec.structs.replace(
+        SPEC, targets=(kinds,), outputs=(TensorSpec("prediction", (6,)),)
+    )
+    data = {"split": "stratified", "target": {"column": "label"}, "test_fraction": 0.5}
+    found = participants(tmp_path, ["33", "7", "33"], spec, data=data)
+    folders.write_agent(tmp_path / "a", "user-33", found, "s", {})
+    config = load_config(tmp_path / "a" / "agent.yaml", AgentConfig)
+    own, whole = load_dataset(config.data, spec, tmp_path / "a"), found.dataset("user-33")
+    assert own.arrays["features"].tolist() == whole.arrays["features"].tolist()
+    assert np.sort(own.arrays["target"][own.num_train :]).tolist() == [0, 1, 2, 3, 4, 5]
