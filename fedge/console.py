@@ -18,6 +18,7 @@ from typing import Any
 import click
 
 from fedge.errors import ConfigError, FederationError
+from fedge.limits import RepeatFilter
 
 #: Exit code after Ctrl-C (128 + SIGINT).
 _INTERRUPTED = 130
@@ -80,6 +81,7 @@ class JournalFormatter(LineFormatter):
 def _configure_logging(verbose: bool, journal: bool) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JournalFormatter() if journal else LineFormatter(_FORMAT))
+    handler.addFilter(RepeatFilter())
     logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler])
 
 

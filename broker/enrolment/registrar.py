@@ -23,6 +23,7 @@ from broker.service.events import (
     Subscribe,
 )
 from fedge.errors import WireError
+from fedge.limits import TokenBucket
 
 #: Rate and burst of all sessions' requests: signing takes 2 ms, and a fleet of a thousand devices
 #: enrols within minutes.
@@ -31,24 +32,6 @@ PER_SECOND, AT_ONCE = 20.0, 60.0
 _LINES_PER_SECOND, _LINES_AT_ONCE = 0.2, 20.0
 _SESSIONS = 1000
 _ANSWER_EXPIRY_S = 120
-
-
-class TokenBucket:
-    """Token bucket: limits a rate, and allows bursts."""
-
-    def __init__(self, per_second: float, burst: float) -> None:
-        self._per_second, self._burst = per_second, burst
-        self._level, self._at_s = burst, 0.0
-
-    def take(self, now_s: float) -> bool:
-        """Returns whether one more is allowed, and counts it."""
-        gained = max(0.0, now_s - self._at_s) * self._per_second
-        self._level = min(self._burst, self._level + gained)
-        self._at_s = now_s
-        if self._level < 1:
-            return False
-        self._level -= 1
-        return True
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,14 @@ Everything here runs on the network thread.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from typing import Protocol
 
 from paho.mqtt import client as paho
 
 from broker.link.link import QOS, LinkEvent, Received, publish_packet_bytes
 from broker.link.paho_client import Driver
+from fedge.limits import is_power_of_two
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +55,7 @@ class Inbox:
         self._is_up = False
         self._connection = 0  # counts connections, so that old acknowledgements are recognized
         self._unacknowledged = 0  # messages of the present connection
+        self._refusals: Counter[str] = Counter()  # since the start, by reason
 
     @property
     def is_full(self) -> bool:
@@ -113,12 +116,15 @@ class Inbox:
             self._early.append(received)
 
     def _refuse(self, message: paho.MQTTMessage, why: str) -> None:
-        log.error(
-            "message of %d bytes on %s refused: %s",
-            len(message.payload),
-            message.topic,
-            why,
-            extra={"event": "message_refused", "topic": message.topic},
-        )
+        self._refusals[why] += 1
+        if is_power_of_two(count := self._refusals[why]):  # this thread has no time for a flood
+            log.error(
+                "message of %d bytes on %s refused: %s%s",
+                len(message.payload),
+                message.topic[:200],
+                why,
+                f" ({count} such messages so far)" if count > 1 else "",
+                extra={"event": "message_refused", "topic": message.topic},
+            )
         if message.qos:
             self._driver.client.ack(message.mid, QOS)

@@ -13,8 +13,65 @@ from paho.mqtt import client as paho
 from broker.link.settings import HTTP_PORT, HTTPS_PORT, BrokerSettings
 from broker.link.websocket import Opening, WebSocket
 
+#: Bytes read at once. paho asks for the first bytes of a packet one by one: without this, a small
+#: message takes four system calls, at each of which the other threads may take over.
+_READ_BYTES = 16 << 10
 
-class TlsSocket(ssl.SSLSocket):
+
+class ReadAhead:
+    """Buffer of received bytes, for a socket that paho reads."""
+
+    _ahead = b""
+    _at = 0
+
+    def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
+        """Returns at most `buflen` bytes, as `socket.recv`."""
+        if self._at == len(self._ahead):
+            if buflen >= _READ_BYTES:
+                return self._receive(buflen, flags)
+            self._ahead, self._at = self._receive(_READ_BYTES, flags), 0
+        data = self._ahead[self._at : self._at + buflen]
+        self._at += len(data)
+        if self._at == len(self._ahead):
+            self._ahead, self._at = b"", 0
+        return data
+
+    def buffered(self) -> int:
+        """Returns how many received bytes wait here."""
+        return len(self._ahead) - self._at
+
+    def _receive(self, buflen: int, flags: int) -> bytes:
+        raise NotImplementedError
+
+
+class TcpSocket(ReadAhead, socket.socket):
+    """TCP socket with a buffer."""
+
+    @classmethod
+    def over(cls, sock: socket.socket) -> TcpSocket:
+        """Returns the connection of `sock`, which is closed."""
+        own = cls(sock.family, sock.type, sock.proto, fileno=sock.detach())
+        own.settimeout(sock.gettimeout())
+        return own
+
+    def do_handshake(self) -> None:
+        """Does nothing: TCP has none."""
+
+    def _receive(self, buflen: int, flags: int) -> bytes:
+        return socket.socket.recv(self, buflen, flags)
+
+
+class TcpLayer:
+    """Puts the buffer into paho's TCP sockets; paho uses it like a TLS context."""
+
+    check_hostname = True
+
+    def wrap_socket(self, sock: socket.socket, **_options: Any) -> TcpSocket:
+        """Returns the connection of `sock` with a buffer."""
+        return TcpSocket.over(sock)
+
+
+class TlsSocket(ReadAhead, ssl.SSLSocket):
     """TLS socket that closes itself after a failed handshake and keeps the last TLS error.
 
     paho does neither.
@@ -33,10 +90,9 @@ class TlsSocket(ssl.SSLSocket):
             self.close()
             raise
 
-    def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
-        """Receives as `SSLSocket` does; keeps an error in `complaint`."""
+    def _receive(self, buflen: int, flags: int) -> bytes:
         try:
-            return super().recv(buflen, flags)
+            return ssl.SSLSocket.recv(self, buflen, flags)
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
             raise
         except ssl.SSLError as error:
@@ -94,8 +150,7 @@ def install(
     if tls is not None:
         tls.sslsocket_class = TlsSocket
     if settings.websocket is None:
-        if tls is not None:
-            client.tls_set_context(tls)
+        client.tls_set_context(tls or cast("ssl.SSLContext", TcpLayer()))
         return None
     layer = WebSocketLayer(settings, tls)
     client.tls_set_context(cast("ssl.SSLContext", layer))
@@ -117,4 +172,6 @@ def has_more(sock: socket.socket | WebSocket | None) -> bool:
     """Returns whether `sock` has buffered bytes, which epoll does not report."""
     if isinstance(sock, WebSocket):
         return sock.pending()
+    if isinstance(sock, ReadAhead) and sock.buffered():
+        return True
     return isinstance(sock, ssl.SSLSocket) and sock.pending() > 0

@@ -25,6 +25,7 @@ from broker.service.events import (
     Stopping,
     Subscribe,
     Tick,
+    Unsubscribe,
 )
 from coordinator.config import CoordinatorConfig, check_choices
 from coordinator.machine.events import (
@@ -33,6 +34,7 @@ from coordinator.machine.events import (
     Event,
     SaveAgent,
 )
+from coordinator.machine.noise import SenderBudgets
 from coordinator.machine.open_round import ClosedRounds, Traffic
 from coordinator.machine.progress import Progress
 from coordinator.machine.publisher import Publisher
@@ -52,6 +54,8 @@ from models.package.package import ModelPackage
 from models.package.spec import ModelSpec
 
 log = logging.getLogger(__name__)
+
+_AgentTopic = AgentStatusTopic | UpdateTopic | ReportTopic
 
 #: Between two looks at heartbeats.
 _LONGEST_WAIT_S = 10.0
@@ -102,6 +106,8 @@ class Coordinator:
         check_state(self.progress.state, expected)
         self._publisher = Publisher(self.topics, package, session, keys)
         self._traffic = Traffic()
+        sizes = (upload.size(package.spec.size) for upload in algorithm.uploads.values())
+        self._budgets = SenderBudgets(4 * sum(sizes))
         closed = ClosedRounds(self.progress.closed)
         self._intake = UpdateIntake(
             config, package.spec, session, self.roster, self._traffic, closed
@@ -171,6 +177,9 @@ class Coordinator:
         """Returns the seconds until a Tick is due."""
         opened = self._rounds.open
         moments = [now_s if self._rounds.has_measured else now_s + _LONGEST_WAIT_S]
+        recovery_s = self._budgets.recovery_s()
+        if recovery_s is not None and self._connected:
+            moments.append(recovery_s)
         if opened is not None:
             waits_for_grace = opened.round.closed is not None
             moments.append(self._scheduler.pause_until_s if waits_for_grace else opened.deadline_s)
@@ -195,6 +204,7 @@ class Coordinator:
     def _tick(self, now_s: float) -> list[Action]:
         opened = self._rounds.open
         actions: list[Action] = [*self._intake.tick(opened, now_s)]
+        actions += self._recover(now_s)
         for agent_id in self._silent(now_s):
             log.warning("agent %s missed its heartbeats; marked offline", agent_id)
             if (entry := self.roster.get(agent_id)) is not None:
@@ -222,6 +232,7 @@ class Coordinator:
             return []
         if now_s < self._scheduler.pause_until_s:
             return []  # restarted: an update that was queued came before the births
+        self._budgets.settle(opened.round.counted)
         return self._rounds.close(now_s)
 
     def _maybe_start(self, now_s: float) -> list[Action]:
@@ -242,25 +253,69 @@ class Coordinator:
     # -- messages -------------------------------------------------------------------------------
 
     def _message(self, name: str, payload: bytes, now_s: float) -> list[Action]:
+        topic = self._topic_of(name)
+        expiry_s = 1 if isinstance(topic, UpdateTopic) else None
+        self._traffic.up += publish_packet_bytes(name, len(payload), expiry_s)
+        sender = "" if topic is None else topic.agent_id
+        is_known = bool(sender) and self._is_known(sender)
+        awaited = None if topic is None else self._awaited(topic)
+        if not self._budgets.admits(
+            sender, len(payload), now_s, is_known=is_known, awaited=awaited
+        ):
+            return []
         try:
-            topic = self.topics.parse(name)
-            if isinstance(topic, UpdateTopic | ReportTopic):
-                self.roster.heard(topic.agent_id, now_s)
-            expiry_s = 1 if isinstance(topic, UpdateTopic) else None
-            self._traffic.up += publish_packet_bytes(name, len(payload), expiry_s)
             match topic:
+                case None:
+                    raise WireError("not a topic that agents write to")
                 case AgentStatusTopic(agent_id):
                     return self._agent_status(agent_id, payload, now_s)
-                case UpdateTopic():
+                case UpdateTopic(agent_id):
+                    self.roster.heard(agent_id, now_s)
                     result = self._intake.update(self._rounds.open, topic, payload, now_s)
                     return self._taken(result, now_s)
                 case ReportTopic(agent_id, round_id):
+                    self.roster.heard(agent_id, now_s)
                     return self._report(agent_id, round_id, payload, now_s)
-            return []
         except WireError as error:
             self.unreadable += 1
-            log.warning("message on %s dropped: %s", name[:120], error)
+            self._budgets.unreadable(sender, is_known=is_known)
+            facts = {"event": "unreadable", "sender": sender, "reason": "unreadable"}
+            log.warning("message on %s dropped: %s", name[:120], error, extra=facts)
             return []
+
+    def _topic_of(self, name: str) -> _AgentTopic | None:
+        """The topic of an agent behind a name; None for every other."""
+        try:
+            topic = self.topics.parse(name)
+        except WireError:
+            return None
+        return topic if isinstance(topic, _AgentTopic) else None
+
+    def _is_known(self, agent_id: str) -> bool:
+        """Whether an agent was born, or is asked by the open round."""
+        opened = self._rounds.open
+        is_asked = opened is not None and agent_id in opened.round.cohort
+        return is_asked or self.roster.get(agent_id) is not None
+
+    def _awaited(self, topic: _AgentTopic) -> tuple[int, str] | None:
+        """The open phase, when a message on this topic may be the answer that it waits for."""
+        opened = self._rounds.open
+        if opened is None or isinstance(topic, AgentStatusTopic):
+            return None
+        plan, answered = opened.plan, opened.round.counted
+        if topic.round_id != plan.round_id or topic.agent_id not in opened.round.cohort:
+            return None
+        return None if topic.agent_id in answered else (plan.round_id, plan.phase_name)
+
+    def _recover(self, now_s: float) -> list[Action]:
+        """After a flood: has the broker repeat what is retained, and agents what is not."""
+        if not self._connected or not self._budgets.recovers(now_s):
+            return []
+        statuses, opened = self.topics.from_agents[0], self._rounds.open
+        again: list[Action] = [Unsubscribe(statuses), Subscribe(statuses)]
+        if opened is not None and opened.round.closed is None:
+            again.append(self._publisher.plan(opened.plan))
+        return again
 
     def _report(self, agent_id: str, round_id: int, payload: bytes, now_s: float) -> list[Action]:
         report = messages.decode(payload, Report)

@@ -152,7 +152,8 @@ class UpdateIntake:
             log.debug("report of %s for round %d ignored: not open", agent_id, round_id)
             return IntakeResult()
         if report.kind == "declined":
-            log.info("%s declined (%s): %s", agent_id, report.reason, report.detail)
+            facts = {"sender": agent_id, "reason": report.reason}
+            log.info("%s declined (%s): %s", agent_id, report.reason, report.detail, extra=facts)
             opened.round.decline(agent_id, report.reason, report.detail)
         elif report.kind == "result" and not opened.is_durable:
             self._result(opened, agent_id, report)
@@ -353,4 +354,5 @@ def _answer_id(header: UpdateHeader) -> str:
 
 
 def _log_refusal(error: UpdateRejected) -> None:
-    log.warning("%s", error, extra={"event": "update_refused", "reason": error.reason})
+    facts = {"event": "update_refused", "sender": error.agent_id, "reason": error.reason}
+    log.warning("%s", error, extra=facts)

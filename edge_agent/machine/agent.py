@@ -292,7 +292,12 @@ class Agent:
             return actions if record is None else [SaveTrust(record), *actions]
         except WireError as error:
             self._unreadable += 1
-            log.warning("message dropped: %s", str(error)[:500], extra={"event": "unreadable"})
+            log.warning(
+                "message on %s dropped: %s",
+                name[:120],
+                str(error)[:500],
+                extra={"event": "unreadable", "sender": name[:120]},
+            )
             return []
 
     def _trusted(self, topic: Topic, payload: bytes, now_s: float) -> list[Action]:

@@ -95,7 +95,10 @@ class Rounds:
         old = self.plan
         if old is not None and self._order.is_late(plan, old):
             log.info(
-                "plan of round %d ignored: that of round %d is newer", plan.round_id, old.round_id
+                "plan of round %d ignored: that of round %d is newer",
+                plan.round_id,
+                old.round_id,
+                extra={"sender": "coordinator"},
             )
             return []
         actions: list[Action] = []

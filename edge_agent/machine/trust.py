@@ -20,6 +20,7 @@ from broker.protocol import ed25519, messages, signed_messages
 from broker.protocol.messages import CoordinatorStatus, Count, PublicKey
 from broker.protocol.topics import CoordinatorStatusTopic, InboxTopic, Topic, Topics
 from fedge.errors import UntrustedError, WireError
+from fedge.limits import is_power_of_two
 
 log = logging.getLogger(__name__)
 
@@ -159,7 +160,7 @@ class Trust:
         kind = (type(topic), error.reason)
         self.refusals[kind] += 1
         count = self.refusals[kind]
-        if count & (count - 1) == 0:  # the 1st, 2nd, 4th, 8th …: a flood must not fill the log
+        if is_power_of_two(count):  # a flood must not fill the log
             log.warning(
                 "message on %s refused, %s%s",
                 self._topics.name(topic),

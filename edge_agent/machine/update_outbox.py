@@ -149,7 +149,8 @@ class Outbox:
             return self._receipt(message, pending)
         if hashlib.sha256(pending.frame).hexdigest() != message.sha256:
             return []
-        log.info("round %d: %d chunks again", message.round_id, len(message.chunks))
+        facts = {"sender": "coordinator"}
+        log.info("round %d: %d chunks again", message.round_id, len(message.chunks), extra=facts)
         return self._send(pending, now_s, set(message.chunks))
 
     def refused(self, round_id: int) -> list[Action]:

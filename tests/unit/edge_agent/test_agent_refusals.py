@@ -23,6 +23,7 @@ from broker.protocol.topics import (
 from broker.service.events import Connected, MessageArrived, Publish, Subscribe, Unsubscribe
 from edge_agent.machine.events import JobFailed, SpoolUpdate, StartJob
 from edge_agent.machine.pending_update import LocalUpdate
+from fedge.limits import RepeatFilter
 from learning.vector.metrics import Sums
 from tests.unit.edge_agent.agent_stage import (
     MAX_PAYLOAD,
@@ -362,3 +363,18 @@ def test_fields_of_a_newer_coordinator_are_ignored() -> None:
     newer = msgspec.to_builtins(plan()) | {"field_of_a_newer_coordinator": [1, {}]}
     actions = device.hear(RoundTopic(), msgspec.json.encode(newer))
     assert [type(a) for a in actions] == [Subscribe]
+
+
+@pytest.mark.parametrize("topic", [RoundTopic(), InboxTopic("pi-1"), CoordinatorStatusTopic()])
+def test_a_flood_of_junk_is_counted_and_told_seldom(
+    topic: Topic, caplog: pytest.LogCaptureFixture
+) -> None:
+    device = ready()
+    before = device.agent.unreadable
+    with caplog.filtering(RepeatFilter()):
+        for number in range(2000):
+            device.hear(topic, b"junk %d" % number)
+    assert device.agent.unreadable - before == 2000
+    assert len(caplog.records) == 11  # the 1st, 2nd, 4th ... 1024th
+    assert caplog.messages[-1].endswith("(1024 times so far)")
+    assert report_in(device.plan(phase="unheard_of")).kind == "declined"  # it still listens
