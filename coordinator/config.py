@@ -130,7 +130,10 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
         norm_bound: how much longer than usual an update may be.
         max_update_norm: larger updates (L2) are refused, whatever is usual; no limit when not
             given.
-        keep_versions: of θ in the store; older ones are deleted, 0 keeps all.
+        keep_versions: of θ in the store, and the best; older ones are deleted, 0 keeps all.
+        keep_rounds: of their records, and that of the best version; 0 keeps all.
+        forget_agents_after_days: agents that were not heard of for so long are deleted, with
+            their standing unless an operator put them in quarantine; 0 keeps all.
         erase: overwrite updates, and what is deleted of the store, before their space is given
             back.
         signing_key: PEM file with the private key that signs plans, programs and receipts; they
@@ -159,6 +162,8 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     norm_bound: NormBoundSettings = NormBoundSettings()
     max_update_norm: Annotated[float, Meta(gt=0, le=1e30)] | None = None
     keep_versions: Annotated[int, Meta(ge=0, le=1_000_000)] = 20
+    keep_rounds: Annotated[int, Meta(ge=0, le=1_000_000_000)] = 10_000
+    forget_agents_after_days: Annotated[int, Meta(ge=0, le=100_000)] = 0
     erase: bool = False
     signing_key: Path | None = None
     seed: Annotated[int, Meta(ge=0, le=1 << 31)] = 0

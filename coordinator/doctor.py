@@ -177,7 +177,7 @@ def _store(config: CoordinatorConfig, state_dir: Path) -> Check:
         return failed("store", f"{state_dir}: {error.strerror}", "run this as the service's user")
     try:
         with closing(Store.open_existing(state_dir)) as store:
-            federation, rounds = store.meta("federation"), len(store.history())
+            federation, rounds = store.meta("federation"), store.number_of_rounds()
             if federation == config.federation:
                 store.check_algorithm(trained_with(config))
     except FederationError as error:

@@ -11,9 +11,11 @@ import msgspec
 
 from broker.protocol.messages import name_of
 from coordinator.config import CoordinatorConfig
+from coordinator.records.course import Best, Course, Rule
 from coordinator.records.records import RoundRecord
 from coordinator.statistics_table import statistics_lines
-from coordinator.storage.store import KnownAgent, Store
+from coordinator.storage.agent_tables import KnownAgent
+from coordinator.storage.store import Store
 from fedge.console import printable
 from models.package.spec import ModelSpec
 from models.package.units import NO_UNITS, Units, metric_text, target_units
@@ -105,12 +107,6 @@ def _value_lines(values: Mapping[str, Sequence[float]]) -> list[str]:
     return lines
 
 
-def latest_answer(store: Store) -> RoundRecord | None:
-    """Returns the record of the latest answered round; None when there is none."""
-    answered = (record for record in reversed(store.rounds()) if record.status == "answered")
-    return next(answered, None)
-
-
 def bytes_text(count: float) -> str:
     """Returns a number of bytes with a unit (powers of 1,000)."""
     for unit in ("B", "kB", "MB", "GB"):
@@ -155,6 +151,7 @@ def status_document(store: Store) -> dict[str, Any]:
         "finished": store.meta("finished") or None,
         "signing_keys": (store.meta("signing_keys") or "").split(),
         "versions": store.versions(),
+        "best": _best_document(store.course()),
         "rounds": [msgspec.to_builtins(record) for record in store.rounds()],
         "agents": {
             agent.agent_id: {
@@ -167,6 +164,17 @@ def status_document(store: Store) -> dict[str, Any]:
     }
 
 
+def _best_document(course: Course) -> dict[str, Any] | None:
+    if course.best is None or not course.best.version:
+        return None
+    return {**msgspec.to_builtins(course.best), "metric": course.rule.metric}
+
+
+def best_line(rule: Rule, best: Best) -> str:
+    """Returns a line about the best version."""
+    return f"best: round {best.round_id}, version {best.version}, {rule.metric} {best.value:.4f}"
+
+
 def status_text(store: Store, config: CoordinatorConfig, spec: ModelSpec | None = None) -> str:
     """Returns the status for an operator: state, latest rounds, agents.
 
@@ -176,22 +184,23 @@ def status_text(store: Store, config: CoordinatorConfig, spec: ModelSpec | None 
         spec: of its model, for names of classes and units; None shows classes as numbers.
     """
     units = NO_UNITS if spec is None else target_units(spec)
-    rounds, agents = store.history(), store.agents()
+    number, agents, course = store.number_of_rounds(), store.agents(), store.course()
     latest = store.rounds(latest=_SHOWN_ROUNDS)
-    committed = sum(record.status == "committed" for record in rounds)
     ended = store.meta("finished")
     is_training = name_of(config.task) == "train"
-    progress = f" · {committed} of {config.rounds} rounds" if is_training else ""
+    progress = f" · {course.committed} of {config.rounds} rounds" if is_training else ""
     lines = [
         f"federation {store.meta('federation')} · model {store.meta('model')}{progress}"
         + (f" · finished ({ended})" if ended else "")
     ]
-    if len(rounds) > len(latest):
-        lines.append(f"… {len(rounds) - len(latest)} earlier rounds: --json shows them")
+    if number > len(latest):
+        lines.append(f"… {number - len(latest)} earlier rounds: --json shows them")
     lines += [round_line(record, config.rounds, units) for record in latest]
     for name, matrix in (latest[-1].matrices if latest else {}).items():
         lines += matrix_lines(name, matrix, () if spec is None else spec.metric_classes(name))
-    if (answer := latest_answer(store)) is not None:
+    if course.best is not None and course.best.version:
+        lines.append(best_line(course.rule, course.best))
+    if (answer := store.answer()) is not None:
         lines += ["", *answer_lines(answer), ""]
     now = time.time()
     lines.append(_online_line(agents, now))

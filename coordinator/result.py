@@ -13,7 +13,7 @@ import numpy as np
 from broker.protocol.messages import name_of
 from coordinator.config import CoordinatorConfig
 from coordinator.machine.progress import Progress
-from coordinator.report import answer_lines, latest_answer
+from coordinator.report import answer_lines
 from coordinator.statistics_table import answer_document
 from coordinator.storage.store import Store
 from fedge.errors import ConfigError, StoreError
@@ -56,7 +56,7 @@ def make_result(
 
 @dataclass(frozen=True, eq=False)
 class TrainedModel:
-    """Result of the task `train`: the package with the newest θ.
+    """Result of the task `train`: the package with the best θ.
 
     Attributes:
         folder: of the trained package.
@@ -70,7 +70,8 @@ class TrainedModel:
 
     def save(self) -> None:
         """See `Result`; file by file, each whole or not at all."""
-        trained = replace(self.package, initial=np.array(self.progress.theta))
+        version, theta = self.progress.best
+        trained = replace(self.package, initial=np.array(theta))
         try:
             trained.save(self.folder, lambda path, data: write_whole(path, data, _READABLE))
         except (OSError, ConfigError) as error:
@@ -78,13 +79,21 @@ class TrainedModel:
                 f"the trained model is not written: {error}; its weights are safe in the store"
                 " beside it: mend the disk and start again"
             ) from error
-        log.info("version %d written to %s", self.progress.version, self.folder)
+        log.info("version %d written to %s%s", version, self.folder, self._why())
 
     def text(self) -> str:
         """See `Result`."""
         if not self.progress.version:
             return f"nothing was trained: {self.folder} holds the model as it began"
-        return f"trained model: {self.folder}"
+        return f"trained model: {self.folder}{self._why()}"
+
+    def _why(self) -> str:
+        """Returns which version it is, and why; empty when nothing says which is the best."""
+        course = self.progress.course
+        if (best := course.best) is None or self.progress.best[0] != best.version:
+            return ""
+        figure = f"{course.rule.metric} {best.value:.4f}"
+        return f" (round {best.round_id}, the best of {course.committed}: {figure})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +112,7 @@ class AnswerResult:
 
     def save(self) -> None:
         """See `Result`; writes whole or not at all, and nothing before a round was answered."""
-        record = latest_answer(self.store)
+        record = self.store.answer()
         if record is None:
             return
         text = json.dumps(answer_document(record), indent=1) + "\n"
@@ -118,7 +127,7 @@ class AnswerResult:
 
     def text(self) -> str:
         """See `Result`."""
-        record = latest_answer(self.store)
+        record = self.store.answer()
         if record is None:
             return f"no {self.task} yet: no round was answered"
         return "\n".join([*answer_lines(record), "", f"{self.task}: {self.path}"])

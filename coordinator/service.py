@@ -38,8 +38,10 @@ from coordinator.machine.progress import Progress
 from coordinator.records.records import RoundRecord
 from coordinator.report import decline_lines, round_line
 from coordinator.result import make_result
+from coordinator.rounds.stopping import stop_rule
+from coordinator.storage.agent_tables import NOTED_EVERY_S
 from coordinator.storage.durability import Durability
-from coordinator.storage.store import NOTED_EVERY_S, Store
+from coordinator.storage.store import Store
 from fedge.errors import ModelError
 from fedge.files import claimed
 from fedge.yaml_config import located
@@ -88,6 +90,7 @@ class CoordinatorService(Service):
         self._durability = Durability(store)
         self._noted_s = time.monotonic()
         self._units = target_units(coordinator.spec)
+        self._forget_agents()
 
     def handle(self, event: Event) -> Sequence[Action]:
         """See `Coordinator.handle`."""
@@ -138,6 +141,17 @@ class CoordinatorService(Service):
         self._store.note_heard(heard)
         if heard:
             self._durability.touch()
+        self._forget_agents()
+
+    def _forget_agents(self) -> None:
+        days = self._coordinator.config.forget_agents_after_days
+        if not days:
+            return
+        forgotten = self._store.forget_agents(time.time() - 86_400.0 * days)
+        for agent_id in forgotten:
+            self._coordinator.roster.forget(agent_id)
+        if forgotten:
+            log.info("%d agents not heard of for %d days are forgotten", len(forgotten), days)
 
     def _heard_at(self, agent_id: str) -> float:
         agent, now_s = self._coordinator.roster.get(agent_id), time.monotonic()
@@ -222,12 +236,12 @@ def run_coordinator(
     state_dir = located(config.state_dir, base)
     with (
         claimed(state_dir, "coordinator"),
-        closing(Store(state_dir, config.keep_versions, erase=config.erase)) as store,
+        closing(open_store(config, state_dir)) as store,
     ):
         algorithm = trained_with(config)
         store.adopt(config.federation, package)
         store.check_algorithm(algorithm)
-        progress = store.load(package.spec.size)
+        progress = store.load(package.spec.size, stop_rule(config))
         session = store.session(secrets.token_hex(8))
         signer = _open_signer(config, base, store)
         keys = () if signer is None else tuple(key.hex() for key in signer.public)
@@ -265,6 +279,13 @@ def run_coordinator(
         if coordinator.finished is None:  # stopped on the way
             result.save()
         return result.text()
+
+
+def open_store(config: CoordinatorConfig, state_dir: Path | None) -> Store:
+    """Returns the store of a federation; raises as `Store`."""
+    return Store(
+        state_dir, config.keep_versions, keep_rounds=config.keep_rounds, erase=config.erase
+    )
 
 
 def trained_with(config: CoordinatorConfig) -> str | None:

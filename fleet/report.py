@@ -61,7 +61,7 @@ def conclude(
 
     Args:
         ended: the run.
-        read_theta: returns θ of the last version; not called where nothing was trained.
+        read_theta: returns θ of the best version; not called where nothing was trained.
         progress: called with (kind, done, total) after every baseline model.
 
     Raises:
@@ -122,7 +122,7 @@ def build_report(
         baselines: measured in the same run.
         facts: agents, codec, runtime, broker, seconds, reason, perhaps clients.
     """
-    last = next((record for record in reversed(records) if record.status == "committed"), None)
+    last = _handed_out(records)
     report = {
         "scenario": scenario.name,
         "description": scenario.description,
@@ -155,6 +155,14 @@ def build_report(
     if baselines.failed:
         report["baselines_failed"] = baselines.failed
     return report | ({"detection": baselines.detection} if baselines.detection else {})
+
+
+def _handed_out(records: Sequence[RoundRecord]) -> RoundRecord | None:
+    """Returns the record of the best version, or of the last one when nothing says which it is."""
+    committed = [record for record in records if record.status == "committed"]
+    best = committed[-1].best_round if committed else 0
+    found = (record for record in committed if record.round_id == best)
+    return next(found, committed[-1] if committed else None)
 
 
 def write_report(report: dict[str, Any], folder: Path) -> Path:

@@ -43,6 +43,7 @@ from coordinator.machine.round_runner import RoundRunner
 from coordinator.machine.round_scheduler import RoundScheduler
 from coordinator.machine.update_intake import IntakeResult, UpdateIntake
 from coordinator.rounds.registry import make_round_protocol
+from coordinator.rounds.stopping import stop_rule
 from fedge.errors import ConfigError, WireError
 from learning.algorithms.algorithm import Algorithm
 from learning.algorithms.registry import ALGORITHMS
@@ -104,6 +105,8 @@ class Coordinator:
         expected = algorithm.init(package.initial)
         self.progress = progress or Progress(0, package.initial, expected)
         check_state(self.progress.state, expected)
+        if (rule := stop_rule(config)) != self.progress.course.rule:
+            self.progress.course = self.progress.course.by(rule, ())
         self._publisher = Publisher(self.topics, package, session, keys)
         self._traffic = Traffic()
         sizes = (upload.size(package.spec.size) for upload in algorithm.uploads.values())
@@ -238,11 +241,11 @@ class Coordinator:
     def _maybe_start(self, now_s: float) -> list[Action]:
         if self._rounds.open is not None or self.finished is not None or not self._connected:
             return []
-        if reason := self._protocol.stop_reason(self.progress.records):
+        if reason := self._protocol.stop_reason(self.progress.course):
             return self._rounds.finish(reason)
         if now_s < self._scheduler.due_s():
             return []
-        first = not self.progress.records
+        first = not self.progress.last_round
         eligible = self._scheduler.eligible_agents(
             self._protocol.eligible_agents, self.roster, now_s, first=first
         )

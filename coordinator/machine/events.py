@@ -17,6 +17,7 @@ from broker.service.events import (
 )
 from coordinator.machine.open_round import ClosedRound
 from coordinator.machine.standing import Standing
+from coordinator.records.course import Course
 from coordinator.records.records import RoundRecord
 from learning.algorithms.algorithm import ServerState
 from learning.vector.parameters import F32
@@ -60,6 +61,7 @@ class Commit:
         state: of the algorithm's server half.
         record: of the round.
         closed: rounds whose counted answers are to be remembered.
+        course: of the federation after it; None: as the record says.
     """
 
     version: int
@@ -67,6 +69,7 @@ class Commit:
     state: ServerState
     record: RoundRecord
     closed: tuple[ClosedRound, ...] = ()
+    course: Course | None = None
 
 
 @dataclass(frozen=True)
@@ -76,10 +79,12 @@ class SaveRound:
     Attributes:
         record: of the round.
         closed: rounds whose counted answers are to be remembered.
+        course: of the federation after it; None: as the record says.
     """
 
     record: RoundRecord
     closed: tuple[ClosedRound, ...] = ()
+    course: Course | None = None
 
 
 @dataclass(frozen=True)

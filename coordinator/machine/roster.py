@@ -94,6 +94,10 @@ class Roster:
         """The agent's entry; None for one never heard of."""
         return self._entries.get(agent_id)
 
+    def forget(self, agent_id: str) -> None:
+        """Drops an agent; its next birth brings it back."""
+        self._entries.pop(agent_id, None)
+
     def heard(self, agent_id: str, now_s: float) -> None:
         """Notes that an agent sent a message."""
         if (entry := self._entries.get(agent_id)) is not None:

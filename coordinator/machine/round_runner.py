@@ -107,9 +107,7 @@ class RoundRunner:
         self._closed = closed
         self._traffic = traffic
         self._measure = measure
-        self._norms = NormHistory(config.norm_bound)
-        for record in progress.records:
-            self._norms.add(record.norms)
+        self._norms = NormHistory(config.norm_bound, progress.course.norms)
         self._next_round_id = progress.last_round + 1
         self._check_capacity()
 
@@ -232,9 +230,11 @@ class RoundRunner:
 
         return CollectorContext(self._algorithm, aggregator, self._config.weighting, sizes)
 
-    def _publish_vectors(self) -> tuple[dict[str, BlobRef], list[Action], list[Action]]:
+    def _publish_vectors(
+        self, theta: F32 | None = None
+    ) -> tuple[dict[str, BlobRef], list[Action], list[Action]]:
         vectors: Vectors = {
-            WEIGHTS: self._progress.theta,
+            WEIGHTS: self._progress.theta if theta is None else theta,
             **self._algorithm.shared(self._progress.state),
         }
         refs, chunks, removal = self._publisher.vectors(vectors, keep=self._config.max_staleness)
@@ -265,8 +265,7 @@ class RoundRunner:
         opened = self.open
         assert opened is not None, "a phase closed"
         progress = self._progress
-        losses = (record.loss for record in progress.records)
-        closed = opened.closed(next((loss for loss in losses if loss is not None), None))
+        closed = opened.closed(progress.course.first_loss)
         if opened.is_durable:
             self._norms.add(closed.record.norms)
         outcome = self._protocol.close(closed, progress.theta, progress.state)
@@ -287,13 +286,14 @@ class RoundRunner:
         self._scheduler.committed()
         progress.version = record.version
         progress.theta, progress.state = commit.theta, commit.state
-        progress.records.append(record.summary)
+        progress.note(record, self._norms.known)
         stored = Commit(
             progress.version,
             commit.theta,
             commit.state,
             record,
             self._remember(opened, committed=True),
+            progress.course,
         )
         order = self._protocol.after_commit(record)
         rest = [] if order is None else self._next(order, record, now_s)
@@ -319,7 +319,6 @@ class RoundRunner:
         log.warning(
             "round %d abandoned: %s; the next one in %g s", record.round_id, reason, pause_s
         )
-        self._progress.records.append(record.summary)
         return self._end_round(record, now_s, self._remember(opened, committed=False))
 
     def _hold_back(
@@ -337,7 +336,6 @@ class RoundRunner:
             why[:500],
             extra={"event": "held_back"},
         )
-        self._progress.records.append(record.summary)
         return self._end_round(record, now_s, self._remember(opened, committed=False))
 
     def _end_round(
@@ -363,19 +361,19 @@ class RoundRunner:
             bytes_down=down,
             seconds=now_s - started,
         )
-        if self._progress.last_round == record.round_id:
-            self._progress.records[-1] = record.summary
-        else:
-            self._progress.records.append(record.summary)
-        return [SaveRound(record, closed), RoundEnded(record)]
+        self._progress.note(record, self._norms.known)
+        if (best := self._progress.course.best) is not None and best.version:
+            record = msgspec.structs.replace(record, best_round=best.round_id)
+        return [SaveRound(record, closed, self._progress.course), RoundEnded(record)]
 
     def finish(self, reason: str) -> list[Action]:
-        """Announces that the federation has ended."""
+        """Announces that the federation has ended, with its best version."""
         self.finished = reason
-        refs, chunks, removal = self._publish_vectors()
+        version, theta = self._progress.best
+        refs, chunks, removal = self._publish_vectors(theta)
         order = PhaseOrder(self._protocol.first([]).settings, (), self._config.cohort, 1.0)
         plan = self._plan(order, self._progress.last_round, refs, Cohort(ids=()))
-        plan = msgspec.structs.replace(plan, state="finished")
+        plan = msgspec.structs.replace(plan, state="finished", version=version)
         return [*chunks, self._publisher.plan(plan), *removal, Finished(reason)]
 
 

@@ -81,6 +81,7 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
         seconds: from the announcement to the end of the evaluation.
         evaluated: whether loss and metrics are of held-out rows.
         closed: goal, everyone (nobody left to wait for) or deadline.
+        best_round: whose version is the best so far by `stop.metric`; 0 while nothing says it.
         agents: by id.
     """
 
@@ -105,6 +106,7 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
     matrices: dict[str, list[list[float]]] = {}
     absent: dict[str, str] = {}
     details: dict[str, str] = {}
+    best_round: int = 0
     stale: int = 0
     population: int = 0
     left_out: dict[str, str] = {}

@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 
 from broker.protocol.messages import name_of
 from coordinator.config import CohortConfig, CoordinatorConfig
+from coordinator.records.course import Course
 from coordinator.records.records import RoundRecord
 from coordinator.rounds.round import Round
 from learning.algorithms.algorithm import ServerState
@@ -166,5 +167,5 @@ class RoundProtocol(Protocol):
     def after_commit(self, record: RoundRecord) -> PhaseOrder | None:
         """The phase after a commit; None when the round is over."""
 
-    def stop_reason(self, records: Sequence[RoundRecord]) -> str | None:
+    def stop_reason(self, course: Course) -> str | None:
         """Returns why the federation ends now; None to go on."""

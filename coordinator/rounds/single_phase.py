@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from coordinator.config import CoordinatorConfig
+from coordinator.records.course import Course
 from coordinator.records.records import RoundRecord
 from coordinator.rounds.protocol import (
     Abandon,
@@ -76,6 +77,6 @@ class SinglePhase:
         del record
         return None
 
-    def stop_reason(self, records: Sequence[RoundRecord]) -> str | None:
+    def stop_reason(self, course: Course) -> str | None:
         """`answered`: the result is there."""
-        return "answered" if any(record.status == "answered" for record in records) else None
+        return "answered" if course.answered else None

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import msgspec
 
 from coordinator.config import CohortConfig, CoordinatorConfig
+from coordinator.records.course import Course
 from coordinator.records.records import RoundRecord
 from coordinator.records.results import with_evaluation, with_training
 from coordinator.rounds.protocol import (
@@ -133,6 +134,6 @@ class TrainThenEvaluate:
             details=record.details | closed.round.details,
         )
 
-    def stop_reason(self, records: Sequence[RoundRecord]) -> str | None:
+    def stop_reason(self, course: Course) -> str | None:
         """`rounds`, `target` or `patience`."""
-        return stop_reason(self._config, records)
+        return stop_reason(self._config, course)

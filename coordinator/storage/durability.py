@@ -51,10 +51,10 @@ class Durability:
                 store.add_update(agent_id, version, frame)
                 self.unflushed += 1
                 self._is_dirty = True
-            case Commit(version, theta, state, record, closed):
-                store.commit(version, theta, state, record, closed)
-            case SaveRound(record, closed):
-                store.save_round(record, closed)
+            case Commit(version, theta, state, record, closed, course):
+                store.commit(version, theta, state, record, closed, course)
+            case SaveRound(record, closed, course):
+                store.save_round(record, closed, course)
             case SaveAgent(agent_id, status):
                 store.save_agent(agent_id, status, heard_at)
                 self._is_dirty = True

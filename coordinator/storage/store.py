@@ -8,22 +8,21 @@ from __future__ import annotations
 import secrets
 import sqlite3
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 import numpy as np
 
-from broker.protocol.messages import AgentStatus, RoundPlan
+from broker.protocol.messages import RoundPlan
 from coordinator.config import KEPT_ROUNDS
 from coordinator.machine.open_round import ClosedRound
 from coordinator.machine.progress import Progress, StoredRound
-from coordinator.machine.roster import MISSED_HEARTBEATS
-from coordinator.machine.standing import Standing
+from coordinator.records.course import Course, Rule
 from coordinator.records.records import RoundRecord
-from coordinator.storage.database import Database
+from coordinator.storage.agent_tables import AGENT_SCHEMA, AgentTables
 from coordinator.storage.update_log import UpdateLog
 from fedge.errors import ConfigError, WireError
 from learning.algorithms.algorithm import ServerState
@@ -34,18 +33,20 @@ from models.package.stored_versions import STORE_FILE, VERSIONS_TABLE, checksum
 
 T = TypeVar("T")
 
-#: So often those who run a store write when agents were heard of (`note_heard`).
-NOTED_EVERY_S = 60.0
-_FORMAT = "3"
+_FORMAT = "4"
 _RECORD = "a round's record"
 _SCHEMA = f"""
 {VERSIONS_TABLE}
+{AGENT_SCHEMA}
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE rounds (round_id INTEGER PRIMARY KEY, record TEXT NOT NULL, ended_at REAL NOT NULL);
+CREATE TABLE courses (version INTEGER PRIMARY KEY, course TEXT NOT NULL);
+CREATE TABLE rounds (
+    round_id INTEGER PRIMARY KEY, status TEXT NOT NULL, version INTEGER NOT NULL,
+    summary TEXT NOT NULL, ended_at REAL NOT NULL, record TEXT NOT NULL
+);
+CREATE INDEX rounds_by_status ON rounds (status, version);
 CREATE TABLE open_round (id INTEGER PRIMARY KEY CHECK (id = 1), round TEXT NOT NULL);
 CREATE TABLE closed_rounds (round_id INTEGER PRIMARY KEY, round TEXT NOT NULL);
-CREATE TABLE agents (agent_id TEXT PRIMARY KEY, status TEXT NOT NULL, heard_at REAL NOT NULL);
-CREATE TABLE standings (agent_id TEXT PRIMARY KEY, standing TEXT NOT NULL);
 """
 
 
@@ -57,46 +58,30 @@ class _OpenRound(msgspec.Struct, frozen=True):
     token: str
 
 
-@dataclass(frozen=True)
-class KnownAgent:
-    """An agent as it last described itself.
-
-    Attributes:
-        agent_id: its name.
-        status: its last one.
-        heard_at: when it last said anything, in seconds since 1970.
-    """
-
-    agent_id: str
-    status: AgentStatus
-    heard_at: float
-
-    def state(self, now: float) -> str:
-        """`offline`, `online`, or `silent`: so long that nobody can say that it is online.
-
-        Of a coordinator that does not run, all agents are silent after a few minutes.
-        """
-        beat_s = self.status.heartbeat_s
-        late_s = now - self.heard_at - MISSED_HEARTBEATS * beat_s - NOTED_EVERY_S
-        is_silent = self.status.state == "online" and beat_s > 0 and late_s > 0
-        return "silent" if is_silent else self.status.state
-
-
-class Store(Database):
+class Store(AgentTables):
     """One federation's file. Used from one thread.
 
     Args:
         folder: made when absent; None keeps everything in memory, for simulations.
-        keep_versions: of θ; 0 keeps all.
+        keep_versions: of θ, and the best; 0 keeps all.
+        keep_rounds: of their records, and that of the best version; 0 keeps all.
         erase: overwrite updates, and what is deleted, before the space is given back.
 
     Raises:
         ConfigError: the folder cannot be written, or the file is no store of this format.
     """
 
-    def __init__(self, folder: Path | None, keep_versions: int = 0, *, erase: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path | None,
+        keep_versions: int = 0,
+        *,
+        keep_rounds: int = 0,
+        erase: bool = False,
+    ) -> None:
         super().__init__(folder, STORE_FILE, _SCHEMA, _FORMAT, erase=erase)
         self._keep_versions = keep_versions
+        self._keep_rounds = keep_rounds
         self._updates = UpdateLog(folder, erase=erase)
 
     def close(self) -> None:
@@ -171,24 +156,46 @@ class Store(Database):
         state: ServerState,
         record: RoundRecord,
         closed: Sequence[ClosedRound] = (),
+        course: Course | None = None,
     ) -> None:
-        """Stores a new version, its round and who counted, all or nothing."""
+        """Stores a new version, its round and who counted, all or nothing.
+
+        Args:
+            version: of θ.
+            theta: float32, shape (P,).
+            state: of the algorithm's server half.
+            record: of the round.
+            closed: rounds whose counted answers are to be remembered.
+            course: of the federation after it; None: what the records say.
+        """
         with self._transaction() as db:
             self._insert_version(db, version, theta, state)
             self._insert_round(db, record)
             self._insert_closed(db, closed)
             self._forget_open_round(db)
-            if self._keep_versions:
-                oldest = version - self._keep_versions
-                db.execute("DELETE FROM versions WHERE version <= ?", (oldest,))
+            self._insert_course(db, version, course)
+            self._forget_old(db, record.round_id, version, course)
         self._updates.clear()  # not before: until then the open round is what counts
 
-    def save_round(self, record: RoundRecord, closed: Sequence[ClosedRound] = ()) -> None:
-        """Stores a round's record, replacing what is there of it; it takes no more updates."""
+    def save_round(
+        self,
+        record: RoundRecord,
+        closed: Sequence[ClosedRound] = (),
+        course: Course | None = None,
+    ) -> None:
+        """Stores a round's record, replacing what is there of it; it takes no more updates.
+
+        Args:
+            record: of the round.
+            closed: rounds whose counted answers are to be remembered.
+            course: of the federation after it; None: what the records say.
+        """
         with self._transaction() as db:
             self._insert_round(db, record)
             self._insert_closed(db, closed)
             self._forget_open_round(db)
+            self._insert_course(db, record.version, course)
+            self._forget_old(db, record.round_id, record.version, course)
         self._updates.clear()
 
     def save_open_round(self, plan: RoundPlan, cohort: tuple[str, ...], goal: int) -> None:
@@ -229,54 +236,43 @@ class Store(Database):
             values = (" ".join(key_ids),)
             db.execute("INSERT OR REPLACE INTO meta VALUES ('signing_keys', ?)", values)
 
-    def save_agent(self, agent_id: str, status: AgentStatus, heard_at: float | None = None) -> None:
-        """Stores an agent's latest status; on disk only after `flush`.
-
-        A fleet is born in one moment, and nothing depends on its births being on disk.
-
-        Args:
-            agent_id: its name.
-            status: what it said, or what its silence means.
-            heard_at: when it last said anything, in seconds since 1970; None: now.
-        """
-        text = msgspec.json.encode(status).decode()
-        heard_at = time.time() if heard_at is None else heard_at
-        self._add("INSERT OR REPLACE INTO agents VALUES (?, ?, ?)", agent_id, text, heard_at)
-
-    def note_heard(self, heard_at: Mapping[str, float]) -> None:
-        """Stores when agents were last heard, in seconds since 1970; on disk only after `flush`."""
-        for agent_id, moment in heard_at.items():
-            self._add("UPDATE agents SET heard_at = ? WHERE agent_id = ?", moment, agent_id)
-
-    def save_standing(self, agent_id: str, standing: Standing) -> None:
-        """Stores how an agent stands; on disk only after `flush`."""
-        text = msgspec.json.encode(standing).decode()
-        self._add("INSERT OR REPLACE INTO standings VALUES (?, ?)", agent_id, text)
-
-    def standings(self) -> dict[str, Standing]:
-        """How agents stand, by id; those without a word on them have none."""
-        rows = self._read("SELECT agent_id, standing FROM standings ORDER BY agent_id")
-        what = "an agent's standing"
-        return {name: self._decoded(what, text, Standing) for name, text in rows}
-
     def finish(self, reason: str) -> None:
         """Note that the federation has ended, and why; with "" that it goes on."""
         with self._transaction() as db:
             db.execute("INSERT OR REPLACE INTO meta VALUES ('finished', ?)", (reason,))
 
-    def load(self, size: int) -> Progress | None:
+    def load(self, size: int, rule: Rule | None = None) -> Progress | None:
         """Returns the federation's progress; None before `begin`.
+
+        Args:
+            size: P of the model.
+            rule: says which version is the best; None: the one that is stored.
 
         Raises:
             ConfigError: what is stored does not fit the model's P, or is damaged.
         """
-        rows = self._read(
-            "SELECT version, theta, server_state, digest FROM versions "
-            "ORDER BY version DESC LIMIT 1"
-        )
-        if not rows:
+        rows = self._read("SELECT MAX(version) FROM versions")
+        if not rows or rows[0][0] is None:
             return None
-        version, blob, state, digest = rows[0]
+        version = int(rows[0][0])
+        theta, state = self._version(version, size)
+        course = self._course(version, rule)
+        best = course.best_version
+        is_other = best != version and best in self.versions()
+        return Progress(
+            version,
+            theta,
+            state,
+            course,
+            self._open_round(version),
+            self._closed_rounds(),
+            self.standings(),
+            self._version(best, size)[0] if is_other else theta,
+        )
+
+    def _version(self, version: int, size: int) -> tuple[F32, ServerState]:
+        query = "SELECT theta, server_state, digest FROM versions WHERE version = ?"
+        blob, state, digest = self._read(query, version)[0]
         if checksum(blob, state) != digest:
             raise self._damaged(f"version {version}", "its checksum is wrong")
         if len(blob) != 4 * size:
@@ -285,17 +281,22 @@ class Store(Database):
         theta = np.frombuffer(blob, "<f4").astype(np.float32)
         theta.setflags(write=False)
         try:
-            return Progress(
-                version,
-                theta,
-                state_from_bytes(state),
-                self.history(),
-                self._open_round(version),
-                self._closed_rounds(),
-                self.standings(),
-            )
+            return theta, state_from_bytes(state)
         except WireError as error:
             raise self._damaged(f"version {version}", error) from error
+
+    def _course(self, version: int, rule: Rule | None) -> Course:
+        """Returns the course after a version; reads all records only when its rule is another."""
+        rows = self._read("SELECT course FROM courses WHERE version = ?", version)
+        if not rows:
+            return reduce(Course.after, self.history(), Course(rule or Rule()))
+        course = self._decoded("the federation's course", rows[0][0], Course)
+        return course if rule in (None, course.rule) else course.by(rule, self.history())
+
+    def course(self) -> Course:
+        """How far the federation is, by the rule of its last run."""
+        rows = self._read("SELECT MAX(version) FROM versions")
+        return self._course(rows[0][0] or 0, None)
 
     def _open_round(self, version: int) -> StoredRound | None:
         found = self._read("SELECT round FROM open_round")
@@ -322,16 +323,20 @@ class Store(Database):
 
     def history(self) -> list[RoundRecord]:
         """Summaries of all rounds, in order."""
-        rows = self._rows("SELECT record FROM rounds ORDER BY round_id")
-        return [self._decoded(_RECORD, text, RoundRecord).summary for (text,) in rows]
+        rows = self._rows("SELECT summary FROM rounds ORDER BY round_id")
+        return [self._decoded(_RECORD, text, RoundRecord) for (text,) in rows]
 
-    def agents(self) -> list[KnownAgent]:
-        """All agents ever heard of, by id."""
-        rows = self._read("SELECT agent_id, status, heard_at FROM agents ORDER BY agent_id")
-        return [
-            KnownAgent(name, self._decoded("an agent's status", text, AgentStatus), heard)
-            for name, text, heard in rows
-        ]
+    def answer(self) -> RoundRecord | None:
+        """The record of the latest round that answered a task; None when there is none."""
+        rows = self._read(
+            "SELECT record FROM rounds WHERE status = 'answered' ORDER BY version, round_id DESC "
+            "LIMIT 1"
+        )
+        return self._decoded(_RECORD, rows[0][0], RoundRecord) if rows else None
+
+    def number_of_rounds(self) -> int:
+        """Records of rounds that are kept."""
+        return int(self._read("SELECT COUNT(*) FROM rounds")[0][0])
 
     def versions(self) -> list[int]:
         """Versions of θ that are still kept."""
@@ -360,6 +365,25 @@ class Store(Database):
 
     @staticmethod
     def _insert_round(db: sqlite3.Connection, record: RoundRecord) -> None:
+        summary = msgspec.json.encode(record.summary).decode()
         text = msgspec.json.encode(record).decode()
-        values = (record.round_id, text, time.time())
-        db.execute("INSERT OR REPLACE INTO rounds VALUES (?, ?, ?)", values)
+        values = (record.round_id, record.status, record.version, summary, time.time(), text)
+        db.execute("INSERT OR REPLACE INTO rounds VALUES (?, ?, ?, ?, ?, ?)", values)
+
+    @staticmethod
+    def _insert_course(db: sqlite3.Connection, version: int, course: Course | None) -> None:
+        if course is not None:
+            text = msgspec.json.encode(course).decode()
+            db.execute("INSERT OR REPLACE INTO courses VALUES (?, ?)", (version, text))
+
+    def _forget_old(
+        self, db: sqlite3.Connection, round_id: int, version: int, course: Course | None
+    ) -> None:
+        best = course.best if course is not None and course.best_version else None
+        if self._keep_versions:
+            old = (version - self._keep_versions, -1 if best is None else best.version)
+            db.execute("DELETE FROM versions WHERE version <= ? AND version != ?", old)
+            db.execute("DELETE FROM courses WHERE version <= ? AND version != ?", old)
+        if self._keep_rounds:
+            old = (round_id - self._keep_rounds, -1 if best is None else best.round_id)
+            db.execute("DELETE FROM rounds WHERE round_id <= ? AND round_id != ?", old)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from broker.protocol.messages import RoundPlan
 
-Stage = tuple[int, int, bool]
+Stage = tuple[int, bool, int]
 
 #: Earlier starts of the session that are remembered, to recognise their plans when they come late.
 _FORMER_INSTANCES = 4
 
 
 def stage(plan: RoundPlan) -> Stage:
-    """Returns how far a federation is; it only grows within a start of the coordinator."""
-    return plan.round_id, plan.version, plan.state == "finished"
+    """Returns how far a federation is; it only grows within a start of the coordinator.
+
+    The version of a finished federation is its best one, which need not be the latest.
+    """
+    return plan.round_id, plan.state == "finished", plan.version
 
 
 def is_within_staleness(version: int, plan: RoundPlan) -> bool:

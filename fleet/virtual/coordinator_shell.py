@@ -18,9 +18,9 @@ from coordinator.machine.events import (
     StoreUpdate,
 )
 from coordinator.records.records import RoundRecord
-from coordinator.service import sealed
+from coordinator.rounds.stopping import stop_rule
+from coordinator.service import open_store, sealed
 from coordinator.storage.durability import Durability
-from coordinator.storage.store import Store
 from fleet.virtual.event_trace import Began, Flushed
 from fleet.virtual.faults import COORDINATOR
 from fleet.virtual.shells import Shell, World
@@ -64,7 +64,7 @@ class CoordinatorShell(Shell):
     ) -> None:
         super().__init__(world, COORDINATOR, f"fedge-{config.federation}-coordinator")
         self.config = config
-        self.store = Store(None, config.keep_versions)
+        self.store = open_store(config, None)
         self.store.adopt(config.federation, package)
         self.records: list[RoundRecord] = []
         self.finished = ""
@@ -79,7 +79,7 @@ class CoordinatorShell(Shell):
     def make_machine(self) -> Will:
         """Makes the coordinator from its store, like `coordinator.service.run_coordinator`."""
         store = self.store
-        progress = store.load(self._package.spec.size)
+        progress = store.load(self._package.spec.size, stop_rule(self.config))
         session = store.session(f"sim-{self.world.seed}")
         names: tuple[str, ...] = ()
         if self._keys is not None:

@@ -351,12 +351,12 @@ class Invariants:
                 self._received_bytes(node, report.received_bytes)
 
     def _plan_sent(self, plan: RoundPlan) -> None:
-        now = (plan.round_id, plan.version)
+        round_id, version = self._announced
         self._check(
-            plan.version >= self._announced[1] and plan.round_id >= self._announced[0],
-            f"round {now[0]} of version {now[1]} announced after {self._announced}",
+            plan.round_id >= round_id and (plan.version >= version or plan.state == "finished"),
+            f"round {plan.round_id} of version {plan.version} announced after {self._announced}",
         )
-        self._announced = now
+        self._announced = (plan.round_id, max(version, plan.version))  # at the end the best one
         self._check(
             plan.version <= self._book.version,
             f"version {plan.version} announced, {self._book.version} is committed",

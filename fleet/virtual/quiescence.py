@@ -67,7 +67,7 @@ def bound_problems(federation: SimulatedFederation, node: str) -> Iterator[str]:
 
 def _coordinator_problems(federation: SimulatedFederation) -> Iterator[str]:
     coordinator = federation.coordinator.coordinator
-    records = coordinator.progress.records
+    records = federation.coordinator.store.history()
     committed = [record.version for record in records if record.status == "committed"]
     if committed != list(range(1, coordinator.progress.version + 1)):
         yield f"the committed rounds have the versions {committed}"

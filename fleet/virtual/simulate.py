@@ -176,7 +176,7 @@ def _conclude(
         reason=reason,
         seconds=simulation.ended_s,
     )
-    report = conclude(ended, lambda: coordinator.coordinator.progress.theta, watcher.baseline)
+    report = conclude(ended, lambda: coordinator.coordinator.progress.best[1], watcher.baseline)
     report |= {"seed": setting.seed, "virtual_seconds": simulation.ended_s}
     write_report(report, options.out)
     return report

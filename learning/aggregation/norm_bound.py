@@ -68,6 +68,18 @@ class Norms(msgspec.Struct, frozen=True):
     count: int
 
 
+class KnownNorms(msgspec.Struct, frozen=True):
+    """What a norm history remembers of one vector; stored.
+
+    Attributes:
+        recent: of the latest rounds, in order.
+        largest: median of a round there was.
+    """
+
+    recent: tuple[Norms, ...]
+    largest: float = 0.0
+
+
 class Limit(NamedTuple):
     """A largest norm of `delta`, and the reason for it."""
 
@@ -80,12 +92,27 @@ class NormHistory:
 
     Args:
         settings: of the bound.
+        known: what an earlier history remembered, by the vectors' names.
     """
 
-    def __init__(self, settings: NormBoundSettings) -> None:
+    def __init__(
+        self, settings: NormBoundSettings, known: Mapping[str, KnownNorms] | None = None
+    ) -> None:
         self.settings = settings
         self._recent: dict[str, deque[Norms]] = {}
         self._largest: dict[str, float] = {}
+        for name, norms in (known or {}).items():
+            self._recent[name] = deque(norms.recent, maxlen=settings.rounds)
+            if norms.largest:
+                self._largest[name] = norms.largest
+
+    @property
+    def known(self) -> dict[str, KnownNorms]:
+        """What a restart goes on with."""
+        return {
+            name: KnownNorms(tuple(recent), self._largest.get(name, 0.0))
+            for name, recent in self._recent.items()
+        }
 
     def add(self, norms: Mapping[str, Norms]) -> None:
         """Adds a round's norms, by the vectors' names.

@@ -38,6 +38,11 @@ _PATH = click.Path(path_type=Path)
     "folder, or --state names it), an initial.npy, or another package folder. Default: the latest "
     "version, or the package's own.",
 )
+@click.option(
+    "--best",
+    is_flag=True,
+    help="The best version by the coordinator's stop.metric, instead of the latest.",
+)
 @click.option("--state", type=_PATH, help="The coordinator's state_dir, for --weights VERSION.")
 @click.option(
     "--int8",
@@ -71,6 +76,7 @@ _PATH = click.Path(path_type=Path)
 def release(
     package: str,
     weights: str | None,
+    best: bool,
     state: Path | None,
     int8: bool,
     float16: bool,
@@ -96,7 +102,11 @@ def release(
         raise ConfigError(f"--out {out}: the name must end in .tflite")
     if function is not None:
         parse_reference(function)  # before TensorFlow is loaded
-    content, theta, found = _find(package, weights, state)
+    if best and weights is not None:
+        raise ConfigError(f"--best and --weights {weights}: give one of them")
+    content, theta, found = _find(package, "best" if best else weights, state)
+    if best and found is not None:
+        click.echo(f"the best version is {found.version}", err=True)
     path = out or Path(f"{content.spec.name}_{numbers}.tflite")
     check_file(path)
     rows = read_rows(calibration, content.spec, targets=False) if calibration else None
@@ -171,15 +181,15 @@ def _find(
     """Returns package, θ, and the stored version if θ comes from a federation."""
     content, home = _package(reference)
     state = state or home
-    if weights is None or weights.isdigit():
+    if weights in (None, "best") or weights.isdigit():
         if state is None:
             if weights is None:
                 return content, np.array(content.initial), None
-            raise ConfigError(
-                f"--weights {weights} is a version: name the coordinator's folder with --state"
-            )
+            wanted = "--best" if weights == "best" else f"--weights {weights} is a version"
+            raise ConfigError(f"{wanted}: name the coordinator's folder with --state")
+        version = int(weights) if weights and weights.isdigit() else None
         found = read_version(
-            state, None if weights is None else int(weights), content.spec.fingerprint
+            state, "best" if weights == "best" else version, content.spec.fingerprint
         )
         return content, found.theta, found
     path = Path(weights)

@@ -10,7 +10,7 @@ import json
 import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -60,17 +60,19 @@ def checksum(*parts: object) -> bytes:
     return digest.digest()
 
 
-def read_version(folder: Path, version: int | None, fingerprint: str) -> StoredVersion:
+def read_version(
+    folder: Path, version: int | Literal["best"] | None, fingerprint: str
+) -> StoredVersion:
     """Reads a version of θ; the coordinator may be running.
 
     Args:
         folder: the coordinator's `state_dir`.
-        version: version of θ; None takes the latest.
+        version: version of θ; None takes the latest, "best" the best one by `stop.metric`.
         fingerprint: fingerprint of the model.
 
     Raises:
-        ConfigError: there is no such folder or version, the versions belong to another model, or
-            the file is damaged.
+        ConfigError: there is no such folder or version, nothing says which version is the best,
+            the versions belong to another model, or the file is damaged.
     """
     path = folder / STORE_FILE
     if not path.is_file():
@@ -86,7 +88,7 @@ def read_version(folder: Path, version: int | None, fingerprint: str) -> StoredV
 
 
 def _read(
-    db: sqlite3.Connection, path: Path, version: int | None, fingerprint: str
+    db: sqlite3.Connection, path: Path, version: int | Literal["best"] | None, fingerprint: str
 ) -> StoredVersion:
     meta = dict(db.execute("SELECT key, value FROM meta").fetchall())
     if meta.get("fingerprint") != fingerprint:
@@ -95,6 +97,8 @@ def _read(
             f"{meta.get('fingerprint')}), the package's is {fingerprint}"
         )
     known = [row[0] for row in db.execute("SELECT version FROM versions ORDER BY version")]
+    if version == "best":
+        version = _best(db, path)
     if not known or (version is not None and version not in known):
         kept = f"{known[0]} to {known[-1]}" if known else "none"
         raise ConfigError(f"{path}: no version {version}; versions kept: {kept} (keep_versions)")
@@ -113,11 +117,23 @@ def _read(
     return StoredVersion(meta.get("federation", ""), wanted, vector, created_at, agents, evaluation)
 
 
+def _best(db: sqlite3.Connection, path: Path) -> int:
+    """Returns the best version by the metric that stops the federation."""
+    rows = db.execute("SELECT course FROM courses ORDER BY version DESC LIMIT 1").fetchall()
+    best = json.loads(rows[0][0])["best"] if rows else None
+    if not best or not best["version"]:
+        raise ConfigError(
+            f"{path}: no version was measured on held-out rows, so none is known to be the best: "
+            "leave --best out for the latest"
+        )
+    return int(best["version"])
+
+
 def _round_result(db: sqlite3.Connection, version: int) -> tuple[int, dict[str, float]]:
     """Returns how many agents made a version, and their loss and metrics."""
-    for (text,) in db.execute("SELECT record FROM rounds"):
+    query = "SELECT summary FROM rounds WHERE status = 'committed' AND version = ?"
+    for (text,) in db.execute(query, (version,)):
         record: dict[str, Any] = json.loads(text)
-        if record["version"] == version and record["status"] == "committed":
-            found = {"loss": record["loss"], **record["metrics"]} if record["evaluated"] else {}
-            return record["reported"], {k: v for k, v in found.items() if v is not None}
+        found = {"loss": record["loss"], **record["metrics"]} if record["evaluated"] else {}
+        return record["reported"], {k: v for k, v in found.items() if v is not None}
     return 0, {}

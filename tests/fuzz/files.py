@@ -97,7 +97,9 @@ def _store(folder: Path) -> Iterator[Decoder]:
     rounds = Store(None)
 
     def read_record(data: bytes) -> object:
-        rounds._db.execute("INSERT OR REPLACE INTO rounds VALUES (1, ?, 0)", (data,))
+        rounds._db.execute(
+            "INSERT OR REPLACE INTO rounds VALUES (1, 'committed', 1, '', 0, ?)", (data,)
+        )
         return rounds.rounds()
 
     yield Decoder("round's record", read_record, (ConfigError,), (_record(),), share=0.2)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any
 
 import pytest
 
 from coordinator.config import CoordinatorConfig, EvaluationConfig, StopConfig
+from coordinator.records.course import Course
 from coordinator.records.records import RoundRecord
-from coordinator.rounds.stopping import stop_reason
+from coordinator.rounds.stopping import stop_reason, stop_rule
 
 
 def record(loss: float | None, **changes: Any) -> RoundRecord:
@@ -39,7 +41,7 @@ def reason(records: list[RoundRecord], rounds: int = 100, **stop: Any) -> str | 
     config = CoordinatorConfig(
         federation="f", model="house_price", rounds=rounds, stop=StopConfig(**stop)
     )
-    return stop_reason(config, records)
+    return stop_reason(config, reduce(Course.after, records, Course(stop_rule(config))))
 
 
 def losses(*values: float | None) -> list[RoundRecord]:
@@ -118,4 +120,5 @@ def test_what_was_seen_while_training_reaches_no_target_unless_nothing_is_ever_e
         stop=StopConfig(target=0.5),
         evaluation=EvaluationConfig(every=0),
     )
-    assert stop_reason(config, trained_only) == "target"
+    course = Course(stop_rule(config)).after(trained_only[0])
+    assert stop_reason(config, course) == "target"

@@ -18,6 +18,7 @@ import pytest
 from broker.protocol.messages import AgentStatus
 from coordinator.config import CoordinatorConfig
 from coordinator.machine.standing import Standing
+from coordinator.records.course import Best, Course, Rule
 from coordinator.records.records import AgentResult
 from coordinator.report import matrix_lines, status_document, status_text
 from coordinator.storage.store import Store
@@ -25,7 +26,7 @@ from fedge.errors import ConfigError, StoreError
 from learning.algorithms.algorithm import ServerState
 from learning.vector.parameters import F32
 from models.package.package import ModelPackage
-from models.package.stored_versions import STORE_FILE
+from models.package.stored_versions import STORE_FILE, read_version
 from models.zoo import load_zoo
 from tests.unit.coordinator.test_stopping import record
 
@@ -86,7 +87,7 @@ def test_what_was_committed_is_there_after_opening_it_again(tmp_path: Path) -> N
     assert (progress.version, progress.theta.tolist()) == (1, [1.0, 2.0, 3.25])
     assert not progress.theta.flags.writeable
     assert progress.state.vectors["velocity"].tobytes() == velocity.tobytes()
-    assert progress.records == [record(0.5), record(0.25, round_id=2, status="abandoned")]
+    assert again.history() == [record(0.5), record(0.25, round_id=2, status="abandoned")]
     assert progress.last_round == 2
     again.close()
 
@@ -102,9 +103,7 @@ def test_of_what_agents_did_only_the_store_keeps_all(store: Store) -> None:
     ]
     for each in full:
         store.save_round(each)
-    progress = store.load(3)
-    assert progress is not None
-    assert progress.records == [record(0.5, round_id=n) for n in (1, 2, 3)]
+    assert store.history() == [record(0.5, round_id=n) for n in (1, 2, 3)]
     assert (store.rounds(), store.rounds(latest=2)) == (full, full[1:])
 
 
@@ -244,7 +243,7 @@ def test_another_format_is_told(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store._db.execute("UPDATE meta SET value = '99' WHERE key = 'format'")
     store.close()
-    with pytest.raises(ConfigError, match="format 99, this version reads 3"):
+    with pytest.raises(ConfigError, match="format 99, this version reads 4"):
         Store(tmp_path)
 
 
@@ -266,19 +265,19 @@ def test_a_database_of_something_else_is_told_in_one_line(tmp_path: Path) -> Non
         "UPDATE versions SET theta = 'text'",
         "UPDATE versions SET server_state = x'00'",
         "UPDATE versions SET digest = x'00'",
-        "UPDATE rounds SET record = 5",
-        "UPDATE rounds SET record = '{}'",
-        "UPDATE rounds SET record = 'rubbish'",
-        "UPDATE rounds SET record = x'ff'",
-        "UPDATE rounds SET record = x'7b22ff223a317d'",  # {"?":1}, which is no UTF-8
-        "DROP TABLE rounds",
+        "UPDATE courses SET course = 5",
+        "UPDATE courses SET course = '{\"best\": 5}'",
+        "UPDATE courses SET course = 'rubbish'",
+        "UPDATE courses SET course = x'ff'",
+        "UPDATE courses SET course = x'7b22ff223a317d'",  # {"?":1}, which is no UTF-8
+        "DROP TABLE courses",
         "DROP TABLE versions",
     ],
 )
 def test_damage_inside_is_told_in_one_line_when_it_is_read(tmp_path: Path, sql: str) -> None:
     store = Store(tmp_path)
     store.begin(theta(0, 0, 0), NOTHING)
-    store.commit(1, theta(1, 1, 1), NOTHING, record(0.5))
+    store.commit(1, theta(1, 1, 1), NOTHING, record(0.5), (), Course())
     store._db.execute(sql)
     with pytest.raises(ConfigError, match="put a backup in its place, or move") as caught:
         store.load(3)
@@ -368,8 +367,9 @@ def test_the_status_text_shows_rounds_and_agents(store: Store) -> None:
     assert earlier == "… 2 earlier rounds: --json shows them"
     assert [line.split(" · ")[0] for line in lines[:10]] == [f"round {n}" for n in range(3, 13)]
     assert "loss 0.5000" in lines[0]
-    assert lines[10] == "agents: 1 known, 1 online"
-    assert "cannot take part: no_data: no such file" in lines[11]
+    assert lines[10] == "best: round 1, version 1, loss 0.5000"
+    assert lines[11] == "agents: 1 known, 1 online"
+    assert "cannot take part: no_data: no such file" in lines[12]
 
 
 def test_what_agents_say_cannot_command_a_terminal(store: Store) -> None:
@@ -467,3 +467,86 @@ def test_the_standing_of_an_agent_is_kept(tmp_path: Path, store: Store) -> None:
     assert progress is not None
     assert progress.standings["a"] == Standing(refusals={"norm": 2}, accepted=6)
     assert progress.standings["b"].quarantine_reason == "broken sensor"
+
+
+# -- what is kept -----------------------------------------------------------------------------
+
+
+def committed(store: Store, losses: list[float], rule: Rule | None = None) -> Course:
+    """Commits a version a round, as a coordinator does."""
+    store.begin(theta(0, 0, 0), NOTHING)
+    course = Course(rule or Rule())
+    for number, loss in enumerate(losses, 1):
+        each = record(loss, round_id=number, version=number, metrics={"mae": 1 - loss})
+        course = course.after(each)
+        store.commit(number, theta(number, 0, 0), NOTHING, each, (), course)
+    return course
+
+
+LOSSES = [0.5, 0.2, 0.4, 0.3, 0.6]
+
+
+def test_the_best_version_and_its_record_are_kept_however_old(tmp_path: Path) -> None:
+    with closing(Store(tmp_path, keep_versions=2, keep_rounds=1)) as store:
+        course = committed(store, LOSSES)
+        assert store.versions() == [2, 4, 5]
+        assert [each.round_id for each in store.history()] == [2, 5]
+        progress = store.load(3)
+    assert progress is not None
+    assert (progress.version, progress.theta.tolist()) == (5, [5, 0, 0])
+    assert progress.course == course
+    assert progress.course.committed == 5, "the records of some are gone"
+    version, best = progress.best
+    assert (version, best.tolist()) == (2, [2, 0, 0])
+
+
+def test_another_metric_looks_for_its_best_version_in_what_is_kept(tmp_path: Path) -> None:
+    with closing(Store(tmp_path, keep_rounds=3)) as store:
+        committed(store, LOSSES)
+        progress = store.load(3, Rule("mae"))
+    assert progress is not None
+    assert progress.course.best == Best(5, 5, 0.4)
+    assert (progress.course.committed, progress.course.without_gain) == (5, 0)
+
+
+def test_a_start_reads_no_record_of_a_round(tmp_path: Path) -> None:
+    with closing(Store(tmp_path)) as store:
+        committed(store, LOSSES)
+        store._db.execute("UPDATE rounds SET record = 'rubbish', summary = 'rubbish'")
+        progress = store.load(3)
+    assert progress is not None
+    assert progress.last_round == 5
+
+
+def test_agents_that_fell_silent_long_ago_are_forgotten_unless_somebody_shut_them_out(
+    store: Store,
+) -> None:
+    status = AgentStatus(state="offline", agent_instance="1")
+    for name, heard_at in (("old", 100.0), ("hostile", 100.0), ("new", 300.0)):
+        store.save_agent(name, status, heard_at)
+        store.save_standing(name, Standing(accepted=1))
+    store.save_standing("hostile", Standing().quarantined("hostile", by_operator=True))
+    assert store.forget_agents(200.0) == ["old", "hostile"]
+    assert [agent.agent_id for agent in store.agents()] == ["new"]
+    assert list(store.standings()) == ["hostile", "new"]
+
+
+def test_the_best_version_is_read_for_a_release(tmp_path: Path) -> None:
+    with closing(Store(tmp_path, keep_versions=1)) as store:
+        store.adopt("f", PACKAGE)
+        committed(store, LOSSES)
+        found = read_version(tmp_path, "best", PACKAGE.spec.fingerprint)
+        assert (found.version, found.theta.tolist(), found.evaluation["loss"]) == (
+            2,
+            [2, 0, 0],
+            0.2,
+        )
+        assert read_version(tmp_path, None, PACKAGE.spec.fingerprint).version == 5
+
+
+def test_where_nothing_was_measured_no_version_is_the_best(tmp_path: Path) -> None:
+    with closing(Store(tmp_path)) as store:
+        store.adopt("f", PACKAGE)
+        committed(store, [])
+        with pytest.raises(ConfigError, match="none is known to be the best: leave --best out"):
+            read_version(tmp_path, "best", PACKAGE.spec.fingerprint)

@@ -175,3 +175,12 @@ def test_an_end_that_is_announced_again_is_believed_after_a_late_earlier_plan() 
     newest = device.agent.plan
     assert newest is not None
     assert newest.coordinator_instance == "c1", "a coordinator that was put back goes on"
+
+
+def test_the_end_may_name_an_earlier_version_which_is_the_best() -> None:
+    device = ready()
+    device.plan(round_id=2, version=3)
+    device.plan(round_id=2, version=2, state="finished")
+    assert device.agent.plan == plan(round_id=2, version=2, state="finished")
+    device.plan(round_id=2, version=3)  # the broker sends the one before again
+    assert device.agent.plan == plan(round_id=2, version=2, state="finished")

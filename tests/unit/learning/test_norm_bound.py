@@ -143,3 +143,12 @@ def test_a_fleet_that_learns_nothing_yet_bounds_nobody() -> None:
 def test_clip_above_refuse_is_a_mistake() -> None:
     with pytest.raises(ValueError, match="clip 5 is above refuse 4"):
         NormBoundSettings(clip=5.0, refuse=4.0)
+
+
+def test_a_history_goes_on_after_a_restart_with_what_it_knew() -> None:
+    before = history(8.0, *[0.1] * 6, rounds=5)
+    again = NormHistory(before.settings, before.known)
+    assert again.scale("delta") == before.scale("delta") == 2.0
+    for each in (before, again):
+        each.add({"delta": Norms(0.2, 4)})
+    assert again.known == before.known

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from coordinator.config import EvaluationConfig, StartConfig
+from coordinator.config import EvaluationConfig, StartConfig, StopConfig
 from coordinator.machine.events import Commit, RoundEnded
 from learning.vector.metrics import Sums
 from learning.vector.parameters import F32
@@ -172,3 +172,41 @@ def test_the_time_that_measuring_takes_is_not_taken_from_the_next_round() -> Non
     assert stage.record.round_id == 1
     stage.later(1.0)
     assert stage.record.round_id == 2
+
+
+def ended(losses: list[float], **changes: Any) -> Stage:
+    """A federation of one agent; version v of θ is (v, 0, 0)."""
+    evaluation = EvaluationConfig(every=1)
+    stage = Stage(config(start=StartConfig(agents=1), evaluation=evaluation, **changes))
+    a = FakeAgent(stage, "a", test_rows=1)
+    for loss in losses:
+        assert stage.coordinator.finished is None
+        a.update([1, 0, 0])
+        a.evaluation(loss, 1.0)
+    assert stage.coordinator.finished is not None
+    return stage
+
+
+@pytest.mark.parametrize(
+    ("losses", "changes", "best"),
+    [
+        ([3.0, 1.0, 2.0], {"rounds": 3}, 2),
+        ([3.0, 2.0, 1.0], {"rounds": 3}, 3),
+        ([2.0, 1.0, 1.0, 4.0], {"stop": StopConfig(patience=2)}, 2),
+        ([3.0, 2.0, 0.5], {"stop": StopConfig(target=0.5)}, 3),
+    ],
+)
+def test_the_end_hands_out_the_best_version_and_names_it(
+    losses: list[float], changes: Any, best: int
+) -> None:
+    stage = ended(losses, **changes)
+    assert (stage.plan.state, stage.plan.version) == ("finished", best)
+    assert stage.weights().tolist() == [float(best), 0.0, 0.0]
+    assert stage.record.best_round == best
+    assert stage.coordinator.progress.version == len(losses), "training would go on from there"
+
+
+def test_records_name_the_best_round_so_far() -> None:
+    stage = ended([3.0, 1.0, 2.0], rounds=3)
+    records = [each.record for each in only(stage.actions, RoundEnded)]
+    assert [record.best_round for record in records] == [1, 2, 2]

@@ -25,7 +25,9 @@ from coordinator.machine.events import (
     Waiting,
 )
 from coordinator.machine.progress import Progress, StoredRound
+from coordinator.records.course import Best, Course, Rule
 from fedge.errors import ConfigError
+from learning.aggregation.norm_bound import KnownNorms, Norms
 from learning.algorithms.algorithm import ServerState
 from learning.algorithms.training import TrainingPlan
 from learning.vector.parameters import Layout
@@ -155,7 +157,15 @@ def test_what_single_agents_did_in_a_round_is_told_and_not_kept_in_memory() -> N
     c.update([1, 0, 0])
     assert (set(stage.record.agents), stage.record.declined) == ({"b", "c"}, {"a": "too_hot"})
     assert only(stage.actions, SaveRound)[-1].record == stage.record
-    assert stage.coordinator.progress.records == [stage.record.summary]
+    assert stage.coordinator.progress.course == Course(
+        Rule(while_training=True),
+        last_round=1,
+        committed=1,
+        value=1.0,
+        best=Best(1, 0, 1.0),
+        first_loss=1.0,
+        norms={"delta": KnownNorms((Norms(median=1.0, count=2),))},
+    )
     assert stage.record.summary.agents == {}
 
 
@@ -167,11 +177,10 @@ def test_a_restart_goes_on_with_the_next_round_and_the_same_model() -> None:
         agent.update([1, 0, 0])
     assert stage.plan.round_id == 3
     kept = stage.coordinator.progress
-    records = [r for r in kept.records if r.status == "committed"]
     again = Stage(
         config(),
         session="s2",
-        progress=Progress(kept.version, kept.theta, ServerState(), list(records)),
+        progress=Progress(kept.version, kept.theta, ServerState(), kept.course),
     )
     a = FakeAgent(again, "a")
     again.later(1.0)  # births of the others would have arrived by now
@@ -187,7 +196,7 @@ def test_after_a_restart_a_round_ends_only_when_births_had_time_to_arrive() -> N
     a, _ = (FakeAgent(stage, name, test_rows=2) for name in "ab")
     frames = (("a", a.frame([2, 0, 0])),)
     stored = StoredRound(stage.plan, ("a", "b"), 2, frames)
-    again = Stage(settings, progress=Progress(0, PACKAGE.initial, ServerState(), [], stored))
+    again = Stage(settings, progress=Progress(0, PACKAGE.initial, ServerState(), Course(), stored))
     b = FakeAgent(again, "b", test_rows=2, join=False)
     # It was queued while nobody was there, and so comes before what is retained.
     assert b.receipt(b.update([4, 0, 0])).accepted
@@ -204,7 +213,7 @@ def test_an_agent_lost_while_the_coordinator_was_away_is_not_waited_for() -> Non
     stage = Stage(settings)
     a, _ = FakeAgent(stage, "a"), FakeAgent(stage, "b")
     stored = StoredRound(stage.plan, ("a", "b"), 2, (("a", a.frame([2, 0, 0])),))
-    again = Stage(settings, progress=Progress(0, PACKAGE.initial, ServerState(), [], stored))
+    again = Stage(settings, progress=Progress(0, PACKAGE.initial, ServerState(), Course(), stored))
     FakeAgent(again, "b", join=False).status("offline")  # its will, retained
     FakeAgent(again, "a")
     again.later(again.coordinator.wait_s(again.now_s))
