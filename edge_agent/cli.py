@@ -52,7 +52,7 @@ def check(config_path: Path, model_name: str, runtime: str | None) -> None:
     Changes nothing but the state folder (a fixed normalisation is stored there).
     """
     from edge_agent.config import load_agent_config
-    from edge_agent.data.dataset import build_dataset, read_table
+    from edge_agent.data.dataset import build_dataset, read_ready
     from edge_agent.doctor.data_checks import part_lines
     from edge_agent.doctor.row_check import try_rows
     from fedge.yaml_config import located
@@ -68,8 +68,9 @@ def check(config_path: Path, model_name: str, runtime: str | None) -> None:
             package.program, package.spec, frozen=package.frozen, runtime=runtime or config.runtime
         )
     base = config_path.parent
-    table = read_table(config.data, package.spec, base)
-    data = build_dataset(table, config.data, package.spec, located(config.state_dir, base))
+    state_dir = located(config.state_dir, base)
+    table = read_ready(config.data, package.spec, base, state_dir)
+    data = build_dataset(table, config.data, package.spec, state_dir, own=True)
     click.echo(f"model    {package.spec.name}, {package.spec.size:,} parameters, {program.runtime}")
     for line in part_lines(data, package.spec, config.data.split):
         click.echo(line)

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 import msgspec
 import numpy as np
 
-from edge_agent.data.dataset import DataConfig, InputSource, build_dataset, read_table
+from edge_agent.data.dataset import DataConfig, InputSource, build_dataset, read_ready
 from fedge.errors import ConfigError, ModelError
 from fedge.yaml_config import located
 from learning.vector.parameters import Layout, ParameterSpec
@@ -105,7 +105,8 @@ def predict(
             threads=threads,
         )
     config = _inputs(inputs_only(data), spec, base)
-    dataset = build_dataset(read_table(config, spec, base), config, spec, state_dir)
+    table = read_ready(config, spec, base, state_dir)
+    dataset = build_dataset(table, config, spec, state_dir, own=True)
     outputs = runner.predict(dataset.part("train"))
     in_units = {t.name: _in_units(outputs[t.name], t) for t in release.outputs}
     return Predictions(release, dataset.rows, in_units, runner.runtime)

@@ -74,6 +74,18 @@ def located(path: str | Path, base: Path) -> Path:
     return found.resolve() if ".." in found.parts else found
 
 
+def as_yaml(value: Any) -> str:
+    """Returns a value as YAML in one line; a mapping without the braces around it.
+
+    It may stand inside `[ ]` and `{ }`: texts are quoted where they must be.
+    """
+    text: str = yaml.safe_dump(
+        [value], default_flow_style=True, width=1 << 30, allow_unicode=True, sort_keys=False
+    )
+    text = text.strip()[1:-1]
+    return text[1:-1] if isinstance(value, dict) else text
+
+
 def _read(path: Path) -> bytes:
     try:
         with path.open("rb") as file:

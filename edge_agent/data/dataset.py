@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -12,14 +11,14 @@ from typing import Any, Literal
 import numpy as np
 
 from edge_agent.data.config import DataConfig, InputSource, TargetSource, WeightSource
-from edge_agent.data.csv import read_csv
-from edge_agent.data.normalise import Scale, scales
-from edge_agent.data.npz import read_npz
-from edge_agent.data.split import split_rows
+from edge_agent.data.files import data_files
+from edge_agent.data.normalise import Scale, conversion, known_scales, scales
+from edge_agent.data.places import Places
+from edge_agent.data.split import num_held_out, split_rows
 from edge_agent.data.table import Array, EmptyDataError, Index, Table, chunks, tensors
 from edge_agent.data.targets import row_classes
+from edge_agent.data.usable import all_rows, in_time, usable_rows
 from fedge.errors import DataError
-from fedge.yaml_config import located
 from models.package.spec import ModelSpec, TensorSpec
 from models.runtime.central_rows import first_wrong
 from models.runtime.rows import Rows
@@ -33,14 +32,11 @@ __all__ = [
     "WeightSource",
     "build_dataset",
     "load_dataset",
+    "read_ready",
     "read_table",
 ]
 
-log = logging.getLogger(__name__)
-
 Part = Literal["train", "test"]
-
-_READERS = {"npz": read_npz, "csv": read_csv}
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,12 +48,14 @@ class LocalDataset:
     Attributes:
         arrays: per column (inputs, targets, perhaps `weight`), shape (n, *shape), in the spec's
             dtype, scaled.
-        train: indexes of the training rows, int64, ascending.
-        test: indexes of the held-out rows, int64, ascending.
-        rows: for each row its number in the data file, int64, shape (n,).
-        scales: what each scaled input or target was scaled by.
+        train: indexes of the training rows, ascending.
+        test: indexes of the held-out rows, ascending.
+        rows: for each row its number in the data file, shape (n,).
+        scales: what each scaled column was scaled by.
         absent: per input that may miss numbers the bits of those that are missing, uint8, shape
             (n, numbers a row / 8), as `np.packbits` makes them.
+        columns: per column the names of its numbers in row-major order, for messages.
+        places: of the file's rows; None: of no file.
     """
 
     arrays: Mapping[str, Array]
@@ -66,6 +64,8 @@ class LocalDataset:
     rows: Index
     scales: Mapping[str, Scale]
     absent: Mapping[str, Array] = field(default_factory=dict)
+    columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    places: Places | None = None
 
     @property
     def num_train(self) -> int:
@@ -105,8 +105,19 @@ def load_dataset(
         EmptyDataError: no usable row.
         DataError: the file is missing or does not hold what was configured.
     """
-    table = read_table(config, spec, base)
-    return build_dataset(table, config, spec, state_dir)
+    table = read_ready(config, spec, base, state_dir)
+    return build_dataset(table, config, spec, state_dir, own=True)
+
+
+def read_ready(
+    config: DataConfig, spec: ModelSpec, base: Path, state_dir: Path | None = None
+) -> Table:
+    """The data file as its own device reads it: scaled at once, where the scale is known.
+
+    Raises:
+        DataError: see `load_dataset`.
+    """
+    return _read(config, spec, base, known_scales(config, spec, state_dir), ready=True)
 
 
 def read_table(config: DataConfig, spec: ModelSpec, base: Path) -> Table:
@@ -115,7 +126,42 @@ def read_table(config: DataConfig, spec: ModelSpec, base: Path) -> Table:
     Raises:
         DataError: the file is missing, or arrays or columns are.
     """
-    path = located(config.path, base)
+    return _read(config, spec, base, known_scales(config, spec, None), ready=False)
+
+
+def _read(
+    config: DataConfig,
+    spec: ModelSpec,
+    base: Path,
+    known: Mapping[str, Scale] | None,
+    *,
+    ready: bool,
+) -> Table:
+    whole, paths = data_files(config.path, base)
+    _check_tensors(config, spec, whole)
+    scales, ready = known or {}, ready and known is not None
+    if config.format == "npz":
+        from edge_agent.data.npz import read_npz
+
+        return read_npz(paths, whole, config, spec)
+    if config.format == "csv":
+        from edge_agent.data.formats.csv import read_csv
+
+        table = read_csv(paths, whole, config, spec, scales, ready=ready)
+    else:
+        from edge_agent.data.formats.sqlite import read_sqlite
+
+        if len(paths) > 1:
+            raise DataError(f"{whole}: one SQLite file at a time, {len(paths)} have such a name")
+        table = read_sqlite(paths[0], config, spec, scales, ready=ready)
+    if config.window is None:
+        return table
+    from edge_agent.data.windows import cut_windows
+
+    return cut_windows(table, config, spec, scales, ready=ready)
+
+
+def _check_tensors(config: DataConfig, spec: ModelSpec, path: Path) -> None:
     for what, given, known in (
         ("input", config.inputs, spec.inputs),
         ("target", config.target_sources, spec.targets),
@@ -128,11 +174,10 @@ def read_table(config: DataConfig, spec: ModelSpec, base: Path) -> Table:
                     f"{what}s: {', '.join(names) or 'none'}"
                 )
     for target in spec.targets:
-        scale, offset = _conversion(config, target)
-        if (scale, offset) != (1, 0) and target.dtype != "float32":
-            what = f"scale {scale}" if scale != 1 else f"offset {offset}"
+        source = config.target_sources.get(target.name)
+        if source and (source.scale, source.offset) != (1, 0) and target.dtype != "float32":
+            what = f"scale {source.scale}" if source.scale != 1 else f"offset {source.offset}"
             raise DataError(f"{path}: {target.name} {what}: class targets cannot be scaled")
-    return _READERS[config.format](path, config, spec)
 
 
 def build_dataset(
@@ -141,22 +186,27 @@ def build_dataset(
     spec: ModelSpec,
     state_dir: Path | None = None,
     rows: Index | None = None,
+    *,
+    own: bool = False,
 ) -> LocalDataset:
     """The dataset of some rows of a table.
 
     Args:
-        table: from `read_table` with the same configuration and spec.
+        table: read with the same configuration and spec.
         config: how to split and scale.
         spec: what the program expects.
         state_dir: where a scale measured on the device is kept; None keeps nothing.
-        rows: numbers of the rows to take, in the order of time; None takes all.
+        rows: numbers of the rows to take, in the order of time unless the table has times; None
+            takes all.
+        own: whether the table's numbers may be overwritten, to save memory.
 
     Raises:
         EmptyDataError: no usable row.
         DataError: NaN with `nan: refuse`, a class that does not exist, a number that does not fit.
     """
-    taken = np.arange(table.rows) if rows is None else np.asarray(rows, np.int64)
-    usable = _usable(table, config, spec, taken)
+    taken = all_rows(table.rows) if rows is None else np.asarray(rows, np.int64)
+    known = known_scales(config, spec, state_dir) or {}
+    usable = in_time(table, usable_rows(table, config, spec, taken, known))
     if not len(usable):
         dropped = f" ({len(taken)} dropped for NaN)" if len(taken) else ""
         raise EmptyDataError(f"{table.path}: no rows{dropped}")
@@ -164,24 +214,46 @@ def build_dataset(
         _check_whole(table, spec, tensor, usable)
     if "weight" in table.arrays:
         _check_weight(table, usable)
+    order, num_train = _split(table, config, spec, taken, usable)
+    by_column = scales(config, spec, table, order[:num_train], state_dir)
+    absent = {t.name: _absent(table, t, order) for t in spec.inputs if t.missing is not None}
+    arrays = {
+        t.name: _finished(
+            table,
+            t,
+            order,
+            None if table.ready else conversion(config, spec, t, by_column.get(t.name)),
+            own,
+        )
+        for t in tensors(config, spec)
+    }
+    indexes = _frozen(all_rows(len(order)))
+    return LocalDataset(
+        arrays,
+        indexes[:num_train],
+        indexes[num_train:],
+        _frozen(order),
+        by_column,
+        absent,
+        table.columns,
+        table.places,
+    )
+
+
+def _split(
+    table: Table, config: DataConfig, spec: ModelSpec, taken: Index, usable: Index
+) -> tuple[Index, int]:
+    """Returns the usable rows, those to learn from first, and how many these are."""
+    if table.group is None and config.split == "time":  # the usual case takes no memory
+        held_out = num_held_out(np.array([len(usable)]), config.test_fraction)
+        return usable, len(usable) - int(held_out[0])
     group = table.group[usable] if table.group is not None else np.zeros(len(usable), np.int64)
     classes = _classes_to_stratify(table, config, spec, usable)
     # Numbers among this device's rows: the same from its own file and from that of a whole fleet.
-    numbers = np.flatnonzero(np.isin(taken, usable, assume_unique=True))
+    sorter = np.argsort(taken)
+    numbers = sorter[np.searchsorted(taken, usable, sorter=sorter)]
     train, test = split_rows(config.split, group, numbers, config.test_fraction, classes)
-    order = usable[np.concatenate((train, test))]
-    by_column = scales(config, spec, table, usable[train], state_dir)
-    # Whatever `normalise` says of inputs: a target must mean the same on every device.
-    by_column |= {t.name: Scale(t.mean, t.std) for t in spec.targets if t.mean}
-    arrays = {
-        t.name: _finished(table, t, order, _scaling(config, spec, t, by_column.get(t.name)))
-        for t in tensors(config, spec)
-    }
-    absent = {t.name: _absent(table, t, order) for t in spec.inputs if t.missing is not None}
-    indexes = _frozen(np.arange(len(order)))
-    return LocalDataset(
-        arrays, indexes[: len(train)], indexes[len(train) :], _frozen(order), by_column, absent
-    )
+    return usable[np.concatenate((train, test))], len(train)
 
 
 def _classes_to_stratify(
@@ -203,71 +275,6 @@ def _classes_to_stratify(
     return classes
 
 
-def _conversion(config: DataConfig, target: TensorSpec) -> tuple[float, float]:
-    """Returns scale and offset that turn a target of the file into the unit of the spec."""
-    source = config.target_sources.get(target.name)
-    return (source.scale, source.offset) if source else (1.0, 0.0)
-
-
-def _scaling(
-    config: DataConfig, spec: ModelSpec, tensor: TensorSpec, scale: Scale | None
-) -> Callable[[Array], Array] | None:
-    """Returns the scaling of a column's numbers; None: no scaling."""
-    factor, offset = _conversion(config, tensor) if tensor in spec.targets else (1.0, 0.0)
-    if (factor, offset) == (1, 0):
-        return scale.apply if scale else None
-
-    def convert(block: Array) -> Array:
-        converted = block * np.float64(factor) + offset
-        return scale.apply(converted) if scale else converted
-
-    return convert
-
-
-def _usable(table: Table, config: DataConfig, spec: ModelSpec, rows: Index) -> Index:
-    """The rows without NaN and infinity (also those that float32 would make infinite).
-
-    NaN stays where the spec says what stands for a missing value.
-    """
-    good = np.ones(len(rows), bool)
-    for tensor in tensors(config, spec):
-        raw = table.arrays[tensor.name]
-        if raw.dtype.kind != "f":
-            continue
-        for part, block in chunks(raw, rows):
-            finite = _is_finite(block).reshape(len(block), -1)
-            if tensor.missing is not None:
-                finite |= np.isnan(block).reshape(len(block), -1)
-            if config.nan == "refuse" and not finite.all():
-                row, column = np.argwhere(~finite)[0]
-                raise DataError(
-                    f"{table.place(rows[part][row])}, "
-                    f"column {table.columns[tensor.name][column]!r}: "
-                    f"{_not_finite(block.reshape(len(block), -1)[row, column])}; "
-                    "with `nan: drop` such rows are left out"
-                )
-            good[part] &= finite.all(1)
-    dropped = len(rows) - int(good.sum())
-    if dropped:
-        log.warning(
-            "%s: %d of %d rows dropped: NaN or infinity",
-            table.path, dropped, len(rows), extra={"event": "rows_dropped", "rows": dropped},
-        )  # fmt: skip
-    usable: Index = rows[good]
-    return usable
-
-
-def _is_finite(block: Array) -> Array:
-    with np.errstate(over="ignore"):
-        finite: Array = np.isfinite(block.astype(np.float32, copy=False))
-    return finite
-
-
-def _not_finite(value: float) -> str:
-    beyond = "more than float32 holds, 3.4e+38"
-    return f"{value} is {beyond if np.isfinite(value) else 'no finite number'}"
-
-
 def _check_whole(table: Table, spec: ModelSpec, tensor: TensorSpec, rows: Index) -> None:
     """Refuses numbers that an int32 tensor cannot hold, and classes that do not exist."""
     if tensor.dtype != "int32":
@@ -281,18 +288,32 @@ def _check_whole(table: Table, spec: ModelSpec, tensor: TensorSpec, rows: Index)
 
 
 def _finished(
-    table: Table, tensor: TensorSpec, order: Index, scale: Callable[[Array], Array] | None
+    table: Table,
+    tensor: TensorSpec,
+    order: Index,
+    scale: Callable[[Array], Array] | None,
+    own: bool,
 ) -> Array:
     """The rows in `order`, scaled, in the tensor's dtype, read-only."""
     raw = table.arrays[tensor.name]
-    out: Array = np.empty((len(order), *tensor.shape), tensor.dtype)
+    in_place = own and raw.itemsize == 4 and raw.flags.writeable and _is_ascending(order)
+    out: Array
+    if in_place:  # rows move to the front only: none is overwritten before it is read
+        out = raw.view(tensor.dtype)[: len(order)]
+    else:
+        out = np.empty((len(order), *tensor.shape), tensor.dtype)
     for part, block in chunks(raw, order):
-        out[part] = block if scale is None else scale(block)
+        numbers = block if scale is None else scale(block)
         if tensor.missing is not None:
-            out[part][np.isnan(out[part])] = tensor.missing
+            numbers[np.isnan(numbers)] = tensor.missing
+        out[part] = numbers
         if scale is not None and not np.isfinite(out[part]).all():
             raise DataError(f"{table.path}: {tensor.name} is not finite after it was scaled")
     return _frozen(out)
+
+
+def _is_ascending(order: Index) -> bool:
+    return bool((order[1:] > order[:-1]).all())
 
 
 def _absent(table: Table, tensor: TensorSpec, order: Index) -> Array:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import isfinite
 from pathlib import Path
 from typing import Literal
@@ -54,6 +54,28 @@ class Scale(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return scaled
 
 
+def conversion(
+    config: DataConfig, spec: ModelSpec, tensor: TensorSpec, scale: Scale | None
+) -> Callable[[Array], Array] | None:
+    """Returns what turns a column's numbers into those of the program; None: nothing does.
+
+    Args:
+        config: a target's `scale` and `offset` turn the unit of the file into that of the spec.
+        spec: of the model.
+        tensor: of the spec.
+        scale: of the column.
+    """
+    source = config.target_sources.get(tensor.name) if tensor in spec.targets else None
+    if source is None or (source.scale, source.offset) == (1, 0):
+        return scale.apply if scale else None
+
+    def convert(block: Array) -> Array:
+        converted = block * np.float64(source.scale) + source.offset
+        return scale.apply(converted) if scale else converted
+
+    return convert
+
+
 class _State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Content of `STATE_FILE`."""
 
@@ -61,10 +83,45 @@ class _State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format: Literal[1] = 1
 
 
+def known_scales(
+    config: DataConfig, spec: ModelSpec, state_dir: Path | None
+) -> dict[str, Scale] | None:
+    """Returns the scale of each column that is to be scaled, before any data is read.
+
+    Args:
+        config: `normalise` decides about inputs; a target means the same on every device.
+        spec: of the model.
+        state_dir: where a measured scale is kept.
+
+    Returns:
+        None when scales are yet to be measured, or those stored do not fit.
+
+    Raises:
+        DataError: the stored scales are unreadable.
+    """
+    found = {t.name: Scale(t.mean, t.std) for t in spec.targets if t.mean}
+    if config.normalise == "none":
+        return found
+    if config.normalise == "spec":
+        return found | {t.name: Scale(t.mean, t.std) for t in spec.inputs if t.mean}
+    stored = _load(state_dir / STATE_FILE) if state_dir is not None else None
+    if stored is None:
+        return None
+    for tensor in _scaled_on_device(spec):
+        scale = stored.get(tensor.name)
+        if scale is None or len(scale.mean) != (tensor.shape or (1,))[-1]:
+            return None
+    return found | stored
+
+
+def _scaled_on_device(spec: ModelSpec) -> list[TensorSpec]:
+    return [tensor for tensor in spec.inputs if tensor.dtype == "float32"]
+
+
 def scales(
     config: DataConfig, spec: ModelSpec, table: Table, train: Index, state_dir: Path | None
 ) -> dict[str, Scale]:
-    """Returns the scale of each input that is to be scaled.
+    """Returns the scale of each column that is to be scaled.
 
     Args:
         config: `normalise` decides.
@@ -76,19 +133,18 @@ def scales(
     Raises:
         DataError: nothing to measure, or the stored scale is unreadable or of other data.
     """
-    if config.normalise == "none":
-        return {}
-    if config.normalise == "spec":
-        return {t.name: Scale(t.mean, t.std) for t in spec.inputs if t.mean}
-    wanted = [tensor for tensor in spec.inputs if tensor.dtype == "float32"]
+    if config.normalise != "device":
+        return known_scales(config, spec, state_dir) or {}
+    wanted = _scaled_on_device(spec)
+    targets = {t.name: Scale(t.mean, t.std) for t in spec.targets if t.mean}
     path = state_dir / STATE_FILE if state_dir is not None else None
     if path is not None and (stored := _load(path)) is not None:
         _check_stored(path, stored, wanted, table)
-        return stored
+        return stored | targets
     measured = {tensor.name: _measure(table, tensor, train) for tensor in wanted}
     if path is not None:
         _store(path, measured)
-    return measured
+    return measured | targets
 
 
 def _measure(table: Table, tensor: TensorSpec, train: Index) -> Scale:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
-Index = NDArray[np.int64]
+Index = NDArray[np.integer[Any]]
 
 #: `time`: the latest rows of each group are held out. `random`: some of each group. `stratified`:
 #: some of each class in each group.
@@ -44,14 +44,18 @@ def split_rows(
     if how == "stratified" and classes is not None:
         group = joined_codes([group, classes])
     _, code, sizes = np.unique(group, return_inverse=True, return_counts=True)
-    held_out = np.floor(sizes * test_fraction + 0.5).astype(np.int64)
-    if test_fraction < 1:
-        held_out = np.minimum(held_out, sizes - 1)
+    held_out = num_held_out(sizes, test_fraction)
     order = np.lexsort((key, code))
     position = np.empty(len(group), np.int64)
     position[order] = np.arange(len(group)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     is_test = position >= (sizes - held_out)[code]
     return np.flatnonzero(~is_test), np.flatnonzero(is_test)
+
+
+def num_held_out(sizes: Array, test_fraction: float) -> Array:
+    """Returns how many rows each group of these sizes gives; see `split_rows`."""
+    held_out = np.floor(sizes * test_fraction + 0.5).astype(np.int64)
+    return np.minimum(held_out, sizes - 1) if test_fraction < 1 else held_out
 
 
 def joined_codes(columns: Sequence[Array]) -> Array:

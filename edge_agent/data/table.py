@@ -12,11 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.data.config import DataConfig
+from edge_agent.data.places import Places
 from fedge.errors import DataError, did_you_mean
+from learning.vector.parameters import F64
 from models.package.spec import ModelSpec, TensorSpec
 
 Array = NDArray[Any]
-Index = NDArray[np.int64]
+Index = NDArray[np.integer[Any]]
 
 #: Numbers worked on at a time: 2 MiB in float64, so that no step needs a second copy of the data.
 _CHUNK_ELEMENTS = 1 << 18
@@ -30,16 +32,20 @@ class EmptyDataError(DataError):
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """Content of a data file.
+    """Content of a data file, or of several.
 
     Attributes:
-        path: the file, for messages.
+        path: the file, or the pattern, for messages.
         arrays: per column (inputs, targets, `weight`), numbers of any type, shape (n, *shape).
         group: shape (n,), equal values belong together; None if all rows do.
         columns: likewise the names of its numbers in row-major order.
         sources: per input, what was configured or assumed: columns, or the one array.
-        lines: line of the file in which each row ends, shape (n,); None for .npz.
+        places: of the rows in their files.
         group_names: where `group` holds numbers that stand for texts (.csv), these texts.
+        epoch: seconds since 1970 of each row, float64, shape (n,), NaN where a row has no time;
+            None: the order of rows is the order of time.
+        ready: whether float32 columns are scaled already.
+        notes: what reading found out about the file, for people.
     """
 
     path: Path
@@ -47,8 +53,11 @@ class Table:
     group: Array | None
     columns: Mapping[str, Sequence[str]]
     sources: Mapping[str, Sequence[str]]
-    lines: Array | None = None
+    places: Places
     group_names: tuple[str, ...] = ()
+    epoch: F64 | None = None
+    ready: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -57,8 +66,7 @@ class Table:
 
     def place(self, row: int) -> str:
         """Returns the place of a row for people: `data.csv: line 7`, `data.npz: row 5` (from 0)."""
-        where = f"row {row}" if self.lines is None else f"line {self.lines[row]}"
-        return f"{self.path}: {where}"
+        return self.places.name(row)
 
 
 def chunks(array: Array, rows: Index) -> Iterator[tuple[slice, Array]]:

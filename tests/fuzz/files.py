@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import sqlite3
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from coordinator.storage.store import Store
 from edge_agent.config import AgentConfig
 from edge_agent.data.config import DataConfig, InputSource, TargetSource
 from edge_agent.data.dataset import load_dataset
+from edge_agent.data.file_settings import TimeConfig
 from edge_agent.data.normalise import STATE_FILE
 from edge_agent.machine.device_state import DeviceState, rounded
 from edge_agent.machine.pending_update import SpooledUpdate
@@ -152,6 +155,15 @@ def _npz(compressed: bool) -> bytes:
     return file.getvalue()
 
 
+def _sqlite(folder: Path) -> bytes:
+    path = folder / "rows.sqlite"
+    with closing(sqlite3.connect(path)) as file:
+        file.execute("CREATE TABLE IF NOT EXISTS houses (income REAL, rooms, price INTEGER)")
+        file.executemany("INSERT INTO houses VALUES (?, ?, ?)", [(1.5, "2", 3)] * 10)
+        file.commit()
+    return path.read_bytes()
+
+
 def _data_files(folder: Path) -> Iterator[Decoder]:
     spec = load_zoo("house_price").spec
     npz = DataConfig(path="rows.npz", inputs={"features": InputSource(array="x")}, max_rows=1000)
@@ -165,7 +177,24 @@ def _data_files(folder: Path) -> Iterator[Decoder]:
     )
     text = "income,rooms (m2),price,place\n" + "1.5,2.25,3e5,a\n-1,2,7,b\n" * 5
     raw = {"rows.npz": (_npz(False), _npz(True)), "rows.csv": (text.encode(),)}
-    for config in (npz, csv):
+    timed = DataConfig(
+        path="timed.csv",
+        inputs={"features": columns},
+        target=TargetSource(column="price"),
+        time=TimeConfig(column="at"),
+        nan="drop",
+        max_rows=1000,
+    )
+    text = 'at;income;rooms;price\n# made\n2026-01-01T00:00;1,5;2;3\n"1767225601";1,5;-;3\n' * 3
+    raw["timed.csv"] = (text.encode(),)
+    table = DataConfig(
+        path="rows.sqlite",
+        inputs={"features": columns},
+        target=TargetSource(column="price"),
+        max_rows=1000,
+    )
+    raw["rows.sqlite"] = (_sqlite(folder),)
+    for config in (npz, csv, timed, table):
         load = _loader(config, spec, folder)
         read = of_file(folder / config.path, load)
         seeds = raw[str(config.path)]

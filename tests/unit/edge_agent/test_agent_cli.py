@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from click.testing import CliRunner, Result
 from fedge.command import cli
 from fedge.errors import TrainingError
 from learning.vector.metrics import Sums
-from models.runtime.program import Program
+from models.runtime.program import Gradient, Program
 from models.runtime.rows import Rows, row_count
 
 
@@ -34,16 +35,49 @@ def test_rows_held_out_that_all_weigh_nothing_are_not_measured(tmp_path: Path) -
     assert done.stdout.endswith("nothing to measure: every row held out has weight 0\n")
 
 
-@pytest.mark.parametrize("row", [7, 99])
-def test_a_row_that_the_model_cannot_take_is_named(tmp_path: Path, row: int) -> None:
+def test_a_row_that_makes_the_loss_infinite_is_named(tmp_path: Path) -> None:
+    price, weight = np.ones(100), np.ones(100)
+    price[99] = weight[99] = 1e18  # each is taken, the weighted loss is beyond float32
+    np.savez(tmp_path / "rows.npz", features=np.ones((100, 2)), y=price, weight=weight)
+    config = configured(tmp_path, "{path: rows.npz, weight: {array: weight}}")
+    done = run("check", "--config", config, "--model", "house_price")
+    assert done.exit_code == 2
+    assert "rows.npz: row 99: the loss of the untrained model is inf" in done.stderr
+    assert "untrained" not in done.stdout
+
+
+def test_a_row_that_the_model_cannot_take_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gradient = Program.gradient
+
+    def fail(program: Program, theta: Any, rows: Rows, **keys: Any) -> Gradient:
+        if rows["target"].max() > 4:
+            raise TrainingError("gather index out of bounds")
+        return gradient(program, theta, rows, **keys)
+
+    monkeypatch.setattr(Program, "gradient", fail)
     price = np.ones(100)
-    price[row] = 1e30  # finite, its square is not
+    price[7] = 5
+    np.savez(tmp_path / "rows.npz", features=np.ones((100, 2)), y=price)
+    config = configured(tmp_path, "{path: rows.npz}")
+    done = run("check", "--config", config, "--model", "house_price")
+    assert "rows.npz: row 7: gather index out of bounds" in done.stderr
+
+
+@pytest.mark.parametrize(("row", "value"), [(7, 1e30), (99, -1e19)])
+def test_a_reading_that_no_sensor_means_is_a_fault_of_the_data(
+    tmp_path: Path, row: int, value: float
+) -> None:
+    price = np.ones(100)
+    price[row] = value
     np.savez(tmp_path / "rows.npz", features=np.ones((100, 2)), y=price)
     config = configured(tmp_path, "{path: rows.npz}")
     done = run("check", "--config", config, "--model", "house_price")
     assert done.exit_code == 2
-    assert f"rows.npz: row {row}: the loss of the untrained model is inf" in done.stderr
-    assert "untrained" not in done.stdout
+    assert f"rows.npz: row {row}, column 'y': {value:g} is no reading: its size is above 1e+18" in (
+        done.stderr
+    )
 
 
 def test_rows_that_only_together_are_too_much_are_named_by_the_first(
@@ -74,7 +108,7 @@ def test_a_data_file_in_a_folder_of_another_user_is_one_line(tmp_path: Path) -> 
     [
         ("{path: a.csv, inputs: {x: {columns: [a]}}}", "rows.npz", "inputs.x: a .npz file needs"),
         ("{path: a.npz, inputs: {x: {array: a}}}", "rows.csv", "inputs.x: a .csv file needs"),
-        ("{path: a.csv}", "rows.txt", "path must end in .npz or .csv"),
+        ("{path: a.csv}", "rows.xls", "path must end in .npz, .csv"),
     ],
 )
 def test_rows_of_another_format_than_is_configured_are_one_line(

@@ -31,10 +31,12 @@ from coordinator import config as coordinator_config
 from coordinator.machine import admission
 from coordinator.records.records import AgentResult, RoundRecord
 from edge_agent.config import AgentConfig
-from edge_agent.data import columns
+from edge_agent.data import columns, faults
 from edge_agent.data.columns import StatisticsConfig
 from edge_agent.data.config import DataConfig, InputSource, TargetSource, WeightSource
 from edge_agent.data.dataset import load_dataset
+from edge_agent.data.file_settings import CsvConfig, TimeConfig, WindowConfig
+from edge_agent.data.formats.times import FEATURES
 from edge_agent.machine import agent, decoded_plan, reports, rounds, status
 from edge_agent.machine.limits import LimitsConfig
 from fedge import console
@@ -131,6 +133,9 @@ def check_table(text: str, struct: Any, column: int) -> None:
         ("data.inputs.NAME", InputSource),
         ("data.target", TargetSource),
         ("data.weight", WeightSource),
+        ("data.csv", CsvConfig),
+        ("data.time", TimeConfig),
+        ("data.window", WindowConfig),
         ("broker", BrokerSettings),
         ("broker.tls", TlsSettings),
         ("broker.websocket", WebSocketSettings),
@@ -153,6 +158,16 @@ def test_every_key_is_documented_with_its_default(heading: str, struct: Any) -> 
     table = text[text.index("| key |") :].split("\n\n")[0]
     check_table(table, struct, 1)
     assert set(rows(table)) == {field.name for field in msgspec.structs.fields(struct)}
+
+
+def test_every_feature_of_times_and_the_limits_of_faults_are_documented() -> None:
+    text = section(CONFIGURATION, "data.time")
+    for name in FEATURES:
+        assert f"`{re.sub('_(sin|cos)$', '', name)}`" in text
+    text = section(CONFIGURATION, "Faults")
+    assert (faults.LARGEST, faults.LARGEST_SCALED) == (1e18, 1e6)
+    assert "10^18" in text
+    assert "a million standard deviations" in text
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def test_columns_are_the_numbers_of_the_data_file_whatever_they_are_scaled_by(
     assert found.weights is None
 
 
-@pytest.mark.parametrize("name", ["0.7", "0.1", "1e-20", "123456", "0.000123", "3e38", "-17.25"])
+@pytest.mark.parametrize("name", ["0.7", "0.1", "1e-20", "123456", "0.000123", "3e17", "-17.25"])
 def test_a_decimal_number_comes_back_from_float32_as_it_was(tmp_path: Path, name: str) -> None:
     folder = csv(tmp_path, f"a,b,price\n{name},1,2\n{name},1,2\n")
     dataset = load_dataset(csv_config(), make_spec(), folder)
@@ -75,7 +75,7 @@ def test_a_decimal_number_comes_back_from_float32_as_it_was(tmp_path: Path, name
 
 
 def test_numbers_of_many_decimals_come_back_to_seven_digits(tmp_path: Path) -> None:
-    numbers = np.random.default_rng(0).normal(3.0, 40.0, (500, 2))
+    numbers = np.random.default_rng(0).normal((3.0, 1e4), 40.0, (500, 2))
     found = of_npz(tmp_path, make_spec(SCALED), {"x": numbers, "y": np.zeros(500)})
     age = found.values["age"][:, 0]
     order = load_dataset(config(), make_spec(SCALED), tmp_path).rows

@@ -1,0 +1,1 @@
+"""Formats of data files: text (.csv) and SQLite, read block by block."""
