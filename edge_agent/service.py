@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import secrets
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -30,6 +32,8 @@ from edge_agent.machine.events import (
     Event,
     ForgetBlob,
     ForgetState,
+    JobDone,
+    JobFailed,
     KeepChunk,
     LoadPackage,
     PauseJobs,
@@ -45,10 +49,17 @@ from edge_agent.machine.status import AgentFacts
 from edge_agent.storage.chunk_cache import ChunkStore
 from edge_agent.storage.trust_file import TrustFile, open_trust
 from edge_agent.storage.update_spool import Spool
+from edge_agent.training.memory_ceiling import MemoryCeiling, default_ceiling
 from edge_agent.worker import WorkerPool
-from fedge.errors import ModelError, StoreError
+from fedge.errors import FederationError, ModelError, StoreError
 from fedge.files import claimed
-from fedge.system import memory_bytes, share_one_heap
+from fedge.system import (
+    memory_bytes,
+    memory_limit_bytes,
+    resident_bytes,
+    return_freed_memory,
+    share_one_heap,
+)
 from fedge.yaml_config import located
 from models.runtime.interpreters import find_runtime
 
@@ -81,6 +92,7 @@ class AgentService(Service):
             None writes at once. Either way nothing that follows the update is done before it is
             on disk.
         device: source of readings.
+        ceiling: of the process's memory, which only an agent that is alone in it can have.
     """
 
     def __init__(
@@ -93,12 +105,15 @@ class AgentService(Service):
         give_up_s: float | None = None,
         disk: Executor | None = None,
         device: Device | None = None,
+        ceiling: MemoryCeiling | None = None,
     ) -> None:
         super().__init__(link, give_up_s)
         self._agent = agent
         self._limits = config.limits
         self._device = device or LinuxDevice()
         self._readings_due_s = -math.inf
+        self._ceiling = ceiling
+        self._has_worked = False  # since the memory was last looked at
         state_dir = located(config.state_dir, base)
         self._spool = Spool(state_dir, spool_limit(config))
         self._chunks = ChunkStore(state_dir, 3 * config.max_blob_bytes)
@@ -129,6 +144,18 @@ class AgentService(Service):
         self._read_device()
         if self._agent.wait_s(time.monotonic()) <= 0:
             self.dispatch(Tick())
+        self._watch_memory()
+
+    def _watch_memory(self) -> None:
+        """Stops after a job that left too much memory in use, for another instance to follow."""
+        if self._ceiling is None or not self._has_worked or not self._worker.is_idle:
+            return
+        self._has_worked = False
+        if self._ceiling.is_above(resident_bytes()):
+            return_freed_memory()
+        if self._ceiling.after_job(resident_bytes()):
+            self.starts_anew = True
+            self.stop()
 
     def _read_device(self) -> None:
         now_s = time.monotonic()
@@ -141,6 +168,7 @@ class AgentService(Service):
         if isinstance(event, _Spooled):
             self._release()
         else:
+            self._has_worked |= isinstance(event, JobDone | JobFailed)
             super().dispatch(event)
 
     def do(self, action: Action) -> None:
@@ -291,17 +319,41 @@ def make_link(
 def run_agent(config: AgentConfig, base: Path, give_up_s: float | None = None) -> None:
     """Runs an agent until it is stopped; paths in `config` are relative to `base`.
 
+    Above its ceiling of memory the process starts its own command anew between two jobs: as after a
+    restart, the spool has what the coordinator has not confirmed, and the broker the session.
+
     Raises:
         LinkError: see `Service.run`.
         ConfigError: the broker's settings name files that cannot be read, or another process runs
             on the state folder.
+        FederationError: the process cannot start anew.
     """
     share_one_heap()
+    limit = config.limits.max_memory_bytes or default_ceiling(memory_limit_bytes())
     with claimed(located(config.state_dir, base), "agent"):
         agent = make_agent(config, base)
         link = make_link(agent, config, base)
         pool = WorkerPool()
+        ceiling = MemoryCeiling(limit)
+        service = AgentService(agent, link, config, base, pool, give_up_s, ceiling=ceiling)
         try:
-            AgentService(agent, link, config, base, pool, give_up_s).run()
+            service.run()
         finally:
             pool.stop()
+    if service.starts_anew:
+        _start_anew()
+
+
+def _start_anew() -> None:
+    """Replaces this process by its own command; does not return.
+
+    The process keeps its number: a service manager sees no restart, and waits for none.
+
+    Raises:
+        FederationError: the system does not allow it; whoever supervises the process restarts it.
+    """
+    logging.shutdown()
+    try:
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606  no shell
+    except OSError as error:
+        raise FederationError(f"{sys.executable} cannot start anew: {error.strerror}") from error

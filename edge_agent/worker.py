@@ -181,6 +181,12 @@ class Worker:
         if first:
             self._pool.enqueue(self)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no job is running or waiting."""
+        with self._lock:
+            return not self._jobs
+
     def cancel(self) -> None:
         """Cancels all jobs submitted so far, before their next step."""
         with self._lock:

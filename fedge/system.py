@@ -40,8 +40,23 @@ def available_bytes(root: Path = Path("/")) -> int | None:
     return min(rooms, default=None)
 
 
+def memory_limit_bytes(root: Path = Path("/")) -> int | None:
+    """Returns the smallest limit of the control groups of this process; None without one."""
+    return min((limit for limit, _ in _limited_groups(root)), default=None)
+
+
 def _control_groups(root: Path) -> Iterator[int]:
-    """Yields the bytes left in each control group that limits this process (cgroup v2)."""
+    """Yields the bytes left in each control group that limits this process."""
+    for limit, folder in _limited_groups(root):
+        used = read_text(folder / "memory.current").strip()
+        if used.isdecimal():
+            # The kernel also counts cached files, whose memory it frees when needed.
+            cached = dict(line.split() for line in read_text(folder / "memory.stat").splitlines())
+            yield max(0, limit - int(used) + int(cached.get("inactive_file", 0)))
+
+
+def _limited_groups(root: Path) -> Iterator[tuple[int, Path]]:
+    """Yields limit and folder of each control group that limits this process (cgroup v2)."""
     lines = read_text(root / "proc/self/cgroup").splitlines()
     own = next((line[3:] for line in lines if line.startswith("0::/")), None)
     if own is None:
@@ -52,11 +67,8 @@ def _control_groups(root: Path) -> Iterator[int]:
         # Above "high" the kernel slows a process down, above "max" it kills the process.
         limits = [read_text(folder / f"memory.{name}").strip() for name in ("high", "max")]
         limit = min((int(text) for text in limits if text.isdecimal()), default=None)
-        used = read_text(folder / "memory.current").strip()
-        if limit is not None and used.isdecimal():
-            # The kernel also counts cached files, whose memory it frees when needed.
-            cached = dict(line.split() for line in read_text(folder / "memory.stat").splitlines())
-            yield max(0, limit - int(used) + int(cached.get("inactive_file", 0)))
+        if limit is not None:
+            yield limit, folder
         folder = folder.parent
 
 

@@ -52,6 +52,8 @@ class Service(ABC):
         self._down_reason = ""
         self._connection_log = ConnectionLog(time.monotonic)
         self._stopping = False
+        #: Whether another instance follows in this process when `run` has ended.
+        self.starts_anew = False
         self._began_s = 0.0
         self._supervisor = Supervisor.of_this_process()
         #: Exceptions that the loop survived.
@@ -100,7 +102,8 @@ class Service(ABC):
                     self.idle()
                     event = self._link.poll(self._supervisor.pause_s(self.pause_s()))
                 self.take(event)
-            self._supervisor.stopping()
+            if not self.starts_anew:
+                self._supervisor.stopping()
             self.end()
         finally:
             self._link.close()

@@ -28,7 +28,8 @@ class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     Attributes:
         nice: of the threads that train; 19 gives way to everything else.
         cpu_share: of the time that training computes; it sleeps for the rest, between steps.
-        max_memory_bytes: of the agent's process. What would not fit is not loaded.
+        max_memory_bytes: of the agent's process. What would not fit is not loaded; a process that
+            grew above it starts anew.
         max_temperature_c: of the hottest sensor.
         min_battery_percent: while the device runs on its battery.
         pause_on_metered: no training, and nothing large fetched, while the network is paid by the

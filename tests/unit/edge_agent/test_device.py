@@ -14,7 +14,13 @@ import pytest
 from edge_agent import device
 from edge_agent.device import LinuxDevice, battery_percent
 from edge_agent.machine.limits import DeviceReadings, LimitsConfig
-from fedge.system import available_bytes, memory_bytes, resident_bytes, temperature_c
+from fedge.system import (
+    available_bytes,
+    memory_bytes,
+    memory_limit_bytes,
+    resident_bytes,
+    temperature_c,
+)
 
 Put = Callable[[str, str], None]
 _BUSCTL, _DBUS = shutil.which("busctl"), shutil.which("dbus-daemon")
@@ -108,6 +114,14 @@ def test_a_control_group_may_leave_less(tmp_path: Path, put: Put) -> None:
     put("sys/fs/cgroup/system.slice/memory.max", "60000000")
     put("sys/fs/cgroup/system.slice/memory.current", "58000000")
     assert available_bytes(tmp_path) == 2_000_000
+    assert memory_limit_bytes(tmp_path) == 60_000_000
+
+
+def test_a_process_in_no_limited_group_has_no_limit(tmp_path: Path, put: Put) -> None:
+    assert memory_limit_bytes(tmp_path) is None
+    put("proc/self/cgroup", "0::/user.slice")
+    put("sys/fs/cgroup/user.slice/memory.max", "max")
+    assert memory_limit_bytes(tmp_path) is None
 
 
 @pytest.mark.parametrize(
