@@ -1,0 +1,117 @@
+"""`fedge example`: experiments with real data, to run at once."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+from fedge.console import command_errors
+from fedge.errors import ConfigError, did_you_mean
+from fedge.files import write_whole
+from fedge.handbook.shipped import shipped
+
+_LICENCES = "data/LICENSES.md"
+
+
+@dataclass(frozen=True)
+class Example:
+    """One experiment.
+
+    Attributes:
+        path: its YAML.
+        description: of one line.
+        files: that the YAML names, relative to it.
+    """
+
+    path: Path
+    description: str
+    files: tuple[str, ...]
+
+
+def examples() -> dict[str, Example]:
+    """Returns the examples by name."""
+    return {path.stem: _read(path) for path in sorted(shipped("examples").glob("*.yaml"))}
+
+
+def _read(path: Path) -> Example:
+    document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return Example(path, str(document.get("description", "")), tuple(_files(document, path.parent)))
+
+
+def _files(value: Any, folder: Path) -> list[str]:
+    """Returns the values anywhere in a document that are files of the examples' folder."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return [name for inner in value for name in _files(inner, folder)]
+    is_file = isinstance(value, str) and "/" in value and (folder / value).is_file()
+    return [value] if is_file else []
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    default=Path("examples"),
+    show_default=True,
+    help="Folder to write to.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@command_errors
+def cli(name: str | None, out: Path, as_json: bool) -> None:
+    """Write an example, its data and its licences into a folder; without NAME, list the examples.
+
+    `fedge fleet run` runs it. An existing file is kept if it is the same, and never overwritten.
+    """
+    known = examples()
+    if name is None:
+        _list(known, as_json)
+        return
+    if name not in known:
+        hint = did_you_mean(name, list(known))
+        raise ConfigError(f"no example {name[:80]!r}: {hint}`fedge example` lists them")
+    written = _write(known[name], out)
+    if as_json:
+        click.echo(json.dumps({"files": [str(path) for path in written]}))
+        return
+    for path in written:
+        click.echo(f"wrote {path}")
+    click.echo(f"next: fedge fleet run {out / known[name].path.name}")
+
+
+def _list(known: dict[str, Example], as_json: bool) -> None:
+    if as_json:
+        rows = [{"name": name, "description": e.description} for name, e in known.items()]
+        click.echo(json.dumps(rows))
+        return
+    width = max(map(len, known))
+    for name, example in known.items():
+        click.echo(f"{name:{width}}  {example.description}")
+    click.echo("\n`fedge example NAME --out DIR` writes one, `fedge fleet run` runs it.")
+
+
+def _write(example: Example, folder: Path) -> list[Path]:
+    source = example.path.parent
+    names = [*example.files, *([_LICENCES] if example.files else []), example.path.name]
+    contents = {folder / name: (source / name).read_bytes() for name in dict.fromkeys(names)}
+    changed = [path for path, data in contents.items() if path.exists() and not _has(path, data)]
+    if changed:
+        raise ConfigError(f"{changed[0]} exists and is another: choose an empty folder with --out")
+    for path, data in contents.items():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"{path.parent} cannot be made: {error.strerror}") from error
+        write_whole(path, data, 0o644)
+    return list(contents)
+
+
+def _has(path: Path, data: bytes) -> bool:
+    return path.is_file() and path.read_bytes() == data
