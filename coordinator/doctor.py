@@ -15,6 +15,7 @@ from broker.protocol.signed_messages import key_id
 from broker.protocol.topics import (
     AgentStatusTopic,
     ChunkTopic,
+    CoordinatorProbeTopic,
     CoordinatorStatusTopic,
     InboxTopic,
     ProgramTopic,
@@ -91,6 +92,7 @@ def coordinator_rights(topics: Topics) -> Rights:
             (topics.name(AgentStatusTopic(_NOBODY)), "speak as an agent"),
             (topics.name(UpdateTopic(_NOBODY, 0, 0)), "send updates as an agent"),
         ),
+        probe=topics.name(CoordinatorProbeTopic()),
     )
 
 

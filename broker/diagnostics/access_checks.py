@@ -22,6 +22,7 @@ class Rights:
         echo: (filter, topic, payload): a message on the topic, which is allowed, must not reach the
             filter.
         overhears: consequence if it does.
+        probe: topic that the client may write and read, for test messages.
     """
 
     publishes: tuple[tuple[str, bytes], ...]
@@ -29,10 +30,17 @@ class Rights:
     forbidden: tuple[tuple[str, str], ...]
     echo: tuple[str, str, bytes] | None = None
     overhears: str = ""
+    probe: str = ""
 
 
-def access_checks(probe: Probe, rights: Rights) -> Iterator[Check]:
-    """Tries the allowed actions, then the forbidden ones."""
+def access_checks(probe: Probe, rights: Rights, *, asked_in_5: bool = False) -> Iterator[Check]:
+    """Tries the allowed actions, then the forbidden ones.
+
+    Args:
+        probe: connected.
+        rights: to be tried.
+        asked_in_5: the probe speaks MQTT 5 and the service does not.
+    """
     granted = probe.subscribe(rights.subscribes)
     refused = [f"read {n}" for n, c in zip(rights.subscribes, granted, strict=True) if c >= 0x80]
     refused += [
@@ -50,6 +58,7 @@ def access_checks(probe: Probe, rights: Rights) -> Iterator[Check]:
         )
     else:
         unsure = "" if probe.mqtt5 else "; MQTT 3.1.1 does not tell whether publishing is allowed"
+        unsure = "; asked with MQTT 5, since 3.1.1 does not tell" if asked_in_5 else unsure
         yield ok("access", f"all {count} required rights are granted{unsure}", "network")
     tried = [pair for pair in rights.forbidden if probe.mqtt5 or pair[0] in rights.subscribes]
     allowed = [what for topic, what in tried if _goes_through(probe, topic, rights)]

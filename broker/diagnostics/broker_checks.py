@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from broker.diagnostics.access_checks import Rights, access_checks
 from broker.diagnostics.host_and_files import check_files, clock_check
 from broker.diagnostics.network_checks import check_names, check_tcp, check_tls
-from broker.diagnostics.probe import Granted, Probe, packet_limit
+from broker.diagnostics.probe import Granted, Probe
+from broker.diagnostics.size_check import SizeCheck
 from broker.link import disconnect_reasons
 from broker.link.settings import BrokerSettings
 from fedge.check_result import Check, failed, ok, skipped, warning
@@ -22,8 +25,6 @@ from fedge.errors import ConfigError, LinkError
 
 _SLOW_S = 0.5
 _ROUND_TRIPS = 5
-#: With smaller packets a blob has so many chunks that each costs more than its content.
-_SMALL_PACKET = 8192
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,13 @@ class ExpectedPeers:
     Attributes:
         filters: filters of the messages that they leave retained.
         check: judges those messages, by topic.
+        elsewhere: filter that is tried when there are none: of peers in other federations; empty:
+            none.
     """
 
     filters: tuple[str, ...]
     check: Callable[[Mapping[str, bytes]], Check]
+    elsewhere: str = ""
 
 
 def network_checks(
@@ -74,17 +78,21 @@ def _at_the_broker(
 ) -> Iterator[Check]:
     rest = ["login", "access", "packets", "round trip"]
     try:
-        with Probe(settings, client_id) as probe:
+        with Probe(settings, client_id, rights.probe) as probe:
             granted = probe.connect()
             rest.remove("login")
             yield _login(settings, granted)
-            yield _packets(granted)
+            yield SizeCheck(probe, granted, rights.probe, settings.max_payload_bytes).check()
             rest.remove("packets")
-            yield from access_checks(probe, rights)
-            rest.remove("access")
+            if granted.mqtt5:
+                yield from access_checks(probe, rights)
+                rest.remove("access")
             yield _round_trip(probe, rights)
             rest.remove("round trip")
             yield _presence(probe, peers)
+        if not granted.mqtt5:
+            yield from _access_in_3(settings, client_id, rights)
+            rest.remove("access")
     except (LinkError, ConfigError) as error:
         was_in = "login" not in rest
         at = rest.pop(0) if rest else "others"
@@ -95,6 +103,22 @@ def _at_the_broker(
         else:
             yield failed(at, str(error), _login_advice(error), "network")
         yield from (skipped(later, "no connection", "network") for later in rest)
+
+
+def _access_in_3(settings: BrokerSettings, client_id: str, rights: Rights) -> Iterator[Check]:
+    """Yields the access checks of a client on MQTT 3.1.1, asked with MQTT 5 where that is known."""
+    in_5 = msgspec.structs.replace(settings, protocol="5")
+    with Probe(in_5, client_id, rights.probe) as probe:
+        try:
+            probe.connect()
+        except LinkError:
+            pass
+        else:
+            yield from access_checks(probe, rights, asked_in_5=True)
+            return
+    with Probe(settings, client_id, rights.probe) as probe:
+        probe.connect()
+        yield from access_checks(probe, rights)
 
 
 def _login_advice(error: Exception) -> str:
@@ -138,20 +162,6 @@ def _login(settings: BrokerSettings, granted: Granted) -> Check:
     return ok("login", found, "network", **facts)
 
 
-def _packets(granted: Granted) -> Check:
-    limit = packet_limit(granted)
-    named = "no limit" if granted.max_packet_bytes is None else f"up to {limit:,} bytes"
-    facts: dict[str, Any] = {
-        "max_packet_bytes": granted.max_packet_bytes,
-        "receive_max": granted.receive_maximum,
-    }
-    found = f"{named}, {granted.receive_maximum:,} at a time"
-    if limit < _SMALL_PACKET:
-        advice = f"raise the broker's limit to {_SMALL_PACKET} or more (max_packet_size)"
-        return warning("packets", found, advice, "network", **facts)
-    return ok("packets", found, "network", **facts)
-
-
 def _round_trip(probe: Probe, rights: Rights) -> Check:
     topic, payload = rights.publishes[0]
     seconds = []
@@ -169,9 +179,17 @@ def _round_trip(probe: Probe, rights: Rights) -> Check:
 
 
 def _presence(probe: Probe, peers: ExpectedPeers) -> Check:
-    del probe.heard[:]
-    probe.subscribe(peers.filters)
-    probe.receive_all()
+    kept = _retained(probe, peers.filters)
     if not probe.is_shared:
         probe.unsubscribe(peers.filters)
-    return peers.check({t: payload for t, payload, retained in probe.heard if retained and payload})
+    if not kept and peers.elsewhere:
+        kept = _retained(probe, [peers.elsewhere])
+        probe.unsubscribe([peers.elsewhere])
+    return peers.check(kept)
+
+
+def _retained(probe: Probe, filters: Sequence[str]) -> dict[str, bytes]:
+    del probe.heard[:]
+    probe.subscribe(filters)
+    probe.receive_all()
+    return {topic: data for topic, data, retained in probe.heard if retained and data}

@@ -2,8 +2,8 @@
 
 It connects like all other clients (`broker.link.paho_client`), with a client id of its own. A
 broker that names sessions after certificates still gives it the session of the agent or
-coordinator. So the probe acknowledges only copies of retained messages, and leaves queued messages
-to the session's owner.
+coordinator. So the probe acknowledges only copies of retained messages and messages of its own, and
+leaves queued messages to the session's owner.
 """
 
 from __future__ import annotations
@@ -66,17 +66,20 @@ class Probe:
     Args:
         settings: how to reach the broker, with absolute file paths.
         client_id: client id of the probe.
+        own_topic: topic of messages of its own; empty: none.
 
     Raises:
         ConfigError: a file that the settings name cannot be read.
     """
 
-    def __init__(self, settings: BrokerSettings, client_id: str) -> None:
+    def __init__(self, settings: BrokerSettings, client_id: str, own_topic: str = "") -> None:
         self._settings = settings
+        self._own_topic = own_topic
         self._client_id = client_id
         self._answers: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         #: The session is the service's: its subscriptions must stay.
         self.is_shared = False
+        self._has_connected = False
         #: Time that the last answer took.
         self.answer_s = 0.0
         #: Topic, payload and retain flag of received messages, up to a limit of bytes.
@@ -104,6 +107,8 @@ class Probe:
 
     def connect(self) -> Granted:
         """Connects and logs in, with MQTT 3.1.1 if the settings allow it and 5 is unknown.
+
+        May be called again after the connection ended.
 
         Raises:
             LinkError: refused, or no answer.
@@ -149,13 +154,14 @@ class Probe:
         low, high = _ECHO_S
         return min(high, max(low, _ECHO_TRIPS * self.answer_s))
 
-    def publish(self, topic: str, payload: bytes = b"") -> int:
+    def publish(self, topic: str, payload: bytes = b"", timeout_s: float = _ANSWER_S) -> int:
         """Publishes, not retained; returns the broker's reason code, below 0x80 for success.
 
         Raises:
             LinkError: the connection ended.
         """
-        return int(self._ask("published", lambda c: c.publish(topic, payload, QOS)).value)
+        question = lambda client: client.publish(topic, payload, QOS)  # noqa: E731
+        return int(self._ask("published", question, timeout_s).value)
 
     def subscribe(self, filters: Sequence[str]) -> list[int]:
         """Subscribes; returns the broker's reason codes, below 0x80 for success.
@@ -183,16 +189,18 @@ class Probe:
         while self._wait_for("message", self.patience_s) and time.monotonic() < end_s:
             continue
 
-    def _ask(self, answer: str, question: Callable[[paho.Client], Any]) -> Any:
+    def _ask(
+        self, answer: str, question: Callable[[paho.Client], Any], timeout_s: float = _ANSWER_S
+    ) -> Any:
         began_s = time.monotonic()
         found = None
         if self._down is None:
             self._network.call(lambda: question(self._driver.client))
-            found = self._wait_for(answer, _ANSWER_S)
+            found = self._wait_for(answer, timeout_s)
         self.answer_s = time.monotonic() - began_s
         if found is None:
             down = self._down or LinkDown(
-                f"broker {self._settings.address} did not answer within {_ANSWER_S:g} s"
+                f"broker {self._settings.address} did not answer within {timeout_s:g} s"
             )
             raise LinkError(down.reason)
         return found
@@ -220,6 +228,7 @@ class Probe:
 
     def _begin(self, mqtt5: bool) -> None:
         self._driver.drop()
+        self._driver.client.drop_out_messages()
         self._driver.speak(mqtt5=mqtt5)
         self._driver.connect(self._secrets, self._opened)
 
@@ -232,7 +241,9 @@ class Probe:
 
     def connected(self, present: bool, code: ReasonCode, properties: Properties) -> None:
         """Handles CONNACK."""
-        self.is_shared, self._is_up = present, not code.is_failure
+        self._is_up = not code.is_failure
+        if self._is_up and not self._has_connected:
+            self._has_connected, self.is_shared = True, present
         self._answers.put(("up", (code, properties)))
 
     def disconnected(self, by_broker: bool, code: ReasonCode) -> None:
@@ -258,8 +269,8 @@ class Probe:
         self._answers.put(("published", code))
 
     def received(self, message: paho.MQTTMessage) -> None:
-        """Handles PUBLISH; acknowledges only retained messages, see the module."""
-        if message.retain:  # a copy: the original stays at the broker
+        """Handles PUBLISH; acknowledges only some messages, see the module."""
+        if message.retain or message.topic == self._own_topic:  # the broker keeps what is retained
             self._driver.client.ack(message.mid, QOS)
         self._answers.put(("message", (message.topic, bytes(message.payload), message.retain)))
 

@@ -146,9 +146,15 @@ def unreachable(
         return _not_trusted(settings, error)
     if isinstance(error, ssl.SSLEOFError) and settings.websocket:
         return no_answer(settings)
+    if settings.tls is not None and isinstance(error, ConnectionResetError | ssl.SSLEOFError):
+        # A server without TLS takes the first bytes for a broken packet and hangs up.
+        return LinkDown(
+            f"TLS with {where} failed, connection closed: is it a TLS port (8883 as a rule)?"
+            " For a port without TLS leave out broker.tls"
+        )
     if isinstance(error, ssl.SSLError):
         return _certificate_refused(settings, error) or LinkDown(
-            f"TLS with {where} failed: {error.reason or error}: is it a TLS port?"
+            f"TLS with {where} failed: {error.reason or error}: is it a TLS port (8883 as a rule)?"
         )
     if isinstance(error, WebSocketRefused):
         return _no_websocket(settings, error)
@@ -212,7 +218,9 @@ def no_answer(settings: BrokerSettings, error: ssl.SSLError | None = None) -> Li
     """
     if error is not None and (down := _certificate_refused(settings, error)):
         return down
-    hint = "was our certificate refused?" if settings.tls else "is it an MQTT port without TLS?"
+    hint = "is it an MQTT port without TLS? For a TLS port (8883 as a rule) set broker.tls"
+    if settings.tls:
+        hint = "was our certificate refused?"
     return LinkDown(f"broker {settings.address} did not answer: {hint}")
 
 
@@ -221,6 +229,8 @@ def not_admitted(settings: BrokerSettings, code: int, name: str) -> LinkDown:
     text = _REFUSALS.get(code, name.lower())
     if code == UNKNOWN_VERSION:
         text = f"it does not speak MQTT {_VERSIONS[str(settings.protocol)]}"
+        if settings.websocket is None:
+            text += "; if it is a port for WebSockets, set broker.websocket"
     if code not in _LOGIN:
         return LinkDown(f"broker {settings.address} refused us ({text})", refused=code in _REFUSALS)
     secret = settings.password_file or settings.password_env

@@ -17,6 +17,8 @@ from broker.diagnostics.probe import Probe
 from broker.protocol import blobs, messages
 from broker.protocol.messages import CoordinatorStatus, ProgramManifest, Report
 from broker.protocol.topics import (
+    PREFIX,
+    AgentProbeTopic,
     AgentStatusTopic,
     ChunkTopic,
     CoordinatorStatusTopic,
@@ -114,6 +116,7 @@ def _at_the_broker(config: AgentConfig, base: Path, found: _Found) -> Iterator[C
     others = ExpectedPeers(
         (topics.name(CoordinatorStatusTopic()), topics.name(ProgramTopic())),
         lambda kept: _coordinator_check(topics, kept, found),
+        elsewhere=f"{PREFIX}/+/{CoordinatorStatusTopic().tail}",
     )
     yield from network_checks(settings, config.agent_id, _client_id(config), rights, others)
 
@@ -166,6 +169,7 @@ def agent_rights(topics: Topics, agent_id: str) -> Rights:
             messages.encode(nothing),
         ),
         overhears="read what other agents send",
+        probe=topics.name(AgentProbeTopic(agent_id)),
     )
 
 
@@ -190,8 +194,11 @@ def _coordinator_check(topics: Topics, kept: Mapping[str, bytes], found: _Found)
     status, manifest = found.coordinator, found.manifest
     if status is None:
         where = f"no word of any below {topics.root}"
-        advice = f"is the federation's name right? Else {advice}"
-        return warning("coordinator", where, advice, "network")
+        names = sorted({topic.split("/")[2] for topic in kept if not topic.startswith(topics.root)})
+        if names:
+            where += f"; coordinators of other federations are here: {', '.join(names[:10])}"
+        advice = f"is the federation's name right (`federation`)? Else {advice}"
+        return warning("coordinator", where, advice, "network", federations=names)
     name = f", model {manifest.name}" if manifest else ", no model"
     text = f"{status.state}, version {status.version}{name}"
     if status.state == "offline":
