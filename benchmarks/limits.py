@@ -20,6 +20,8 @@ from pathlib import Path
 import numpy as np
 from measure import Report, budget, finish, option_parser, run_worker
 
+from edge_agent.data.config import DataConfig
+from edge_agent.data.size import data_bytes
 from edge_agent.device import LinuxDevice
 from edge_agent.machine.limits import LimitsConfig
 from edge_agent.training.memory_estimate import estimate
@@ -58,7 +60,8 @@ def worker(name: str) -> Report:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "data.npz"
         np.savez(path, **zeros(package, ROWS))
-        need = estimate(package.spec, package.program, path)
+        data = data_bytes(DataConfig(path=str(path)), package.spec, Path(), None)
+        need = estimate(package.spec, package.program, data)
         before = resident_bytes() or 0
         with np.load(path) as file:
             stored = dict(file)

@@ -20,6 +20,7 @@ from weakref import WeakValueDictionary
 
 from edge_agent.config import AgentConfig
 from edge_agent.data.dataset import LocalDataset, load_dataset
+from edge_agent.data.size import data_bytes
 from edge_agent.data.targets import target_findings
 from edge_agent.machine.device_state import model_key
 from edge_agent.machine.events import (
@@ -253,8 +254,9 @@ class Worker:
     def _too_large(self, model: _Model) -> PackageFailed | None:
         """Returns a failure when the model and the data would not fit into memory."""
         limits = self._config.limits
-        data = located(self._config.data.path, self._base)
-        need = estimate(model.content.spec, model.content.program, data)
+        spec, state_dir = model.content.spec, located(self._config.state_dir, self._base)
+        size = data_bytes(self._config.data, spec, self._base, state_dir)
+        need = estimate(spec, model.content.program, size)
         resident, ceiling = resident_bytes(), limits.max_memory_bytes
         if why := shortage(need, resident=resident, available=None, ceiling=ceiling):
             return PackageFailed(model.package, "memory", why)

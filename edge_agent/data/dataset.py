@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from edge_agent.data.config import DataConfig, InputSource, TargetSource, WeightSource
+from edge_agent.data.faults import FAR_OFF, largest_number
 from edge_agent.data.files import data_files
 from edge_agent.data.normalise import Scale, conversion, known_scales, scales
 from edge_agent.data.places import Places
@@ -88,6 +89,21 @@ class LocalDataset:
         """The training or the held-out rows, oldest first in each group."""
         rows = slice(self.num_train) if name == "train" else slice(self.num_train, None)
         return {key: array[rows] for key, array in self.arrays.items()}
+
+    def far_off(self) -> str:
+        """Returns in words the number to learn from that is farthest off; empty: none is far."""
+        rows = {name: part for name, part in self.part("train").items() if name != "weight"}
+        found = largest_number(rows)
+        if found is None or abs(found.value) <= FAR_OFF:
+            return ""
+        names = self.columns.get(found.tensor, ())
+        column = names[found.column] if found.column < len(names) else found.tensor
+        where = f" ({self.places.name(int(self.rows[found.row]))})" if self.places else ""
+        scaled = " after scaling" if found.tensor in self.scales else ""
+        return (
+            f"column {column!r} has {found.value:.3g}{scaled}{where}, where models take numbers "
+            "around 0: a fault of the data, or another unit?"
+        )
 
 
 def load_dataset(

@@ -5,7 +5,7 @@ One reading of 1e30 makes the loss of its batch infinite: the learning rate woul
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any
@@ -20,6 +20,8 @@ from learning.vector.parameters import F64
 LARGEST = 1e18
 #: Of an input that is scaled, in standard deviations: no reading is so far off the model's data.
 LARGEST_SCALED = 1e6
+#: As a program takes it: what diverges with such a number does not do so for its learning rate.
+FAR_OFF = 1e3
 _FLOAT32 = float(np.finfo(np.float32).max)
 
 
@@ -80,24 +82,38 @@ class Range:
         )
 
 
-def largest_number(
-    rows: Mapping[str, Array], names: Mapping[str, Sequence[str]]
-) -> tuple[str, int, float] | None:
-    """Returns column, row and value of the number with the largest size; None without numbers.
+@dataclass(frozen=True)
+class Largest:
+    """The number of the largest size among some rows.
+
+    Attributes:
+        tensor: that has it.
+        row: in which it is.
+        column: its place in the row.
+        value: as a program takes it.
+    """
+
+    tensor: str
+    row: int
+    column: int
+    value: float
+
+
+def largest_number(rows: Mapping[str, Array]) -> Largest | None:
+    """Returns the float of the largest size; None: there is none.
 
     Args:
         rows: as a program takes them, shape (n, *shape) each.
-        names: of each number of a row.
     """
-    best: tuple[str, int, float] | None = None
+    best: Largest | None = None
     for name, array in rows.items():
         if array.dtype.kind != "f" or not array.size:
             continue
         flat = array.reshape(len(array), -1)
-        size = np.abs(flat)
-        row, column = divmod(int(size.argmax()), flat.shape[1])
-        if best is None or size[row, column] > abs(best[2]):
-            known = names.get(name, ())
-            title = known[column] if column < len(known) else f"{name}[{column}]"
-            best = (title, row, float(flat[row, column]))
+        low, high = int(flat.argmin()), int(flat.argmax())
+        values = flat.reshape(-1)
+        place = low if -values[low] > values[high] else high
+        row, column = divmod(place, flat.shape[1])
+        if best is None or abs(values[place]) > abs(best.value):
+            best = Largest(name, row, column, float(values[place]))
     return best

@@ -31,6 +31,7 @@ from broker.protocol.topics import (
 )
 from edge_agent.config import AgentConfig
 from edge_agent.data.dataset import LocalDataset, build_dataset, read_table
+from edge_agent.data.size import data_bytes
 from edge_agent.device import LinuxDevice
 from edge_agent.doctor.data_checks import data_checks
 from edge_agent.doctor.interpreter_check import runtime_check
@@ -266,7 +267,8 @@ def _at_work(config: AgentConfig, base: Path, model: Unpacked | None) -> Iterato
     if model is None:
         yield from _without_model(config, base)
         return
-    need = estimate(model.spec, model.program, located(config.data.path, base))
+    size = data_bytes(config.data, model.spec, base, located(config.state_dir, base))
+    need = estimate(model.spec, model.program, size)
     why = shortage(
         need, resident=None, available=available_bytes(), ceiling=None
     ) or _above_ceiling(need.total, config.limits.max_memory_bytes)

@@ -11,7 +11,7 @@ import numpy as np
 from edge_agent.data.columns import NOT_ALLOWED, StatisticsConfig, allowed_columns
 from edge_agent.data.dataset import LocalDataset
 from edge_agent.machine.device_state import DeviceState
-from edge_agent.training.trainer import train
+from edge_agent.training.trainer import DivergedError, train
 from fedge.errors import DeclinedError, TrainingError
 from learning.algorithms.algorithm import LocalRun, Summary
 from learning.algorithms.training import TrainingPlan
@@ -87,21 +87,23 @@ class LocalDevice:
 
         Raises:
             DeclinedError: `training`: the model cannot take steps of so many rows.
+            TrainingError: no rows, cancelled, or no longer finite; a number of the data that is far
+                from what models take is named then.
         """
         rows = self._dataset.part("train")
         count = row_count(rows)
         problem = self._program.spec.step_problem(min(training.batch_size or count, count))
         if problem:
             raise DeclinedError("training", problem)
-        result = train(
-            self._program,
-            self._whole(run.start),
-            rows,
-            training,
-            self.rng,
-            self._cancelled,
-            run.direction,
-        )
+        start = self._whole(run.start)
+        try:
+            result = train(
+                self._program, start, rows, training, self.rng, self._cancelled, run.direction
+            )
+        except DivergedError as error:
+            if culprit := self._dataset.far_off():
+                raise TrainingError(f"{error.what}: training diverged; {culprit}") from error
+            raise
         size = self._program.spec.size
         if self.personal.size:
             self.personal = result.theta[size:].copy()

@@ -7,9 +7,7 @@ An interpreter lets tensors share memory, and how much is known only once it has
 from __future__ import annotations
 
 import contextlib
-import zipfile
 from dataclasses import dataclass
-from pathlib import Path
 
 from fedge.errors import ModelError
 from models.inspect.cost import tensor_bytes
@@ -24,10 +22,6 @@ _VECTORS = 8
 _FROZEN = 2
 #: The program's file, and for each signature the interpreter's tables of its nodes and tensors.
 _PROGRAMS = 16
-#: An array as it is stored, and as the program takes it.
-_ARRAYS = 2
-#: Text of a file, and the numbers in it.
-_TEXTS = 3
 
 
 @dataclass(frozen=True)
@@ -47,13 +41,19 @@ class Need:
         return f"about {megabytes(self.total)} (model {model}, data {data})"
 
 
-def estimate(spec: ModelSpec, program: bytes, data_path: Path) -> Need:
-    """Returns what training this model on this data file takes; loads nothing."""
+def estimate(spec: ModelSpec, program: bytes, data_bytes: int) -> Need:
+    """Returns what training this model on so much data takes; loads nothing.
+
+    Args:
+        spec: of the model.
+        program: of the model.
+        data_bytes: see `edge_agent.data.size`.
+    """
     numbers = _VECTORS * spec.whole_size + _FROZEN * spec.frozen
     model = _RUNTIME_BYTES + 4 * numbers + _PROGRAMS * len(program)
     with contextlib.suppress(ModelError):  # damaged: the interpreter will say so
         model += tensor_bytes(program)
-    return Need(model, _data_bytes(data_path))
+    return Need(model, data_bytes)
 
 
 def shortage(
@@ -80,15 +80,3 @@ def shortage(
 def megabytes(count: int) -> str:
     """Returns a number of bytes in words."""
     return f"{count / 1e6:,.0f} MB"
-
-
-def _data_bytes(path: Path) -> int:
-    try:
-        with zipfile.ZipFile(path) as archive:  # .npz: it says how large it is when unpacked
-            return _ARRAYS * sum(member.file_size for member in archive.infolist())
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        pass
-    try:
-        return _TEXTS * path.stat().st_size
-    except OSError:
-        return 0  # the loader will say what is wrong with it

@@ -25,6 +25,20 @@ from models.runtime.rows import Rows, row_count
 Direction = Callable[[GradientAt, F32], F32]
 
 
+class DivergedError(TrainingError):
+    """Loss or θ is no longer finite.
+
+    Attributes:
+        what: is not finite, and where.
+    """
+
+    def __init__(self, what: str, learning_rate: float) -> None:
+        super().__init__(
+            f"{what}: training diverged, learning_rate {learning_rate} may be too large"
+        )
+        self.what = what
+
+
 def along_gradient(gradient_at: GradientAt, theta: F32) -> F32:
     """The direction of plain training."""
     return gradient_at(theta)
@@ -52,7 +66,8 @@ def train(
         direction: of the shared part's steps; what is not a statistic follows it.
 
     Raises:
-        TrainingError: no rows, cancelled, or the loss or θ is no longer finite.
+        TrainingError: no rows, or cancelled.
+        DivergedError: the loss or θ is no longer finite.
     """
     started = time.perf_counter()
     count = row_count(rows)
@@ -76,9 +91,8 @@ def train(
             wanted = direction(step.gradient_at, step.theta)
             found = step.measured()
             if not isfinite(found.loss):
-                raise TrainingError(
-                    f"the loss is {found.loss} at step {steps + 1}: "
-                    f"training diverged, learning_rate {plan.learning_rate} may be too large"
+                raise DivergedError(
+                    f"the loss is {found.loss} at step {steps + 1}", plan.learning_rate
                 )
             _move(optimizer, theta, wanted, found.vector, program.spec.tracked)
             sums.add(epoch, found)
@@ -86,7 +100,7 @@ def train(
     if not steps:
         raise TrainingError("no rows to learn from: all of weight 0")
     if not np.isfinite(theta).all():
-        raise TrainingError(f"θ is not finite after {steps} steps: training diverged")
+        raise DivergedError(f"θ is not finite after {steps} steps", plan.learning_rate)
     return TrainingResult(start, theta, count, sums.sums(), steps, time.perf_counter() - started)
 
 

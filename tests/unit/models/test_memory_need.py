@@ -11,6 +11,8 @@ import msgspec
 import numpy as np
 import pytest
 
+from edge_agent.data.config import DataConfig
+from edge_agent.data.size import data_bytes
 from edge_agent.training.memory_estimate import Need, estimate, megabytes, shortage
 from fedge.errors import ModelError
 from learning.vector.parameters import Layout, ParameterSpec
@@ -20,22 +22,34 @@ from models.zoo import load_zoo
 MB = 1_000_000
 
 
-def test_the_memory_estimate_grows_with_the_vector_and_the_data(tmp_path: Path) -> None:
+def test_the_memory_estimate_grows_with_the_vector() -> None:
     spec, program = (package := load_zoo("house_price")).spec, package.program
-    missing = tmp_path / "missing.npz"
-    small = estimate(spec, program, missing)
-    assert small.data_bytes == 0
+    small = estimate(spec, program, 0)
     large = msgspec.structs.replace(spec, layout=Layout((ParameterSpec("w", (1_000_000,)),)))
-    assert estimate(large, program, missing).total - small.total >= 8 * 4 * 999_000
+    assert estimate(large, program, 0).total - small.total >= 8 * 4 * 999_000
 
 
 def test_compressed_arrays_count_with_their_uncompressed_size(tmp_path: Path) -> None:
     spec = load_zoo("house_price").spec
     np.savez_compressed(tmp_path / "data.npz", x=np.zeros((100_000, 2), np.float32))
-    (tmp_path / "data.csv").write_text("a,b\n" * 1000)
     assert (tmp_path / "data.npz").stat().st_size < 10_000
-    assert estimate(spec, b"", tmp_path / "data.npz").data_bytes >= 2 * 800_000
-    assert estimate(spec, b"", tmp_path / "data.csv").data_bytes >= 4000
+    assert data_bytes(DataConfig(path="data.npz"), spec, tmp_path, None) >= 2 * 800_000
+    assert data_bytes(DataConfig(path="missing.npz"), spec, tmp_path, None) == 0
+    assert data_bytes(DataConfig(path="missing.csv"), spec, tmp_path, None) == 0
+    assert data_bytes(DataConfig(path="no*.csv"), spec, tmp_path, None) == 0
+
+
+def test_a_text_counts_with_its_numbers_and_not_with_its_text(tmp_path: Path) -> None:
+    spec = load_zoo("house_price").spec
+    (tmp_path / "data.csv").write_text(f"2026-01-01T00:00:00,1,2,3,{'x' * 80}\n" * 100_000)
+    config = DataConfig(path="data.csv")
+    need = data_bytes(config, spec, tmp_path, None)
+    assert 100_000 * 3 * 4 < need < (tmp_path / "data.csv").stat().st_size
+    measured = msgspec.structs.replace(config, normalise="device")
+    assert data_bytes(measured, spec, tmp_path, None) - need == 100_000 * 3 * 8
+    both = msgspec.structs.replace(config, path="da*.csv")
+    (tmp_path / "data2.csv").write_bytes((tmp_path / "data.csv").read_bytes())
+    assert data_bytes(both, spec, tmp_path, None) == need + 100_000 * (3 * 4 + 16)
 
 
 def test_tensor_sizes_are_read_from_the_program() -> None:
@@ -45,7 +59,7 @@ def test_tensor_sizes_are_read_from_the_program() -> None:
     assert first_layer < tensor_bytes(package.program) < 100 * MB
 
 
-def test_a_damaged_program_gives_an_estimate_or_a_model_error(tmp_path: Path) -> None:
+def test_a_damaged_program_gives_an_estimate_or_a_model_error() -> None:
     good = load_zoo("house_price").program
     spec = load_zoo("house_price").spec
     rng = random.Random(0)
@@ -57,7 +71,7 @@ def test_a_damaged_program_gives_an_estimate_or_a_model_error(tmp_path: Path) ->
         try:
             assert tensor_bytes(bytes(data)) >= 0
         except ModelError:
-            assert estimate(spec, bytes(data), tmp_path / "none").total > 0
+            assert estimate(spec, bytes(data), 0).total > 0
 
 
 def test_missing_memory_is_reported_with_its_parts() -> None:
@@ -103,9 +117,9 @@ print(peak() - before)
 
 
 @pytest.mark.parametrize("name", ["wearable_activity", "handwritten_digit_cnn"])
-def test_training_stays_within_the_memory_estimate(name: str, tmp_path: Path) -> None:
+def test_training_stays_within_the_memory_estimate(name: str) -> None:
     spec, program = (package := load_zoo(name)).spec, package.program
-    need = estimate(spec, program, tmp_path / "none")
+    need = estimate(spec, program, 0)
     command = [sys.executable, "-P", "-c", _TRAIN, name]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     taken = int(done.stdout)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 from zlib import crc32
 
@@ -11,7 +12,13 @@ import pytest
 
 from broker.protocol.messages import BlobRef, Cohort, RoundPlan
 from broker.protocol.seeds import codec_seed
-from edge_agent.data.dataset import LocalDataset
+from edge_agent.data.dataset import (
+    DataConfig,
+    InputSource,
+    LocalDataset,
+    TargetSource,
+    load_dataset,
+)
 from edge_agent.machine.device_state import DeviceState, model_key, rounded
 from edge_agent.machine.pending_update import LocalReport, LocalUpdate
 from edge_agent.training.local_device import LocalModel
@@ -264,6 +271,39 @@ def test_a_device_evaluates_with_its_own_personal_layers(
 
 
 # -- what cannot be done ----------------------------------------------------------------------
+
+
+def test_training_that_diverges_on_absurd_data_names_column_and_line(
+    model: LocalModel, tmp_path: Path
+) -> None:
+    lines = [f"{3 + n % 2},5,200000\n" for n in range(10)]
+    lines[4] = "150000,5,200000\n"  # taken, but 95,000 standard deviations off
+    (tmp_path / "data.csv").write_text("income,rooms,price\n" + "".join(lines))
+    cfg = DataConfig(
+        path="data.csv",
+        inputs={"features": InputSource(columns=("income", "rooms"))},
+        target=TargetSource(column="price", scale=1e-5),
+    )
+    data = load_dataset(cfg, model.program.spec, tmp_path)
+    training = {"epochs": 20, "batch_size": 4, "learning_rate": 0.1}
+    with pytest.raises(TrainingError) as caught:
+        update(model, data, training=training)
+    assert (
+        str(caught.value)
+        .replace(f"{tmp_path}/", "")
+        .endswith(
+            "training diverged; column 'income' has 9.53e+04 after scaling (data.csv: line 6), "
+            "where models take numbers around 0: a fault of the data, or another unit?"
+        )
+    )
+
+
+def test_training_that_diverges_on_good_data_names_the_learning_rate(
+    model: LocalModel, dataset: LocalDataset
+) -> None:
+    training = {"epochs": 200, "batch_size": 4, "learning_rate": 100}
+    with pytest.raises(TrainingError, match=r"learning_rate 100\.0 may be too large"):
+        update(model, dataset, training=training)
 
 
 def test_a_delta_that_is_not_finite_is_never_encoded(
