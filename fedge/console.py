@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -121,6 +122,25 @@ class CommandGroup(click.Group):
         ]
         with formatter.section("Commands"):
             formatter.write_dl(rows)
+
+
+class StepLines:
+    """Writes what a long command does to stderr, a line a step, with the seconds since its start.
+
+    Args:
+        quiet: whether nothing is written; always so where stderr is not a terminal.
+        clock: returns seconds.
+    """
+
+    def __init__(self, *, quiet: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
+        self._quiet = quiet or sys.stderr is None or not sys.stderr.isatty()
+        self._clock = clock
+        self._began_s = clock()
+
+    def __call__(self, text: str) -> None:
+        """Writes that a step begins."""
+        if not self._quiet:
+            click.echo(f"{self._clock() - self._began_s:6.1f} s  {text} ...", err=True)
 
 
 class FiniteRange(click.FloatRange):

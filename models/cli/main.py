@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from fedge.console import CommandGroup, command_errors
+from fedge.console import CommandGroup, StepLines, command_errors
 from fedge.errors import ConfigError, ExportError
 from models.cli.costs import cost_lines, cost_report
 from models.cli.inspect import max_step_rows, package_report, report_lines, step_advice
@@ -15,6 +15,7 @@ from models.cli.output import check_folder, output_errors
 from models.cli.release import release
 from models.cli.runtimes import runtime_option, runtimes
 from models.cli.user_code import load_function, parse_reference, user_code_errors
+from models.export.progress import progress_to
 from models.inspect.cost import DEVICES, THIS
 from models.package.package import ModelPackage
 from models.runtime.stderr import suppress_stderr
@@ -90,13 +91,15 @@ def export(
     """
     place, attribute = parse_reference(function)
     check_folder(out)
-    click.echo("loading TensorFlow, which takes some seconds ...", err=True)
+    tell = StepLines()
+    tell("loading TensorFlow, some seconds")
     # Only this command needs TensorFlow. Imported before the user's file, so that a missing
     # TensorFlow is reported as such, and its messages on import are suppressed.
     from models.export.exporter import export_model
 
+    tell(f"running {function}()")
     build = load_function(place, attribute)
-    with user_code_errors(f"{function}()"):
+    with user_code_errors(f"{function}()"), progress_to(tell):
         built = build()
     if isinstance(built, ModelPackage):
         if name is not None or any((batch_size, train, personal, reconstruct, metrics)):
@@ -106,19 +109,20 @@ def export(
             )
         package = built
     else:
-        click.echo("tracing and converting ...", err=True)
         try:
-            package = export_model(
-                built,
-                name=name or out.resolve().name,
-                batch_size=batch_size or 32,
-                train=train,
-                personal=personal,
-                reconstruct=reconstruct,
-                metrics=metrics,
-            )
+            with progress_to(tell):
+                package = export_model(
+                    built,
+                    name=name or out.resolve().name,
+                    batch_size=batch_size or 32,
+                    train=train,
+                    personal=personal,
+                    reconstruct=reconstruct,
+                    metrics=metrics,
+                )
         except ExportError as error:
             raise ExportError(f"{function}: {error}") from error
+    tell(f"writing {out}")
     with output_errors(out):
         package.save(out)
     click.echo(

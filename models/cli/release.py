@@ -12,12 +12,13 @@ import click
 import msgspec
 import numpy as np
 
-from fedge.console import command_errors
+from fedge.console import StepLines, command_errors
 from fedge.errors import ConfigError, ModelError
 from learning.vector.parameters import F32
 from models.cli.model_card import model_card
 from models.cli.output import check_file, output_errors
 from models.cli.user_code import find_function, parse_reference, user_code_errors
+from models.export.progress import progress_to
 from models.package.package import ModelPackage, load_package, read_vector
 from models.package.spec import ModelSpec, TensorSpec
 from models.package.stored_versions import STORE_FILE, StoredVersion, read_version
@@ -113,28 +114,31 @@ def release(
     if data is None and calibration is not None and has_targets(calibration, content.spec):
         data = calibration
     measured = read_rows(data, content.spec) if data else None
-    click.echo("loading TensorFlow, which takes some seconds ...", err=True)
+    tell = StepLines(quiet=as_json)
+    tell("loading TensorFlow, some seconds")
     from models.export.release.releaser import Origin, release_model
 
-    made = release_model(
-        content,
-        theta,
-        numbers,  # type: ignore[arg-type]
-        calibration=rows,
-        data=measured,
-        origin=Origin(
-            federation=found.federation if found else "",
-            version=found.version if found else None,
-            trained_at=_iso_time(datetime.fromtimestamp(found.created_at, UTC)) if found else "",
-            agents=found.agents if found else 0,
-            evaluation=found.evaluation if found else {},
-            licence=licence,
-            made_at=_iso_time(datetime.now(UTC)),
-            machine=f"{platform.machine()} {platform.system()}",
-        ),
-        build=_builder(function),
-        batch_size=batch_size,
+    origin = Origin(
+        federation=found.federation if found else "",
+        version=found.version if found else None,
+        trained_at=_iso_time(datetime.fromtimestamp(found.created_at, UTC)) if found else "",
+        agents=found.agents if found else 0,
+        evaluation=found.evaluation if found else {},
+        licence=licence,
+        made_at=_iso_time(datetime.now(UTC)),
+        machine=f"{platform.machine()} {platform.system()}",
     )
+    with progress_to(tell):
+        made = release_model(
+            content,
+            theta,
+            numbers,  # type: ignore[arg-type]
+            calibration=rows,
+            data=measured,
+            origin=origin,
+            build=_builder(function),
+            batch_size=batch_size,
+        )
     description = msgspec.json.format(msgspec.json.encode(made.release), indent=1)
     with output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
@@ -21,12 +22,20 @@ from models.export.layers.substitutes import Training, substitute_layers
 from models.export.layers.supported import leaf_layers
 from models.export.objective.objective import Objective
 from models.export.optimize import optimize_program
+from models.export.progress import step
 from models.export.variables import Variables
 from models.package.signatures import expected_signatures
 from models.package.spec import ModelSpec
 
+# TensorFlow has no public name for its converter of a saved model that is not loaded.
+with suppress_tensorflow_output():
+    from tensorflow.lite.python.lite import TFLiteSavedModelConverterV2 as SavedModelConverter
+
 # The two forms in which the converter names operators that it cannot express.
 _FLEX = re.compile(r"(?:Flex|Custom) ops?: ([\w, ]+)|'tf\.(\w+)' op is neither")
+
+#: Time of conversion and comparison by that of tracing: 1.5 to 3 for models that take seconds.
+_REST_BY_TRACE = 2.0
 
 #: Keras's own functions, one for each of `keras.ops`.
 _BACKEND = re.compile(r"keras/src/backend/tensorflow/(numpy|nn|math|linalg|image|core)\.py$")
@@ -44,19 +53,38 @@ def lower(model: Any, objective: Objective, variables: Variables, spec: ModelSpe
     Raises:
         ExportError: an operator has no TFLite built-in; names it and, where known, the layer.
     """
+    began_s = time.perf_counter()
     functions = _trace(model, objective, variables, spec)
+    _tell_conversion(functions, time.perf_counter() - began_s)
     module = tf.Module()
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
     with tempfile.TemporaryDirectory() as folder, suppress_tensorflow_output():
         tf.saved_model.save(module, folder, signatures=functions, options=options)
-        converter = tf.lite.TFLiteConverter.from_saved_model(folder, list(functions))
-        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
         try:
-            program = bytes(converter.convert())
+            program = _converted(folder, list(functions))
         # ConverterError is not public, and some failures are RuntimeError or ValueError.
         except Exception as error:
             raise _conversion_error(error, model, functions) from error
     return _finish(program)
+
+
+def _tell_conversion(functions: dict[str, Any], traced_s: float) -> None:
+    operators = sum(len(function.graph.get_operations()) for function in functions.values())
+    left_s = _REST_BY_TRACE * traced_s
+    about = f", {left_s:.0f} s or so" if left_s >= 3 else ""
+    step(f"converting {operators:,} operators{about}")
+
+
+def _converted(folder: str, names: list[str]) -> bytes:
+    """Converts a saved model.
+
+    As `tf.lite.TFLiteConverter.from_saved_model(folder, names).convert()`, which in TensorFlow 2.21
+    loads the model three times, for metrics and messages, and packs metadata that `_finish`
+    removes: a quarter of the time of an unrolled recurrent layer.
+    """
+    converter = SavedModelConverter(folder, {tf.saved_model.SERVING}, names)
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+    return bytes(converter._convert_from_saved_model(tf.compat.v1.GraphDef()))
 
 
 class _Signatures:
@@ -158,6 +186,7 @@ def _trace(
             for argument, (shape, dtype) in inputs.items()
         }
         kind = name.partition("_")[0]
+        step(f"tracing {name}")
         functions[name] = _traced(getattr(signatures, kind), arguments, name)
     return functions
 

@@ -10,6 +10,7 @@ from fedge.errors import ExportError, ModelError, TrainingError
 from learning.vector.parameters import F32
 from models.export.backend import suppress_tensorflow_output
 from models.export.objective.objective import Objective
+from models.export.progress import step
 from models.export.random_rows import representative_rows
 from models.export.reference import Reference
 from models.export.variables import Variables
@@ -34,6 +35,7 @@ def verify(model: Any, package: ModelPackage, objective: Objective, variables: V
     sizes = package.spec.batch_sizes
     # The last count is half a batch, to check padding.
     counts = [*sizes, *([sizes[0] // 2] if sizes[0] > 1 else [])]
+    step("comparing the program with Keras")
     try:
         with suppress_tensorflow_output():  # the interpreters announce their delegates
             program = Program(package.program, package.spec, frozen=package.frozen)

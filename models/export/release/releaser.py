@@ -15,6 +15,7 @@ from models.export.backend import keras, suppress_tensorflow_output, tf
 from models.export.calling import pack_inputs
 from models.export.objective.objective import Objective
 from models.export.objective.reading import read_objective
+from models.export.progress import step
 from models.export.random_rows import random_batch
 from models.export.release.architecture import assign_weights, read_options, rebuild
 from models.export.release.conversion import Numbers, convert
@@ -103,6 +104,7 @@ def release_model(
     if numbers == "int8" and calibration is None:
         raise ExportError("int8 needs representative rows: --calibration DATA.npz")
     spec, whole = package.spec, package.whole(theta)
+    step("building the model")
     model = rebuild(package) if build is None else _built(build)
     assign_weights(model, package, theta)
     with suppress_tensorflow_output():  # the interpreters announce their delegates
@@ -112,7 +114,9 @@ def release_model(
     predicted = _keras_predictions(model, spec, rows)
     _check_alike(predicted, expected, _TOLERANCES["float32"], _MODEL_DIFFERS)
     objective = read_objective(model, spec.inputs, read_options(package))
+    step(f"converting to {numbers}")
     tflite = convert(model, package, objective, numbers, calibration, batch_size)
+    step("comparing with the float program")
     with suppress_tensorflow_output():
         released = InferenceModel(
             tflite, spec.inputs, objective.outputs, batch_size, runtime=runtime

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fedge.console import JournalFormatter, printable
+from fedge.console import JournalFormatter, StepLines, printable
 
 #: A command that logs and then fails, as a service does.
 COMMAND = """
@@ -100,3 +101,18 @@ def test_a_command_whose_reader_went_away_ends_quietly(times: int) -> None:
     )
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize(("is_terminal", "quiet"), [(True, False), (True, True), (False, False)])
+def test_steps_are_told_with_the_time_to_a_terminal_only(
+    is_terminal: bool, quiet: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stderr = io.StringIO()
+    monkeypatch.setattr(stderr, "isatty", lambda: is_terminal)
+    monkeypatch.setattr(sys, "stderr", stderr)
+    times = iter([100.0, 100.04, 112.34])
+    tell = StepLines(quiet=quiet, clock=lambda: next(times))
+    tell("loading")
+    tell("converting")
+    lines = "   0.0 s  loading ...\n  12.3 s  converting ...\n"
+    assert stderr.getvalue() == (lines if is_terminal and not quiet else "")
