@@ -5,7 +5,8 @@ are valid in the whole broker. This broker has no identities to impersonate, no 
 and no sessions of value, and a flood of messages stays in it.
 
 A device connects without a user name and may use two topics below its random client id. The service
-connects on the loopback interface with a password that is made for each run.
+connects on the loopback interface with a password that is made for each run. So does Mosquitto's
+listener for devices: `FrontDoor` limits connections before they reach it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from broker.enrolment.front_door import FrontDoor
 from broker.enrolment.messages import EnrolmentTopics
 from broker.link.settings import BrokerSettings
 from broker.local.broker import HOST, answers, find_mosquitto, free_port
@@ -51,6 +53,8 @@ class EnrolmentBroker:
         self._program = program
         self._fleet = fleet
         self._inner_port = 0
+        self._tls_port = 0
+        self._door: FrontDoor | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -64,6 +68,8 @@ class EnrolmentBroker:
         return self
 
     def __exit__(self, *error: object) -> None:
+        if self._door is not None:
+            self._door.__exit__()
         if self._process is not None:
             self._process.terminate()
             try:
@@ -98,12 +104,12 @@ class EnrolmentBroker:
         register = self._fleet.register
         account = Account.for_files(register.user)
         password = secrets.token_urlsafe(32)
-        self._inner_port = free_port()
+        self._inner_port, self._tls_port = free_port(), free_port()
         write_whole(folder / "secret", password.encode())
         texts = {
             "passwords": _password_line(password),
             "access.acl": _rules(register.federation),
-            "mosquitto.conf": _config(folder, self._fleet, self._inner_port),
+            "mosquitto.conf": _config(folder, self._fleet, self._inner_port, self._tls_port),
         }
         for name, text in texts.items():
             write_whole(folder / name, text.encode(), owner=account)
@@ -117,10 +123,11 @@ class EnrolmentBroker:
         while not answers(self._inner_port):
             if self._process.poll() is not None or time.monotonic() > deadline_s:
                 raise ConfigError(
-                    f"the enrolment broker did not start on port {register.enrolment_port}: "
-                    "see Mosquitto's messages above"
+                    "the enrolment broker did not start: see Mosquitto's messages above"
                 )
             time.sleep(0.02)
+        target = (HOST, self._tls_port)
+        self._door = FrontDoor(register.bind, register.enrolment_port, target).__enter__()
 
 
 def _password_line(password: str) -> str:
@@ -143,13 +150,13 @@ pattern read {answer}
 """
 
 
-def _config(folder: Path, fleet: Fleet, inner_port: int) -> str:
+def _config(folder: Path, fleet: Fleet, inner_port: int, tls_port: int) -> str:
     register = fleet.register
     return _CONFIG.format(
         folder=folder,
         broker=fleet.broker_folder,
         user=register.user,
-        listener=f"{register.enrolment_port} {register.bind}".rstrip(),
+        listener=f"{tls_port} {HOST}",
         inner=f"{inner_port} {HOST}",
         server=SERVER_FILE,
     )

@@ -54,11 +54,13 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
         authority: certificate of the fleet's authority, PEM.
         bundle: the device's bundle without its key.
         refused: reason of a refusal, human-readable.
+        busy: the service has too many requests for now: ask again later.
     """
 
     authority: Annotated[str, Meta(max_length=16_384)] = ""
     bundle: Bundle | None = None
     refused: Annotated[str, Meta(max_length=500)] = ""
+    busy: bool = False
 
 
 @dataclass(frozen=True)

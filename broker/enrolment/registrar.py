@@ -28,6 +28,8 @@ from fedge.limits import TokenBucket
 #: Rate and burst of all sessions' requests: signing takes 2 ms, and a fleet of a thousand devices
 #: enrols within minutes.
 PER_SECOND, AT_ONCE = 20.0, 60.0
+#: Rate and burst of answers to those who are more.
+BUSY_PER_SECOND, BUSY_AT_ONCE = 100.0, 200.0
 #: Rate and burst of log lines about refusals.
 _LINES_PER_SECOND, _LINES_AT_ONCE = 0.2, 20.0
 _SESSIONS = 1000
@@ -82,6 +84,7 @@ class Registrar:
         self._authority = authority
         self._requests_by_session: OrderedDict[str, int] = OrderedDict()
         self._rate = TokenBucket(PER_SECOND, AT_ONCE)
+        self._busy = TokenBucket(BUSY_PER_SECOND, BUSY_AT_ONCE)
         self._lines = TokenBucket(_LINES_PER_SECOND, _LINES_AT_ONCE)
         self._suppressed = 0
 
@@ -107,8 +110,10 @@ class Registrar:
             return self._note(f"a request was ignored: {error}", now_s)
         # Deletes a request that was sent as retained: such requests must not fill the broker.
         clear = Publish(topic, b"", retain=True)
-        if not self._may_ask(session, now_s):
+        if self._requests_by_session.get(session, 0) >= PER_SESSION:
             return [clear, *self._note("requests were ignored: rate limit reached", now_s)]
+        if not self._may_ask(session, now_s):
+            return [clear, *self._say_busy(session, now_s)]
         try:
             request = decode_request(payload)
         except WireError as error:
@@ -121,11 +126,18 @@ class Registrar:
     def _may_ask(self, session: str, now_s: float) -> bool:
         count = self._requests_by_session.pop(session, 0)
         # A request refused by the common rate limit does not count against the session.
-        is_allowed = count < PER_SESSION and self._rate.take(now_s)
+        is_allowed = self._rate.take(now_s)
         self._requests_by_session[session] = count + is_allowed
         if len(self._requests_by_session) > _SESSIONS:
             self._requests_by_session.popitem(last=False)
         return is_allowed
+
+    def _say_busy(self, session: str, now_s: float) -> list[Action]:
+        """Asks a device to come back later, unless there are too many of them as well."""
+        noted = self._note("devices were told to ask again later: rate limit reached", now_s)
+        if not self._busy.take(now_s):
+            return noted
+        return [self._answer(session, Answer(busy=True)), *noted]
 
     def _answer(self, session: str, answer: Answer) -> Publish:
         payload = msgspec.json.encode(answer)

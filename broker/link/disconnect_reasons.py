@@ -89,6 +89,9 @@ MQTT311_LIMITS = (
 
 #: Names of TLS alerts (RFC 8446 §6.2), as all versions of OpenSSL end their error names.
 _ALERT = re.compile(r"ALERT_([A-Z_]+)$")
+#: "Canceling the handshake for some reason unrelated to a protocol failure" (RFC 8446 §6.1): what
+#: `broker.enrolment.front_door` says to those it has no room for.
+_BUSY_ALERT = "USER_CANCELLED"
 _CERTIFICATE_ALERTS = {
     "CERTIFICATE_REQUIRED": "it requires one",
     "HANDSHAKE_FAILURE": "it requires one, or supports none of our ciphers",
@@ -152,6 +155,8 @@ def unreachable(
             f"TLS with {where} failed, connection closed: is it a TLS port (8883 as a rule)?"
             " For a port without TLS leave out broker.tls"
         )
+    if isinstance(error, ssl.SSLError) and (error.reason or "").endswith(_BUSY_ALERT):
+        return LinkDown(f"{where} is busy: it takes no more connections for now", busy=True)
     if isinstance(error, ssl.SSLError):
         return _certificate_refused(settings, error) or LinkDown(
             f"TLS with {where} failed: {error.reason or error}: is it a TLS port (8883 as a rule)?"

@@ -41,10 +41,12 @@ class LinkDown:
     Attributes:
         reason: human-readable, with the broker's address.
         refused: the broker denied access: a retry without a change will hardly help.
+        busy: the broker takes no more connections for now: a later retry will help.
     """
 
     reason: str
     refused: bool = False
+    busy: bool = False
 
 
 @dataclass(frozen=True)

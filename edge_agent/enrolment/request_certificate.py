@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import ssl
 import tempfile
 import time
 from pathlib import Path
+from random import Random
 
 import msgspec
 
@@ -19,14 +21,23 @@ from broker.enrolment.messages import (
     new_session,
 )
 from broker.enrolment.token import Token, fingerprint
+from broker.link.backoff import FullJitter
 from broker.link.link import Link, LinkDown, LinkUp, Received
 from broker.link.mqtt import MqttLink
 from broker.link.settings import BrokerSettings, TlsSettings
 from broker.security.bundle import Bundle
 from fedge.errors import ConfigError, LinkError, WireError
 
-#: An answer that does not come by then was lost with its connection, or the service is busy.
+log = logging.getLogger(__name__)
+
+#: An answer that does not come by then was lost with its connection.
 _ASK_AGAIN_S = 5.0
+#: Longest pause after the service said that it is busy: doubled from half a second, with jitter.
+_BUSY_S, _LONGEST_BUSY_S = 0.5, 10.0
+_START_IT = (
+    "does `fedge broker serve-enrolment` run on the fleet's side? Try again with the same token"
+)
+_LATER = "try again later with the same token"
 
 
 class _UnprovenTls(TlsSettings, frozen=True, kw_only=True):
@@ -91,7 +102,11 @@ def _ask_in_a_session(
 ) -> Answer | None:
     session, topics = new_session(), EnrolmentTopics(token.federation)
     settings = BrokerSettings(
-        host=token.host, port=token.port, tls=tls, max_payload_bytes=MAX_ANSWER_BYTES
+        host=token.host,
+        port=token.port,
+        tls=tls,
+        max_payload_bytes=MAX_ANSWER_BYTES,
+        backoff_max_s=_LONGEST_BUSY_S,
     )
     link = MqttLink(settings, session, session_expiry_s=0, flush_s=0.5)
     try:
@@ -105,30 +120,43 @@ def _ask_in_a_session(
 
 def _answer(link: Link, topic: str, payload: bytes, where: str, deadline_s: float) -> Answer | None:
     """Returns the service's answer; None: no answer comes any more in this MQTT session."""
-    reason, is_up, ask_s = f"enrolment service {where} did not answer", False, 0.0
-    left = PER_SESSION
+    reason, is_up, ask_s = f"enrolment service {where} did not answer; {_START_IT}", False, 0.0
+    left, pauses = PER_SESSION, FullJitter(_BUSY_S, _LONGEST_BUSY_S, Random())  # noqa: S311
+    told = False
     while (now_s := time.monotonic()) < deadline_s:
         if is_up and now_s >= ask_s:
             if not left:
                 return None
             link.publish(topic, payload)
             left, ask_s = left - 1, now_s + _ASK_AGAIN_S
-        match link.poll(min(1.0, deadline_s - now_s)):
+        wait_s = ask_s - now_s if is_up else 1.0
+        match link.poll(min(wait_s, deadline_s - now_s)):
             case LinkUp():
                 is_up, ask_s = True, 0.0
-                reason = f"{where} answers, but no enrolment service behind it: is it started?"
-            case LinkDown(why, refused):
+                reason = f"{where} answers, but no enrolment service behind it; {_START_IT}"
+            case LinkDown(why, refused, busy):
                 if refused:
                     raise LinkError(why)
-                is_up, reason = False, why
+                is_up, reason = False, f"{why}; {_LATER if busy else _START_IT}"
+                told = told or (busy and _tell_busy(where))
             case Received(_, data):
-                try:
-                    return decode_answer(data)
-                except WireError as error:
-                    raise LinkError(
-                        f"{where} does not answer as an enrolment service: {error}"
-                    ) from error
-    raise LinkError(
-        f"{reason}; does `fedge broker serve-enrolment` run on the fleet's side? "
-        "Try again with the same token"
-    )
+                answer = _decoded(data, where)
+                if not answer.busy:
+                    return answer
+                reason = f"enrolment service {where} is busy with other devices; {_LATER}"
+                told = told or _tell_busy(where)
+                left, ask_s = left + 1, time.monotonic() + _BUSY_S + pauses.next_s()
+    raise LinkError(reason)
+
+
+def _tell_busy(where: str) -> bool:
+    """Tells whoever waits for the command; returns True."""
+    log.info("enrolment service %s is busy: waiting for it", where)
+    return True
+
+
+def _decoded(data: bytes, where: str) -> Answer:
+    try:
+        return decode_answer(data)
+    except WireError as error:
+        raise LinkError(f"{where} does not answer as an enrolment service: {error}") from error

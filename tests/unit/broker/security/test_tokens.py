@@ -17,7 +17,7 @@ from cryptography.x509.oid import NameOID
 
 from broker.enrolment.invitations import TokenRefused, invite, redeem, withdraw
 from broker.enrolment.messages import PER_SESSION, Answer, EnrolmentTopics, Request, decode_answer
-from broker.enrolment.registrar import AT_ONCE, Granted, Note, Refused, Registrar
+from broker.enrolment.registrar import AT_ONCE, BUSY_AT_ONCE, Granted, Note, Refused, Registrar
 from broker.enrolment.token import Token, fingerprint
 from broker.link.link import LinkUp, Received
 from broker.link.settings import TlsSettings
@@ -30,7 +30,7 @@ from edge_agent.enrolment import request_certificate
 from edge_agent.enrolment.enrol import token_in
 from edge_agent.enrolment.private_key import certificate_request, forget_used_key, own_key
 from fedge.command import cli
-from fedge.errors import ConfigError
+from fedge.errors import ConfigError, LinkError
 from fedge.files import Account
 
 DAY = timedelta(days=1)
@@ -317,6 +317,18 @@ def test_the_common_rate_limit_does_not_count_against_a_session() -> None:
     assert later == [["Redeem"]] * PER_SESSION + [["Note"]]
 
 
+def test_a_device_beyond_the_common_rate_is_told_that_the_service_is_busy() -> None:
+    registrar = Registrar("houses", "PEM")
+    for number in range(int(AT_ONCE)):
+        ask(registrar, f"{number:032x}")
+    arrived = MessageArrived(TOPICS.request("b" * 32), b"{}")
+    _, answer, note = registrar.handle(arrived, 0.0)
+    assert isinstance(answer, Publish)
+    assert decode_answer(answer.payload) == Answer(busy=True)
+    assert isinstance(note, Note)
+    assert "ask again later" in note.text
+
+
 def test_an_exhausted_session_does_not_use_the_common_rate() -> None:
     registrar = Registrar("houses", "PEM")
     for _ in range(10 * int(AT_ONCE)):
@@ -366,12 +378,48 @@ def test_a_device_without_answers_starts_a_new_session(
     assert len(set(ids)) == 3
 
 
+class BusyService(DeafService):
+    """A link to a service that is busy at first."""
+
+    def publish(self, topic: str, payload: bytes) -> None:
+        self.asked += 1
+        said = Answer(authority="PEM") if self.asked > 2 * PER_SESSION else Answer(busy=True)
+        self._events.append(Received(topic, msgspec.json.encode(said), False, 0))
+
+
+def test_a_device_asks_a_busy_service_again_in_the_same_session(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    sessions: list[DeafService] = []
+    monkeypatch.setattr(
+        request_certificate, "MqttLink", lambda *_, **__: BusyService(sessions, answers_in=0)
+    )
+    monkeypatch.setattr(request_certificate, "_BUSY_S", 0.0)
+    token = Token("localhost", 8884, "houses", "pi-1", "s" * 22, "a" * 43)
+    answer = request_certificate._ask(token, TlsSettings(), Request(), time.monotonic() + 60)
+    assert answer == Answer(authority="PEM")
+    assert [session.asked for session in sessions] == [2 * PER_SESSION + 1]
+    assert caplog.messages == ["enrolment service localhost:8884 is busy: waiting for it"]
+
+
+def test_a_service_that_stays_busy_is_named_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    sessions: list[DeafService] = []
+    monkeypatch.setattr(
+        request_certificate, "MqttLink", lambda *_, **__: BusyService(sessions, answers_in=0)
+    )
+    token = Token("localhost", 8884, "houses", "pi-1", "s" * 22, "a" * 43)
+    with pytest.raises(LinkError, match=r"is busy with other devices; try again later"):
+        request_certificate._ask(token, TlsSettings(), Request(), time.monotonic() + 0.2)
+
+
 def test_guessing_is_slow_and_makes_few_lines() -> None:
     registrar = Registrar("houses", "PEM")
     kinds = [ask(registrar, f"{n:032x}", now_s=1.0) for n in range(5000)]
     assert kinds.count(["Redeem"]) == AT_ONCE
-    assert kinds.count(["Note"]) == 20
-    assert kinds.count([]) == 5000 - AT_ONCE - 20
+    assert kinds.count(["Publish", "Note"]) == 20
+    assert kinds.count(["Publish"]) == BUSY_AT_ONCE - 20  # told that it is busy
+    assert kinds.count([]) == 5000 - AT_ONCE - BUSY_AT_ONCE
     assert ask(registrar, "f" * 32, now_s=2.0) == ["Redeem"]
     (_, note) = registrar.handle(Refused("f" * 32, "no such token"), 9.0)
     assert isinstance(note, Note)
