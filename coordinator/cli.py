@@ -57,8 +57,10 @@ def status(config_path: Path, as_json: bool) -> None:
     config = load_federation(config_path)
     with closing(Store.open_existing(located(config.state_dir, config_path.parent))) as store:
         spec = known_spec(config, config_path.parent)
-        text = json.dumps(status_document(store)) if as_json else status_text(store, config, spec)
-        click.echo(text)
+        if as_json:
+            click.echo(json.dumps(status_document(store, spec)))
+        else:
+            click.echo(status_text(store, config, spec))
 
 
 @cli.command()

@@ -11,6 +11,7 @@ import msgspec
 
 from broker.protocol.messages import name_of
 from coordinator.config import CoordinatorConfig
+from coordinator.fleet_data import fleet_findings, shift_findings
 from coordinator.records.course import Best, Course, Rule
 from coordinator.records.records import RoundRecord
 from coordinator.statistics_table import statistics_lines
@@ -25,6 +26,7 @@ _SHOWN_CLASSES = 12
 _SHOWN_ROUNDS = 10
 _SHOWN_NUMBERS = 12
 _SHOWN_NAMES = 10
+_SHOWN_ODD = 10
 
 
 def round_line(record: RoundRecord, rounds: int, units: Units = NO_UNITS) -> str:
@@ -141,8 +143,13 @@ def matrix_lines(
     ]
 
 
-def status_document(store: Store) -> dict[str, Any]:
-    """Returns all content of the store as JSON-ready values, without θ itself."""
+def status_document(store: Store, spec: ModelSpec | None = None) -> dict[str, Any]:
+    """Returns all content of the store as JSON-ready values, without θ itself.
+
+    Args:
+        store: of the federation.
+        spec: of its model, for what is odd about the fleet's data.
+    """
     now = time.time()
     return {
         "federation": store.meta("federation"),
@@ -161,6 +168,7 @@ def status_document(store: Store) -> dict[str, Any]:
             }
             for agent in store.agents()
         },
+        "data": [] if spec is None else data_lines(store, spec),
     }
 
 
@@ -173,6 +181,14 @@ def _best_document(course: Course) -> dict[str, Any] | None:
 def best_line(rule: Rule, best: Best) -> str:
     """Returns a line about the best version."""
     return f"best: round {best.round_id}, version {best.version}, {rule.metric} {best.value:.4f}"
+
+
+def data_lines(store: Store, spec: ModelSpec) -> list[str]:
+    """Returns a line for each thing that is odd about the data of the fleet's devices."""
+    statuses = {agent.agent_id: agent.status for agent in store.agents()}
+    evaluated = next((r for r in reversed(store.rounds(latest=_SHOWN_ROUNDS)) if r.evaluated), None)
+    shifts = [] if evaluated is None else shift_findings(evaluated.agents)
+    return [found.text for found in (*fleet_findings(statuses, spec), *shifts)]
 
 
 def status_text(store: Store, config: CoordinatorConfig, spec: ModelSpec | None = None) -> str:
@@ -202,6 +218,10 @@ def status_text(store: Store, config: CoordinatorConfig, spec: ModelSpec | None 
         lines.append(best_line(course.rule, course.best))
     if (answer := store.answer()) is not None:
         lines += ["", *answer_lines(answer), ""]
+    odd = [] if spec is None else data_lines(store, spec)
+    lines += [f"data: {line}" for line in odd[:_SHOWN_ODD]]
+    if len(odd) > _SHOWN_ODD:
+        lines.append(f"data: {len(odd) - _SHOWN_ODD} more lines, see `data` in the JSON")
     now = time.time()
     lines.append(_online_line(agents, now))
     lines += _key_lines(store.meta("signing_keys") or "", agents)

@@ -24,6 +24,7 @@ from broker.service.events import LinkAction, Publish, Tick
 from broker.service.service import Service
 from coordinator.config import CoordinatorConfig
 from coordinator.evaluation import central_measure
+from coordinator.fleet_data import DataWatch
 from coordinator.machine.coordinator import Coordinator
 from coordinator.machine.events import (
     Action,
@@ -90,6 +91,7 @@ class CoordinatorService(Service):
         self._durability = Durability(store)
         self._noted_s = time.monotonic()
         self._units = target_units(coordinator.spec)
+        self._data_watch = DataWatch(coordinator.spec)
         self._forget_agents()
 
     def handle(self, event: Event) -> Sequence[Action]:
@@ -162,8 +164,13 @@ class CoordinatorService(Service):
         heard_at = self._heard_at(action.agent_id) if isinstance(action, SaveAgent) else None
         self._durability.perform(action, heard_at)
         match action:
+            case SaveAgent():
+                self._data_watch.is_due = True
             case RoundEnded(record):
                 self._tell_round(record)
+                statuses = {name: entry.status for name, entry in self._coordinator.roster}
+                for line in self._data_watch.news(statuses, record.agents):
+                    self._say("data", f"data: {line}", reason=line)
             case Waiting(able, wanted, resting, lacking):
                 line = f"waiting for agents: {able} of {wanted} can take part"
                 line += f", {resting} paused" if resting else ""

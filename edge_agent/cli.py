@@ -72,7 +72,7 @@ def check(config_path: Path, model_name: str, runtime: str | None) -> None:
     table = read_ready(config.data, package.spec, base, state_dir)
     data = build_dataset(table, config.data, package.spec, state_dir, own=True)
     click.echo(f"model    {package.spec.name}, {package.spec.size:,} parameters, {program.runtime}")
-    for line in part_lines(data, package.spec, config.data.split):
+    for line in part_lines(data, package.spec):
         click.echo(line)
     sums = try_rows(program, package.whole(package.initial), table, data)
     if not sums.weight:

@@ -45,6 +45,8 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
             else is loaded, least of all what the network names.
         limits: what training may take from the device, and when it pauses.
         statistics: whether statistics of the device's data may leave it.
+        describe_targets: the device's status says which classes its rows have, or how large its
+            targets are to a factor of four, and what is odd about them.
     """
 
     federation: Id
@@ -64,6 +66,7 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     stall_s: Annotated[float, Meta(ge=0.1, le=300)] = STALL_S
     limits: LimitsConfig = LimitsConfig()
     statistics: StatisticsConfig = StatisticsConfig()
+    describe_targets: bool = True
 
     def __post_init__(self) -> None:
         if self.agent_id == "coordinator":

@@ -22,19 +22,18 @@ from edge_agent.config import AgentConfig
 from edge_agent.data.dataset import LocalDataset, load_dataset
 from edge_agent.data.size import data_bytes
 from edge_agent.data.targets import target_findings
-from edge_agent.machine.device_state import model_key
 from edge_agent.machine.events import (
     Event,
     JobDone,
     JobFailed,
     LoadPackage,
     PackageFailed,
-    PackageLoaded,
     StartJob,
 )
 from edge_agent.training.local_device import LocalModel
 from edge_agent.training.local_task import run_local_task
 from edge_agent.training.memory_estimate import estimate, shortage
+from edge_agent.training.package_loaded import package_loaded
 from edge_agent.training.throttle import Throttle
 from fedge.errors import DeclinedError, FederationError
 from fedge.system import available_bytes, resident_bytes, return_freed_memory
@@ -237,19 +236,12 @@ class Worker:
         except FederationError as error:
             return PackageFailed(job.package, reason, str(error))
         self._model = (model, dataset)
-        split = self._config.data.split
-        for odd in target_findings(dataset.arrays, model.content.spec, dataset.num_train, split):
-            log.warning("%s: %s", self._config.data.path, odd, extra={"event": odd.kind})
-        return PackageLoaded(
-            job.package,
-            model.content.spec.fingerprint,
-            model_key(model.content.spec),
-            program.runtime,
-            dataset.num_train,
-            dataset.num_test,
-            dataset.weight("train"),
-            dataset.weight("test"),
-        )
+        config, spec = self._config, model.content.spec
+        odd = [*target_findings(dataset.arrays, spec, dataset.num_train, dataset.split)]
+        for finding in odd:
+            log.warning("%s: %s", config.data.path, finding, extra={"event": finding.kind})
+        describe = config.describe_targets
+        return package_loaded(job.package, program, dataset, odd, describe=describe)
 
     def _too_large(self, model: _Model) -> PackageFailed | None:
         """Returns a failure when the model and the data would not fit into memory."""

@@ -41,6 +41,7 @@ class Ended:
         broker: kind of the broker.
         reason: why the federation ended.
         seconds: duration of the run.
+        odd_data: what the coordinator found odd about the agents' data.
     """
 
     participants: Participants
@@ -52,6 +53,7 @@ class Ended:
     broker: str
     reason: str
     seconds: float
+    odd_data: Sequence[str] = ()
 
 
 def conclude(
@@ -98,6 +100,7 @@ def _report(ended: Ended, baselines: Baselines) -> dict[str, Any]:
         "agents": len(ended.participants.rows),
         "codec": name_of(ended.config.codec),
         "clients": dict(ended.participants.clients),
+        "data": list(ended.odd_data),
         "runtime": ended.runtime,
         "broker": ended.broker,
         "reason": ended.reason,
@@ -120,7 +123,7 @@ def build_report(
         package: the model.
         records: of all rounds.
         baselines: measured in the same run.
-        facts: agents, codec, runtime, broker, seconds, reason, perhaps clients.
+        facts: agents, codec, runtime, broker, seconds, reason, perhaps clients and data.
     """
     last = _handed_out(records)
     report = {
@@ -134,6 +137,7 @@ def build_report(
         "agents": facts["agents"],
         "unseen": list(scenario.unseen),
         "clients": facts.get("clients", {}),
+        "data": facts.get("data", []),
         "codec": facts["codec"],
         "runtime": facts["runtime"],
         "broker": facts["broker"],

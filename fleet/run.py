@@ -152,6 +152,7 @@ class _Run:
         self.watcher = watcher
         self.processes = Processes(options.out / "processes")
         self.records: list[RoundRecord] = []
+        self.odd_data: list[str] = []
 
     def configure(self, path: Path, federation: str) -> CoordinatorConfig:
         """Writes the configuration of every process and the data of every agent."""
@@ -225,6 +226,9 @@ class _Run:
                 )
                 if note:
                     self.watcher.note(note)
+            if event.event == "data":
+                self.odd_data.append(event.reason)
+                self.watcher.note(f"data: {event.reason}")
             if event.event == "round":
                 waiting, lacking = False, ""
                 record = msgspec.json.decode(event.record, type=RoundRecord)
@@ -278,6 +282,7 @@ class _Run:
             broker=kind,
             reason=reason,
             seconds=seconds,
+            odd_data=self.odd_data,
         )
         try:
             report = conclude(ended, lambda: _trained_theta(state), self.watcher.baseline)

@@ -178,6 +178,20 @@ def name_of(choice: Choice) -> str:
     return name if isinstance(name, str) else ""
 
 
+class TargetSummary(Message, frozen=True):
+    """Coarse description of one target of a device's rows, for a look at the whole fleet.
+
+    Attributes:
+        classes: those that the device has rows of, by index, ascending.
+        level: of a number: the mean, rounded to a multiple of 4 spreads; None without numbers.
+        spread: the standard deviation, rounded to a power of 4; 0 where all are equal.
+    """
+
+    classes: Annotated[tuple[Count, ...], Meta(max_length=1000)] = ()
+    level: Measured | None = None
+    spread: Annotated[float, Meta(ge=0, le=1e100)] = 0.0
+
+
 class AgentStatus(Message, frozen=True):
     """Birth and will of an agent.
 
@@ -201,6 +215,8 @@ class AgentStatus(Message, frozen=True):
             three times that long means it is lost.
         keys: names of the coordinator's signing keys that it trusts; none when it asks for no
             signature.
+        targets: what targets its rows have, by name; empty when its owner does not say.
+        warnings: what is odd about its data, one line each.
     """
 
     state: Name
@@ -221,6 +237,8 @@ class AgentStatus(Message, frozen=True):
     software: Text = ""
     heartbeat_s: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
     keys: Annotated[tuple[KeyId, ...], Meta(max_length=4)] = ()
+    targets: Annotated[dict[Name, TargetSummary], Meta(max_length=64)] = {}
+    warnings: Annotated[tuple[Text, ...], Meta(max_length=8)] = ()
 
 
 class VectorRef(Message, frozen=True):

@@ -40,12 +40,15 @@ class AgentResult(msgspec.Struct, frozen=True, kw_only=True):
         metrics: likewise.
         num_examples: rows learned from, or measured on when it only measures; where rows have
             weights, the sum of these.
+        label_shift: label minus predicted class, where most of its rows have the same difference;
+            0: they have not, or the model has no confusion matrix.
     """
 
     task: Literal["train", "evaluate"]
     loss: float
     metrics: dict[str, float]
     num_examples: int
+    label_shift: int = 0
 
 
 class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):

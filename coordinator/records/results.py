@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
+import numpy as np
 
 from coordinator.records.fair import fair_shares, without_absurd
 from coordinator.records.records import AgentResult, RoundRecord
+from learning.vector.label_shift import label_shift
 from learning.vector.metrics import (
     MetricSpec,
     Sums,
@@ -78,7 +80,8 @@ def with_evaluation(
     for name, sums in evaluated.items():
         rows = trained[name].weight if name in trained else sums.weight
         task = "evaluate" if name in unseen else "train"
-        agents[name] = _result(task, sums, rows, metrics)
+        result = _result(task, sums, rows, metrics)
+        agents[name] = msgspec.structs.replace(result, label_shift=_label_shift(sums, metrics))
     return msgspec.structs.replace(
         record,
         loss=loss,
@@ -115,3 +118,9 @@ def _result(task: str, sums: Sums, rows: float, metrics: Sequence[MetricSpec]) -
         metrics=means,
         num_examples=int(rows),
     )
+
+
+def _label_shift(sums: Sums, metrics: Sequence[MetricSpec]) -> int:
+    """Returns the first shift that one of the confusion matrices shows; 0: none does."""
+    found = (label_shift(np.array(table)) for table in metric_matrices(sums, metrics).values())
+    return next(filter(None, found), 0)

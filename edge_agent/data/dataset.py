@@ -15,7 +15,7 @@ from edge_agent.data.faults import FAR_OFF, largest_number
 from edge_agent.data.files import data_files
 from edge_agent.data.normalise import Scale, conversion, known_scales, scales
 from edge_agent.data.places import Places
-from edge_agent.data.split import num_held_out, split_rows
+from edge_agent.data.split import Split, num_held_out, split_rows
 from edge_agent.data.table import Array, EmptyDataError, Index, Table, chunks, tensors
 from edge_agent.data.targets import row_classes
 from edge_agent.data.usable import all_rows, in_time, usable_rows
@@ -57,6 +57,7 @@ class LocalDataset:
             (n, numbers a row / 8), as `np.packbits` makes them.
         columns: per column the names of its numbers in row-major order, for messages.
         places: of the file's rows; None: of no file.
+        split: how the held-out rows were chosen.
     """
 
     arrays: Mapping[str, Array]
@@ -67,6 +68,7 @@ class LocalDataset:
     absent: Mapping[str, Array] = field(default_factory=dict)
     columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
     places: Places | None = None
+    split: Split = "time"
 
     @property
     def num_train(self) -> int:
@@ -253,6 +255,7 @@ def build_dataset(
         absent,
         table.columns,
         table.places,
+        config.split,
     )
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import log
 
 import numpy as np
 
+from broker.protocol.messages import TargetSummary
 from edge_agent.data.split import Array, Index, Split
 from learning.vector.parameters import F64
 from models.package.spec import ModelSpec, TensorSpec
@@ -34,6 +36,10 @@ LEAK = (
     "rows that are alike (windows that overlap, readings seconds apart) may be on both sides: "
     "the figures are then too good for new recordings"
 )
+
+
+#: Classes that a summary lists.
+_LISTED_CLASSES = 1000
 
 
 @dataclass(frozen=True)
@@ -116,6 +122,38 @@ def row_classes(arrays: Mapping[str, Array], spec: ModelSpec, rows: Index) -> Ar
                 flat: Array = classes.reshape(-1)
                 return flat
     return None
+
+
+def target_summaries(arrays: Mapping[str, Array], spec: ModelSpec) -> dict[str, TargetSummary]:
+    """Returns a coarse description of each target, for the coordinator.
+
+    Nothing of fewer than 10 rows, nor of targets of several numbers a row. Numbers are so coarse
+    that they say no more than which unit they are in: a standard deviation to a factor of two, a
+    mean to two of these.
+
+    Args:
+        arrays: of a dataset.
+        spec: of the model.
+    """
+    found = {}
+    for target in spec.targets:
+        values = arrays[target.name]
+        if len(values) < _FEW_ROWS:
+            continue
+        if (counts := class_counts(arrays, spec, target, len(values))) is not None:
+            present = [index for index, rows in enumerate(counts.learn) if rows]
+            found[target.name] = TargetSummary(classes=tuple(present[:_LISTED_CLASSES]))
+        elif values[0].size == 1:
+            found[target.name] = _coarse(in_units(values, target))
+    return found
+
+
+def _coarse(values: Array) -> TargetSummary:
+    (mean,), (std,) = _moments(values)
+    if std <= 1e-9 * abs(mean):  # all equal: the mean would be that of each row
+        return TargetSummary()
+    spread = 4.0 ** round(log(std, 4))
+    return TargetSummary(level=round(mean / (4 * spread)) * 4 * spread, spread=spread)
 
 
 def _classes(values: Array, target: TensorSpec, count: int) -> Array:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from edge_agent.data.dataset import LocalDataset
-from edge_agent.data.split import Split
 from edge_agent.data.targets import LEAK, class_counts, in_units, target_findings
 from fedge.check_result import Check, ok, warning
 from models.package.spec import ModelSpec, TensorSpec
@@ -19,16 +18,13 @@ _FEW_ROWS = 10
 _LARGEST_TOLD = 8
 
 
-def data_checks(
-    dataset: LocalDataset, spec: ModelSpec, in_file: int, split: Split = "time"
-) -> Iterator[Check]:
+def data_checks(dataset: LocalDataset, spec: ModelSpec, in_file: int) -> Iterator[Check]:
     """Yields checks of rows, columns, ranges and classes of the data as the program gets it.
 
     Args:
         dataset: of the device.
         spec: of the model.
         in_file: rows that the file holds, those with NaN included.
-        split: how rows were held out.
     """
     rows = f"{dataset.num_train:,} rows to learn from, {dataset.num_test:,} held out"
     left_out = in_file - len(dataset.rows)
@@ -48,10 +44,10 @@ def data_checks(
         yield _input(tensor, dataset)
     for tensor in spec.targets:
         yield _target(tensor, spec, dataset)
-    for odd in target_findings(dataset.arrays, spec, dataset.num_train, split):
+    for odd in target_findings(dataset.arrays, spec, dataset.num_train, dataset.split):
         yield warning(odd.kind, f"{odd.target}: {odd.found}", odd.advice)
-    if split != "time":
-        yield ok("split", f"{split}: {LEAK}")
+    if dataset.split != "time":
+        yield ok("split", f"{dataset.split}: {LEAK}")
 
 
 def _input(tensor: TensorSpec, dataset: LocalDataset) -> Check:
@@ -100,13 +96,12 @@ def _target(tensor: TensorSpec, spec: ModelSpec, dataset: LocalDataset) -> Check
     return ok(tensor.name, found, classes=by_name)
 
 
-def part_lines(dataset: LocalDataset, spec: ModelSpec, split: Split) -> Iterator[str]:
+def part_lines(dataset: LocalDataset, spec: ModelSpec) -> Iterator[str]:
     """Yields lines for people: rows to learn from and held out, what targets they have, warnings.
 
     Args:
         dataset: of the device.
         spec: of the model.
-        split: how rows were held out.
     """
     parts = {
         "learn": (dataset.num_train, slice(dataset.num_train)),
@@ -115,9 +110,9 @@ def part_lines(dataset: LocalDataset, spec: ModelSpec, split: Split) -> Iterator
     for name, (rows, part) in parts.items():
         found = [_told(t, spec, dataset, part) for t in spec.targets] if rows else []
         yield f"{name:8s} {rows:,} rows" + "".join(f"; {text}" for text in found if text)
-    if split != "time":
-        yield f"split    {split}: {LEAK}"
-    for odd in target_findings(dataset.arrays, spec, dataset.num_train, split):
+    if dataset.split != "time":
+        yield f"split    {dataset.split}: {LEAK}"
+    for odd in target_findings(dataset.arrays, spec, dataset.num_train, dataset.split):
         yield f"warning  {odd}"
 
 

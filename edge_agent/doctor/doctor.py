@@ -318,7 +318,7 @@ def _program(config: AgentConfig, base: Path, model: Unpacked) -> Iterator[Check
     try:
         table = read_table(config.data, model.spec, base)
         dataset = build_dataset(table, config.data, model.spec)
-        checks = [*data_checks(dataset, model.spec, table.rows, config.data.split)]
+        checks = [*data_checks(dataset, model.spec, table.rows)]
     except DataError as error:
         checks = [failed("data", str(error), "see docs/configuration.md, `data`")]
     yield _self_test(program, dataset)

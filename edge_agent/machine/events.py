@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from broker.protocol.messages import RoundPlan
+from broker.protocol.messages import RoundPlan, TargetSummary
 from broker.service.events import (
     BrokerRefused,
     Connected,
@@ -35,6 +36,8 @@ class PackageLoaded:
         test_examples: rows held out.
         train_weight: sum of the weights of the rows to learn from.
         test_weight: of those held out.
+        targets: coarse description of the rows' targets by name; empty: its owner does not say.
+        warnings: what is odd about the rows.
     """
 
     package: str
@@ -45,6 +48,8 @@ class PackageLoaded:
     test_examples: int
     train_weight: float
     test_weight: float
+    targets: Mapping[str, TargetSummary] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

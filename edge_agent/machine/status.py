@@ -96,6 +96,8 @@ def agent_status(
         software=facts.software,
         heartbeat_s=facts.heartbeat_s,
         keys=keys,
+        targets=dict(ready.targets) if ready else {},
+        warnings=ready.warnings if ready else (),
     )
 
 

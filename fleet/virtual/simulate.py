@@ -11,6 +11,7 @@ from typing import Any
 
 from coordinator.config import CoordinatorConfig
 from coordinator.evaluation import central_measure
+from coordinator.fleet_data import fleet_findings
 from fedge.errors import ConfigError
 from fedge.yaml_config import load_config, located
 from fleet.baselines import check_baselines
@@ -165,6 +166,10 @@ def _conclude(
     watcher: Watcher,
 ) -> dict[str, Any]:
     setting, coordinator = simulation.setting, simulation.coordinator
+    statuses = {name: entry.status for name, entry in coordinator.coordinator.roster}
+    odd = [found.text for found in fleet_findings(statuses, setting.package.spec)]
+    for line in odd:
+        watcher.note(f"data: {line}")
     ended = Ended(
         participants,
         setting.package,
@@ -175,6 +180,7 @@ def _conclude(
         broker="memory",
         reason=reason,
         seconds=simulation.ended_s,
+        odd_data=odd,
     )
     report = conclude(ended, lambda: coordinator.coordinator.progress.best[1], watcher.baseline)
     report |= {"seed": setting.seed, "virtual_seconds": simulation.ended_s}

@@ -10,8 +10,9 @@ from zlib import crc32
 from broker.protocol.messages import RoundPlan
 from edge_agent.data.columns import NOT_ALLOWED, StatisticsConfig
 from edge_agent.data.dataset import LocalDataset
+from edge_agent.data.targets import target_findings
 from edge_agent.machine.decoded_plan import decode_plan
-from edge_agent.machine.device_state import DeviceState, model_key
+from edge_agent.machine.device_state import DeviceState
 from edge_agent.machine.events import (
     JobDone,
     JobFailed,
@@ -23,6 +24,7 @@ from edge_agent.machine.events import (
 from edge_agent.machine.pending_update import LocalUpdate
 from edge_agent.training.local_device import LocalModel
 from edge_agent.training.local_task import run_local_task
+from edge_agent.training.package_loaded import package_loaded
 from fedge.errors import DeclinedError, FederationError
 from fleet.virtual.profiles import DeviceProfile
 from models.package.package import unpack_wire
@@ -56,16 +58,8 @@ class SimulatedWorker:
                 return PackageFailed(job.package, "no_program", str(error))
             self._models[job.package] = LocalModel(program, content.personal)
         program = self._models[job.package].program
-        return PackageLoaded(
-            job.package,
-            program.spec.fingerprint,
-            model_key(program.spec),
-            program.runtime,
-            dataset.num_train,
-            dataset.num_test,
-            dataset.weight("train"),
-            dataset.weight("test"),
-        )
+        odd = [*target_findings(dataset.arrays, program.spec, dataset.num_train, dataset.split)]
+        return package_loaded(job.package, program, dataset, odd)
 
     def duration_s(self, plan: RoundPlan, dataset: LocalDataset, profile: DeviceProfile) -> float:
         """Returns the virtual time of a job on a device."""

@@ -76,10 +76,11 @@ def amount_text(value: float, unit: str, number: str = "") -> str:
 
     Args:
         value: in the unit.
-        unit: its name.
-        number: the value as text; empty: four digits of it.
+        unit: its name; may be empty.
+        number: the value as text; empty: six digits of it.
     """
-    return f"{number or f'{value:,.6g}'} {'x ' if unit[0].isdigit() else ''}{unit}"
+    times = "x " if unit[:1].isdigit() else ""
+    return f"{number or f'{value:,.6g}'} {times}{unit}".rstrip()
 
 
 def metrics_in_units(units: Units, metrics: Mapping[str, float]) -> dict[str, dict[str, object]]:

@@ -73,6 +73,8 @@ def _example_messages() -> list[messages.Message]:
             codecs=("int8",),
             tags=("roof",),
             heartbeat_s=60.0,
+            targets={"target": messages.TargetSummary(classes=(0, 3), level=4.0, spread=1.0)},
+            warnings=("target: odd",),
         ),
         messages.Report(
             session=_SESSION,

@@ -27,6 +27,7 @@ from broker.protocol.messages import (
     Report,
     Resend,
     RoundPlan,
+    TargetSummary,
     UpdateHeader,
     VectorRef,
 )
@@ -53,11 +54,14 @@ AGENT_STATUS = (
         tags=("kitchen",),
         software="0.1.0",
         heartbeat_s=60.0,
+        targets={"target": TargetSummary(classes=(0, 2)), "target_age": TargetSummary(level=16.0)},
+        warnings=("target: odd",),
     ),
     b'{"state":"online","agent_instance":"b007","phases":["train","evaluate"],"train_examples":800,'
     b'"test_examples":200,"runtime":"tflite-runtime 2.14.0","memory_bytes":1000000000,'
     b'"codecs":["float32","int8"],"algorithms":["fedavg","scaffold"],"tags":["kitchen"],'
-    b'"software":"0.1.0","heartbeat_s":60.0}',
+    b'"software":"0.1.0","heartbeat_s":60.0,"targets":{"target":{"classes":[0,2]},'
+    b'"target_age":{"level":16.0}},"warnings":["target: odd"]}',
 )
 MANIFEST = (
     ProgramManifest(
@@ -241,6 +245,7 @@ KINDS: list[type[Message]] = [
     AgentStatus,
     ProgramManifest,
     RoundPlan,
+    TargetSummary,
     Report,
     Receipt,
     Resend,

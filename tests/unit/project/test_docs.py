@@ -175,7 +175,7 @@ def test_every_feature_of_times_and_the_limits_of_faults_are_documented() -> Non
     [
         *(messages.BlobRef, messages.CoordinatorStatus, messages.ProgramManifest),
         *(messages.RoundPlan, messages.Cohort, messages.AgentStatus, messages.Report),
-        *(messages.Receipt, messages.Resend),
+        *(messages.TargetSummary, messages.Receipt, messages.Resend),
     ],
     ids=lambda struct: struct.__name__,
 )

@@ -38,9 +38,9 @@ def activities(base: Path, **keys: Any) -> LocalDataset:
     return load_dataset(csv_config(**keys), SPEC, base)
 
 
-def warnings(data: LocalDataset, **keys: Any) -> list[str]:
-    split = keys.get("split", "time")
-    return [str(odd) for odd in target_findings(data.arrays, SPEC, data.num_train, split)]
+def warnings(data: LocalDataset) -> list[str]:
+    found = target_findings(data.arrays, SPEC, data.num_train, data.split)
+    return [str(odd) for odd in found]
 
 
 def counts(data: LocalDataset) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -76,7 +76,7 @@ def test_rows_sorted_by_label_are_named_with_what_to_do(tmp_path: Path) -> None:
         "target: class walk is held out and never learned (5 of the 5 rows held out): are the rows "
         "sorted by it? Then add the label's column to data.group, or set data.split: stratified"
     ]
-    assert [*part_lines(data, SPEC, "time")][:2] == [
+    assert [*part_lines(data, SPEC)][:2] == [
         "learn    15 rows; target: sit 5, stand 5, stairs 5",
         "measure  5 rows; target: walk 5",
     ]
@@ -87,15 +87,16 @@ def test_what_the_warning_says_to_do_mends_it(tmp_path: Path) -> None:
     for keys in ({"group": "activity"}, {"group": ["activity"]}, {"split": "stratified"}):
         data = activities(tmp_path, **keys)
         assert counts(data) == ((4, 4, 4, 4), (1, 1, 1, 1))  # 5 * .25 = 1.25 -> 1
-        assert warnings(data, **keys) == []
+        assert warnings(data) == []
 
 
 def test_the_leak_of_a_split_that_does_not_follow_time_is_said(tmp_path: Path) -> None:
     data = activities(sorted_by_label(tmp_path), split="stratified")
-    said = [line for line in part_lines(data, SPEC, "stratified") if line.startswith("split")]
+    said = [line for line in part_lines(data, SPEC) if line.startswith("split")]
     assert len(said) == 1
     assert "rows that are alike" in said[0]
-    assert not [line for line in part_lines(data, SPEC, "time") if line.startswith("split")]
+    in_time = activities(tmp_path)
+    assert not [line for line in part_lines(in_time, SPEC) if line.startswith("split")]
 
 
 def test_groups_of_several_columns_are_split_each_on_its_own(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_a_file_in_another_unit_is_named_with_what_to_do(tmp_path: Path) -> None
 def test_check_and_doctor_tell_targets_in_their_unit(tmp_path: Path) -> None:
     npz(tmp_path, x=np.ones((40, 2)), y=np.tile([16.0, 24.0], 20))
     data = load_dataset(config(test_fraction=0.5), SPEC, tmp_path)
-    assert [*part_lines(data, SPEC, "time")] == [
+    assert [*part_lines(data, SPEC)] == [
         "learn    20 rows; room: 20 ± 4 (°C)",
         "measure  20 rows; room: 20 ± 4 (°C)",
     ]
