@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from math import log
+from math import log, prod
+from typing import Any
 
 import numpy as np
 
@@ -30,6 +31,8 @@ _WIDER = 4.0
 #: A target that was scaled by its spec is of size 1; beyond these it is in another unit.
 _SMALL, _LARGE = 1 / 50, 50.0
 _SHOWN_CLASSES = 8
+#: Worked on at a time: beside a million rows no second million is held.
+_ROWS = 1 << 16
 
 #: What the splits that do not follow time may do to the figures.
 LEAK = (
@@ -99,12 +102,22 @@ def class_counts(
     names = spec.class_names(target)
     if not names:
         return None
-    classes = _classes(arrays[target.name], target, len(names))
-    learn, measure = (
-        tuple(np.bincount(part.reshape(-1), minlength=len(names)).tolist())
-        for part in (classes[:learned], classes[learned:])
-    )
-    return ClassCounts(names, learn, measure)
+    values = arrays[target.name]
+    parts = (_count(part, target, len(names)) for part in (values[:learned], values[learned:]))
+    return ClassCounts(names, *parts)
+
+
+def _count(values: Array, target: TensorSpec, classes: int) -> tuple[int, ...]:
+    """Rows of each class, a bounded number of rows at a time."""
+    counts = np.zeros(classes, np.int64)
+    for part in _parts(values):
+        found = _classes(part, target, classes).reshape(-1)
+        counts += np.bincount(found, minlength=classes)
+    return tuple(counts.tolist())
+
+
+def _parts(values: Array) -> Iterator[Array]:
+    return (values[start : start + _ROWS] for start in range(0, len(values), _ROWS))
 
 
 def row_classes(arrays: Mapping[str, Array], spec: ModelSpec, rows: Index) -> Array | None:
@@ -144,12 +157,12 @@ def target_summaries(arrays: Mapping[str, Array], spec: ModelSpec) -> dict[str, 
             present = [index for index, rows in enumerate(counts.learn) if rows]
             found[target.name] = TargetSummary(classes=tuple(present[:_LISTED_CLASSES]))
         elif values[0].size == 1:
-            found[target.name] = _coarse(in_units(values, target))
+            found[target.name] = _coarse(*moments(values, target))
     return found
 
 
-def _coarse(values: Array) -> TargetSummary:
-    (mean,), (std,) = _moments(values)
+def _coarse(means: F64, stds: F64) -> TargetSummary:
+    (mean,), (std,) = means, stds
     if std <= 1e-9 * abs(mean):  # all equal: the mean would be that of each row
         return TargetSummary()
     spread = 4.0 ** round(log(std, 4))
@@ -188,7 +201,7 @@ def _split_finding(
 ) -> Iterator[Finding]:
     counts = class_counts(arrays, spec, target, learned)
     if counts is None:
-        found = _spread_warning(in_units(arrays[target.name], target), learned)
+        found = _spread_warning(arrays[target.name], target, learned)
         remedy = "set data.split: random"
     else:
         found = _class_warning(counts)
@@ -200,24 +213,33 @@ def _split_finding(
         yield Finding("split", target.name, found, advice)
 
 
-def in_units(values: Array, target: TensorSpec) -> F64:
-    """Returns a target's numbers, as the model learns them, in the units of its spec."""
-    restored: F64 = values.astype(np.float64)
-    return restored * np.array(target.std) + np.array(target.mean) if target.std else restored
+def in_units(values: Any, target: TensorSpec) -> F64:
+    """Returns a target's numbers, as the model learns them, in the unit of its spec.
+
+    Args:
+        values: one number for each number of a row, shape (numbers a row,).
+        target: of the spec.
+    """
+    restored: F64 = values * _stds(target) + np.resize(target.mean or 0.0, prod(target.shape))
+    return restored
+
+
+def _stds(target: TensorSpec) -> F64:
+    return np.resize(target.std or 1.0, prod(target.shape)).astype(np.float64)
 
 
 def _unit_finding(values: Array, target: TensorSpec) -> str:
     """Returns how far a scaled target is from what the model's mean and std make of it."""
     if len(values) < _FEW_ROWS:
         return ""
-    (means, stds), units = _moments(values), " or ".join(dict.fromkeys(target.units))
+    (means, stds), units = moments(values), " or ".join(dict.fromkeys(target.units))
     size = np.maximum(np.abs(means), stds)
     if _SMALL < size.max() < _LARGE:
         return ""
     at = int(size.argmax())
-    raw = in_units(values, target).reshape(len(values), -1)[:, at]
+    raw, spread = in_units(means, target)[at], (stds * _stds(target))[at]
     return (
-        f"{raw.mean():.4g} ± {raw.std():.2g} in this file, {size[at]:.3g} of the model's standard "
+        f"{raw:.4g} ± {spread:.2g} in this file, {size[at]:.3g} of the model's standard "
         f"deviations: is it in another unit than {units or 'the model'}?"
     )
 
@@ -253,11 +275,13 @@ def _named(counts: ClassCounts, chosen: Array) -> str:
     return f"class {listed} is" if len(names) == 1 else f"classes {listed} are"
 
 
-def _spread_warning(values: Array, learned: int) -> str:
+def _spread_warning(values: Array, target: TensorSpec, learned: int) -> str:
     """Returns how far the targets of both parts are apart; empty: not far."""
     if min(learned, len(values) - learned) < _FEW_ROWS:
         return ""
-    (mean, std), (other, other_std) = _moments(values[:learned]), _moments(values[learned:])
+    (mean, std), (other, other_std) = (
+        moments(part, target) for part in (values[:learned], values[learned:])
+    )
     far = np.abs(other - mean) > _FAR * np.maximum(std, 1e-6 * np.abs(mean))
     wide = np.maximum(other_std, std) > _WIDER * np.minimum(other_std, std)
     if not (far | wide).any():
@@ -269,8 +293,15 @@ def _spread_warning(values: Array, learned: int) -> str:
     )
 
 
-def _moments(values: Array) -> tuple[F64, F64]:
-    """Mean and standard deviation of each number of a row."""
+def moments(values: Array, target: TensorSpec | None = None) -> tuple[F64, F64]:
+    """Returns mean and standard deviation of each number of a row, float64.
+
+    Args:
+        values: as the model learns them, shape (n, ...), at least one row.
+        target: in whose unit they are wanted; None: as the model learns them.
+    """
     flat = values.reshape(len(values), -1)
     mean: F64 = flat.mean(0, dtype=np.float64)
-    return mean, np.sqrt(np.square(flat - mean).mean(0))
+    variance = sum((np.square(part - mean).sum(0) for part in _parts(flat)), np.zeros(len(mean)))
+    std = np.sqrt(variance / len(flat))
+    return (mean, std) if target is None else (in_units(mean, target), std * _stds(target))

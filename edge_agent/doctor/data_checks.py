@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from edge_agent.data.dataset import LocalDataset
-from edge_agent.data.targets import LEAK, class_counts, in_units, target_findings
+from edge_agent.data.targets import LEAK, class_counts, in_units, moments, target_findings
 from fedge.check_result import Check, ok, warning
 from models.package.spec import ModelSpec, TensorSpec
 
@@ -84,9 +84,11 @@ def _target(tensor: TensorSpec, spec: ModelSpec, dataset: LocalDataset) -> Check
     values = dataset.arrays[tensor.name]
     counts = class_counts(dataset.arrays, spec, tensor, dataset.num_train)
     if counts is None:
-        raw = in_units(values, tensor)
-        low, high = float(raw.min()), float(raw.max())
-        return ok(tensor.name, f"{low:.4g} to {high:.4g}{_unit(tensor)}", min=low, max=high)
+        flat = values.reshape(len(values), -1)
+        low, high = (in_units(f(0), tensor).tolist() for f in (flat.min, flat.max))
+        least, most = min(low), max(high)
+        found = f"{least:.4g} to {most:.4g}{_unit(tensor)}"
+        return ok(tensor.name, found, min=least, max=most)
     by_name = dict(zip(counts.names, counts.total, strict=True))
     present = {name: n for name, n in by_name.items() if n}
     found = f"{len(present)} of {len(by_name)} classes: {_counted(present)}"
@@ -125,9 +127,9 @@ def _told(tensor: TensorSpec, spec: ModelSpec, dataset: LocalDataset, part: slic
         return f"{tensor.name}: {_counted(present)}"
     if values[0].size > 1:
         return ""
-    flat = in_units(values, tensor)
+    (mean,), (std,) = moments(values, tensor)
     name = tensor.features[0] if tensor.features else tensor.name
-    return f"{name}: {flat.mean():.4g} ± {flat.std():.2g}{_unit(tensor)}"
+    return f"{name}: {mean:.4g} ± {std:.2g}{_unit(tensor)}"
 
 
 def _unit(tensor: TensorSpec) -> str:
