@@ -217,6 +217,7 @@ class AgentStatus(Message, frozen=True):
             signature.
         targets: what targets its rows have, by name; empty when its owner does not say.
         warnings: what is odd about its data, one line each.
+        max_payload_bytes: largest message that its connection takes; 0: as large as any is.
     """
 
     state: Name
@@ -239,6 +240,7 @@ class AgentStatus(Message, frozen=True):
     keys: Annotated[tuple[KeyId, ...], Meta(max_length=4)] = ()
     targets: Annotated[dict[Name, TargetSummary], Meta(max_length=64)] = {}
     warnings: Annotated[tuple[Text, ...], Meta(max_length=8)] = ()
+    max_payload_bytes: Count = 0
 
 
 class VectorRef(Message, frozen=True):

@@ -198,6 +198,9 @@ class Coordinator:
         first = self._scheduler.connected(now_s)
         self._connected = True
         self._restart_heartbeat_timers(now_s)
+        return self._publish_all(now_s, first=first)
+
+    def _publish_all(self, now_s: float, *, first: bool = False) -> list[Action]:
         return [
             self._publisher.status(self.progress.version),
             *self._publisher.package(),
@@ -350,7 +353,11 @@ class Coordinator:
         if change in ("none", "heartbeat"):
             return []
         log.debug("%s is %s", agent_id, status.state)
-        told = []
+        told: list[Action] = []
+        if self._publisher.takes(status.max_payload_bytes) and self._connected:
+            size = status.max_payload_bytes
+            log.info("%s takes messages of %d bytes: all is cut smaller", agent_id, size)
+            told += self._publish_all(now_s)
         if status.unavailable_reason and status.state == "online":
             told.append(AgentUnavailable(agent_id, status.unavailable_reason, status.is_transient))
         # A paused agent may go on within the round: like an offline one, it is not waited for.

@@ -21,6 +21,9 @@ from models.package.package import ModelPackage
 
 #: In a plan, for all but its cohort, and for its seal.
 _PLAN_ROOM = 2048
+#: Agents may ask for messages of 64, 32 or 16 KiB: rounded down to these, so that none of them has
+#: everything cut and published anew more than three times; and no smaller, for all others' sake.
+LEAST_FOR_AGENTS = 16 << 10
 #: The same chunk is published again at most so often.
 _AGAIN_S = 5.0
 
@@ -41,6 +44,7 @@ class Publisher:
         self._keys = keys
         self._package = package
         self._session = session
+        self._own_limit = self._agents_limit = messages.MAX_MESSAGE_BYTES
         self.limit(messages.MAX_MESSAGE_BYTES)
         #: References by name of the sets that are out there, the latest last.
         self._sets: list[dict[str, BlobRef]] = []
@@ -49,10 +53,26 @@ class Publisher:
         self._again_s: dict[tuple[str, int], float] = {}
 
     def limit(self, max_payload_bytes: int) -> None:
-        """Cut chunks to what this connection takes, and keep plans within it."""
-        self._chunk_bytes = blobs.chunk_bytes_for(max_payload_bytes)
-        most = min(messages.MAX_MESSAGE_BYTES, max_payload_bytes)
+        """Cuts chunks to what this connection and the agents' take, and keeps plans within it."""
+        self._own_limit = max_payload_bytes
+        most = min(messages.MAX_MESSAGE_BYTES, max_payload_bytes, self._agents_limit)
+        self._chunk_bytes = blobs.chunk_bytes_for(most)
         self.max_cohort_bytes = most - min(_PLAN_ROOM, most // 2)
+
+    def takes(self, max_payload_bytes: int) -> bool:
+        """Notes what an agent takes; returns whether all must be published anew, in smaller chunks.
+
+        Args:
+            max_payload_bytes: largest message of its connection; 0: any.
+        """
+        if not 0 < max_payload_bytes < min(self._own_limit, self._agents_limit):
+            return False
+        rounded = max(LEAST_FOR_AGENTS, 1 << (max_payload_bytes.bit_length() - 1))
+        if rounded >= min(self._own_limit, self._agents_limit):
+            return False
+        self._agents_limit = rounded
+        self.limit(self._own_limit)
+        return True
 
     def status(self, version: int, *, online: bool = True) -> Publish:
         """The birth; with `online=False` the will."""

@@ -33,6 +33,7 @@ from broker.service.events import (
     Unsubscribe,
 )
 from edge_agent.machine.blob_fetcher import Fetcher
+from edge_agent.machine.broker_watch import Absence, PublishRights
 from edge_agent.machine.decoded_plan import CommonBlobs
 from edge_agent.machine.downloads import Downloads
 from edge_agent.machine.events import (
@@ -50,16 +51,12 @@ from edge_agent.machine.events import (
 from edge_agent.machine.limits import DeviceReadings, Limits, PauseReason
 from edge_agent.machine.package import CurrentPackage
 from edge_agent.machine.pending_update import AgentMemory
-from edge_agent.machine.publish_rights import PublishRights
 from edge_agent.machine.rounds import Rounds
 from edge_agent.machine.status import AgentFacts, agent_status
 from edge_agent.machine.trust import Trust
 from fedge.errors import UntrustedError, WireError
 
 log = logging.getLogger(__name__)
-
-#: Retained messages come at once; their absence is told after so long.
-_SILENCE_S = 5.0
 
 
 class Agent:
@@ -114,9 +111,8 @@ class Agent:
         self._unreadable = 0
         self._heartbeat_s = math.inf
         self._is_connected = False
-        #: When to tell what is absent at the broker, and what was told.
-        self._silence_s = math.inf
-        self._told_silence = ""
+        self._absence = Absence(self.topics)
+        self._max_payload_bytes = 0
 
     def handle(self, event: Event, now_s: float) -> list[Action]:
         """Returns what to do about an event at `now_s` (any steady clock, in seconds)."""
@@ -156,7 +152,7 @@ class Agent:
             self._fetcher.next_s(),
             self._package.next_s() if self._is_connected else None,
             self._rights.next_s(),
-            self._silence_s if self._package.manifest is None else None,
+            self._absence.due_s if self._package.manifest is None else None,
             *self.rounds.next_s(),
         ]
         due = min((moment for moment in moments if moment is not None), default=math.inf)
@@ -202,8 +198,9 @@ class Agent:
 
     def _connected(self, max_payload_bytes: int, now_s: float) -> list[Action]:
         self._is_connected = True
-        self._silence_s = now_s + _SILENCE_S
-        self._fetcher.connected(now_s)
+        self._max_payload_bytes = max_payload_bytes
+        self._absence.connected(now_s)
+        self._fetcher.connected(max_payload_bytes, now_s)
         self._rights.connected(now_s)
         self.rounds.outbox.connected(blobs.chunk_bytes_for(max_payload_bytes), now_s)
         return [self._heartbeat(now_s), *self._downloads.try_again(now_s)]
@@ -213,7 +210,8 @@ class Agent:
         next connection begins with a status, and the plan that comes again has the update sent.
         """
         self._is_connected = False
-        self._heartbeat_s = self._silence_s = math.inf
+        self._heartbeat_s = math.inf
+        self._absence.disconnected()
         self._fetcher.disconnected()
         self._rights.disconnected()
         self.rounds.outbox.disconnected()
@@ -227,8 +225,8 @@ class Agent:
             actions += self._downloads.try_again(now_s)
         for progressed in self._fetcher.tick(now_s):
             actions += self._downloads.progressed(progressed, now_s)
-        if now_s >= self._silence_s:
-            self._tell_silence()
+        if now_s >= self._absence.due_s:
+            self._absence.tell(self.rounds.coordinator, self._package.manifest)
         if now_s >= self._rights.next_s():
             actions += self._try_rights(now_s)
         return actions + self.rounds.tick(now_s)
@@ -252,28 +250,6 @@ class Agent:
             lacking.append(RoundTopic())
         names = [self.topics.name(topic) for topic in lacking]
         return [action for name in names for action in (Unsubscribe(name), Subscribe(name))]
-
-    def _tell_silence(self) -> None:
-        """Logs what should be retained at the broker and is not, once until it changes."""
-        self._silence_s = math.inf
-        coordinator, root = self.rounds.coordinator, self.topics.root
-        text, level = "", logging.WARNING
-        if coordinator is None:
-            text = (
-                f"nothing is retained on {root}coordinator/status at this broker: is `federation` "
-                "right, was the coordinator ever started, may this client read there? "
-                "(fedge agent doctor)"
-            )
-        elif coordinator.state == "offline":
-            text, level = "the coordinator is offline: waiting for it", logging.INFO
-        elif self._package.manifest is None:
-            text = (
-                f"the coordinator is online, but nothing is retained on {root}program: may this "
-                "client read there? (fedge agent doctor)"
-            )
-        if text and text != self._told_silence:
-            log.log(level, "%s", text, extra={"event": "silence"})
-        self._told_silence = text
 
     # -- messages -------------------------------------------------------------------------------
 
@@ -351,7 +327,8 @@ class Agent:
         is_new = self._rights.refused(event.reason, now_s)
         self.rounds.refusal = self._rights.refusal
         declined = self.rounds.update_refused(topic.round_id, self._rights.refusal)
-        return [*declined, *(self._tell_status() if is_new else [])]
+        # The status first: a round that the answer closes is followed by one that asks others.
+        return [*(self._tell_status() if is_new else []), *declined]
 
     def _try_rights(self, now_s: float) -> list[Action]:
         trial, is_granted = self._rights.tick(now_s)
@@ -402,6 +379,7 @@ class Agent:
             if self._distrust
             else self._rights.refusal,
             self._trust.key_ids,
+            self._max_payload_bytes,
             online=online,
         )
         topic = AgentStatusTopic(self.facts.agent_id)

@@ -91,6 +91,7 @@ class Fetcher:
         self._common = common
         self._fetches: dict[str, _Fetch] = {}
         self._begun = False
+        self._max_payload_bytes = blobs.HEADER_BYTES + blobs.CHUNK_BYTES
         self._is_connected = True
 
     def __len__(self) -> int:
@@ -180,9 +181,15 @@ class Fetcher:
         """Stops the stall timers: the link is down."""
         self._is_connected = False
 
-    def connected(self, now_s: float) -> None:
-        """Restarts the stall timers: the link is up and has subscribed again."""
+    def connected(self, max_payload_bytes: int, now_s: float) -> None:
+        """Restarts the stall timers: the link is up and has subscribed again.
+
+        Args:
+            max_payload_bytes: largest message of this connection.
+            now_s: the time.
+        """
         self._is_connected = True
+        self._max_payload_bytes = max_payload_bytes
         for fetch in self._fetches.values():
             fetch.stalls = 0
             if fetch.filters:
@@ -215,6 +222,12 @@ class Fetcher:
             return self._subscribe(fetch, now_s)
         fetch.stalls += 1
         ref, missing = fetch.receiver.ref, fetch.receiver.missing
+        # The coordinator had the time to cut smaller chunks, as this device's status asks for.
+        least_bytes = -(-ref.size // ref.chunks) + blobs.HEADER_BYTES
+        if missing and least_bytes > self._max_payload_bytes:
+            why = f"chunks of {least_bytes} bytes do not come: this connection takes "
+            why += f"{self._max_payload_bytes} (broker.max_payload_bytes, or the broker's limit)"
+            return Progressed(tuple(self._stop(ref.sha256)), failed=(ref.sha256, why))
         if fetch.stalls >= TRIES:
             why = f"{missing} of {ref.chunks} chunks did not come in {TRIES} tries"
             return Progressed(tuple(self._stop(ref.sha256)), failed=(ref.sha256, why))

@@ -48,6 +48,8 @@ class CurrentPackage:
             self._want(manifest.package)
         elif self.wanted is not None:
             self.wanted = manifest.package
+        elif old.package != manifest.package and self.failed is not None:
+            self.try_again()  # its chunks may be small enough now
 
     def _want(self, ref: BlobRef) -> None:
         self.wanted = ref

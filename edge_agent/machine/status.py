@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from broker.protocol.messages import AgentStatus, RoundPlan
+from broker.protocol.messages import MAX_MESSAGE_BYTES, AgentStatus, RoundPlan
 from edge_agent.machine.blob_fetcher import STALL_S
 from edge_agent.machine.events import PackageFailed, PackageLoaded
 from edge_agent.machine.limits import LimitsConfig, PauseReason
@@ -58,6 +58,7 @@ def agent_status(
     pause: PauseReason | None,
     obstacle: str,
     keys: tuple[str, ...],
+    max_payload_bytes: int,
     *,
     online: bool,
 ) -> AgentStatus:
@@ -70,6 +71,7 @@ def agent_status(
         pause: why the device pauses.
         obstacle: what else prevents it from taking part for now; empty: nothing.
         keys: names of the trusted keys.
+        max_payload_bytes: largest message of the connection; 0: not known yet.
         online: whether this process is connected.
     """
     reason = facts.unavailable_reason or (f"{failed.reason}: {failed.detail}" if failed else "")
@@ -98,6 +100,7 @@ def agent_status(
         keys=keys,
         targets=dict(ready.targets) if ready else {},
         warnings=ready.warnings if ready else (),
+        max_payload_bytes=0 if max_payload_bytes >= MAX_MESSAGE_BYTES else max_payload_bytes,
     )
 
 

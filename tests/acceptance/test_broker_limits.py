@@ -91,3 +91,25 @@ def test_where_reports_are_refused_too_the_agent_says_what_to_do_once(tmp_path: 
     for line, topic in zip(lines, ("updates/+/+", "reports/+"), strict=True):
         assert f"broker refuses messages on fedge/v1/f/agents/pi-0/{topic} (not auth" in line
         assert "give this client the right (docs/security.md)" in line
+
+
+@pytest.mark.parametrize("protocol", ["auto", "3.1.1"])
+def test_a_device_that_takes_less_than_others_is_sent_smaller_chunks(
+    tmp_path: Path, protocol: str
+) -> None:
+    """Nobody else is slowed down below 16 KiB."""
+    need("mosquitto")
+    federation = large_federation(tmp_path, rounds=1)
+    with LocalBroker("mosquitto") as broker:
+        federation.port = broker.port
+        federation.write(digits(2))
+        small = federation.at(broker.port) | {"max_payload_bytes": 20_000, "protocol": protocol}
+        federation.configure("pi-0", broker=small)
+        with running(federation):
+            federation.start_all()
+            assert federation.ended("coordinator") == 0
+            federation.check_nothing_lost(1)
+    assert "pi-0 takes messages of 20000 bytes" in federation.said("coordinator")
+    for name in federation.names:
+        assert "stalled" not in federation.said(name)
+        assert "ERROR" not in federation.said(name)

@@ -226,13 +226,35 @@ def test_that_nothing_comes_while_the_link_is_down_is_no_stall() -> None:
     found.disconnected()
     assert found.next_s() is None
     assert found.tick(1e6) == []
-    found.connected(1e6)
+    found.connected(1 << 20, 1e6)
     due_s = found.next_s()
     assert due_s is not None
     assert 1e6 + STALL_S <= due_s <= 1e6 + 1.5 * STALL_S, "the tries are counted anew"
     (step,) = found.tick(due_s)
     assert step.failed is None
     assert step.missing == (ref.sha256, (0, 1, 2, 3))
+
+
+def test_chunks_that_the_connection_does_not_take_are_given_up_at_the_first_stall() -> None:
+    found, ref, _ = begun()
+    found.connected(1_079, 0.0)  # a byte less than each chunk with its header
+    due_s = found.next_s()
+    assert due_s is not None
+    (step,) = found.tick(due_s)
+    assert step.actions == (Unsubscribe(TOPICS.chunks_of(ref.sha256)),)
+    assert step.failed is not None
+    assert step.failed[1].startswith("chunks of 1080 bytes do not come: this connection takes 1079")
+    assert len(found) == 0
+
+
+def test_a_refused_subscription_ends_its_fetch() -> None:
+    found, ref, _ = begun()
+    everything = TOPICS.chunks_of(ref.sha256)
+    assert found.refused("fedge/v1/f/blobs/other/+", "not authorised") == Progressed()
+    step = found.refused(everything, "not authorised")
+    assert step.actions == (Unsubscribe(everything),)
+    text = f"the broker refuses the subscription {everything}: not authorised"
+    assert step.failed == (ref.sha256, text)
 
 
 def test_a_blob_that_is_too_large_is_refused_before_anything_is_asked_for() -> None:

@@ -6,9 +6,9 @@ import logging
 
 import pytest
 
-from broker.protocol import messages
-from broker.protocol.messages import Report
-from broker.protocol.topics import ReportTopic, UpdateTopic
+from broker.protocol import blobs, messages
+from broker.protocol.messages import ProgramManifest, Report
+from broker.protocol.topics import ProgramTopic, ReportTopic, UpdateTopic
 from broker.service.events import (
     BrokerRefused,
     Connected,
@@ -18,8 +18,9 @@ from broker.service.events import (
     Tick,
     Unsubscribe,
 )
-from edge_agent.machine.events import Action, ResolvePendingUpdate, StartJob
+from edge_agent.machine.events import Action, RecallBlob, ResolvePendingUpdate, StartJob
 from tests.unit.edge_agent.agent_stage import (
+    FINGERPRINT,
     MAX_PAYLOAD,
     PACKAGE,
     THETA,
@@ -142,6 +143,29 @@ def test_a_refused_subscription_to_the_package_is_told_in_the_status_and_tried_l
     assert "the broker refuses the subscription" in status.unavailable_reason
     assert status.is_transient
     assert Subscribe(package) in after(device, 451)
+
+
+# -- sizes --------------------------------------------------------------------------------------
+
+
+def test_the_status_names_a_limit_below_that_of_the_protocol() -> None:
+    device = Device()
+    assert status_in(device.feed(Connected(MAX_PAYLOAD))).max_payload_bytes == 0
+    assert status_in(device.feed(Connected(20_000))).max_payload_bytes == 20_000
+
+
+def test_a_package_that_came_in_too_large_chunks_is_wanted_again_in_smaller_ones() -> None:
+    device = Device()
+    device.feed(Connected(2_000))
+    device.coordinator()
+    device.manifest()
+    status = status_in(after(device, 31))
+    assert "chunks of 3056 bytes do not come: this connection takes 2000" in (
+        status.unavailable_reason
+    )
+    smaller = blobs.describe(PACKAGE, 1_500)
+    manifest = ProgramManifest(name="m", package=smaller, fingerprint=FINGERPRINT)
+    assert only(device.hear(ProgramTopic(), manifest), RecallBlob)
 
 
 # -- silence ------------------------------------------------------------------------------------

@@ -1,13 +1,19 @@
-"""Whether the broker takes this device's updates, as far as it says."""
+"""What the broker refuses to this device, and what should be retained there and is not."""
 
 from __future__ import annotations
 
+import logging
 import math
 from random import Random
 
+from broker.protocol.messages import CoordinatorStatus, ProgramManifest
 from broker.protocol.topics import Topics, UpdateTopic
 from broker.service.events import Publish
 
+log = logging.getLogger(__name__)
+
+#: Retained messages come at once; their absence is told after so long.
+_ABSENCE_S = 5.0
 #: Seconds until updates that were refused are tried again, with an empty message; doubled each
 #: time, with jitter. A new connection tries at once.
 _AGAIN_S = 60.0
@@ -75,3 +81,51 @@ class PublishRights:
             self.refusal, self._failures, self._granted_s = "", 0, math.inf
             return None, True
         return None, False
+
+
+class Absence:
+    """Logs what should be retained at the broker and is not, some seconds after connecting.
+
+    Args:
+        topics: of the federation.
+
+    Attributes:
+        due_s: when to look; infinite: never.
+    """
+
+    def __init__(self, topics: Topics) -> None:
+        self.due_s = math.inf
+        self._root = topics.root
+        self._told = ""
+
+    def connected(self, now_s: float) -> None:
+        """Looks after a moment."""
+        self.due_s = now_s + _ABSENCE_S
+
+    def disconnected(self) -> None:
+        """Looks after the next connection."""
+        self.due_s = math.inf
+
+    def tell(self, coordinator: CoordinatorStatus | None, manifest: ProgramManifest | None) -> None:
+        """Logs what is absent, once until it changes."""
+        self.due_s = math.inf
+        text, level = self._text(coordinator, manifest), logging.WARNING
+        if coordinator is not None and coordinator.state == "offline":
+            text, level = "the coordinator is offline: waiting for it", logging.INFO
+        if text and text != self._told:
+            log.log(level, "%s", text, extra={"event": "absence"})
+        self._told = text
+
+    def _text(self, coordinator: CoordinatorStatus | None, manifest: ProgramManifest | None) -> str:
+        if coordinator is None:
+            return (
+                f"nothing is retained on {self._root}coordinator/status at this broker: is "
+                "`federation` right, was the coordinator ever started, may this client read there? "
+                "(fedge agent doctor)"
+            )
+        if manifest is None:
+            return (
+                f"the coordinator is online, but nothing is retained on {self._root}program: may "
+                "this client read there? (fedge agent doctor)"
+            )
+        return ""
