@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -36,6 +37,8 @@ __all__ = [
     "read_ready",
     "read_table",
 ]
+
+log = logging.getLogger(__name__)
 
 Part = Literal["train", "test"]
 
@@ -162,21 +165,36 @@ def _read(
         from edge_agent.data.npz import read_npz
 
         return read_npz(paths, whole, config, spec)
+    if config.window is None:
+        return _read_rows(whole, paths, config, spec, scales, ready=ready, in_order=True)
+    from edge_agent.data.windows import OutOfOrderError
+
+    try:
+        return _read_rows(whole, paths, config, spec, scales, ready=ready, in_order=True)
+    except OutOfOrderError as error:
+        log.info("%s: they are read again and sorted, which takes memory", error)
+    return _read_rows(whole, paths, config, spec, scales, ready=ready, in_order=False)
+
+
+def _read_rows(
+    whole: Path,
+    paths: Sequence[Path],
+    config: DataConfig,
+    spec: ModelSpec,
+    scales: Mapping[str, Scale],
+    *,
+    ready: bool,
+    in_order: bool,
+) -> Table:
     if config.format == "csv":
         from edge_agent.data.formats.csv import read_csv
 
-        table = read_csv(paths, whole, config, spec, scales, ready=ready)
-    else:
-        from edge_agent.data.formats.sqlite import read_sqlite
+        return read_csv(paths, whole, config, spec, scales, ready=ready, in_order=in_order)
+    from edge_agent.data.formats.sqlite import read_sqlite
 
-        if len(paths) > 1:
-            raise DataError(f"{whole}: one SQLite file at a time, {len(paths)} have such a name")
-        table = read_sqlite(paths[0], config, spec, scales, ready=ready)
-    if config.window is None:
-        return table
-    from edge_agent.data.windows import cut_windows
-
-    return cut_windows(table, config, spec, scales, ready=ready)
+    if len(paths) > 1:
+        raise DataError(f"{whole}: one SQLite file at a time, {len(paths)} have such a name")
+    return read_sqlite(paths[0], config, spec, scales, ready=ready, in_order=in_order)
 
 
 def _check_tensors(config: DataConfig, spec: ModelSpec, path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -55,15 +54,3 @@ class Places:
     def name(self, row: int) -> str:
         """Returns the place of a row for people: `data.csv: line 7`."""
         return f"{self.path(row)}: {self._unit} {self.line(row)}"
-
-    def chosen(self, rows: NDArray[Any]) -> Places:
-        """Returns the places of these rows, in this order."""
-        places = Places(self._unit)
-        files = np.array([start for start, _ in self._files])
-        file = np.searchsorted(files, rows, "right") - 1
-        cuts = [0, *(np.flatnonzero(np.diff(file)) + 1).tolist(), len(rows)]
-        for start, stop in pairwise(cuts):
-            if start < stop:
-                places.begin(self._files[int(file[start])][1])
-                places.extend([self.line(row) for row in rows[start:stop].tolist()])
-        return places

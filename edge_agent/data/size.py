@@ -48,10 +48,8 @@ def data_bytes(config: DataConfig, spec: ModelSpec, base: Path, state_dir: Path 
     numbers = sum(prod(tensor.shape) for tensor in tensors(config, spec))
     per_row = numbers * (4 if is_ready else 12)
     if config.window is not None:
-        readings = -(-numbers // config.window.length)
-        # float64 readings twice, and the windows, of which each number is in length / step
-        per_row = 16 * readings + per_row // config.window.step
-    elif config.group is not None:
+        return int(rows * per_row / config.window.step) + 4 * _BLOCK_BYTES if rows else 0
+    if config.group is not None:
         per_row += 4 * numbers  # put in another order
     return rows * (per_row + _ROW_BYTES) + _BLOCK_BYTES if rows else 0
 

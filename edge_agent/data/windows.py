@@ -1,13 +1,18 @@
-"""Windows: stretches of readings that follow each other, each one row of the model."""
+"""Windows: stretches of readings that follow each other, each one row of the model.
+
+Readings come in pieces and are cut as they come: of each group only those are kept that the next
+window needs.
+"""
 
 from __future__ import annotations
 
 import logging
 from array import array
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from math import prod
+from pathlib import Path
 
 import numpy as np
 
@@ -15,209 +20,329 @@ from edge_agent.data.config import DataConfig
 from edge_agent.data.faults import Range
 from edge_agent.data.file_settings import WindowConfig
 from edge_agent.data.normalise import Scale, conversion
+from edge_agent.data.places import Places
 from edge_agent.data.table import Array, EmptyDataError, Index, Table, tensors, too_many_rows
-from edge_agent.data.usable import all_rows, in_time, usable_rows
 from fedge.errors import DataError
 from learning.vector.parameters import F64
 from models.package.spec import ModelSpec, TensorSpec
 
 log = logging.getLogger(__name__)
 
+#: Readings of a piece.
+_PIECE = 1 << 14
 #: Numbers of windows worked on at a time.
 _CHUNK_ELEMENTS = 1 << 18
 
 
+class OutOfOrderError(DataError):
+    """A reading belongs into windows that are cut already: all have to be sorted first."""
+
+
 @dataclass(frozen=True, eq=False)
-class _Run:
-    """Readings that follow each other without a gap.
+class Readings:
+    """Some readings of one group, or of several.
 
     Attributes:
-        rows: of the table, one for each reading: the last one that goes into it.
-        values: per tensor, float64, shape (readings, numbers).
+        epoch: seconds since 1970, shape (n,); zeros where there are no times.
+        values: float64, shape (n, numbers of all tensors).
+        file: number of the file, shape (n,).
+        line: in it, shape (n,).
+        group: shape (n,).
+        holes: unusable readings of the group before each, shape (n,).
     """
 
-    rows: Index
-    values: Mapping[str, F64]
+    epoch: F64
+    values: F64
+    file: Array
+    line: Array
+    group: Array
+    holes: Array
+
+    def __len__(self) -> int:
+        return len(self.epoch)
+
+    def chosen(self, rows: Index | slice) -> Readings:
+        """Returns some of the readings."""
+        return Readings(*(getattr(self, one.name)[rows] for one in fields(self)))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Readings]) -> Readings:
+        """Returns the readings of all parts, one behind the other."""
+        return cls(*(np.concatenate([getattr(p, one.name) for p in parts]) for one in fields(cls)))
 
 
-def cut_windows(
-    table: Table,
-    config: DataConfig,
-    spec: ModelSpec,
-    scales: Mapping[str, Scale],
-    *,
-    ready: bool,
-) -> Table:
-    """Returns a table of windows, made of a table of readings.
+@dataclass(eq=False)
+class _Group:
+    """What is known of a group between two pieces.
+
+    Attributes:
+        pending: readings that further windows may need.
+        origin: time at which the current run began; NaN: no run has begun.
+        next: where the next window begins: in steps of `every` from `origin`, or for rows as they
+            are from the first pending reading.
+        done: readings before this time are cut.
+        holes: unusable readings so far.
+    """
+
+    pending: list[Readings] = field(default_factory=list)
+    origin: float = np.nan
+    next: int = 0
+    done: float = -np.inf
+    holes: int = 0
+
+
+class WindowCutter:
+    """Cutter of readings into the windows of a table.
 
     Args:
-        table: of readings, as they are in the file.
-        config: of the data; its `window` says how.
+        path: of the data, for messages.
+        config: of the data.
         spec: of the model.
-        scales: of inputs, as far as they are known.
+        scales: of columns, as far as they are known.
         ready: whether numbers are scaled and rounded now.
-
-    Raises:
-        EmptyDataError: no run of readings is long enough for a window.
-        DataError: too many windows; or with `nan: refuse` a reading that cannot be used.
+        unit: of places in files.
+        whole: whether all readings are sorted before any is cut, at the cost of memory.
     """
-    window = config.window
-    assert window is not None
-    cutter = _Cutter(table, config, spec, window, scales, ready=ready)
-    longest = 0
-    for run in _runs(table, config, spec, window):
-        longest = max(longest, len(run.rows))
-        cutter.add(run)
-    if not cutter.windows:
-        pause = (
-            f" with pauses of at most {window.longest_pause_s:g} s"
-            if table.epoch is not None and window.longest_pause_s
-            else ""
-        )
-        raise EmptyDataError(
-            f"{table.path}: no window of {window.length} readings: the longest run{pause} has "
-            f"{longest}{_typical(table)}; see window.length and window.gap_s"
-        )
-    return cutter.table()
-
-
-def _typical(table: Table) -> str:
-    if table.epoch is None or len(table.epoch) < 2:
-        return ""
-    times = np.sort(table.epoch[np.isfinite(table.epoch)])
-    return f", readings are {float(np.median(np.diff(times))):g} s apart" if len(times) > 1 else ""
-
-
-def _runs(
-    table: Table, config: DataConfig, spec: ModelSpec, window: WindowConfig
-) -> Iterator[_Run]:
-    """Yields runs of usable readings, group by group, each in the order of time."""
-    everything = all_rows(table.rows)
-    usable = usable_rows(table, config, spec, everything, {})
-    timed = everything if table.epoch is None else everything[np.isfinite(table.epoch)]
-    rows = in_time(table, timed)
-    group = np.zeros(len(rows), np.int32) if table.group is None else table.group[rows]
-    if table.group is not None:
-        order = np.argsort(group, kind="stable")
-        rows, group = rows[order], group[order]
-    good = np.zeros(table.rows, bool)
-    good[usable] = True
-    good = good[rows]
-    breaks = group[1:] != group[:-1]
-    if not window.every:  # no reading may be missing: nothing fills the hole
-        holes = np.cumsum(~good)[good]
-        rows, group = rows[good], group[good]
-        breaks = (group[1:] != group[:-1]) | (holes[1:] != holes[:-1])
-    else:
-        rows, group = rows[good], group[good]
-        breaks = group[1:] != group[:-1]
-    if table.epoch is not None and window.longest_pause_s:
-        breaks = breaks | (np.diff(table.epoch[rows]) > window.longest_pause_s)
-    edges = [0, *(np.flatnonzero(breaks) + 1).tolist(), len(rows)]
-    for start, stop in pairwise(edges):
-        if start < stop:
-            run = _run(table, config, spec, rows[start:stop])
-            yield _resampled(run, table, spec, window.every) if window.every else run
-
-
-def _run(table: Table, config: DataConfig, spec: ModelSpec, rows: Index) -> _Run:
-    values = {}
-    for tensor in tensors(config, spec):
-        numbers = table.arrays[tensor.name]
-        values[tensor.name] = numbers[rows].reshape(len(rows), -1).astype(np.float64, copy=False)
-    return _Run(rows, values)
-
-
-def _resampled(run: _Run, table: Table, spec: ModelSpec, every_s: float) -> _Run:
-    """Returns a run of readings that are exactly `every_s` apart.
-
-    Readings nearest to one moment are averaged, then values are interpolated linearly. Classes and
-    other whole numbers are those of the latest reading.
-    """
-    assert table.epoch is not None
-    times = table.epoch[run.rows]
-    times = times - times[0]
-    nearest = np.floor(times / every_s + 0.5).astype(np.int64)
-    starts = np.flatnonzero(np.diff(nearest, prepend=-1))
-    counts = np.diff(starts, append=len(times))
-    moments = np.arange(int(times[-1] / every_s + 1e-9) + 1) * every_s
-    latest = np.searchsorted(times, moments + 1e-9 * every_s, "right") - 1
-    centres = np.add.reduceat(times, starts) / counts
-    values = {}
-    for name, numbers in run.values.items():
-        if _is_whole(spec, name):
-            values[name] = numbers[latest]
-            continue
-        means = np.add.reduceat(numbers, starts, axis=0) / counts[:, None]
-        values[name] = np.stack([np.interp(moments, centres, one) for one in means.T], 1)
-    return _Run(run.rows[latest], values)
-
-
-def _is_whole(spec: ModelSpec, name: str) -> bool:
-    """Whether there is nothing between two values of a column."""
-    return any(tensor.name == name and tensor.dtype == "int32" for tensor in spec.columns)
-
-
-class _Cutter:
-    """Cutter of runs into windows."""
 
     def __init__(
         self,
-        table: Table,
+        path: Path,
         config: DataConfig,
         spec: ModelSpec,
-        window: WindowConfig,
         scales: Mapping[str, Scale],
         *,
         ready: bool,
+        unit: str,
+        whole: bool,
     ) -> None:
-        self._table = table
+        assert config.window is not None
+        self._path = path
         self._config = config
+        self._window: WindowConfig = config.window
         self._spec = spec
-        self._window = window
         self._scales = scales
         self._ready = ready
-        self._values = {
+        self._unit = unit
+        self._whole = whole
+        self._tensors = tensors(config, spec)
+        self._kept = {
             tensor.name: array("f" if ready and tensor.dtype == "float32" else "d")
-            for tensor in tensors(config, spec)
+            for tensor in self._tensors
         }
-        self._last = array("l")
-        self._runs = 0
+        self._slices: dict[str, slice] = {}
+        self._names: dict[str, Sequence[str]] = {}
+        self._whole_numbers = np.zeros(0, bool)
+        self._files: list[Path] = []
+        self._waiting: list[Readings] = []
+        self._groups: dict[int, _Group] = {}
+        self._last_file, self._last_line, self._group = array("i"), array("l"), array("i")
+        self._readings = self._lost = self._late = self._longest = 0
+        self._apart_s = 0.0
 
-    @property
-    def windows(self) -> int:
-        """Number of windows so far."""
-        return len(self._last)
+    def begin(self, path: Path, names: Mapping[str, Sequence[str]]) -> None:
+        """Begins another file.
 
-    def add(self, run: _Run) -> None:
-        """Cuts a run.
+        Args:
+            path: of the file.
+            names: of each tensor's columns.
+        """
+        self._files.append(path)
+        self._names = dict(names)
+        first, whole = 0, []
+        for tensor in self._tensors:
+            count = len(names[tensor.name])
+            self._slices[tensor.name] = slice(first, first + count)
+            whole += [tensor.dtype == "int32"] * count
+            first += count
+        self._whole_numbers = np.array(whole)
+
+    def add(
+        self,
+        values: Sequence[F64],
+        epoch: F64 | None,
+        group: Array | None,
+        lines: Sequence[int],
+    ) -> None:
+        """Adds readings.
+
+        Args:
+            values: of each tensor, shape (n, columns); not finite: not to be used.
+            epoch: times, shape (n,); None: in the order of time.
+            group: shape (n,); None: all are one group.
+            lines: of the file.
 
         Raises:
+            OutOfOrderError: one is earlier than what is cut.
             DataError: too many windows, or a number that cannot be used.
         """
+        count = len(lines)
+        self._readings += count
+        self._waiting.append(
+            Readings(
+                np.zeros(count) if epoch is None else epoch,
+                np.concatenate(values, axis=1),
+                np.full(count, len(self._files) - 1, np.int32),
+                np.asarray(lines, np.int64),
+                np.zeros(count, np.int32) if group is None else group,
+                np.zeros(count, np.int64),
+            )
+        )
+        if not self._whole and sum(map(len, self._waiting)) >= _PIECE:
+            self._cut(final=False)
+
+    def _cut(self, *, final: bool) -> None:
+        """Cuts what waits, group by group."""
+        piece = Readings.joined(self._waiting) if self._waiting else None
+        self._waiting = []
+        if piece is not None:
+            order = np.argsort(piece.group, kind="stable")
+            edges = np.flatnonzero(np.diff(piece.group[order])) + 1
+            for rows in np.split(order, edges):
+                part = piece.chosen(rows)
+                state = self._groups.setdefault(int(part.group[0]), _Group())
+                self._take(part, state)
+                if not final:
+                    self._go_on(state, final=False)
+        if final:
+            for state in self._groups.values():
+                self._go_on(state, final=True)
+
+    def _take(self, part: Readings, state: _Group) -> None:
+        """Puts usable readings behind those that are pending."""
+        timed = np.isfinite(part.epoch)
+        self._lost += int((~timed).sum())
+        part = part.chosen(timed)
+        late = int((part.epoch[1:] < part.epoch[:-1]).sum())
+        if late:
+            self._late += late
+            part = part.chosen(np.argsort(part.epoch, kind="stable"))
+        good = self._usable(part.values)
+        self._lost += int((~good).sum())
+        holes = state.holes + np.cumsum(~good)
+        state.holes = int(holes[-1]) if len(holes) else state.holes
+        part.holes[:] = holes
+        part = part.chosen(good)
+        if len(part):
+            if part.epoch[0] < state.done:
+                raise OutOfOrderError(f"{self._path}: rows are not in the order of time")
+            state.pending.append(part)
+
+    def _usable(self, values: F64) -> Array:
+        good = np.isfinite(values)
+        for tensor in self._tensors:
+            if tensor.missing is not None:
+                part = self._slices[tensor.name]
+                good[:, part] |= np.isnan(values[:, part])
+        usable: Array = good.all(1)
+        return usable
+
+    def _go_on(self, state: _Group, *, final: bool) -> None:
+        """Cuts the runs of a group; the last one may go on in the next piece."""
+        if not state.pending:
+            return
+        readings = Readings.joined(state.pending)
+        if (np.diff(readings.epoch) < 0).any():
+            self._late += 1
+            readings = readings.chosen(np.argsort(readings.epoch, kind="stable"))
+        if not self._apart_s and len(readings) > 1:
+            self._apart_s = float(np.median(np.diff(readings.epoch)))
+        breaks = np.zeros(len(readings) - 1, bool)
+        if not self._window.every:  # no reading may be missing: nothing fills the hole
+            breaks |= np.diff(readings.holes) != 0
+        if self._config.time is not None and self._window.longest_pause_s:
+            breaks |= np.diff(readings.epoch) > self._window.longest_pause_s
+        edges = [0, *(np.flatnonzero(breaks) + 1).tolist(), len(readings)]
+        for start, stop in pairwise(edges):
+            run = readings.chosen(slice(start, stop))
+            is_last = stop == len(readings)
+            kept = self._run(run, state, final=final or not is_last)
+            if final or not is_last:
+                state.origin, state.next = np.nan, 0
+                state.done = float(run.epoch[-1])
+            else:
+                state.pending = [run.chosen(slice(kept, None))]
+                if kept:
+                    state.done = float(run.epoch[kept - 1])
+        if final:
+            state.pending = []
+
+    def _run(self, run: Readings, state: _Group, *, final: bool) -> int:
+        """Cuts a run; returns from which reading on it is still needed."""
+        if self._window.every:
+            return self._resampled(run, state, final=final)
+        made = self._windows(run.values, run, state.next)
+        self._longest = max(self._longest, len(run) - state.next)
+        begin = state.next + made
+        kept = min(begin, len(run) - 1)
+        state.next = begin - kept
+        return kept
+
+    def _resampled(self, run: Readings, state: _Group, *, final: bool) -> int:
+        """Cuts a run of readings that are made exactly `every` seconds apart.
+
+        Readings nearest to one moment are averaged, then values are interpolated linearly. Classes
+        and other whole numbers are those of the latest reading.
+        """
+        every_s = self._window.every
+        if state.origin != state.origin:
+            state.origin, state.next = float(run.epoch[0]), 0
+        times = run.epoch - state.origin
+        nearest = np.floor(times / every_s + 0.5).astype(np.int64)
+        starts = np.flatnonzero(np.diff(nearest, prepend=nearest[0] - 1))
+        counts = np.diff(starts, append=len(times))
+        centres = np.add.reduceat(times, starts) / counts
+        if final:
+            end = float(times[-1])
+        elif len(starts) > 1:  # the last moment may still get readings
+            end = float(centres[-2])
+        else:
+            return 0
+        moments = np.arange(state.next, int(end / every_s + 1e-9) + 1) * every_s
+        self._longest = max(self._longest, len(moments))
+        if not len(moments):
+            return 0
+        latest = np.searchsorted(times, moments + 1e-9 * every_s, "right") - 1
+        means = np.add.reduceat(run.values, starts, axis=0) / counts[:, None]
+        values = np.empty((len(moments), means.shape[1]))
+        for column, is_whole in enumerate(self._whole_numbers.tolist()):
+            values[:, column] = (
+                run.values[latest, column]
+                if is_whole
+                else np.interp(moments, centres, means[:, column])
+            )
+        made = self._windows(values, run.chosen(latest), 0)
+        state.next += made
+        before = int(np.searchsorted(nearest[starts], state.next)) - 1
+        return int(starts[max(0, before)])
+
+    def _windows(self, values: F64, readings: Readings, first: int) -> int:
+        """Cuts windows of readings from `first` on; returns how far on the next one begins."""
         window = self._window
         needed = window.length + window.ahead
-        starts = np.arange(0, len(run.rows) - needed + 1, window.step)
+        starts = np.arange(first, len(values) - needed + 1, window.step)
+        advance = len(starts) * window.step
         if window.label == "only":
-            starts = starts[self._of_one_class(run, starts)]
+            starts = starts[self._of_one_class(values, starts)]
         if not len(starts):
-            return
-        self._runs += 1
+            return advance
         limit = self._config.max_rows
-        if self.windows + len(starts) > limit:
-            raise too_many_rows(self._table.path, f"more than {limit} windows, that is", limit)
-        last = run.rows[starts + window.length - 1]
-        for tensor in tensors(self._config, self._spec):
-            numbers = run.values[tensor.name]
+        if len(self._last_line) + len(starts) > limit:
+            raise too_many_rows(self._path, f"more than {limit} windows, that is", limit)
+        last = readings.chosen(starts + window.length - 1)
+        for tensor in self._tensors:
+            numbers = values[:, self._slices[tensor.name]]
             if tensor in self._spec.inputs:
                 self._add_input(tensor, numbers, starts, last)
             elif tensor in self._spec.targets:
                 self._keep(tensor, self._converted(tensor, self._labels(tensor, numbers, starts)))
             else:
                 self._keep(tensor, numbers[starts + window.length - 1])
-        self._last.extend(last.tolist())
+        self._last_file.frombytes(last.file.astype(np.int32).tobytes())
+        self._last_line.frombytes(last.line.astype(np.dtype("l")).tobytes())
+        self._group.frombytes(last.group.astype(np.int32).tobytes())
+        return advance
 
-    def _add_input(self, tensor: TensorSpec, numbers: F64, starts: Index, last: Index) -> None:
+    def _add_input(self, tensor: TensorSpec, numbers: F64, starts: Index, last: Readings) -> None:
         """Adds the windows of an input, some at a time."""
         scale = self._scales.get(tensor.name)
         per_window = prod(tensor.shape)
@@ -232,10 +357,11 @@ class _Cutter:
                 wrong &= ~np.isnan(block)
             if wrong.any() and self._config.nan == "refuse":
                 row, column = map(int, np.argwhere(wrong)[0])
-                names = self._table.columns[tensor.name]
+                names = self._names[tensor.name]
+                file = self._files[int(last.file[part][row])]
                 raise DataError(
-                    f"{self._table.place(int(last[part][row]))} (the window's last), column "
-                    f"{names[column % len(names)]!r}: "
+                    f"{file}: {self._unit} {int(last.line[part][row])} (the window's last), "
+                    f"column {names[column % len(names)]!r}: "
                     f"{allowed.why(float(block[row, column]), column)}; "
                     "with `nan: drop` such windows are left out"
                 )
@@ -247,26 +373,25 @@ class _Cutter:
     def _labels(self, tensor: TensorSpec, numbers: F64, starts: Index) -> F64:
         """Returns the label of each window."""
         window = self._window
-        rule = window.label
-        if rule == "mean" and tensor.dtype == "int32":
+        if window.label == "mean" and tensor.dtype == "int32":
             raise DataError(
-                f"{self._table.path}: window.label: mean is for numbers, {tensor.name} has "
+                f"{self._path}: window.label: mean is for numbers, {tensor.name} has "
                 "classes; take last, majority or only"
             )
-        if rule in ("last", "only"):
+        if window.label in ("last", "only"):
             return np.asarray(numbers[starts + window.length - 1 + window.ahead])
         every = numbers[starts[:, None] + np.arange(window.length), 0]
-        if rule == "mean":
+        if window.label == "mean":
             means: F64 = every.mean(1, keepdims=True)
             return means
         return np.array([[_majority(labels)] for labels in every])
 
-    def _of_one_class(self, run: _Run, starts: Index) -> Array:
+    def _of_one_class(self, values: F64, starts: Index) -> Array:
         """Returns for each window whether all its labels are the same."""
         within = np.arange(self._window.length)
         same = np.ones(len(starts), bool)
         for tensor in self._spec.targets:
-            labels = run.values[tensor.name][starts[:, None] + within, 0]
+            labels = values[starts[:, None] + within, self._slices[tensor.name].start]
             same &= (labels == labels[:, :1]).all(1)
         return same
 
@@ -276,39 +401,84 @@ class _Cutter:
         return convert(labels) if convert else labels
 
     def _keep(self, tensor: TensorSpec, numbers: F64) -> None:
-        values = self._values[tensor.name]
-        values.frombytes(np.ascontiguousarray(numbers, values.typecode).tobytes())
+        values = self._kept[tensor.name]
+        with np.errstate(over="ignore"):  # infinite: dropped later
+            kept = np.ascontiguousarray(numbers, values.typecode)
+        values.frombytes(kept.reshape(-1).view(np.uint8).data)
 
-    def table(self) -> Table:
-        """Returns the windows."""
-        table, window = self._table, self._window
-        last = np.frombuffer(self._last, np.dtype("l"))
+    def table(self, group_names: tuple[str, ...], notes: Sequence[str]) -> Table:
+        """Returns the windows of all readings.
+
+        Raises:
+            EmptyDataError: no run of readings is long enough for a window.
+            DataError: see `add`.
+        """
+        self._cut(final=True)
+        self._tell()
+        if not self._last_line:
+            raise self._none()
         note = (
-            f"{self.windows:,} windows of {window.length} readings in {self._runs:,} runs of "
-            f"{table.rows:,} rows"
+            f"{len(self._last_line):,} windows of {self._window.length} readings from "
+            f"{self._readings:,} rows"
         )
-        log.info("%s: %s", table.path, note, extra={"event": "windows", "windows": self.windows})
-        shapes = {tensor.name: tensor.shape for tensor in tensors(self._config, self._spec)}
-        arrays = {
-            name: np.frombuffer(values, values.typecode).reshape(-1, *shapes[name])
-            for name, values in self._values.items()
-        }
-        columns = dict(table.columns)
+        log.info("%s: %s", self._path, note, extra={"event": "windows"})
+        return Table(
+            self._path,
+            {
+                tensor.name: np.frombuffer(kept, kept.typecode).reshape(-1, *tensor.shape)
+                for tensor in self._tensors
+                for kept in (self._kept[tensor.name],)
+            },
+            np.frombuffer(self._group, np.int32) if self._config.groups else None,
+            self._columns(),
+            {tensor.name: self._names[tensor.name] for tensor in self._spec.inputs},
+            self._places(),
+            group_names,
+            ready=self._ready,
+            notes=(*notes, note),
+        )
+
+    def _columns(self) -> dict[str, Sequence[str]]:
+        columns = dict(self._names)
         for tensor in self._spec.inputs:
             columns[tensor.name] = [
                 f"{name}[{moment}]"
-                for moment in range(window.length)
-                for name in table.columns[tensor.name]
+                for moment in range(self._window.length)
+                for name in self._names[tensor.name]
             ]
-        return replace(
-            table,
-            arrays=arrays,
-            group=None if table.group is None else table.group[last],
-            columns=columns,
-            places=table.places.chosen(last),
-            epoch=None,
-            ready=self._ready,
-            notes=(*table.notes, note),
+        return columns
+
+    def _places(self) -> Places:
+        """Returns the places of the windows' last readings."""
+        places = Places(self._unit)
+        file = np.frombuffer(self._last_file, np.int32)
+        edges = [0, *(np.flatnonzero(np.diff(file)) + 1).tolist(), len(file)]
+        for start, stop in pairwise(edges):
+            places.begin(self._files[int(file[start])])
+            places.extend(self._last_line[start:stop])
+        return places
+
+    def _tell(self) -> None:
+        if self._lost:
+            log.warning(
+                "%s: %d of %d rows dropped: no reading, NaN or infinity",
+                self._path, self._lost, self._readings,
+                extra={"event": "rows_dropped", "rows": self._lost},
+            )  # fmt: skip
+        if self._late:
+            log.info(
+                "%s: rows are not in the order of time: put in order", self._path,
+                extra={"event": "rows_sorted"},
+            )  # fmt: skip
+
+    def _none(self) -> EmptyDataError:
+        window = self._window
+        pause, apart = "", f", readings are {self._apart_s:g} s apart" if self._apart_s else ""
+        if self._config.time is not None and window.longest_pause_s:
+            pause = f" without a pause of more than {window.longest_pause_s:g} s"
+        return EmptyDataError(
+            f"{self._path}: no window of {window.length} readings: the longest run{pause} has "
+            f"{self._longest}{apart}; see window.length and window.gap_s"
         )
 
 

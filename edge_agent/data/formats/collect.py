@@ -10,6 +10,7 @@ from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -31,6 +32,9 @@ from edge_agent.data.table import Array, Table, tensors, too_many_rows
 from fedge.errors import DataError
 from learning.vector.parameters import F64
 from models.package.spec import ModelSpec, TensorSpec
+
+if TYPE_CHECKING:
+    from edge_agent.data.windows import WindowCutter
 
 #: As `group` it tells files apart: each file is a recording.
 FILE = "file.name"
@@ -177,10 +181,8 @@ class _Tensor:
         return self._convert(numbers.reshape(-1, *self.tensor.shape)).reshape(numbers.shape)
 
     def array(self) -> Array:
-        """Returns the numbers, shape (n, *shape), without a copy; of windows (n, columns)."""
+        """Returns the numbers, shape (n, *shape), without a copy."""
         numbers = np.frombuffer(self._values, self._values.typecode)
-        if self._config.window is not None and self.tensor in self._spec.inputs:
-            return numbers.reshape(-1, self._needed)
         return numbers.reshape(-1, *self.tensor.shape)
 
 
@@ -201,10 +203,16 @@ class _Groups:
             for name in self.names
         ]
 
-    def add(self, block: Block) -> None:
+    def numbers(self, block: Block) -> Array:
+        """Returns the number of each row's group."""
         columns = [self._texts(block, place) for place in self.places]
         known = self.known
-        self.codes.extend([known.setdefault(key, len(known)) for key in zip(*columns, strict=True)])
+        keys = zip(*columns, strict=True)
+        return np.array([known.setdefault(key, len(known)) for key in keys], np.int32)
+
+    def keep(self, numbers: Array) -> None:
+        """Keeps the numbers of a block."""
+        self.codes.frombytes(numbers.tobytes())
 
     @staticmethod
     def _texts(block: Block, place: int | None) -> list[str]:
@@ -223,6 +231,7 @@ class Collector:
         scales: of inputs, as far as they are known; numbers are judged by them.
         ready: whether numbers are scaled and rounded now, or kept as they are in the file.
         unit: of places in the file.
+        whole: see `WindowCutter`.
 
     Attributes:
         rows: added so far.
@@ -238,12 +247,19 @@ class Collector:
         *,
         ready: bool,
         unit: str = "line",
+        whole: bool = False,
     ) -> None:
         self._path = path
         self._config = config
         self._spec = spec
         self._ready = ready
-        windows = config.window is not None
+        self._cutter: WindowCutter | None = None
+        if windows := config.window is not None:
+            from edge_agent.data.windows import WindowCutter  # seldom needed
+
+            self._cutter = WindowCutter(
+                path, config, spec, scales, ready=ready, unit=unit, whole=whole
+            )
         self._tensors = [
             _Tensor(
                 tensor,
@@ -278,6 +294,9 @@ class Collector:
         if self._groups:
             self._groups.open(layout)
         self._places.begin(layout.path)
+        if self._cutter:
+            names = {one.tensor.name: one.names for one in self._tensors}
+            self._cutter.begin(layout.path, names)
         return sorted({place for tensor in self._tensors for place in tensor.plain})
 
     def add(self, block: Block) -> None:
@@ -288,25 +307,37 @@ class Collector:
             CellError: a cell cannot be used.
         """
         limit = self._config.max_rows
-        if self.rows + len(block.lines) > limit:
+        if not self._cutter and self.rows + len(block.lines) > limit:
             raise too_many_rows(self._path, f"more than {limit}", limit)
         epoch = None
         if self._times:
             epoch = self._times.read(block, self._time_place, drop=self._config.nan == "drop")
         read = [tensor.read(block, epoch) for tensor in self._tensors]
         # Nothing is kept of a block with a cell that cannot be used.
+        group = self._groups.numbers(block) if self._groups else None
+        self.rows += len(block.lines)
+        if self._cutter:
+            self._cutter.add(read, epoch, group, block.lines)
+            return
         for tensor, numbers in zip(self._tensors, read, strict=True):
             tensor.keep(numbers)
         if self._times and epoch is not None:
             self._times.keep(epoch)
-        if self._groups:
-            self._groups.add(block)
+        if self._groups and group is not None:
+            self._groups.keep(group)
         self._places.extend(block.lines)
-        self.rows += len(block.lines)
 
     def table(self) -> Table:
-        """Returns the rows that were added; not to be called twice."""
+        """Returns the rows that were added; not to be called twice.
+
+        Raises:
+            DataError: see `WindowCutter.table`.
+        """
         groups, times = self._groups, self._times
+        group_names = tuple(" ".join(key) for key in groups.known) if groups else ()
+        notes = (*self.notes, *(times.notes if times else ()))
+        if self._cutter:
+            return self._cutter.table(group_names, notes)
         names = {one.tensor.name: one.names for one in self._tensors}
         return Table(
             self._path,
@@ -315,10 +346,10 @@ class Collector:
             names,
             {tensor.name: names[tensor.name] for tensor in self._spec.inputs},
             self._places,
-            tuple(" ".join(key) for key in groups.known) if groups else (),
+            group_names,
             epoch=times.epoch() if times else None,
-            ready=self._ready and self._config.window is None,
-            notes=(*self.notes, *(times.notes if times else ())),
+            ready=self._ready,
+            notes=notes,
         )
 
 

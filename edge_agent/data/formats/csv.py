@@ -49,6 +49,7 @@ def read_csv(
     scales: Mapping[str, Scale],
     *,
     ready: bool,
+    in_order: bool = True,
 ) -> Table:
     """Reads the columns that the spec needs.
 
@@ -59,12 +60,14 @@ def read_csv(
         spec: of the model.
         scales: see `Collector`.
         ready: likewise.
+        in_order: whether windows may be cut while reading.
 
     Raises:
+        OutOfOrderError: they may not.
         DataError: not such a file, a column is missing, or a cell is no number (names file, line,
             column and value).
     """
-    collector = Collector(whole, config, spec, scales, ready=ready)
+    collector = Collector(whole, config, spec, scales, ready=ready, whole=not in_order)
     progress = Progress(whole, paths)
     for path in paths:
         read_file(path, config, collector, progress)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edge_agent.data.file_settings import CsvConfig
+from edge_agent.data.formats.cells import ABSENT
 from fedge.errors import DataError
 from fedge.yaml_config import as_yaml
 
@@ -18,6 +19,8 @@ _COMMA = re.compile(r"[-+]?\d+,\d+([eE][-+]?\d+)?")
 _POINT = re.compile(r"[-+]?\d*\.\d+([eE][-+]?\d+)?")
 #: A comma with three digits behind it, or several of them: 1,234 may be 1.234 or 1234.
 _THOUSANDS = re.compile(r"[-+]?[1-9]\d{0,2}(,\d{3})+")
+#: So many cells that all have three digits behind a comma have them as decimals.
+_FEW_CELLS = 20
 
 
 def separator_line(line: str) -> str:
@@ -61,6 +64,7 @@ def find_decimal(
         return "."
     rows = [split(line, separator) for line in sample]
     cells = [row[place].strip() for row in rows for place in columns if place < len(row)]
+    cells = [cell for cell in cells if cell.lower() not in ABSENT]
     if config.thousands:
         cells = [cell.replace(config.thousands, "") for cell in cells]
     commas = [cell for cell in cells if _COMMA.fullmatch(cell)]
@@ -70,7 +74,9 @@ def find_decimal(
         return "."
     if points:
         raise _unclear(path, f"both {commas[0]} and {points[0]}")
-    if len(grouped) == len(commas) and not config.thousands:
+    # Numbers of a fixed three decimals all have a comma; of thousands the small ones have none.
+    is_fixed = len(cells) >= _FEW_CELLS and len(commas) == len(cells)
+    if len(grouped) == len(commas) and not config.thousands and not is_fixed:
         raise _unclear(path, f"{grouped[0]}, which may be a decimal number or thousands")
     return ","
 

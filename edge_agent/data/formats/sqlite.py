@@ -29,7 +29,13 @@ _BUSY_S = 10.0
 
 
 def read_sqlite(
-    path: Path, config: DataConfig, spec: ModelSpec, scales: Mapping[str, Scale], *, ready: bool
+    path: Path,
+    config: DataConfig,
+    spec: ModelSpec,
+    scales: Mapping[str, Scale],
+    *,
+    ready: bool,
+    in_order: bool = True,
 ) -> Table:
     """Reads the columns that the spec needs.
 
@@ -39,11 +45,13 @@ def read_sqlite(
         spec: of the model.
         scales: see `Collector`.
         ready: likewise.
+        in_order: whether windows may be cut while reading.
 
     Raises:
+        OutOfOrderError: they may not.
         DataError: not such a file or table, a column is missing, or a value is no number.
     """
-    collector = Collector(path, config, spec, scales, ready=ready, unit="row")
+    collector = Collector(path, config, spec, scales, ready=ready, unit="row", whole=not in_order)
     progress = Progress(path, [path])
     with closing(opened(path)) as database:
         try:

@@ -121,6 +121,15 @@ def test_what_cannot_be_told_is_asked_with_the_line_to_write(
     assert refusal(tmp_path, csv_config()).startswith(expected)
 
 
+def test_many_numbers_of_three_decimals_are_no_thousands(tmp_path: Path) -> None:
+    lines = [f"{20 + n},{125 * (n % 8):03d};{40 + n},250;{n},000\n" for n in range(20)]
+    rows = read(tmp_path, "a;b;price\n" + "".join(lines), csv={"comment": ""})
+    assert rows[1] == [21.125, 41.25, 1]
+    mixed = "".join(f"1,{234 + n};{900 + n};{n}\n" for n in range(20))
+    csv(tmp_path, "a;b;price\n" + mixed)
+    assert "which may be a decimal number or thousands" in refusal(tmp_path, csv_config())
+
+
 def test_what_the_message_says_to_write_works(tmp_path: Path) -> None:
     assert read(tmp_path, 'a,b,price\n1,"1,5",3\n', csv={"decimal": ","}) == [[1, 1.5, 3]]
     assert read(tmp_path, "a;b;price\n1,234;2;3\n", csv={"decimal": ","}) == [

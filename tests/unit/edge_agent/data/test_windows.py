@@ -139,6 +139,66 @@ def test_the_hour_that_clocks_repeat_or_leave_out_is_no_gap(tmp_path: Path) -> N
         assert data.arrays["x"][:, :, 0].tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
+# -- as they come --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("piece", [1, 7, 50])
+@pytest.mark.parametrize(
+    "window",
+    [
+        {"every": 1.0},
+        {"every": 0.4, "stride": 1},
+        {"every": 2.5, "stride": 5, "gap_s": 4},
+        {"every": 1.0, "ahead": 2},
+        {"every": 1.0, "label": "majority"},
+        {"every": 1.0, "label": "only", "stride": 2},
+        {},
+        {"stride": 1, "gap_s": 1.5},
+        {"stride": 7},
+    ],
+)
+def test_windows_cut_as_readings_come_are_those_of_the_whole_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int, window: dict[str, Any]
+) -> None:
+    rng = np.random.default_rng(piece)
+    times = np.cumsum(
+        rng.choice([0, 0.4, 0.9, 1.0, 1.1, 8], 300, p=[0.05, 0.1, 0.3, 0.4, 0.1, 0.05])
+    )
+    lines = []
+    for n, t in enumerate(times.tolist()):
+        a = "NA" if rng.random() < 0.03 else n
+        lines.append(f"{t:.2f},{a},{n % 13},{CLASSES.classes[n // 9 % 3]},{n % 2}\n")
+    keys: dict[str, Any] = {"nan": "drop", "group": "g", "spec": make_spec(SHAPED, target=CLASSES)}
+    text = "t,a,b,price,g\n" + "".join(lines)
+    found = []
+    for size in (10**6, piece):
+        monkeypatch.setattr("edge_agent.data.windows._PIECE", size)
+        monkeypatch.setattr("edge_agent.data.formats.csv._SAMPLE", min(size, 1000))
+        monkeypatch.setattr("edge_agent.data.formats.csv._BLOCK", min(size, 4096))
+        data = windows(tmp_path, text, window, **keys)
+        assert data.places is not None
+        ends = [data.places.line(row) for row in data.rows.tolist()]
+        order = np.lexsort((np.array(ends), data.arrays["x"][:, 0, 0]))
+        found.append([np.array(ends)[order], *(data.arrays[name][order] for name in data.arrays)])
+    assert len(found[0][0]) > 10
+    for whole, in_pieces in zip(*found, strict=True):
+        np.testing.assert_array_equal(in_pieces, whole)
+
+
+def test_readings_that_come_too_late_are_sorted_after_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("edge_agent.data.windows._PIECE", 4)
+    monkeypatch.setattr("edge_agent.data.formats.csv._SAMPLE", 4)
+    monkeypatch.setattr("edge_agent.data.formats.csv._BLOCK", 4)
+    lines = [f"{n},{n},0,{n}\n" for n in range(30)]
+    text = "t,a,b,price\n" + "".join([*lines[6:], *lines[:6]])
+    with caplog.at_level("INFO"):
+        data = windows(tmp_path, text, {"every": 1})
+    assert data.arrays["x"][:, 0, 0].tolist() == list(range(0, 30, 3))
+    assert "not in the order of time: they are read again and sorted" in caplog.text
+
+
 # -- labels --------------------------------------------------------------------------------------
 
 
@@ -230,7 +290,7 @@ def test_flat_inputs_take_windows_row_by_row(tmp_path: Path) -> None:
     [
         ({"length": 4}, "data.csv: windows of 4 readings do not fill the input x (shape (3, 2))"),
         ({"columns": ["a"]}, "data.csv: x needs 2 columns (2 a reading), 1 are configured: a"),
-        ({"gap_s": 0.5}, "data.csv: no window of 3 readings: the longest run with pauses of at"),
+        ({"gap_s": 0.5}, "data.csv: no window of 3 readings: the longest run without a pause of"),
     ],
 )
 def test_windows_that_do_not_fit_say_why(
