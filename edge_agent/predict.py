@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from models.package.spec import ModelSpec, TensorSpec
 from models.runtime.inference import InferenceModel, Release, load_release
 from models.runtime.rows import Array
 from models.runtime.stderr import suppress_stderr
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +98,11 @@ def predict(
     """
     tflite, release = load_release(model)
     spec = _spec(release, model)
+    if release.verdict != "good":
+        log.warning(
+            "%s is not good: %s; release it again with other calibration rows",
+            model, "; ".join(release.faults), extra={"event": "release_not_good"},
+        )  # fmt: skip
     with suppress_stderr():  # what the interpreter announces
         runner = InferenceModel(
             tflite,

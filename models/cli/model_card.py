@@ -10,6 +10,8 @@ from models.runtime.inference import Release
 def model_card(release: Release) -> str:
     """Returns the model card in Markdown."""
     lines = [f"# {release.name}", ""]
+    if release.verdict != "good":
+        lines += ["**Not good, do not use it:** " + "; ".join(release.faults) + ".", ""]
     units = output_units(release.outputs)
     where = f"federation `{release.federation}`" if release.federation else "not stated"
     version = "" if release.version is None else f", version {release.version} of its weights"
@@ -45,7 +47,7 @@ def model_card(release: Release) -> str:
         figures = release.federation_metrics.items()
         lines += [f"| {name} | {metric_text(units, name, value)} |" for name, value in figures]
         lines.append("")
-    lines += _figures(release)
+    lines += [*_judgement(release), *_figures(release)]
     lines += [
         "## Inputs and outputs",
         "",
@@ -66,6 +68,23 @@ def model_card(release: Release) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _judgement(release: Release) -> list[str]:
+    if not release.judged_on:
+        return []
+    lines = [f"## Compared row by row with the float model: {release.verdict}", ""]
+    if release.median_difference is None or release.worst_difference is None:
+        return [*lines, f"On {release.judged_rows:,} {release.judged_on}.", ""]
+    return [
+        *lines,
+        f"| difference on {release.judged_rows:,} {release.judged_on} | in spreads of the "
+        "predictions |",
+        "|---|---|",
+        f"| median | {release.median_difference:.4f} |",
+        f"| worst | {release.worst_difference:.4f} |",
+        "",
+    ]
 
 
 def _figures(release: Release) -> list[str]:

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from fedge.console import StepLines, command_errors
-from fedge.errors import ConfigError, ModelError
+from fedge.errors import ConfigError, ExportError, ModelError
 from learning.vector.parameters import F32
 from models.cli.model_card import model_card
 from models.cli.output import check_file, output_errors
@@ -25,6 +25,7 @@ from models.package.stored_versions import STORE_FILE, StoredVersion, read_versi
 from models.package.units import metric_text, output_units
 from models.runtime.central_rows import has_targets, read_rows
 from models.runtime.inference import Release
+from models.runtime.rows import Rows
 from models.zoo import load_zoo, open_model, zoo_names
 
 _PATH = click.Path(path_type=Path)
@@ -61,7 +62,7 @@ _PATH = click.Path(path_type=Path)
     "--data",
     type=_PATH,
     help="Rows to measure both models on: .npz with inputs and targets. Default: the calibration "
-    "rows, where they have targets.",
+    "rows, where they have targets; of --int8 every fifth, which then does not calibrate.",
 )
 @click.option("--out", type=_PATH, help="The .tflite; its .json and .md are written beside it.")
 @click.option("--licence", default="", help="Licence of the training data, for the model card.")
@@ -94,7 +95,9 @@ def release(
 
     Writes NAME.tflite, NAME.json (what it takes and gives, for `fedge agent predict`) and NAME.md
     (a model card: origin, figures of the float model and of this one, size, speed here). Needs
-    TensorFlow: install fedge with its extra, fedge[export].
+    TensorFlow: install fedge with its extra, fedge[export]. An int8 file whose predictions differ
+    much from the float model's, or whose calibration rows cannot give ranges, is written with this
+    verdict, and the command ends with exit code 2.
     """
     numbers = _only_one(int8=int8, float16=float16, float32=float32) or "float32"
     if numbers == "int8" and calibration is None:
@@ -110,10 +113,10 @@ def release(
         click.echo(f"the best version is {found.version}", err=True)
     path = out or Path(f"{content.spec.name}_{numbers}.tflite")
     check_file(path)
-    rows = read_rows(calibration, content.spec, targets=False) if calibration else None
-    if data is None and calibration is not None and has_targets(calibration, content.spec):
-        data = calibration
+    rows = _calibration(calibration, content.spec) if calibration else None
     measured = read_rows(data, content.spec) if data else None
+    if numbers != "int8" and measured is None and rows is not None and _is_labelled(rows, content):
+        measured = rows
     tell = StepLines(quiet=as_json)
     tell("loading TensorFlow, some seconds")
     from models.export.release.releaser import Origin, release_model
@@ -150,6 +153,16 @@ def release(
     else:
         lines = _lines(path, msgspec.to_builtins(made.release))
         click.echo("\n".join([*lines, *_size_advice(made.release, content.spec)]))
+    if made.release.verdict != "good":
+        raise ExportError(f"{path} is written, and not good: {'; '.join(made.release.faults)}")
+
+
+def _calibration(path: Path, spec: ModelSpec) -> Rows:
+    return read_rows(path, spec, targets=has_targets(path, spec))
+
+
+def _is_labelled(rows: Rows, package: ModelPackage) -> bool:
+    return all(target.name in rows for target in package.spec.targets)
 
 
 def _only_one(**flags: bool) -> str | None:
@@ -249,6 +262,11 @@ def _lines(path: Path, release: dict[str, Any]) -> list[str]:
         if release.get("agreement") is not None:
             kind = "same class" if release.get("classifies") else "relative difference"
             lines.append(f"  {kind:<24} {release['agreement']:19.4f}")
+    if release.get("judged_on"):
+        lines.append(f"judged on {release['judged_rows']:,} {release['judged_on']}")
+        if release.get("median_difference") is not None:
+            spreads = [f"{release[f'{w}_difference']:.4f} {w}" for w in ("median", "worst")]
+            lines.append(f"  {'difference in spreads':<24} {', '.join(spreads)}")
     if release.get("seconds"):
         lines.append(f"{1e6 * release['seconds']:.3g} µs a row here")
     if release.get("personal"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -51,6 +51,14 @@ class Release(msgspec.Struct, frozen=True, omit_defaults=True):
         rows: number of rows of the comparison data.
         agreement: share of rows with the same best class; for a regression, the root mean square
             of the difference, relative to that of the float model's output.
+        verdict: of the comparison with the float model: "good", or "not good", for which `faults`
+            has the reasons. float32 and float16 files that differ are not made.
+        faults: reasons why it is not good.
+        judged_on: rows of the comparison of an int8 file, which do not calibrate it, in words.
+        judged_rows: number of them.
+        median_difference: of these rows, in spreads (root mean square distances from the median) of
+            the float model's predictions: a constant prediction has 1 or so.
+        worst_difference: of these rows, likewise.
         classifies: whether the first output predicts a class, so that `agreement` is a share.
         bytes: size of the file.
         program_seconds: median time per row of the program's `predict` on `machine`, in calls of
@@ -66,6 +74,7 @@ class Release(msgspec.Struct, frozen=True, omit_defaults=True):
     batch_size: int
     loss: str
     sha256: str
+    verdict: Literal["good", "not good"]
     classes: tuple[str, ...] = ()
     threshold: float = 0.5
     federation: str = ""
@@ -82,6 +91,11 @@ class Release(msgspec.Struct, frozen=True, omit_defaults=True):
     released_matrices: dict[str, list[list[float]]] = {}
     rows: int = 0
     agreement: float | None = None
+    faults: tuple[str, ...] = ()
+    judged_on: str = ""
+    judged_rows: int = 0
+    median_difference: float | None = None
+    worst_difference: float | None = None
     classifies: bool = False
     bytes: int = 0
     program_seconds: float = 0.0

@@ -87,6 +87,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     package.save(folder / "state" / "model")
     np.save(folder / "version2.npy", theta)
     np.savez(folder / "rows.npz", **raw_rows())
+    np.savez(folder / "calibration.npz", window=raw_rows(200)["window"][64:])
     return folder
 
 
@@ -101,7 +102,8 @@ def test_a_released_version_predicts_like_the_program(
     trained: Path, tmp_path: Path, numbers: str, agreement: float
 ) -> None:
     out = tmp_path / "made" / "waves.tflite"
-    options = ["--calibration", str(trained / "rows.npz"), "--out", str(out)]
+    options = ["--calibration", str(trained / "calibration.npz"), "--out", str(out)]
+    options += ["--data", str(trained / "rows.npz")]
     made = release(trained, f"--{numbers}", "--weights", "2", "--licence", "CC0", *options)
     assert made.exit_code == 0, made.stderr
     assert "same class" in made.stdout
@@ -223,7 +225,8 @@ def test_a_float16_file_of_few_weights_hints_at_float32(tmp_path: Path) -> None:
 def test_a_device_without_tensorflow_predicts(trained: Path, tmp_path: Path, numbers: str) -> None:
     out = tmp_path / "waves.tflite"
     rows = str(trained / "rows.npz")
-    made = release(trained, f"--{numbers}", "--calibration", rows, "--out", str(out))
+    options = ["--calibration", str(trained / "calibration.npz"), "--data", rows]
+    made = release(trained, f"--{numbers}", *options, "--out", str(out))
     assert made.exit_code == 0, made.stderr
     code = (
         "import sys; sys.modules['tensorflow'] = None; from edge_agent.cli import cli;"
@@ -404,8 +407,8 @@ def test_a_long_recurrent_layer_is_released_in_all_formats() -> None:
     )
     model.compile(loss="mse")
     package = export_model(model, name="long", batch_size=8)
-    series = np.random.default_rng(1).normal(size=(8, 33, 2)).astype(np.float32)
-    rows = {"series": series, "target": np.ones(8, np.float32)}
+    series = np.random.default_rng(1).normal(size=(20, 33, 2)).astype(np.float32)
+    rows = {"series": series, "target": np.ones(20, np.float32)}
     far = []
     for numbers in ("float32", "float16", "int8"):
         made = release_model(package, package.initial, numbers, calibration=rows, data=rows)
@@ -492,3 +495,98 @@ def test_a_regression_predicts_in_the_unit_of_its_target(tmp_path: Path) -> None
     assert done.output.splitlines() == ["row,prediction (°C)", "0,16", "1,22"]
     rows = CliRunner().invoke(agent_cli, [*options, "--json"]).output.splitlines()
     assert json.loads(rows[1]) == {"row": 1, "prediction": 22.0}
+
+
+def regression(folder: Path) -> ModelPackage:
+    """Writes a package whose outputs spread little beside their mean."""
+    keras.utils.set_random_seed(4)
+    model = keras.Sequential(
+        [
+            keras.Input((3,), name="sensors"),
+            layers.Dense(8, activation="relu"),
+            layers.Dense(1, bias_initializer=keras.initializers.Constant(20.0)),
+        ]
+    )
+    model.compile(loss="mse", metrics=["mae"])
+    package = export_model(model, name="pump")
+    package.save(folder / "pump")
+    return package
+
+
+def sensors(count: int, seed: int = 1) -> Any:
+    return np.random.default_rng(seed).standard_normal((count, 3)).astype(np.float32)
+
+
+def with_outlier() -> Any:
+    found = sensors(200)
+    found[7, 0] = 1e6
+    return found
+
+
+@pytest.mark.parametrize(
+    ("calibration", "says", "source"),
+    [
+        (with_outlier(), "reaches 1e+06 (row 6 of those that calibrate)", "held apart"),
+        (sensors(1), "has 1 different row of 1", "random rows"),
+        (np.repeat(sensors(1), 50, 0), "has 1 different row of 50", "random rows"),
+    ],
+    ids=["outlier", "one row", "equal rows"],
+)
+def test_an_int8_release_of_a_bad_calibration_is_not_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calibration: Any, says: str, source: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    package = regression(tmp_path)
+    np.savez("rows.npz", sensors=calibration)
+    command = ["release", "pump", "--int8", "--calibration", "rows.npz", "--out", "pump.tflite"]
+    made = CliRunner().invoke(cli, [*command, "--json"])
+    assert made.exit_code == 2
+    (line,) = made.stderr.splitlines()
+    assert line.startswith("error: pump.tflite is written, and not good: ")
+    assert says in line
+    report = json.loads(made.stdout)
+    assert report["verdict"] == "not good"
+    assert any(says in fault for fault in report["faults"])
+    assert source in report["judged_on"]
+    # The true difference: of a prediction that is constant for usual rows.
+    tflite, description = load_release(tmp_path / "pump.tflite")
+    runner = InferenceModel(tflite, description.inputs, description.outputs, 1)
+    usual = {"sensors": sensors(100, seed=2)}
+    got = runner.predict(usual)["prediction"]
+    wanted = Program(package.program, package.spec).predict(package.initial, usual)["prediction"]
+    assert got.std() < 0.3 * wanted.std()
+    assert report["median_difference"] > 0.25
+    assert report["worst_difference"] > 1
+    card = (tmp_path / "pump.md").read_text()
+    assert card.startswith("# pump\n\n**Not good, do not use it:** ")
+    assert "| median |" in card
+
+
+def test_a_sound_int8_release_is_judged_on_rows_that_do_not_calibrate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    package = regression(tmp_path)
+    np.savez("rows.npz", sensors=sensors(200), y=np.full(200, 20.0))
+    command = ["release", "pump", "--int8", "--calibration", "rows.npz", "--out", "pump.tflite"]
+    made = CliRunner().invoke(cli, command)
+    assert made.exit_code == 0, made.stderr
+    assert "judged on 40 rows of --calibration held apart" in made.stdout
+    assert "measured on 40 rows" in made.stdout
+    tflite, description = load_release(tmp_path / "pump.tflite")
+    assert (description.verdict, description.faults) == ("good", ())
+    held = {"sensors": sensors(200)[4::5]}
+    runner = InferenceModel(tflite, description.inputs, description.outputs, 1)
+    got = runner.predict(held)["prediction"]
+    wanted = Program(package.program, package.spec).predict(package.initial, held)["prediction"]
+    far = np.sort(np.abs(wanted - np.median(wanted)))[:38]  # without the farthest twentieth
+    differences = np.abs(got - wanted) / np.sqrt(np.square(far).mean())
+    assert description.median_difference == pytest.approx(np.median(differences), rel=1e-3)
+    assert description.worst_difference == pytest.approx(differences.max(), rel=1e-3)
+    assert "## Compared row by row with the float model: good" in model_card(description)
+
+    bad = msgspec.structs.replace(description, verdict="not good", faults=("one row",))
+    (tmp_path / "pump.json").write_bytes(msgspec.json.encode(bad))
+    command = ["predict", "--model", "pump.tflite", "--data", "rows.npz"]
+    assert CliRunner().invoke(agent_cli, command).exit_code == 0
+    assert "pump.tflite is not good: one row; release it again" in caplog.text

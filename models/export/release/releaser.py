@@ -16,20 +16,24 @@ from models.export.calling import pack_inputs
 from models.export.objective.objective import Objective
 from models.export.objective.reading import read_objective
 from models.export.progress import step
-from models.export.random_rows import random_batch
+from models.export.random_rows import random_batch, representative_rows
 from models.export.release.architecture import assign_weights, read_options, rebuild
+from models.export.release.calibration import Split, split_rows
 from models.export.release.conversion import Numbers, convert
+from models.export.release.judging import difference_faults, row_differences
 from models.export.release.measuring import compared_metrics, program_seconds
 from models.package.package import ModelPackage
 from models.package.spec import ModelSpec
 from models.package.units import with_units
 from models.runtime.inference import InferenceModel, Release
 from models.runtime.program import Program
-from models.runtime.rows import Array, Rows
+from models.runtime.rows import Array, Rows, row_count
 
 #: Largest difference of predictions, relative to the largest prediction. Float32 sums in another
 #: order differ by less; weights of float16 are off by 2^-11.
 _TOLERANCES = {"float32": 1e-3, "float16": 5e-2}
+#: Rows that judge where the calibration has none to spare.
+_RANDOM_ROWS = 64
 _MODEL_DIFFERS = (
     "the model predicts otherwise than the package's program (by {difference:.1e} at {name!r}): "
     "was it built by another function, or other code?"
@@ -90,8 +94,10 @@ def release_model(
         theta: float32, shape (P,), the version to release.
         numbers: `float32`; `float16` halves the file (weights only); `int8` makes all of it
             integer, a quarter of the size.
-        calibration: representative rows, scaled; needed for `int8`.
-        data: rows with targets on which both models are measured, scaled; None measures nothing.
+        calibration: representative rows, scaled; needed for `int8`. Every fifth one is held apart
+            to judge the release unless `data` has rows of its own.
+        data: rows with targets on which both models are measured, scaled. None: for `int8` those of
+            the calibration that are held apart, where they have targets.
         origin: of θ.
         build: builds the Keras model, for layers that Keras cannot rebuild from JSON.
         batch_size: rows of one call.
@@ -114,6 +120,16 @@ def release_model(
     predicted = _keras_predictions(model, spec, rows)
     _check_alike(predicted, expected, _TOLERANCES["float32"], _MODEL_DIFFERS)
     objective = read_objective(model, spec.inputs, read_options(package))
+    split = None
+    if numbers == "int8":
+        assert calibration is not None, "checked above"
+        split = split_rows(
+            spec,
+            calibration,
+            data,
+            lambda: representative_rows(model, spec, np.random.default_rng(0), _RANDOM_ROWS),
+        )
+        calibration = split.calibrating
     step(f"converting to {numbers}")
     tflite = convert(model, package, objective, numbers, calibration, batch_size)
     step("comparing with the float program")
@@ -121,9 +137,12 @@ def release_model(
         released = InferenceModel(
             tflite, spec.inputs, objective.outputs, batch_size, runtime=runtime
         )
-    if numbers != "int8":  # int8 covers only the ranges of its representative rows
-        _check_alike(released.predict(rows), expected, _TOLERANCES[numbers], _FILE_DIFFERS)
     facts = _described(spec, objective, origin or Origin())
+    if split is None:
+        _check_alike(released.predict(rows), expected, _TOLERANCES[numbers], _FILE_DIFFERS)
+    else:  # int8 covers only the ranges of its representative rows
+        facts |= _judged(split, program, whole, released)
+        data = split.measured(spec)
     timed = data if data is not None else calibration
     if timed is not None:
         facts["program_seconds"] = program_seconds(program, whole, timed)
@@ -142,6 +161,23 @@ def release_model(
     )
 
 
+def _judged(split: Split, program: Program, whole: F32, released: InferenceModel) -> dict[str, Any]:
+    """Returns the verdict on an int8 release, and the figures that it comes from."""
+    difference = row_differences(
+        program.predict(whole, split.judging), released.predict(split.judging)
+    )
+    count = row_count(split.judging)
+    faults = (*split.faults, *difference_faults(difference, split.source))
+    return {
+        "verdict": "not good" if faults else "good",
+        "faults": faults,
+        "judged_on": split.source,
+        "judged_rows": count,
+        "median_difference": None if difference is None else difference.median,
+        "worst_difference": None if difference is None else difference.worst,
+    }
+
+
 def _described(spec: ModelSpec, objective: Objective, origin: Origin) -> dict[str, Any]:
     """Returns the fields of the description that do not depend on the converted file."""
     return {
@@ -151,6 +187,7 @@ def _described(spec: ModelSpec, objective: Objective, origin: Origin) -> dict[st
         "loss": spec.loss,
         "classes": spec.targets[0].classes if spec.targets else (),
         "threshold": objective.threshold,
+        "verdict": "good",
         "classifies": objective.classifies,
         "federation": origin.federation,
         "version": origin.version,

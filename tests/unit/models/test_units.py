@@ -73,6 +73,7 @@ def test_the_model_card_tells_errors_in_units_and_how_the_output_is_scaled() -> 
         batch_size=1,
         loss="mean_squared_error",
         sha256="0" * 64,
+        verdict="good",
         federation_metrics={"mae": 0.53},
         metrics={"mae": 0.5},
         released_metrics={"mae": 0.51},
