@@ -6,11 +6,16 @@ import json
 import sys
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from fedge.console import CommandGroup, command_errors
+from fedge.errors import ConfigError
 from fedge.options import config_option, give_up_option
+
+if TYPE_CHECKING:
+    from coordinator.storage.orders import Order
 
 _CONFIG = config_option("YAML file of the federation.")
 
@@ -49,18 +54,112 @@ def run(config_path: Path, as_json: bool, give_up_after: float | None) -> None:
 def status(config_path: Path, as_json: bool) -> None:
     """Show rounds, versions and agents from the state folder; works while it runs."""
     from coordinator.config import load_federation
+    from coordinator.operate import ROLE
     from coordinator.report import status_document, status_text
     from coordinator.service import known_spec
     from coordinator.storage.store import Store
+    from fedge.files import holder
     from fedge.yaml_config import located
 
     config = load_federation(config_path)
     with closing(Store.open_existing(located(config.state_dir, config_path.parent))) as store:
         spec = known_spec(config, config_path.parent)
+        process = holder(store.path.parent, ROLE)
         if as_json:
-            click.echo(json.dumps(status_document(store, spec)))
+            click.echo(json.dumps(status_document(store, spec, process)))
         else:
-            click.echo(status_text(store, config, spec))
+            click.echo(status_text(store, config, spec, process))
+
+
+@cli.command()
+@_CONFIG
+@click.option("--last", type=click.IntRange(1), default=20, help="So many rounds (default 20).")
+@click.option("--json", "as_json", is_flag=True, help="With everything that is known of each.")
+@command_errors
+def history(config_path: Path, last: int, as_json: bool) -> None:
+    """Show versions with their figures, who made them, and the bytes of their rounds."""
+    from coordinator.config import load_federation
+    from coordinator.history import history_document, history_text
+    from coordinator.storage.store import Store
+    from fedge.yaml_config import located
+
+    config = load_federation(config_path)
+    with closing(Store.open_existing(located(config.state_dir, config_path.parent))) as store:
+        document = json.dumps(history_document(store, last)) if as_json else ""
+        click.echo(document or history_text(store, last))
+
+
+@cli.command()
+@_CONFIG
+@click.option("--to", "version", type=click.IntRange(0), required=True, help="Version to take.")
+@command_errors
+def rollback(config_path: Path, version: int) -> None:
+    """Go on from an earlier version: its weights and state become a new version.
+
+    Numbers are not used again: the rounds since stay in the records, as undone. Updates that are
+    under way are refused, devices drop what belongs to the undone versions. A coordinator that
+    runs does it within seconds, in the middle of a round too.
+    """
+    from coordinator.storage.orders import Rollback
+
+    _give(config_path, Rollback(version))
+
+
+@cli.command()
+@_CONFIG
+@click.argument("agent_id", metavar="AGENT")
+@command_errors
+def forget(config_path: Path, agent_id: str) -> None:
+    """Delete what is known of an agent, and say what cannot be undone.
+
+    Its status, its counts and its part in records. What it gave to versions stays in these.
+    """
+    from coordinator.storage.orders import Forget
+
+    _give(config_path, Forget(agent_id))
+
+
+@cli.command()
+@_CONFIG
+@click.argument("agent_id", metavar="AGENT")
+@click.option("--reason", default="by an operator", help="Words for the others who look after it.")
+@command_errors
+def quarantine(config_path: Path, agent_id: str, reason: str) -> None:
+    """Ask an agent no more, and count nothing that it sends, until it is released."""
+    from coordinator.storage.orders import Quarantine
+
+    _give(config_path, Quarantine(agent_id, reason))
+
+
+@cli.command()
+@_CONFIG
+@click.argument("agent_id", metavar="AGENT")
+@command_errors
+def release(config_path: Path, agent_id: str) -> None:
+    """Ask an agent again that is in quarantine."""
+    from coordinator.storage.orders import Release
+
+    _give(config_path, Release(agent_id))
+
+
+def _give(config_path: Path, order: Order) -> None:
+    import msgspec
+
+    from coordinator.config import load_federation
+    from coordinator.operate import give
+    from coordinator.service import find_package
+    from fedge.yaml_config import located
+
+    try:
+        msgspec.convert(msgspec.to_builtins(order), type=type(order))
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"AGENT or --reason: {error}") from error
+    config, base = load_federation(config_path), config_path.parent
+    package = find_package(config.model, base)
+    outcome = give(config, located(config.state_dir, base), package, order)
+    if not outcome.is_done:
+        raise ConfigError(outcome.text)
+    click.echo(outcome.text)
 
 
 @cli.command()

@@ -66,6 +66,8 @@ def round_line(record: RoundRecord, rounds: int, units: Units = NO_UNITS) -> str
     parts += [f"no {name}: {why}" for name, why in sorted(record.absent.items())]
     parts.append(f"{bytes_text(record.bytes_up)} up, {bytes_text(record.bytes_down)} down")
     parts.append(f"{record.seconds:.2f} s")
+    if record.status == "undone":
+        parts.append("undone")
     return " · ".join(parts)
 
 
@@ -143,18 +145,22 @@ def matrix_lines(
     ]
 
 
-def status_document(store: Store, spec: ModelSpec | None = None) -> dict[str, Any]:
+def status_document(
+    store: Store, spec: ModelSpec | None = None, process: int | None = None
+) -> dict[str, Any]:
     """Returns all content of the store as JSON-ready values, without θ itself.
 
     Args:
         store: of the federation.
         spec: of its model, for what is odd about the fleet's data.
+        process: number of the process that runs on it; None: none does.
     """
     now = time.time()
     return {
         "federation": store.meta("federation"),
         "model": store.meta("model"),
         "fingerprint": store.meta("fingerprint"),
+        "process": process,
         "finished": store.meta("finished") or None,
         "signing_keys": (store.meta("signing_keys") or "").split(),
         "versions": store.versions(),
@@ -191,13 +197,19 @@ def data_lines(store: Store, spec: ModelSpec) -> list[str]:
     return [found.text for found in (*fleet_findings(statuses, spec), *shifts)]
 
 
-def status_text(store: Store, config: CoordinatorConfig, spec: ModelSpec | None = None) -> str:
+def status_text(
+    store: Store,
+    config: CoordinatorConfig,
+    spec: ModelSpec | None = None,
+    process: int | None = None,
+) -> str:
     """Returns the status for an operator: state, latest rounds, agents.
 
     Args:
         store: of the federation.
         config: of the federation.
         spec: of its model, for names of classes and units; None shows classes as numbers.
+        process: number of the process that runs on it; None: none does.
     """
     units = NO_UNITS if spec is None else target_units(spec)
     number, agents, course = store.number_of_rounds(), store.agents(), store.course()
@@ -208,6 +220,7 @@ def status_text(store: Store, config: CoordinatorConfig, spec: ModelSpec | None 
     lines = [
         f"federation {store.meta('federation')} · model {store.meta('model')}{progress}"
         + (f" · finished ({ended})" if ended else "")
+        + _running_text(process, ended)
     ]
     if number > len(latest):
         lines.append(f"… {number - len(latest)} earlier rounds: --json shows them")
@@ -227,6 +240,12 @@ def status_text(store: Store, config: CoordinatorConfig, spec: ModelSpec | None 
     lines += _key_lines(store.meta("signing_keys") or "", agents)
     lines += [_agent_line(agent, now) for agent in agents]
     return "\n".join(map(printable, lines))
+
+
+def _running_text(process: int | None, ended: str | None) -> str:
+    if process is None:
+        return "" if ended else " · not running"
+    return f" · running (process {process or 'unknown'})"
 
 
 def _online_line(agents: Sequence[KnownAgent], now: float) -> str:

@@ -36,18 +36,22 @@ from coordinator.machine.events import (
     Waiting,
 )
 from coordinator.machine.progress import Progress
+from coordinator.operate import ROLE, open_store, take_up
 from coordinator.records.records import RoundRecord
 from coordinator.report import decline_lines, round_line
-from coordinator.result import make_result
+from coordinator.result import Result, make_result
 from coordinator.rounds.stopping import stop_rule
 from coordinator.storage.agent_tables import NOTED_EVERY_S
 from coordinator.storage.durability import Durability
+from coordinator.storage.orders import Order, Outcome
 from coordinator.storage.store import Store
 from fedge.errors import ModelError
 from fedge.files import claimed
 from fedge.yaml_config import located
 from learning.aggregation.registry import AGGREGATORS
 from learning.aggregation.trimmed_mean import TrimmedMeanSettings
+from learning.vector.metrics import Sums
+from learning.vector.parameters import F32
 from models.package.package import ModelPackage, load_package
 from models.package.spec import ModelSpec
 from models.package.units import target_units
@@ -57,6 +61,9 @@ if TYPE_CHECKING:
     from broker.security.signing import Signer
 
 log = logging.getLogger(__name__)
+
+#: So often the store is looked at for orders of an operator.
+_LOOK_S = 2.0
 
 
 class CoordinatorService(Service):
@@ -120,12 +127,22 @@ class CoordinatorService(Service):
             confirm()
 
     def wait_s(self) -> float:
-        """Until the next deadline."""
-        return self._coordinator.wait_s(time.monotonic())
+        """Until the next deadline, or the next look for orders."""
+        return min(_LOOK_S, self._coordinator.wait_s(time.monotonic()))
+
+    @property
+    def has_finished(self) -> bool:
+        """Whether the federation has ended."""
+        return self._coordinator.finished is not None
 
     def wake(self) -> None:
         """Let the machine look at the clock; note now and then who was heard of."""
         self._store.check_place()
+        if not self._stopping and self._store.changed_elsewhere() and self._store.open_orders():
+            log.info("an operator gave an order: it is carried out now, then the round goes on")
+            self.starts_anew = True
+            self.stop()
+            return
         self.dispatch(Tick())
         if time.monotonic() >= self._noted_s + NOTED_EVERY_S:
             self._note_heard()
@@ -241,58 +258,72 @@ def run_coordinator(
     data = config.evaluation.data
     measure = None if data is None else central_measure(located(data, base), package)
     state_dir = located(config.state_dir, base)
-    with (
-        claimed(state_dir, "coordinator"),
-        closing(open_store(config, state_dir)) as store,
-    ):
-        algorithm = trained_with(config)
+    tell = _print_json if as_json else None
+    with claimed(state_dir, ROLE), closing(open_store(config, state_dir)) as store:
         store.adopt(config.federation, package)
-        store.check_algorithm(algorithm)
-        progress = store.load(package.spec.size, stop_rule(config))
-        session = store.session(secrets.token_hex(8))
-        signer = _open_signer(config, base, store)
-        keys = () if signer is None else tuple(key.hex() for key in signer.public)
-        start = secrets.token_hex(8)
-        coordinator = Coordinator(config, package, session, start, progress, measure, keys)
-        store.adopt(config.federation, package, algorithm)  # not before it is known to fit
-        if progress is None:
-            store.begin(coordinator.progress.theta, coordinator.progress.state)
-        else:
-            _log_resumption(progress)
-        store.finish("")
-        will = coordinator.will
-        if signer is not None:
-            will = sealed(will, coordinator.topics, signer)
-        link = MqttLink(
-            config.broker.located(base),
-            client_id=f"fedge-{config.federation}-coordinator",
-            will=Will(will.topic, will.payload),
-            manual_ack=True,
-            probe_topic=coordinator.topics.name(CoordinatorProbeTopic()),
-        )
-        result = make_result(config, state_dir, package, coordinator.progress, store)
-        service = CoordinatorService(
-            coordinator,
-            link,
-            store,
-            result.save,
-            _print_json if as_json else None,
-            give_up_s,
-            signer,
-        )
-        if warning := untrimmed(config):
-            log.warning("%s", warning)
-        service.run()
-        if coordinator.finished is None:  # stopped on the way
+        store.check_algorithm(trained_with(config))
+        while True:
+            for order, outcome in take_up(config, state_dir, package, store):
+                _tell_order(order, outcome, tell)
+            service, result = _prepared(config, base, package, measure, store, tell, give_up_s)
+            service.run()
+            if not service.starts_anew:
+                break
+        if not service.has_finished:  # stopped on the way
             result.save()
         return result.text()
 
 
-def open_store(config: CoordinatorConfig, state_dir: Path | None) -> Store:
-    """Returns the store of a federation; raises as `Store`."""
-    return Store(
-        state_dir, config.keep_versions, keep_rounds=config.keep_rounds, erase=config.erase
+def _prepared(
+    config: CoordinatorConfig,
+    base: Path,
+    package: ModelPackage,
+    measure: Callable[[F32], Sums] | None,
+    store: Store,
+    tell: Callable[[dict[str, object]], None] | None,
+    give_up_s: float | None,
+) -> tuple[CoordinatorService, Result]:
+    """Returns a service that goes on where the store is, and its result."""
+    progress = store.load(package.spec.size, stop_rule(config))
+    session = store.session(secrets.token_hex(8))
+    signer = _open_signer(config, base, store)
+    keys = () if signer is None else tuple(key.hex() for key in signer.public)
+    start = secrets.token_hex(8)
+    coordinator = Coordinator(config, package, session, start, progress, measure, keys)
+    # Not before it is known to fit.
+    store.adopt(config.federation, package, trained_with(config))
+    if progress is None:
+        store.begin(coordinator.progress.theta, coordinator.progress.state)
+    else:
+        _log_resumption(progress)
+    store.finish("")
+    will = coordinator.will
+    if signer is not None:
+        will = sealed(will, coordinator.topics, signer)
+    link = MqttLink(
+        config.broker.located(base),
+        client_id=f"fedge-{config.federation}-coordinator",
+        will=Will(will.topic, will.payload),
+        manual_ack=True,
+        probe_topic=coordinator.topics.name(CoordinatorProbeTopic()),
     )
+    state_dir = located(config.state_dir, base)
+    result = make_result(config, state_dir, package, coordinator.progress, store)
+    service = CoordinatorService(coordinator, link, store, result.save, tell, give_up_s, signer)
+    if warning := untrimmed(config):
+        log.warning("%s", warning)
+    return service, result
+
+
+def _tell_order(
+    order: Order, outcome: Outcome, tell: Callable[[dict[str, object]], None] | None
+) -> None:
+    facts: dict[str, object] = msgspec.to_builtins(order)
+    name = facts.pop("type")
+    if tell is not None:
+        done = {"outcome": outcome.text, "is_done": outcome.is_done}
+        tell({"event": "order", "order": name, **facts, **done})
+    log.warning("order of an operator: %s: %s", name, outcome.text.replace("\n", "; "))
 
 
 def trained_with(config: CoordinatorConfig) -> str | None:

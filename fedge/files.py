@@ -8,6 +8,7 @@ import fcntl
 import logging
 import os
 import pwd
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,9 @@ from pathlib import Path
 from fedge.errors import ConfigError
 
 log = logging.getLogger(__name__)
+
+#: A look at a lock (`holder`) holds it for microseconds.
+_LOOKS, _LOOK_S = 4, 0.02
 
 PRIVATE = 0o600
 PRIVATE_FOLDER = 0o700
@@ -235,9 +239,40 @@ def claimed(folder: Path, role: str) -> Iterator[None]:
         os.close(descriptor)
 
 
+def holder(folder: Path, role: str) -> int | None:
+    """Returns the number of the process that uses a state folder; None when none does.
+
+    Args:
+        folder: folder of the state.
+        role: as for `claimed`. The number is 0 when the process did not write it.
+    """
+    try:
+        descriptor = os.open(folder / f".{role}.lock", os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        number = os.pread(descriptor, 20, 0).strip()
+        return int(number) if number.isdigit() else 0
+    finally:
+        os.close(descriptor)
+    return None
+
+
+def _lock(descriptor: int) -> None:
+    """Locks a file; waits for those who only look whether it is locked (`holder`)."""
+    for _ in range(_LOOKS):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(_LOOK_S)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def _claim(descriptor: int, folder: Path) -> None:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(descriptor)
         os.ftruncate(descriptor, 0)
         os.write(descriptor, b"%d\n" % os.getpid())
     except OSError as error:

@@ -95,7 +95,7 @@ class Coordinator:
         self.config = config
         self.spec = package.spec
         self.topics = Topics(config.federation)
-        self.roster = Roster()
+        self.roster = Roster(None if progress is None else progress.standings)
         #: Messages that could not be decoded, since the start.
         self.unreadable = 0
         _check_metric(config.stop.metric, package.spec)

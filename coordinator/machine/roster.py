@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import msgspec
 
 from broker.protocol.messages import AgentStatus
+from coordinator.machine.standing import UNTIL_RELEASED, Standing
 
 #: A fleet larger than this needs another coordinator; bounds memory against invented ids.
 MAX_AGENTS = 100_000
@@ -75,9 +76,14 @@ class Entry:
 
 
 class Roster:
-    """All agents that were heard of."""
+    """All agents that were heard of.
 
-    def __init__(self) -> None:
+    Args:
+        standings: of agents, by id; who is in quarantine is not asked.
+    """
+
+    def __init__(self, standings: Mapping[str, Standing] | None = None) -> None:
+        self._standings = {} if standings is None else standings
         self._entries: dict[str, Entry] = {}
         #: Before that nobody's patience can be over.
         self._first_expiry_s = math.inf
@@ -201,7 +207,15 @@ class Roster:
                 and (algorithm is None or algorithm in status.algorithms)
             )
 
-        return sorted(name for name, entry in self._entries.items() if can(entry.status))
+        return sorted(
+            name
+            for name, entry in self._entries.items()
+            if can(entry.status) and not self._is_shut_out(name)
+        )
+
+    def _is_shut_out(self, agent_id: str) -> bool:
+        standing = self._standings.get(agent_id)
+        return standing is not None and standing.quarantined_until_round == UNTIL_RELEASED
 
     def lacking(
         self, phase: str, codec: str | None = None, algorithm: str | None = None

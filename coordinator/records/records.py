@@ -23,7 +23,7 @@ _PER_AGENT_OR_CLASS = (
     "values",
 )
 
-RoundStatus = Literal["committed", "answered", "abandoned"]
+RoundStatus = Literal["committed", "answered", "abandoned", "undone"]
 
 
 def falls(metric: str) -> bool:
@@ -56,7 +56,8 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         round_id: counts from 1, abandoned rounds included.
-        status: committed; answered, where no θ is made; or abandoned below the minimum.
+        status: committed; answered, where no θ is made; abandoned below the minimum; or undone:
+            committed, and an operator went back to a version before it.
         version: of θ after the round.
         asked, reported, refused: agents asked to learn, updates that count, answers refused.
         stale: updates that began in an earlier round and count in this one.

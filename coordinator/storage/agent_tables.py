@@ -97,6 +97,12 @@ class AgentTables(Database):
                 self._forget_agent(db, agent_id)
         return found
 
+    def knows_agent(self, agent_id: str) -> bool:
+        """Says whether an agent was ever heard of, and not forgotten."""
+        tables = ("agents", "standings")
+        queries = (f"SELECT 1 FROM {table} WHERE agent_id = ?" for table in tables)  # noqa: S608
+        return any(self._read(query, agent_id) for query in queries)
+
     def _forget_agent(self, db: sqlite3.Connection, agent_id: str) -> None:
         db.execute("DELETE FROM agents WHERE agent_id = ?", (agent_id,))
         standing = self.standing(agent_id)

@@ -6,6 +6,7 @@ readers (`fedge coordinator status`) never wait for the writer.
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,6 +53,7 @@ class Database:
             self._db.execute(f"PRAGMA secure_delete = {'ON' if erase else 'FAST'}")
             self._file_id = self._found_file()
             self._create(schema, version)
+            self._data_version = self._read("PRAGMA data_version")[0][0]
         except (OSError, sqlite3.OperationalError, StoreError) as error:
             raise ConfigError(f"state_dir {folder} cannot be used: {error}") from error
         except _SQL_ERRORS as error:
@@ -86,6 +88,17 @@ class Database:
                 f"{self.path} was deleted or replaced while this process wrote to it: put the "
                 "folder or a backup in its place and start again"
             )
+
+    def changed_elsewhere(self) -> bool:
+        """Returns whether another process wrote to the file since this was last asked."""
+        (number,) = self._read("PRAGMA data_version")[0]
+        before, self._data_version = self._data_version, number
+        return bool(number != before)
+
+    def _checkpoint(self) -> None:
+        """Moves what is in the write-ahead log into the file, as far as no reader needs it."""
+        with contextlib.suppress(sqlite3.Error):  # the next one will
+            self._db.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
     def _found_file(self) -> tuple[int, int] | None:
         """Returns what tells the file at the path from others; None in memory."""

@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import secrets
 import sqlite3
-import time
-from collections.abc import Sequence
-from functools import reduce
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
-import numpy as np
 
 from broker.protocol.messages import RoundPlan
 from coordinator.config import KEPT_ROUNDS
@@ -23,28 +20,23 @@ from coordinator.machine.progress import Progress, StoredRound
 from coordinator.records.course import Course, Rule
 from coordinator.records.records import RoundRecord
 from coordinator.storage.agent_tables import AGENT_SCHEMA, AgentTables
+from coordinator.storage.orders import ORDER_SCHEMA, OrderTable
 from coordinator.storage.update_log import UpdateLog
-from fedge.errors import ConfigError, WireError
+from coordinator.storage.version_tables import VERSION_SCHEMA, VersionTables
+from fedge.errors import ConfigError
 from learning.algorithms.algorithm import ServerState
-from learning.algorithms.server_step import state_from_bytes, state_to_bytes
 from learning.vector.parameters import F32
 from models.package.package import ModelPackage
-from models.package.stored_versions import STORE_FILE, VERSIONS_TABLE, checksum
+from models.package.stored_versions import STORE_FILE
 
 T = TypeVar("T")
 
-_FORMAT = "4"
-_RECORD = "a round's record"
+_FORMAT = "5"
 _SCHEMA = f"""
-{VERSIONS_TABLE}
+{VERSION_SCHEMA}
 {AGENT_SCHEMA}
+{ORDER_SCHEMA}
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE courses (version INTEGER PRIMARY KEY, course TEXT NOT NULL);
-CREATE TABLE rounds (
-    round_id INTEGER PRIMARY KEY, status TEXT NOT NULL, version INTEGER NOT NULL,
-    summary TEXT NOT NULL, ended_at REAL NOT NULL, record TEXT NOT NULL
-);
-CREATE INDEX rounds_by_status ON rounds (status, version);
 CREATE TABLE open_round (id INTEGER PRIMARY KEY CHECK (id = 1), round TEXT NOT NULL);
 CREATE TABLE closed_rounds (round_id INTEGER PRIMARY KEY, round TEXT NOT NULL);
 """
@@ -58,7 +50,7 @@ class _OpenRound(msgspec.Struct, frozen=True):
     token: str
 
 
-class Store(AgentTables):
+class Store(VersionTables, AgentTables, OrderTable):
     """One federation's file. Used from one thread.
 
     Args:
@@ -148,6 +140,8 @@ class Store(AgentTables):
         """Store version 0, before anybody trains."""
         with self._transaction() as db:
             self._insert_version(db, 0, theta, state)
+            self._insert_course(db, 0, Course())
+        self._checkpoint()
 
     def commit(
         self,
@@ -214,6 +208,62 @@ class Store(AgentTables):
         """
         self._updates.add(agent_id, version, frame)
 
+    def roll_back(
+        self, origin: int, size: int, without_devices: Callable[[F32, ServerState], ServerState]
+    ) -> int:
+        """Makes a new version of an earlier one, and a new session that goes on from it.
+
+        In a new session devices drop what they had of the old one (an update under way, residuals,
+        the algorithm's vectors), which belongs to versions that are undone.
+
+        Args:
+            origin: the earlier version.
+            size: P of the model.
+            without_devices: the algorithm's; see there.
+
+        Returns:
+            The new version.
+
+        Raises:
+            ConfigError: the version is not kept, or is damaged.
+        """
+        kept = self.versions()
+        if origin not in kept:
+            raise ConfigError(
+                f"version {origin} is not kept; versions kept: {ranges(kept)} (keep_versions)"
+            )
+        theta, state = self._version(origin, size)
+        with self._transaction() as db:
+            version = self._roll_back(db, origin, theta, without_devices(theta, state))
+            self._forget_open_round(db)
+            self._new_session(db)
+            db.execute("INSERT OR REPLACE INTO meta VALUES ('finished', '')")
+        self._updates.clear()
+        return version
+
+    def open_round(self) -> tuple[int, list[str]] | None:
+        """The open round's number and the agents whose updates count in it; None without one."""
+        found = self._read("SELECT round FROM open_round")
+        if not found:
+            return None
+        stored = self._decoded("the open round", found[0][0], _OpenRound)
+        updates = UpdateLog(None if str(self.path) == ":memory:" else self.path.parent)
+        return stored.plan.round_id, [name for name, _ in updates.read(bytes.fromhex(stored.token))]
+
+    def forget_agent(self, agent_id: str) -> None:
+        """Deletes what is known of an agent; what it gave to versions of θ stays in these.
+
+        An operator's quarantine stays, and for some rounds the ids of those whose updates counted.
+        """
+        with self._transaction() as db:
+            self._forget_agent(db, agent_id)
+            self._forget_in_rounds(db, agent_id)
+
+    def _new_session(self, db: sqlite3.Connection) -> None:
+        """Begins another run: answers to the one before count no more."""
+        db.execute("DELETE FROM closed_rounds")
+        db.execute("INSERT OR REPLACE INTO meta VALUES ('session', ?)", (secrets.token_hex(8),))
+
     def session(self, new: str) -> str:
         """The name of this store's run: `new` at its first use, the same ever after."""
         with self._transaction() as db:
@@ -270,34 +320,6 @@ class Store(AgentTables):
             self._version(best, size)[0] if is_other else theta,
         )
 
-    def _version(self, version: int, size: int) -> tuple[F32, ServerState]:
-        query = "SELECT theta, server_state, digest FROM versions WHERE version = ?"
-        blob, state, digest = self._read(query, version)[0]
-        if checksum(blob, state) != digest:
-            raise self._damaged(f"version {version}", "its checksum is wrong")
-        if len(blob) != 4 * size:
-            found = f"{len(blob) / 4:g} parameters, not {size}"
-            raise ConfigError(f"{self.path}: version {version} has {found}")
-        theta = np.frombuffer(blob, "<f4").astype(np.float32)
-        theta.setflags(write=False)
-        try:
-            return theta, state_from_bytes(state)
-        except WireError as error:
-            raise self._damaged(f"version {version}", error) from error
-
-    def _course(self, version: int, rule: Rule | None) -> Course:
-        """Returns the course after a version; reads all records only when its rule is another."""
-        rows = self._read("SELECT course FROM courses WHERE version = ?", version)
-        if not rows:
-            return reduce(Course.after, self.history(), Course(rule or Rule()))
-        course = self._decoded("the federation's course", rows[0][0], Course)
-        return course if rule in (None, course.rule) else course.by(rule, self.history())
-
-    def course(self) -> Course:
-        """How far the federation is, by the rule of its last run."""
-        rows = self._read("SELECT MAX(version) FROM versions")
-        return self._course(rows[0][0] or 0, None)
-
     def _open_round(self, version: int) -> StoredRound | None:
         found = self._read("SELECT round FROM open_round")
         if not found:
@@ -313,46 +335,9 @@ class Store(AgentTables):
         rows = self._read("SELECT round FROM closed_rounds ORDER BY round_id")
         return tuple(self._decoded("a closed round", text, ClosedRound) for (text,) in rows)
 
-    def rounds(self, latest: int | None = None) -> list[RoundRecord]:
-        """All rounds, or so many of the latest, in order."""
-        rows = self._rows(
-            "SELECT record FROM rounds ORDER BY round_id DESC LIMIT ?",
-            -1 if latest is None else latest,
-        )
-        return [self._decoded(_RECORD, text, RoundRecord) for (text,) in rows][::-1]
-
-    def history(self) -> list[RoundRecord]:
-        """Summaries of all rounds, in order."""
-        rows = self._rows("SELECT summary FROM rounds ORDER BY round_id")
-        return [self._decoded(_RECORD, text, RoundRecord) for (text,) in rows]
-
-    def answer(self) -> RoundRecord | None:
-        """The record of the latest round that answered a task; None when there is none."""
-        rows = self._read(
-            "SELECT record FROM rounds WHERE status = 'answered' ORDER BY version, round_id DESC "
-            "LIMIT 1"
-        )
-        return self._decoded(_RECORD, rows[0][0], RoundRecord) if rows else None
-
-    def number_of_rounds(self) -> int:
-        """Records of rounds that are kept."""
-        return int(self._read("SELECT COUNT(*) FROM rounds")[0][0])
-
-    def versions(self) -> list[int]:
-        """Versions of θ that are still kept."""
-        return [row[0] for row in self._read("SELECT version FROM versions ORDER BY version")]
-
     @staticmethod
     def _forget_open_round(db: sqlite3.Connection) -> None:
         db.execute("DELETE FROM open_round")
-
-    @staticmethod
-    def _insert_version(
-        db: sqlite3.Connection, version: int, theta: F32, state: ServerState
-    ) -> None:
-        parts = (theta.astype("<f4").tobytes(), state_to_bytes(state))
-        values = (version, *parts, time.time(), checksum(*parts))
-        db.execute("INSERT INTO versions VALUES (?, ?, ?, ?, ?)", values)
 
     @staticmethod
     def _insert_closed(db: sqlite3.Connection, closed: Sequence[ClosedRound]) -> None:
@@ -362,19 +347,6 @@ class Store(AgentTables):
         if closed:
             newest = max(each.round_id for each in closed)
             db.execute("DELETE FROM closed_rounds WHERE round_id <= ?", (newest - KEPT_ROUNDS,))
-
-    @staticmethod
-    def _insert_round(db: sqlite3.Connection, record: RoundRecord) -> None:
-        summary = msgspec.json.encode(record.summary).decode()
-        text = msgspec.json.encode(record).decode()
-        values = (record.round_id, record.status, record.version, summary, time.time(), text)
-        db.execute("INSERT OR REPLACE INTO rounds VALUES (?, ?, ?, ?, ?, ?)", values)
-
-    @staticmethod
-    def _insert_course(db: sqlite3.Connection, version: int, course: Course | None) -> None:
-        if course is not None:
-            text = msgspec.json.encode(course).decode()
-            db.execute("INSERT OR REPLACE INTO courses VALUES (?, ?)", (version, text))
 
     def _forget_old(
         self, db: sqlite3.Connection, round_id: int, version: int, course: Course | None
@@ -387,3 +359,14 @@ class Store(AgentTables):
         if self._keep_rounds:
             old = (round_id - self._keep_rounds, -1 if best is None else best.round_id)
             db.execute("DELETE FROM rounds WHERE round_id <= ? AND round_id != ?", old)
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Returns sorted numbers as text: `2, 5 to 9`."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1] = [parts[-1][0], number]
+        else:
+            parts.append([number])
+    return ", ".join(" to ".join(map(str, part)) for part in parts) or "none"

@@ -17,9 +17,10 @@ from coordinator.machine.events import (
     SaveStanding,
     StoreUpdate,
 )
+from coordinator.operate import open_store
 from coordinator.records.records import RoundRecord
 from coordinator.rounds.stopping import stop_rule
-from coordinator.service import open_store, sealed
+from coordinator.service import sealed
 from coordinator.storage.durability import Durability
 from fleet.virtual.event_trace import Began, Flushed
 from fleet.virtual.faults import COORDINATOR

@@ -188,6 +188,12 @@ class Algorithm(Protocol):
         The arguments are left as they are; θ becomes θ + learning_rate × step (`server_step`).
         """
 
+    def without_devices(self, theta: F32, state: ServerState) -> ServerState:
+        """The state for devices that begin anew, when an operator goes back to an earlier θ.
+
+        What mirrors the devices' vectors begins anew as well; what is the server's alone stays.
+        """
+
     def discount(self, staleness: int) -> float:
         """The factor on the weight of an update that is `staleness` versions old."""
 

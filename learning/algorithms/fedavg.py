@@ -101,6 +101,11 @@ class FedAvg:
         del theta
         return aggregate.vectors["delta"], state
 
+    def without_devices(self, theta: F32, state: ServerState) -> ServerState:
+        """The state as it is: it is the server's alone."""
+        del theta
+        return state
+
     def discount(self, staleness: int) -> float:
         """1 / √(1 + s) (Nguyen et al. 2022, arXiv 2106.06639, section 5.1)."""
         return float((1 + staleness) ** -0.5)

@@ -93,6 +93,11 @@ class Scaffold(FedAvg):
         """`control`: c = 0."""
         return ServerState({"control": np.zeros_like(theta)})
 
+    def without_devices(self, theta: F32, state: ServerState) -> ServerState:
+        """c = 0: it is the mean of all c_i, and these are 0 again."""
+        del state
+        return self.init(theta)
+
     def shared(self, state: ServerState) -> Vectors:
         """c."""
         return {"control": state.vectors["control"]}

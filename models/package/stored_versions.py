@@ -131,7 +131,9 @@ def _best(db: sqlite3.Connection, path: Path) -> int:
 
 def _round_result(db: sqlite3.Connection, version: int) -> tuple[int, dict[str, float]]:
     """Returns how many agents made a version, and their loss and metrics."""
-    query = "SELECT summary FROM rounds WHERE status = 'committed' AND version = ?"
+    for (origin,) in db.execute("SELECT origin FROM rollbacks WHERE version = ?", (version,)):
+        return _round_result(db, origin)
+    query = "SELECT summary FROM rounds WHERE status IN ('committed', 'undone') AND version = ?"
     for (text,) in db.execute(query, (version,)):
         record: dict[str, Any] = json.loads(text)
         found = {"loss": record["loss"], **record["metrics"]} if record["evaluated"] else {}

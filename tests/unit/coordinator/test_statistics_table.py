@@ -152,7 +152,7 @@ def test_the_status_shows_the_table(store: Store) -> None:
     assert "income" not in status_text(store, settings)
     store.save_round(record())
     text = status_text(store, settings)
-    assert text.splitlines()[0] == "federation f · model house_price"
+    assert text.splitlines()[0] == "federation f · model house_price · not running"
     assert "\n".join(statistics_lines(COLUMNS)) in text
     assert "1 declined (not_allowed): pi-9" in text
     assert status_document(store)["rounds"][0]["statistics"]["rooms"]["missing"] == 2

@@ -243,7 +243,7 @@ def test_another_format_is_told(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store._db.execute("UPDATE meta SET value = '99' WHERE key = 'format'")
     store.close()
-    with pytest.raises(ConfigError, match="format 99, this version reads 4"):
+    with pytest.raises(ConfigError, match="format 99, this version reads 5"):
         Store(tmp_path)
 
 

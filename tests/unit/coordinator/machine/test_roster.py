@@ -9,6 +9,7 @@ import pytest
 from broker.protocol.messages import AgentStatus
 from coordinator.machine import roster
 from coordinator.machine.roster import Roster, lacking_text
+from coordinator.machine.standing import Standing
 
 
 def status(state: Any = "online", agent_instance: str = "b1", **changes: Any) -> AgentStatus:
@@ -181,3 +182,13 @@ def test_what_agents_lack_is_counted_among_those_that_are_here() -> None:
         "1 unavailable"
     )
     assert lacking_text(found.lacking("evaluate")) == "1 unavailable"
+
+
+def test_who_is_in_quarantine_until_released_is_not_asked() -> None:
+    standings = {"a": Standing().quarantined("hostile", by_operator=True), "b": Standing()}
+    found = Roster(standings)
+    for name in "abc":
+        assert changes_something(found, name, status())
+    assert found.eligible_agents("train") == ["b", "c"]
+    standings["a"] = standings["a"].released()
+    assert found.eligible_agents("train") == ["a", "b", "c"]
