@@ -5,11 +5,15 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import click
+import msgspec
 
 from fedge.console import CommandGroup, FiniteRange, command_errors, log_less
+from fedge.errors import ConfigError
 from fedge.options import config_option, give_up_option
 from models.cli.runtimes import runtime_option
 
@@ -32,10 +36,28 @@ def run(config_path: Path, give_up_after: float | None) -> None:
     Recordings never leave the device; what it writes is its state folder. Ctrl-C or SIGTERM ends
     it cleanly.
     """
-    from edge_agent.config import load_agent_config
-    from edge_agent.service import run_agent
+    from fedge import openssl
+
+    with nullcontext() if _needs_openssl(config_path) else openssl.left_out():
+        from edge_agent.config import load_agent_config
+        from edge_agent.service import run_agent
 
     run_agent(load_agent_config(config_path), config_path.parent, give_up_after)
+
+
+def _needs_openssl(config_path: Path) -> bool:
+    """Whether an agent's configuration has TLS, or what may use it."""
+    from fedge.yaml_config import load_config
+
+    class Document(msgspec.Struct):
+        broker: dict[str, Any] = {}
+        plugins: list[Any] = []
+
+    try:
+        found = load_config(config_path, Document)
+    except ConfigError:
+        return True  # it is reported once all of it is read
+    return bool(found.plugins) or bool({"tls", "proxy"} & found.broker.keys())
 
 
 @cli.command()
