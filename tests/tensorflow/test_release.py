@@ -33,6 +33,7 @@ from models.package.package import ModelPackage, load_package
 from models.package.spec import TensorSpec
 from models.runtime.inference import InferenceModel, load_release
 from models.runtime.program import Program
+from models.zoo import load_zoo
 
 layers = keras.layers
 ROOT = Path(__file__).parents[2]
@@ -590,3 +591,14 @@ def test_a_sound_int8_release_is_judged_on_rows_that_do_not_calibrate(
     command = ["predict", "--model", "pump.tflite", "--data", "rows.npz"]
     assert CliRunner().invoke(agent_cli, command).exit_code == 0
     assert "pump.tflite is not good: one row; release it again" in caplog.text
+
+
+def test_missing_values_are_still_told_apart_in_int8() -> None:
+    package = load_zoo("heart_disease")
+    with np.load(ROOT / "examples/data/heart_hospitals.npz") as file:
+        (patient,) = package.spec.inputs
+        scaled = (file["x"].astype(np.float64) - patient.mean) / np.array(patient.std)
+    scaled[np.isnan(scaled)] = patient.missing
+    rows = {"patient": scaled.astype(np.float32)}
+    made = release_model(package, 1.5 * package.initial, "int8", calibration=rows)
+    assert made.release.faults == ()
