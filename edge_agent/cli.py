@@ -80,15 +80,13 @@ def check(config_path: Path, model_name: str, runtime: str | None) -> None:
     from fedge.yaml_config import located
     from learning.vector.metrics import absent_metrics, metric_values
     from models.runtime.program import Program
-    from models.runtime.stderr import suppress_stderr
     from models.zoo import open_model
 
     config = load_agent_config(config_path)
     package = open_model(model_name)
-    with suppress_stderr():  # what the interpreter announces
-        program = Program(
-            package.program, package.spec, frozen=package.frozen, runtime=runtime or config.runtime
-        )
+    program = Program(
+        package.program, package.spec, frozen=package.frozen, runtime=runtime or config.runtime
+    )
     base = config_path.parent
     state_dir = located(config.state_dir, base)
     table = read_ready(config.data, package.spec, base, state_dir)

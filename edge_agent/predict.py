@@ -23,7 +23,6 @@ from models.package.npz import open_npz
 from models.package.spec import ModelSpec, TensorSpec
 from models.runtime.inference import InferenceModel, Release, load_release
 from models.runtime.rows import Array
-from models.runtime.stderr import suppress_stderr
 
 log = logging.getLogger(__name__)
 
@@ -103,15 +102,14 @@ def predict(
             "%s is not good: %s; release it again with other calibration rows",
             model, "; ".join(release.faults), extra={"event": "release_not_good"},
         )  # fmt: skip
-    with suppress_stderr():  # what the interpreter announces
-        runner = InferenceModel(
-            tflite,
-            release.inputs,
-            release.outputs,
-            release.batch_size,
-            runtime=runtime,
-            threads=threads,
-        )
+    runner = InferenceModel(
+        tflite,
+        release.inputs,
+        release.outputs,
+        release.batch_size,
+        runtime=runtime,
+        threads=threads,
+    )
     config = _inputs(inputs_only(data), spec, base)
     table = read_ready(config, spec, base, state_dir)
     dataset = build_dataset(table, config, spec, state_dir, own=True)

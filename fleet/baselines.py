@@ -25,7 +25,6 @@ from models.package.package import ModelPackage
 from models.package.spec import ModelSpec
 from models.runtime.program import Program
 from models.runtime.rows import Rows
-from models.runtime.stderr import suppress_stderr
 
 
 @dataclass
@@ -119,8 +118,7 @@ class _Trial:
         self, participants: Participants, config: CoordinatorConfig, package: ModelPackage
     ) -> None:
         self.metric = participants.scenario.baselines.metric
-        with suppress_stderr():  # hide the interpreter's start-up messages
-            self.program = Program(package.program, package.spec, frozen=package.frozen)
+        self.program = Program(package.program, package.spec, frozen=package.frozen)
         self.initial = package.whole(package.initial)
         self.learners = _usable(participants, participants.learners)
         self.unseen = [

@@ -18,7 +18,6 @@ from learning.vector.parameters import F32, F64
 from models.package.package import ModelPackage
 from models.runtime.program import Program
 from models.runtime.rows import Rows
-from models.runtime.stderr import suppress_stderr
 
 Array = NDArray[Any]
 
@@ -43,8 +42,7 @@ def measure_detection(
     """
     config = participants.scenario.detection
     assert config is not None
-    with suppress_stderr():
-        program = Program(package.program, package.spec, frozen=package.frozen)
+    program = Program(package.program, package.spec, frozen=package.frozen)
     judged = [participants.dataset(name) for name in participants.unseen or participants.learners]
     held_out = [(data.part("test"), data.rows[data.test]) for data in judged if data.num_test]
     label = _labels(
