@@ -16,7 +16,7 @@ import threading
 import warnings
 import zlib
 from collections.abc import Callable
-from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -99,11 +99,20 @@ def runtime_version(name: str) -> str:
     if name == "tensorflow" and (loaded := sys.modules.get(name)):
         return str(loaded.__version__)
     for distribution in _DISTRIBUTIONS.get(name, (name,)):
-        try:
-            return metadata.version(distribution)
-        except metadata.PackageNotFoundError:
-            continue
+        if version := _installed_version(distribution):
+            return version
     return "of an unknown version"  # built locally, or from a distribution of another name
+
+
+def _installed_version(distribution: str) -> str:
+    """Returns the version in the name of the distribution's folder, or nothing.
+
+    importlib.metadata would read it from a file, and costs every agent 1 MB.
+    """
+    for path in sys.path:
+        for folder in Path(path).glob(f"{distribution.replace('-', '_')}-*.dist-info"):
+            return folder.name.removesuffix(".dist-info").partition("-")[2]
+    return ""
 
 
 def this_platform() -> Platform:

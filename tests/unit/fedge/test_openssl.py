@@ -33,6 +33,18 @@ def test_an_agent_is_imported_without_openssl() -> None:
     assert run(code + LOADED) == ["False False False"]
 
 
+@pytest.mark.parametrize("name", ["asyncio", "importlib.metadata"])
+def test_an_agent_with_its_runtime_does_not_import(name: str) -> None:
+    code = f"""
+import sys, edge_agent.service
+from models.runtime.interpreters import available_runtimes, find_runtime
+for runtime in available_runtimes()[:1]:
+    find_runtime(runtime)
+print({name!r} in sys.modules)
+"""
+    assert run(code) == ["False"], "it costs every agent one or two megabytes"
+
+
 def test_hashes_are_the_same_and_ssl_can_be_imported_afterwards() -> None:
     code = """
 from fedge import openssl
