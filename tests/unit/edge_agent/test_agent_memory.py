@@ -1,0 +1,75 @@
+"""Memory of the agent's machine over many rounds."""
+
+from __future__ import annotations
+
+import gc
+import tracemalloc
+from typing import Any
+
+import numpy as np
+import pytest
+
+from broker.protocol import topics
+from edge_agent.machine.events import ResolvePendingUpdate, StartJob
+from learning.vector.metrics import Sums
+from tests.unit.edge_agent.agent_stage import (
+    TOPICS,
+    Device,
+    measured,
+    only,
+    plan,
+    ready,
+    ref,
+    trained,
+    update_in,
+)
+
+#: Caches of plans and topics are full by then.
+WARM_UP, ROUNDS = 350, 200
+#: A topic, digest or message that stays would be more; free lists of Python come and go.
+TOLERATED_BYTES_PER_ROUND = 64
+
+
+def one_round(device: Device, number: int) -> None:
+    """Trains on a new θ, gets the receipt, and measures the next one."""
+    theta = np.full(4, number, np.float32).tobytes()
+    changes: dict[str, Any] = {
+        "round_id": number,
+        "version": number,
+        "blobs": {"weights": ref(theta)},
+    }
+    device.plan(**changes, codec="int8")
+    assert only(device.blob(theta), StartJob)
+    sent = device.feed(trained([1.0, 0.001, -0.003, 0.5], **changes, codec="int8"))
+    attempt = update_in(sent)[0].attempt
+    receipt = device.receipt(accepted=True, round_id=number, attempt=attempt)
+    (resolved,) = only(receipt, ResolvePendingUpdate)
+    assert resolved.accepted
+    after = np.full(4, -number, np.float32).tobytes()
+    changes |= {"phase": "evaluate", "version": number + 1, "blobs": {"weights": ref(after)}}
+    device.plan(**changes)
+    assert only(device.blob(after), StartJob)
+    device.feed(measured(plan(**changes), Sums(1.0, 5.0, {"mae": 1.0})))
+    device.actions.clear()
+
+
+def test_hundreds_of_rounds_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The cache of parsed topics is full after 512 rounds: too many to wait for.
+    monkeypatch.setattr(topics, "_parse_tail", topics._parse_tail.__wrapped__)
+    device = ready()
+    tracemalloc.start()  # before the warm-up: what comes later may replace what was not traced
+    try:
+        for number in range(1, WARM_UP):
+            one_round(device, number)
+        gc.collect()
+        before, _ = tracemalloc.get_traced_memory()
+        for number in range(WARM_UP, WARM_UP + ROUNDS):
+            one_round(device, number)
+        gc.collect()
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (after - before) / ROUNDS < TOLERATED_BYTES_PER_ROUND
+    assert device.filters, "it still listens"
+    assert all(name.startswith(TOPICS.root) for name in device.filters)
+    assert len(device.filters) < 10, "no subscription stays"
