@@ -29,6 +29,9 @@ KEPT_ROUNDS = 16
 #: No chunk of an unfinished update for so long: some were dropped on the way, or the link is slow.
 STALL_S = 10.0
 
+#: A list costs every agent some 20 bytes for each agent on it, a rule 60 bytes in all.
+LISTED_AGENTS = 50
+
 #: Phases that follow another one, and are no task by themselves.
 _FOLLOWING = ("evaluate",)
 
@@ -43,13 +46,14 @@ class CohortConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         at_least: no round starts with fewer agents than this; also the smallest goal.
         over_select: ask so many times the goal, so that the slowest need not be waited for.
         announce: "ids" lists the agents in the plan; "rule" sends a seed and a fraction that every
-            agent applies itself, so that a large fleet needs no list.
+            agent applies itself, so that a large fleet needs no list; "auto" lists up to
+            `LISTED_AGENTS`.
     """
 
     fraction: Fraction = 1.0
     at_least: Positive = 1
     over_select: Annotated[float, Meta(ge=1, le=10)] = 1.0
-    announce: Literal["ids", "rule"] = "ids"
+    announce: Literal["auto", "ids", "rule"] = "auto"
 
 
 class RoundConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -62,12 +66,28 @@ class RoundConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         minimum: fewer updates at the deadline than this and the round is abandoned.
         stall_s: without a chunk of an unfinished update for so long, what is missing of it is asked
             for again.
+        grace_s: a round that waits for agents that went offline only, or that did not answer the
+            last time, waits no longer than this for them.
     """
 
     deadline_s: Seconds = 600.0
     fetch_jitter_s: Annotated[float, Meta(ge=0, le=1e5)] = 0.0
     minimum: Positive = 1
     stall_s: Annotated[float, Meta(ge=0.1, le=3600)] = STALL_S
+    grace_s: Annotated[float, Meta(ge=0, le=1e7)] = 30.0
+
+
+class QuarantineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Rule that leaves out agents whose answers are refused again and again.
+
+    Attributes:
+        after: faults (see `coordinator.machine.standing.FAULTS`); a good answer makes up for a
+            quarter of one; 0: no rule.
+        rounds: the agent sits out; twice as many at each further time.
+    """
+
+    after: Annotated[int, Meta(ge=0, le=1000)] = 3
+    rounds: Annotated[int, Meta(ge=1, le=10_000)] = 10
 
 
 class StartConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -127,6 +147,7 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
         aggregator: name, or name and settings, of how updates become one.
         max_staleness: an update counts while θ has moved on by no more versions than this.
         weighting: "examples" weighs an update by its rows, "agents" weighs all alike.
+        quarantine: of agents whose answers are refused again and again.
         norm_bound: how much longer than usual an update may be.
         max_update_norm: larger updates (L2) are refused, whatever is usual; no limit when not
             given.
@@ -159,6 +180,7 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     aggregator: Choice = "mean"
     max_staleness: Annotated[int, Meta(ge=0, le=KEPT_ROUNDS)] = 0
     weighting: Literal["examples", "agents"] = "examples"
+    quarantine: QuarantineConfig = QuarantineConfig()
     norm_bound: NormBoundSettings = NormBoundSettings()
     max_update_norm: Annotated[float, Meta(gt=0, le=1e30)] | None = None
     keep_versions: Annotated[int, Meta(ge=0, le=1_000_000)] = 20

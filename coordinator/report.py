@@ -12,6 +12,7 @@ import msgspec
 from broker.protocol.messages import name_of
 from coordinator.config import CoordinatorConfig
 from coordinator.fleet_data import fleet_findings, shift_findings
+from coordinator.machine.standing import UNTIL_RELEASED, Standing
 from coordinator.records.course import Best, Course, Rule
 from coordinator.records.records import RoundRecord
 from coordinator.statistics_table import statistics_lines
@@ -155,7 +156,7 @@ def status_document(
         spec: of its model, for what is odd about the fleet's data.
         process: number of the process that runs on it; None: none does.
     """
-    now = time.time()
+    now, standings = time.time(), store.standings()
     return {
         "federation": store.meta("federation"),
         "model": store.meta("model"),
@@ -171,6 +172,7 @@ def status_document(
                 **msgspec.to_builtins(agent.status),
                 "state": agent.state(now),
                 "heard_at": agent.heard_at,
+                "standing": msgspec.to_builtins(standings.get(agent.agent_id, Standing())),
             }
             for agent in store.agents()
         },
@@ -238,7 +240,9 @@ def status_text(
     now = time.time()
     lines.append(_online_line(agents, now))
     lines += _key_lines(store.meta("signing_keys") or "", agents)
-    lines += [_agent_line(agent, now) for agent in agents]
+    standings, following = store.standings(), course.last_round + 1
+    against = {name: standing_text(each, following) for name, each in standings.items()}
+    lines += [_agent_line(agent, now, against.get(agent.agent_id, "")) for agent in agents]
     return "\n".join(map(printable, lines))
 
 
@@ -258,7 +262,25 @@ def _online_line(agents: Sequence[KnownAgent], now: float) -> str:
     return line + (f", {states['silent']} silent" if states["silent"] else "")
 
 
-def _agent_line(agent: KnownAgent, now: float) -> str:
+def standing_text(standing: Standing, next_round: int) -> str:
+    """Returns what speaks against an agent, for the end of a line; empty when nothing does."""
+    parts = []
+    if standing.refusals:
+        worst = sorted(standing.refusals.items(), key=lambda item: -item[1])
+        reasons = ", ".join(f"{count} {reason}" for reason, count in worst)
+        parts.append(f"refused: {reasons}")
+    for phase, silence in sorted(standing.silences.items()):
+        again = f", asked again from round {silence.until_round}"
+        later = again if silence.until_round > next_round else ""
+        parts.append(f"silent in {phase} {silence.rounds} times running{later}")
+    if not standing.may_be_asked(next_round):
+        until = standing.quarantined_until_round
+        end = "until it is released" if until == UNTIL_RELEASED else f"until round {until}"
+        parts.append(f"in quarantine {end}: {standing.quarantine_reason}")
+    return "".join(f" · {part}" for part in parts)
+
+
+def _agent_line(agent: KnownAgent, now: float, against: str) -> str:
     status = agent.status
     rows = f"{status.train_examples:,} to learn, {status.test_examples:,} held out"
     problem = (
@@ -268,7 +290,7 @@ def _agent_line(agent: KnownAgent, now: float) -> str:
     heard = f"heard {max(0.0, now - agent.heard_at):.0f} s ago"
     return (
         f"  {agent.agent_id:24s} {agent.state(now):8s} {heard:>15s} · {rows} · "
-        f"{status.runtime or 'no runtime yet'}{problem}"
+        f"{status.runtime or 'no runtime yet'}{problem}{against}"
     )
 
 

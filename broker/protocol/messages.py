@@ -28,6 +28,7 @@ MAX_MISSING = 1000
 
 # "\\Z": "$" would let a newline follow.
 Id = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}\Z")]
+OptionalId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{0,64}\Z")]
 Text = Annotated[str, Meta(max_length=500)]
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Fingerprint = Annotated[str, Meta(pattern=r"^[0-9a-f]{16}\Z")]
@@ -75,11 +76,13 @@ class CoordinatorStatus(Message, frozen=True):
     Attributes:
         session: of the coordinator's state folder, the same after a restart; plans carry it too.
         version: of θ that is current.
+        coordinator_instance: new at every start of its process.
         keys: that the coordinator signs with, the newest first; none when it does not sign.
     """
 
     state: Name
     session: Id
+    coordinator_instance: OptionalId = ""
     version: Count = 0
     keys: Annotated[tuple[PublicKey, ...], Meta(max_length=4)] = ()
 
@@ -99,16 +102,20 @@ class Cohort(Message, frozen=True):
         ids: the agents asked; None when the rule decides.
         seed: of the rule, different every round.
         fraction: an agent belongs to the cohort when hash(seed, agent_id) falls below it.
+        without: agents that do not belong to it, whatever their hash.
     """
 
     ids: tuple[Id, ...] | None = None
     seed: Count = 0
     fraction: Annotated[float, Meta(ge=0, le=1)] = 1.0
+    without: tuple[Id, ...] = ()
 
     def includes(self, agent_id: str) -> bool:
         """Returns whether an agent is asked; agent and coordinator get the same answer."""
         if self.ids is not None:
             return agent_id in self.ids
+        if agent_id in self.without:
+            return False
         text = f"{self.seed}:{agent_id}".encode()
         draw = int.from_bytes(hashlib.sha256(text).digest()[:8], "big")
         return draw < self.fraction * 2.0**64
@@ -211,6 +218,8 @@ class AgentStatus(Message, frozen=True):
         algorithms: it can run.
         tags: from its configuration.
         software: version of the agent.
+        coordinator_instance: start of the coordinator that it sees online: only who names the one
+            that runs is certainly there; empty when it sees none.
         heartbeat_s: it says this again so often, whether it trains or not; 0 never. Silence of
             three times that long means it is lost.
         keys: names of the coordinator's signing keys that it trusts; none when it asks for no
@@ -236,11 +245,48 @@ class AgentStatus(Message, frozen=True):
     algorithms: Names = ()
     tags: Annotated[tuple[Id, ...], Meta(max_length=64)] = ()
     software: Text = ""
+    coordinator_instance: OptionalId = ""
     heartbeat_s: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
     keys: Annotated[tuple[KeyId, ...], Meta(max_length=4)] = ()
     targets: Annotated[dict[Name, TargetSummary], Meta(max_length=64)] = {}
     warnings: Annotated[tuple[Text, ...], Meta(max_length=8)] = ()
     max_payload_bytes: Count = 0
+
+
+class RoundResult(Message, frozen=True):
+    """How a round went, for people, home automation and dashboards; no agent reads it.
+
+    Attributes:
+        session: of the coordinator's state folder.
+        round_id: of the round.
+        status: "committed", "answered", "abandoned" or "held_back".
+        version: of θ after it.
+        loss: over all held-out rows, or while training where nothing is evaluated; None: not known.
+        metrics: likewise.
+        asked: agents that were asked.
+        reported: agents whose answers count.
+        refused: answers that were refused.
+        bytes_up: of PUBLISH packets from agents.
+        bytes_down: to agents.
+        seconds: that the round took.
+        best_round: the best so far by the metric that stops; 0: none is known.
+        finished: why the federation has ended; empty while it goes on.
+    """
+
+    session: Id
+    round_id: RoundId
+    status: Name
+    version: Count = 0
+    loss: Measured | None = None
+    metrics: Annotated[dict[str, Measured], Meta(max_length=1000)] = {}
+    asked: Count = 0
+    reported: Count = 0
+    refused: Count = 0
+    bytes_up: Count = 0
+    bytes_down: Count = 0
+    seconds: float = 0.0
+    best_round: RoundId = 0
+    finished: Text = ""
 
 
 class VectorRef(Message, frozen=True):

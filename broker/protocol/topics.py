@@ -105,6 +105,18 @@ class AgentProbeTopic(Topic):
 
 
 @dataclass(frozen=True)
+class ResultsTopic(Topic):
+    """Retained: how the last round went, for people and home automation; no agent reads it."""
+
+    pattern = _pattern("results")
+
+    @property
+    def tail(self) -> str:
+        """`results`."""
+        return "results"
+
+
+@dataclass(frozen=True)
 class ProgramTopic(Topic):
     """Retained: the manifest of the model package."""
 
@@ -206,6 +218,7 @@ _TOPICS: tuple[type[Topic], ...] = (
     RoundTopic,
     ProgramTopic,
     CoordinatorStatusTopic,
+    ResultsTopic,
     AgentProbeTopic,
     CoordinatorProbeTopic,
 )

@@ -48,7 +48,7 @@ _DEVICE_READS = (
 )
 _COORDINATOR_WRITES = (
     *("coordinator/status", "program", "round", "blobs/+/+", "agents/+/inbox"),
-    "coordinator/probe",
+    *("results", "coordinator/probe"),
 )
 _COORDINATOR_READS = (
     *("agents/+/status", "agents/+/updates/+/+", "agents/+/reports/+"),

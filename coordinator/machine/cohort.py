@@ -11,7 +11,7 @@ import numpy as np
 
 from broker.protocol import messages
 from broker.protocol.messages import Cohort
-from coordinator.config import CohortConfig
+from coordinator.config import LISTED_AGENTS, CohortConfig
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +32,7 @@ def draw_cohort(
     minimum: int = 1,
     max_bytes: int = messages.MAX_MESSAGE_BYTES,
     capacity: int | None = None,
+    left_out: Sequence[str] = (),
 ) -> Draw:
     """Draws without replacement (McMahan et al. 2017, Algorithm 1), with over-selection.
 
@@ -43,6 +44,7 @@ def draw_cohort(
         rng: decides; the same state draws the same cohort.
         minimum: reports without which the round would be abandoned: the goal is no less.
         max_bytes: of the cohort in a plan; a longer list is announced as a rule.
+        left_out: agents that are not to answer, though they are online; a rule names them.
         capacity: the most agents whose answers can be held; None: any number.
     """
     goal = min(len(able), max(config.at_least, minimum, math.ceil(config.fraction * len(able))))
@@ -54,7 +56,7 @@ def draw_cohort(
             capacity,
         )
         wanted, goal = capacity, min(goal, capacity)
-    if config.announce == "ids":
+    if config.announce == "ids" or (config.announce == "auto" and wanted <= LISTED_AGENTS):
         picked = rng.permutation(len(able))[:wanted]
         asked = tuple(sorted(able[int(index)] for index in picked))
         cohort = Cohort(ids=asked)
@@ -63,12 +65,12 @@ def draw_cohort(
             return Draw(cohort, asked, goal)
         log.warning(
             "a list of %d agents has %d bytes, a plan has room for %d: the round is announced by "
-            "rule; set cohort.announce: rule",
+            "rule; leave out cohort.announce, or set it to rule",
             len(asked),
             size,
             max_bytes,
         )
     share = wanted / len(able) if able else 0.0
-    cohort = Cohort(seed=int(rng.integers(1 << 53)), fraction=share)
+    cohort = Cohort(seed=int(rng.integers(1 << 53)), fraction=share, without=tuple(left_out))
     asked = tuple(name for name in able if cohort.includes(name))
     return Draw(cohort, asked, min(goal, len(asked)))

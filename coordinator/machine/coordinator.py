@@ -28,10 +28,12 @@ from broker.service.events import (
     Unsubscribe,
 )
 from coordinator.config import CoordinatorConfig, check_choices
+from coordinator.machine.central_rows import CentralRows
 from coordinator.machine.events import (
     Action,
     AgentUnavailable,
     Event,
+    ForgetAgent,
     SaveAgent,
 )
 from coordinator.machine.noise import SenderBudgets
@@ -41,6 +43,7 @@ from coordinator.machine.publisher import Publisher
 from coordinator.machine.roster import Roster
 from coordinator.machine.round_runner import RoundRunner
 from coordinator.machine.round_scheduler import RoundScheduler
+from coordinator.machine.standing import Standings
 from coordinator.machine.update_intake import IntakeResult, UpdateIntake
 from coordinator.rounds.registry import make_round_protocol
 from coordinator.rounds.stopping import stop_rule
@@ -95,7 +98,6 @@ class Coordinator:
         self.config = config
         self.spec = package.spec
         self.topics = Topics(config.federation)
-        self.roster = Roster(None if progress is None else progress.standings)
         #: Messages that could not be decoded, since the start.
         self.unreadable = 0
         _check_metric(config.stop.metric, package.spec)
@@ -107,7 +109,10 @@ class Coordinator:
         check_state(self.progress.state, expected)
         if (rule := stop_rule(config)) != self.progress.course.rule:
             self.progress.course = self.progress.course.by(rule, ())
-        self._publisher = Publisher(self.topics, package, session, keys)
+        standings = Standings(config.quarantine, self.progress.standings, config.max_staleness)
+        least = max(config.cohort.at_least, config.round.minimum)
+        self.roster = Roster(start, standings, least)
+        self._publisher = Publisher(self.topics, package, session, start, keys)
         self._traffic = Traffic()
         sizes = (upload.size(package.spec.size) for upload in algorithm.uploads.values())
         self._budgets = SenderBudgets(4 * sum(sizes))
@@ -117,6 +122,7 @@ class Coordinator:
         )
         self._protocol = make_round_protocol(config, package.spec, algorithm, self.roster)
         self._scheduler = RoundScheduler(config, restarted=progress is not None)
+        self._central = CentralRows(package, measure)
         self._rounds = RoundRunner(
             config,
             package,
@@ -128,9 +134,10 @@ class Coordinator:
             self._publisher,
             self._intake,
             self._scheduler,
+            self.roster,
             closed,
             self._traffic,
-            measure,
+            self._central,
         )
         self._connected = False
         self._looked_s = math.inf
@@ -158,7 +165,7 @@ class Coordinator:
     def handle(self, event: Event, now_s: float) -> list[Action]:
         """Returns what to do about an event at `now_s` (any steady clock, in seconds)."""
         actions: list[Action] = []
-        self._rounds.has_measured = False
+        self._central.has_measured = False
         match event:
             case Started():
                 return [Subscribe(name) for name in self.topics.from_agents]
@@ -166,26 +173,29 @@ class Coordinator:
                 actions = self._connect(max_payload_bytes, now_s)
             case Disconnected():
                 self._connected = False
+                if self._rounds.open is not None:
+                    self._rounds.open.grace_until_s = math.inf  # nobody could be heard
             case MessageArrived(topic, payload):
                 actions = self._message(topic, payload, now_s)
             case Tick():
                 actions = self._tick(now_s)
             case Stopping():
                 return [self._publisher.status(self.progress.version, online=False)]
-        if self._rounds.has_measured:
+        if self._central.has_measured:
             return actions  # it took its time: the next round begins by a clock that was read since
         return actions + self._maybe_start(now_s)
 
     def wait_s(self, now_s: float) -> float:
         """Returns the seconds until a Tick is due."""
         opened = self._rounds.open
-        moments = [now_s if self._rounds.has_measured else now_s + _LONGEST_WAIT_S]
+        moments = [now_s if self._central.has_measured else now_s + _LONGEST_WAIT_S]
         recovery_s = self._budgets.recovery_s()
         if recovery_s is not None and self._connected:
             moments.append(recovery_s)
         if opened is not None:
             waits_for_grace = opened.round.closed is not None
-            moments.append(self._scheduler.pause_until_s if waits_for_grace else opened.deadline_s)
+            due_s = min(opened.deadline_s, opened.grace_until_s)
+            moments.append(self._scheduler.pause_until_s if waits_for_grace else due_s)
             moments += [due for due in (self._intake.next_s(),) if due is not None]
         elif self.finished is None:
             due_s = self._scheduler.due_s()
@@ -204,6 +214,7 @@ class Coordinator:
         return [
             self._publisher.status(self.progress.version),
             *self._publisher.package(),
+            *self._publisher.results(),
             *self._rounds.connected(now_s, first=first),
         ]
 
@@ -234,7 +245,18 @@ class Coordinator:
 
     def _close_if_done(self, now_s: float) -> list[Action]:
         opened = self._rounds.open
-        if opened is None or opened.round.closed is None:
+        if opened is None:
+            return []
+        if self._connected and opened.watch_grace(self.config.round.grace_s, now_s):
+            log.warning(
+                "round %d: all agents that have not answered are offline, and %d of at least %d "
+                "have; it waits %g s for one of them to return",
+                opened.plan.round_id,
+                len(opened.round.counted),
+                opened.round.minimum,
+                self.config.round.grace_s,
+            )
+        if opened.round.closed is None:
             return []
         if now_s < self._scheduler.pause_until_s:
             return []  # restarted: an update that was queued came before the births
@@ -248,7 +270,8 @@ class Coordinator:
             return self._rounds.finish(reason)
         if now_s < self._scheduler.due_s():
             return []
-        first = not self.progress.last_round
+        self.roster.standings.round_id = self._rounds.next_round_id
+        first = not self.progress.version  # what was abandoned has shown nothing
         eligible = self._scheduler.eligible_agents(
             self._protocol.eligible_agents, self.roster, now_s, first=first
         )
@@ -276,12 +299,12 @@ class Coordinator:
                 case AgentStatusTopic(agent_id):
                     return self._agent_status(agent_id, payload, now_s)
                 case UpdateTopic(agent_id):
-                    self.roster.heard(agent_id, now_s)
+                    returned = self._heard(agent_id, now_s)
                     result = self._intake.update(self._rounds.open, topic, payload, now_s)
-                    return self._taken(result, now_s)
+                    return [*returned, *self._taken(result, now_s)]
                 case ReportTopic(agent_id, round_id):
-                    self.roster.heard(agent_id, now_s)
-                    return self._report(agent_id, round_id, payload, now_s)
+                    returned = self._heard(agent_id, now_s)
+                    return [*returned, *self._report(agent_id, round_id, payload, now_s)]
         except WireError as error:
             self.unreadable += 1
             self._budgets.unreadable(sender, is_known=is_known)
@@ -323,6 +346,15 @@ class Coordinator:
             again.append(self._publisher.plan(opened.plan))
         return again
 
+    def _heard(self, agent_id: str, now_s: float) -> list[Action]:
+        if not self.roster.heard(agent_id, now_s):
+            return []
+        entry = self.roster.get(agent_id)
+        assert entry is not None, "it was heard"
+        if self._rounds.open is not None:
+            self._rounds.open.round.set_offline(agent_id, offline=False)
+        return [SaveAgent(agent_id, entry.status)]
+
     def _report(self, agent_id: str, round_id: int, payload: bytes, now_s: float) -> list[Action]:
         report = messages.decode(payload, Report)
         if report.kind == "missing":
@@ -337,7 +369,7 @@ class Coordinator:
 
     def _agent_status(self, agent_id: str, payload: bytes, now_s: float) -> list[Action]:
         if not payload:
-            return []  # an operator removed the agent's retained status
+            return self._removed(agent_id, now_s)
         status = messages.decode(payload, AgentStatus)
         if status.state == "offline" and self.roster.get(agent_id) is None:
             # It went offline while this process was away; a round that was open then asked it.
@@ -367,6 +399,13 @@ class Coordinator:
             *told,
             *self._presence(agent_id, now_s, offline=gone),
         ]
+
+    def _removed(self, agent_id: str, now_s: float) -> list[Action]:
+        """Drops an agent whose retained status was cleared: nobody is there, nor will be."""
+        if not self.roster.forget(agent_id):
+            return []
+        log.info("agent %s: its status was cleared; it is forgotten until its next one", agent_id)
+        return [ForgetAgent(agent_id), *self._presence(agent_id, now_s, offline=True)]
 
     def _presence(self, agent_id: str, now_s: float, *, offline: bool) -> list[Action]:
         if self._rounds.open is not None:

@@ -96,6 +96,13 @@ class SaveAgent:
 
 
 @dataclass(frozen=True)
+class ForgetAgent:
+    """Forget what an agent said of itself: its retained status was cleared."""
+
+    agent_id: str
+
+
+@dataclass(frozen=True)
 class SaveStanding:
     """Store how an agent stands; nothing waits until it is on disk."""
 
@@ -161,6 +168,7 @@ Action = (
     | SaveRound
     | SaveAgent
     | SaveStanding
+    | ForgetAgent
     | RoundEnded
     | Waiting
     | AgentUnavailable

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -15,6 +16,8 @@ from coordinator.rounds.round import Round
 from learning.aggregation.norm_bound import RoundNorms
 from learning.phases.phase import Collector
 from learning.registry import Settings
+
+_LEAST_GRACE_S = 1.0
 
 
 @dataclass(eq=False)
@@ -32,6 +35,8 @@ class OpenRound:
         deadline_s: when answers of this phase are late, on the same clock.
         record: as far as it is known.
         earlier: collectors of the round's phases before this one, by name.
+        grace_until_s: the phase ends then, since it hardly waits for those that are missing;
+            infinite while it waits for others.
     """
 
     plan: RoundPlan
@@ -44,6 +49,28 @@ class OpenRound:
     deadline_s: float
     record: RoundRecord
     earlier: dict[str, Collector] = field(default_factory=dict)
+    grace_until_s: float = math.inf
+
+    def watch_grace(self, grace_s: float, now_s: float) -> bool:
+        """Ends the phase when its grace is over; returns whether one for offline agents begins.
+
+        Agents that were silent the last time get as long again as the others took; agents that went
+        offline, without which the round is abandoned, the whole grace.
+        """
+        ended = self.round
+        too_few = len(ended.counted) < ended.minimum
+        if not ended.in_grace or (too_few and ended.waiting_for):
+            self.grace_until_s = math.inf
+            return False
+        if now_s >= self.grace_until_s:
+            ended.end_grace()
+            return False
+        if self.grace_until_s < math.inf:
+            return False
+        elapsed_s = now_s - (self.deadline_s - self.plan.deadline_s)
+        for_silent_s = max(_LEAST_GRACE_S, elapsed_s)
+        self.grace_until_s = now_s + (grace_s if too_few else min(grace_s, for_silent_s))
+        return too_few
 
     def closed(self, usual_loss: float | None) -> ClosedPhase:
         """Returns the phase as the round protocol sees it; see `ClosedPhase.usual_loss`."""

@@ -5,12 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+import msgspec
+
 from broker.protocol import blobs, messages
-from broker.protocol.messages import BlobRef, CoordinatorStatus, ProgramManifest, RoundPlan
+from broker.protocol.messages import (
+    BlobRef,
+    CoordinatorStatus,
+    ProgramManifest,
+    RoundPlan,
+    RoundResult,
+)
 from broker.protocol.topics import (
     ChunkTopic,
     CoordinatorStatusTopic,
     ProgramTopic,
+    ResultsTopic,
     RoundTopic,
     Topic,
     Topics,
@@ -38,16 +47,23 @@ class Publisher:
     """
 
     def __init__(
-        self, topics: Topics, package: ModelPackage, session: str, keys: tuple[str, ...] = ()
+        self,
+        topics: Topics,
+        package: ModelPackage,
+        session: str,
+        instance: str,
+        keys: tuple[str, ...] = (),
     ) -> None:
         self._topics = topics
         self._keys = keys
         self._package = package
         self._session = session
         self._own_limit = self._agents_limit = messages.MAX_MESSAGE_BYTES
+        self._instance = instance
         self.limit(messages.MAX_MESSAGE_BYTES)
         #: References by name of the sets that are out there, the latest last.
         self._sets: list[dict[str, BlobRef]] = []
+        self._result: RoundResult | None = None
         #: Payloads that are out there, by blob, and when a chunk was last published again.
         self._out: dict[str, list[bytes]] = {}
         self._again_s: dict[tuple[str, int], float] = {}
@@ -79,6 +95,7 @@ class Publisher:
         status = CoordinatorStatus(
             state="online" if online else "offline",
             session=self._session,
+            coordinator_instance=self._instance,
             version=version,
             keys=self._keys,
         )
@@ -136,6 +153,19 @@ class Publisher:
                 self._again_s[sha256, index] = now_s
                 found.append(self._retained(ChunkTopic(sha256, index), payloads[index]))
         return found
+
+    def results(self, result: RoundResult | None = None) -> list[Publish]:
+        """The last round's result, once there is one; None: the one before, again."""
+        self._result = result or self._result
+        if self._result is None:
+            return []
+        return [self._retained(ResultsTopic(), messages.encode(self._result))]
+
+    def finished(self, reason: str) -> list[Publish]:
+        """The last round's result, with the end of the federation."""
+        if self._result is None:
+            return []
+        return self.results(msgspec.structs.replace(self._result, finished=reason))
 
     def plan(self, plan: RoundPlan) -> Publish:
         """The current plan."""

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import msgspec
 
 from broker.protocol.messages import AgentStatus
-from coordinator.machine.standing import UNTIL_RELEASED, Standing
+from coordinator.config import QuarantineConfig
+from coordinator.machine.standing import Standings
 
 #: A fleet larger than this needs another coordinator; bounds memory against invented ids.
 MAX_AGENTS = 100_000
@@ -25,6 +26,9 @@ MISSED_HEARTBEATS = 3
 #: Instances that are remembered: a replaced one that publishes a birth is a second process.
 _FORMER_INSTANCES = 4
 _UNAVAILABLE = "unavailable"
+_QUARANTINED = "in quarantine"
+#: Of an agent without heartbeats, from when it was asked: a long training on a slow device.
+_LONGEST_SILENCE_S = 3600.0
 
 
 class Rows(NamedTuple):
@@ -43,6 +47,8 @@ class Entry:
         heard_s: when it last said anything.
         received_bytes: by its link in this boot, as it last reported.
         former: its instances before this one, latest last.
+        asked_s: when a round last asked it; only of an agent without heartbeats.
+        is_expired: it is offline because nothing was heard of it.
         rows: the most that a status of it has named, by part: a new instance has none until it
             has loaded the model, and may send an update of the one before.
     """
@@ -51,6 +57,8 @@ class Entry:
     heard_s: float
     received_bytes: int = 0
     former: tuple[str, ...] = ()
+    asked_s: float = -math.inf
+    is_expired: bool = False
     rows: dict[Part, Rows] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -59,6 +67,7 @@ class Entry:
     def update(self, status: AgentStatus) -> None:
         """Replaces the status."""
         self.status = status
+        self.is_expired = False
         self._note_rows()
 
     def _note_rows(self) -> None:
@@ -79,11 +88,24 @@ class Roster:
     """All agents that were heard of.
 
     Args:
-        standings: of agents, by id; who is in quarantine is not asked.
+        instance: of the coordinator: an agent that names it was there when it had started; births
+            that were retained or queued before say nothing. None: every agent is believed.
+        standings: of agents that are not to be asked.
+        least: agents of a round; with fewer, those that were silent are asked too.
+
+    Attributes:
+        standings: of all agents.
     """
 
-    def __init__(self, standings: Mapping[str, Standing] | None = None) -> None:
-        self._standings = {} if standings is None else standings
+    def __init__(
+        self,
+        instance: str | None = None,
+        standings: Standings | None = None,
+        least: int = 1,
+    ) -> None:
+        self.standings = standings or Standings(QuarantineConfig(), {})
+        self._instance = instance
+        self._least = least
         self._entries: dict[str, Entry] = {}
         #: Before that nobody's patience can be over.
         self._first_expiry_s = math.inf
@@ -100,14 +122,29 @@ class Roster:
         """The agent's entry; None for one never heard of."""
         return self._entries.get(agent_id)
 
-    def forget(self, agent_id: str) -> None:
-        """Drops an agent; its next birth brings it back."""
-        self._entries.pop(agent_id, None)
+    def heard(self, agent_id: str, now_s: float) -> bool:
+        """Notes that an agent sent a message; returns whether that brings it back."""
+        entry = self._entries.get(agent_id)
+        if entry is None:
+            return False
+        entry.heard_s = now_s
+        if not entry.is_expired:
+            return False
+        entry.update(msgspec.structs.replace(entry.status, state="online"))
+        self._watch(entry)
+        return True
 
-    def heard(self, agent_id: str, now_s: float) -> None:
-        """Notes that an agent sent a message."""
-        if (entry := self._entries.get(agent_id)) is not None:
-            entry.heard_s = now_s
+    def asked(self, agents: Iterable[str], now_s: float) -> None:
+        """Notes that a round asks agents: of those without heartbeats silence means something."""
+        for agent_id in agents:
+            entry = self._entries.get(agent_id)
+            if entry is not None and not entry.status.heartbeat_s:
+                entry.asked_s = now_s
+                self._watch(entry)
+
+    def forget(self, agent_id: str) -> bool:
+        """Drops an agent, until its next birth; returns whether it was known."""
+        return self._entries.pop(agent_id, None) is not None
 
     def rows(self, agent_id: str, part: Literal["train", "test", "any"]) -> Rows | None:
         """Returns how many rows of a part an agent said that it has; None: not known."""
@@ -133,21 +170,22 @@ class Roster:
             if len(self._entries) >= MAX_AGENTS or status.state == "offline":
                 return "none"
             self._entries[agent_id] = Entry(status, now_s)
-            self._watch(status, now_s)
+            self._watch(self._entries[agent_id])
             return "changed"
         is_same_instance = status.agent_instance == entry.status.agent_instance
         if status.state == "offline" and not is_same_instance:
             return "none"
         entry.heard_s = now_s
-        self._watch(status, now_s)
         if is_same_instance:
             same = status == entry.status
             entry.update(status)
+            self._watch(entry)
             return "heartbeat" if same else "changed"
         duplicate = status.agent_instance in entry.former
         entry.former = (*entry.former, entry.status.agent_instance)[-_FORMER_INSTANCES:]
         entry.update(status)
         entry.received_bytes = 0
+        self._watch(entry)
         return "duplicate" if duplicate else "changed"
 
     def expire(self, now_s: float) -> list[str]:
@@ -157,17 +195,24 @@ class Roster:
         self._first_expiry_s = math.inf
         silent = []
         for agent_id, entry in self._entries.items():
-            if now_s > self._watch(entry.status, entry.heard_s):
-                entry.status = msgspec.structs.replace(entry.status, state="offline")
+            if now_s > self._watch(entry):
+                entry.update(msgspec.structs.replace(entry.status, state="offline"))
+                entry.is_expired = True
                 silent.append(agent_id)
         return silent
 
-    def _watch(self, status: AgentStatus, heard_s: float) -> float:
-        """Returns when the agent's heartbeats are overdue; infinite if offline or without any."""
-        if status.state == "offline" or not status.heartbeat_s:
+    def _watch(self, entry: Entry) -> float:
+        """Returns when the agent has been silent for too long; infinite if that means nothing."""
+        status = entry.status
+        if status.state == "offline":
             return math.inf
-        since_s = max(heard_s, self._deaf_until_s)
-        expiry_s = since_s + MISSED_HEARTBEATS * status.heartbeat_s
+        if status.heartbeat_s:
+            since_s, patience_s = entry.heard_s, MISSED_HEARTBEATS * status.heartbeat_s
+        elif entry.asked_s >= entry.heard_s:
+            since_s, patience_s = entry.asked_s, _LONGEST_SILENCE_S
+        else:
+            return math.inf
+        expiry_s = max(since_s, self._deaf_until_s) + patience_s
         self._first_expiry_s = min(self._first_expiry_s, expiry_s)
         return expiry_s
 
@@ -197,9 +242,30 @@ class Roster:
             algorithm: that they must be able to run; None: any.
         """
 
+        able = self._able(phase, codec, algorithm)
+        standings = self.standings
+        patient = [name for name in able if not standings.is_backed_off(name, phase)]
+        return sorted(patient if len(patient) >= self._least else able)
+
+    def left_out(
+        self, asked: Collection[str], phase: str, codec: str | None, algorithm: str | None
+    ) -> list[str]:
+        """Returns agents that could take part and are not to; see `eligible_agents`."""
+        able = self._able(phase, codec, algorithm, even_quarantined=True)
+        return sorted(name for name in able if name not in asked)
+
+    def _able(
+        self,
+        phase: str,
+        codec: str | None,
+        algorithm: str | None,
+        *,
+        even_quarantined: bool = False,
+    ) -> list[str]:
         def can(status: AgentStatus) -> bool:
             return (
                 status.state == "online"
+                and self._is_confirmed(status)
                 and not status.unavailable_reason
                 and not status.pause_reason
                 and _has_part(status, phase)
@@ -207,15 +273,14 @@ class Roster:
                 and (algorithm is None or algorithm in status.algorithms)
             )
 
-        return sorted(
+        return [
             name
             for name, entry in self._entries.items()
-            if can(entry.status) and not self._is_shut_out(name)
-        )
+            if can(entry.status) and (even_quarantined or not self.standings.is_quarantined(name))
+        ]
 
-    def _is_shut_out(self, agent_id: str) -> bool:
-        standing = self._standings.get(agent_id)
-        return standing is not None and standing.quarantined_until_round == UNTIL_RELEASED
+    def _is_confirmed(self, status: AgentStatus) -> bool:
+        return self._instance in (None, status.coordinator_instance)
 
     def lacking(
         self, phase: str, codec: str | None = None, algorithm: str | None = None
@@ -229,11 +294,25 @@ class Roster:
         """
         return Counter(
             lack
-            for _, entry in self
+            for name, entry in self
             if entry.online
             and not entry.status.pause_reason
-            and (lack := _lack(entry.status, phase, codec, algorithm))
+            and (lack := self._lack(name, entry.status, phase, codec, algorithm))
         )
+
+    def _lack(
+        self,
+        agent_id: str,
+        status: AgentStatus,
+        phase: str,
+        codec: str | None,
+        algorithm: str | None,
+    ) -> str:
+        if self.standings.is_quarantined(agent_id):
+            return _QUARANTINED
+        if not self._is_confirmed(status):
+            return "not answer yet"
+        return _lack(status, phase, codec, algorithm)
 
     def takes_part(self, agent_id: str, phase: str) -> bool:
         """Says whether an agent takes part in a phase; one never heard of is believed to."""
@@ -266,7 +345,7 @@ def lacking_text(lacking: Counter[str]) -> str:
 
 
 def _counted(count: int, lack: str) -> str:
-    if lack == _UNAVAILABLE:
+    if lack in (_UNAVAILABLE, _QUARANTINED):
         return f"{count} {lack}"
     return f"{count} {'does' if count == 1 else 'do'} {lack}"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -13,6 +12,7 @@ import numpy as np
 
 from broker.protocol.messages import BlobRef, Cohort, RoundPlan, name_of
 from coordinator.config import CoordinatorConfig
+from coordinator.machine.central_rows import CentralRows
 from coordinator.machine.cohort import Draw, draw_cohort
 from coordinator.machine.events import (
     Action,
@@ -21,16 +21,18 @@ from coordinator.machine.events import (
     RoundEnded,
     SaveOpenRound,
     SaveRound,
+    SaveStanding,
 )
 from coordinator.machine.open_round import ClosedRound, ClosedRounds, OpenRound, Traffic
 from coordinator.machine.progress import Progress, StoredRound
 from coordinator.machine.publisher import Publisher
+from coordinator.machine.roster import Roster
 from coordinator.machine.round_scheduler import RoundScheduler
 from coordinator.machine.update_intake import UpdateIntake
 from coordinator.records.records import RoundRecord, new_record
-from coordinator.records.results import with_central
+from coordinator.records.results import round_result
 from coordinator.rounds import protocol
-from coordinator.rounds.protocol import PhaseOrder, RoundProtocol
+from coordinator.rounds.protocol import FirstNeeds, PhaseOrder, RoundProtocol, first_needs
 from coordinator.rounds.round import Round
 from fedge.errors import ConfigError
 from learning.aggregation.aggregator import Aggregator
@@ -40,7 +42,6 @@ from learning.algorithms.algorithm import Algorithm
 from learning.phases.phase import WEIGHTS, CollectorContext, Phase
 from learning.phases.registry import PHASES
 from learning.registry import choice_of
-from learning.vector.metrics import Sums
 from learning.vector.parameters import F32
 from learning.vector.vectors import Vectors
 from models.package.package import ModelPackage
@@ -62,9 +63,10 @@ class RoundRunner:
         publisher: of blobs and plans.
         intake: told when a phase begins.
         scheduler: told how rounds end.
+        roster: of agents that can be asked, and how they stand.
         closed: the rounds before the open one.
         traffic: of the open round.
-        measure: sums of loss and metrics over the coordinator's own data for a θ, or None.
+        central: the coordinator's own rows.
 
     Raises:
         ConfigError: the aggregator cannot hold the updates of the smallest round.
@@ -72,7 +74,6 @@ class RoundRunner:
     Attributes:
         open: the round under way.
         finished: why the federation has ended; None before.
-        has_measured: the last call took the time of a measurement.
     """
 
     def __init__(
@@ -87,13 +88,13 @@ class RoundRunner:
         publisher: Publisher,
         intake: UpdateIntake,
         scheduler: RoundScheduler,
+        roster: Roster,
         closed: ClosedRounds,
         traffic: Traffic,
-        measure: Callable[[F32], Sums] | None,
+        central: CentralRows,
     ) -> None:
         self.open: OpenRound | None = None
         self.finished: str | None = None
-        self.has_measured = False
         self._config = config
         self._package = package
         self._session = session
@@ -104,12 +105,18 @@ class RoundRunner:
         self._publisher = publisher
         self._intake = intake
         self._scheduler = scheduler
+        self._roster = roster
         self._closed = closed
         self._traffic = traffic
-        self._measure = measure
+        self._central = central
         self._norms = NormHistory(config.norm_bound, progress.course.norms)
         self._next_round_id = progress.last_round + 1
         self._check_capacity()
+
+    @property
+    def next_round_id(self) -> int:
+        """Returns the id of the round that begins next."""
+        return self._next_round_id
 
     def _check_capacity(self) -> None:
         """Refuses an aggregator that cannot hold the updates of the smallest round."""
@@ -188,7 +195,12 @@ class RoundRunner:
         capacity = phase.collector(self._collector_context()).capacity
         minimum = order.minimum if order.is_durable else 1
         room = self._publisher.max_cohort_bytes - len(msgspec.json.encode(order.settings))
-        return draw_cohort(order.eligible, order.cohort, rng, minimum, room, capacity)
+        left_out = self._roster.left_out(set(order.eligible), *self._needs(order))
+        return draw_cohort(order.eligible, order.cohort, rng, minimum, room, capacity, left_out)
+
+    def _needs(self, order: PhaseOrder) -> FirstNeeds:
+        first = first_needs(self._config)
+        return first if first.phase == order.settings.name else FirstNeeds(order.settings.name)
 
     def _announce(
         self, order: PhaseOrder, draw: Draw, record: RoundRecord, now_s: float
@@ -203,7 +215,13 @@ class RoundRunner:
         self.open = OpenRound(
             plan=plan,
             settings=order.settings,
-            round=Round(record.round_id, frozenset(draw.asked), draw.goal, order.minimum),
+            round=Round(
+                record.round_id,
+                frozenset(draw.asked),
+                draw.goal,
+                order.minimum,
+                doubtful=self._roster.standings.doubtful(draw.asked, order.settings.name),
+            ),
             collector=phase.collector(self._collector_context()),
             norms=self._round_norms(),
             is_durable=order.is_durable,
@@ -213,6 +231,7 @@ class RoundRunner:
             earlier=earlier,
         )
         self._intake.begin(self.open)
+        self._roster.asked(draw.asked, now_s)
         actions: list[Action] = [*chunks, self._publisher.plan(plan), *removal]
         if order.is_durable:
             actions.insert(0, SaveOpenRound(plan, draw.asked, draw.goal))
@@ -264,6 +283,7 @@ class RoundRunner:
         """Carries out what the protocol makes of the phase that closed."""
         opened = self.open
         assert opened is not None, "a phase closed"
+        self._note_answers(opened)
         progress = self._progress
         closed = opened.closed(progress.course.first_loss)
         if opened.is_durable:
@@ -281,8 +301,25 @@ class RoundRunner:
             case protocol.Result(record):
                 return self._end_round(record, now_s, self._remember(opened, committed=False))
 
+    def _note_answers(self, opened: OpenRound) -> None:
+        """Notes which agents answered, and which were online and did not."""
+        ended, phase, standings = opened.round, opened.plan.phase_name, self._roster.standings
+        standings.round_id = ended.round_id
+        for agent_id in sorted(ended.counted):
+            standings.accepted(agent_id)
+        silent = ended.waiting_for if ended.closed in ("deadline", "grace") else frozenset()
+        answered = ended.cohort - ended.unanswered
+        for agent_id in sorted(answered | {agent_id for agent_id, _ in ended.stale}):
+            standings.answered(agent_id, phase)
+        # When most do not answer it is not they who are to blame.
+        if 2 * len(ended.unanswered) <= len(ended.cohort):
+            for agent_id in sorted(silent):
+                standings.silent(agent_id, phase)
+
     def _commit(self, opened: OpenRound, commit: protocol.Commit, now_s: float) -> list[Action]:
         progress, record = self._progress, commit.record
+        if why := self._central.explosion(progress.theta, commit.theta):
+            return self._explode(opened, record, why, now_s)
         self._scheduler.committed()
         progress.version = record.version
         progress.theta, progress.state = commit.theta, commit.state
@@ -321,6 +358,16 @@ class RoundRunner:
         )
         return self._end_round(record, now_s, self._remember(opened, committed=False))
 
+    def _explode(
+        self, opened: OpenRound, record: RoundRecord, why: str, now_s: float
+    ) -> list[Action]:
+        """Ends a round after which the model would be wrecked, whoever it was."""
+        record = msgspec.structs.replace(
+            record, status="abandoned", version=self._progress.version, held_back=why
+        )
+        log.error("round %d is held back: %s", record.round_id, why, extra={"event": "held_back"})
+        return self._abandon(opened, record, why, now_s)
+
     def _hold_back(
         self, opened: OpenRound, outcome: protocol.HoldBack, now_s: float
     ) -> list[Action]:
@@ -336,6 +383,8 @@ class RoundRunner:
             why[:500],
             extra={"event": "held_back"},
         )
+        for agent_id in suspects:
+            self._roster.standings.refused(agent_id, "norm")
         return self._end_round(record, now_s, self._remember(opened, committed=False))
 
     def _end_round(
@@ -350,9 +399,7 @@ class RoundRunner:
                 found += opened.round.refusals
             refusals = dict(found)
         up, down = self._traffic.take()
-        if record.status == "committed" and self._measure is not None:
-            self.has_measured = True
-            record = _measured(record, self._measure, self._progress.theta, self._package)
+        record = self._central.measured(record, self._progress.theta)
         record = msgspec.structs.replace(
             record,
             refused=sum(refusals.values()),
@@ -364,7 +411,10 @@ class RoundRunner:
         self._progress.note(record, self._norms.known)
         if (best := self._progress.course.best) is not None and best.version:
             record = msgspec.structs.replace(record, best_round=best.round_id)
-        return [SaveRound(record, closed, self._progress.course), RoundEnded(record)]
+        saved: list[Action] = [SaveRound(record, closed, self._progress.course)]
+        self._roster.standings.take_changed(lambda *changed: saved.append(SaveStanding(*changed)))
+        result = round_result(record, self._session)
+        return [*saved, RoundEnded(record), *self._publisher.results(result)]
 
     def finish(self, reason: str) -> list[Action]:
         """Announces that the federation has ended, with its best version."""
@@ -374,7 +424,8 @@ class RoundRunner:
         order = PhaseOrder(self._protocol.first([]).settings, (), self._config.cohort, 1.0)
         plan = self._plan(order, self._progress.last_round, refs, Cohort(ids=()))
         plan = msgspec.structs.replace(plan, state="finished", version=version)
-        return [*chunks, self._publisher.plan(plan), *removal, Finished(reason)]
+        told = self._publisher.finished(reason)
+        return [*chunks, self._publisher.plan(plan), *removal, *told, Finished(reason)]
 
 
 def _of_every_plan(config: CoordinatorConfig, round_id: int) -> dict[str, Any]:
@@ -387,15 +438,3 @@ def _of_every_plan(config: CoordinatorConfig, round_id: int) -> dict[str, Any]:
         "seed": int(np.random.default_rng([config.seed, round_id, 1]).integers(1 << 53)),
         "max_staleness": config.max_staleness,
     }
-
-
-def _measured(
-    record: RoundRecord, measure: Callable[[F32], Sums], theta: F32, package: ModelPackage
-) -> RoundRecord:
-    """Returns the record with the figures of the coordinator's own rows, if they can be had."""
-    try:
-        return with_central(record, measure(theta), package.spec.metrics)
-    except Exception:
-        # θ has moved on, and the actions that store it are not done yet.
-        log.exception("round %d: the coordinator's own rows are not measured", record.round_id)
-        return record

@@ -2,36 +2,87 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable, Iterable
+
 import msgspec
+
+from coordinator.config import QuarantineConfig
+
+log = logging.getLogger(__name__)
 
 #: Of `Standing.quarantined_until_round`: until somebody releases the agent.
 UNTIL_RELEASED = -1
 
+#: Reasons of refusals that a working device gives no cause for, ever.
+FAULTS = frozenset(
+    (
+        "codec",
+        "examples",
+        "fingerprint",
+        "implausible",
+        "malformed",
+        "metrics",
+        "norm",
+        "not_finite",
+        "shape",
+        "statistics",
+        "vectors",
+    )
+)
+#: An answer that counts makes up for a part of a fault.
+_FORGIVEN = 0.25
+_LONGEST_QUARANTINE = 10_000
+#: After so many silent rounds in a row an agent is asked in every 64th.
+_MOST_DOUBLINGS = 6
 
-class Standing(msgspec.Struct, frozen=True):
+
+class Silence(msgspec.Struct, frozen=True):
+    """Rounds that asked an agent for a phase and heard nothing.
+
+    Attributes:
+        rounds: of these in a row.
+        until_round: it is asked again from this round on.
+    """
+
+    rounds: int
+    until_round: int
+
+
+class Standing(msgspec.Struct, frozen=True, omit_defaults=True):
     """One agent's record with this federation; stored.
 
     Attributes:
         refusals: its refused answers, by reason.
         accepted: its answers that counted.
-        silent_rounds: rounds in a row that asked it and heard nothing.
+        faults: refusals that a working device gives no cause for, less what good answers have made
+            up for since.
+        silences: by phase.
         quarantined_until_round: it is asked again from this round on; 0: it is not in quarantine,
             `UNTIL_RELEASED`: only when it is released.
         quarantine_reason: in words; empty when it is not in quarantine.
+        quarantines: times that a rule put it there; each lasts twice as long as the one before.
         by_operator: a person put it there; no rule releases it.
     """
 
     refusals: dict[str, int] = {}
     accepted: int = 0
-    silent_rounds: int = 0
+    faults: float = 0.0
+    silences: dict[str, Silence] = {}
     quarantined_until_round: int = 0
     quarantine_reason: str = ""
+    quarantines: int = 0
     by_operator: bool = False
 
     def may_be_asked(self, round_id: int) -> bool:
         """Says whether a round may ask the agent, as far as quarantine goes."""
         until = self.quarantined_until_round
         return until != UNTIL_RELEASED and until <= round_id
+
+    def is_backed_off(self, phase: str, round_id: int) -> bool:
+        """Says whether a round leaves the agent out because it was silent."""
+        silence = self.silences.get(phase)
+        return silence is not None and silence.until_round > round_id
 
     def quarantined(
         self, reason: str, until_round: int = UNTIL_RELEASED, *, by_operator: bool = False
@@ -47,7 +98,129 @@ class Standing(msgspec.Struct, frozen=True):
         )
 
     def released(self) -> Standing:
-        """Returns the standing out of quarantine, with a clean slate of refusals."""
-        return msgspec.structs.replace(
-            self, refusals={}, quarantined_until_round=0, quarantine_reason="", by_operator=False
+        """Returns the standing out of quarantine, with a clean slate."""
+        return Standing(accepted=self.accepted)
+
+
+class Standings:
+    """How agents stand, as rounds go on.
+
+    Args:
+        config: of the rule that puts agents into quarantine.
+        known: from the store, by agent id; changed in place.
+        patience: silent rounds in a row that mean nothing yet: an update may come later and count.
+
+    Attributes:
+        round_id: of the round that is open, or put together.
+    """
+
+    def __init__(
+        self, config: QuarantineConfig, known: dict[str, Standing], patience: int = 0
+    ) -> None:
+        self.round_id = 0
+        self._config = config
+        self._known = known
+        self._patience = patience
+        self._changed: set[str] = set()
+
+    def get(self, agent_id: str) -> Standing:
+        """Returns an agent's standing; that of a stranger is clean."""
+        return self._known.get(agent_id, _CLEAN)
+
+    def set(self, agent_id: str, standing: Standing) -> None:
+        """Replaces an agent's standing."""
+        self._known[agent_id] = standing
+        self._changed.add(agent_id)
+
+    def forget(self, agent_id: str) -> None:
+        """Drops what is known of an agent."""
+        self._known.pop(agent_id, None)
+        self._changed.discard(agent_id)
+
+    def is_quarantined(self, agent_id: str) -> bool:
+        """Says whether this round must not ask the agent."""
+        standing = self._known.get(agent_id)
+        return standing is not None and not standing.may_be_asked(self.round_id)
+
+    def is_backed_off(self, agent_id: str, phase: str) -> bool:
+        """Says whether this round leaves the agent out because it was silent."""
+        standing = self._known.get(agent_id)
+        return standing is not None and standing.is_backed_off(phase, self.round_id)
+
+    def doubtful(self, agents: Iterable[str], phase: str) -> frozenset[str]:
+        """Returns the agents that did not answer the last time they were asked."""
+        return frozenset(name for name in agents if self._was_silent(name, phase))
+
+    def _was_silent(self, agent_id: str, phase: str) -> bool:
+        silence = self.get(agent_id).silences.get(phase)
+        return silence is not None and silence.rounds > self._patience
+
+    def accepted(self, agent_id: str) -> None:
+        """Notes an answer that counts. It is stored with the next change that matters."""
+        standing = self.get(agent_id)
+        faults = max(0.0, standing.faults - _FORGIVEN)
+        self._known[agent_id] = msgspec.structs.replace(
+            standing, accepted=standing.accepted + 1, faults=faults
         )
+        if faults != standing.faults:
+            self._changed.add(agent_id)
+
+    def refused(self, agent_id: str, reason: str) -> None:
+        """Notes a refused answer; repeated faults put the agent into quarantine."""
+        standing = self.get(agent_id)
+        refusals = standing.refusals | {reason: standing.refusals.get(reason, 0) + 1}
+        standing = msgspec.structs.replace(standing, refusals=refusals)
+        if reason in FAULTS:
+            faults = standing.faults + 1
+            standing = msgspec.structs.replace(standing, faults=faults)
+            after = self._config.after
+            if after and faults >= after and standing.may_be_asked(self.round_id):
+                standing = self._quarantined(agent_id, standing, reason)
+        self.set(agent_id, standing)
+
+    def _quarantined(self, agent_id: str, standing: Standing, reason: str) -> Standing:
+        rounds = min(_LONGEST_QUARANTINE, self._config.rounds * 2**standing.quarantines)
+        until = self.round_id + 1 + rounds
+        log.warning(
+            "agent %s is in quarantine until round %d: its answers were refused again and again, "
+            "last for %s; 'fedge coordinator release' lets it back before",
+            agent_id,
+            until,
+            reason,
+            extra={"event": "quarantine"},
+        )
+        standing = standing.quarantined(f"refused repeatedly, last for {reason}", until)
+        # On probation after it: one more fault is enough.
+        return msgspec.structs.replace(
+            standing,
+            faults=self._config.after - 1.0,
+            quarantines=min(standing.quarantines + 1, 30),
+        )
+
+    def answered(self, agent_id: str, phase: str) -> None:
+        """Notes that an agent answered a phase, whatever it said."""
+        standing = self._known.get(agent_id)
+        if standing is not None and phase in standing.silences:
+            silences = {name: s for name, s in standing.silences.items() if name != phase}
+            self.set(agent_id, msgspec.structs.replace(standing, silences=silences))
+
+    def silent(self, agent_id: str, phase: str) -> None:
+        """Notes that an agent was online, was asked and said nothing: it is asked less often."""
+        standing = self.get(agent_id)
+        before = standing.silences.get(phase)
+        rounds = 1 + (before.rounds if before else 0)
+        # It sits out 1, 3, 7 … rounds.
+        until = self.round_id + 2 ** min(max(0, rounds - self._patience), _MOST_DOUBLINGS)
+        silences = standing.silences | {phase: Silence(rounds, until)}
+        self.set(agent_id, msgspec.structs.replace(standing, silences=silences))
+        if until > self.round_id + 1:
+            log.info("%s did not answer (%s); asked again from round %d", agent_id, phase, until)
+
+    def take_changed(self, save: Callable[[str, Standing], None]) -> None:
+        """Calls `save` for each standing that changed since the last call."""
+        for agent_id in sorted(self._changed):
+            save(agent_id, self._known[agent_id])
+        self._changed.clear()
+
+
+_CLEAN = Standing()

@@ -118,7 +118,7 @@ class UpdateIntake:
         try:
             upload = self._uploads.add(agent_id, topic.round_id, payload, now_s)
         except UpdateRejected as error:
-            _log_refusal(error)
+            self._note_refusal(error)
             _refuse(opened, agent_id, topic.round_id, error)
             return IntakeResult()
         return IntakeResult() if upload is None else self._whole_update(opened, topic, upload)
@@ -169,7 +169,7 @@ class UpdateIntake:
             received = Received({}, sums, report.values, report.num_examples)
             opened.collector.accept(agent_id, received)
         except UpdateRejected as error:
-            _log_refusal(error)
+            self._note_refusal(error)
             opened.round.refuse(agent_id, error.reason)
             return
         opened.round.count(agent_id, report.agent_instance)
@@ -254,7 +254,7 @@ class UpdateIntake:
                 raise UpdateRejected(agent_id, "round", detail)
             self._collect(opened, agent_id, upload)
         except UpdateRejected as error:
-            _log_refusal(error)
+            self._note_refusal(error)
             _refuse(opened, agent_id, topic.round_id, error)
             return IntakeResult(receipts=(self._receipt(agent_id, header, error),))
         stored = StoreUpdate(opened.plan.round_id, agent_id, header.version, upload.frame)
@@ -262,6 +262,13 @@ class UpdateIntake:
         return IntakeResult(stored, (self._receipt(agent_id, header),))
 
     def _verdict(self, opened: OpenRound, agent_id: str, header: UpdateHeader) -> Verdict:
+        verdict = self._verdict_of_round(opened, agent_id, header)
+        if isinstance(verdict, Accept) and self._roster.standings.is_quarantined(agent_id):
+            reason = self._roster.standings.get(agent_id).quarantine_reason
+            return Reject("quarantined", f"the agent is in quarantine: {reason}")
+        return verdict
+
+    def _verdict_of_round(self, opened: OpenRound, agent_id: str, header: UpdateHeader) -> Verdict:
         if header.round_id == opened.plan.round_id:
             return opened.round.offer(agent_id, _answer_id(header))
         former = self._closed.get(header.round_id)
@@ -306,8 +313,14 @@ class UpdateIntake:
 
     def _rejected(self, agent_id: str, verdict: Reject, header: UpdateHeader) -> IntakeResult:
         error = UpdateRejected(agent_id, verdict.reason, verdict.detail)
-        _log_refusal(error)
+        self._note_refusal(error)
         return IntakeResult(receipts=(self._receipt(agent_id, header, error),))
+
+    def _note_refusal(self, error: UpdateRejected) -> None:
+        facts = {"event": "update_refused", "sender": error.agent_id, "reason": error.reason}
+        log.warning("%s", error, extra=facts)
+        if self._roster.get(error.agent_id) is not None:  # else invented ids would pile up
+            self._roster.standings.refused(error.agent_id, error.reason)
 
     def _credit(self, agent_id: str, agent_instance: str, received_bytes: int) -> None:
         self._traffic.down += self._roster.credit(agent_id, agent_instance, received_bytes)
@@ -351,8 +364,3 @@ def _count(opened: OpenRound, agent_id: str, header: UpdateHeader) -> None:
 
 def _answer_id(header: UpdateHeader) -> str:
     return f"{header.agent_instance}/{header.attempt}"
-
-
-def _log_refusal(error: UpdateRejected) -> None:
-    facts = {"event": "update_refused", "sender": error.agent_id, "reason": error.reason}
-    log.warning("%s", error, extra=facts)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 import numpy as np
 
+from broker.protocol.messages import RoundResult
 from coordinator.records.fair import fair_shares, without_absurd
 from coordinator.records.records import AgentResult, RoundRecord
 from learning.vector.label_shift import label_shift
@@ -107,6 +108,25 @@ def with_central(record: RoundRecord, sums: Sums, metrics: Sequence[MetricSpec])
         absent=record.absent
         | {f"central_{name}": why for name, why in absent_metrics(sums, metrics).items()},
         matrices=record.matrices | {f"central_{name}": table for name, table in tables.items()},
+    )
+
+
+def round_result(record: RoundRecord, session: str) -> RoundResult:
+    """Returns what everybody may know of a round."""
+    return RoundResult(
+        session=session,
+        round_id=record.round_id,
+        status="held_back" if record.held_back else record.status,
+        version=record.version,
+        loss=record.loss,
+        metrics=record.metrics,
+        asked=record.asked,
+        reported=record.reported,
+        refused=record.refused,
+        bytes_up=record.bytes_up,
+        bytes_down=record.bytes_down,
+        seconds=round(record.seconds, 3),
+        best_round=record.best_round,
     )
 
 

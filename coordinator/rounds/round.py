@@ -1,7 +1,8 @@
 """State machine of one phase's answers: the cohort, who answered, and when that is enough.
 
 A round is *collecting* until it is *closed*: by reaching its goal, because no agent is left to wait
-for, or by its deadline. The content of an answer is judged elsewhere (`coordinator.machine`).
+for, by its deadline, or by the grace of agents that it hardly waits for.
+The content of an answer is judged elsewhere (`coordinator.machine`).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal
 
-Outcome = Literal["goal", "everyone", "deadline"]
+Outcome = Literal["goal", "everyone", "deadline", "grace"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Round:
         refused: reason by agent, of answers that were looked at and refused.
         refusals: number by reason, of everything refused, agents outside the cohort included.
         offline: agents that are offline now.
+        doubtful: agents that did not answer the last time they were asked.
         closed: how it ended; None while collecting.
     """
 
@@ -65,6 +67,7 @@ class Round:
     refused: dict[str, str] = field(default_factory=dict)
     refusals: Counter[str] = field(default_factory=Counter)
     offline: set[str] = field(default_factory=set)
+    doubtful: frozenset[str] = frozenset()
     closed: Outcome | None = None
 
     def offer(self, agent_id: str, answer_id: str = "") -> Verdict:
@@ -124,6 +127,20 @@ class Round:
     def reach_deadline(self) -> None:
         """Closes the round: time is up."""
         self._close("deadline")
+
+    def end_grace(self) -> None:
+        """Closes the round: those that it hardly waits for had their time."""
+        self._close("grace")
+
+    @property
+    def in_grace(self) -> bool:
+        """Whether only agents are missing that are offline, or did not answer the last time."""
+        if self.closed is not None:
+            return False
+        settled = (self.counted, self.declined, self.refused, self.offline, self.doubtful)
+        if sum(map(len, settled)) < len(self.cohort):
+            return False  # the common case, without building the sets
+        return not self.waiting_for - self.doubtful
 
     @property
     def unanswered(self) -> frozenset[str]:

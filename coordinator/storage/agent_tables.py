@@ -70,6 +70,10 @@ class AgentTables(Database):
         for agent_id, moment in heard_at.items():
             self._add("UPDATE agents SET heard_at = ? WHERE agent_id = ?", moment, agent_id)
 
+    def forget_status(self, agent_id: str) -> None:
+        """Deletes what an agent said of itself; how it stands stays."""
+        self._add("DELETE FROM agents WHERE agent_id = ?", agent_id)
+
     def save_standing(self, agent_id: str, standing: Standing) -> None:
         """Stores how an agent stands; on disk only after `flush`."""
         text = msgspec.json.encode(standing).decode()

@@ -8,6 +8,7 @@ from coordinator.machine.events import (
     Action,
     Commit,
     Finished,
+    ForgetAgent,
     SaveAgent,
     SaveOpenRound,
     SaveRound,
@@ -60,6 +61,9 @@ class Durability:
                 self._is_dirty = True
             case SaveStanding(agent_id, standing):
                 store.save_standing(agent_id, standing)
+                self._is_dirty = True
+            case ForgetAgent(agent_id):
+                store.forget_status(agent_id)
                 self._is_dirty = True
             case Finished(reason):
                 store.finish(reason)

@@ -306,8 +306,10 @@ class Agent:
         return [self._status()]
 
     def _new_status(self, status: CoordinatorStatus, now_s: float) -> list[Action]:
-        self.rounds.coordinator = status
+        before, self.rounds.coordinator = self.rounds.instance, status
         has_news = self._trust.announced(status) or bool(self._distrust)
+        # A coordinator that has just started cannot tell who of those it hears of is still there.
+        has_news |= status.state == "online" and self.rounds.instance != before
         self._distrust = ""
         return [*([self._status()] if has_news else []), *self.rounds.advance(now_s)]
 
@@ -380,6 +382,7 @@ class Agent:
             else self._rights.refusal,
             self._trust.key_ids,
             self._max_payload_bytes,
+            self.rounds.instance,
             online=online,
         )
         topic = AgentStatusTopic(self.facts.agent_id)

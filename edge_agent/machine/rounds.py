@@ -190,6 +190,14 @@ class Rounds:
             return self._decline(plan, error.reason, str(error))
         return self._start_job(plan, decoded, loaded, self._blobs.vectors(wanted))
 
+    @property
+    def instance(self) -> str:
+        """Start of the coordinator that is online; empty when none is."""
+        coordinator = self.coordinator
+        if coordinator is None or coordinator.state != "online":
+            return ""
+        return coordinator.coordinator_instance
+
     def _is_for_us(self, plan: RoundPlan) -> bool:
         coordinator = self.coordinator
         return (

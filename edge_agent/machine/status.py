@@ -59,6 +59,7 @@ def agent_status(
     obstacle: str,
     keys: tuple[str, ...],
     max_payload_bytes: int,
+    coordinator_instance: str,
     *,
     online: bool,
 ) -> AgentStatus:
@@ -72,6 +73,7 @@ def agent_status(
         obstacle: what else prevents it from taking part for now; empty: nothing.
         keys: names of the trusted keys.
         max_payload_bytes: largest message of the connection; 0: not known yet.
+        coordinator_instance: start of the coordinator that is online; empty when none is.
         online: whether this process is connected.
     """
     reason = facts.unavailable_reason or (f"{failed.reason}: {failed.detail}" if failed else "")
@@ -96,6 +98,7 @@ def agent_status(
         algorithms=tuple(ALGORITHMS.names()),
         tags=facts.tags,
         software=facts.software,
+        coordinator_instance=coordinator_instance,
         heartbeat_s=facts.heartbeat_s,
         keys=keys,
         targets=dict(ready.targets) if ready else {},

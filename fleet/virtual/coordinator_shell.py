@@ -12,6 +12,7 @@ from coordinator.machine.coordinator import Coordinator
 from coordinator.machine.events import (
     Action,
     Finished,
+    ForgetAgent,
     RoundEnded,
     SaveAgent,
     SaveStanding,
@@ -170,7 +171,7 @@ class CoordinatorShell(Shell):
         waiting = self._durability.unflushed
         is_stored = self._durability.perform(action)
         match action:
-            case SaveAgent() | SaveStanding():
+            case SaveAgent() | SaveStanding() | ForgetAgent():
                 return  # written with the next transaction
             case StoreUpdate():
                 if not waiting:

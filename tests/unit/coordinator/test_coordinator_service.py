@@ -110,6 +110,7 @@ def status() -> AgentStatus:
         train_examples=10,
         codecs=("float32",),
         algorithms=("fedavg",),
+        coordinator_instance="c1",
     )
 
 

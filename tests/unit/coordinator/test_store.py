@@ -17,7 +17,7 @@ import pytest
 
 from broker.protocol.messages import AgentStatus
 from coordinator.config import CoordinatorConfig
-from coordinator.machine.standing import Standing
+from coordinator.machine.standing import Silence, Standing
 from coordinator.records.course import Best, Course, Rule
 from coordinator.records.records import AgentResult
 from coordinator.report import matrix_lines, status_document, status_text
@@ -404,6 +404,29 @@ def test_an_agent_that_nobody_has_heard_of_for_long_is_silent_and_not_online(sto
     assert status_document(store)["agents"]["dead"]["state"] == "silent"
     store.note_heard({"dead": now - 10})
     assert "4 known, 3 online\n" in status_text(store, config)
+
+
+def test_the_status_shows_who_was_refused_who_is_silent_and_who_is_in_quarantine(
+    store: Store,
+) -> None:
+    store.adopt("f", PACKAGE)
+    store.begin(theta(0, 0, 0), NOTHING)
+    store.commit(1, theta(1, 1, 1), NOTHING, record(0.5, round_id=4))
+    for name in "abc":
+        store.save_agent(name, AgentStatus(state="online", agent_instance="1"))
+    store.save_standing("a", Standing(refusals={"late": 1, "norm": 3}))
+    store.save_standing("b", Standing(silences={"train": Silence(2, 8)}))
+    store.save_standing("c", Standing().quarantined("refused repeatedly, last for norm", 14))
+    lines = status_text(store, CoordinatorConfig(federation="f", model="house_price")).splitlines()[
+        -3:
+    ]
+    assert [line.partition("no runtime yet · ")[2] for line in lines] == [
+        "refused: 3 norm, 1 late",
+        "silent in train 2 times running, asked again from round 8",
+        "in quarantine until round 14: refused repeatedly, last for norm",
+    ]
+    document = status_document(store)["agents"]
+    assert document["a"]["standing"]["refusals"] == {"late": 1, "norm": 3}
 
 
 def test_the_status_shows_the_latest_confusion_matrix(store: Store) -> None:

@@ -176,6 +176,7 @@ def test_every_feature_of_times_and_the_limits_of_faults_are_documented() -> Non
         *(messages.BlobRef, messages.CoordinatorStatus, messages.ProgramManifest),
         *(messages.RoundPlan, messages.Cohort, messages.AgentStatus, messages.Report),
         *(messages.TargetSummary, messages.Receipt, messages.Resend),
+        messages.RoundResult,
     ],
     ids=lambda struct: struct.__name__,
 )

@@ -68,6 +68,7 @@ class Stage:
         measure: Any = None,
         package: ModelPackage = PACKAGE,
     ) -> None:
+        self.start = start
         self.coordinator = Coordinator(settings, package, session, start, progress, measure)
         self.topics = Topics(settings.federation)
         self.now_s = 1000.0
@@ -154,6 +155,7 @@ class FakeAgent:
             codecs=("float32", "int8"),
             algorithms=("fedavg", "fedavgm", "fedadam", "scaffold"),
             pause_reason=self.paused,
+            coordinator_instance=self.stage.start,
         )
         return self.say(AgentStatusTopic(self.name), messages.encode(status))
 

@@ -99,3 +99,11 @@ def test_a_list_for_which_a_plan_has_no_room_is_announced_as_a_rule(
     assert draw.cohort.ids is None
     assert draw.asked == tuple(name for name in NAMES if draw.cohort.includes(name))
     assert f"a list of 50 agents has {size} bytes, a plan has room for {size - 1}" in caplog.text
+
+
+def test_by_default_up_to_fifty_agents_are_listed_and_more_get_a_rule() -> None:
+    few = draw_cohort(NAMES[:50], CohortConfig(), rng())
+    assert few.cohort.ids == NAMES[:50]
+    many = draw_cohort(NAMES[:51], CohortConfig(), rng())
+    assert many.cohort.ids is None
+    assert many.asked == NAMES[:51]

@@ -18,7 +18,15 @@ from broker.protocol.topics import (
 from broker.service.events import Connected, Publish, Started, Stopping, Subscribe
 from coordinator.config import CohortConfig, EvaluationConfig, RoundConfig, StartConfig
 from coordinator.machine.coordinator import Coordinator
-from coordinator.machine.events import Action, Commit, RoundEnded, SaveAgent, SaveRound, Waiting
+from coordinator.machine.events import (
+    Action,
+    Commit,
+    ForgetAgent,
+    RoundEnded,
+    SaveAgent,
+    SaveRound,
+    Waiting,
+)
 from tests.unit.coordinator.machine.coordinator_stage import (
     MAX_PAYLOAD,
     PACKAGE,
@@ -46,7 +54,7 @@ def test_birth_and_package_are_retained_and_the_package_is_whole() -> None:
     stage = Stage(config())
     birth = stage.retained["fedge/v1/f/coordinator/status"]
     assert messages.decode(birth, CoordinatorStatus) == CoordinatorStatus(
-        state="online", session=SESSION, version=0
+        state="online", session=SESSION, coordinator_instance="c1", version=0
     )
     manifest = messages.decode(stage.retained["fedge/v1/f/program"], ProgramManifest)
     assert manifest.package.sha256 == PACKAGE.digest
@@ -57,7 +65,9 @@ def test_birth_and_package_are_retained_and_the_package_is_whole() -> None:
 
 def test_stopping_and_the_will_say_offline() -> None:
     stage = Stage(config())
-    offline = CoordinatorStatus(state="offline", session=SESSION, version=0)
+    offline = CoordinatorStatus(
+        state="offline", session=SESSION, coordinator_instance="c1", version=0
+    )
     (goodbye,) = stage.feed(Stopping())
     will = stage.coordinator.will
     assert goodbye == will == Publish(will.topic, messages.encode(offline), retain=True)
@@ -371,7 +381,9 @@ def test_what_agents_say_of_themselves_is_saved() -> None:
     assert [action.agent_id for action in only(stage.actions, SaveAgent)] == ["a"]
     (saved,) = only(a.status("offline"), SaveAgent)
     assert saved.status.state == "offline"
-    assert a.say(AgentStatusTopic("a"), b"") == []  # an operator cleared it
+    assert a.say(AgentStatusTopic("a"), b"") == [ForgetAgent("a")]  # an operator cleared it
+    assert a.say(AgentStatusTopic("a"), b"") == []
+    assert stage.coordinator.roster.get("a") is None
 
 
 def test_the_same_events_at_the_same_times_give_the_same_actions() -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from typing import Any
 
 import pytest
 
+from broker.service.events import Connected
 from coordinator.config import EvaluationConfig, StartConfig, StopConfig
 from coordinator.machine.events import Commit, RoundEnded
 from learning.vector.metrics import Sums
@@ -156,7 +159,44 @@ def test_a_measurement_that_fails_costs_its_figures_and_not_the_commit(
     (commit,) = only(actions, Commit)
     assert (commit.version, commit.theta.tolist()) == (1, [3, 0, 0])
     assert (stage.record.status, stage.record.metrics) == ("committed", {"mae": 0.5})
-    assert "round 1: the coordinator's own rows are not measured" in caplog.text
+    assert "the coordinator's own rows are not measured" in caplog.text
+
+
+def test_a_version_that_wrecks_the_loss_on_the_coordinators_own_rows_is_held_back(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    measured = []
+
+    def measure(theta: F32) -> Sums:
+        measured.append(float(theta[0]))
+        return Sums(1.0 + float(theta[0]) ** 2, 1.0, {"mae": 2.0})
+
+    stage = Stage(config(start=StartConfig(agents=1)), measure=measure)
+    a = FakeAgent(stage, "a")
+    with caplog.at_level(logging.ERROR):
+        a.update([30, 0, 0])
+    assert only(stage.actions, Commit) == []
+    assert stage.record.status == "abandoned"
+    assert stage.record.held_back == "loss on the coordinator's own rows 901, before 1"
+    assert "round 1 is held back: loss on" in caplog.text
+    stage.later(2.0)
+    a.update([3, 0, 0])
+    assert stage.record.metrics["central_loss"] == 10.0
+    assert measured == [0.0, 30.0, 3.0]  # each θ once
+
+
+def test_each_rounds_result_is_retained_as_plain_json_and_says_when_all_is_over() -> None:
+    stage = Stage(config(start=StartConfig(agents=1), rounds=1))
+    FakeAgent(stage, "a").update([3, 0, 0])
+    result = json.loads(stage.retained["fedge/v1/f/results"])
+    assert result["metrics"] == {"mae": 0.5}
+    assert (result["round_id"], result["status"], result["version"]) == (1, "committed", 1)
+    assert (result["loss"], result["asked"], result["reported"]) == (1.0, 1, 1)
+    assert (result["session"], result["finished"]) == ("s1", "rounds")
+    assert result["bytes_up"] == stage.record.bytes_up
+    del stage.retained["fedge/v1/f/results"]
+    stage.feed(Connected(1 << 20))
+    assert json.loads(stage.retained["fedge/v1/f/results"]) == result
 
 
 def test_the_time_that_measuring_takes_is_not_taken_from_the_next_round() -> None:

@@ -28,6 +28,7 @@ def beat(agent: FakeAgent) -> None:
         codecs=("float32",),
         algorithms=("fedavg",),
         heartbeat_s=HEARTBEAT_S,
+        coordinator_instance=agent.stage.start,
     )
     agent.say(AgentStatusTopic(agent.name), messages.encode(status))
 

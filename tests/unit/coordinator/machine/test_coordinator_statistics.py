@@ -193,7 +193,8 @@ def test_a_restart_before_the_end_asks_again(tmp_path: Path) -> None:
 
 def test_columns_in_a_plan_leave_less_room_for_the_list_of_agents() -> None:
     columns = {INCOME: [float(n) for n in range(5000)]}
-    stage = Stage(asking(task={"name": "statistics", "columns": columns}))
+    task = {"name": "statistics", "columns": columns}
+    stage = Stage(asking(task=task, cohort=CohortConfig(announce="ids")))
     room = stage.coordinator._publisher.max_cohort_bytes
     runner = stage.coordinator._rounds
     order = runner._protocol.first([f"{n:064d}" for n in range(room // 67 - 100)])

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from broker.protocol.messages import AgentStatus
+from coordinator.config import QuarantineConfig
 from coordinator.machine import roster
 from coordinator.machine.roster import Roster, lacking_text
-from coordinator.machine.standing import Standing
+from coordinator.machine.standing import Standing, Standings
 
 
 def status(state: Any = "online", agent_instance: str = "b1", **changes: Any) -> AgentStatus:
@@ -186,7 +187,7 @@ def test_what_agents_lack_is_counted_among_those_that_are_here() -> None:
 
 def test_who_is_in_quarantine_until_released_is_not_asked() -> None:
     standings = {"a": Standing().quarantined("hostile", by_operator=True), "b": Standing()}
-    found = Roster(standings)
+    found = Roster(standings=Standings(QuarantineConfig(), standings))
     for name in "abc":
         assert changes_something(found, name, status())
     assert found.eligible_agents("train") == ["b", "c"]
