@@ -13,6 +13,7 @@ from broker.protocol import messages
 from broker.protocol.messages import AgentStatus
 from broker.protocol.signed_messages import key_id
 from broker.protocol.topics import (
+    PREFIX,
     AgentStatusTopic,
     ChunkTopic,
     CoordinatorProbeTopic,
@@ -61,6 +62,7 @@ def diagnose(config: CoordinatorConfig, base: Path, *, offline: bool = False) ->
         others = ExpectedPeers(
             tuple(name for name in topics.from_agents if name.endswith("/status")),
             lambda kept: _agents_check(kept, config),
+            elsewhere=f"{PREFIX}/+/agents/+/status",
         )
         settings = config.broker.located(base)
         yield from network_checks(
@@ -97,8 +99,11 @@ def coordinator_rights(topics: Topics) -> Rights:
 
 
 def _agents_check(kept: Mapping[str, bytes], config: CoordinatorConfig) -> Check:
-    known, roster = 0, Roster()
+    known, roster, root = 0, Roster(), Topics(config.federation).root
+    federations = sorted({topic.split("/")[2] for topic in kept if not topic.startswith(root)})
     for topic, payload in kept.items():
+        if not topic.startswith(root):
+            continue
         try:
             roster.update(topic, messages.decode(payload, AgentStatus), now_s=0.0)
         except WireError:
@@ -111,6 +116,8 @@ def _agents_check(kept: Mapping[str, bytes], config: CoordinatorConfig) -> Check
     found = f"{known} known to the broker, {here} online, {able} can take part"
     found += f", {roster.resting} paused" if roster.resting else ""
     found += f"; {lacking_text(lacking)}" if lacking else ""
+    if federations:
+        found += f"; agents of other federations are here: {', '.join(federations[:10])}"
     facts = {"known": known, "online": here, "able": able}
     wanted = max(config.cohort.at_least, config.round.minimum)
     if able < wanted:

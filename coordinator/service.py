@@ -192,6 +192,8 @@ class CoordinatorService(Service):
                 line = f"waiting for agents: {able} of {wanted} can take part"
                 line += f", {resting} paused" if resting else ""
                 line += f"; {lacking}" if lacking else ""
+                if not len(self._coordinator.roster):
+                    line += f"; none is known below {self._coordinator.topics.root}agents/"
                 facts = {"able": able, "wanted": wanted, "resting": resting, "reason": lacking}
                 self._say("waiting", line, **facts)
             case AgentUnavailable(agent_id, why, is_transient):

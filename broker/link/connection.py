@@ -257,7 +257,8 @@ class Connection:
         self._pump()
 
     def _tell_refused(self, topic: str, code: int, *, is_subscription: bool = False) -> None:
-        reason, step = disconnect_reasons.negative(code), disconnect_reasons.next_step(code)
+        reason = disconnect_reasons.negative(code)
+        step = disconnect_reasons.next_step(code, is_subscription=is_subscription)
         self._owner.emit(Refused(topic, reason, step, is_subscription))
 
     # --- disconnecting ---------------------------------------------------------------------------

@@ -44,11 +44,12 @@ _DISCONNECTS = {
     0x98: "an operator closed the connection",
 }
 
+_UNSPECIFIED = 0x80
 PACKET_TOO_LARGE = 0x95
 NOT_AUTHORISED = 0x87
 #: MQTT 5 §2.4. Codes of a negative acknowledgement: PUBACK, PUBREC, SUBACK.
 _NEGATIVE = {
-    0x80: "unspecified error",
+    _UNSPECIFIED: "unspecified error",
     0x83: "refused by a rule of its own",
     NOT_AUTHORISED: "not authorised",
     0x8F: "the topic filter is not allowed",
@@ -126,8 +127,10 @@ def negative(code: int) -> str:
     return _NEGATIVE.get(code, f"reason code 0x{code:02X}")
 
 
-def next_step(code: int) -> str:
+def next_step(code: int, *, is_subscription: bool = False) -> str:
     """Returns what to do about a negative acknowledgement."""
+    if is_subscription and code == _UNSPECIFIED:
+        code = NOT_AUTHORISED  # MQTT 3.1.1 has no other code (§3.9.3); mostly it means this one
     return _NEXT_STEPS.get(code, "read the broker's log")
 
 
@@ -223,7 +226,10 @@ def no_answer(settings: BrokerSettings, error: ssl.SSLError | None = None) -> Li
     """
     if error is not None and (down := _certificate_refused(settings, error)):
         return down
-    hint = "is it an MQTT port without TLS? For a TLS port (8883 as a rule) set broker.tls"
+    hint = (
+        "is it an MQTT port without TLS? For a TLS port (8883 as a rule) set broker.tls,"
+        " for WebSockets broker.websocket"
+    )
     if settings.tls:
         hint = "was our certificate refused?"
     return LinkDown(f"broker {settings.address} did not answer: {hint}")
@@ -254,7 +260,7 @@ def not_subscribed(settings: BrokerSettings, topic_filter: str, code: int) -> Li
     """Returns why the broker refused SUBSCRIBE."""
     return LinkDown(
         f"broker {settings.address} refused the subscription {topic_filter} ({negative(code)}):"
-        f" {next_step(code)}",
+        f" {next_step(code, is_subscription=True)}",
         refused=True,
     )
 

@@ -76,6 +76,7 @@ class LocalBroker:
     Attributes:
         kind: kind of the broker.
         port: port on 127.0.0.1 (0 before the start if none was given).
+        extra_config: more lines for Mosquitto's configuration, read at each start.
 
     Args:
         kind: mosquitto, embedded, or auto: Mosquitto if it is installed.
@@ -91,7 +92,7 @@ class LocalBroker:
     ) -> None:
         self.kind = choose_kind(kind)
         self.port = port or 0
-        self._extra_config = extra_config
+        self.extra_config = extra_config
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -167,7 +168,7 @@ class LocalBroker:
             config.write_text(_EMBEDDED_CONFIG.format(host=HOST, port=port))
             return [sys.executable, "-P", str(Path(__file__).parent / "embedded.py"), str(config)]
         config = folder / "mosquitto.conf"
-        config.write_text(_mosquitto_config(port) + self._extra_config)
+        config.write_text(_mosquitto_config(port) + self.extra_config)
         return [
             *bound_to_parent(os.getpid()),
             find_mosquitto() or "mosquitto",

@@ -64,6 +64,7 @@ def test_a_device_cannot_write_in_another_name(
     [
         *("coordinator/status", "program", "round", f"blobs/{'0' * 64}/0"),
         *("agents/alice/inbox", "agents/mallory/inbox"),
+        *("coordinator/probe", "agents/alice/probe"),
     ],
 )
 def test_a_device_cannot_write_the_coordinator_s_topics(

@@ -12,8 +12,8 @@ from broker.link.mqtt import MqttLink
 from broker.link.settings import BrokerSettings
 from broker.local.broker import LocalBroker
 from broker.protocol import messages
-from broker.protocol.messages import CoordinatorStatus
-from broker.protocol.topics import CoordinatorStatusTopic, Topics
+from broker.protocol.messages import AgentStatus, CoordinatorStatus
+from broker.protocol.topics import AgentStatusTopic, CoordinatorStatusTopic, Topics
 from coordinator.config import CoordinatorConfig
 from coordinator.doctor import diagnose as diagnose_coordinator
 from fedge.check_result import Check
@@ -136,3 +136,20 @@ def test_a_wrong_federation_is_answered_with_those_that_are_there(tmp_path: Path
         f"no word of any below {ROOT}; coordinators of other federations are here: barns, boats"
     )
     assert "is the federation's name right (`federation`)?" in check.advice
+
+
+def test_a_coordinator_of_a_wrong_federation_is_told_where_agents_are(tmp_path: Path) -> None:
+    with mosquitto() as broker:
+        link = MqttLink(settings(broker), "agents")
+        link.open()
+        wait_up(link)
+        status = messages.encode(AgentStatus(state="online", agent_instance="b"))
+        link.publish(Topics("boats").name(AgentStatusTopic("pi-1")), status, retain=True)
+        link.close()
+        config = CoordinatorConfig(
+            federation="houses", model="house_price", broker=settings(broker)
+        )
+        check = Found(diagnose_coordinator(config, tmp_path)).one("agents")
+    assert check.state == "warning"
+    assert check.facts["known"] == 0
+    assert check.found.endswith("; agents of other federations are here: boats")

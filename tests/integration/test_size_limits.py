@@ -130,6 +130,29 @@ def test_in_mqtt_3_1_1_each_larger_size_is_tested_once(make: Make) -> None:
         assert link.counters.probes == spent
 
 
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+def test_a_limit_is_kept_with_the_session_and_forgotten_without_it(
+    make: Make, protocol: str
+) -> None:
+    with mosquitto("message_size_limit 2000") as broker:
+        link = make(broker, protocol)
+        link.publish("in", bytes(CHUNK))
+        limit, spent = limit_of(link), link.counters.probes
+        link.interrupt()
+        assert wait_up(link).max_payload_bytes == limit
+        link.publish("in", bytes(limit))
+        take(link)
+        assert link.counters.probes == spent
+        broker.kill()
+        wait_down(link)
+        broker.extra_config = ""
+        broker.start()
+        assert wait_up(link).max_payload_bytes == 1 << 20
+        link.publish("in", bytes(CHUNK))
+        while len(take(link)[0].payload) < CHUNK:
+            pass
+
+
 def test_a_3_1_1_broker_that_hangs_up_is_not_taken_for_a_second_client(make: Make) -> None:
     with mosquitto("max_packet_size 5000") as broker:
         link = make(broker, "3.1.1")
@@ -231,17 +254,21 @@ def dynamic_security(folder: Path, *forbidden: str) -> list[str]:
     return [f"plugin {PLUGIN}", f"plugin_opt_config_file {file}"]
 
 
+@pytest.mark.parametrize(
+    ("protocol", "reason"), [("auto", "not authorised"), ("3.1.1", "unspecified error")]
+)
 def test_a_refused_subscription_at_the_start_takes_the_link_down(
-    tmp_path: Path, network: NetworkLoop, links: list[MqttLink]
+    tmp_path: Path, network: NetworkLoop, links: list[MqttLink], protocol: Any, reason: str
 ) -> None:
     with mosquitto(*dynamic_security(tmp_path, "in")) as broker:
-        links.append(MqttLink(BrokerSettings(port=broker.port), "pi", network=network))
+        settings = BrokerSettings(port=broker.port, protocol=protocol)
+        links.append(MqttLink(settings, "pi", network=network))
         links[0].subscribe("in")
         links[0].open()
         down = wait_down(links[0])
     assert down.refused
     assert down.reason == (
-        f"broker 127.0.0.1:{broker.port} refused the subscription in (not authorised):"
+        f"broker 127.0.0.1:{broker.port} refused the subscription in ({reason}):"
         " give this client the right (docs/security.md)"
     )
 
