@@ -21,9 +21,9 @@ from models.package.spec import ModelSpec
 from models.runtime.program import Program
 from models.runtime.rows import Rows
 
-#: Memory of the agent's process, connected and with an interpreter, without a model: measured on
-#: 64-bit x86 (benchmarks/README.md).
-AGENT_BYTES = 52 << 20
+#: Memory of the agent's process, connected with TLS and with an interpreter, without a model:
+#: measured on 64-bit x86, tflite-runtime (benchmarks/README.md; 6 MB less without TLS).
+AGENT_BYTES = 55 << 20
 #: Vectors of θ's length outside the interpreter: fetched, trained, gradient, two of the optimizer,
 #: delta, residual, update frame.
 _VECTORS = 8
