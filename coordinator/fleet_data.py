@@ -22,6 +22,8 @@ from models.package.units import amount_text
 _ENOUGH = 3
 #: Devices that must have a class before it is odd that one lacks it.
 _MOST = 3
+#: Rows per class that a device must have: one of few rows lacks classes by chance.
+_ROWS = 10
 #: Largest shift that is looked for.
 _SHIFTS = (1, -1, 2, -2)
 #: Ratio to the median spread. Spreads are rounded to powers of 4: 64 is a true ratio above 16.
@@ -65,7 +67,8 @@ def fleet_findings(statuses: Mapping[str, AgentStatus], spec: ModelSpec) -> Iter
             if target.name in status.targets
         }
         if names := spec.class_names(target):
-            yield from _classes(target, names, said)
+            rows = {n: s.train_examples + s.test_examples for n, s in statuses.items()}
+            yield from _classes(target, names, said, rows)
         else:
             yield from _spreads(target, said)
 
@@ -137,7 +140,10 @@ class DataWatch:
 
 
 def _classes(
-    target: TensorSpec, names: tuple[str, ...], said: Mapping[str, TargetSummary]
+    target: TensorSpec,
+    names: tuple[str, ...],
+    said: Mapping[str, TargetSummary],
+    rows: Mapping[str, int],
 ) -> Iterator[FleetFinding]:
     having = {
         agent_id: {index for index in summary.classes if index < len(names)}
@@ -158,7 +164,8 @@ def _classes(
     if len(having) < _ENOUGH:
         return
     for agent_id, classes in having.items():
-        odd = _odd_classes(classes, counts, len(having), len(names))
+        is_large = rows[agent_id] >= _ROWS * len(names)
+        odd = _odd_classes(classes, counts, len(having), len(names), is_large=is_large)
         if odd is not None:
             text = _odd_text(odd, names, len(having))
             yield FleetFinding(f"{target.name} {agent_id} {odd}", f"{agent_id}: {text}")
@@ -171,7 +178,9 @@ class _Odd:
     shift: int
 
 
-def _odd_classes(classes: set[int], counts: Counter[int], devices: int, known: int) -> _Odd | None:
+def _odd_classes(
+    classes: set[int], counts: Counter[int], devices: int, known: int, *, is_large: bool
+) -> _Odd | None:
     """Returns how a device's classes differ from the others'; None: as devices differ."""
     others = {index for index in range(known) if counts[index] > (index in classes)}
     alone = tuple(sorted(classes - others))
@@ -188,6 +197,8 @@ def _odd_classes(classes: set[int], counts: Counter[int], devices: int, known: i
     is_usual = sum(2 * counts[index] >= devices for index in others) * 2 < len(others)
     if not shift and is_usual:
         alone = ()
+    if not shift and not alone and not is_large:
+        lacks = ()
     return _Odd(alone, lacks, shift) if alone or lacks else None
 
 

@@ -19,9 +19,13 @@ from learning.vector.parameters import F64
 from models.package.spec import ModelSpec, TensorSpec
 
 #: Rows that a class should have among those held out before its absence is told.
-_EXPECTED_ROWS = 5
+_EXPECTED_ROWS = 10
+#: Probability that chance alone holds out all rows of a class, below which that is told.
+_CHANCE = 1e-3
 #: Share of rows that would have to change their class for both parts to be alike.
 _DISTANCE = 0.5
+#: Standard errors between the shares of a class in both parts.
+_FAR_APART = 4.0
 #: Fewer rows on either side say nothing about a spread.
 _FEW_ROWS = 10
 #: Standard deviations (of the rows learned from) between the means of both parts.
@@ -248,8 +252,8 @@ def _class_warning(counts: ClassCounts) -> str:
     """Returns what the classes of both parts do not have in common; empty: nothing of weight."""
     learn, measure = np.array(counts.learn), np.array(counts.measure)
     unlearned = (measure > 0) & (learn == 0)
-    if unlearned.any():
-        rows = int(measure[unlearned].sum())
+    rows, share = int(measure[unlearned].sum()), measure.sum() / (learn.sum() + measure.sum())
+    if share ** int((measure * unlearned).max()) <= _CHANCE or 2 <= rows >= measure.sum() / 2:
         return (
             f"{_named(counts, unlearned)} held out and never learned "
             f"({rows:,} of the {int(measure.sum()):,} rows held out)"
@@ -259,8 +263,10 @@ def _class_warning(counts: ClassCounts) -> str:
     if unmeasured.any():
         return f"{_named(counts, unmeasured)} learned and never held out"
     shares = learn / learn.sum(), measure / measure.sum()
-    if 0.5 * np.abs(shares[0] - shares[1]).sum() >= _DISTANCE:
-        worst = int(np.abs(shares[0] - shares[1]).argmax())
+    apart = np.abs(shares[0] - shares[1])
+    worst, all_rows = int(apart.argmax()), (learn + measure) / (learn.sum() + measure.sum())
+    error = np.sqrt(all_rows * (1 - all_rows) * (1 / learn.sum() + 1 / measure.sum()))
+    if 0.5 * apart.sum() >= _DISTANCE and apart[worst] >= _FAR_APART * error[worst]:
         return (
             f"class {counts.names[worst]} is {shares[0][worst]:.0%} of the rows to learn from and "
             f"{shares[1][worst]:.0%} of those held out"

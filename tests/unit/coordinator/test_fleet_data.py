@@ -27,10 +27,13 @@ def of_classes(names: tuple[str, ...] = NAMES) -> ModelSpec:
     return msgspec.structs.replace(PLAIN, targets=(target,), outputs=outputs)
 
 
-def born(summary: TargetSummary | None = None, warnings: Iterable[str] = ()) -> AgentStatus:
+def born(
+    summary: TargetSummary | None = None, warnings: Iterable[str] = (), rows: int = 400
+) -> AgentStatus:
     return AgentStatus(
         state="online",
         agent_instance="a",
+        train_examples=rows,
         targets={} if summary is None else {"target": summary},
         warnings=tuple(warnings),
     )
@@ -75,6 +78,8 @@ def test_a_device_that_lacks_what_all_others_have_is_named() -> None:
     assert lines(statuses) == [
         "c: lacks class 2 (walk), which all 3 others have: is its label column right?"
     ]
+    few_rows = statuses | {"c": born(TargetSummary(classes=(0, 1, 3)), rows=39)}
+    assert lines(few_rows) == []
     # Two others are few: that may be chance.
     assert lines(with_classes(a=full, b=full, c=[0, 1, 3])) == []
 

@@ -176,6 +176,29 @@ def test_a_class_never_held_out_is_named_when_rows_of_it_were_due() -> None:
     assert [*target_findings({"target": rare}, make_spec(target=CLASSES), 160, "time")] == []
 
 
+@pytest.mark.parametrize(
+    ("learn", "measure"),
+    [
+        ([6, 5, 0], [2, 1, 1]),  # one row of a rare class, the latest by chance
+        ([40, 2, 3], [4, 4, 3]),  # few rows held out: other shares by chance
+        ([30, 30, 6], [10, 10, 0]),
+    ],
+)
+def test_what_chance_does_to_few_rows_is_not_told(learn: list[int], measure: list[int]) -> None:
+    labels = np.repeat([0, 1, 2, 0, 1, 2], [*learn, *measure]).astype(np.int32)
+    found = target_findings({"target": labels}, make_spec(target=CLASSES), sum(learn), "time")
+    assert [*found] == []
+
+
+@pytest.mark.parametrize(
+    ("learn", "measure"), [([4, 4, 0], [0, 0, 2]), ([400, 300, 0], [80, 60, 6])]
+)
+def test_a_class_that_is_only_held_out_is_told(learn: list[int], measure: list[int]) -> None:
+    labels = np.repeat([0, 1, 2, 0, 1, 2], [*learn, *measure]).astype(np.int32)
+    (odd,) = target_findings({"target": labels}, make_spec(target=CLASSES), sum(learn), "time")
+    assert odd.found.startswith("class run is held out and never learned")
+
+
 def test_other_shares_of_the_same_classes_are_named() -> None:
     labels = np.array([0] * 90 + [1] * 10 + [0] * 4 + [1] * 36, np.int32)
     (odd,) = target_findings({"target": labels}, make_spec(target=CLASSES), 100, "time")
