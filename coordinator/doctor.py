@@ -26,14 +26,16 @@ from broker.protocol.topics import (
 )
 from coordinator.config import CoordinatorConfig
 from coordinator.evaluation import central_measure
+from coordinator.fleet_data import fleet_findings
 from coordinator.machine.roster import Roster, lacking_text
 from coordinator.rounds.protocol import first_needs
-from coordinator.service import find_package, trained_with, untrimmed
+from coordinator.service import find_package, known_spec, trained_with, untrimmed
 from coordinator.storage.store import Store
 from fedge.check_result import Check, failed, ok, warning
 from fedge.errors import ConfigError, FederationError, WireError
 from fedge.host_checks import disk_check, memory_check, owner_check, temperature_check
 from fedge.yaml_config import located
+from models.package.spec import ModelSpec
 from models.package.stored_versions import STORE_FILE
 
 #: No agent is called so; what is forbidden is tried on its topics.
@@ -61,7 +63,7 @@ def diagnose(config: CoordinatorConfig, base: Path, *, offline: bool = False) ->
         client_id = f"fedge-{config.federation}-coordinator-doctor"
         others = ExpectedPeers(
             tuple(name for name in topics.from_agents if name.endswith("/status")),
-            lambda kept: _agents_check(kept, config),
+            lambda kept: _agents_check(kept, config, known_spec(config, base)),
             elsewhere=f"{PREFIX}/+/agents/+/status",
         )
         settings = config.broker.located(base)
@@ -98,7 +100,9 @@ def coordinator_rights(topics: Topics) -> Rights:
     )
 
 
-def _agents_check(kept: Mapping[str, bytes], config: CoordinatorConfig) -> Check:
+def _agents_check(
+    kept: Mapping[str, bytes], config: CoordinatorConfig, spec: ModelSpec | None
+) -> Check:
     known, roster, root = 0, Roster(), Topics(config.federation).root
     federations = sorted({topic.split("/")[2] for topic in kept if not topic.startswith(root)})
     for topic, payload in kept.items():
@@ -123,6 +127,12 @@ def _agents_check(kept: Mapping[str, bytes], config: CoordinatorConfig) -> Check
     if able < wanted:
         advice = f"a round needs {wanted}: start agents, or look at them with fedge agent doctor"
         return warning("agents", found, advice, "network", **facts)
+    statuses = {topic.rsplit("/", 2)[1]: entry.status for topic, entry in roster}
+    odd = [] if spec is None else [each.text for each in fleet_findings(statuses, spec)]
+    if odd:
+        found += f"; data: {odd[0]}" + (f" (and {len(odd) - 1} more)" if odd[1:] else "")
+        advice = "look at the device; fedge coordinator status shows all such lines"
+        return warning("agents", found, advice, "network", **facts, data=odd)
     return ok("agents", found, "network", **facts)
 
 

@@ -317,7 +317,7 @@ def _check_whole(table: Table, spec: ModelSpec, tensor: TensorSpec, rows: Index)
     if tensor.dtype != "int32":
         return
     for part, block in chunks(table.arrays[tensor.name], rows):
-        wrong = first_wrong(block, spec.class_count(tensor))
+        wrong = first_wrong(block, spec.class_count(tensor), tensor.classes)
         if wrong is not None:
             row, place, why = wrong
             column = table.columns[tensor.name][place]

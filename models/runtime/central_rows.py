@@ -17,6 +17,7 @@ from models.package.spec import ModelSpec, TensorSpec
 from models.runtime.rows import Array, Rows
 
 _INT32 = np.iinfo(np.int32)
+_SHOWN_CLASSES = 12
 _LARGEST = np.finfo(np.float32).max
 
 
@@ -55,7 +56,9 @@ def has_targets(path: Path, spec: ModelSpec) -> bool:
         return all(_array_name(target, file.names) in file.names for target in spec.targets)
 
 
-def first_wrong(values: Array, classes: int) -> tuple[int, int, str] | None:
+def first_wrong(
+    values: Array, classes: int, names: Sequence[str] = ()
+) -> tuple[int, int, str] | None:
     """Returns the first number that an int32 column cannot hold: row, index in the row, problem.
 
     A program does not fail on a class that does not exist: its loss and gradient are 0 or absurd.
@@ -63,6 +66,7 @@ def first_wrong(values: Array, classes: int) -> tuple[int, int, str] | None:
     Args:
         values: of any numeric dtype, shape (n, ...).
         classes: number of classes (`ModelSpec.class_count`); 0 for other integers.
+        names: of the classes, where they have any.
     """
     low, high = (0, classes - 1) if classes else (int(_INT32.min), int(_INT32.max))
     flat = values.reshape(len(values), prod(values.shape[1:]))
@@ -73,7 +77,14 @@ def first_wrong(values: Array, classes: int) -> tuple[int, int, str] | None:
         return None
     row, place = map(int, np.argwhere(bad)[0])
     what = f"one of {classes} classes" if classes else "a whole number"
-    return row, place, f"{float(flat[row, place]):.15g} is not {what}, {low} to {high}"
+    value = float(flat[row, place])
+    problem = f"{value:.15g} is not {what}, {low} to {high}"
+    if names:
+        more = ", …" if len(names) > _SHOWN_CLASSES else ""
+        problem += f" ({', '.join(names[:_SHOWN_CLASSES])}{more})"
+    if classes and value == classes and not (flat == 0).any():
+        problem += "; does the file count classes from 1?"
+    return row, place, problem
 
 
 def _array_name(tensor: TensorSpec, names: Sequence[str]) -> str:
@@ -101,7 +112,7 @@ def _read(file: Npz, spec: ModelSpec, tensor: TensorSpec) -> Array:
     if not (np.abs(values) <= _LARGEST).all():
         raise DataError(f"{file.path}: array {name!r} has NaN or infinity")
     if tensor.dtype == "int32":
-        wrong = first_wrong(values, spec.class_count(tensor))
+        wrong = first_wrong(values, spec.class_count(tensor), tensor.classes)
         if wrong is not None:
             raise DataError(f"{file.path}: array {name!r}, row {wrong[0]}: {wrong[2]}")
     array: Array = values.astype(tensor.dtype)

@@ -84,9 +84,9 @@ def test_no_rows_are_an_empty_dataset(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ([0, 1, 3], "row 2, column 'y': 3 is not one of 3 classes, 0 to 2"),
-        ([0, -1, 3], "row 1, column 'y': -1 is not one of 3 classes, 0 to 2"),
-        ([0, 1.5, 1], "row 1, column 'y': 1.5 is not one of 3 classes, 0 to 2"),
+        ([0, 1, 3], "row 2, column 'y': 3 is not one of 3 classes, 0 to 2 (rest, walk, run)"),
+        ([0, -1, 3], "row 1, column 'y': -1 is not one of 3 classes, 0 to 2 (rest, walk, run)"),
+        ([0, 1.5, 1], "row 1, column 'y': 1.5 is not one of 3 classes, 0 to 2 (rest, walk, run)"),
     ],
 )
 def test_a_class_that_does_not_exist_is_refused(
@@ -117,10 +117,21 @@ def test_a_class_without_a_name_has_to_exist_too(
     assert refusal(tmp_path, config(), spec) == f"data.npz: {expected}"
 
 
+def test_labels_that_count_from_one_are_asked_about(tmp_path: Path) -> None:
+    npz(tmp_path, x=np.ones((3, 2)), y=np.array([1, 2, 3]))
+    assert refusal(tmp_path, config(), make_spec(target=CLASSES)) == (
+        "data.npz: row 2, column 'y': 3 is not one of 3 classes, 0 to 2 (rest, walk, run); does "
+        "the file count classes from 1?"
+    )
+
+
 def test_a_wrong_class_in_a_csv_names_the_line(tmp_path: Path) -> None:
     csv(tmp_path, "a,b,price\n1,2,2\n1,2,7\n")
     line = refusal(tmp_path, csv_config(), make_spec(target=CLASSES))
-    assert line == "data.csv: line 3, column 'price': 7 is not one of 3 classes, 0 to 2"
+    assert (
+        line
+        == "data.csv: line 3, column 'price': 7 is not one of 3 classes, 0 to 2 (rest, walk, run)"
+    )
     csv(tmp_path, "a,b,price\n1,2,jog\n")
     line = refusal(tmp_path, csv_config(), make_spec(target=CLASSES))
     assert (
