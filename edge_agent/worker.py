@@ -30,6 +30,7 @@ from edge_agent.machine.events import (
     PackageFailed,
     StartJob,
 )
+from edge_agent.machine.pending_update import LocalReport
 from edge_agent.training.local_device import LocalModel
 from edge_agent.training.local_task import run_local_task
 from edge_agent.training.memory_estimate import estimate, shortage
@@ -38,6 +39,7 @@ from edge_agent.training.throttle import Throttle
 from fedge.errors import DeclinedError, FederationError
 from fedge.system import available_bytes, resident_bytes, return_freed_memory
 from fedge.yaml_config import located
+from learning.phases.evaluate import LABEL_SHIFT
 from models.package.package import Unpacked, unpack_wire
 from models.runtime.program import Program
 
@@ -171,6 +173,7 @@ class Worker:
         self._jobs: deque[_Job] = deque()  # the first is running or about to
         self._model: tuple[_Model, LocalDataset] | None = None
         self._nice = config.limits.nice
+        self._shift = 0
         self._paused = False  # written by the owner's thread only
 
     def submit(self, work: LoadPackage | StartJob) -> None:
@@ -282,7 +285,18 @@ class Worker:
             return JobFailed(plan, str(error), error.reason)
         except FederationError as error:
             return JobFailed(plan, str(error))
+        if isinstance(result, LocalReport) and (shift := result.values.get(LABEL_SHIFT)):
+            self._warn_of_shift(int(shift[0]))
         return JobDone(plan, result)
+
+    def _warn_of_shift(self, shift: int) -> None:
+        if shift != self._shift:  # told once
+            self._shift = shift
+            log.warning(
+                "%s: most labels are %+d from the class that the model predicts: are labels "
+                "shifted? Look at the label column",
+                self._config.data.path, shift, extra={"event": "label_shift"},
+            )  # fmt: skip
 
 
 def _be_nice(nice: int) -> bool:

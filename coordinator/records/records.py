@@ -41,7 +41,7 @@ class AgentResult(msgspec.Struct, frozen=True, kw_only=True):
         num_examples: rows learned from, or measured on when it only measures; where rows have
             weights, the sum of these.
         label_shift: label minus predicted class, where most of its rows have the same difference;
-            0: they have not, or the model has no confusion matrix.
+            0: they have not, or nobody looked.
     """
 
     task: Literal["train", "evaluate"]

@@ -53,6 +53,7 @@ def with_evaluation(
     unseen: set[str],
     metrics: Sequence[MetricSpec],
     usual_loss: float | None = None,
+    label_shifts: Mapping[str, int] | None = None,
 ) -> RoundRecord:
     """The record with what the new θ does on held-out rows.
 
@@ -64,6 +65,7 @@ def with_evaluation(
             record's loss and metrics are of the others, where there are others.
         metrics: of the model.
         usual_loss: see `fair.without_absurd`.
+        label_shifts: of agents that found one themselves.
     """
     kept, left_out = without_absurd(evaluated, usual_loss)
     known = _total(kept, kept.keys() - unseen)
@@ -82,7 +84,8 @@ def with_evaluation(
         rows = trained[name].weight if name in trained else sums.weight
         task = "evaluate" if name in unseen else "train"
         result = _result(task, sums, rows, metrics)
-        agents[name] = msgspec.structs.replace(result, label_shift=_label_shift(sums, metrics))
+        shift = (label_shifts or {}).get(name) or _label_shift(sums, metrics)
+        agents[name] = msgspec.structs.replace(result, label_shift=shift)
     return msgspec.structs.replace(
         record,
         loss=loss,

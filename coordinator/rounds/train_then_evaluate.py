@@ -128,7 +128,13 @@ class TrainThenEvaluate:
         record = closed.record
         return msgspec.structs.replace(
             with_evaluation(
-                record, sums, collector.sums, unseen, self._spec.metrics, closed.usual_loss
+                record,
+                sums,
+                collector.sums,
+                unseen,
+                self._spec.metrics,
+                closed.usual_loss,
+                collector.label_shifts,
             ),
             declined=record.declined | closed.round.declined,
             details=record.details | closed.round.details,

@@ -53,6 +53,7 @@ class LocalDevice:
 
     Attributes:
         personal: personal layers, as training leaves them.
+        measured: the program's vector that was measured last on held-out rows; None: none was.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class LocalDevice:
         self._statistics = statistics
         self._make_rng = make_rng
         self.personal = model.personal if state.personal is None else state.personal
+        self.measured: F32 | None = None
 
     @cached_property
     def rng(self) -> np.random.Generator:
@@ -125,6 +127,7 @@ class LocalDevice:
 
     def evaluate(self, theta: F32) -> Sums:
         """Returns the sums of loss and metrics over the held-out rows."""
+        self.measured = self._whole(theta)
         return self._measure(theta, self._dataset.part("test"))
 
     def columns(self) -> Columns:

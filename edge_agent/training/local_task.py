@@ -18,10 +18,12 @@ from edge_agent.machine.decoded_plan import DecodedPlan, decode_plan, shared_vec
 from edge_agent.machine.device_state import DeviceState, model_key, rounded_residuals
 from edge_agent.machine.pending_update import JobResult, LocalReport, LocalUpdate
 from edge_agent.training.local_device import LocalDevice, LocalModel
+from edge_agent.training.own_shift import own_shift
 from fedge.errors import DeclinedError, TrainingError
 from learning.algorithms.algorithm import Upload
 from learning.codecs.feedback import Encoded, encode_with_feedback
 from learning.codecs.registry import CODECS
+from learning.phases.evaluate import LABEL_SHIFT
 from learning.phases.phase import WEIGHTS, Answer, Request
 from learning.vector.metrics import Sums
 from learning.vector.parameters import F32
@@ -84,7 +86,11 @@ def run_local_task(
         answer = decoded.phase.answer(request, device)
         sums = answer.sums or Sums(0.0, 0.0, {})
         if not answer.vectors:
-            return LocalReport(sums, answer.values, answer.num_examples)
+            values = dict(answer.values)
+            if device.measured is not None:
+                shift = own_shift(model.program, device.measured, dataset, sums, plan.version)
+                values |= {LABEL_SHIFT: (float(shift),)} if shift else {}
+            return LocalReport(sums, values, answer.num_examples)
         encoded = _encode(answer.vectors, decoded, usable, plan, agent_id)
         after = _next_state(answer, encoded, usable, decoded, device.personal)
     return LocalUpdate(

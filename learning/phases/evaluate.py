@@ -17,6 +17,11 @@ from learning.phases.phase import (
 from learning.registry import Settings
 from learning.vector.metrics import Sums
 
+#: Value of a report, beside its sums: see `EvaluateCollector.label_shifts`.
+LABEL_SHIFT = "label_shift"
+#: More classes than any model has.
+_LARGEST_SHIFT = 1_000_000
+
 
 class EvaluateSettings(Settings, frozen=True, tag="evaluate"):
     """Evaluation has none."""
@@ -47,15 +52,20 @@ class EvaluateCollector:
 
     Attributes:
         sums: by agent; agents whose rows weigh nothing are not in it.
+        label_shifts: of agents that say so: label minus predicted class in most of their rows.
     """
 
     capacity: int | None = None
 
     def __init__(self) -> None:
         self.sums: dict[str, Sums] = {}
+        self.label_shifts: dict[str, int] = {}
         self.values: Values = {}
 
     def accept(self, agent_id: str, received: Received) -> None:
         """Keeps one agent's sums."""
         if received.sums.weight > 0:
             self.sums[agent_id] = received.sums
+        shift = (*received.values.get(LABEL_SHIFT, ()), 0.0)[0]
+        if shift and abs(shift) <= _LARGEST_SHIFT:
+            self.label_shifts[agent_id] = int(shift)

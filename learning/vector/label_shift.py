@@ -8,8 +8,10 @@ from learning.vector.parameters import F64
 
 #: Fewer rows show nothing.
 _FEW = 10.0
-#: Share of the rows that are off by the same number; and at most so many are right.
-_MOST, _RIGHT = 0.6, 0.2
+#: Share of the rows that are off by the same number.
+_MOST = 0.6
+#: Largest share of rows that are right where labels are shifted.
+RIGHT = 0.2
 #: Share that a second class must have: a model that always says one class is no shift.
 _SECOND = 0.1
 
@@ -21,7 +23,7 @@ def label_shift(confusion: F64) -> int:
         confusion: weight of rows by label and predicted class, shape (classes, classes).
     """
     total, classes = float(confusion.sum()), len(confusion)
-    if total < _FEW or np.trace(confusion) > _RIGHT * total:
+    if total < _FEW or np.trace(confusion) > RIGHT * total:
         return 0
     for shift in (k for size in range(1, classes - 1) for k in (size, -size)):
         off = np.diagonal(confusion, -shift)
