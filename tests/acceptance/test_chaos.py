@@ -82,11 +82,15 @@ def test_an_agent_that_is_too_slow_does_not_hold_a_round_beyond_its_deadline(
     with running(federation):
         federation.start_all()
         assert federation.ended("coordinator") == 0
-        for record in federation.records():
-            assert (record.status, record.asked, record.reported) == ("committed", 3, 2)
-            assert record.closed == "deadline"
+        records = federation.records()
+        # It costs a deadline once, then it is left out of a round, then waited for a little.
+        first, second, third = [(record.asked, record.closed) for record in records]
+        assert (first, second) == ((3, "deadline"), (2, "goal"))
+        assert third in ((3, "grace"), (3, "deadline"))  # whichever comes first
+        for record in records:
+            assert (record.status, record.reported) == ("committed", 2)
             assert set(record.agents) == {"pi-0", "pi-1"}
-            assert 1.5 <= record.seconds < 4
+        assert 1.5 <= records[0].seconds < 4
         assert "its job is cancelled" in federation.said("pi-2")
         # The mean is of those that reported: as if the slow one had never been there.
         federation.names = federation.names[:2]

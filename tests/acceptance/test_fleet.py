@@ -231,7 +231,7 @@ def test_a_device_that_sends_rubbish_is_refused_and_stops_nobody(
     rubbish = [b"", b"\x00", b"rubbish", b'{"session":"\xff"}', b"[" * 5000, os.urandom(5000)]
     rubbish += [b"FDC1" + os.urandom(100), b"FDG1" + os.urandom(100), b"\x80\x04\x95pickle."]
     with process(*run, "--broker", address(broker)) as child:
-        topics, _ = eventually("round 1 begins", lambda: listener.plan(1))
+        topics, first_plan = eventually("round 1 begins", lambda: listener.plan(1))
         birth = AgentStatus(
             state="online",
             agent_instance="evil",
@@ -239,6 +239,7 @@ def test_a_device_that_sends_rubbish_is_refused_and_stops_nobody(
             train_examples=10,
             codecs=("float32",),
             algorithms=("fedavg",),
+            coordinator_instance=first_plan.coordinator_instance,
         )
         status = topics.name(AgentStatusTopic("evil"))
         listener.link.publish(status, messages.encode(birth), retain=True)
