@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import json
 import os
-import select
-import socket
 import statistics
 import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
@@ -27,63 +24,20 @@ from measure import Report, budget, finish, option_parser
 from small_federation import DATA, _fedge, _write_agent
 
 from broker.local.broker import HOST, LocalBroker
+from tests.acceptance.flood import agent_topics, flood
 
 MESSAGES = 100_000
 AGENTS = 4
 QUIET_S = 8.0
 #: Without a round for so long the flood has stopped the federation.
 PATIENCE_S = 90.0
-#: One device's topics, and what it writes there.
-JUNK = b'{"state": "online", "agent_instance": 7, "phases": [[[[[[[[[[[[' + b"x" * 60
 BUDGETS = {"log": 64_000, "slower": 3.0}
 
 
 #: Which ids the junk is sent under.
-KINDS = ("a device", "another's id", "many ids")
+KINDS = {"a device": "intruder", "another's id": "site-0", "many ids": "intruder-{}"}
 #: Queues of the broker of `fedge broker init`.
 QUEUES = "max_queued_messages 20000\nmax_queued_bytes 134217728\n"
-
-
-def topics(kind: str) -> Iterator[str]:
-    """Topics to write on, without end."""
-    number = 0
-    while True:
-        number += 1
-        ids = {"many ids": f"intruder-{number}", "a device": "intruder"}
-        name = ids.get(kind, "site-0")  # an honest agent's id
-        tail = ("status", f"updates/{number % 50}/0", f"reports/{number % 50}")[number % 3]
-        yield f"fedge/v1/{{federation}}/agents/{name}/{tail}"
-
-
-def packets(federation: str, kind: str, qos: int, count: int) -> Iterator[bytes]:
-    """MQTT 3.1.1 PUBLISH packets of a flood."""
-    names = topics(kind)
-    for number in range(count):
-        name = next(names).format(federation=federation).encode()
-        packet_id = (number % 65_000 + 1).to_bytes(2, "big") if qos else b""
-        rest = len(name).to_bytes(2, "big") + name + packet_id + JUNK
-        yield bytes((0x30 | qos << 1, len(rest) & 127 | 128, len(rest) >> 7)) + rest
-
-
-def flood(port: int, parts: Iterable[bytes], expected_acks: int) -> float:
-    """Sends packets as quickly as the broker reads them; returns the seconds it took."""
-    with socket.create_connection((HOST, port)) as sock:
-        sock.sendall(b"\x10\x14\x00\x04MQTT\x04\x02\x00\x3c\x00\x08intruder")
-        assert sock.recv(4)[:1] == b"\x20"
-        began_s, acks = time.monotonic(), 0
-        batch = bytearray()
-        for part in parts:
-            batch += part
-            if len(batch) < 50_000:
-                continue
-            sock.sendall(batch)
-            batch.clear()
-            while select.select([sock], [], [], 0)[0]:
-                acks += len(sock.recv(1 << 16))
-        sock.sendall(batch)
-        while acks < 4 * expected_acks:
-            acks += len(sock.recv(1 << 16))
-        return time.monotonic() - began_s
 
 
 class Rounds:
@@ -125,7 +79,8 @@ def measure(kind: str, qos: int, count: int) -> Report:
         quiet_log = _log_bytes(folder) - log_before
         log_before, cpu_before = _log_bytes(folder), _cpu_s(coordinator.pid)
         began_s = time.monotonic()
-        sent_s = flood(broker.port, packets(folder.name, kind, qos, count), qos * count)
+        flood(broker.port, agent_topics(folder.name, KINDS[kind], count), qos)
+        sent_s = time.monotonic() - began_s
         # The flood is over when a round begins and ends after everything that waited.
         rounds.wait_for(len(rounds.ended_s) + 3, PATIENCE_S)
         noisy = rounds.seconds(began_s, time.monotonic())
