@@ -142,6 +142,50 @@ def release(config_path: Path, agent_id: str) -> None:
     _give(config_path, Release(agent_id))
 
 
+@cli.command()
+@_CONFIG
+@click.argument("file", type=click.Path(path_type=Path))
+@command_errors
+def backup(config_path: Path, file: Path) -> None:
+    """Write the federation's state into one file, also while the coordinator runs.
+
+    Versions with the algorithm's state, records and agents: all that `restore` needs. Not the open
+    round, which is held anew, and neither keys nor model nor configuration: the command names them.
+    """
+    from coordinator.config import load_federation
+    from coordinator.report import bytes_text
+    from coordinator.storage.backup import back_up
+    from fedge.yaml_config import located
+
+    config, base = load_federation(config_path), config_path.parent
+    size = back_up(located(config.state_dir, base), file)
+    click.echo(f"{file}: {bytes_text(size)}")
+    others = [config_path, *(located(path, base) for path in config.plugins)]
+    others += [folder for folder in [located(config.model, base)] if folder.is_dir()]
+    others += [] if config.signing_key is None else [located(config.signing_key, base)]
+    click.echo(f"not in it, keep copies: {', '.join(map(str, others))}")
+
+
+@cli.command()
+@_CONFIG
+@click.argument("file", type=click.Path(path_type=Path))
+@command_errors
+def restore(config_path: Path, file: Path) -> None:
+    """Put a backup into the empty state folder, to go on from there.
+
+    Rounds since the backup are lost. The federation goes on in a new session: updates that are
+    under way belong to the lost rounds and are refused.
+    """
+    from coordinator.config import load_federation
+    from coordinator.operate import restore
+    from coordinator.service import find_package
+    from fedge.yaml_config import located
+
+    config, base = load_federation(config_path), config_path.parent
+    package = find_package(config.model, base)
+    click.echo("\n".join(restore(config, located(config.state_dir, base), package, file)))
+
+
 def _give(config_path: Path, order: Order) -> None:
     import msgspec
 

@@ -15,6 +15,7 @@ from broker.protocol.messages import name_of
 from coordinator.config import CoordinatorConfig
 from coordinator.result import make_result
 from coordinator.rounds.stopping import stop_rule
+from coordinator.storage.backup import copy_back
 from coordinator.storage.orders import Forget, Order, Outcome, Quarantine, Release, Rollback
 from coordinator.storage.store import Store, ranges
 from fedge.errors import ConfigError, StoreError
@@ -22,6 +23,7 @@ from fedge.files import claimed, holder
 from learning.algorithms.algorithm import Algorithm
 from learning.algorithms.registry import ALGORITHMS
 from models.package.package import ModelPackage
+from models.package.stored_versions import STORE_FILE
 
 log = logging.getLogger(__name__)
 
@@ -203,3 +205,43 @@ def _roll_back(
     except StoreError as error:
         lines.append(f"note: {error}")
     return Outcome("\n".join(lines))
+
+
+def restore(
+    config: CoordinatorConfig, state_dir: Path, package: ModelPackage, path: Path
+) -> list[str]:
+    """Puts a backup into an empty state folder, to go on from there.
+
+    Args:
+        config: of the federation.
+        state_dir: its state folder, without a store.
+        package: its model.
+        path: the backup.
+
+    Returns:
+        Lines for people.
+
+    Raises:
+        ConfigError: the folder is in use or has a store, or the file is no whole backup of this
+            federation and model.
+        StoreError: the disk is full or failed.
+    """
+    algorithm: Algorithm = ALGORITHMS.make(config.algorithm, config.training)
+    with claimed(state_dir, ROLE):
+        copy_back(path, state_dir)
+        try:
+            with closing(open_store(config, state_dir)) as store:
+                store.adopt(config.federation, package)
+                made = time.localtime(int(store.meta("backup_at") or 0))
+                store.begin_session(package.spec.size, algorithm.without_devices)
+                progress = store.load(package.spec.size, stop_rule(config))
+        except ConfigError:
+            for file in state_dir.glob(f"{STORE_FILE}*"):
+                file.unlink()
+            raise
+    assert progress is not None, "a version was loaded"
+    return [
+        f"restored to {state_dir}: version {progress.version}, {progress.course.committed} rounds, "
+        f"as of {time.strftime('%Y-%m-%d %H:%M:%S', made)}",
+        "rounds since are lost; updates under way are refused once, then devices train anew",
+    ]

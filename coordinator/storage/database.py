@@ -89,6 +89,14 @@ class Database:
                 "folder or a backup in its place and start again"
             )
 
+    def copy_into(self, path: Path) -> None:
+        """Writes the content of this moment into a new file, while others write to this one.
+
+        Raises:
+            sqlite3.Error: it cannot be written.
+        """
+        self._db.execute("VACUUM INTO ?", (str(path),))
+
     def changed_elsewhere(self) -> bool:
         """Returns whether another process wrote to the file since this was last asked."""
         (number,) = self._read("PRAGMA data_version")[0]

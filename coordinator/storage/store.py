@@ -20,6 +20,7 @@ from coordinator.machine.progress import Progress, StoredRound
 from coordinator.records.course import Course, Rule
 from coordinator.records.records import RoundRecord
 from coordinator.storage.agent_tables import AGENT_SCHEMA, AgentTables
+from coordinator.storage.folder import is_empty, leave_note
 from coordinator.storage.orders import ORDER_SCHEMA, OrderTable
 from coordinator.storage.update_log import UpdateLog
 from coordinator.storage.version_tables import VERSION_SCHEMA, VersionTables
@@ -75,6 +76,8 @@ class Store(VersionTables, AgentTables, OrderTable):
         self._keep_versions = keep_versions
         self._keep_rounds = keep_rounds
         self._updates = UpdateLog(folder, erase=erase)
+        if folder is not None:
+            leave_note(folder)
 
     def close(self) -> None:
         """Releases the files."""
@@ -98,8 +101,14 @@ class Store(VersionTables, AgentTables, OrderTable):
         Raises:
             ConfigError: there is none.
         """
-        if not (folder / STORE_FILE).is_file():
-            raise ConfigError(f"{folder / STORE_FILE}: no such file; was the coordinator started?")
+        path = folder / STORE_FILE
+        if not path.is_file():
+            raise ConfigError(f"{path}: no such file; was the coordinator started?")
+        if is_empty(path):
+            raise ConfigError(
+                f"{path} is empty: a copy of it alone lacks what is in {STORE_FILE}-wal beside it; "
+                "copy with `fedge coordinator backup`"
+            )
         return cls(folder)
 
     def adopt(self, federation: str, package: ModelPackage, algorithm: str | None = None) -> None:
@@ -259,9 +268,27 @@ class Store(VersionTables, AgentTables, OrderTable):
             self._forget_agent(db, agent_id)
             self._forget_in_rounds(db, agent_id)
 
+    def begin_session(
+        self, size: int, without_devices: Callable[[F32, ServerState], ServerState]
+    ) -> None:
+        """Goes on in a new session, after a restore: what devices hold may be of rounds since.
+
+        Args:
+            size: P of the model.
+            without_devices: the algorithm's; where it changes the state that is a new version.
+        """
+        newest = self.versions()[-1]
+        theta, state = self._version(newest, size)
+        if without_devices(theta, state) is not state:
+            self.roll_back(newest, size, without_devices)
+            return
+        with self._transaction() as db:
+            self._new_session(db)
+
     def _new_session(self, db: sqlite3.Connection) -> None:
         """Begins another run: answers to the one before count no more."""
         db.execute("DELETE FROM closed_rounds")
+        db.execute("DELETE FROM meta WHERE key = 'backup_at'")
         db.execute("INSERT OR REPLACE INTO meta VALUES ('session', ?)", (secrets.token_hex(8),))
 
     def session(self, new: str) -> str:

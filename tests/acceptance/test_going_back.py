@@ -119,3 +119,26 @@ def test_a_state_folder_that_is_deleted_under_a_running_coordinator_ends_it(
         last = federation.said("coordinator").splitlines()[-1]
     assert last.startswith("error: ")
     assert "was deleted" in last
+
+
+def test_a_federation_goes_on_from_a_backup_that_was_made_while_it_ran(
+    tmp_path: Path, broker: LocalBroker
+) -> None:
+    federation = Federation(
+        tmp_path, broker.port, coordinator=settings(cohort={"at_least": 3}, round={"minimum": 3})
+    ).write()
+    backup = str(tmp_path / "backup")
+    with running(federation):
+        federation.start_all()
+        federation.await_version(3)
+        assert "not in it, keep copies: " in done(federation, "backup", backup)
+        federation.await_version(federation.version() + 2)
+        federation.kill("coordinator")
+        refused = coordinator(federation, "restore", backup)
+        assert (refused.returncode, "has a store" in refused.stderr) == (2, True)
+        federation.state("coordinator").rename(tmp_path / "lost")
+        restored = int(done(federation, "restore", backup).split("version ")[1].split(",")[0])
+        federation.start("coordinator")
+        federation.await_version(restored + 3)
+        federation.check_theta(restored + 3)
+        assert all(record.reported == 3 for record in federation.records())

@@ -1,0 +1,39 @@
+"""State folder: a note for whoever looks into it, and copies that are not whole."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+from fedge.errors import ConfigError
+from fedge.files import write_whole
+from models.package.stored_versions import STORE_FILE
+
+NOTE_FILE = "README.txt"
+_NOTE = f"""State of a fedge coordinator. To keep a copy of it, also while it runs:
+
+    fedge coordinator backup FILE --config coordinator.yaml
+
+Do not copy {STORE_FILE} alone: what was written last is in {STORE_FILE}-wal, and the copy
+would be old or empty. open_round.log holds the updates of the round under way.
+Back with: fedge coordinator restore FILE --config coordinator.yaml
+"""
+
+
+def is_empty(path: Path) -> bool:
+    """Returns whether a database has no tables; False for what is none."""
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as db:
+            return not db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]
+    except (sqlite3.Error, UnicodeDecodeError):
+        return False  # opening it says what is wrong
+
+
+def leave_note(folder: Path) -> None:
+    """Says in the folder how to copy it: there somebody looks who is about to."""
+    path = folder / NOTE_FILE
+    with contextlib.suppress(OSError, ConfigError):
+        if not path.exists():
+            write_whole(path, _NOTE.encode())
