@@ -80,13 +80,16 @@ def history(config_path: Path, last: int, as_json: bool) -> None:
     """Show versions with their figures, who made them, and the bytes of their rounds."""
     from coordinator.config import load_federation
     from coordinator.history import history_document, history_text
+    from coordinator.service import known_spec
     from coordinator.storage.store import Store
     from fedge.yaml_config import located
 
     config = load_federation(config_path)
     with closing(Store.open_existing(located(config.state_dir, config_path.parent))) as store:
-        document = json.dumps(history_document(store, last)) if as_json else ""
-        click.echo(document or history_text(store, last))
+        if as_json:
+            click.echo(json.dumps(history_document(store, last)))
+        else:
+            click.echo(history_text(store, last, known_spec(config, config_path.parent)))
 
 
 @cli.command()
@@ -197,7 +200,8 @@ def _give(config_path: Path, order: Order) -> None:
     try:
         msgspec.convert(msgspec.to_builtins(order), type=type(order))
     except msgspec.ValidationError as error:
-        raise ConfigError(f"AGENT or --reason: {error}") from error
+        limits = "AGENT: 1 to 64 letters, digits, - and _; --reason: up to 500 characters"
+        raise ConfigError(f"{limits} ({error})") from error
     config, base = load_federation(config_path), config_path.parent
     package = find_package(config.model, base)
     outcome = give(config, located(config.state_dir, base), package, order)

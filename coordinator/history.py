@@ -12,6 +12,8 @@ from coordinator.report import bytes_text
 from coordinator.storage.store import Store
 from coordinator.storage.version_tables import EndedRound, RolledBack
 from fedge.console import printable
+from models.package.spec import ModelSpec
+from models.package.units import NO_UNITS, Units, metric_text, target_units
 
 _SHOWN_NAMES = 6
 
@@ -44,15 +46,22 @@ def history_document(store: Store, latest: int) -> dict[str, Any]:
     return {"versions_kept": sorted(kept), "best_version": best, "history": rows}
 
 
-def history_text(store: Store, latest: int) -> str:
-    """Returns versions and rounds for an operator, the oldest first; see `history_document`."""
+def history_text(store: Store, latest: int, spec: ModelSpec | None = None) -> str:
+    """Returns versions and rounds for an operator, the oldest first.
+
+    Args:
+        store: of the federation.
+        latest: so many of the latest rounds.
+        spec: of the model, for units; None shows numbers alone.
+    """
+    units = NO_UNITS if spec is None else target_units(spec)
     document = history_document(store, latest)
     rows = document["history"]
     lines = []
     left = store.number_of_rounds() - sum(row["status"] != "rolled_back" for row in rows)
     if left > 0:
         lines.append(f"… {left} earlier rounds: --last shows more")
-    lines += [_line(row) for row in rows]
+    lines += [_line(row, units) for row in rows]
     if not rows:
         lines.append("no round has ended yet")
     lines.append("go back with `fedge coordinator rollback --to VERSION`, to one that is kept")
@@ -70,7 +79,7 @@ def _trained_by(record: RoundRecord) -> list[str]:
     return sorted(name for name, part in record.agents.items() if part.task == "train")
 
 
-def _line(row: dict[str, Any]) -> str:
+def _line(row: dict[str, Any], units: Units) -> str:
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(row["at"]))
     if row["status"] == "rolled_back":
         what = f"weights of version {row['origin']} (an operator went back)"
@@ -82,7 +91,8 @@ def _line(row: dict[str, Any]) -> str:
     if row["loss"] is not None:
         word = "loss" if row["evaluated"] else "loss while training"
         parts.append(f"{word} {row['loss']:.4f}")
-    parts += [f"{name} {value:.4f}" for name, value in sorted(row["metrics"].items())]
+    metrics = sorted(row["metrics"].items())
+    parts += [f"{name} {metric_text(units, name, value)}" for name, value in metrics]
     parts.append(f"{bytes_text(row['bytes_up'])} up, {bytes_text(row['bytes_down'])} down")
     return _joined(parts, row)
 

@@ -119,11 +119,12 @@ def _carry_out(
 
 
 def _quarantine(store: Store, agent_id: str, reason: str) -> Outcome:
+    is_known = store.knows_agent(agent_id)
     standing = store.standing(agent_id).quarantined(reason, by_operator=True)
     store.save_standing(agent_id, standing)
     store.flush()
     lines = [f"{agent_id} is in quarantine until it is released: it is not asked"]
-    if not store.knows_agent(agent_id):
+    if not is_known:
         lines.append(f"note: no agent {agent_id} was ever heard of")
     opened = store.open_round()
     if opened is not None and agent_id in opened[1]:

@@ -157,6 +157,8 @@ def test_quarantine_and_release_change_an_agent_s_standing(store: Store) -> None
     assert ordered(store, Release("a")).text == "a is released: it is asked again"
     assert store.standing("a").may_be_asked(1)
     assert not ordered(store, Release("a")).is_done
+    text = ordered(store, Quarantine("stranger", "x")).text
+    assert text.endswith("note: no agent stranger was ever heard of")
 
 
 def test_forgetting_an_agent_says_what_cannot_be_undone(store: Store) -> None:
