@@ -77,8 +77,9 @@ def _warnings(said: Mapping[str, Sequence[str]]) -> Iterator[FleetFinding]:
     """Yields what devices say of their own data; of many devices one line."""
     if len(said) <= _EACH:
         for agent_id, warnings in said.items():
-            for warning in warnings:
-                yield FleetFinding(f"{agent_id} {warning}", f"{agent_id}: {warning}")
+            for number, warning in enumerate(warnings):
+                # Once each: one that is worded anew every time must not fill the log.
+                yield FleetFinding(f"{agent_id} warns {number}", f"{agent_id}: {warning}")
         return
     first, *others = said
     rest = len(others) - _SHOWN
@@ -237,7 +238,7 @@ def _spreads(target: TensorSpec, said: Mapping[str, TargetSummary]) -> Iterator[
         return
     unit = target.units[0] if len(set(target.units)) == 1 else ""
     usual_spread = median(spread for _, spread in known.values())
-    sizes = {agent_id: log(spread / usual_spread) for agent_id, (_, spread) in known.items()}
+    sizes = {agent_id: log(spread) - log(usual_spread) for agent_id, (_, spread) in known.items()}
     unusual = max(log(_RATIO), _UNUSUAL * _deviation(sizes))
     usual_level = median(level for level, _ in known.values())
     distances = {agent_id: level - usual_level for agent_id, (level, _) in known.items()}

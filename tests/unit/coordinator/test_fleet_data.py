@@ -8,7 +8,11 @@ import msgspec
 import numpy as np
 import pytest
 
+from broker.protocol import messages
 from broker.protocol.messages import AgentStatus, TargetSummary
+from broker.protocol.topics import AgentStatusTopic, Topics
+from coordinator.config import CoordinatorConfig
+from coordinator.doctor import _agents_check
 from coordinator.fleet_data import DataWatch, fleet_findings, shift_findings
 from coordinator.records.records import AgentResult, new_record
 from coordinator.records.results import with_evaluation
@@ -33,6 +37,9 @@ def born(
     return AgentStatus(
         state="online",
         agent_instance="a",
+        phases=("train",),
+        codecs=("int8",),
+        algorithms=("fedavg",),
         train_examples=rows,
         targets={} if summary is None else {"target": summary},
         warnings=tuple(warnings),
@@ -135,6 +142,38 @@ def test_a_fleet_that_warns_of_itself_takes_one_line() -> None:
     (line,) = lines(many)
     assert line.startswith("12 devices warn of their data. pi-00: target: odd. Others: pi-01, ")
     assert line.endswith("and 3 more")
+
+
+def test_absurd_summaries_break_nothing() -> None:
+    said = {
+        "a": born(TargetSummary(level=1e100, spread=5e-324)),
+        "b": born(TargetSummary(level=-1e100, spread=1e100)),
+        "c": born(TargetSummary(level=0.0, spread=1.0)),
+        "d": born(TargetSummary(classes=(5,), level=0.0)),
+    }
+    assert {line[0] for line in lines(said, in_unit("m"))} <= {"a", "b", "c"}
+    beyond = with_classes(a=[1 << 53], b=[0], c=[0, 0, 1])
+    assert all("class" in line for line in lines(beyond))
+
+
+def test_a_warning_that_is_worded_anew_each_time_is_told_once() -> None:
+    watch = DataWatch(of_classes())
+    for number in range(20):
+        watch.is_due = True
+        told = [*watch.news({"a": born(warnings=[f"odd {number}"])}, {})]
+        assert told == (["a: odd 0"] if number == 0 else [])
+
+
+def test_the_doctor_names_odd_devices_from_what_the_broker_keeps() -> None:
+    topics = Topics("houses")
+    statuses = numbers(a=(4.0, 1.0), b=(0.0, 1.0), c=(4096.0, 1024.0))
+    kept = {topics.name(AgentStatusTopic(n)): messages.encode(s) for n, s in statuses.items()}
+    config = CoordinatorConfig(federation="houses", model="house_price")
+    found = _agents_check(kept, config, in_unit("kW"))
+    assert found.state == "warning"
+    assert "data: c: its targets (target) spread about 1,024 kW" in found.found
+    assert len(found.facts["data"]) == 1
+    assert "data" not in _agents_check(kept, config, None).facts
 
 
 def test_each_finding_is_told_once() -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -50,12 +51,13 @@ def pool() -> Iterator[WorkerPool]:
 class Agent:
     """A worker of a pool, and the events it reports."""
 
-    def __init__(self, pool: WorkerPool, folder: Path, name: str) -> None:
+    def __init__(self, pool: WorkerPool, folder: Path, name: str, **settings: Any) -> None:
         rng = np.random.default_rng(len(name))
         x = rng.normal(size=(20, 2)).astype(np.float32)
         (folder / name).mkdir()
         np.savez(folder / name / "data.npz", features=x, y=x.sum(1))
-        config = AgentConfig(federation="f", agent_id=name, data=DataConfig(path="data.npz"))
+        data = DataConfig(path="data.npz")
+        config = AgentConfig(federation="f", agent_id=name, data=data, **settings)
         self.config = config
         self.state = DeviceState()
         self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
@@ -91,6 +93,30 @@ class Agent:
 
     def next(self) -> Event:
         return self.events.get(timeout=20)
+
+
+@pytest.mark.parametrize("describe", [True, False])
+def test_targets_are_described_unless_the_owner_says_no(
+    pool: WorkerPool, package: ModelPackage, tmp_path: Path, describe: bool
+) -> None:
+    agent = Agent(pool, tmp_path, "a", describe_targets=describe)
+    agent.load(package)
+    loaded = agent.next()
+    assert isinstance(loaded, PackageLoaded)
+    assert list(loaded.targets) == (["target"] if describe else [])
+
+
+def test_rows_that_are_sorted_by_their_target_are_logged_before_the_first_round(
+    pool: WorkerPool, package: ModelPackage, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    agent = Agent(pool, tmp_path, "a")
+    np.savez(tmp_path / "a" / "data.npz", features=np.ones((100, 2)), y=np.arange(100.0))
+    agent.load(package)
+    loaded = agent.next()
+    assert isinstance(loaded, PackageLoaded)
+    (warning,) = loaded.warnings
+    assert warning.startswith("target: 39.5 ± 23 in the rows to learn from, 89.5 ± 5.8 in those")
+    assert [r.getMessage() for r in caplog.records] == [f"data.npz: {warning}"]
 
 
 def test_the_jobs_of_one_agent_are_done_in_order(
