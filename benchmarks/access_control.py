@@ -113,7 +113,7 @@ class Place:
         config = self.fleet.broker_folder / "mosquitto.conf"
         self.roles = folder / "roles.json"
         if plugin:
-            text = re.sub(r"(?m)^acl_file .*\n", "", config.read_text())
+            text = re.sub(r"(?m)^(acl_file|memory_limit) .*\n", "", config.read_text())
             config.write_text(f"{text}plugin {plugin}\nplugin_opt_config_file {self.roles}\n")
             self.roles.write_text(roles(AWAY))
         self.process = subprocess.Popen(

@@ -20,6 +20,7 @@ from broker.protocol.topics import (
     CoordinatorStatusTopic,
     InboxTopic,
     ProgramTopic,
+    ResultsTopic,
     RoundTopic,
     Topics,
     UpdateTopic,
@@ -87,6 +88,7 @@ def coordinator_rights(topics: Topics) -> Rights:
         RoundTopic(),
         ChunkTopic("0" * 64, 0),
         InboxTopic(_NOBODY),
+        ResultsTopic(),
     )
     return Rights(
         # The first also measures the round trip: one that nobody takes for anything.

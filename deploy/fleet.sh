@@ -82,7 +82,7 @@ if [ -n "$fleet" ]; then
     fi
     new+=("$agent")
   done
-  # All at once: the broker reads its rules once. A name may begin with -.
+  # All at once: the broker is given its rules once. A name may begin with -.
   [ ${#new[@]} = 0 ] || fedge broker enrol "$fleet" -- "${new[@]}" >/dev/null || exit $?
   echo "${#new[@]} of ${#agents[@]} devices newly enrolled"
 fi

@@ -102,7 +102,7 @@ def serve_enrolment(folder: Path, for_min: float | None) -> None:
     from broker.enrolment.service import serve_enrolment
     from broker.link.settings import BrokerSettings
     from broker.security.fleet import Fleet
-    from broker.security.reload_mosquitto import warn_if_moved
+    from broker.security.mosquitto.reload import warn_if_moved
 
     fleet = Fleet(folder)
     register = fleet.register

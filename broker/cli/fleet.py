@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -20,13 +19,10 @@ from broker.cli.options import (
     OUT,
     TOKEN,
     VALID,
-    reload_broker,
+    update_broker,
 )
 from fedge.console import command_errors, printable
 from fedge.errors import ConfigError
-
-if TYPE_CHECKING:
-    from broker.security.fleet import Fleet
 
 #: Longest line of a log: a topic may have 65,535 bytes.
 _LONGEST_LINE = 100_000
@@ -39,11 +35,6 @@ _LONGEST_LINE = 100_000
 @DAYS
 @TOKEN
 @VALID
-@click.option(
-    "--again",
-    is_flag=True,
-    help="Allow names of revoked devices; only after a restart of Mosquitto.",
-)
 @JSON
 @NO_RELOAD
 @command_errors
@@ -54,7 +45,6 @@ def enrol(
     days: int,
     as_token: bool,
     valid_h: float,
-    again: bool,
     as_json: bool,
     no_reload: bool,
 ) -> None:
@@ -66,9 +56,8 @@ def enrol(
     A token (--token) is one line, valid for one device, once, for some hours. The device makes its
     own key and requests a certificate; `fedge broker serve-enrolment DIR` must run here meanwhile.
 
-    The name of a revoked device is refused: if that device is still connected, it would get its
-    rights back. Take another name; or restart Mosquitto, which ends every connection, and then use
-    --again.
+    The name of a revoked device may be used again: rights belong to a certificate, and the revoked
+    one has none.
     """
     from broker.security import devices
     from broker.security.fleet import Fleet, utc_now
@@ -78,17 +67,15 @@ def enrol(
     fleet = Fleet(folder)
     if as_token:
         valid = timedelta(hours=valid_h)
-        print_tokens(fleet, agent_ids, valid, days, as_json=as_json, again=again)
+        print_tokens(fleet, agent_ids, valid, days, as_json=as_json)
     else:
-        paths = devices.enrol_all(fleet, agent_ids, utc_now(), out, days, again=again)
+        paths = devices.enrol_all(fleet, agent_ids, utc_now(), out, days)
         found = list(zip(agent_ids, paths, strict=True))
         if as_json:
             click.echo(json.dumps([{"agent_id": n, "bundle": str(p)} for n, p in found]))
         else:
             click.echo("\n".join(f"bundle of {name}: {path}" for name, path in found))
-    if again:
-        _warn_of_websockets(fleet)
-    reload_broker(fleet, no_reload, quiet=as_json)
+    update_broker(fleet, no_reload, quiet=as_json)
 
 
 @click.command()
@@ -128,21 +115,11 @@ def rotate(
             raise ConfigError("--out is for a bundle")
         options = {"as_json": False, "replaces": True, "keep_old": keep_old}
         print_tokens(fleet, [agent_id], timedelta(hours=valid_h), days, **options)
-        _warn_of_websockets(fleet)
-        return  # the broker's files have not changed yet
+        update_broker(fleet, no_reload)
+        return
     path = devices.rotate(fleet, agent_id, utc_now(), out, days, keep_old=keep_old)
     click.echo(f"new bundle of {agent_id}: {path}")
-    _warn_of_websockets(fleet)
-    reload_broker(fleet, no_reload)
-
-
-def _warn_of_websockets(fleet: Fleet) -> None:
-    if fleet.register.websockets:
-        click.echo(
-            f"Mosquitto 2.0 may still accept the old key on port {fleet.register.websockets} "
-            "(WebSockets): if the key is stolen, revoke the device and enrol it under another name",
-            err=True,
-        )
+    update_broker(fleet, no_reload)
 
 
 @click.command()
@@ -153,8 +130,7 @@ def _warn_of_websockets(fleet: Fleet) -> None:
 def revoke(folder: Path, agent_id: str, no_reload: bool) -> None:
     """Revoke a device: all its certificates and its open token.
 
-    A running broker reloads its rules. A connected device can neither send nor receive from then
-    on, and cannot connect again.
+    A running broker takes its rights away and disconnects it; it cannot connect again.
     """
     from broker.security import devices
     from broker.security.fleet import Fleet, utc_now
@@ -162,7 +138,21 @@ def revoke(folder: Path, agent_id: str, no_reload: bool) -> None:
     fleet = Fleet(folder)
     devices.revoke(fleet, agent_id, utc_now())
     click.echo(f"revoked: {agent_id}")
-    reload_broker(fleet, no_reload)
+    update_broker(fleet, no_reload)
+
+
+@click.command()
+@FOLDER
+@command_errors
+def sync(folder: Path) -> None:
+    """Give a running broker the fleet's rules, whatever it has.
+
+    For a broker that could not be reached when the fleet was changed. Clients and roles that
+    somebody else gave the broker stay.
+    """
+    from broker.security.fleet import Fleet
+
+    update_broker(Fleet(folder), no_reload=False)
 
 
 @click.command("list")
@@ -207,7 +197,7 @@ def refusals(folder: Path, log: str) -> None:
     from broker.security.fleet import Fleet
     from broker.security.log_reader import RefusalReader
 
-    reader = RefusalReader(Fleet(folder).register.federation)
+    reader = RefusalReader(Fleet(folder).register)
     try:
         with click.open_file(log, errors="replace") as file:
             while line := file.readline(_LONGEST_LINE):

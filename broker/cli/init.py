@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,14 @@ if TYPE_CHECKING:
     metavar="PORT",
     help="Listen for WebSockets in TLS too, for devices behind firewalls (443; 0: do not).",
 )
+@click.option(
+    "--access",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "plugin", "file"]),
+    help="How Mosquitto learns of changes: with its dynamic security plugin, at run time; or from a"
+    " file, with SIGHUP. auto: the plugin if this machine has it.",
+)
 @click.option("--bind", default="", help="Address to listen on (default: all of this machine).")
 @click.option(
     "--user",
@@ -56,6 +65,7 @@ def init(
     port: int,
     enrolment_port: int,
     websockets: int,
+    access: str,
     bind: str,
     user: str,
 ) -> None:
@@ -70,9 +80,13 @@ def init(
     from broker.security.fleet_settings import FleetSettings
 
     names = [name.strip() for name in hosts.split(",")]
-    settings = FleetSettings(federation, names, port, bind, user, enrolment_port, websockets)
+    settings = FleetSettings(
+        federation, names, port, bind, user, enrolment_port, websockets, _plugin(access)
+    )
     if (folder / REGISTER_FILE).exists():
         fleet = Fleet(folder)
+        if access == "auto":  # whatever it was made with
+            settings = replace(settings, plugin="")
         fleet.check_same(settings)
         _print_state(fleet)
     else:
@@ -81,9 +95,21 @@ def init(
     _print_next_steps(fleet)
 
 
+def _plugin(access: str) -> str:
+    from broker.security.mosquitto.config import find_plugin
+
+    plugin = "" if access == "file" else find_plugin()
+    if access == "plugin" and not plugin:
+        raise ConfigError(
+            "--access plugin: mosquitto_dynamic_security.so is not on this machine: install "
+            "Mosquitto (apt install mosquitto), or use --access file"
+        )
+    return plugin
+
+
 def _print_state(fleet: Fleet) -> None:
     from broker.security.fleet import utc_now
-    from broker.security.reload_mosquitto import warn_if_moved
+    from broker.security.mosquitto.reload import warn_if_moved
 
     now = utc_now()
     active = {r.agent_id for r in fleet.register.devices if r.state(now) == "active"}
@@ -100,7 +126,6 @@ def _print_next_steps(fleet: Fleet) -> None:
     from broker.security.fleet_layout import COORDINATOR_FOLDER, IDENTITY_FILE, SIGNING_FILE
 
     coordinator = fleet.folder / COORDINATOR_FOLDER
-    config = fleet.broker_folder / access_control.CONFIG_FILE
     identity = str(coordinator / IDENTITY_FILE)
     tls = {
         "ca_file": str(coordinator / access_control.CA_FILE),
@@ -111,7 +136,7 @@ def _print_next_steps(fleet: Fleet) -> None:
     for_yaml = {"broker": section, "signing_key": str(coordinator / SIGNING_FILE)}
     broker, signing = (_yaml_line({key: value}) for key, value in for_yaml.items())
     folder = shlex.quote(str(fleet.folder))
-    click.echo(f"  start the broker:     mosquitto -c {shlex.quote(str(config))}")
+    click.echo(f"  start the broker:     fedge broker run {folder}")
     click.echo(f"  in coordinator.yaml:  {broker}")
     click.echo(f"                        {signing}")
     click.echo(f"  for each device:      fedge broker enrol {folder} AGENT_ID")

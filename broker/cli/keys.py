@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from broker.cli.options import NO_RELOAD, reload_broker
+from broker.cli.options import NO_RELOAD, update_broker
 from fedge.console import command_errors
+
+if TYPE_CHECKING:
+    from broker.security.fleet import Fleet
 
 
 @click.command("rotate-key")
@@ -57,15 +61,15 @@ def rotate_key(folder: Path, finish: bool, at_once: bool) -> None:
 def rotate_coordinator(folder: Path, no_reload: bool) -> None:
     """Give the coordinator a new TLS key and certificate, and revoke the old certificate.
 
-    A connection with the old certificate lasts until the coordinator connects with the new one:
-    restart the coordinator at once. Devices need no change.
+    The old certificate has no rights any more: restart the coordinator at once with the new one.
+    Devices need no change.
     """
     from broker.security import key_rotation
     from broker.security.fleet import Fleet, utc_now
 
     fleet = Fleet(folder)
     path = key_rotation.rotate_certificate(fleet, utc_now())
-    reload_broker(fleet, no_reload)
+    update_broker(fleet, no_reload)
     click.echo("next:")
     click.echo(f"  give it to the coordinator:  {path}")
     click.echo("  restart the coordinator; it continues its round")
@@ -87,6 +91,9 @@ def rotate_broker(folder: Path, hosts: str, no_reload: bool) -> None:
 
     Devices need no change if the name that they connect to is among the new ones. An old
     certificate of the broker cannot be revoked: devices check no list of revoked certificates.
+
+    A running broker is sent SIGHUP, which Mosquitto 2.0 may not survive for long: there use
+    --no-reload and restart it (docs/security.md).
     """
     from broker.security import key_rotation
     from broker.security.fleet import Fleet, utc_now
@@ -94,8 +101,17 @@ def rotate_broker(folder: Path, hosts: str, no_reload: bool) -> None:
     fleet = Fleet(folder)
     before = fleet.register.hosts
     key_rotation.rotate_broker(fleet, utc_now(), [h.strip() for h in hosts.split(",") if hosts])
-    reload_broker(fleet, no_reload)
+    click.echo(_reloaded(fleet, no_reload))
     now = fleet.register.hosts
     click.echo(f"the broker's certificate is for {', '.join(now)}")
     if gone := [host for host in before if host not in now]:
         click.echo(f"devices that connect to {' or '.join(gone)} refuse the broker")
+
+
+def _reloaded(fleet: Fleet, no_reload: bool) -> str:
+    from broker.security.access_control import PID_FILE
+    from broker.security.mosquitto.reload import reload_mosquitto
+
+    if no_reload:
+        return "restart Mosquitto: until then it uses the old certificate"
+    return reload_mosquitto(fleet.broker_folder / PID_FILE)

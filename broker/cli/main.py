@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import signal
 import threading
+from pathlib import Path
 
 import click
 
 from broker.cli.enrolment import serve_enrolment, tokens
-from broker.cli.fleet import enrol, list_devices, refusals, revoke, rotate
+from broker.cli.fleet import enrol, list_devices, refusals, revoke, rotate, sync
 from broker.cli.init import init
 from broker.cli.keys import rotate_broker, rotate_coordinator, rotate_key
+from broker.cli.run_fleet import run_fleet_broker
 from broker.local.broker import HOST, Kind, LocalBroker
 from fedge.console import CommandGroup, command_errors
 from fedge.errors import LinkError
@@ -23,13 +25,14 @@ def cli() -> None:
 
 
 for command in (
-    *(init, enrol, revoke, rotate, list_devices, tokens, serve_enrolment, refusals),
+    *(init, enrol, revoke, rotate, sync, list_devices, tokens, serve_enrolment, refusals),
     *(rotate_key, rotate_coordinator, rotate_broker),
 ):
     cli.add_command(command)
 
 
 @cli.command()
+@click.argument("folder", metavar="[DIR]", required=False, type=click.Path(path_type=Path))
 @click.option("--port", default=1883, show_default=True, type=click.IntRange(1, 65_535))
 @click.option(
     "--kind",
@@ -40,11 +43,16 @@ for command in (
 )
 @click.option("--json", "as_json", is_flag=True, help="Print address, kind and pid as JSON.")
 @command_errors
-def run(port: int, kind: Kind, as_json: bool) -> None:
+def run(folder: Path | None, port: int, kind: Kind, as_json: bool) -> None:
     """Run a broker in the foreground until Ctrl-C or SIGTERM.
 
-    Only this machine can reach the broker; it has no password and stores nothing on disk.
+    With DIR: Mosquitto of the fleet in DIR (`fedge broker init`), started again if it ends by
+    itself. Options are for a broker without DIR: only this machine can reach it, it has no password
+    and stores nothing on disk.
     """
+    if folder is not None:
+        run_fleet_broker(folder)
+        return
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())

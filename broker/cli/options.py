@@ -51,15 +51,15 @@ NO_RELOAD = click.option(
 )
 
 
-def reload_broker(fleet: Fleet, no_reload: bool, *, quiet: bool = False) -> None:
-    """Makes a running broker read its rules again, and reports it (`quiet`: on stderr)."""
-    from broker.security.access_control import PID_FILE
-    from broker.security.reload_mosquitto import reload_mosquitto, warn_if_moved
+def update_broker(fleet: Fleet, no_reload: bool, *, quiet: bool = False) -> None:
+    """Gives a running broker the fleet's rules, and reports it (`quiet`: on stderr)."""
+    from broker.security import running_broker
+    from broker.security.mosquitto.reload import warn_if_moved
 
     if no_reload:
         result = warn_if_moved(fleet.broker_folder) or (
-            "the broker did not reload: the change takes effect at its next start"
+            "the broker was left alone: the change takes effect at its next start"
         )
     else:
-        result = reload_mosquitto(fleet.broker_folder / PID_FILE)
+        result = running_broker.update_broker(fleet)
     click.echo(result, err=quiet)

@@ -11,6 +11,7 @@ from typing import Any
 
 from broker.link.settings import BrokerSettings, TlsSettings
 from broker.link.transport_settings import proxy_arguments
+from broker.security.access_control import is_login_of
 from broker.security.certificate import Certificate, read_certificate
 from fedge.check_result import Check, failed, ok, warning
 from fedge.errors import ConfigError
@@ -114,7 +115,9 @@ def _certificate_file(key: str, path: Path, name: str) -> Check:
     if problem is not None and problem.state == "failed":
         return problem
     facts: dict[str, Any] = {"not_after": certificate.not_after.isoformat()}
-    if own and certificate.name and certificate.name != name:
+    # The fleet's own certificates have a login for a name, those of other brokers often the id.
+    is_ours = certificate.name == name or is_login_of(certificate.name, name)
+    if own and certificate.name and not is_ours:
         return warning(
             "files",
             f"our certificate is for {certificate.name!r}, not for {name!r}",

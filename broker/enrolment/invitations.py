@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 import msgspec
 
 from broker.enrolment.token import Token, digest_of, fingerprint, new_secret
+from broker.security.access_control import new_login
 from broker.security.certificate_authority import key_digest, requested_key
 from broker.security.devices import check_enrolled, check_new
 from broker.security.fleet import Fleet
@@ -64,7 +65,6 @@ def invite_all(
     *,
     replaces: bool = False,
     keep_old: bool = False,
-    again: bool = False,
 ) -> list[Token]:
     """Makes a token for each device, or none; withdraws earlier tokens of the devices.
 
@@ -79,18 +79,17 @@ def invite_all(
         days: validity of the certificates.
         replaces: the devices are enrolled: a rotation.
         keep_old: their earlier certificates stay valid.
-        again: names of revoked devices are allowed, see `devices.check_new`.
 
     Raises:
-        ConfigError: a name is not allowed, is enrolled (or, with `replaces`, is not), was revoked,
-            or a file cannot be written; then no token is made.
+        ConfigError: a name is not allowed, is enrolled (or, with `replaces`, is not), or a
+            file cannot be written; then no token is made.
     """
     with fleet.changing() as register:
         if replaces:
             for agent_id in agent_ids:
                 check_enrolled(fleet, agent_id)
         else:
-            check_new(register, agent_ids, again=again)
+            check_new(register, agent_ids)
         ca = fingerprint(fleet.authority_certificate())
         where = (register.hosts[0], register.enrolment_port, register.federation)
         tokens = [Token(*where, agent_id, new_secret(), ca) for agent_id in agent_ids]
@@ -100,6 +99,7 @@ def invite_all(
         made = (
             Invitation(
                 agent_id=token.agent_id,
+                login=new_login(token.agent_id),
                 secret_sha256=digest_of(token.secret),
                 made=now,
                 expires=now + valid,
@@ -149,7 +149,7 @@ def redeem(fleet: Fleet, secret: str, request: str, now: datetime) -> Redeemed:
         if invitation.ended == "used" and invitation.key_sha256 == key:
             return _issued_before(register, invitation)
         _check_usable(register, invitation, now)
-        issued = fleet.authority().certify(request, invitation.agent_id, now, invitation.days)
+        issued = fleet.authority().certify(request, invitation.login, now, invitation.days)
         pem = issued.certificate.decode()
         used = msgspec.structs.replace(
             invitation, ended="used", key_sha256=key, serial=issued.serial, certificate=pem
@@ -159,7 +159,7 @@ def redeem(fleet: Fleet, secret: str, request: str, now: datetime) -> Redeemed:
         if revokes:
             devices = with_revoked(devices, invitation.agent_id, now)
         others = tuple(used if i is invitation else i for i in register.invitations)
-        devices = (*devices, record_of(invitation.agent_id, issued))
+        devices = (*devices, record_of(invitation.agent_id, invitation.login, issued))
         fleet.save(now, devices=devices, invitations=others)
     return Redeemed(invitation.agent_id, issued.serial, pem, is_new=True, revoked=revokes)
 

@@ -13,11 +13,10 @@ from broker.enrolment.invitations import Redeemed, TokenRefused, redeem
 from broker.enrolment.registrar import Granted, Note, Redeem, Refused, Registrar
 from broker.link.link import Link
 from broker.link.mqtt import MqttLink
-from broker.security.access_control import PID_FILE
 from broker.security.fleet import Fleet, utc_now
-from broker.security.reload_mosquitto import reload_mosquitto
+from broker.security.running_broker import update_broker
 from broker.service.service import Service
-from fedge.errors import ConfigError
+from fedge.errors import ConfigError, LinkError
 
 log = logging.getLogger(__name__)
 
@@ -88,10 +87,13 @@ class EnrolmentService(Service):
             extra={"event": "enrolled", "agent_id": done.agent_id},
         )
         if done.revoked:
-            pid_file = self._fleet.broker_folder / PID_FILE
-            log.info(
-                "earlier certificates of %s revoked: %s", done.agent_id, reload_mosquitto(pid_file)
-            )
+            self._tell_the_broker(f"earlier certificates of {done.agent_id} revoked")
+
+    def _tell_the_broker(self, change: str) -> None:
+        try:
+            log.info("%s: %s", change, update_broker(self._fleet))
+        except LinkError as error:
+            log.error("%s: %s", change, error, extra={"event": "broker_not_updated"})
 
 
 def serve_enrolment(fleet: Fleet, for_s: float | None) -> None:

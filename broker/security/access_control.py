@@ -1,59 +1,100 @@
-"""Mosquitto's configuration file and access-control file.
+"""Access rules of a fleet's broker: who may write and read what.
 
-Rules are literal, one block per device: there are no patterns that a device name could widen.
-Mosquitto reads the file again on SIGHUP, so devices are enrolled and revoked without a restart.
+Whatever is not listed is denied. A client's name at the broker is the name of its certificate, and
+each certificate has a name of its own, such as `pi-1.3f2a19c0`: rights belong to one certificate.
+Who holds a revoked one has none, whether it is connected, comes with an earlier TLS session or
+through WebSockets, and its device may be enrolled again under the same agent id.
 
-Why not the dynamic security plugin: Mosquitto 2.0 reads the plugin's file at start only and
-overwrites it while it runs. Only an administrator connected over MQTT could change it, and enrolled
-devices would be listed in two places. Unlike this file, the plugin checks SUBSCRIBE: here the
-broker grants a forbidden subscription but delivers nothing, because each message is checked at
-delivery. The one remaining attack, taking messages away from a `$share` group, has no target: both
-links refuse to subscribe to such a group (`broker.link.link.check_filter`).
-
-A reload of Mosquitto 2.0 has a price: the broker queues no more messages for disconnected clients
-until they reconnect, and may crash later (docs/security.md). The protocol tolerates both.
+Rules are literal: there are no patterns that a name could widen. They are written in two forms: for
+the dynamic security plugin of Mosquitto (`broker.security.mosquitto.dynamic_security`), which is
+changed while the broker runs, and as an access-control file, which Mosquitto reads again on SIGHUP.
+A reload of Mosquitto 2.0 has a price: it may crash later (docs/security.md). Unlike the file, the
+plugin checks SUBSCRIBE: with the file the broker grants a forbidden subscription but delivers
+nothing, because each message is checked at delivery.
 """
 
 from __future__ import annotations
 
-import ipaddress
-from collections.abc import Iterable, Sequence
+import re
+import secrets
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from broker.protocol.topics import Topics, check_id
 from fedge.errors import ConfigError
 
-#: The coordinator's name at the broker; devices must not use it.
+#: The coordinator's name; devices must not use it.
 COORDINATOR = "coordinator"
 
 ACL_FILE = "access.acl"
+#: The dynamic security plugin's file: also written by Mosquitto while it runs.
+PLUGIN_FILE = "dynamic-security.json"
 CONFIG_FILE = "mosquitto.conf"
 PID_FILE = "mosquitto.pid"
 DATA_FOLDER = "data"
 CA_FILE = "ca.crt"
 CRL_FILE = "ca.crl"
+#: Links to the list of revoked certificates, see `broker.security.fleet_layout.publish_list`.
+LISTS_FOLDER = "revoked"
 #: Certificate and key in one file, so that they are replaced together.
 SERVER_FILE = "server.pem"
 
+_LOGIN = re.compile(r"[A-Za-z0-9_.@-]{1,64}", re.ASCII)
+#: Letters of an id in a certificate's name, which has at most 64 (RFC 5280, ub-common-name).
+_ID_LETTERS = 55
+
+Kind = Literal["coordinator", "agent", "observer"]
+
 # On its probe topic a client finds out how large a message the broker takes.
-_DEVICE_WRITES = (
-    *("agents/{id}/status", "agents/{id}/updates/+/+", "agents/{id}/reports/+"),
-    "agents/{id}/probe",
-)
-_DEVICE_READS = (
-    *("coordinator/status", "program", "round", "blobs/+/+", "agents/{id}/inbox"),
-    "agents/{id}/probe",
-)
-_COORDINATOR_WRITES = (
-    *("coordinator/status", "program", "round", "blobs/+/+", "agents/+/inbox"),
-    *("results", "coordinator/probe"),
-)
-_COORDINATOR_READS = (
-    *("agents/+/status", "agents/+/updates/+/+", "agents/+/reports/+"),
-    "coordinator/probe",
-)
+_WRITES: dict[Kind, tuple[str, ...]] = {
+    "agent": (
+        *("agents/{id}/status", "agents/{id}/updates/+/+", "agents/{id}/reports/+"),
+        "agents/{id}/probe",
+    ),
+    "coordinator": (
+        *("coordinator/status", "program", "round", "blobs/+/+", "agents/+/inbox"),
+        *("results", "coordinator/probe"),
+    ),
+    "observer": (),
+}
+_READS: dict[Kind, tuple[str, ...]] = {
+    "agent": (
+        *("coordinator/status", "program", "round", "blobs/+/+", "agents/{id}/inbox"),
+        "agents/{id}/probe",
+    ),
+    "coordinator": (
+        *("agents/+/status", "agents/+/updates/+/+", "agents/+/reports/+"),
+        "coordinator/probe",
+    ),
+    "observer": ("coordinator/status", "agents/+/status", "results"),
+}
+
+
+@dataclass(frozen=True, order=True)
+class Member:
+    """Client of a federation's broker.
+
+    Attributes:
+        login: its name at the broker.
+        kind: what it is in the federation, which decides its rights.
+        agent_id: its name in the federation.
+
+    Raises:
+        ConfigError: a name that could not be written into rules.
+    """
+
+    login: str
+    kind: Kind
+    agent_id: str
+
+    def __post_init__(self) -> None:
+        # Both are written into files that a line break or a wildcard would give another meaning.
+        check_id(self.agent_id, "agent id")
+        if not _LOGIN.fullmatch(self.login):
+            raise ConfigError(
+                f"login {self.login[:80]!r} is not allowed: use 1 to 64 letters, digits or -_.@"
+            )
 
 
 def check_device_id(agent_id: str) -> str:
@@ -68,46 +109,64 @@ def check_device_id(agent_id: str) -> str:
     return agent_id
 
 
-def access_rules(federation: str, agent_ids: Iterable[str]) -> str:
-    """Returns the access-control file: whatever it does not list is denied.
+def new_login(agent_id: str) -> str:
+    """Returns a name for a new certificate: no other certificate has it, and no id contains a dot.
 
     Raises:
-        ConfigError: a name that is not a plain id.
+        ConfigError: not a plain id.
+    """
+    return f"{check_id(agent_id, 'agent id')[:_ID_LETTERS]}.{secrets.token_hex(4)}"
+
+
+def is_login_of(login: str, agent_id: str) -> bool:
+    """Returns whether a certificate's name may be one of `agent_id`."""
+    return login.rpartition(".")[0] == agent_id[:_ID_LETTERS]
+
+
+def written_topics(federation: str, member: Member) -> list[str]:
+    """Returns the topic filters that `member` may publish to."""
+    return _filters(federation, member, _WRITES[member.kind])
+
+
+def read_topics(federation: str, member: Member) -> list[str]:
+    """Returns the topic filters that `member` may subscribe to and receive from."""
+    return _filters(federation, member, _READS[member.kind])
+
+
+def _filters(federation: str, member: Member, tails: Iterable[str]) -> list[str]:
+    root = Topics(federation).root
+    return [root + tail.format(id=member.agent_id) for tail in tails]
+
+
+def access_rules(federation: str, members: Iterable[Member]) -> str:
+    """Returns Mosquitto's access-control file: whatever it does not list is denied.
+
+    Raises:
+        ConfigError: the federation's name is not a plain id.
     """
     # No rule may stand before the first "user": Mosquitto would apply it to all clients.
-    blocks = [
-        "# Written by `fedge broker`; the next enrolment overwrites manual changes.",
-        _block(federation, COORDINATOR, _COORDINATOR_WRITES, _COORDINATOR_READS),
-    ]
-    for agent_id in sorted(map(check_device_id, agent_ids)):
-        blocks.append(_block(federation, agent_id, _DEVICE_WRITES, _DEVICE_READS))
+    blocks = ["# Written by `fedge broker`; the next enrolment overwrites manual changes."]
+    for member in sorted(members):
+        lines = [f"user {member.login}"]
+        lines += [f"topic write {topic}" for topic in written_topics(federation, member)]
+        lines += [f"topic read {topic}" for topic in read_topics(federation, member)]
+        blocks.append("\n".join(lines))
     return "\n\n".join(blocks) + "\n"
 
 
-def _block(federation: str, name: str, writes: Sequence[str], reads: Sequence[str]) -> str:
-    root = Topics(federation).root
-    lines = [f"user {name}"]
-    lines += [f"topic write {root}{tail.format(id=name)}" for tail in writes]
-    lines += [f"topic read {root}{tail.format(id=name)}" for tail in reads]
-    return "\n".join(lines)
+def may_write(federation: str, member: Member, topic: str) -> bool:
+    """Returns whether the rules let `member` publish on `topic`."""
+    return _is_covered(topic, written_topics(federation, member))
 
 
-def may_write(federation: str, name: str, topic: str) -> bool:
-    """Returns whether the rules let `name` publish on `topic`, if it is enrolled."""
-    tails = _COORDINATOR_WRITES if name == COORDINATOR else _DEVICE_WRITES
-    return _is_covered(federation, name, topic, tails)
+def may_read(federation: str, member: Member, topic_filter: str) -> bool:
+    """Returns whether `member` may read every topic that `topic_filter` matches."""
+    return _is_covered(topic_filter, read_topics(federation, member))
 
 
-def may_read(federation: str, name: str, topic_filter: str) -> bool:
-    """Returns whether `name` may read every topic that `topic_filter` matches, if enrolled."""
-    tails = _COORDINATOR_READS if name == COORDINATOR else _DEVICE_READS
-    return _is_covered(federation, name, topic_filter, tails)
-
-
-def _is_covered(federation: str, name: str, topic: str, tails: Sequence[str]) -> bool:
-    root, levels = Topics(federation).root, topic.split("/")
-    for tail in tails:
-        rule = (root + tail.format(id=name)).split("/")
+def _is_covered(topic: str, rules: Iterable[str]) -> bool:
+    levels = topic.split("/")
+    for rule in (text.split("/") for text in rules):
         # "+" matches one level, also a "+" of the filter; no rule contains "#".
         if len(rule) == len(levels) and all(
             have == want or (want == "+" and have != "#")
@@ -115,147 +174,3 @@ def _is_covered(federation: str, name: str, topic: str, tails: Sequence[str]) ->
         ):
             return True
     return False
-
-
-@dataclass(frozen=True)
-class ListenerSettings:
-    """Settings of the broker's listeners.
-
-    Attributes:
-        port: TLS port.
-        bind: address of the interface; empty: all interfaces.
-        user: account that Mosquitto runs under when started by root.
-        websockets: port of WebSockets over TLS; 0: none.
-    """
-
-    port: int
-    bind: str
-    user: str
-    websockets: int = 0
-
-
-def address_of(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """Returns `host` as an IP address; None if it is not one."""
-    if "%" in host:  # Python accepts any text after it as IPv6 scope, line breaks included
-        return None
-    try:
-        return ipaddress.ip_address(host)
-    except ValueError:
-        return None
-
-
-def address_family(host: str) -> Literal["ipv4", "ipv6"] | None:
-    """Returns the family of an IP address; None if `host` is not one."""
-    address = address_of(host)
-    if address is None:
-        return None
-    return "ipv4" if address.version == 4 else "ipv6"
-
-
-def mosquitto_config(folder: Path, listener: ListenerSettings) -> str:
-    """Returns Mosquitto's configuration with its files in `folder`.
-
-    Raises:
-        ConfigError: the folder's name contains characters that change the meaning of a line.
-    """
-    if any(not character.isprintable() for character in str(folder)) or "#" in str(folder):
-        raise ConfigError(f"{str(folder)!r}: Mosquitto cannot use this folder name")
-    files = {
-        "folder": folder,
-        "acl": ACL_FILE,
-        "pid": PID_FILE,
-        "data": DATA_FOLDER,
-        "ca": CA_FILE,
-        "crl": CRL_FILE,
-        "server": SERVER_FILE,
-    }
-    bind = listener.bind
-    listeners = _LISTENER.format(
-        listener=f"{listener.port} {bind}".rstrip(), protocol="mqtt", **files
-    )
-    if listener.websockets:
-        # Without the family Mosquitto 2.0 ignores the address and listens on all interfaces.
-        family = f"\nsocket_domain {address_family(bind)}" if bind else ""
-        listeners += _WEBSOCKETS + _LISTENER.format(
-            listener=f"{listener.websockets} {bind}".rstrip(),
-            protocol=f"websockets{family}",
-            **files,
-        )
-    return _CONFIG.format(user=listener.user, listeners=listeners, **files)
-
-
-# Comments are on lines of their own: Mosquitto takes a comment after a value as part of the value.
-_LISTENER = """\
-listener {listener}
-protocol {protocol}
-cafile {folder}/{ca}
-certfile {folder}/{server}
-keyfile {folder}/{server}
-crlfile {folder}/{crl}
-tls_version tlsv1.2
-require_certificate true
-# The user name is the certificate's name; the name that a client sends is ignored.
-use_identity_as_username true
-# So is the client id: whatever id a client sends, it gets its own session only.
-use_username_as_clientid true
-allow_anonymous false
-allow_zero_length_clientid false
-# Mosquitto 2.0.11 forgets this limit at the first reload; then LimitNOFILE of its unit applies.
-max_connections 10000
-max_qos 1
-"""
-
-_WEBSOCKETS = """
-# The same over WebSockets. Here Mosquitto 2.0 ignores the list of revoked certificates until its
-# second reload: a revoked device can connect but has no rights; the old key of a rotated device
-# still works.
-"""
-
-_CONFIG = """\
-# One broker for one federation, written by `fedge broker init`. You may change it; it is not
-# written again. Reload after a change of the limits: kill -HUP $(cat {folder}/{pid})
-
-per_listener_settings false
-# Account of Mosquitto when root starts it.
-user {user}
-pid_file {folder}/{pid}
-
-# --- listeners: TLS 1.2 or newer with a certificate of this fleet ---
-{listeners}
-# --- access rules ---
-acl_file {folder}/{acl}
-
-# --- limits ---
-# A payload is at most 1 MiB (`max_payload_bytes` of agents and coordinator); a packet adds its
-# topic, which may have 65,535 bytes.
-max_packet_size 1114112
-max_keepalive 3600
-max_inflight_messages 100
-# For each disconnected or slow client. A blob of 64 MiB is 547 chunks, all queued at once.
-max_queued_messages 20000
-max_queued_bytes 134217728
-queue_qos0_messages false
-# Of the whole broker: Mosquitto refuses messages beyond it, before the kernel kills the process.
-memory_limit 2147483648
-persistent_client_expiration 7d
-max_topic_alias 10
-# Without it each small answer waits 40 ms for the previous one.
-set_tcp_nodelay true
-sys_interval 30
-
-# --- what survives a restart: sessions and retained messages, at most 30 s old ---
-persistence true
-persistence_location {folder}/{data}/
-autosave_interval 30
-autosave_on_changes false
-
-log_dest stderr
-log_type error
-log_type warning
-log_type notice
-log_type information
-# Uncomment both to log every refusal, for `fedge broker refusals`.
-#log_type debug
-#log_type subscribe
-log_timestamp_format %Y-%m-%dT%H:%M:%S
-"""

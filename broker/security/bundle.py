@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from broker.protocol.messages import Id, PublicKey
 from broker.protocol.signed_messages import MAX_KEYS
+from broker.security.access_control import is_login_of
 from fedge.errors import ConfigError
 
 MAX_BUNDLE_BYTES = 64 << 10
@@ -28,7 +29,7 @@ class Bundle(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     Attributes:
         fedge_bundle: version of the format.
         federation: the device's federation.
-        agent_id: name of the device and of its certificate.
+        agent_id: name of the device; its certificate's name begins with it.
         host: name or address of the broker.
         port: TLS port of the broker.
         websockets: WebSocket port of the broker; 0: none.
@@ -126,7 +127,7 @@ def check_bundle(bundle: Bundle, where: str) -> None:
         subject = _shake_hands(broker, device)
     except ssl.SSLCertVerificationError as error:
         raise ConfigError(f"{where}: {_verdict(error)}") from error
-    if subject != bundle.agent_id:
+    if not is_login_of(subject, bundle.agent_id):
         raise ConfigError(
             f"{where}: bundle is for {bundle.agent_id!r}, its certificate for {subject!r}"
         )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal, cast
 
-from broker.security.access_control import address_of
+from broker.security.mosquitto.config import address_of
 from fedge.errors import ConfigError
 
 try:
@@ -134,6 +134,25 @@ class Authority:
         """Federation of the fleet."""
         names = self._certificate.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
         return str(names[0].value) if names else ""
+
+    @property
+    def list_name(self) -> str:
+        """Name of the files in which OpenSSL looks for this authority's lists (without `.r0`).
+
+        The hash of X509_NAME_hash: the first four bytes of the SHA-1 of the subject's canonical
+        form, which has lower-case letters and no outer header (openssl-rehash(1)).
+        """
+        lower = x509.Name(
+            [x509.NameAttribute(part.oid, str(part.value).lower()) for part in self._subject]
+        )
+        encoded = lower.public_bytes()
+        header = 2 if encoded[1] < 0x80 else 2 + (encoded[1] & 0x7F)
+        digest = hashlib.sha1(encoded[header:], usedforsecurity=False).digest()
+        return f"{int.from_bytes(digest[:4], 'little'):08x}"
+
+    @property
+    def _subject(self) -> x509.Name:
+        return self._certificate.subject
 
     def issue(
         self, name: str, purpose: Purpose, now: datetime, days: int, hosts: Sequence[str] = ()

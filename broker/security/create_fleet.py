@@ -46,7 +46,8 @@ def create_fleet(folder: Path, settings: FleetSettings, now: datetime) -> Fleet:
     root = Authority.create(settings.federation, now)
     authority = Authority(root.certificate, root.key)
     signing = SigningKeys.generate()
-    coordinator = authority.issue(access_control.COORDINATOR, "client", now, CENTRAL_DAYS)
+    login = access_control.new_login(access_control.COORDINATOR)
+    coordinator = authority.issue(login, "client", now, CENTRAL_DAYS)
     register = Register(
         federation=settings.federation,
         hosts=tuple(settings.hosts),
@@ -55,9 +56,10 @@ def create_fleet(folder: Path, settings: FleetSettings, now: datetime) -> Fleet:
         user=account.name,
         list_updated=now - LIST_BACKDATED,
         signing_keys=signing.names,
-        coordinator=(record_of(access_control.COORDINATOR, coordinator),),
+        coordinator=(record_of(access_control.COORDINATOR, login, coordinator),),
         enrolment_port=settings.enrols_on,
         websockets=settings.websockets,
+        plugin=settings.plugin,
     )
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from broker.security.access_control import check_device_id
+from broker.security.access_control import check_device_id, new_login
 from broker.security.bundle import encode_bundle, read_bundle
 from broker.security.fleet import Fleet
 from broker.security.fleet_layout import BUNDLE_FOLDER
@@ -21,11 +21,9 @@ def enrol(
     now: datetime,
     out: Path | None,
     days: int,
-    *,
-    again: bool = False,
 ) -> Path:
     """Enrols one device; returns the path of its bundle. Arguments and errors as `enrol_all`."""
-    (path,) = enrol_all(fleet, [agent_id], now, out, days, again=again)
+    (path,) = enrol_all(fleet, [agent_id], now, out, days)
     return path
 
 
@@ -35,8 +33,6 @@ def enrol_all(
     now: datetime,
     out: Path | None,
     days: int,
-    *,
-    again: bool = False,
 ) -> list[Path]:
     """Enrols devices and writes their bundles: all of them, or none.
 
@@ -46,7 +42,6 @@ def enrol_all(
         now: the time.
         out: path of the bundle of a single device; None: in the fleet's folder.
         days: validity of the certificates.
-        again: names of revoked devices are allowed, see `check_new`.
 
     Returns:
         Path of each device's bundle.
@@ -56,7 +51,7 @@ def enrol_all(
             enrolled, and existing bundles are unchanged.
     """
     with fleet.changing() as register:
-        check_new(register, agent_ids, again=again)
+        check_new(register, agent_ids)
         return _issue(fleet, agent_ids, register.devices, now, out, days)
 
 
@@ -104,19 +99,11 @@ def revoke(fleet: Fleet, agent_id: str, now: datetime) -> None:
         fleet.save(now, devices=devices, invitations=with_withdrawn(register.invitations, agent_id))
 
 
-def check_new(register: Register, agent_ids: Sequence[str], *, again: bool = False) -> None:
-    """Checks that new devices may have these names.
-
-    A revoked device that is still connected has no rights because its name has none. If a new
-    device gets the name, the revoked device gets the rights back with it.
-
-    Args:
-        register: of the fleet.
-        agent_ids: the names.
-        again: no revoked device is connected any more: their names are allowed.
+def check_new(register: Register, agent_ids: Sequence[str]) -> None:
+    """Checks that new devices may have these names. A revoked device's name is free.
 
     Raises:
-        ConfigError: a name is not allowed, listed twice, enrolled, or (without `again`) revoked.
+        ConfigError: a name is not allowed, listed twice, or enrolled.
     """
     for agent_id in agent_ids:
         check_device_id(agent_id)
@@ -125,12 +112,6 @@ def check_new(register: Register, agent_ids: Sequence[str], *, again: bool = Fal
         if register.valid_records(agent_id):
             raise ConfigError(
                 f"{agent_id} is enrolled already: `fedge broker rotate` makes a new bundle"
-            )
-        if register.has_record(agent_id) and not again:
-            raise ConfigError(
-                f"{agent_id} was revoked and may still be connected with its old key, which would "
-                "get its rights back: take another name, or restart Mosquitto first and then use "
-                "--again"
             )
 
 
@@ -160,10 +141,11 @@ def _issue(
         _check_replaceable(path, agent_id)
     authority, bundles, devices = fleet.authority(), {}, kept
     for agent_id, path in zip(agent_ids, paths, strict=True):
-        issued = authority.issue(agent_id, "client", now, days)
+        login = new_login(agent_id)
+        issued = authority.issue(login, "client", now, days)
         bundle = fleet.bundle(agent_id, issued.certificate.decode(), issued.key.decode())
         bundles[path] = encode_bundle(bundle)
-        devices = (*devices, record_of(agent_id, issued))
+        devices = (*devices, record_of(agent_id, login, issued))
     fleet.save_with(bundles, now, devices=devices)
     return paths
 

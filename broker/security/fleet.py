@@ -26,6 +26,7 @@ from broker.security.fleet_layout import (
     COORDINATOR_FOLDER,
     REGISTER_FILE,
     SIGNING_FILE,
+    publish_list,
     write_derived,
 )
 from broker.security.fleet_settings import FleetSettings
@@ -97,6 +98,7 @@ class Fleet:
             ("enrolment port", register.enrolment_port, settings.enrolment_port),
             ("listening address", register.bind, settings.bind),
             ("account", register.user, settings.user),
+            ("plugin", register.plugin, settings.plugin),
         ):
             if wanted and here != wanted:
                 also = ", `fedge broker rotate-broker` for other names" if what == "host" else ""
@@ -177,7 +179,10 @@ class Fleet:
         updated = self._list_time(now)
         register = msgspec.structs.replace(self.register, list_updated=updated, **changes)
         # The register last: it must not call a device revoked that the broker still admits.
-        write_derived(self.folder, register, self.authority(), Account.for_files(register.user))
+        authority = self.authority()
+        write_derived(self.folder, register, authority, Account.for_files(register.user))
+        if _revoked(register) != _revoked(self.register):
+            publish_list(self.folder, authority)
         data = msgspec.json.format(msgspec.json.encode(register), indent=1)
         write_whole(self.folder / REGISTER_FILE, data)
         self.register = register
@@ -227,3 +232,8 @@ class Fleet:
             extra={"event": "clock_went_back"},
         )
         return now - LIST_BACKDATED
+
+
+def _revoked(register: Register) -> set[str]:
+    every = (*register.coordinator, *register.devices)
+    return {record.serial for record in every if record.revoked is not None}

@@ -9,6 +9,7 @@ DIR/bundles/       bundles of devices, until they are copied to the devices
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from datetime import datetime
@@ -17,9 +18,12 @@ from pathlib import Path
 import msgspec
 
 from broker.security import access_control
-from broker.security.access_control import ListenerSettings
 from broker.security.certificate_authority import Authority, Issued
-from broker.security.register import Register
+from broker.security.mosquitto import dynamic_security
+from broker.security.mosquitto.config import ListenerSettings, mosquitto_config
+from broker.security.mosquitto.reload import read_foreign
+from broker.security.register import Register, all_members, members
+from fedge.errors import ConfigError
 from fedge.files import Account, make_private_folder, write_whole
 
 REGISTER_FILE = "fleet.json"
@@ -28,6 +32,8 @@ COORDINATOR_FOLDER, BUNDLE_FOLDER = "coordinator", "bundles"
 CA_KEY_FILE = "ca.key"
 IDENTITY_FILE = "coordinator.pem"
 SIGNING_FILE = "signing.key"
+#: Folders that Mosquitto's account owns.
+_BROKER_FOLDERS = (access_control.DATA_FOLDER, access_control.LISTS_FOLDER)
 #: Validity of the broker's and the coordinator's certificates: operators can reach these machines.
 CENTRAL_DAYS = 3650
 
@@ -55,14 +61,17 @@ def fill(
     """
     for name in (AUTHORITY_FOLDER, BROKER_FOLDER, COORDINATOR_FOLDER, BUNDLE_FOLDER):
         make_private_folder(partial / name)
-    data = partial / BROKER_FOLDER / access_control.DATA_FOLDER
-    make_private_folder(data)
+    folders = [partial / BROKER_FOLDER / name for name in _BROKER_FOLDERS]
+    for made in folders:
+        make_private_folder(made)
     authority = Authority(root.certificate, root.key)
     write_whole(partial / AUTHORITY_FOLDER / CA_KEY_FILE, root.key)
     write_whole(partial / AUTHORITY_FOLDER / access_control.CA_FILE, root.certificate)
     server = broker_identity(authority, register.hosts, now)
-    listener = ListenerSettings(register.port, register.bind, register.user, register.websockets)
-    config = access_control.mosquitto_config(folder / BROKER_FOLDER, listener)
+    listener = ListenerSettings(
+        register.port, register.bind, register.user, register.websockets, register.plugin
+    )
+    config = mosquitto_config(folder / BROKER_FOLDER, listener)
     for name, content in (
         (access_control.CA_FILE, root.certificate),
         (access_control.SERVER_FILE, server),
@@ -71,9 +80,10 @@ def fill(
         write_whole(partial / BROKER_FOLDER / name, content, owner=account)
     write_whole(partial / COORDINATOR_FOLDER / access_control.CA_FILE, root.certificate)
     write_derived(partial, register, authority, account)
+    publish_list(partial, authority)
     write_whole(partial / REGISTER_FILE, msgspec.json.encode(register))
     if account.uid != os.geteuid():
-        for path in (data, partial / BROKER_FOLDER):
+        for path in (*folders, partial / BROKER_FOLDER):
             os.chown(path, account.uid, account.gid)
         # Mosquitto's account may enter its own folder and see nothing else.
         os.chown(partial, -1, account.gid)
@@ -92,13 +102,58 @@ def write_derived(folder: Path, register: Register, authority: Authority, accoun
     Raises:
         ConfigError: a file cannot be written.
     """
-    # By name, not by certificate: TLS refuses expired certificates before access rules apply.
-    enrolled = {record.agent_id for record in register.devices if record.revoked is None}
-    # Also invited devices, so that the broker needs no reload when they use their tokens.
-    enrolled |= {invited.agent_id for invited in register.invitations if invited.ended is None}
-    rules = access_control.access_rules(register.federation, enrolled)
     issued = (*register.coordinator, *register.devices)
     revoked = [(r.serial, r.revoked) for r in issued if r.revoked is not None]
     crl = authority.revocations(revoked, register.list_updated)
-    write_whole(folder / BROKER_FOLDER / access_control.ACL_FILE, rules.encode(), owner=account)
+    if register.plugin:
+        # A running Mosquitto writes this file too: `update_broker` gives it the rules.
+        rules = folder / BROKER_FOLDER / access_control.PLUGIN_FILE
+        content = _plugin_file(register, rules)
+    else:
+        rules = folder / BROKER_FOLDER / access_control.ACL_FILE
+        content = access_control.access_rules(register.federation, members(register)).encode()
+    write_whole(rules, content, owner=account)
     write_whole(folder / BROKER_FOLDER / access_control.CRL_FILE, crl, owner=account)
+
+
+def _plugin_file(register: Register, path: Path) -> bytes:
+    want = dynamic_security.wanted(register.federation, members(register))
+    known = {member.login for member in all_members(register)}
+    before = b""
+    with contextlib.suppress(OSError):  # a new fleet
+        before = read_foreign(path)
+    return dynamic_security.plugin_file(want, known, before)
+
+
+def publish_list(folder: Path, authority: Authority) -> None:
+    """Lets a running Mosquitto find the present list of revoked certificates.
+
+    OpenSSL looks into the folder at each handshake for files that it has not read yet, numbered
+    without gaps, and uses the newest list it knows. All of them are links to the one list: a broker
+    that starts reads it once. `fedge broker run` and the systemd unit leave the first link only.
+
+    Raises:
+        ConfigError: the link cannot be made.
+    """
+    lists = folder / BROKER_FOLDER / access_control.LISTS_FOLDER
+    target = f"../{access_control.CRL_FILE}"
+    try:
+        number = sum(1 for _ in lists.glob(f"{authority.list_name}.r*"))
+        (lists / f"{authority.list_name}.r{number}").symlink_to(target)
+    except OSError as error:
+        raise ConfigError(f"{lists} cannot be written: {error.strerror}") from error
+
+
+def forget_lists(folder: Path) -> None:
+    """Leaves one link to the list of revoked certificates. Only while no broker runs.
+
+    Raises:
+        ConfigError: a link cannot be removed.
+    """
+    lists = folder / BROKER_FOLDER / access_control.LISTS_FOLDER
+    try:
+        for link in lists.glob("*.r*"):
+            if link.suffix != ".r0":
+                link.unlink()
+    except OSError as error:
+        raise ConfigError(f"{lists} cannot be changed: {error.strerror}") from error

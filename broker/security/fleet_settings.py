@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from broker.protocol.topics import check_id
-from broker.security.access_control import address_family
 from broker.security.certificate_authority import check_host
+from broker.security.mosquitto.config import address_family
 from fedge.errors import ConfigError
 
 
@@ -22,6 +22,7 @@ class FleetSettings:
     user: str = ""
     enrolment_port: int = 0  # 0: one above `port`
     websockets: int = 0  # port; 0: none
+    plugin: str = ""  # path of the dynamic security plugin; empty: an access-control file
 
     def __post_init__(self) -> None:
         check_id(self.federation, "federation")

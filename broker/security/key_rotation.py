@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from broker.security.access_control import COORDINATOR, SERVER_FILE
+from broker.security.access_control import COORDINATOR, SERVER_FILE, new_login
 from broker.security.certificate_authority import check_host
 from broker.security.fleet import Fleet
 from broker.security.fleet_layout import (
@@ -77,9 +77,10 @@ def rotate_certificate(fleet: Fleet, now: datetime) -> Path:
     """
     path = fleet.folder / COORDINATOR_FOLDER / IDENTITY_FILE
     with fleet.changing() as register:
-        issued = fleet.authority().issue(COORDINATOR, "client", now, CENTRAL_DAYS)
+        login = new_login(COORDINATOR)
+        issued = fleet.authority().issue(login, "client", now, CENTRAL_DAYS)
         earlier = with_revoked(register.coordinator, COORDINATOR, now)
-        certificates = (*earlier, record_of(COORDINATOR, issued))
+        certificates = (*earlier, record_of(COORDINATOR, login, issued))
         identity = issued.certificate + issued.key
         fleet.save_with({path: identity}, now, coordinator=certificates)
     return path

@@ -1,7 +1,7 @@
 """Reader of Mosquitto's log: reports refused connections, publications, wills and subscriptions.
 
-Mosquitto logs a refused publication only as a debug message, and grants every SUBSCRIBE: wills and
-subscriptions are compared with the fleet's access rules.
+Mosquitto logs a refused publication only as a debug message, and does not log that it refuses a
+subscription or a will: these are compared with the fleet's access rules.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import re
 from collections import OrderedDict
 
 from broker.security.access_control import may_read, may_write
+from broker.security.mosquitto.dynamic_security import ADMINISTRATOR
+from broker.security.register import Register, all_members
 
 _DENIED = re.compile(
     r"Denied PUBLISH from (?P<who>\S+) \(.*?'(?P<topic>.*)', \.\.\. \((?P<size>\d+)"
@@ -17,7 +19,8 @@ _DENIED = re.compile(
 _CONNECTED = re.compile(r"New client connected from (?P<where>\S+) as (?P<who>\S+) \(")
 _WILL = re.compile(r"Will message specified \(")
 _INDENTED = re.compile(r"\t(?P<topic>\S+)$")
-_SUBSCRIBED = re.compile(r"(?:^|: )(?P<who>\S+) [012] (?P<filter>\S+)$")
+_SUBSCRIBES = re.compile(r"Received SUBSCRIBE from (?P<who>\S+)$")
+_SUBSCRIBED = re.compile(r"\t(?P<filter>\S+) \((?:QoS [012]|denied)\)$")
 _NO_TLS = re.compile(r"Client connection from (?P<where>\S+) failed: .*::(?P<why>[^:]+?)\.?$")
 _TLS = re.compile(r"OpenSSL Error.*::(?P<why>[^:]+)$")
 _TOO_LARGE = re.compile(r"Client (?P<who>\S+) .*disconnected.*(?:oversize|too large)")
@@ -44,12 +47,15 @@ class RefusalReader:
     """Reads a log line by line.
 
     Args:
-        federation: federation of the broker that wrote the log.
+        register: of the fleet whose broker wrote the log.
     """
 
-    def __init__(self, federation: str) -> None:
-        self._federation = federation
+    def __init__(self, register: Register) -> None:
+        self._federation = register.federation
+        self._members = {member.login: member for member in all_members(register)}
+        self._refuses_subscriptions = bool(register.plugin)
         self._last = ""
+        self._subscriber = ""
         self._expects_will = False
         self._times: OrderedDict[str, int] = OrderedDict()
 
@@ -81,22 +87,53 @@ class RefusalReader:
             return self._will(found["topic"]) if expects_will else None
         if found := _DENIED.search(line):
             return (
-                f"{found['who']} published {found['size']} bytes on {found['topic']}: refused,"
-                " no right to write"
+                f"{self._name(found['who'])} published {found['size']} bytes on {found['topic']}:"
+                " refused, no right to write"
             )
+        if found := _SUBSCRIBES.search(line):
+            self._subscriber = found["who"]
+            return None
         if found := _SUBSCRIBED.search(line):
-            return self._subscription(found["who"], found["filter"])
+            return self._subscription(self._subscriber, found["filter"])
+        if (about := _of_a_client(line)) is not None:
+            who, what = about
+            return f"{self._name(who)} {what}"
         return _connection(line)
 
+    def _name(self, login: str) -> str:
+        """Returns the name in the federation, as everywhere else; of a stranger what it gives."""
+        member = self._members.get(login)
+        return member.agent_id if member else login
+
     def _will(self, topic: str) -> str | None:
-        if may_write(self._federation, self._last, topic):
+        member = self._members.get(self._last)
+        if member and may_write(self._federation, member, topic):
             return None
-        return f"{self._last} left a will on {topic}: broker will not publish it, no right to write"
+        return (
+            f"{self._name(self._last)} left a will on {topic}: broker will not publish it, no right"
+            " to write"
+        )
 
     def _subscription(self, who: str, topic_filter: str) -> str | None:
-        if may_read(self._federation, who, topic_filter):
+        member = self._members.get(who)
+        if who == ADMINISTRATOR or (member and may_read(self._federation, member, topic_filter)):
             return None
-        return f"{who} subscribed to {topic_filter}: broker delivers only what {who} may read"
+        name = self._name(who)
+        verdict = f"broker delivers only what {name} may read"
+        if self._refuses_subscriptions:
+            verdict = "refused"
+        return f"{name} subscribed to {topic_filter}: {verdict}"
+
+
+def _of_a_client(line: str) -> tuple[str, str] | None:
+    """Returns who was disconnected or connected twice, and the words for it."""
+    if found := _TOO_LARGE.search(line):
+        return found["who"], "was disconnected: packet larger than max_packet_size"
+    if found := _NOT_ALLOWED.search(line):
+        return found["who"], "was disconnected: not authorised"
+    if found := _TWICE.search(line):
+        return found["who"], "connected a second time: is its key on two machines?"
+    return None
 
 
 def _connection(line: str) -> str | None:
@@ -105,12 +142,6 @@ def _connection(line: str) -> str | None:
         return f"a connection from {found['where']} was refused: {reason}"
     if (found := _TLS.search(line)) and found["why"] in _TLS_REASONS:
         return f"a connection was refused: {_TLS_REASONS[found['why']]}"
-    if found := _TOO_LARGE.search(line):
-        return f"{found['who']} was disconnected: packet larger than max_packet_size"
-    if found := _NOT_ALLOWED.search(line):
-        return f"{found['who']} was disconnected: not authorised"
-    if found := _TWICE.search(line):
-        return f"{found['who']} connected a second time: is its key on two machines?"
     if _FULL.search(line):
         return "connections were refused: max_connections reached"
     return None

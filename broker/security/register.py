@@ -9,15 +9,30 @@ import msgspec
 from msgspec import Meta
 
 from broker.protocol.messages import Id, PublicKey, Sha256
+from broker.security.access_control import COORDINATOR, Kind, Member
 
 if TYPE_CHECKING:
     from broker.security.certificate_authority import Issued
 
 
+_Login = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,55}\.[0-9a-f]{8}\Z")]
+
+
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Entry of one certificate. A device may have several certificates, one after the other."""
+    """Entry of one certificate. A device may have several certificates, one after the other.
+
+    Attributes:
+        agent_id: the device, the observer, or `coordinator`.
+        login: name of the certificate, and so of its owner at the broker.
+        observer: of somebody who reads results and takes no part.
+        serial: hexadecimal.
+        not_before, not_after: validity, UTC.
+        revoked: time; None: not revoked.
+    """
 
     agent_id: Id
+    login: _Login
+    observer: bool = False
     serial: Annotated[str, Meta(pattern="^[0-9a-f]{1,40}$")]
     not_before: datetime
     not_after: datetime
@@ -38,6 +53,7 @@ class Invitation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
     Attributes:
         agent_id: the device that may use the token.
+        login: name of the certificate that it will get.
         secret_sha256: SHA-256 of the token's secret.
         made: time of creation.
         expires: the token is refused after this time.
@@ -51,6 +67,7 @@ class Invitation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """
 
     agent_id: Id
+    login: _Login
     secret_sha256: Sha256
     made: datetime
     expires: datetime
@@ -80,6 +97,7 @@ class Register(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         websockets: WebSocket port; 0: none.
         bind: address of the broker's interface; empty: all interfaces.
         user: account that Mosquitto runs under.
+        plugin: path of Mosquitto's dynamic security plugin; empty: an access-control file.
         list_updated: time of the last list of revoked certificates.
         signing_keys: public signing keys of the coordinator, the newest first.
         enrolment_port: port of the enrolment service.
@@ -95,6 +113,7 @@ class Register(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     websockets: Annotated[int, Meta(ge=0, le=65_535)] = 0
     bind: str = ""
     user: str
+    plugin: str = ""
     list_updated: datetime
     signing_keys: tuple[PublicKey, ...]
     enrolment_port: Annotated[int, Meta(ge=1, le=65_535)]
@@ -111,14 +130,44 @@ class Register(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         return any(record.agent_id == agent_id for record in self.devices)
 
 
-def record_of(agent_id: str, issued: Issued) -> Record:
+def record_of(agent_id: str, login: str, issued: Issued, *, observer: bool = False) -> Record:
     """Returns the entry of a new certificate."""
     return Record(
         agent_id=agent_id,
+        login=login,
+        observer=observer,
         serial=issued.serial,
         not_before=issued.not_before,
         not_after=issued.not_after,
     )
+
+
+def members(register: Register) -> list[Member]:
+    """Returns those who have rights at the broker.
+
+    Invited devices too, so that the broker need not change when they use their tokens: until then
+    no certificate has the name. Expired certificates too: TLS refuses them.
+    """
+    every = (*register.coordinator, *register.devices)
+    valid = [_member_of(record) for record in every if record.revoked is None]
+    return valid + [_invited(i) for i in register.invitations if i.ended is None]
+
+
+def all_members(register: Register) -> list[Member]:
+    """Returns everybody whom a certificate of this fleet names, or was to name."""
+    every = (*register.coordinator, *register.devices)
+    return [*map(_member_of, every), *map(_invited, register.invitations)]
+
+
+def _member_of(record: Record) -> Member:
+    kind: Kind = "observer" if record.observer else "agent"
+    if record.agent_id == COORDINATOR:
+        kind = "coordinator"
+    return Member(record.login, kind, record.agent_id)
+
+
+def _invited(invitation: Invitation) -> Member:
+    return Member(invitation.login, "agent", invitation.agent_id)
 
 
 def with_revoked(records: tuple[Record, ...], agent_id: str, now: datetime) -> tuple[Record, ...]:

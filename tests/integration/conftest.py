@@ -10,8 +10,6 @@ import pytest
 
 from broker.link.mqtt import MqttLink
 from broker.link.network_loop import NetworkLoop
-from broker.security.access_control import PID_FILE
-from broker.security.reload_mosquitto import reload_mosquitto
 from tests.conftest import need
 from tests.integration.fleet_folder import (
     Client,
@@ -19,7 +17,9 @@ from tests.integration.fleet_folder import (
     brokers,
     context_as,
     make_fleet,
+    plugin_of,
     running,
+    update,
 )
 
 Connect = Callable[..., Client]
@@ -52,15 +52,28 @@ def program(request: pytest.FixtureRequest) -> Path:
     return path
 
 
+@pytest.fixture(scope="module", params=["plugin", "file"])
+def plugin(program: Path, request: pytest.FixtureRequest) -> str:
+    """The way in which a fleet's broker learns its rules: path of the plugin, or empty."""
+    if request.param == "file":
+        return ""
+    found = plugin_of(program)
+    if not found:
+        pytest.skip("this Mosquitto has no dynamic security plugin")
+    return found
+
+
 @pytest.fixture(scope="module")
-def place(program: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningFleet]:
+def place(
+    program: Path, plugin: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningFleet]:
     """A running fleet of alice, who is honest, and mallory, who is not."""
     folder = tmp_path_factory.mktemp("fleet")
-    fleet = make_fleet(folder / "fleet")
+    fleet = make_fleet(folder / "fleet", plugin=plugin)
     with running(fleet, folder, program) as place:
         for name in ("alice", "mallory"):
             place.device(name)
-        assert "reloads its files" in reload_mosquitto(fleet.broker_folder / PID_FILE)
+        update(place)
         yield place
 
 

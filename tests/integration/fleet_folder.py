@@ -26,13 +26,13 @@ from broker.link.settings import BrokerSettings, TlsSettings
 from broker.local.broker import find_mosquitto
 from broker.local.child_process import bound_to_parent
 from broker.security import devices
-from broker.security.access_control import PID_FILE
 from broker.security.certificate_authority import Authority
 from broker.security.create_fleet import create_fleet
 from broker.security.fleet import Fleet, utc_now
 from broker.security.fleet_settings import FleetSettings
 from broker.security.log_reader import RefusalReader
-from broker.security.reload_mosquitto import reload_mosquitto
+from broker.security.mosquitto.config import find_plugin
+from broker.security.running_broker import update_broker
 from edge_agent.enrolment.enrol import enrol
 from fedge.files import Account
 from tests.ports import free_ports
@@ -50,7 +50,17 @@ def brokers() -> list[Path]:
     return [*([Path(installed)] if installed else []), *fetched]
 
 
-def make_fleet(folder: Path, port: int | None = None, now: datetime | None = None) -> Fleet:
+def plugin_of(mosquitto: Path | None) -> str:
+    """The dynamic security plugin that belongs to a Mosquitto; empty: there is none."""
+    if mosquitto is None or mosquitto.parent.name in ("bin", "sbin"):
+        return find_plugin()
+    found = mosquitto.parent / "lib" / "mosquitto_dynamic_security.so"
+    return str(found) if found.is_file() else ""
+
+
+def make_fleet(
+    folder: Path, port: int | None = None, now: datetime | None = None, *, plugin: str = ""
+) -> Fleet:
     """A fleet whose broker listens on loopback and runs as whoever runs the tests."""
     free, enrolment_port = free_ports(2)
     settings = FleetSettings(
@@ -60,6 +70,7 @@ def make_fleet(folder: Path, port: int | None = None, now: datetime | None = Non
         "127.0.0.1",
         Account.current().name,
         enrolment_port,
+        plugin=plugin,
     )
     return create_fleet(folder, settings, now or utc_now())
 
@@ -94,7 +105,7 @@ class RunningFleet:
 
     def tells_now(self, words: str) -> bool:
         """Whether it finds them already."""
-        reader = RefusalReader(self.fleet.register.federation)
+        reader = RefusalReader(Fleet(self.fleet.folder).register)
         lines = self.said()[self.begins :].split("\n")
         return any(words in (reader.read(line) or "") for line in lines)
 
@@ -228,10 +239,14 @@ def context_as(place: RunningFleet, name: str) -> ssl.SSLContext:
     return context_of(folder / "ca.crt", folder / identity)
 
 
-def reload(place: RunningFleet) -> None:
-    """SIGHUP, and wait until Mosquitto has read its files."""
+def update(place: RunningFleet) -> None:
+    """Gives the broker the fleet's rules, and waits until it has them."""
     before = place.said().count("Reloading config")
-    assert "reloads its files" in reload_mosquitto(place.fleet.broker_folder / PID_FILE)
+    said = update_broker(place.fleet)
+    if place.fleet.register.plugin:
+        assert "has " in said
+        return
+    assert "reloads its files" in said
     assert until(lambda: place.said().count("Reloading config") > before), place.said()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 import ssl
@@ -32,10 +33,10 @@ from tests.integration.fleet_folder import (
     fedge,
     link_with,
     make_fleet,
-    reload,
     running,
     signed,
     until,
+    update,
     why_refused,
 )
 
@@ -174,11 +175,18 @@ def test_a_certificate_with_a_malicious_name_gives_no_rights(
 # --- shut out -------------------------------------------------------------------------------------
 
 
+def has_no_rights(place: RunningFleet, client: Client, topic: str) -> bool:
+    """Whether a client that was connected is shut out: the plugin ends its connection."""
+    if place.fleet.register.plugin:
+        return client.ended.get(timeout=5) != 0
+    return client.publish(topic) == NOT_AUTHORISED
+
+
 def test_a_revoked_device_loses_its_rights_at_once_and_cannot_reconnect(
     place: RunningFleet, connect: Connect
 ) -> None:
     folder = place.device("gone")
-    reload(place)
+    update(place)
     coordinator, alice, gone = connect("coordinator"), connect("alice"), connect("gone")
     own, inbox = f"{ROOT}agents/gone/updates/1/0", f"{ROOT}agents/gone/inbox"
     coordinator.subscribe(*Topics(FEDERATION).from_agents)
@@ -186,13 +194,12 @@ def test_a_revoked_device_loses_its_rights_at_once_and_cannot_reconnect(
     assert gone.publish(own, b"last words") == 0
     assert coordinator.heard() == [(own, b"last words")]
     devices.revoke(place.fleet, "gone", utc_now())
-    reload(place)
-    assert gone.publish(own) == NOT_AUTHORISED
+    update(place)
+    assert has_no_rights(place, gone, own)
     coordinator.publish(inbox, b"receipt")
     coordinator.publish(f"{ROOT}round", b"plan")
     assert gone.heard() == []
     assert coordinator.heard(0) == []
-    assert place.tells(f"gone published 6 bytes on {own}: refused")
     assert "it was revoked" in why_refused(place, folder / "agent.pem")
     assert place.tells(NOT_OURS)
     # Nobody else noticed.
@@ -201,56 +208,52 @@ def test_a_revoked_device_loses_its_rights_at_once_and_cannot_reconnect(
     assert alice.publish(f"{ROOT}agents/alice/reports/1") == 0
 
 
-def test_a_revoked_name_is_free_only_after_all_connections_ended(
-    program: Path, tmp_path: Path
+@pytest.mark.parametrize("options", [[], ["--token"]])
+def test_a_revoked_name_is_enrolled_again_and_the_old_certificate_stays_without_rights(
+    place: RunningFleet, connect: Connect, unique: Callable[[str], str], options: list[str]
 ) -> None:
-    fleet, own = make_fleet(tmp_path / "fleet"), f"{ROOT}agents/gone/status"
-    with running(fleet, tmp_path, program) as place:
-        old = place.device("gone")
-        reload(place)
-        gone = Client(place.port, context_as(place, "gone"), "gone").connect()
-        assert gone.publish(own) == 0
-        fedge("broker", "revoke", fleet.folder, "gone")
-        for options in ([], ["--token"]):
-            done = command("broker", "enrol", fleet.folder, "gone", *options)
-            assert done.returncode == 2
-            assert "restart Mosquitto first" in done.stderr
-        reload(place)
-        assert gone.publish(own) == NOT_AUTHORISED
-        gone.close()
-    bundle = tmp_path / "gone.bundle"
-    fedge("broker", "enrol", fleet.folder, "gone", "--again", "--out", bundle)
-    with running(fleet, tmp_path, program) as place:
-        assert "it was revoked" in why_refused(place, old / "agent.pem", old / "ca.crt")
-        fedge("agent", "enrol", bundle, "--dir", place.devices / "gone")
-        back = Client(place.port, context_as(place, "gone"), "gone").connect()
-        assert back.publish(own) == 0
-        back.close()
+    name = unique("back")
+    own, folder = f"{ROOT}agents/{name}/status", place.device(name)
+    update(place)
+    old = connect(name)
+    assert old.publish(own) == 0
+    fedge("broker", "revoke", place.fleet.folder, name)
+    said = fedge("broker", "enrol", place.fleet.folder, name, *options)
+    assert "the running broker" in said
+    assert has_no_rights(place, old, own)
+    assert "it was revoked" in why_refused(place, folder / "agent.pem")
+    if not options:
+        fedge("agent", "enrol", place.fleet.folder / f"bundles/{name}.bundle", "--dir", folder)
+        assert connect(name).publish(own) == 0
 
 
 def test_a_revoked_agent_ends_with_one_clear_line(place: RunningFleet) -> None:
     config = place.device("late") / "agent.yaml"
     devices.revoke(place.fleet, "late", utc_now())
-    reload(place)
+    update(place)
     done = command("agent", "run", "--config", config)
     assert done.returncode == 3
     (error,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert "refused our certificate (it was revoked; cert_file" in error
 
 
-def test_a_rotated_certificate_of_the_coordinator_is_refused(program: Path, tmp_path: Path) -> None:
-    fleet = make_fleet(tmp_path / "fleet")
+def test_a_rotated_certificate_of_the_coordinator_is_refused(
+    program: Path, plugin: str, tmp_path: Path
+) -> None:
+    fleet = make_fleet(tmp_path / "fleet", plugin=plugin)
     identity, ca = (fleet.folder / "coordinator" / n for n in ("coordinator.pem", "ca.crt"))
     with running(fleet, tmp_path, program) as place:
         stolen = tmp_path / "stolen.pem"
         shutil.copy(identity, stolen)
         thief = Client(place.port, context_of(ca, stolen)).connect()
-        assert "reloads its files" in fedge("broker", "rotate-coordinator", fleet.folder)
+        assert thief.publish(f"{ROOT}round") == 0
+        assert "the running broker" in fedge("broker", "rotate-coordinator", fleet.folder)
         assert "it was revoked" in why_refused(place, stolen, ca)
+        assert has_no_rights(place, thief, f"{ROOT}round")
         coordinator = Client(place.port, context_of(ca, identity)).connect()
-        assert thief.ended.get(timeout=5) != 0  # its place was taken
         assert coordinator.publish(f"{ROOT}round") == 0
         coordinator.close()
+        thief.close()
 
 
 def test_a_broker_with_another_name_is_accepted_without_a_restart(
@@ -282,33 +285,53 @@ def served(place: RunningFleet, context: ssl.SSLContext, name: str) -> bytes | N
         return sock.getpeercert(binary_form=True)
 
 
-def shake_hands(
-    place: RunningFleet, context: ssl.SSLContext, session: ssl.SSLSession | None
-) -> ssl.SSLSession | None:
-    """Connects over MQTT, perhaps with the ticket of an earlier connection; its own ticket."""
+def resumed(
+    place: RunningFleet, context: ssl.SSLContext, session: ssl.SSLSession | None, topic: str
+) -> tuple[ssl.SSLSession | None, int]:
+    """Connects over MQTT, perhaps with the ticket of an earlier connection, and publishes.
+
+    Returns its own ticket, and the broker's reason code.
+    """
+    name = topic.encode()
     with socket.create_connection(("127.0.0.1", place.port), 5) as plain:
         sock = context.wrap_socket(plain, server_hostname="localhost", session=session)
         with sock:
             sock.sendall(b"\x10\x14\x00\x04MQTT\x05\x02\x00\x0a\x00\x00\x07ignored")
-            if sock.recv(1) != b"\x20":
+            answer = sock.recv(100)
+            if answer[:1] != b"\x20":
                 raise ConnectionError("no CONNACK")
-            return sock.session
+            body = len(name).to_bytes(2, "big") + name + b"\x00\x01\x00"
+            sock.sendall(bytes([0x32, len(body)]) + body)
+            puback = sock.recv(100)
+            assert puback[:1] == b"\x40", (answer, puback)
+            return sock.session, puback[4] if puback[1] > 2 else 0
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@pytest.mark.parametrize("change", [devices.revoke, devices.rotate])
 def test_an_earlier_tls_session_does_not_outlive_the_certificate(
-    place: RunningFleet, version: ssl.TLSVersion
+    place: RunningFleet,
+    version: ssl.TLSVersion,
+    change: Callable[..., object],
+    unique: Callable[[str], str],
 ) -> None:
-    name = f"ticket-{version.name[-1]}"
+    """OpenSSL looks at no list when a session goes on: without a reload rights are what counts."""
+    name = unique(f"ticket-{version.name[-1]}")
+    own = f"{ROOT}agents/{name}/status"
     place.device(name)
-    reload(place)
+    update(place)
     context = context_as(place, name)
     context.minimum_version = context.maximum_version = version
-    session = shake_hands(place, context, None)
-    devices.revoke(place.fleet, name, utc_now())
-    reload(place)
+    session, code = resumed(place, context, None, own)
+    assert code < 0x80
+    more = () if change is devices.revoke else (None, 30)
+    change(place.fleet, name, utc_now(), *more)
+    update(place)
+    if place.fleet.register.plugin:
+        assert resumed(place, context, session, own)[1] == NOT_AUTHORISED
+        return
     with pytest.raises(OSError, match=r"(?i)revoked|reset|eof|CONNACK|broken pipe"):
-        shake_hands(place, context, session)
+        resumed(place, context, session, own)
     assert place.tells(NOT_OURS)
 
 
@@ -317,16 +340,49 @@ def test_a_rotated_device_connects_only_with_its_new_certificate(
 ) -> None:
     name = unique("turner")
     folder = place.device(name)
-    reload(place)
+    own = f"{ROOT}agents/{name}/status"
+    update(place)
     old = tmp_path / "old.pem"
     shutil.copy(folder / "agent.pem", old)
     alice, thief = connect("alice"), connect(name)
+    assert thief.publish(own) == 0
     bundle = devices.rotate(place.fleet, name, utc_now(), None, 30)
-    reload(place)
+    update(place)
+    assert has_no_rights(place, thief, own)
     assert "it was revoked" in why_refused(place, old)
     fedge("agent", "enrol", bundle, "--dir", folder)
-    assert thief.ended.empty()
-    assert connect(name).publish(f"{ROOT}agents/{name}/status") == 0
-    assert thief.ended.get(timeout=5) != 0  # its place was taken, and the old key opens no other
+    new = connect(name)
+    assert new.publish(own) == 0
+    connect(name)
+    assert new.ended.get(timeout=5) != 0
     assert place.tells(f"{name} connected a second time: is its key on two machines?")
     assert alice.ended.empty()
+
+
+def test_nobody_but_the_administrator_changes_the_rules(
+    place: RunningFleet, connect: Connect
+) -> None:
+    if not place.fleet.register.plugin:
+        pytest.skip("rules are a file here")
+    command = {"command": "addClientRole", "username": "mallory", "rolename": "coordinator"}
+    payload = json.dumps({"commands": [command]}).encode()
+    for name in ("mallory", "coordinator"):
+        client = connect(name)
+        assert client.publish("$CONTROL/dynamic-security/v1", payload) == NOT_AUTHORISED
+        assert client.subscribe("$CONTROL/#", "$CONTROL/dynamic-security/v1/response") == [
+            NOT_AUTHORISED,
+            NOT_AUTHORISED,
+        ]
+    assert connect("mallory").publish(f"{ROOT}round") == NOT_AUTHORISED
+
+
+def test_the_administrator_may_do_nothing_else(place: RunningFleet, tmp_path: Path) -> None:
+    identity = signed(place, tmp_path, "administrator", 0, 1)
+    client = Client(place.port, context_of(place.devices / "alice" / "ca.crt", identity)).connect()
+    try:
+        assert client.publish(f"{ROOT}round") == NOT_AUTHORISED
+        assert client.publish(f"{ROOT}agents/administrator/status") == NOT_AUTHORISED
+        client.subscribe("#", f"{ROOT}agents/+/status", "$SYS/#")
+        assert client.heard() == []
+    finally:
+        client.close()

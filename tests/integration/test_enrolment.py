@@ -20,11 +20,10 @@ import msgspec
 import pytest
 
 from broker.enrolment.messages import Answer, Request, decode_answer
-from broker.security.access_control import PID_FILE
 from broker.security.create_fleet import create_fleet
 from broker.security.fleet import utc_now
 from broker.security.fleet_settings import FleetSettings
-from broker.security.reload_mosquitto import reload_mosquitto
+from broker.security.running_broker import update_broker
 from edge_agent.enrolment.request_certificate import ask_for_certificate
 from fedge.errors import ConfigError, LinkError
 from fedge.files import Account
@@ -120,7 +119,7 @@ def test_a_rotation_by_token_ends_the_old_certificate(
 ) -> None:
     with running(service.fleet, tmp_path, program) as place:
         folder = place.device(name)
-        reload_mosquitto(service.fleet.broker_folder / PID_FILE)
+        update_broker(service.fleet)
         old = (folder / "agent.pem").read_bytes()
         said = fedge("broker", "rotate", service.fleet.folder, name, "--token")
         (token,) = [line for line in said.splitlines() if line.startswith("fedge://")]
@@ -335,7 +334,7 @@ def test_a_flood_of_connections_leaves_the_fleet_alone(program: Path, tmp_path: 
         ExitStack() as stack,
     ):
         device = place.device("alice")
-        reload_mosquitto(fleet.broker_folder / PID_FILE)
+        update_broker(fleet)
         for _ in range(300):
             stack.enter_context(socket.create_connection(("127.0.0.1", service.port), 5))
         assert service.says("connection from 127.0.0.1 refused: 32 connections are open, limit 32")

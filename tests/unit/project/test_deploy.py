@@ -211,7 +211,7 @@ def test_the_broker_may_open_low_ports_and_nothing_else_may(tmp_path: Path) -> N
 
 
 def test_the_broker_may_open_as_many_files_as_it_takes_connections() -> None:
-    access = (DEPLOY.parent / "broker/security/access_control.py").read_text()
+    access = (DEPLOY.parent / "broker/security/mosquitto/config.py").read_text()
     connections = re.search(r"(?m)^max_connections (\d+)$", access)
     assert connections
     files = int(settings(DEPLOY / "systemd/fedge-broker.service")["LimitNOFILE"])

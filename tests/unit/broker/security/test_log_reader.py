@@ -7,30 +7,58 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from broker.security.access_control import may_read, may_write
+from broker.security.access_control import Kind, Member, may_read, may_write
 from broker.security.create_fleet import create_fleet
 from broker.security.fleet import utc_now
 from broker.security.fleet_settings import FleetSettings
 from broker.security.log_reader import RefusalReader
+from broker.security.register import Record, Register
 from fedge.command import cli
 from fedge.files import Account
 
 ROOT = "fedge/v1/houses/"
+MALLORY = "mallory.3f2a19c0"
 LOG = f"""\
-2026-11-24T06:41:19: New client connected from 10.0.0.7:49111 as mallory (p5, c1, k10, u'mallory').
+2026-11-24T06:41:19: New client connected from 10.0.0.7:1 as {MALLORY} (p5, c1, k10, u'{MALLORY}').
 2026-11-24T06:41:19: Will message specified (7 bytes) (r0, q1).
 2026-11-24T06:41:19: \t{ROOT}agents/alice/status
-2026-11-24T06:41:19: Received SUBSCRIBE from mallory
+2026-11-24T06:41:19: Received SUBSCRIBE from {MALLORY}
 2026-11-24T06:41:19: \t{ROOT}agents/+/inbox (QoS 1)
-2026-11-24T06:41:19: mallory 1 {ROOT}agents/+/inbox
-2026-11-24T06:41:19: mallory 1 {ROOT}agents/mallory/inbox
-2026-11-24T06:41:19: Denied PUBLISH from mallory (d0, q1, r1, m2, '{ROOT}round', ... (6 bytes))
-2026-11-24T06:41:19: Received PUBLISH from mallory (d0, q1, r0, m3, '{ROOT}x', ... (6 bytes))
+2026-11-24T06:41:19: \t{ROOT}agents/mallory/inbox (QoS 1)
+2026-11-24T06:41:19: {MALLORY} 1 {ROOT}agents/+/inbox
+2026-11-24T06:41:19: {MALLORY} 1 {ROOT}agents/mallory/inbox
+2026-11-24T06:41:19: Denied PUBLISH from {MALLORY} (d0, q1, r1, m2, '{ROOT}round', ... (6 bytes))
+2026-11-24T06:41:19: Received PUBLISH from {MALLORY} (d0, q1, r0, m3, '{ROOT}x', ... (6 bytes))
 """
 
 
+def member(name: str) -> Member:
+    kinds: dict[str, Kind] = {"coordinator": "coordinator", "observer": "observer"}
+    kind = kinds.get(name, "agent")
+    return Member(f"{name}.00000000", kind, name)
+
+
+def register_of(*names: str) -> Register:
+    now = utc_now()
+    devices = tuple(
+        Record(agent_id=name, login=f"{name}.3f2a19c0", serial="1", not_before=now, not_after=now)
+        for name in names
+    )
+    return Register(
+        federation="houses",
+        hosts=("localhost",),
+        port=8883,
+        user="mosquitto",
+        list_updated=now,
+        signing_keys=(),
+        enrolment_port=8884,
+        coordinator=(),
+        devices=devices,
+    )
+
+
 def read(text: str) -> list[str]:
-    reader = RefusalReader("houses")
+    reader = RefusalReader(register_of("mallory", "alice"))
     return [said for line in text.splitlines() if (said := reader.read(line))]
 
 
@@ -91,25 +119,38 @@ def test_repeated_refusals_are_counted() -> None:
         ("pi", "blobs/+/#", False),
         ("coordinator", "agents/+/status", True),
         ("coordinator", "agents/#", False),
+        ("coordinator", "results", False),
+        ("observer", "results", True),
+        ("observer", "agents/+/status", True),
+        ("observer", "coordinator/status", True),
+        ("observer", "round", False),
+        ("observer", "agents/+/updates/+/+", False),
     ],
 )
 def test_a_filter_is_readable_when_all_topics_it_matches_are(
     name: str, topic_filter: str, may: bool
 ) -> None:
-    assert may_read("houses", name, ROOT + topic_filter) == may
-    assert not may_read("houses", name, f"fedge/v1/flats/{topic_filter}")
+    assert may_read("houses", member(name), ROOT + topic_filter) == may
+    assert not may_read("houses", member(name), f"fedge/v1/flats/{topic_filter}")
 
 
 def test_a_device_may_write_only_below_its_own_name() -> None:
-    assert may_write("houses", "pi", f"{ROOT}agents/pi/updates/1/0")
-    assert not may_write("houses", "pi", f"{ROOT}agents/po/updates/1/0")
-    assert not may_write("houses", "pi", f"{ROOT}round")
-    assert may_write("houses", "coordinator", f"{ROOT}round")
+    assert may_write("houses", member("pi"), f"{ROOT}agents/pi/updates/1/0")
+    assert not may_write("houses", member("pi"), f"{ROOT}agents/po/updates/1/0")
+    assert not may_write("houses", member("pi"), f"{ROOT}round")
+    assert may_write("houses", member("coordinator"), f"{ROOT}round")
+
+
+@pytest.mark.parametrize("tail", ["agents/observer/status", "results", "round", "agents/x/inbox"])
+def test_an_observer_writes_nothing(tail: str) -> None:
+    assert not may_write("houses", member("observer"), ROOT + tail)
 
 
 def test_the_command_reads_a_log(tmp_path: Path) -> None:
     settings = FleetSettings("houses", ["localhost"], user=Account.current().name)
-    create_fleet(tmp_path / "fleet", settings, utc_now())
+    fleet = create_fleet(tmp_path / "fleet", settings, utc_now())
+    with fleet.changing():
+        fleet.save(utc_now(), devices=register_of("mallory", "alice").devices)
     command = ["broker", "refusals", str(tmp_path / "fleet")]
     result = CliRunner().invoke(cli, command, input=LOG)
     assert result.exit_code == 0, result.output

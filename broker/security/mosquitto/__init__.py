@@ -1,0 +1,1 @@
+"""Mosquitto of a fleet: its configuration, its rules while it runs, its log."""
