@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from broker.local.broker import LocalBroker
-from tests.acceptance.federation import Federation, housing_rows, running
+from tests.acceptance.federation import Federation, eventually, housing_rows, running
 from tests.acceptance.test_chaos import digits, large_federation
 from tests.conftest import need
 
@@ -70,6 +70,22 @@ def test_an_agent_that_may_not_send_updates_declines_and_no_round_waits_for_it(
     assert f"pi-0 cannot take part: {refusal}" in federation.said("coordinator")
     assert federation.said("pi-0").count("ERROR") == 1
     assert federation.said("pi-0").count("training on") == 1
+
+
+def test_a_coordinator_that_may_not_publish_its_plan_says_so_once(tmp_path: Path) -> None:
+    need("mosquitto")
+    settings = {"round": {"minimum": 1, "deadline_s": 0.5}, "cohort": {"at_least": 1}}
+    federation = Federation(tmp_path, names=("pi-0",), coordinator=settings)
+    with LocalBroker("mosquitto", extra_config=denying(tmp_path, "round")) as broker:
+        federation.port = broker.port
+        with running(federation.write()):
+            federation.start_all()
+            eventually(
+                "two rounds", lambda: "round 2 abandoned" in federation.said("coordinator"), 30
+            )
+    errors = [line for line in federation.said("coordinator").splitlines() if "ERROR" in line]
+    assert len(errors) == 1
+    assert "broker refuses messages on fedge/v1/f/round (not authorised): give this" in errors[0]
 
 
 def test_where_reports_are_refused_too_the_agent_says_what_to_do_once(tmp_path: Path) -> None:

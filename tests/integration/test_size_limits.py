@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import socket
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
@@ -303,3 +306,84 @@ def test_nothing_of_this_ends_in_a_loop(make: Make) -> None:
             event = link.poll(0.2)
             assert event is None or isinstance(event, Received), event
         assert link.counters.probes == spent
+
+
+# --- a broker that ends the connection with a reason, as others than Mosquitto do -----------------
+
+
+class HangsUp(threading.Thread):
+    """Server that answers CONNECT, SUBSCRIBE and PUBLISH, and ends what is larger than its limit
+    with DISCONNECT 0x95, which it did not announce.
+    """
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(daemon=True)
+        self._limit = limit
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._server.getsockname()[1]
+        self.connections = 0
+        self.start()
+
+    def close(self) -> None:
+        self._server.shutdown(socket.SHUT_RDWR)
+        self._server.close()
+        self.join(10)
+
+    def run(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client = self._server.accept()[0]
+                self.connections += 1
+                with client, client.makefile("rb") as stream, contextlib.suppress(OSError):
+                    while self._answered(client, stream):
+                        pass
+
+    def _answered(self, client: socket.socket, stream: BinaryIO) -> bool:
+        """Handles a packet; returns whether the connection goes on."""
+        first = stream.read(1)
+        if not first:
+            return False
+        size, shift = 0, 0
+        while (byte := stream.read(1)[0]) & 0x80:
+            size, shift = size | (byte & 0x7F) << shift, shift + 7
+        size |= byte << shift
+        body = stream.read(size)
+        kind = first[0] >> 4
+        if kind == 1:
+            client.sendall(b"\x20\x03\x01\x00\x00" if self.connections > 1 else b"\x20\x03\0\0\0")
+        elif kind == 3 and size > self._limit:
+            client.sendall(b"\xe0\x01\x95")
+            return False
+        elif kind == 3:
+            topic_bytes = int.from_bytes(body[:2])
+            client.sendall(b"\x40\x02" + body[2 + topic_bytes : 4 + topic_bytes])
+        elif kind == 8:
+            client.sendall(b"\x90\x04" + body[:2] + b"\x00\x01")
+        return kind != 14
+
+
+def test_a_broker_that_ends_the_connection_with_packet_too_large_is_searched_too(
+    network: NetworkLoop, links: list[MqttLink]
+) -> None:
+    server = HangsUp(5_000)
+    try:
+        settings = BrokerSettings(port=server.port, backoff_min_s=0.02, backoff_max_s=0.05)
+        link = MqttLink(settings, "pi", network=network, probe_topic="probe")
+        links.append(link)
+        link.subscribe("in")
+        link.open()
+        wait_up(link)
+        link.publish("in", bytes(CHUNK))
+        events = events_until_smaller(link)
+        reasons = [event.reason for event in events if isinstance(event, LinkDown)]
+        assert "a packet was larger than its limit" in reasons[0]
+        assert all("lost on a test message of" in reason for reason in reasons[1:])
+        up = events[-1]
+        assert isinstance(up, LinkUp)
+        assert 4_000 < up.max_payload_bytes < 5_000
+        before = server.connections
+        link.publish("in", bytes(up.max_payload_bytes))
+        link.close()  # sends what waits
+        assert server.connections == before <= 10
+    finally:
+        server.close()
