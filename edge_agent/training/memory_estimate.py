@@ -10,7 +10,7 @@ import contextlib
 from dataclasses import dataclass
 
 from fedge.errors import ModelError
-from models.inspect.cost import tensor_bytes
+from models.inspect.flatbuffer import tensor_bytes
 from models.package.spec import ModelSpec
 
 #: The interpreter.

@@ -14,7 +14,7 @@ from math import prod
 import numpy as np
 
 from fedge.errors import ModelError
-from models.inspect.flatbuffer import File, Operator, Subgraph, Tensor, read
+from models.inspect.flatbuffer import File, Operator, Subgraph, read
 from models.inspect.operators import DATA_MOVEMENT, NAMES, Kind
 from models.package.package import ModelPackage
 from models.package.spec import ModelSpec
@@ -33,9 +33,6 @@ _COPIES = 2
 _WRITE_FLOPS = 10
 #: Overhead of a call in Python and numpy, in operators.
 _CALL_OPERATORS = 50
-_ALIGNMENT = 64
-#: `TensorType` of the schema -> bytes of a number; all others have 4.
-_BYTES = {1: 2, 3: 1, 4: 8, 6: 1, 7: 2, 9: 1, 10: 8, 12: 8}
 
 
 @dataclass(frozen=True)
@@ -107,18 +104,6 @@ def analyse(program: bytes) -> dict[str, Cost]:
 
 def _sorted(operators: dict[str, int]) -> dict[str, int]:
     return dict(sorted(operators.items(), key=lambda item: (-item[1], item[0])))
-
-
-def tensor_bytes(program: bytes) -> int:
-    """Returns the size of all tensors of the largest subgraph, if no two share memory.
-
-    An upper bound: interpreters reuse the memory of tensors that are not needed any more.
-
-    Raises:
-        ModelError: the file is damaged.
-    """
-    graphs = read(program).subgraphs
-    return max((sum(map(_size, graph.tensors)) for graph in graphs), default=0)
 
 
 def memory_bytes(spec: ModelSpec, costs: dict[str, Cost], rows: int) -> int:
@@ -262,13 +247,7 @@ def _arena_bytes(graph: Subgraph) -> int:
     change = [0] * (len(graph.operators) + 2)
     for index, step in born.items():
         tensor = graph.tensors[index]
-        size = 0 if tensor.constant else _size(tensor)
+        size = 0 if tensor.constant else tensor.bytes
         change[step] += size
         change[max(last[index], step) + 1] -= size
     return max(int(total) for total in np.cumsum(change))
-
-
-def _size(tensor: Tensor) -> int:
-    """Returns the size with the padding up to the next tensor."""
-    size = prod(tensor.shape) * _BYTES.get(tensor.type, 4)
-    return -(-size // _ALIGNMENT) * _ALIGNMENT

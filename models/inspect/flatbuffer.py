@@ -9,11 +9,15 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import prod
 
 from fedge.errors import ModelError
 
 #: Limit of a vector's items, above that of any real program: bounds the work on a damaged file.
 _MAX_ITEMS = 200_000
+_ALIGNMENT = 64
+#: `TensorType` of the schema -> bytes of a number; all others have 4.
+_BYTES = {1: 2, 3: 1, 4: 8, 6: 1, 7: 2, 9: 1, 10: 8, 12: 8}
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,12 @@ class Tensor:
     shape: tuple[int, ...]
     type: int
     constant: bytes
+
+    @property
+    def bytes(self) -> int:
+        """Size, with the padding up to the next tensor."""
+        size = prod(self.shape) * _BYTES.get(self.type, 4)
+        return -(-size // _ALIGNMENT) * _ALIGNMENT
 
 
 @dataclass(frozen=True)
@@ -124,6 +134,18 @@ def read(program: bytes) -> File:
     except (ValueError, IndexError, struct.error, UnicodeDecodeError) as error:
         raise ModelError(f"the program is damaged, or not a TFLite file: {error}") from error
     return File(graphs, signatures)
+
+
+def tensor_bytes(program: bytes) -> int:
+    """Returns the size of all tensors of the largest subgraph, if no two share memory.
+
+    An upper bound: interpreters reuse the memory of tensors that are not needed any more.
+
+    Raises:
+        ModelError: the file is damaged.
+    """
+    graphs = read(program).subgraphs
+    return max((sum(t.bytes for t in graph.tensors) for graph in graphs), default=0)
 
 
 def _subgraph(table: Table, buffers: list[bytes], codes: list[int]) -> Subgraph:

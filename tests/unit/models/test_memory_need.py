@@ -16,7 +16,7 @@ from edge_agent.data.size import data_bytes
 from edge_agent.training.memory_estimate import Need, estimate, megabytes, shortage
 from fedge.errors import ModelError
 from learning.vector.parameters import Layout, ParameterSpec
-from models.inspect.cost import tensor_bytes
+from models.inspect.flatbuffer import tensor_bytes
 from models.zoo import load_zoo
 
 MB = 1_000_000
