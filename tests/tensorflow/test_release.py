@@ -527,7 +527,7 @@ def with_outlier() -> Any:
 @pytest.mark.parametrize(
     ("calibration", "says", "source"),
     [
-        (with_outlier(), "reaches 1e+06 (row 6 of those that calibrate)", "held apart"),
+        (with_outlier(), "reaches 1e+06 after scaling (row 7)", "held apart"),
         (sensors(1), "has 1 different row of 1", "random rows"),
         (np.repeat(sensors(1), 50, 0), "has 1 different row of 50", "random rows"),
     ],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,12 +28,14 @@ class Split:
         judging: rows on which the release is compared with the float model; none of them
             calibrates.
         source: what the judging rows are, in words.
+        numbers: their row numbers where they come from, from 0.
         faults: what is wrong with the calibration; empty if nothing.
     """
 
     calibrating: Rows
     judging: Rows
     source: str
+    numbers: Sequence[int]
     faults: tuple[str, ...]
 
     def measured(self, spec: ModelSpec) -> Rows | None:
@@ -66,15 +68,24 @@ def split_rows(
         )
     known = set(keys)
     given = [] if data is None else [i for i, k in enumerate(_keys(spec, data)) if k not in known]
-    calibrating, judging, source = calibration, random_rows(), _RANDOM
+    used = list(range(len(keys)))
     if data is not None and len(given) > 1:
-        judging, source = _taken(data, given), "rows of --data that do not calibrate"
+        judging, source, numbers = (
+            _taken(data, given),
+            "rows of --data that do not calibrate",
+            given,
+        )
     elif different >= MIN_ROWS:
         apart = set(list(dict.fromkeys(keys))[_APART - 1 :: _APART])
-        calibrating = _taken(calibration, [i for i, k in enumerate(keys) if k not in apart])
-        held = [i for i, k in enumerate(keys) if k in apart]
-        judging, source = _taken(calibration, held), "rows of --calibration held apart"
-    return Split(calibrating, judging, source, (*faults, *_ranges(spec, calibrating)))
+        used = [i for i, k in enumerate(keys) if k not in apart]
+        numbers = [i for i, k in enumerate(keys) if k in apart]
+        judging, source = _taken(calibration, numbers), "rows of --calibration held apart"
+    else:
+        judging, source = dict(random_rows()), _RANDOM
+        numbers = list(range(row_count(judging)))
+    calibrating = _taken(calibration, used)
+    faults += _ranges(spec, calibrating, used)
+    return Split(calibrating, judging, source, numbers, tuple(faults))
 
 
 def _keys(spec: ModelSpec, rows: Rows) -> list[bytes]:
@@ -87,8 +98,14 @@ def _taken(rows: Rows, index: list[int]) -> dict[str, Array]:
     return {name: array[index] for name, array in rows.items()}
 
 
-def _ranges(spec: ModelSpec, rows: Rows) -> Iterator[str]:
-    """Returns a fault for each input of which few numbers are far larger than all others."""
+def _ranges(spec: ModelSpec, rows: Rows, numbers: Sequence[int]) -> Iterator[str]:
+    """Returns a fault for each input of which few numbers are far larger than all others.
+
+    Args:
+        spec: of the model.
+        rows: that calibrate.
+        numbers: their row numbers in the calibration.
+    """
     for tensor in spec.inputs:
         sizes = np.abs(rows[tensor.name].astype(np.float64))
         others = sizes[sizes > 0]
@@ -98,7 +115,7 @@ def _ranges(spec: ModelSpec, rows: Rows) -> Iterator[str]:
         if (largest := float(sizes.max())) > _MAX_RANGE * usual:
             row = int(np.unravel_index(int(sizes.argmax()), sizes.shape)[0])
             yield (
-                f"input {tensor.name!r} of the calibration reaches {largest:.3g} (row {row} of "
-                f"those that calibrate), {largest / usual:,.0f} times its 99th percentile "
+                f"input {tensor.name!r} of the calibration reaches {largest:.3g} after scaling "
+                f"(row {numbers[row]}), {largest / usual:,.0f} times its 99th percentile "
                 f"{usual:.3g} (limit {_MAX_RANGE:,}): remove such rows"
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,8 +44,16 @@ def row_differences(expected: Mapping[str, Array], found: Mapping[str, Array]) -
     return max(known, key=lambda difference: difference.median, default=None)
 
 
-def difference_faults(difference: Difference | None, source: str) -> list[str]:
-    """Returns what is wrong with a release by its differences; empty if nothing."""
+def difference_faults(
+    difference: Difference | None, source: str, numbers: Sequence[int]
+) -> list[str]:
+    """Returns what is wrong with a release by its differences; empty if nothing.
+
+    Args:
+        difference: of the rows that judge it.
+        source: what these rows are, in words.
+        numbers: their row numbers there.
+    """
     if difference is None:
         return [f"the float model predicts the same for all {source}, which cannot tell"]
     faults = []
@@ -55,8 +63,9 @@ def difference_faults(difference: Difference | None, source: str) -> list[str]:
             f"of its predictions' spread (limit {MAX_MEDIAN})"
         )
     if not difference.worst <= MAX_WORST:
+        row = numbers[difference.row]
         faults.append(
-            f"row {difference.row} of the {source} differs by {difference.worst:.2f} spreads "
+            f"row {row} of the {source} differs by {difference.worst:.2f} spreads "
             f"(limit {MAX_WORST})"
         )
     return faults

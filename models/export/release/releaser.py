@@ -167,7 +167,7 @@ def _judged(split: Split, program: Program, whole: F32, released: InferenceModel
         program.predict(whole, split.judging), released.predict(split.judging)
     )
     count = row_count(split.judging)
-    faults = (*split.faults, *difference_faults(difference, split.source))
+    faults = (*split.faults, *difference_faults(difference, split.source, split.numbers))
     return {
         "verdict": "not good" if faults else "good",
         "faults": faults,

@@ -30,6 +30,7 @@ def split(calibration: dict[str, Any], data: dict[str, Any] | None = None) -> Sp
 def test_every_fifth_row_is_held_apart_and_does_not_calibrate() -> None:
     found = split(given := rows(23))
     assert found.judging[NAME].tolist() == given[NAME][4::5].tolist()
+    assert found.numbers == [4, 9, 14, 19]
     assert len(found.calibrating[NAME]) == len(found.calibrating["target"]) == 19
     assert found.source == "rows of --calibration held apart"
     assert found.faults == ()
@@ -50,6 +51,7 @@ def test_rows_of_other_data_judge_and_all_of_the_calibration_calibrates() -> Non
     found = split(calibration, data)
     assert len(found.calibrating[NAME]) == 20
     assert found.judging[NAME].tolist() == data[NAME][10:].tolist()
+    assert found.numbers == list(range(10, 30))
     assert found.source == "rows of --data that do not calibrate"
     assert split(calibration, calibration).source == "rows of --calibration held apart"
 
@@ -68,7 +70,8 @@ def test_a_calibration_without_spread_is_a_fault_and_random_rows_judge(
     found = split(given)
     (fault,) = found.faults
     assert says in fault
-    assert (found.calibrating, found.judging, found.source) == (given, RANDOM, "random rows")
+    assert (found.judging, found.source) == (RANDOM, "random rows")
+    assert len(found.calibrating[NAME]) == len(given[NAME])
     assert found.measured(SPEC) is None
 
 
@@ -76,7 +79,7 @@ def test_one_number_far_beyond_all_others_is_a_fault() -> None:
     given = rows(200)
     given[NAME][8, 1] = 1e6
     (fault,) = split(given).faults
-    assert "reaches 1e+06 (row 7 of those that calibrate)" in fault
+    assert "reaches 1e+06 after scaling (row 8)" in fault
     assert fault.endswith("(limit 1,000): remove such rows")
     given[NAME][8, 1] = 900.0
     assert split(given).faults == ()
@@ -99,7 +102,7 @@ def test_a_constant_prediction_is_one_spread_off_whatever_its_mean() -> None:
     found = row_differences({"y": wanted}, {"y": np.full(100, 293.15, np.float32)})
     assert found is not None
     assert (found.median, found.worst) == pytest.approx((1.0, 1.0), rel=1e-4)
-    assert len(difference_faults(found, "rows")) == 1
+    assert len(difference_faults(found, "rows", range(100, 200))) == 1
 
 
 def test_differences_are_of_the_worst_output_and_row() -> None:
@@ -111,8 +114,8 @@ def test_differences_are_of_the_worst_output_and_row() -> None:
     assert found is not None
     assert (found.median, found.worst) == pytest.approx((0.1, 3.0))
     assert found.row == 17
-    assert difference_faults(found, "rows") == [
-        "row 17 of the rows differs by 3.00 spreads (limit 2.0)"
+    assert difference_faults(found, "rows", range(100, 200)) == [
+        "row 117 of the rows differs by 3.00 spreads (limit 2.0)"
     ]
 
 
@@ -126,8 +129,8 @@ def test_an_absurd_row_does_not_make_all_differences_small() -> None:
 
 def test_what_cannot_be_told_is_no_praise() -> None:
     assert row_differences({"y": np.ones(9)}, {"y": np.ones(9)}) is None
-    assert difference_faults(None, "random rows") == [
+    assert difference_faults(None, "random rows", ()) == [
         "the float model predicts the same for all random rows, which cannot tell"
     ]
-    assert len(difference_faults(Difference(float("nan"), float("nan"), 0), "rows")) == 2
-    assert difference_faults(Difference(0.1, 1.0, 0), "rows") == []
+    assert len(difference_faults(Difference(float("nan"), float("nan"), 0), "rows", [5])) == 2
+    assert difference_faults(Difference(0.1, 1.0, 0), "rows", [5]) == []
