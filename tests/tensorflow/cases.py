@@ -186,6 +186,27 @@ def _recurrent() -> Iterator[Case]:
     cells = [layers.LSTMCell(2), layers.SimpleRNNCell(3)]
     yield make("RNN", "stacked cells", "long", layers.RNN(cells))
     yield make("GRU", "sequences", "long", layers.GRU(3, return_sequences=True))
+    yield make("GRU", "states from an LSTM's", "long", _from_states)
+    make = partial(Case, "recurrent, long, masked")
+    masking = {
+        "GRU": layers.GRU(3),
+        "LSTM, sequences, backwards": layers.LSTM(3, return_sequences=True, go_backwards=True),
+        "Bidirectional GRU": layers.Bidirectional(layers.GRU(2, return_sequences=True)),
+    }
+    for text, piece in masking.items():
+        yield make("Masking", text, "long", partial(_after_masking, piece))
+
+
+def _after_masking(piece: Any, x: Any) -> Any:
+    # Some steps of a row are skipped: ReLU makes them zero.
+    found = piece(layers.Masking(0.0)(layers.Dense(1, activation="relu")(x)))
+    # A sequence's mask ends here.
+    return layers.GRU(2)(found) if len(found.shape) == 3 else found
+
+
+def _from_states(x: Any) -> Any:
+    found, hidden, _ = layers.LSTM(3, return_sequences=True, return_state=True)(x)
+    return layers.GRU(3)(found, initial_state=hidden)
 
 
 def _random() -> Iterator[Case]:

@@ -45,7 +45,8 @@ def grouped(cases: list[Case]) -> dict[str, list[Case]]:
     """Returns the cases that share a model, by the model's name."""
     together: dict[str, list[Case]] = {}
     for case in cases:
-        kind = f"{case.frame} random" if case.family == "random" else case.frame
+        last = case.family.rpartition(", ")[2]  # each in models of its own
+        kind = f"{case.frame} {last}" if last in ("random", "masked") else case.frame
         number = sum(key.startswith(f"{kind}.") for key in together)
         if not number or len(together[f"{kind}.{number}"]) == _BRANCHES:
             number += 1

@@ -368,16 +368,21 @@ def test_random_rows_of_rescaled_inputs_are_in_the_input_s_range() -> None:
         export(chain(scale, *parts, *ends, shape=(8, 8, 3)))
 
 
-@pytest.mark.parametrize("cell", [layers.LSTM, layers.GRU, layers.SimpleRNN])
-@pytest.mark.parametrize("masked_steps", [0, 3, 6])
-def test_bidirectional_layers_use_masks(cell: Any, masked_steps: int) -> None:
+@pytest.mark.parametrize(
+    ("cell", "steps", "masked_steps"),
+    [
+        *((cell, 6, n) for n in (0, 3, 6) for cell in (layers.LSTM, layers.GRU, layers.SimpleRNN)),
+        (layers.GRU, 37, 20),  # loops
+    ],
+)
+def test_bidirectional_layers_use_masks(cell: Any, steps: int, masked_steps: int) -> None:
     both = layers.Bidirectional(cell(3, return_sequences=True))
     parts = (layers.Masking(-1.0), both, layers.Bidirectional(cell(3)), layers.Dense(1))
-    model = chain(*parts)
+    model = chain(*parts, shape=(steps, 2))
     made = export(model)
     rng = np.random.default_rng(4)
-    x = rng.standard_normal((ROWS, 6, 2)).astype(np.float32)
-    x[::2, 6 - masked_steps :] = -1.0
+    x = rng.standard_normal((ROWS, steps, 2)).astype(np.float32)
+    x[::2, steps - masked_steps :] = -1.0
     target = rng.standard_normal(ROWS).astype(np.float32)
     rows: dict[str, Array] = {"x": x, "target": target}
     assert_keras_own(model, made, rows)

@@ -42,9 +42,8 @@ def recurrent_call(layer: Any, overrides: dict[str, str]) -> Call:
     def call(
         sequences: Tensor, initial_state: Any = None, mask: Any = None, training: bool = False
     ) -> Any:
-        long = sequences.shape[1] > UNROLLED
-        if long and mask is None and initial_state is None and not layer.return_state:
-            return _looped(layer, sequences, overrides)
+        if sequences.shape[1] > UNROLLED and _can_loop(layer, initial_state, mask):
+            return _looped(layer, sequences, overrides, initial_state, mask)
         with contextlib.ExitStack() as restored:
             if mask is not None and layer.go_backwards:
                 # Unrolled, Keras 3.15 reverses the steps but not the mask that zeroes outputs.
@@ -58,7 +57,21 @@ def recurrent_call(layer: Any, overrides: dict[str, str]) -> Call:
     return call
 
 
-def _looped(layer: Any, sequences: Tensor, overrides: dict[str, str]) -> Tensor:
+def _can_loop(layer: Any, initial_state: Any, mask: Any) -> bool:
+    """Whether a layer becomes loops; else it is unrolled."""
+    if layer.return_state and _nested(layer.cell.state_size):
+        return False
+    # A masked step repeats the output before: of these layers their first state, which begins at 0.
+    simple = isinstance(layer, keras.layers.SimpleRNN | keras.layers.GRU | keras.layers.LSTM)
+    return mask is None or (simple and initial_state is None)
+
+
+def _looped(
+    layer: Any, sequences: Tensor, overrides: dict[str, str], initial_state: Any, mask: Any
+) -> Any:
+    if mask is not None:  # as the last feature
+        told = tf.cast(tf.reshape(mask, [*sequences.shape[:2], 1]), tf.float32)
+        sequences = tf.concat([sequences, told], -1)
     n, steps, features = sequences.shape
     x = tf.transpose(sequences, [1, 0, 2])
     if layer.go_backwards:
@@ -71,8 +84,11 @@ def _looped(layer: Any, sequences: Tensor, overrides: dict[str, str]) -> Tensor:
     # A 0 that is not a constant: constant tensors would enlarge the file.
     zero = tf.minimum(tf.abs(sequences[0, 0, 0]), 0.0)
     states = [tf.fill(shape, zero) for shape in shapes]
+    if initial_state is not None:
+        states = [tf.convert_to_tensor(state) for state in tf.nest.flatten(initial_state)]
+    block = partial(_block, layer, weights, mask is not None)
     loop = _Loop(
-        block=partial(_block, layer, weights),
+        block=block,
         blocks=blocks,
         size=size,
         shape=(n, features),
@@ -86,26 +102,43 @@ def _looped(layer: Any, sequences: Tensor, overrides: dict[str, str]) -> Tensor:
     outputs, *states = tf.custom_gradient(loop.run)(first, *states, *values)
     rest = x[blocks * size :]
     if rest.shape[0]:
-        more, states = _block(layer, weights, rest, states, values, layer.return_sequences)
+        more, states = block(rest, states, values, layer.return_sequences)
         outputs = tf.concat([outputs, more], 0) if layer.return_sequences else more
-    return tf.transpose(outputs, [1, 0, 2]) if layer.return_sequences else outputs
+    if layer.return_sequences:
+        outputs = tf.transpose(outputs, [1, 0, 2])
+    return (outputs, *states) if layer.return_state else outputs
 
 
 def _block(
     layer: Any,
     weights: Sequence[Any],
+    masked: bool,
     x: Tensor,
     states: Sequence[Tensor],
     values: Sequence[Tensor],
     sequences: bool,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Returns outputs (steps, n, units), or the last (n, units), and states after `x`."""
+    """Returns outputs (steps, n, units), or the last (n, units), and states after `x`.
+
+    With `masked` the last feature of a step is 1, or 0 where the step leaves the states alone.
+    """
     structure = layer.cell.state_size
     state = tf.nest.pack_sequence_as(structure, list(states)) if _nested(structure) else [*states]
     outputs = []
     with keras.StatelessScope(state_mapping=list(zip(weights, values, strict=True))):
         for part in tf.split(x, x.shape[0], 0):
-            output, state = layer.cell(tf.reshape(part, part.shape[1:]), state)
+            step = tf.reshape(part, part.shape[1:])
+            if masked:
+                step, told = step[:, :-1], step[:, -1:]
+            output, after = layer.cell(step, state)
+            if masked:
+                held = [
+                    told * new + (1 - told) * old for new, old in zip(after, state, strict=True)
+                ]
+                output, after = held[0], held
+                if getattr(layer, "zero_output_for_mask", False):
+                    output = told * output
+            state = after
             outputs.append(output)
     return tf.stack(outputs) if sequences else outputs[-1], tf.nest.flatten(state)
 
@@ -121,7 +154,7 @@ class _Loop:
     """Both loops over the blocks of one layer call.
 
     Attributes:
-        block: computes a block: `_block` without layer and weights.
+        block: computes a block: `_block` without its first arguments.
         blocks: number of blocks.
         size: steps of a block.
         shape: shape of one step's input.
