@@ -160,6 +160,15 @@ class RoundRunner:
             record=self._new_record(len(stored.cohort)),
         )
         self._intake.restore(self.open, stored.frames)
+        self._leave_out_quarantined(self.open.round)
+
+    def _leave_out_quarantined(self, opened: Round) -> None:
+        """Waits for no agent that an operator shut out while the coordinator was stopped."""
+        standings = self._roster.standings
+        standings.round_id = opened.round_id
+        for agent_id in sorted(filter(standings.is_quarantined, opened.unanswered)):
+            why = standings.get(agent_id).quarantine_reason
+            opened.decline(agent_id, "quarantined", why)
 
     def connected(self, now_s: float, *, first: bool) -> list[Action]:
         """Publishes the open round again: the broker may have lost it."""

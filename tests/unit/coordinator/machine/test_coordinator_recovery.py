@@ -13,6 +13,7 @@ import pytest
 from coordinator.config import StartConfig
 from coordinator.machine.events import Commit, RoundEnded, SaveOpenRound, SaveRound, StoreUpdate
 from coordinator.machine.progress import Progress
+from coordinator.machine.standing import Standing
 from coordinator.storage.store import Store
 from coordinator.storage.update_log import LOG_FILE
 from learning.algorithms.algorithm import ServerState
@@ -220,4 +221,23 @@ def test_an_open_round_of_another_package_is_dropped_and_the_next_one_begins(
         FakeAgent(again, name)
     again.later(1.0)
     assert (again.plan.round_id, again.plan.package) == (2, package.digest)
+    store.close()
+
+
+def test_an_agent_that_was_shut_out_meanwhile_is_not_waited_for(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.begin(PACKAGE.initial, ServerState())
+    stage = Stage(settings())
+    agents = {name: FakeAgent(stage, name) for name in DELTAS}
+    agents["a"].update(DELTAS["a"])
+    keep(store, stage, 0)
+    store.save_standing("b", Standing().quarantined("its sensor is broken", by_operator=True))
+    store.flush()
+    again = Stage(settings(), progress=progress_of(store))
+    agents = {name: FakeAgent(again, name) for name in DELTAS}
+    agents["c"].update(DELTAS["c"])
+    again.later(1.0)
+    assert again.record.declined == {"b": "quarantined"}
+    assert again.record.details == {"quarantined": "b: its sensor is broken"}
+    assert sorted(again.record.agents) == ["a", "c"]
     store.close()
