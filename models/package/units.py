@@ -77,10 +77,11 @@ def amount_text(value: float, unit: str, number: str = "") -> str:
     Args:
         value: in the unit.
         unit: its name; may be empty.
-        number: the value as text; empty: six digits of it.
+        number: the value as text; empty: four digits of it, those before the point all.
     """
     times = "x " if unit[:1].isdigit() else ""
-    return f"{number or f'{value:,.6g}'} {times}{unit}".rstrip()
+    rounded = f"{value:,.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:,.4g}"
+    return f"{number or rounded} {times}{unit}".rstrip()
 
 
 def metrics_in_units(units: Units, metrics: Mapping[str, float]) -> dict[str, dict[str, object]]:

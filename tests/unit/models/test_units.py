@@ -33,6 +33,7 @@ def two_outputs() -> ModelSpec:
 def test_errors_are_told_in_the_unit_of_the_target() -> None:
     units = target_units(SPEC)
     assert metric_text(units, "mae", 0.5312) == "0.5312 (53,120 USD)"
+    assert metric_text(units, "mae", 0.0000123456) == "0.0000 (1.235 USD)"
     assert metric_text(units, "unseen_rmse", 0.25) == "0.2500 (25,000 USD)"
     for name in ("mse", "accuracy", "loss", "r2"):
         assert metric_text(units, name, 0.5) == "0.5000"
