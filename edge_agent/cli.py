@@ -61,6 +61,55 @@ def _needs_openssl(config_path: Path) -> bool:
 
 
 @cli.command()
+@click.option("--data", required=True, help="The data file, or a pattern: 'records/*.csv'.")
+@click.option("--model", "model_name", help="The federation's: of the zoo, or a package folder.")
+@click.option("--table", default="", help="Of an SQLite file; default: the one with the most rows.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("agent.yaml"),
+    show_default=True,
+)
+@click.option("--force", is_flag=True, help="Replace --out if it exists.")
+@click.option("--federation", help="Its name; default: the model's.")
+@click.option("--agent-id", help="Of this device; default: the machine's name.")
+@click.option("--broker", "host", default="127.0.0.1", show_default=True, metavar="HOST")
+@command_errors
+def init(
+    data: str,
+    model_name: str | None,
+    table: str,
+    out: Path,
+    force: bool,
+    federation: str | None,
+    agent_id: str | None,
+    host: str,
+) -> None:
+    """Look at a data file and write a first agent.yaml for it.
+
+    Finds columns or arrays, separator, decimal sign and times, and guesses which are the inputs and
+    the target of the model. What is uncertain has a comment beside it. The data stays as it is.
+    """
+    from edge_agent.first_config.init import write_first_config
+    from models.zoo import open_model
+
+    package = open_model(model_name) if model_name else None
+    spec = package.spec if package else None
+    written = write_first_config(
+        data, spec, out, table, force=force, federation=federation, agent_id=agent_id, host=host
+    )
+    click.echo(f"{out} written after a look at {data}")
+    for line in written.doubts:
+        click.echo(f"  look at     {line}")
+    if written.problem:
+        click.echo(f"  not yet     {written.problem}")
+    if written.rows is not None:
+        click.echo(f"  reads       {written.rows:,} rows")
+    checked = shlex.join(["fedge", "agent", "check", "--config", str(out)])
+    click.echo(f"  next        {checked} --model {shlex.quote(model_name or 'MODEL')}")
+
+
+@cli.command()
 @_CONFIG
 @click.option(
     "--model", "model_name", required=True, help="A model of the zoo, or a package folder."
@@ -143,7 +192,7 @@ def doctor(config_path: Path, model_name: str | None, offline: bool, as_json: bo
     type=click.Path(path_type=Path),
     help="A released model: a .tflite with its .json beside it (fedge model release).",
 )
-@click.option("--data", type=click.Path(path_type=Path), help=".npz or .csv with the inputs.")
+@click.option("--data", type=click.Path(path_type=Path), help="File with the inputs.")
 @click.option(
     "--config",
     "config_path",
@@ -207,7 +256,7 @@ def predict(
     help="This device's folder; made when it does not exist.",
 )
 @click.option("--data", type=click.Path(path_type=Path), help="Data file (default: DIR/data.npz).")
-@click.option("--target", default="", help="Column (.csv) or array (.npz) that is learned.")
+@click.option("--target", default="", help="Column or array (.npz) that is learned.")
 @click.option(
     "--timeout",
     default=30.0,

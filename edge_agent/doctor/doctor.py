@@ -30,7 +30,7 @@ from broker.protocol.topics import (
     UpdateTopic,
 )
 from edge_agent.config import AgentConfig
-from edge_agent.data.dataset import LocalDataset, build_dataset, read_table
+from edge_agent.data.dataset import LocalDataset, build_dataset, read_ready
 from edge_agent.data.size import data_bytes
 from edge_agent.device import LinuxDevice
 from edge_agent.doctor.data_checks import data_checks
@@ -316,9 +316,10 @@ def _program(config: AgentConfig, base: Path, model: Unpacked) -> Iterator[Check
     dataset = None
     checks: list[Check] = []
     try:
-        table = read_table(config.data, model.spec, base)
-        dataset = build_dataset(table, config.data, model.spec)
-        checks = [*data_checks(dataset, model.spec, table.rows)]
+        table = read_ready(config.data, model.spec, base)
+        dataset = build_dataset(table, config.data, model.spec, own=True)
+        notes = [ok("data file", note) for note in table.notes]
+        checks = [*notes, *data_checks(dataset, model.spec, table.rows)]
     except DataError as error:
         checks = [failed("data", str(error), "see docs/configuration.md, `data`")]
     yield _self_test(program, dataset)

@@ -11,6 +11,7 @@ from broker.enrolment.token import SCHEME, Token
 from broker.protocol.signed_messages import encode_public_keys
 from broker.security.bundle import MAX_BUNDLE_BYTES, Bundle, check_bundle, read_bundle
 from edge_agent.config import AgentConfig
+from edge_agent.data.config import DataConfig
 from edge_agent.enrolment.private_key import certificate_request, forget_used_key, own_key
 from edge_agent.enrolment.request_certificate import ask_for_certificate
 from fedge.errors import ConfigError
@@ -40,7 +41,7 @@ def enrol(
         bundle_path: from `fedge broker enrol`.
         folder: made when it does not exist.
         data: the data file; None: `data.npz` in the folder.
-        target: of a .csv file: the column that is learned.
+        target: of a .csv or SQLite file: the column that is learned.
         websockets: the new configuration takes the broker's port for WebSockets.
 
     Returns:
@@ -72,7 +73,7 @@ def enrol_with_token(
         token: from `fedge broker enrol --token`.
         folder: made when it does not exist.
         data: the data file; None: `data.npz` in the folder.
-        target: of a .csv file: the column that is learned.
+        target: of a .csv or SQLite file: the column that is learned.
         timeout_s: how long to try to reach the service.
         websockets: as for `enrol`.
 
@@ -186,12 +187,13 @@ def config_text(bundle: Bundle, data: Path | None, target: str, *, websockets: b
 def _data_section(data: Path | None, target: str) -> dict[str, object]:
     # Absolute, since a configuration's paths are relative to its own folder.
     path = str(data.absolute()) if data else DEFAULT_DATA
-    suffix = Path(path).suffix.lower()
-    if suffix not in (".npz", ".csv"):
-        raise ConfigError(f"--data {path}: must end in .npz or .csv")
-    if suffix == ".csv" and not target:
+    try:
+        is_table = DataConfig(path=path).format != "npz"
+    except ValueError as error:
+        raise ConfigError(f"--data {path}: {error}") from error
+    if is_table and not target:
         raise ConfigError(f"--data {path}: say which column is learned with --target COLUMN")
     source: dict[str, object] = {"path": path}
     if target:
-        source["target"] = {"column" if suffix == ".csv" else "array": target}
+        source["target"] = {"column" if is_table else "array": target}
     return source

@@ -20,7 +20,7 @@ from edge_agent.data.formats.block import CellError, Layout
 from edge_agent.data.formats.cells import Numbers
 from edge_agent.data.formats.collect import Collector, no_rows
 from edge_agent.data.formats.dialect import (
-    described,
+    describing,
     find_decimal,
     find_separator,
     separator_line,
@@ -30,6 +30,7 @@ from edge_agent.data.formats.text_lines import TextLines, not_text, open_text
 from edge_agent.data.normalise import Scale
 from edge_agent.data.table import Table
 from fedge.errors import DataError
+from fedge.yaml_config import as_yaml
 from learning.vector.parameters import F64
 from models.package.spec import ModelSpec
 
@@ -157,9 +158,9 @@ class _Reader:
         self._say(config)
 
     def _say(self, config: DataConfig) -> None:
-        found = described(config.csv, self._separator, self._numbers.decimal)
+        found = describing(config.csv, self._separator, self._numbers.decimal)
         if found:
-            self._note(f"read with `{found}`, found by looking")
+            self._note(f"read with `{as_yaml({'csv': found})}`, found by looking")
         if self._head.comment:
             self._note(f"header taken from the comment {self._head.comment[:60]!r}")
 

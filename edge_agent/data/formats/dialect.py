@@ -10,7 +10,6 @@ from pathlib import Path
 from edge_agent.data.file_settings import CsvConfig
 from edge_agent.data.formats.cells import ABSENT
 from fedge.errors import DataError
-from fedge.yaml_config import as_yaml
 
 _SEPARATORS = (",", ";", "\t", "|")
 _NAMES = {"\t": "tab"}
@@ -81,14 +80,14 @@ def find_decimal(
     return ","
 
 
-def described(config: CsvConfig, separator: str, decimal: str) -> str:
-    """Returns as YAML the settings that were found and are not the usual ones; may be empty."""
+def describing(config: CsvConfig, separator: str, decimal: str) -> dict[str, str]:
+    """Returns the settings that were found and are not the usual ones."""
     found = {}
     if config.separator == "auto" and separator != ",":
         found["separator"] = _NAMES.get(separator, separator)
     if config.decimal == "auto" and decimal != ".":
         found["decimal"] = decimal
-    return as_yaml({"csv": found}) if found else ""
+    return found
 
 
 def split(line: str, separator: str) -> list[str]:

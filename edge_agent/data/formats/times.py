@@ -68,7 +68,7 @@ class Times:
         epoch = np.empty(len(cells))
         for row, cell in enumerate(cells):
             try:
-                epoch[row] = self._seconds(cell)
+                epoch[row] = self.seconds(cell)
             except (ValueError, OverflowError) as error:
                 raise CellError(
                     block,
@@ -133,7 +133,12 @@ class Times:
             offsets[row] = known[quarter]
         return offsets
 
-    def _seconds(self, cell: object) -> float:
+    def seconds(self, cell: object) -> float:
+        """Returns seconds since 1970 of what is in a cell; NaN: no time.
+
+        Raises:
+            ValueError: it is no time.
+        """
         if cell is None:
             return nan
         if not isinstance(cell, str):

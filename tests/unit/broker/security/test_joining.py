@@ -107,7 +107,7 @@ def test_the_data_goes_into_the_configuration(bundle_path: Path, tmp_path: Path)
     assert data.path == str(tmp_path / "houses.csv")
     assert data.target is not None
     assert data.target.column == "price: USD"
-    assert "must end in" in line_of(join(bundle_path, tmp_path / "b", "--data", "a.txt"))
+    assert "must end in" in line_of(join(bundle_path, tmp_path / "b", "--data", "a.xls"))
 
 
 def test_a_new_bundle_renews_the_certificates_and_keeps_the_rest(

@@ -1,0 +1,1 @@
+"""A first agent.yaml for a data file: `fedge agent init`."""
