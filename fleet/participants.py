@@ -12,6 +12,7 @@ import numpy as np
 from edge_agent.data.columns import StatisticsConfig
 from edge_agent.data.dataset import LocalDataset, WeightSource, build_dataset, read_table
 from edge_agent.data.table import Array, Index, Table
+from edge_agent.data.usable import timed_rows
 from fedge.errors import ConfigError, did_you_mean
 from fleet.partition import PartitionConfig, client_ids, client_values, partition
 from fleet.scenario import Scenario, agent_phases
@@ -107,6 +108,8 @@ def make_participants(
         if agents is not None:
             config = msgspec.structs.replace(config, clients=agents)
     rows = partition(config, _labels(table, spec), client, rng)
+    # As agents' own files have them, which hold no times any more.
+    rows = {name: timed_rows(table, index) for name, index in rows.items()}
     # A run with fewer agents than the scenario has may leave out those that refuse.
     refuse = scenario.refuse if agents is None else ()
     for key, names in (("unseen", scenario.unseen), ("refuse", refuse)):

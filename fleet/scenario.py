@@ -96,6 +96,11 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
                 "data.test_fraction 1 leaves no agent rows to train on; use a smaller fraction, "
                 "and name agents that only measure in `unseen`"
             )
+        client = self.partition.client
+        if self.data.window and self.partition.kind == "client" and self.data.groups != (client,):
+            raise ValueError(
+                f"data.window: a window must not cross two clients: set data.group: {client}"
+            )
         if self.is_statistics and (self.detection or self.baselines != BaselineConfig()):
             raise ValueError("task statistics trains nothing: leave out baselines and detection")
         if self.refuse and not self.is_statistics:

@@ -78,7 +78,7 @@ class Range:
         mean, std = (float(part.reshape(-1)[column % part.size]) for part in (self.mean, self.std))
         return (
             f"{value:g} is no reading: it is {(value - mean) / std:+.1g} standard deviations from "
-            f"the mean, limit {LARGEST_SCALED:g}; a fault of the sensor, or another unit?"
+            f"the mean, limit {LARGEST_SCALED:g} (a fault of the sensor, or another unit)"
         )
 
 

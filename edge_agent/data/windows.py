@@ -297,7 +297,11 @@ class WindowCutter:
             end = float(centres[-2])
         else:
             return 0
-        moments = np.arange(state.next, int(end / every_s + 1e-9) + 1) * every_s
+        until = int(end / every_s + 1e-9) + 1
+        limit = self._config.max_rows
+        if until - state.next > (limit + 1) * self._window.step + self._window.length:
+            raise too_many_rows(self._path, f"more than {limit} windows, that is", limit)
+        moments = np.arange(state.next, until) * every_s
         self._longest = max(self._longest, len(moments))
         if not len(moments):
             return 0

@@ -20,7 +20,7 @@ from coordinator.storage.store import Store
 from edge_agent.config import AgentConfig
 from edge_agent.data.config import DataConfig, InputSource, TargetSource
 from edge_agent.data.dataset import load_dataset
-from edge_agent.data.file_settings import TimeConfig
+from edge_agent.data.file_settings import TimeConfig, WindowConfig
 from edge_agent.data.normalise import STATE_FILE
 from edge_agent.machine.device_state import DeviceState, rounded
 from edge_agent.machine.pending_update import SpooledUpdate
@@ -187,6 +187,14 @@ def _data_files(folder: Path) -> Iterator[Decoder]:
     )
     text = 'at;income;rooms;price\n# made\n2026-01-01T00:00;1,5;2;3\n"1767225601";1,5;-;3\n' * 3
     raw["timed.csv"] = (text.encode(),)
+    cut = msgspec.structs.replace(
+        timed,
+        path="cut.csv",
+        inputs={},
+        window=WindowConfig(length=2, every=0.5, gap_s=2, columns=("income",)),
+    )
+    lines = "".join(f"{n};{n},5;3\n" for n in range(9))
+    raw["cut.csv"] = (f"at;income;price\n{lines}".encode(),)
     table = DataConfig(
         path="rows.sqlite",
         inputs={"features": columns},
@@ -194,7 +202,7 @@ def _data_files(folder: Path) -> Iterator[Decoder]:
         max_rows=1000,
     )
     raw["rows.sqlite"] = (_sqlite(folder),)
-    for config in (npz, csv, timed, table):
+    for config in (npz, csv, timed, cut, table):
         load = _loader(config, spec, folder)
         read = of_file(folder / config.path, load)
         seeds = raw[str(config.path)]

@@ -239,6 +239,7 @@ class _Reader:
             self._add(block.without_last(), is_whole=True)
 
     def _torn(self, line: int) -> None:
+        self._collector.notes.append(f"line {line}, the last, is torn: left out")
         log.warning(
             "%s: line %d, the last, is torn: left out", self._path, line,
             extra={"event": "torn_lines", "lines": 1},

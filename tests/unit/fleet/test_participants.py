@@ -103,3 +103,30 @@ def test_an_agent_s_own_file_is_stratified_as_the_whole_file_is(tmp_path: Path) 
     own, whole = load_dataset(config.data, spec, tmp_path / "a"), found.dataset("user-33")
     assert own.arrays["features"].tolist() == whole.arrays["features"].tolist()
     assert np.sort(own.arrays["target"][own.num_train :]).tolist() == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("split", ["time", "random"])
+def test_an_agent_s_own_file_is_in_the_order_of_time(tmp_path: Path, split: str) -> None:
+    data = {"split": split, "test_fraction": 0.5, "time": {"column": "b"}, "nan": "drop"}
+    participants(tmp_path, ["33", "7"], data=data)
+    head, *lines = (tmp_path / "rows.csv").read_text().splitlines()
+    lines[7] = lines[7].replace(",7,", ",unknown,")
+    (tmp_path / "rows.csv").write_text("\n".join([head, *lines[::-1], ""]))
+    scenario = load_scenario(tmp_path / "s.yaml")
+    found = make_participants(scenario, tmp_path / "s.yaml", SPEC, None)
+    folders.write_agent(tmp_path / "a", "user-7", found, "s", {})
+    config = load_config(tmp_path / "a" / "agent.yaml", AgentConfig)
+    own, whole = load_dataset(config.data, SPEC, tmp_path / "a"), found.dataset("user-7")
+    assert own.arrays["features"].tolist() == whole.arrays["features"].tolist()
+    assert sorted(own.arrays["features"][:, 1].tolist()) == [6, 8, 9, 10, 11]
+    if split == "time":
+        assert own.arrays["features"][:, 1].tolist() == [6, 8, 9, 10, 11]
+
+
+def test_windows_of_clients_never_cross_two_of_them(tmp_path: Path) -> None:
+    window = {"length": 2, "columns": ["b"]}
+    with pytest.raises(ConfigError, match=r"must not cross two clients: set data\.group: user"):
+        participants(tmp_path, ["33", "7"], data={"window": window, "inputs": {}})
+    data = {"window": window, "inputs": {}, "group": "user", "test_fraction": 0}
+    found = participants(tmp_path, ["33", "7"], data=data)
+    assert found.dataset("user-7").arrays["features"].tolist() == [[6, 7], [8, 9], [10, 11]]

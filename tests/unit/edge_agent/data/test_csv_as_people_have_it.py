@@ -261,6 +261,9 @@ def test_a_torn_label_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     data = load_dataset(cfg, make_spec(target=CLASSES), tmp_path)
     assert data.arrays["target"].tolist() == [1, 2]
     assert "data.csv: line 4, the last, is torn: left out" in caplog.text
+    assert read_ready(cfg, make_spec(target=CLASSES), tmp_path).notes == (
+        "line 4, the last, is torn: left out",
+    )
 
 
 def test_a_last_line_without_an_end_is_whole_when_it_has_all_cells(

@@ -313,6 +313,8 @@ def test_more_windows_than_rows_are_allowed_are_refused(tmp_path: Path) -> None:
     text = rows([0, 1, 2, 3])
     with pytest.raises(DataError, match="more than 5 windows, that is rows, max_rows is 5"):
         windows(tmp_path, text, {"every": 0.1, "gap_s": 2, "stride": 1}, max_rows=5)
+    with pytest.raises(DataError, match="more than 5 windows"):  # before 10^12 of them are made
+        windows(tmp_path, rows([0, 10**9]), {"every": 0.001, "gap_s": 1e9}, max_rows=5)
 
 
 @pytest.mark.parametrize(
