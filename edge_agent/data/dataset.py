@@ -162,7 +162,7 @@ def _read(
     _check_tensors(config, spec, whole)
     scales, ready = known or {}, ready and known is not None
     if config.format == "npz":
-        from edge_agent.data.npz import read_npz
+        from edge_agent.data.formats.npz import read_npz
 
         return read_npz(paths, whole, config, spec)
     if config.window is None:

@@ -140,7 +140,7 @@ def test_an_agent_without_a_database_does_not_load_sqlite_and_zones() -> None:
     code = (
         "import sys, edge_agent.config, edge_agent.service; "
         "print([n for n in ('sqlite3', 'zoneinfo', 'edge_agent.data.formats.csv', "
-        "'edge_agent.data.windows', 'edge_agent.data.npz') if n in sys.modules])"
+        "'edge_agent.data.windows', 'edge_agent.data.formats.npz') if n in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout == "[]\n"
