@@ -107,9 +107,9 @@ def make_participants(
         client = None
         if agents is not None:
             config = msgspec.structs.replace(config, clients=agents)
-    rows = partition(config, _labels(table, spec), client, rng)
+    parts = partition(config, _labels(table, spec), client, rng)
     # As agents' own files have them, which hold no times any more.
-    rows = {name: timed_rows(table, index) for name, index in rows.items()}
+    rows = {name: timed_rows(table, index) for name, index in parts.items()}
     # A run with fewer agents than the scenario has may leave out those that refuse.
     refuse = scenario.refuse if agents is None else ()
     for key, names in (("unseen", scenario.unseen), ("refuse", refuse)):
