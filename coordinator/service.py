@@ -97,6 +97,7 @@ class CoordinatorService(Service):
         self._tell = tell
         self._durability = Durability(store)
         self._noted_s = time.monotonic()
+        self._looked_s = -math.inf
         self._units = target_units(coordinator.spec)
         self._data_watch = DataWatch(coordinator.spec)
         self._forget_agents()
@@ -137,15 +138,22 @@ class CoordinatorService(Service):
 
     def wake(self) -> None:
         """Let the machine look at the clock; note now and then who was heard of."""
-        self._store.check_place()
-        if not self._stopping and self._store.changed_elsewhere() and self._store.open_orders():
-            log.info("an operator gave an order: it is carried out now, then the round goes on")
+        if time.monotonic() >= self._looked_s + _LOOK_S and self._takes_orders():
             self.starts_anew = True
             self.stop()
             return
         self.dispatch(Tick())
         if time.monotonic() >= self._noted_s + NOTED_EVERY_S:
             self._note_heard()
+
+    def _takes_orders(self) -> bool:
+        """Looks after the state folder; returns whether an operator left an order there."""
+        self._looked_s = time.monotonic()
+        self._store.check_place()
+        if self._stopping or not self._store.changed_elsewhere() or not self._store.open_orders():
+            return False
+        log.info("an operator gave an order: it is carried out now, then the round goes on")
+        return True
 
     def end(self) -> None:
         """See `Service.end`."""

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+from coordinator.storage.folder import leave_note
 from coordinator.storage.store import Store
 from fedge.errors import ConfigError
 from fedge.files import PRIVATE, sync_folder
@@ -74,6 +75,7 @@ def copy_back(path: Path, state_dir: Path) -> None:
         for ending in ("-wal", "-shm"):  # of a store that somebody deleted in part
             target.with_name(target.name + ending).unlink(missing_ok=True)
         _put(partial, target)
+        leave_note(target)
 
 
 def _check_whole(copy: Path, path: Path) -> None:

@@ -31,9 +31,9 @@ def is_empty(path: Path) -> bool:
         return False  # opening it says what is wrong
 
 
-def leave_note(folder: Path) -> None:
-    """Says in the folder how to copy it: there somebody looks who is about to."""
-    path = folder / NOTE_FILE
+def leave_note(store: Path) -> None:
+    """Says beside a store how to copy it: there somebody looks who is about to."""
+    path = store.with_name(NOTE_FILE)
     with contextlib.suppress(OSError, ConfigError):
-        if not path.exists():
+        if store.is_file() and not path.exists():
             write_whole(path, _NOTE.encode())

@@ -76,8 +76,6 @@ class Store(VersionTables, AgentTables, OrderTable):
         self._keep_versions = keep_versions
         self._keep_rounds = keep_rounds
         self._updates = UpdateLog(folder, erase=erase)
-        if folder is not None:
-            leave_note(folder)
 
     def close(self) -> None:
         """Releases the files."""
@@ -86,6 +84,7 @@ class Store(VersionTables, AgentTables, OrderTable):
 
     def flush(self) -> None:
         """Updates and all else that was added are on disk when this returns."""
+        self.check_place()
         self._updates.sync()
         super().flush()
 
@@ -151,6 +150,7 @@ class Store(VersionTables, AgentTables, OrderTable):
             self._insert_version(db, 0, theta, state)
             self._insert_course(db, 0, Course())
         self._checkpoint()
+        leave_note(self.path)
 
     def commit(
         self,

@@ -17,6 +17,7 @@ from broker.protocol import blobs
 from coordinator.config import CoordinatorConfig
 from coordinator.records.records import RoundRecord
 from coordinator.storage.store import Store
+from coordinator.storage.update_log import LOG_FILE, UpdateLog
 from edge_agent.config import AgentConfig
 from edge_agent.data.config import DataConfig, InputSource, TargetSource
 from edge_agent.data.dataset import load_dataset
@@ -126,6 +127,16 @@ def _store(folder: Path) -> Iterator[Decoder]:
     seed = (own / STORE_FILE).read_bytes()
     read = of_file(own / STORE_FILE, read_all)
     yield Decoder("store", read, (ConfigError,), (seed,), share=0.02)
+
+    log = UpdateLog(own)
+    log.clear(b"round 7")
+    for name, frame in (("a", bytes(range(200))), ("b", b"")):
+        log.add(name, 6, frame)
+    log.sync()
+    log.close()
+    seed = (own / LOG_FILE).read_bytes()
+    read = of_file(own / LOG_FILE, lambda: UpdateLog(own).read(b"round 7"))
+    yield Decoder("update log", read, (), (seed,), share=0.1)
 
 
 # -- files that people write --------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 import sqlite3
 import time
@@ -30,6 +31,7 @@ from coordinator.machine.events import Finished, RoundEnded, SaveAgent, Waiting
 from coordinator.machine.progress import Progress
 from coordinator.result import TrainedModel
 from coordinator.service import CoordinatorService, run_coordinator, untrimmed
+from coordinator.storage.orders import Quarantine
 from coordinator.storage.store import Store
 from fedge.check_result import Check
 from fedge.errors import ConfigError, LinkError, StoreError
@@ -377,9 +379,28 @@ def test_a_state_folder_that_is_deleted_while_it_runs_is_noticed(scene: Scene) -
     plan = scene.plan("a")
     folder = scene.file.parent
     folder.rename(folder.with_name("elsewhere"))
+    scene.service._looked_s = -math.inf  # some seconds later
     with pytest.raises(StoreError, match=r"deleted or replaced.*put the folder or a backup in"):
         scene.service.wake()
     send(scene, "a", plan)
     with pytest.raises(StoreError, match="deleted or replaced"):
         scene.take_all()
     assert scene.receipts("a") == [], "nothing is confirmed that nobody will find again"
+
+
+def test_an_order_ends_the_service_so_that_it_begins_anew(scene: Scene) -> None:
+    plan = scene.plan("a")
+    scene.service._looked_s = -math.inf
+    scene.service.wake()
+    assert not scene.service.starts_anew
+    with closing(Store.open_existing(scene.file.parent)) as operator:
+        number = operator.give_order(Quarantine("c", "its sensor is broken"))
+        assert operator.order_outcome(number) is None
+    send(scene, "a", plan)
+    scene.take_all()
+    scene.service.wake()
+    assert not scene.service.starts_anew, "it looks every two seconds"
+    scene.service._looked_s = -math.inf
+    scene.service.wake()
+    assert scene.service.starts_anew
+    assert scene.on_disk() == 1, "what was confirmed is there for the next instance"
