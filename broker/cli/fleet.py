@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -24,6 +26,9 @@ from broker.cli.options import (
 from fedge.console import command_errors, printable
 from fedge.errors import ConfigError
 
+if TYPE_CHECKING:
+    from broker.security.fleet import Fleet
+
 #: Longest line of a log: a topic may have 65,535 bytes.
 _LONGEST_LINE = 100_000
 
@@ -31,6 +36,11 @@ _LONGEST_LINE = 100_000
 @click.command()
 @FOLDER
 @click.argument("agent_ids", metavar="AGENT_ID...", nargs=-1, required=True)
+@click.option(
+    "--observer",
+    is_flag=True,
+    help="Not a device: somebody who reads statuses and results, and writes nothing.",
+)
 @OUT
 @DAYS
 @TOKEN
@@ -41,6 +51,7 @@ _LONGEST_LINE = 100_000
 def enrol(
     folder: Path,
     agent_ids: Sequence[str],
+    observer: bool,
     out: Path | None,
     days: int,
     as_token: bool,
@@ -56,6 +67,9 @@ def enrol(
     A token (--token) is one line, valid for one device, once, for some hours. The device makes its
     own key and requests a certificate; `fedge broker serve-enrolment DIR` must run here meanwhile.
 
+    With --observer the bundle is a folder with PEM files, for any MQTT client (mosquitto_sub, Home
+    Assistant): DIR/bundles/NAME, or --out.
+
     The name of a revoked device may be used again: rights belong to a certificate, and the revoked
     one has none.
     """
@@ -64,8 +78,12 @@ def enrol(
 
     if out is not None and (as_token or len(agent_ids) > 1):
         raise ConfigError("--out is for one bundle")
+    if observer and as_token:
+        raise ConfigError("--token is for devices, not for an --observer")
     fleet = Fleet(folder)
-    if as_token:
+    if observer:
+        _enrol_observers(fleet, agent_ids, out, days, as_json=as_json)
+    elif as_token:
         valid = timedelta(hours=valid_h)
         print_tokens(fleet, agent_ids, valid, days, as_json=as_json)
     else:
@@ -76,6 +94,27 @@ def enrol(
         else:
             click.echo("\n".join(f"bundle of {name}: {path}" for name, path in found))
     update_broker(fleet, no_reload, quiet=as_json)
+
+
+def _enrol_observers(
+    fleet: Fleet, names: Sequence[str], out: Path | None, days: int, *, as_json: bool
+) -> None:
+    from broker.security import devices
+    from broker.security.fleet import utc_now
+
+    made = [(name, devices.enrol_observer(fleet, name, utc_now(), out, days)) for name in names]
+    if as_json:
+        click.echo(json.dumps([{"agent_id": n, "bundle": str(p)} for n, p in made]))
+        return
+    register = fleet.register
+    for name, path in made:
+        here = shlex.quote(str(path))
+        click.echo(f"observer {name}: certificate and key in {path}; for example:")
+        click.echo(
+            f"  mosquitto_sub -h {register.hosts[0]} -p {register.port} --cafile {here}/ca.crt"
+            f" --cert {here}/observer.crt --key {here}/observer.key"
+            f" -t 'fedge/v1/{register.federation}/results'"
+        )
 
 
 @click.command()
@@ -164,23 +203,25 @@ def list_devices(folder: Path, as_json: bool) -> None:
     from broker.security.fleet import Fleet, utc_now
 
     now = utc_now()
-    rows = [
-        {
-            "agent_id": record.agent_id,
-            "serial": record.serial,
-            "expires": record.not_after.isoformat(),
-            "state": record.state(now),
-        }
-        for record in Fleet(folder).register.devices
-    ]
+    records = Fleet(folder).register.devices
     if as_json:
+        rows = [
+            {
+                "agent_id": record.agent_id,
+                "serial": record.serial,
+                "expires": record.not_after.isoformat(),
+                "state": record.state(now),
+                "observer": record.observer,
+            }
+            for record in records
+        ]
         click.echo(json.dumps(rows))
         return
-    width = max((len(row["agent_id"]) for row in rows), default=0)
-    for row in rows:
-        line = f"{row['agent_id']:{width}}  {row['state']:7}  {row['expires'][:10]}"
-        click.echo(f"{line}  {row['serial']}")
-    if not rows:
+    width = max((len(record.agent_id) for record in records), default=0)
+    for record in records:
+        line = f"{record.agent_id:{width}}  {record.state(now):7}  {record.not_after:%Y-%m-%d}"
+        click.echo(f"{line}  {record.serial}{'  observer' if record.observer else ''}")
+    if not records:
         click.echo("no device is enrolled")
 
 

@@ -17,7 +17,7 @@ FOLDER = click.argument("folder", metavar="DIR", type=click.Path(path_type=Path)
 AGENT = click.argument("agent_id", metavar="AGENT_ID")
 OUT = click.option(
     "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=click.Path(path_type=Path),
     help="Path of the bundle (default: DIR/bundles/AGENT_ID.bundle).",
 )
 DAYS = click.option(

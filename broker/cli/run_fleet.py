@@ -47,7 +47,7 @@ def run_fleet_broker(folder: Path) -> None:
     config = fleet.broker_folder / CONFIG_FILE
     command = [*_bound(fleet.register), program, "-c", str(config)]
     try:
-        Supervisor(command, lambda: forget_lists(fleet.folder)).run(stop)
+        Supervisor("Mosquitto", command, lambda: forget_lists(fleet.folder)).run(stop)
     except subprocess.CalledProcessError as error:
         raise ConfigError(
             f"Mosquitto does not start with {config} (exit code {error.returncode}): "

@@ -88,6 +88,8 @@ def invite_all(
         if replaces:
             for agent_id in agent_ids:
                 check_enrolled(fleet, agent_id)
+                if register.valid_records(agent_id)[-1].observer:
+                    raise ConfigError(f"{agent_id} is an observer: tokens are for devices")
         else:
             check_new(register, agent_ids)
         ca = fingerprint(fleet.authority_certificate())

@@ -22,6 +22,7 @@ class Supervisor:
     """Keeps one program running until it is told to stop.
 
     Args:
+        name: name of the program in the log.
         command: program and arguments.
         prepare: called before each start.
         clock_s: monotonic time.
@@ -29,10 +30,12 @@ class Supervisor:
 
     def __init__(
         self,
+        name: str,
         command: Sequence[str],
         prepare: Callable[[], None] = lambda: None,
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._name = name
         self._command = list(command)
         self._prepare = prepare
         self._clock_s = clock_s
@@ -61,7 +64,7 @@ class Supervisor:
             if stop.is_set():
                 return
             ran_s = self._clock_s() - began_s
-            if is_first and ran_s < _FIRST_PAUSE_S:
+            if is_first and code > 0 and ran_s < _FIRST_PAUSE_S:
                 raise subprocess.CalledProcessError(code, self._command)
             is_first = False
             stop.wait(self._next_pause_s(code, ran_s))
@@ -73,7 +76,7 @@ class Supervisor:
         how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
         log.warning(
             "%s %s after %.0f s; started again in %g s",
-            self._command[-3] if len(self._command) > 2 else self._command[0],
+            self._name,
             how,
             ran_s,
             pause_s,

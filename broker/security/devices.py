@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
+from broker.protocol.signed_messages import encode_public_keys
 from broker.security.access_control import check_device_id, new_login
 from broker.security.bundle import encode_bundle, read_bundle
 from broker.security.fleet import Fleet
 from broker.security.fleet_layout import BUNDLE_FOLDER
 from broker.security.register import Record, Register, record_of, with_revoked, with_withdrawn
 from fedge.errors import ConfigError
+from fedge.files import make_private_folder
 
 
 def enrol(
@@ -55,6 +57,57 @@ def enrol_all(
         return _issue(fleet, agent_ids, register.devices, now, out, days)
 
 
+def enrol_observer(fleet: Fleet, name: str, now: datetime, out: Path | None, days: int) -> Path:
+    """Enrols somebody who reads statuses and results and takes no part.
+
+    Its certificate, key and the keys of authority and coordinator are files of their own in a
+    folder, for programs that know nothing of fedge.
+
+    Args:
+        fleet: the observer's fleet.
+        name: name of the observer; devices have others.
+        now: the time.
+        out: the folder; None: in the fleet's folder.
+        days: validity of the certificate.
+
+    Returns:
+        Path of the folder.
+
+    Raises:
+        ConfigError: the name is not allowed or taken, or a file cannot be written; then nobody is
+            enrolled.
+    """
+    with fleet.changing() as register:
+        check_new(register, [name])
+        return _issue_observer(fleet, name, register.devices, now, out, days)
+
+
+def _issue_observer(
+    fleet: Fleet,
+    name: str,
+    kept: tuple[Record, ...],
+    now: datetime,
+    out: Path | None,
+    days: int,
+) -> Path:
+    folder = out or fleet.folder / BUNDLE_FOLDER / name
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is not a folder: choose another --out")
+    login = new_login(name)
+    issued = fleet.authority().issue(login, "client", now, days)
+    keys = encode_public_keys(map(bytes.fromhex, fleet.register.signing_keys))
+    make_private_folder(folder)
+    files = {
+        folder / "ca.crt": fleet.authority_certificate().encode(),
+        folder / "observer.crt": issued.certificate,
+        folder / "observer.key": issued.key,
+        folder / "coordinator.pub": keys,
+    }
+    record = record_of(name, login, issued, observer=True)
+    fleet.save_with(files, now, devices=(*kept, record))
+    return folder
+
+
 def rotate(
     fleet: Fleet,
     agent_id: str,
@@ -64,7 +117,7 @@ def rotate(
     *,
     keep_old: bool = False,
 ) -> Path:
-    """Writes a new bundle for an enrolled device; returns the path of the bundle.
+    """Writes a new bundle for an enrolled device or observer; returns its path.
 
     Args:
         fleet: the device's fleet.
@@ -79,7 +132,10 @@ def rotate(
     """
     with fleet.changing() as register:
         check_enrolled(fleet, agent_id)
+        is_observer = register.valid_records(agent_id)[-1].observer
         kept = register.devices if keep_old else with_revoked(register.devices, agent_id, now)
+        if is_observer:
+            return _issue_observer(fleet, agent_id, kept, now, out, days)
         (path,) = _issue(fleet, [agent_id], kept, now, out, days)
         return path
 

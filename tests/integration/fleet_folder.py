@@ -178,7 +178,9 @@ def context_of(ca: Path, identity: Path | None) -> ssl.SSLContext:
 class Client:
     """An MQTT 5 client without manners: it asks for anything and notes what it is told."""
 
-    def __init__(self, port: int, context: ssl.SSLContext, client_id: str = "anyone") -> None:
+    def __init__(
+        self, port: int, context: ssl.SSLContext | None, client_id: str = "anyone"
+    ) -> None:
         self.messages: queue.Queue[tuple[str, bytes]] = queue.Queue()
         self.ended: queue.Queue[int] = queue.Queue()
         self._answers: queue.Queue[tuple[str, list[int]]] = queue.Queue()
@@ -186,7 +188,8 @@ class Client:
         self.paho = paho.Client(
             CallbackAPIVersion.VERSION2, client_id=client_id, protocol=paho.MQTTv5
         )
-        self.paho.tls_set_context(context)
+        if context is not None:
+            self.paho.tls_set_context(context)
         self.paho.on_connect = lambda _c, _d, _f, code, _p: self._note("connect", code)
         self.paho.on_disconnect = lambda _c, _d, _f, code, _p: self.ended.put(code.value)
         self.paho.on_publish = lambda _c, _d, _m, code, _p: self._note("publish", code)

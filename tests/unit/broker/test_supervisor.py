@@ -22,7 +22,7 @@ class Watched(Supervisor):
         self.stop, self._limit, self._ran_s = threading.Event(), starts, ran_s
         command = [sys.executable, "-c", code]
         clock = iter(range(0, 10**6, 10))
-        super().__init__(command, self._started, lambda: float(next(clock)))
+        super().__init__("python", command, self._started, lambda: float(next(clock)))
 
     def _started(self) -> None:
         self.starts += 1
@@ -53,16 +53,18 @@ def test_pauses_grow_and_a_long_run_begins_anew(caplog: pytest.LogCaptureFixture
 
 def test_what_never_ran_is_not_started_again() -> None:
     with pytest.raises(subprocess.CalledProcessError) as error:
-        Supervisor([sys.executable, "-c", "raise SystemExit(3)"], clock_s=lambda: 0.0).run(
-            threading.Event()
-        )
+        Supervisor(
+            "python", [sys.executable, "-c", "raise SystemExit(3)"], clock_s=lambda: 0.0
+        ).run(threading.Event())
     assert error.value.returncode == 3
 
 
 def test_a_stopped_program_is_ended(tmp_path: Path) -> None:
     stop, file = threading.Event(), tmp_path / "began"
     code = f"import pathlib, time; pathlib.Path({str(file)!r}).touch(); time.sleep(60)"
-    thread = threading.Thread(target=Supervisor([sys.executable, "-c", code]).run, args=(stop,))
+    thread = threading.Thread(
+        target=Supervisor("python", [sys.executable, "-c", code]).run, args=(stop,)
+    )
     thread.start()
     while not file.exists():
         threading.Event().wait(0.01)
