@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from broker.cli.access import acl
 from broker.cli.enrolment import serve_enrolment, tokens
 from broker.cli.fleet import enrol, list_devices, refusals, revoke, rotate, sync
 from broker.cli.init import init
@@ -25,7 +26,7 @@ def cli() -> None:
 
 
 for command in (
-    *(init, enrol, revoke, rotate, sync, list_devices, tokens, serve_enrolment, refusals),
+    *(init, enrol, revoke, rotate, sync, list_devices, acl, tokens, serve_enrolment, refusals),
     *(rotate_key, rotate_coordinator, rotate_broker),
 ):
     cli.add_command(command)

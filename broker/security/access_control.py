@@ -138,20 +138,40 @@ def _filters(federation: str, member: Member, tails: Iterable[str]) -> list[str]
     return [root + tail.format(id=member.agent_id) for tail in tails]
 
 
-def access_rules(federation: str, members: Iterable[Member]) -> str:
+def access_rules(federation: str, members: Iterable[Member], note: str = "") -> str:
     """Returns Mosquitto's access-control file: whatever it does not list is denied.
+
+    Args:
+        federation: name of the federation.
+        members: clients of the broker.
+        note: first line, a comment.
 
     Raises:
         ConfigError: the federation's name is not a plain id.
     """
     # No rule may stand before the first "user": Mosquitto would apply it to all clients.
-    blocks = ["# Written by `fedge broker`; the next enrolment overwrites manual changes."]
+    blocks = [f"# {note}"] if note else []
     for member in sorted(members):
         lines = [f"user {member.login}"]
         lines += [f"topic write {topic}" for topic in written_topics(federation, member)]
         lines += [f"topic read {topic}" for topic in read_topics(federation, member)]
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks) + "\n"
+
+
+def agents_by_user_name(federation: str) -> str:
+    """Returns rules for every user, as an agent whose name is the user's.
+
+    They go behind the blocks of `access_rules`. A user of another role gains the topics of an agent
+    of its own name, which nobody listens to. Not for fleets, whose logins are no agent ids.
+
+    Raises:
+        ConfigError: the federation's name is not a plain id.
+    """
+    root = Topics(federation).root
+    lines = [f"pattern write {root}{tail.format(id='%u')}" for tail in _WRITES["agent"]]
+    lines += [f"pattern read {root}{tail.format(id='%u')}" for tail in _READS["agent"]]
+    return "\n" + "\n".join(lines) + "\n"
 
 
 def may_write(federation: str, member: Member, topic: str) -> bool:

@@ -111,7 +111,8 @@ def write_derived(folder: Path, register: Register, authority: Authority, accoun
         content = _plugin_file(register, rules)
     else:
         rules = folder / BROKER_FOLDER / access_control.ACL_FILE
-        content = access_control.access_rules(register.federation, members(register)).encode()
+        note = "Written by `fedge broker`; the next enrolment overwrites manual changes."
+        content = access_control.access_rules(register.federation, members(register), note).encode()
     write_whole(rules, content, owner=account)
     write_whole(folder / BROKER_FOLDER / access_control.CRL_FILE, crl, owner=account)
 

@@ -150,6 +150,29 @@ def commands(want: Rights, found: Rights, known: Iterable[str]) -> list[Command]
     return made
 
 
+def commands_for_users(federation: str, want: Rights) -> list[Command]:
+    """Returns commands that give rights to users, who may exist already or not.
+
+    A command for what is there already fails alone; the others are run. The broker may serve other
+    federations, and others than federations: roles have the federation's name.
+    """
+    made: list[Command] = []
+    for role, rules in sorted(want.roles.items()):
+        name = f"fedge {federation} {role}"
+        made.append({"command": "createRole", "rolename": name, "acls": _acls(rules)})
+    for name, roles in sorted(want.clients.items()):
+        made.append({"command": "createClient", "username": name})
+        made += [
+            {
+                "command": "addClientRole",
+                "username": name,
+                "rolename": f"fedge {federation} {role}",
+            }
+            for role in sorted(roles)
+        ]
+    return made
+
+
 def _client(command: str, name: str, roles: frozenset[str]) -> Command:
     return {"command": command, "username": name, "roles": _role_names(roles)}
 
