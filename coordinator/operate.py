@@ -142,30 +142,22 @@ def _release(store: Store, agent_id: str) -> Outcome:
 
 
 def _forget(store: Store, agent_id: str) -> Outcome:
-    records = store.rounds_with(agent_id)
+    parts = store.parts_of(agent_id)
     opened = store.open_round()
-    if not records and not store.knows_agent(agent_id):
+    if not parts and not store.knows_agent(agent_id):
         raise ConfigError(
             f"no agent {agent_id} is known here; `fedge coordinator status` names all"
         )
     by_operator = store.standing(agent_id).by_operator
     store.forget_agent(agent_id)
-    lines = [f"{agent_id} is forgotten: its status, counts and its part in {len(records)} records"]
-    trained = [
-        record
-        for record in records
-        if record.status in ("committed", "undone")
-        and agent_id in record.agents
-        and record.agents[agent_id].task == "train"
-    ]
-    if trained:
-        first = trained[0].version
-        made = ranges([record.version for record in trained])
+    lines = [f"{agent_id} is forgotten: its status, counts and its part in {len(parts)} records"]
+    made = [part.version for part in parts if part.version is not None]
+    if made:
         lines.append(
-            f"its updates count in the versions {made} and all that follow: what one agent gave "
-            "cannot be taken out of them"
+            f"its updates count in the versions {ranges(made)} and all that follow: what one agent "
+            "gave cannot be taken out of them"
         )
-        without = [version for version in store.versions() if version < first]
+        without = [version for version in store.versions() if version < made[0]]
         lines.append(
             f"`fedge coordinator rollback --to {without[-1]}` goes back to the latest before them"
             if without

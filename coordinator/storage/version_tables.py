@@ -5,14 +5,14 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Callable
-from functools import reduce
+from functools import partial, reduce
 from typing import NamedTuple
 
 import msgspec
 import numpy as np
 
 from coordinator.records.course import Course, Rule
-from coordinator.records.records import RoundRecord
+from coordinator.records.records import RoundRecord, RoundStatus
 from coordinator.storage.database import Database
 from fedge.errors import ConfigError, WireError
 from learning.algorithms.algorithm import ServerState
@@ -46,6 +46,13 @@ class EndedRound(NamedTuple):
 
     record: RoundRecord
     at: float
+
+
+class Part(NamedTuple):
+    """An agent's part in a round, and the version that was made with its update, if any."""
+
+    round_id: int
+    version: int | None
 
 
 class VersionTables(Database):
@@ -93,39 +100,32 @@ class VersionTables(Database):
         values = (record.round_id, record.status, record.version, summary, time.time(), text)
         db.execute("INSERT OR REPLACE INTO rounds VALUES (?, ?, ?, ?, ?, ?)", values)
 
-    def _change_records(
-        self,
-        db: sqlite3.Connection,
-        change: Callable[[RoundRecord], RoundRecord],
-        where: str,
-        *values: object,
-    ) -> int:
-        """Rewrites the records of some rounds; returns how many were changed."""
-        rows = self._read(f"SELECT round_id, record FROM rounds WHERE {where}", *values)  # noqa: S608
-        changed = 0
-        for round_id, text in rows:
-            before = self._decoded(_RECORD, text, RoundRecord)
-            record = change(before)
-            if record != before:
-                changed += 1
-                db.execute(
-                    "UPDATE rounds SET status = ?, summary = ?, record = ? WHERE round_id = ?",
-                    (record.status, *_texts(record), round_id),
-                )
-        return changed
+    def _change_record(
+        self, db: sqlite3.Connection, round_id: int, change: Callable[[RoundRecord], RoundRecord]
+    ) -> None:
+        """Rewrites the record of a round; one at a time: those of a large fleet are large."""
+        (text,) = self._read("SELECT record FROM rounds WHERE round_id = ?", round_id)[0]
+        record = change(self._decoded(_RECORD, text, RoundRecord))
+        db.execute(
+            "UPDATE rounds SET status = ?, summary = ?, record = ? WHERE round_id = ?",
+            (record.status, *_texts(record), round_id),
+        )
 
-    def rounds_with(self, agent_id: str) -> list[RoundRecord]:
-        """Records in which an agent trained, measured, declined, or was left out, in order."""
+    def parts_of(self, agent_id: str) -> list[Part]:
+        """The agent's parts in rounds: it trained, measured, declined, or was left out."""
         rows = self._rows(
             "SELECT record FROM rounds WHERE instr(record, ?) ORDER BY round_id", f'"{agent_id}"'
         )
         records = (self._decoded(_RECORD, text, RoundRecord) for (text,) in rows)
-        return [record for record in records if _without(record, agent_id) != record]
+        return [
+            Part(each.round_id, each.version if _trained(each, agent_id) else None)
+            for each in records
+            if _without(each, agent_id) != each
+        ]
 
     def _forget_in_rounds(self, db: sqlite3.Connection, agent_id: str) -> None:
-        self._change_records(
-            db, lambda record: _without(record, agent_id), "instr(record, ?)", f'"{agent_id}"'
-        )
+        for part in self.parts_of(agent_id):
+            self._change_record(db, part.round_id, lambda record: _without(record, agent_id))
 
     # -- versions -------------------------------------------------------------------------------
 
@@ -207,12 +207,21 @@ class VersionTables(Database):
         self._insert_course(db, version, msgspec.structs.replace(course, last_round=last_round))
         line = self.line(version)
 
-        def judged(record: RoundRecord) -> RoundRecord:
-            status = "committed" if record.version in line else "undone"
-            return msgspec.structs.replace(record, status=status)
-
-        self._change_records(db, judged, "status IN ('committed', 'undone')")
+        query = (
+            "SELECT round_id, version, status FROM rounds WHERE status IN ('committed', 'undone')"
+        )
+        for round_id, made, before in self._read(query):
+            status: RoundStatus = "committed" if made in line else "undone"
+            if status != before:
+                with_status = partial(msgspec.structs.replace, status=status)
+                self._change_record(db, round_id, with_status)
         return version
+
+
+def _trained(record: RoundRecord, agent_id: str) -> bool:
+    """Says whether an agent's update is in the version that a round made."""
+    part = record.agents.get(agent_id)
+    return record.status in ("committed", "undone") and part is not None and part.task == "train"
 
 
 def _without(record: RoundRecord, agent_id: str) -> RoundRecord:
