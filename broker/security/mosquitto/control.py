@@ -27,8 +27,11 @@ from fedge.errors import LinkError
 #: A broker on this machine answers in milliseconds; one that is not there must not hold us up.
 _CONNECT_S, _ANSWER_S = 3.0, 20.0
 _KEEPALIVE_S = 30
-#: Commands in one message, and entries in one answer: some 50 KB each.
-_TOGETHER = 100
+#: Entries in one answer: some 50 KB.
+_PAGE = 100
+#: Commands in one message. Mosquitto 2.0 writes its file after each, 70 ms with 500 devices, and
+#: serves nobody else until the message is done.
+_TOGETHER = 10
 _FAILURE = 0x80
 
 
@@ -116,12 +119,12 @@ class Control:
     def _listed(self, command: str, key: str) -> Iterator[Any]:
         offset, total = 0, 1
         while offset < total:
-            page = {"command": command, "verbose": True, "count": _TOGETHER, "offset": offset}
+            page = {"command": command, "verbose": True, "count": _PAGE, "offset": offset}
             (response,) = self._run([page])
             data = response.get("data", {})
             total = data.get("totalCount", 0)
             yield from data.get(key, ())
-            offset += _TOGETHER
+            offset += _PAGE
 
     def _run(self, commands: Sequence[Command]) -> list[Any]:
         responses: list[Any] = []
