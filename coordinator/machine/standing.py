@@ -165,12 +165,18 @@ class Standings:
         if faults != standing.faults:
             self._changed.add(agent_id)
 
-    def refused(self, agent_id: str, reason: str) -> None:
-        """Notes a refused answer; repeated faults put the agent into quarantine."""
+    def refused(self, agent_id: str, reason: str, *, is_fault: bool = True) -> None:
+        """Notes a refused answer; repeated faults put the agent into quarantine.
+
+        Args:
+            agent_id: the agent.
+            reason: of the refusal.
+            is_fault: one of `FAULTS` counts as a fault of the agent.
+        """
         standing = self.get(agent_id)
         refusals = standing.refusals | {reason: standing.refusals.get(reason, 0) + 1}
         standing = msgspec.structs.replace(standing, refusals=refusals)
-        if reason in FAULTS:
+        if is_fault and reason in FAULTS:
             faults = standing.faults + 1
             standing = msgspec.structs.replace(standing, faults=faults)
             after = self._config.after

@@ -118,7 +118,8 @@ class UpdateIntake:
         try:
             upload = self._uploads.add(agent_id, topic.round_id, payload, now_s)
         except UpdateRejected as error:
-            self._note_refusal(error)
+            # At a broker without access control anybody writes junk in an agent's name.
+            self._note_refusal(error, is_fault=False)
             _refuse(opened, agent_id, topic.round_id, error)
             return IntakeResult()
         return IntakeResult() if upload is None else self._whole_update(opened, topic, upload)
@@ -316,11 +317,11 @@ class UpdateIntake:
         self._note_refusal(error)
         return IntakeResult(receipts=(self._receipt(agent_id, header, error),))
 
-    def _note_refusal(self, error: UpdateRejected) -> None:
+    def _note_refusal(self, error: UpdateRejected, *, is_fault: bool = True) -> None:
         facts = {"event": "update_refused", "sender": error.agent_id, "reason": error.reason}
         log.warning("%s", error, extra=facts)
         if self._roster.get(error.agent_id) is not None:  # else invented ids would pile up
-            self._roster.standings.refused(error.agent_id, error.reason)
+            self._roster.standings.refused(error.agent_id, error.reason, is_fault=is_fault)
 
     def _credit(self, agent_id: str, agent_instance: str, received_bytes: int) -> None:
         self._traffic.down += self._roster.credit(agent_id, agent_instance, received_bytes)

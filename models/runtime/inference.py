@@ -16,7 +16,7 @@ import numpy as np
 
 from fedge.errors import ModelError, TrainingError, one_line
 from models.package.spec import TensorSpec
-from models.runtime.interpreters import find_runtime
+from models.runtime.interpreters import announce, find_runtime
 from models.runtime.rows import Array, Rows, row_count
 
 #: A description takes a few kB; a larger file is not one.
@@ -156,6 +156,7 @@ class InferenceModel:
         threads: int = 1,
     ) -> None:
         interpreter_class, self.runtime = find_runtime(runtime)
+        announce(interpreter_class, self.runtime)
         self._inputs, self._outputs, self._batch_size = inputs, outputs, batch_size
         try:
             interpreter = interpreter_class(model_content=data, num_threads=threads)

@@ -156,15 +156,18 @@ def _load(name: str) -> tuple[Callable[..., Any], str]:
         with suppress_stderr():
             module = importlib.import_module(RUNTIMES[name])
         interpreter = functools.partial(_without_warning, module.Interpreter)
-    _announce(name, interpreter)
     return interpreter, f"{name} {runtime_version(name)}"
 
 
-def _announce(name: str, interpreter: Callable[..., Any]) -> None:
+def announce(interpreter: Callable[..., Any], name: str) -> None:
     """Lets a runtime announce its delegate, which it does once, into nothing.
 
     With a model of ours, before any other is loaded: what a runtime writes about a user's model,
-    also when it crashes, is shown as it is.
+    also when it crashes, is shown as it is. Not when the runtime is found: a damaged one may crash.
+
+    Args:
+        interpreter: class of the runtime, as `find_runtime` returns it.
+        name: of the runtime, likewise.
     """
     with _announcing:
         if name in _announced:

@@ -25,7 +25,7 @@ from models.package.signatures import (
     signature_name,
 )
 from models.package.spec import ModelSpec, TensorSpec
-from models.runtime.interpreters import find_runtime
+from models.runtime.interpreters import announce, find_runtime
 from models.runtime.main_subgraph import main_runner
 from models.runtime.rows import Array, Rows, cut_rows, plan_calls, row_count
 
@@ -87,6 +87,7 @@ class Program:
         threads: int = 1,
     ) -> None:
         interpreter_class, self.runtime = find_runtime(runtime)
+        announce(interpreter_class, self.runtime)
         self.spec = spec
         count = 0 if frozen is None else frozen.size
         if count != spec.frozen:

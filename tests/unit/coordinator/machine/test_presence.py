@@ -8,7 +8,7 @@ import pytest
 
 from broker.protocol import messages
 from broker.protocol.messages import AgentStatus
-from broker.protocol.topics import AgentStatusTopic
+from broker.protocol.topics import AgentStatusTopic, UpdateTopic
 from coordinator.config import CohortConfig, EvaluationConfig, RoundConfig, StartConfig
 from coordinator.machine.events import Waiting
 from tests.unit.coordinator.machine.coordinator_stage import FakeAgent, Stage, config, only, three
@@ -220,6 +220,16 @@ def test_good_answers_make_up_for_faults() -> None:
         good = number % 8
         c.update([1 if good else 1e30, 0, 0])
         answer(stage, a, b)
+    assert asked(stage) == ("a", "b", "c")
+
+
+def test_junk_in_an_agents_name_counts_and_is_no_fault_of_the_agent() -> None:
+    stage, a, b, c = three()
+    for _ in range(6):
+        c.say(UpdateTopic("c", stage.plan.round_id, 0), b"junk")
+        answer(stage, c, a, b)
+    standing = stage.coordinator.progress.standings["c"]
+    assert (standing.refusals, standing.faults, standing.quarantines) == ({"malformed": 6}, 0.0, 0)
     assert asked(stage) == ("a", "b", "c")
 
 
