@@ -185,6 +185,23 @@ def test_a_version_that_wrecks_the_loss_on_the_coordinators_own_rows_is_held_bac
     assert measured == [0.0, 30.0, 3.0]  # each θ once
 
 
+def test_a_version_that_devices_find_far_worse_than_the_first_is_told_with_the_way_back(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    stage = Stage(config(start=StartConfig(agents=2), evaluation=EvaluationConfig(every=1)))
+    a, b = (FakeAgent(stage, n, test_rows=2) for n in "ab")
+    for loss in (2.0, 500.0):
+        a.update([1, 0, 0])
+        b.update([1, 0, 0])
+        with caplog.at_level(logging.ERROR):
+            a.evaluation(2 * loss, 2.0)
+            b.evaluation(2 * loss, 2.0)
+    assert caplog.messages == [
+        "round 2: loss 500 on the devices' rows, 2 in the first round: version 2 has diverged; go "
+        "back with 'fedge coordinator rollback --to 1', and lower training.learning_rate"
+    ]
+
+
 def test_each_rounds_result_is_retained_as_plain_json_and_says_when_all_is_over() -> None:
     stage = Stage(config(start=StartConfig(agents=1), rounds=1))
     FakeAgent(stage, "a").update([3, 0, 0])
