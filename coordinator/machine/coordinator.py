@@ -45,17 +45,16 @@ from coordinator.machine.round_runner import RoundRunner
 from coordinator.machine.round_scheduler import RoundScheduler
 from coordinator.machine.standing import Standings
 from coordinator.machine.update_intake import IntakeResult, UpdateIntake
+from coordinator.rounds.checks import check_model
 from coordinator.rounds.registry import make_round_protocol
 from coordinator.rounds.stopping import stop_rule
-from fedge.errors import ConfigError, WireError
+from fedge.errors import WireError
 from learning.algorithms.algorithm import Algorithm
 from learning.algorithms.registry import ALGORITHMS
 from learning.algorithms.server_step import check_state
-from learning.phases.registry import PHASES
 from learning.vector.metrics import Sums
 from learning.vector.parameters import F32
 from models.package.package import ModelPackage
-from models.package.spec import ModelSpec
 
 log = logging.getLogger(__name__)
 
@@ -100,10 +99,9 @@ class Coordinator:
         self.topics = Topics(config.federation)
         #: Messages that could not be decoded, since the start.
         self.unreadable = 0
-        _check_metric(config.stop.metric, package.spec)
         check_choices(config)
-        _check_steps(config, package.spec)
         algorithm: Algorithm = ALGORITHMS.make(config.algorithm, config.training)
+        check_model(config, package.spec, algorithm)
         expected = algorithm.init(package.initial)
         self.progress = progress or Progress(0, package.initial, expected)
         check_state(self.progress.state, expected)
@@ -411,27 +409,3 @@ class Coordinator:
         if self._rounds.open is not None:
             self._rounds.open.round.set_offline(agent_id, offline=offline)
         return self._close_if_done(now_s)
-
-
-def _check_steps(config: CoordinatorConfig, spec: ModelSpec) -> None:
-    """Raises ConfigError for steps that the model's BatchNormalization cannot take."""
-    if PHASES.settings(config.task, key="task").name != "train":
-        return
-    batch_size = config.training.batch_size
-    if problem := spec.step_problem(batch_size):
-        raise ConfigError(f"training.batch_size: {problem}")
-    limit = max(spec.batch_sizes)
-    if batch_size == 0 and spec.step_problem(limit + 1):
-        log.warning(
-            "training.batch_size is 0, all rows in one step: agents that learn from more than %d "
-            "rows decline, because %s has BatchNormalization and its program takes %d rows a call; "
-            "set 1 to %d, or export the model with a larger --batch-size",
-            limit, spec.name, limit, limit, extra={"event": "batch_normalization"},
-        )  # fmt: skip
-
-
-def _check_metric(metric: str, spec: ModelSpec) -> None:
-    plain = ("loss", *(m.name for m in spec.metrics if m.kind != "confusion"))
-    known = [*plain, *(f"unseen_{name}" for name in plain), *(f"central_{name}" for name in plain)]
-    if metric not in known:
-        raise ConfigError(f"stop.metric: {metric!r} is none of {spec.name}: {', '.join(known)}")

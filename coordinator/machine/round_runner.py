@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from typing import Any
 
 import msgspec
 import numpy as np
 
-from broker.protocol.messages import BlobRef, Cohort, RoundPlan, name_of
+from broker.protocol.messages import BlobRef, Cohort
 from coordinator.config import CoordinatorConfig
 from coordinator.machine.central_rows import CentralRows
 from coordinator.machine.cohort import Draw, draw_cohort
@@ -32,16 +31,15 @@ from coordinator.machine.update_intake import UpdateIntake
 from coordinator.records.records import RoundRecord, new_record
 from coordinator.records.results import round_result
 from coordinator.rounds import protocol
+from coordinator.rounds.plans import PlanMaker
 from coordinator.rounds.protocol import FirstNeeds, PhaseOrder, RoundProtocol, first_needs
 from coordinator.rounds.round import Round
-from fedge.errors import ConfigError
 from learning.aggregation.aggregator import Aggregator
 from learning.aggregation.norm_bound import NormHistory, RoundNorms
 from learning.aggregation.registry import AGGREGATORS
 from learning.algorithms.algorithm import Algorithm
 from learning.phases.phase import WEIGHTS, CollectorContext, Phase
 from learning.phases.registry import PHASES
-from learning.registry import choice_of
 from learning.vector.parameters import F32
 from learning.vector.vectors import Vectors
 from models.package.package import ModelPackage
@@ -59,7 +57,7 @@ class RoundRunner:
         instance: of this process.
         progress: where the federation stands; changed as it goes on.
         algorithm: whose state is shared with devices.
-        round_protocol: decides.
+        round_protocol: decides what follows on a closed phase.
         publisher: of blobs and plans.
         intake: told when a phase begins.
         scheduler: told how rounds end.
@@ -67,9 +65,6 @@ class RoundRunner:
         closed: the rounds before the open one.
         traffic: of the open round.
         central: the coordinator's own rows.
-
-    Raises:
-        ConfigError: the aggregator cannot hold the updates of the smallest round.
 
     Attributes:
         open: the round under way.
@@ -98,7 +93,7 @@ class RoundRunner:
         self._config = config
         self._package = package
         self._session = session
-        self._instance = instance
+        self._plans = PlanMaker(config, package, session, instance)
         self._progress = progress
         self._algorithm = algorithm
         self._protocol = round_protocol
@@ -111,24 +106,11 @@ class RoundRunner:
         self._central = central
         self._norms = NormHistory(config.norm_bound, progress.course.norms)
         self._next_round_id = progress.last_round + 1
-        self._check_capacity()
 
     @property
     def next_round_id(self) -> int:
         """Returns the id of the round that begins next."""
         return self._next_round_id
-
-    def _check_capacity(self) -> None:
-        """Refuses an aggregator that cannot hold the updates of the smallest round."""
-        config = self._config
-        capacity = self._collector_context().aggregator().capacity
-        needed = max(config.round.minimum, config.cohort.at_least)
-        if capacity is not None and capacity < needed:
-            raise ConfigError(
-                f"aggregator: {name_of(config.aggregator)} holds {capacity} updates of "
-                f"{self._package.spec.size} parameters, a round needs {needed}; raise "
-                "aggregator.max_bytes or take aggregator mean"
-            )
 
     # -- beginning ------------------------------------------------------------------------------
 
@@ -144,7 +126,7 @@ class RoundRunner:
         self._next_round_id = plan.round_id
         phase: Phase = PHASES.make(plan.phase)
         self.open = OpenRound(
-            plan=msgspec.structs.replace(plan, coordinator_instance=self._instance),
+            plan=self._plans.continued(plan),
             settings=PHASES.settings(plan.phase),
             round=Round(
                 plan.round_id,
@@ -215,7 +197,8 @@ class RoundRunner:
         self, order: PhaseOrder, draw: Draw, record: RoundRecord, now_s: float
     ) -> list[Action]:
         refs, chunks, removal = self._publish_vectors()
-        plan = self._plan(order, record.round_id, refs, draw.cohort)
+        version = self._progress.version
+        plan = self._plans.plan(order, record.round_id, version, refs, draw.cohort)
         phase: Phase = PHASES.make(order.settings)
         before = self.open
         earlier = {} if before is None else dict(before.earlier)
@@ -268,31 +251,13 @@ class RoundRunner:
         refs, chunks, removal = self._publisher.vectors(vectors, keep=self._config.max_staleness)
         return refs, [*chunks], [*removal]
 
-    def _plan(
-        self, order: PhaseOrder, round_id: int, blobs: dict[str, BlobRef], cohort: Cohort
-    ) -> RoundPlan:
-        return RoundPlan(
-            session=self._session,
-            coordinator_instance=self._instance,
-            round_id=round_id,
-            state="open",
-            phase=choice_of(order.settings),
-            version=self._progress.version,
-            blobs=blobs,
-            package=self._package.digest,
-            fingerprint=self._package.spec.fingerprint,
-            cohort=cohort,
-            deadline_s=order.deadline_s,
-            **_of_every_plan(self._config, round_id),
-        )
-
     # -- ending ---------------------------------------------------------------------------------
 
     def close(self, now_s: float) -> list[Action]:
         """Carries out what the protocol makes of the phase that closed."""
         opened = self.open
         assert opened is not None, "a phase closed"
-        self._note_answers(opened)
+        self._roster.standings.note_round(opened.round, opened.plan.phase_name)
         progress = self._progress
         closed = opened.closed(progress.course.first_loss)
         if opened.is_durable:
@@ -309,21 +274,6 @@ class RoundRunner:
                 return self._abandon(opened, record, reason, now_s)
             case protocol.Result(record):
                 return self._end_round(record, now_s, self._remember(opened, committed=False))
-
-    def _note_answers(self, opened: OpenRound) -> None:
-        """Notes which agents answered, and which were online and did not."""
-        ended, phase, standings = opened.round, opened.plan.phase_name, self._roster.standings
-        standings.round_id = ended.round_id
-        for agent_id in sorted(ended.counted):
-            standings.accepted(agent_id)
-        silent = ended.waiting_for if ended.closed in ("deadline", "grace") else frozenset()
-        answered = ended.cohort - ended.unanswered
-        for agent_id in sorted(answered | {agent_id for agent_id, _ in ended.stale}):
-            standings.answered(agent_id, phase)
-        # When most do not answer it is not they who are to blame.
-        if 2 * len(ended.unanswered) <= len(ended.cohort):
-            for agent_id in sorted(silent):
-                standings.silent(agent_id, phase)
 
     def _commit(self, opened: OpenRound, commit: protocol.Commit, now_s: float) -> list[Action]:
         progress, record = self._progress, commit.record
@@ -450,19 +400,7 @@ class RoundRunner:
         version, theta = self._progress.best
         refs, chunks, removal = self._publish_vectors(theta)
         order = PhaseOrder(self._protocol.first([]).settings, (), self._config.cohort, 1.0)
-        plan = self._plan(order, self._progress.last_round, refs, Cohort(ids=()))
-        plan = msgspec.structs.replace(plan, state="finished", version=version)
+        plan = self._plans.plan(order, self._progress.last_round, version, refs, Cohort(ids=()))
+        plan = msgspec.structs.replace(plan, state="finished")
         told = self._publisher.finished(reason)
         return [*chunks, self._publisher.plan(plan), *removal, *told, Finished(reason)]
-
-
-def _of_every_plan(config: CoordinatorConfig, round_id: int) -> dict[str, Any]:
-    """Returns the fields of a plan that only configuration and round decide."""
-    return {
-        "algorithm": config.algorithm,
-        "training": msgspec.to_builtins(config.training),
-        "codec": config.codec,
-        "fetch_jitter_s": config.round.fetch_jitter_s,
-        "seed": int(np.random.default_rng([config.seed, round_id, 1]).integers(1 << 53)),
-        "max_staleness": config.max_staleness,
-    }

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from coordinator.config import QuarantineConfig
+from coordinator.rounds.round import Round
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +104,7 @@ class Standing(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Standings:
-    """How agents stand, as rounds go on.
+    """Standings of a federation's agents, as rounds go on.
 
     Args:
         config: of the rule that puts agents into quarantine.
@@ -221,6 +222,20 @@ class Standings:
         self.set(agent_id, msgspec.structs.replace(standing, silences=silences))
         if until > self.round_id + 1:
             log.info("%s did not answer (%s); asked again from round %d", agent_id, phase, until)
+
+    def note_round(self, ended: Round, phase: str) -> None:
+        """Notes which agents answered a phase, and which were online and did not."""
+        self.round_id = ended.round_id
+        for agent_id in sorted(ended.counted):
+            self.accepted(agent_id)
+        silent = ended.waiting_for if ended.closed in ("deadline", "grace") else frozenset()
+        answered = ended.cohort - ended.unanswered
+        for agent_id in sorted(answered | {agent_id for agent_id, _ in ended.stale}):
+            self.answered(agent_id, phase)
+        # When most do not answer it is not they who are to blame.
+        if 2 * len(ended.unanswered) <= len(ended.cohort):
+            for agent_id in sorted(silent):
+                self.silent(agent_id, phase)
 
     def take_changed(self, save: Callable[[str, Standing], None]) -> None:
         """Calls `save` for each standing that changed since the last call."""
