@@ -314,6 +314,7 @@ def test_a_copied_fleet_reports_that_no_broker_reloads(fleet: Fleet, tmp_path: P
         time.sleep(0.05)
         assert broker.poll() is None
         assert "reloads its files" in fedge("broker", "revoke", fleet.folder, "pi-1").output
+        broker.kill()  # SIGHUP is ignored under nohup
 
 
 def test_a_pipe_in_the_broker_folder_does_not_block_root(fleet: Fleet) -> None:
