@@ -25,6 +25,7 @@ from broker.enrolment.messages import EnrolmentTopics
 from broker.link.settings import BrokerSettings
 from broker.local.broker import HOST, answers, find_mosquitto, free_port
 from broker.local.child_process import bound_to_parent
+from broker.local.end_process import end_process
 from broker.security.access_control import SERVER_FILE
 from broker.security.fleet import Fleet
 from fedge.errors import ConfigError, LinkError
@@ -71,12 +72,7 @@ class EnrolmentBroker:
         if self._door is not None:
             self._door.__exit__()
         if self._process is not None:
-            self._process.terminate()
-            try:
-                self._process.wait(_STOP_S)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+            end_process(self._process, _STOP_S)
         if self._folder is not None:
             self._folder.cleanup()
 

@@ -20,6 +20,7 @@ from typing import Literal
 
 from broker.link.settings import BrokerSettings
 from broker.local.child_process import bound_to_parent
+from broker.local.end_process import end_process
 from fedge.errors import ConfigError
 from fedge.open_files import raise_file_limit
 
@@ -201,13 +202,7 @@ class LocalBroker:
         process, self._process = self._process, None
         if process is None:
             return
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(_STOP_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-        process.wait()
+        end_process(process, _STOP_S)
         assert process.stdin is not None
         process.stdin.close()
 

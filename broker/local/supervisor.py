@@ -8,6 +8,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+from broker.local.end_process import end_process
+
 log = logging.getLogger(__name__)
 
 #: Pauses before the first restarts, doubled from one to the next, and their limit.
@@ -60,7 +62,7 @@ class Supervisor:
                 while process.poll() is None and not stop.wait(_POLL_S):
                     pass
             finally:
-                code = _ended(process)
+                code = end_process(process, _STOP_S)
             if stop.is_set():
                 return
             ran_s = self._clock_s() - began_s
@@ -83,14 +85,3 @@ class Supervisor:
             extra={"event": "restarted", "exit_code": code},
         )
         return pause_s
-
-
-def _ended(process: subprocess.Popen[bytes]) -> int:
-    """Ends a process if it still runs; returns its exit code."""
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-    return process.wait()
