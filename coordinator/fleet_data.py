@@ -1,4 +1,4 @@
-"""What is odd about the data of a whole fleet: shifted labels, missing classes, other units.
+"""Findings about the data of a whole fleet: shifted labels, missing classes, other units.
 
 Devices say coarsely what targets their rows have (`TargetSummary`). One device cannot tell that its
 labels are shifted, or that it measures watts where the others measure kilowatts; all of them

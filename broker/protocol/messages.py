@@ -254,7 +254,7 @@ class AgentStatus(Message, frozen=True):
 
 
 class RoundResult(Message, frozen=True):
-    """How a round went, for people, home automation and dashboards; no agent reads it.
+    """Figures of a round, for people, home automation and dashboards; no agent reads them.
 
     Attributes:
         session: of the coordinator's state folder.

@@ -106,7 +106,7 @@ class AgentProbeTopic(Topic):
 
 @dataclass(frozen=True)
 class ResultsTopic(Topic):
-    """Retained: how the last round went, for people and home automation; no agent reads it."""
+    """Retained: figures of the last round, for people and home automation; no agent reads them."""
 
     pattern = _pattern("results")
 

@@ -311,7 +311,7 @@ class Coordinator:
             return []
 
     def _topic_of(self, name: str) -> _AgentTopic | None:
-        """The topic of an agent behind a name; None for every other."""
+        """Returns the topic of an agent behind a name; None for every other."""
         try:
             topic = self.topics.parse(name)
         except WireError:
@@ -319,13 +319,13 @@ class Coordinator:
         return topic if isinstance(topic, _AgentTopic) else None
 
     def _is_known(self, agent_id: str) -> bool:
-        """Whether an agent was born, or is asked by the open round."""
+        """Says whether an agent was born, or is asked by the open round."""
         opened = self._rounds.open
         is_asked = opened is not None and agent_id in opened.round.cohort
         return is_asked or self.roster.get(agent_id) is not None
 
     def _awaited(self, topic: _AgentTopic) -> tuple[int, str] | None:
-        """The open phase, when a message on this topic may be the answer that it waits for."""
+        """Returns the open phase, when it may wait for a message on this topic."""
         opened = self._rounds.open
         if opened is None or isinstance(topic, AgentStatusTopic):
             return None
@@ -335,7 +335,7 @@ class Coordinator:
         return None if topic.agent_id in answered else (plan.round_id, plan.phase_name)
 
     def _recover(self, now_s: float) -> list[Action]:
-        """After a flood: has the broker repeat what is retained, and agents what is not."""
+        """Has the broker repeat what is retained, and agents what is not, after a flood."""
         if not self._connected or not self._budgets.recovers(now_s):
             return []
         statuses, opened = self.topics.from_agents[0], self._rounds.open

@@ -160,7 +160,7 @@ class Roster:
         self._deaf_until_s = now_s
 
     def update(self, agent_id: str, status: AgentStatus, now_s: float) -> Change:
-        """Take a birth, a heartbeat or a will, and say what changed.
+        """Takes a birth, a heartbeat or a will, and says what changed.
 
         A will of an earlier instance may be published after the new birth: it changes nothing. A
         birth of an earlier instance means that two processes use one id.
@@ -241,7 +241,6 @@ class Roster:
             codec: that they must be able to encode; None: any.
             algorithm: that they must be able to run; None: any.
         """
-
         able = self._able(phase, codec, algorithm)
         standings = self.standings
         patient = [name for name in able if not standings.is_backed_off(name, phase)]

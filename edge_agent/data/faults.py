@@ -27,7 +27,7 @@ _FLOAT32 = float(np.finfo(np.float32).max)
 
 @dataclass(frozen=True, eq=False)
 class Range:
-    """What the numbers of a tensor may be, in the units of the file.
+    """Range of the numbers that a tensor may have, in the units of the file.
 
     Attributes:
         low: float64, one number or one for each number of a row.

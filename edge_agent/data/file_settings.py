@@ -17,7 +17,7 @@ EPOCH_UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 
 
 class CsvConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How a .csv file is written; what is `auto` is found by looking, and said.
+    """Dialect of a .csv file; what is `auto` is found by looking, and said.
 
     Attributes:
         separator: between cells; `tab` is a tabulator.
@@ -81,7 +81,7 @@ class TimeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
 
 class WindowConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How rows of readings become windows, of which each is one row of the model.
+    """Windows of readings, of which each is one row of the model.
 
     Attributes:
         length: readings in a window.

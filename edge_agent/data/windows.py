@@ -35,7 +35,7 @@ class OutOfOrderError(DataError):
 
 @dataclass(eq=False)
 class _Group:
-    """What is known of a group between two pieces.
+    """State of a group between two pieces.
 
     Attributes:
         pending: readings that further windows may need.

@@ -29,7 +29,7 @@ _PLACEHOLDER = "NAME"
 
 @dataclass(eq=False)
 class Guess:
-    """What is to be written about the data.
+    """Guess of what is to be written about the data.
 
     Attributes:
         inputs: per input its columns, or its array.

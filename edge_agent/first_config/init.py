@@ -22,7 +22,7 @@ _FEDERATION = "my-federation"
 
 @dataclass(frozen=True)
 class Written:
-    """What was written.
+    """Result of a first look: doubts about what was written.
 
     Attributes:
         doubts: what a person has to look at, a line each.

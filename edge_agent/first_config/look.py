@@ -73,7 +73,7 @@ class Array:
 
 @dataclass(frozen=True)
 class Look:
-    """What a data file holds.
+    """Content of a data file.
 
     Attributes:
         path: as it was given.

@@ -1,4 +1,4 @@
-"""What the broker refuses to this device, and what should be retained there and is not."""
+"""Watch on the broker: what it refuses to this device, and what is not retained there."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ class PublishRights:
         return is_new
 
     def connected(self, now_s: float) -> None:
-        """A new connection may have other rights."""
+        """Tries refused updates soon: a new connection may have other rights."""
         if self.refusal:
             self._again_s = now_s
 
     def disconnected(self) -> None:
-        """No answer comes any more."""
+        """Stops waiting: no answer comes any more."""
         self._again_s = self._granted_s = math.inf
 
     def next_s(self) -> float:

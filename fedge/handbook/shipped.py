@@ -1,4 +1,4 @@
-"""Where the pages and examples are: beside this file in a wheel, at the root in a checkout."""
+"""Folders of pages and examples: beside this file in a wheel, at the root in a checkout."""
 
 from __future__ import annotations
 

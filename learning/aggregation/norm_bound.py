@@ -3,9 +3,9 @@
 The scale is the median L2 norm of the latest rounds' updates, which a minority cannot move. Above
 `clip` times the scale an update is shortened to that (norm clipping: Sun et al. 2019, "Can you
 really backdoor federated learning?", arXiv 1911.07963, section 5); above `refuse` times it does
-not count at all. Honest norms shrink to a tenth and spread as training converges: of ten
-federations on real data the longest was 1.1 to 1.7 times the first round's median, and up to 7.4
-times that of a late one. So the scale never falls below a quarter of the largest median there was.
+not count at all. Honest norms shrink (to a fortieth, at the most) and spread as training converges:
+of ten federations on real data the longest was up to 1.7 times the first round's median, and up to
+7.4 times that of a late one. So the scale never falls below a quarter of the largest median so far.
 """
 
 from __future__ import annotations
@@ -69,11 +69,11 @@ class Norms(msgspec.Struct, frozen=True):
 
 
 class KnownNorms(msgspec.Struct, frozen=True):
-    """What a norm history remembers of one vector; stored.
+    """Memory of a norm history about one vector; stored.
 
     Attributes:
         recent: of the latest rounds, in order.
-        largest: median of a round there was.
+        largest: the largest median of a round so far.
     """
 
     recent: tuple[Norms, ...]
@@ -108,7 +108,7 @@ class NormHistory:
 
     @property
     def known(self) -> dict[str, KnownNorms]:
-        """What a restart goes on with."""
+        """Memory that a restart goes on with, by the vectors' names."""
         return {
             name: KnownNorms(tuple(recent), self._largest.get(name, 0.0))
             for name, recent in self._recent.items()

@@ -14,7 +14,7 @@ from learning.vector.parameters import F64
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """What a file has, and how its cells are to be understood.
+    """Layout of a file: its columns, and how its cells are to be understood.
 
     Attributes:
         path: of the file, for messages.
@@ -40,7 +40,7 @@ class Block(Protocol):
 
     @property
     def unit(self) -> str:
-        """What `lines` counts: "line" or "row"."""
+        """Word for what `lines` counts: "line" or "row"."""
 
     def cells(self, position: int) -> Sequence[Any]:
         """Returns what is written in a column, one item a row."""

@@ -21,7 +21,7 @@ _TRIMMED = 0.05
 
 @dataclass(frozen=True)
 class Difference:
-    """How far the predictions of a release are from the float model's, on some rows.
+    """Difference between the predictions of a release and the float model's, on some rows.
 
     Attributes:
         median: of the rows.
