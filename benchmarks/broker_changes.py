@@ -22,10 +22,10 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from access_control import plugin_of, programs, version
+from access_control import outcome, plugin_of, programs, version
 from measure import Report, finish, option_parser
 
-from broker.link.link import LinkDown, LinkUp, Received
+from broker.link.link import Received
 from broker.link.mqtt import MqttLink
 from broker.link.settings import BrokerSettings, TlsSettings
 from broker.local.broker import HOST, free_port
@@ -97,16 +97,6 @@ class Place:
         outcome(coordinator)
         coordinator.publish(f"{ROOT}round", payload)
         coordinator.close()
-
-
-def outcome(link: MqttLink) -> str:
-    """`up`, or why not."""
-    while event := link.poll(10):
-        if isinstance(event, LinkUp):
-            return "up"
-        if isinstance(event, LinkDown):
-            return event.reason
-    return "nothing"
 
 
 def changes(place: Place, count: int) -> list[float]:

@@ -18,7 +18,6 @@ warnings and errors only: hosts log no rounds. What processes have the disk writ
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -26,8 +25,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import many_agents
 import numpy as np
-from many_agents import write_scenario
 from measure import Report, budget, finish, option_parser, shown, spread
 
 from coordinator.records.records import RoundRecord
@@ -50,26 +49,21 @@ class TimeIsUpError(Exception):
     """Ends the run."""
 
 
-class Watcher:
+class Watcher(many_agents.Watcher):
     """Samples memory and files after rounds, and ends the run when the time is over."""
 
     def __init__(self, out: Path, seconds: float) -> None:
+        super().__init__()
         self.out = out
         self.seconds = seconds
-        self.records: list[RoundRecord] = []
         self.at_s: list[float] = []
         self.at_round: list[int] = []
         self.samples: Samples = defaultdict(list)
-        self._began_s = time.monotonic()
-
-    def begin(self, *_: object) -> None:
-        """Folders are written, nothing runs yet."""
-        self._began_s = time.monotonic()
 
     def round(self, record: RoundRecord) -> None:
         """Takes a sample when it is due."""
         self.records.append(record)
-        now_s = time.monotonic() - self._began_s
+        now_s = time.perf_counter() - self.began_s
         if not self.at_s or now_s - self.at_s[-1] >= EVERY_S:
             self.at_s.append(now_s)
             self.at_round.append(len(self.records))
@@ -77,16 +71,6 @@ class Watcher:
                 self.samples[name].append(value)
         if now_s > self.seconds:
             raise TimeIsUpError
-
-    def waiting(self, eligible: int, wanted: int) -> None:
-        """Not of interest."""
-
-    def note(self, text: str) -> None:
-        """Something went wrong."""
-        print(text, file=sys.stderr)
-
-    def baseline(self, what: str, done: int, of: int) -> None:
-        """There is none."""
 
 
 def processes() -> dict[str, float]:
@@ -141,7 +125,7 @@ def measure(minutes: float, agents: int, hosts: int) -> Report:
     """One federation until the time is over."""
     with tempfile.TemporaryDirectory(prefix="soak-") as name:
         folder = Path(name)
-        path = write_scenario(folder, agents, ENDLESS)
+        path = many_agents.write_scenario(folder, agents, ENDLESS)
         watcher = Watcher(folder / "out", 60 * minutes)
         with suppress(TimeIsUpError):
             run_scenario(path, RunOptions(folder / "out", broker="mosquitto", hosts=hosts), watcher)

@@ -26,19 +26,6 @@ BATCH = 256  # of house_price
 THETA = np.array([0.5, -0.25, 2.0], np.float32)  # two slopes and a bias
 
 
-@pytest.fixture(params=DEVICE_RUNTIMES)
-def runtime(request: pytest.FixtureRequest) -> str:
-    if request.param not in available_runtimes():
-        pytest.skip(f"{request.param} is not installed")
-    name: str = request.param
-    return name
-
-
-@pytest.fixture
-def package() -> ModelPackage:
-    return load_zoo("house_price")
-
-
 @pytest.fixture
 def program(package: ModelPackage, runtime: str) -> Program:
     return Program(package.program, package.spec, runtime=runtime)

@@ -12,10 +12,8 @@ import pytest
 from fedge.system import resident_bytes, return_freed_memory
 from models.package.package import ModelPackage
 from models.runtime import main_subgraph
-from models.runtime.interpreters import available_runtimes, find_runtime
+from models.runtime.interpreters import find_runtime
 from models.runtime.program import Program
-from models.runtime.wheels import DEVICE_RUNTIMES
-from models.zoo import load_zoo
 from tests.rows import labelled
 
 CALLS = 10_000
@@ -23,19 +21,6 @@ CALLS = 10_000
 TOLERATED_BYTES = 1 << 20
 THETA = np.array([0.5, -0.25, 2.0], np.float32)
 ROWS = labelled({"features": np.ones((3, 2), np.float32)}, np.ones(3, np.float32))
-
-
-@pytest.fixture(params=DEVICE_RUNTIMES)
-def runtime(request: pytest.FixtureRequest) -> str:
-    if request.param not in available_runtimes():
-        pytest.skip(f"{request.param} is not installed")
-    name: str = request.param
-    return name
-
-
-@pytest.fixture
-def package() -> ModelPackage:
-    return load_zoo("house_price")
 
 
 def growth(call: Callable[[], object], calls: int) -> int:
