@@ -43,8 +43,11 @@ from learning.vector.parameters import F32
 SCENARIO = Path(__file__).parents[1] / "examples" / "wearable_activity.yaml"
 #: Points of accuracy that an attack may cost.
 MOST_LOST = 2.0
-#: An honest-sized update in the wrong direction is what robust aggregators are for.
-UNBOUNDED = ("sign flip",)
+#: An honest-sized update in the wrong direction is what robust aggregators are for; with a lie
+#: about its rows, told from its birth on, it has a third of the weight.
+UNBOUNDED = ("sign flip", "both, sign flip")
+#: The status says so, too.
+BORN_SO = ("1e9 rows, born so", "both, sign flip")
 ROWS = 10**9
 
 Attack = Callable[[F32, np.random.Generator], F32]
@@ -70,7 +73,8 @@ ATTACKS: dict[str, Attack] = {
     "constant": lambda delta, _: np.full_like(delta, 0.5),
     "one coordinate 1e30": one_coordinate,
     "1e9 rows": lambda delta, _: -delta,
-    "1e9 rows, born so": lambda delta, _: -delta,
+    "1e9 rows, born so": lambda delta, _: delta,
+    "both, sign flip": lambda delta, _: -delta,
     "noise": noise,
     "NaN": lambda delta, _: delta,
 }
@@ -90,7 +94,7 @@ class HostileWorker(SimulatedWorker):
         if (
             isinstance(loaded, PackageLoaded)
             and dataset is self._dataset
-            and "born" in self._attack
+            and self._attack in BORN_SO
         ):
             return replace(loaded, train_examples=ROWS, train_weight=float(ROWS))
         return loaded
@@ -118,7 +122,8 @@ class HostileWorker(SimulatedWorker):
         body = codec.encode(ATTACKS[self._attack](delta, rng), seed, rng)
         if self._attack == "NaN":
             body = np.float32(np.nan).tobytes() + body[4:]  # the first scale
-        rows = ROWS if "rows" in self._attack else update.num_examples
+        claims = self._attack in ("1e9 rows", *BORN_SO)
+        rows = ROWS if claims else update.num_examples
         return replace(update, body=body, num_examples=rows)
 
 
