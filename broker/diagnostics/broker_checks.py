@@ -125,8 +125,8 @@ def _login_advice(error: Exception) -> str:
     text = str(error)
     if "revoked" in text:
         return (
-            "this certificate was revoked: after a rotation install the new one; enrol a revoked "
-            "device under another name (fedge broker enrol)"
+            "this certificate was revoked: after a rotation install the new one; a revoked device "
+            "is enrolled again (fedge broker enrol)"
         )
     if "not yet valid" in text:
         return (

@@ -209,13 +209,9 @@ class FrontDoor:
         inner: asyncio.StreamWriter | None = None
         try:
             inner_reader, inner = await asyncio.open_connection(*self._target)
-            await asyncio.wait(
-                [
-                    self._loop.create_task(_pump(reader, inner, passage, is_from_client=True)),
-                    self._loop.create_task(
-                        _pump(inner_reader, writer, passage, is_from_client=False)
-                    ),
-                ]
+            await asyncio.gather(
+                _pump(reader, inner, passage, is_from_client=True),
+                _pump(inner_reader, writer, passage, is_from_client=False),
             )
         except OSError as error:
             log.error("enrolment broker cannot be reached: %s", error.strerror or error)

@@ -18,6 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, Protocol
 
+from fedge.limits import is_power_of_two
+
 log = logging.getLogger(__name__)
 
 #: Threads for DNS, TCP connect and TLS handshakes, started when needed. An unreachable broker
@@ -226,7 +228,7 @@ class NetworkLoop:
     def count_error(self, what: str) -> None:
         """Counts the exception being handled and perhaps logs it."""
         self.errors += 1
-        if self.errors & (self.errors - 1) == 0:
+        if is_power_of_two(self.errors):
             log.exception(
                 "%s; the network thread continues (%d errors)",
                 what,

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 
 from broker.link.link import Refused
+from fedge.limits import is_power_of_two
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ class ConnectionLog:
         if is_new:
             self._reasons.add(kind)
         count = f" ({self._failures} failures)" if self._failures > 1 else ""
-        self._is_told = is_new or self._failures & (self._failures - 1) == 0
+        self._is_told = is_new or is_power_of_two(self._failures)
         level = logging.WARNING if self._is_told else logging.DEBUG
         log.log(level, "%s%s; trying again", reason, count, extra={"event": "link_down"})
 
