@@ -205,7 +205,8 @@ class Coordinator:
         self._publisher.limit(max_payload_bytes)
         first = self._scheduler.connected(now_s)
         self._connected = True
-        self._restart_heartbeat_timers(now_s)
+        self._looked_s = now_s
+        self.roster.restart_heartbeat_timers(now_s)
         return self._publish_all(now_s, first=first)
 
     def _publish_all(self, now_s: float, *, first: bool = False) -> list[Action]:
@@ -233,27 +234,16 @@ class Coordinator:
     def _silent(self, now_s: float) -> list[str]:
         """Agents whose heartbeats stopped, while we were connected."""
         if now_s - self._looked_s > _STOOD_STILL_S:
-            self._restart_heartbeat_timers(now_s)  # their heartbeats wait to be read
+            self.roster.restart_heartbeat_timers(now_s)  # their heartbeats wait to be read
         self._looked_s = now_s
         return self.roster.expire(now_s) if self._connected else []
-
-    def _restart_heartbeat_timers(self, now_s: float) -> None:
-        self._looked_s = now_s
-        self.roster.restart_heartbeat_timers(now_s)
 
     def _close_if_done(self, now_s: float) -> list[Action]:
         opened = self._rounds.open
         if opened is None:
             return []
-        if self._connected and opened.watch_grace(self.config.round.grace_s, now_s):
-            log.warning(
-                "round %d: all agents that have not answered are offline, and %d of at least %d "
-                "have; it waits %g s for one of them to return",
-                opened.plan.round_id,
-                len(opened.round.counted),
-                opened.round.minimum,
-                self.config.round.grace_s,
-            )
+        if self._connected:
+            opened.watch_grace(self.config.round.grace_s, now_s)
         if opened.round.closed is None:
             return []
         if now_s < self._scheduler.pause_until_s:
@@ -329,10 +319,8 @@ class Coordinator:
         opened = self._rounds.open
         if opened is None or isinstance(topic, AgentStatusTopic):
             return None
-        plan, answered = opened.plan, opened.round.counted
-        if topic.round_id != plan.round_id or topic.agent_id not in opened.round.cohort:
-            return None
-        return None if topic.agent_id in answered else (plan.round_id, plan.phase_name)
+        waits = opened.waits_for(topic.agent_id, topic.round_id)
+        return (opened.plan.round_id, opened.plan.phase_name) if waits else None
 
     def _recover(self, now_s: float) -> list[Action]:
         """Has the broker repeat what is retained, and agents what is not, after a flood."""

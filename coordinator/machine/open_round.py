@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from coordinator.rounds.round import Round
 from learning.aggregation.norm_bound import RoundNorms
 from learning.phases.phase import Collector
 from learning.registry import Settings
+
+log = logging.getLogger(__name__)
 
 _LEAST_GRACE_S = 1.0
 
@@ -51,8 +54,13 @@ class OpenRound:
     earlier: dict[str, Collector] = field(default_factory=dict)
     grace_until_s: float = math.inf
 
-    def watch_grace(self, grace_s: float, now_s: float) -> bool:
-        """Ends the phase when its grace is over; returns whether one for offline agents begins.
+    def waits_for(self, agent_id: str, round_id: int) -> bool:
+        """Says whether an agent's message of a round may be the answer that the phase lacks."""
+        asked = round_id == self.plan.round_id and agent_id in self.round.cohort
+        return asked and agent_id not in self.round.counted
+
+    def watch_grace(self, grace_s: float, now_s: float) -> None:
+        """Begins the phase's grace, and ends the phase when that is over.
 
         Agents that were silent the last time get as long again as the others took; agents that went
         offline, without which the round is abandoned, the whole grace.
@@ -61,16 +69,21 @@ class OpenRound:
         too_few = len(ended.counted) < ended.minimum
         if not ended.in_grace or (too_few and ended.waiting_for):
             self.grace_until_s = math.inf
-            return False
+            return
         if now_s >= self.grace_until_s:
             ended.end_grace()
-            return False
+            return
         if self.grace_until_s < math.inf:
-            return False
+            return
         elapsed_s = now_s - (self.deadline_s - self.plan.deadline_s)
         for_silent_s = max(_LEAST_GRACE_S, elapsed_s)
         self.grace_until_s = now_s + (grace_s if too_few else min(grace_s, for_silent_s))
-        return too_few
+        if too_few:
+            log.warning(
+                "round %d: all agents that have not answered are offline, and %d of at least %d "
+                "have; it waits %g s for one of them to return",
+                self.plan.round_id, len(ended.counted), ended.minimum, grace_s,
+            )  # fmt: skip
 
     def closed(self, usual_loss: float | None) -> ClosedPhase:
         """Returns the phase as the round protocol sees it; see `ClosedPhase.usual_loss`."""

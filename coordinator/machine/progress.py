@@ -16,6 +16,9 @@ from learning.aggregation.norm_bound import KnownNorms
 from learning.algorithms.algorithm import ServerState
 from learning.vector.parameters import F32
 
+#: A loss of so many times that of the first round is no loss of a model that learns.
+_FAR_WORSE = 100.0
+
 
 @dataclass(eq=False)
 class Progress:
@@ -61,6 +64,22 @@ class Progress:
         self.course = msgspec.structs.replace(self.course.after(record), norms=dict(norms or {}))
         if self.course.best_version == self.version:
             self.best_theta = self.theta
+
+    def divergence(self, record: RoundRecord) -> str:
+        """Returns how to go back from a version that devices find far worse than the first.
+
+        Empty when they do not. The round has been noted.
+        """
+        first, best = self.course.first_loss, self.course.best_version
+        if not record.evaluated or not first or record.loss is None:
+            return ""
+        if record.loss <= _FAR_WORSE * first:
+            return ""
+        back = f" with 'fedge coordinator rollback --to {best}'" if best else ""
+        return (
+            f"loss {record.loss:.6g} on the devices' rows, {first:.6g} in the first round: version "
+            f"{record.version} has diverged; go back{back}, and lower training.learning_rate"
+        )
 
     @property
     def best(self) -> tuple[int, F32]:

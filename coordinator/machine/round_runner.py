@@ -367,7 +367,8 @@ class RoundRunner:
             bytes_down=down,
             seconds=now_s - started,
         )
-        self._warn_of_divergence(record)
+        if diverged := self._progress.divergence(record):
+            log.error("round %d: %s", record.round_id, diverged, extra={"event": "diverged"})
         self._progress.note(record, self._norms.known)
         if (best := self._progress.course.best) is not None and best.version:
             record = msgspec.structs.replace(record, best_round=best.round_id)
@@ -375,24 +376,6 @@ class RoundRunner:
         self._roster.standings.take_changed(lambda *changed: saved.append(SaveStanding(*changed)))
         result = round_result(record, self._session)
         return [*saved, RoundEnded(record), *self._publisher.results(result)]
-
-    def _warn_of_divergence(self, record: RoundRecord) -> None:
-        """Says how to go back from a version that devices find far worse than the first."""
-        course = self._progress.course
-        usual, best = course.first_loss, course.best
-        if not record.evaluated or not usual or record.loss is None or record.loss <= 100 * usual:
-            return
-        log.error(
-            "round %d: loss %.6g on the devices' rows, %.6g in the first round: version %d has "
-            "diverged; go back with 'fedge coordinator rollback --to %d', and lower "
-            "training.learning_rate",
-            record.round_id,
-            record.loss,
-            usual,
-            record.version,
-            best.version if best is not None else 0,
-            extra={"event": "diverged"},
-        )
 
     def finish(self, reason: str) -> list[Action]:
         """Announces that the federation has ended, with its best version."""
