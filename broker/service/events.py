@@ -89,4 +89,3 @@ class Publish:
 
 
 LinkAction = Subscribe | Unsubscribe | Publish
-LINK_ACTIONS = (Subscribe, Unsubscribe, Publish)

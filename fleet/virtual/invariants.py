@@ -144,7 +144,6 @@ class Invariants:
         self._spooled: dict[str, tuple[int, str, int]] = {}
         self._running: dict[str, RoundPlan] = {}
         self._announced = (-1, -1)
-        self._down_told = 0
         self._now_s = 0.0
         self._federation: SimulatedFederation | None = None
         #: Number of checks, so that a test can tell that there were some.

@@ -81,7 +81,6 @@ class Shell(ABC):
     Attributes:
         alive: whether the process runs.
         instance: number of its starts.
-        not_sent: number of messages that the link refused.
         on_crash: called with the shell when the process crashed.
     """
 
@@ -96,7 +95,6 @@ class Shell(ABC):
         self.client_id = client_id
         self.alive = False
         self.instance = 0
-        self.not_sent = 0
         self.on_crash: Callable[[Shell], None] | None = None
         self._link: MemoryLink | None = None
         self._wake_s = inf
@@ -238,7 +236,6 @@ class Shell(ABC):
         try:
             self.link.publish(action.topic, payload, retain=action.retain, expiry_s=action.expiry_s)
         except LinkError as error:
-            self.not_sent += 1
             log.error("%s: message to %s not sent: %s", self.name, action.topic, error)
 
     def payload_of(self, action: Publish) -> bytes:
