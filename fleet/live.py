@@ -226,7 +226,7 @@ def _agents_table(report: dict[str, Any]) -> Table:
         table.add_column(name, justify="right")
     agents = last["agents"].items()
     for name, agent in list(agents)[:_TABLE_ROWS]:
-        label = f"{name} (only measures)" if agent["task"] == "evaluate" else name
+        label = f"{name} (only measured)" if agent["task"] == "evaluate" else name
         # One agent's rows may not define a metric: no AUC without a positive row.
         found = [agent["metrics"].get(metric) for metric in metrics]
         values = ["-" if value is None else f"{value:.4f}" for value in found]

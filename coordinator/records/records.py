@@ -35,10 +35,10 @@ class AgentResult(msgspec.Struct, frozen=True, kw_only=True):
     """One agent's part in a round.
 
     Attributes:
-        task: "train" for one that learned, "evaluate" for one that only measured.
+        task: "train" for one whose update counted, "evaluate" for one that only measured.
         loss: on its held-out rows with the round's new θ, when evaluated; else while training.
         metrics: likewise.
-        num_examples: rows learned from, or measured on when it only measures; where rows have
+        num_examples: rows learned from, or measured on when it only measured; where rows have
             weights, the sum of these.
         label_shift: label minus predicted class, where most of its rows have the same difference;
             0: they have not, or nobody looked.

@@ -48,7 +48,6 @@ def with_training(
 
 def with_evaluation(
     record: RoundRecord,
-    trained: Mapping[str, Sums],
     evaluated: Mapping[str, Sums],
     unseen: set[str],
     metrics: Sequence[MetricSpec],
@@ -58,8 +57,7 @@ def with_evaluation(
     """The record with what the new θ does on held-out rows.
 
     Args:
-        record: so far.
-        trained: sums of the agents that learned in this round.
+        record: so far; its agents learned in this round.
         evaluated: sums of the agents that measured.
         unseen: those of them that never learn; their means are called `unseen_…`, and the
             record's loss and metrics are of the others, where there are others.
@@ -81,9 +79,10 @@ def with_evaluation(
     loss = means.pop("loss", means.get("unseen_loss", record.loss))
     agents = dict(record.agents)
     for name, sums in evaluated.items():
-        rows = trained[name].weight if name in trained else sums.weight
-        task = "evaluate" if name in unseen else "train"
-        result = _result(task, sums, rows, metrics)
+        before = record.agents.get(name)
+        learned = before is not None and before.task == "train"
+        rows = before.num_examples if before is not None and learned else sums.weight
+        result = _result("train" if learned else "evaluate", sums, rows, metrics)
         shift = (label_shifts or {}).get(name) or _label_shift(sums, metrics)
         agents[name] = msgspec.structs.replace(result, label_shift=shift)
     return msgspec.structs.replace(

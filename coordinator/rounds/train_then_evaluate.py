@@ -123,13 +123,10 @@ class TrainThenEvaluate:
 
     def _evaluated(self, closed: ClosedPhase, collector: EvaluateCollector) -> RoundRecord:
         unseen = {n for n in collector.sums if not self._agents.takes_part(n, "train")}
-        trained = closed.earlier.get("train")
-        sums = trained.sums if isinstance(trained, TrainCollector) else {}
         record = closed.record
         return msgspec.structs.replace(
             with_evaluation(
                 record,
-                sums,
                 collector.sums,
                 unseen,
                 self._spec.metrics,

@@ -219,7 +219,7 @@ def test_the_record_of_a_round_has_each_agent_s_shift() -> None:
         "c": Sums(90.0, 27.0, {"confusion": high}),
     }
     metrics = (MetricSpec("confusion", "confusion", (4, 4)),)
-    record = with_evaluation(new_record(1, 1, 2), {}, evaluated, set(), metrics)
+    record = with_evaluation(new_record(1, 1, 2), evaluated, set(), metrics)
     assert {name: agent.label_shift for name, agent in record.agents.items()} == {"a": 0, "c": 1}
     assert [found.text for found in shift_findings(record.agents)] == [
         "c: most of its labels are +1 from the class that the model predicts: are its labels "

@@ -27,7 +27,7 @@ def test_what_was_seen_while_training_stands_until_it_is_evaluated() -> None:
 def test_an_evaluation_replaces_loss_and_metrics_and_keeps_those_of_training() -> None:
     before = with_training(record(None), TRAINED, METRICS)
     evaluated = {"a": Sums(1.0, 1.0, {"mae": 3.0}), "b": Sums(1.0, 3.0, {"mae": 1.0})}
-    got = with_evaluation(before, TRAINED, evaluated, set(), METRICS)
+    got = with_evaluation(before, evaluated, set(), METRICS)
     assert (got.loss, got.metrics) == (0.5, {"mae": 1.0})
     assert (got.train_loss, got.train_metrics) == (1.5, {"mae": 1.0})
     assert got.agents["a"] == AgentResult(
@@ -35,15 +35,17 @@ def test_an_evaluation_replaces_loss_and_metrics_and_keeps_those_of_training() -
     )
 
 
-def test_agents_that_measure_without_having_learned_this_time_count_their_held_out_rows() -> None:
-    got = with_evaluation(record(None), {}, {"c": Sums(2.0, 4.0, {})}, set(), METRICS)
-    assert got.agents == {"c": AgentResult(task="train", loss=0.5, metrics={}, num_examples=4)}
+def test_agents_that_measure_without_having_learned_this_time_are_no_makers_of_the_version() -> (
+    None
+):
+    got = with_evaluation(record(None), {"c": Sums(2.0, 4.0, {})}, set(), METRICS)
+    assert got.agents == {"c": AgentResult(task="evaluate", loss=0.5, metrics={}, num_examples=4)}
 
 
 def test_unseen_agents_have_figures_of_their_own() -> None:
     before = with_training(record(None), TRAINED, METRICS)
     evaluated = {"a": Sums(1.0, 1.0, {"mae": 3.0}), "new": Sums(8.0, 2.0, {"mae": 1.0})}
-    got = with_evaluation(before, TRAINED, evaluated, {"new"}, METRICS)
+    got = with_evaluation(before, evaluated, {"new"}, METRICS)
     assert got.loss == 1.0
     assert got.metrics == {"mae": 3.0, "unseen_loss": 4.0, "unseen_mae": 0.5}
     assert got.agents["new"].task == "evaluate"
@@ -58,21 +60,21 @@ def test_a_metric_without_a_value_is_told_with_its_reason() -> None:
     assert before.absent["r2"].startswith("the targets are all alike")
     assert f" · no r2: {before.absent['r2']} · " in round_line(before, 3)
     evaluated = {"a": Sums(1.0, 2.0, apart), "new": Sums(1.0, 2.0, alike)}
-    got = with_evaluation(before, {}, evaluated, {"new"}, metrics)
+    got = with_evaluation(before, evaluated, {"new"}, metrics)
     assert (got.metrics[r2.name], list(got.absent)) == (0.5, ["unseen_r2"])
     central = with_central(got, Sums(1.0, 2.0, alike), metrics)
     assert list(central.absent) == ["unseen_r2", "central_r2"]
 
 
 def test_with_unseen_agents_alone_the_loss_is_theirs() -> None:
-    got = with_evaluation(record(None), {}, {"new": Sums(8.0, 2.0, {"mae": 1.0})}, {"new"}, METRICS)
+    got = with_evaluation(record(None), {"new": Sums(8.0, 2.0, {"mae": 1.0})}, {"new"}, METRICS)
     assert got.loss == 4.0
     assert got.metrics == {"unseen_loss": 4.0, "unseen_mae": 0.5}
 
 
 def test_when_nobody_answered_the_figures_of_training_stand() -> None:
     before = with_training(record(None), TRAINED, METRICS)
-    assert with_evaluation(before, TRAINED, {}, set(), METRICS) == before
+    assert with_evaluation(before, {}, set(), METRICS) == before
 
 
 def test_a_model_that_diverged_has_no_central_figures() -> None:
