@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from array import array
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta, tzinfo
@@ -19,8 +20,11 @@ _DAY_S = 86_400.0
 _YEAR_DAYS = 365.2425
 #: A number that has fewer digits than this is in seconds, one with fewer than the next in ms ...
 _LARGEST_S = (("s", 1e11), ("ms", 1e14), ("us", 1e17), ("ns", 1e20))
-#: What is taken without being told, besides ISO 8601; with slashes nobody knows which is the month.
-_PATTERNS = ("%d.%m.%Y %H:%M:%S", "%d.%m.%Y %H:%M", "%d.%m.%Y")
+#: Day, month, year, hour, minute, second and its fraction; taken without being told, besides
+#: ISO 8601. With slashes nobody knows which is the month.
+_DAY_FIRST = re.compile(
+    r"(\d{1,2})\.(\d{1,2})\.(\d{4})(?:,? +(\d{1,2}):(\d\d)(?::(\d\d)(?:[.,](\d{1,9}))?)?)?"
+)
 
 #: Features of a time by name, as inputs may name them: `time.hour` is 0 to 24.
 FEATURES = tuple(
@@ -173,17 +177,21 @@ class Times:
             except (ValueError, OverflowError):
                 continue
             return parse
-        for pattern in _PATTERNS:
-            try:
-                datetime.strptime(text, pattern)
-            except ValueError:
-                continue
-            self.notes.append(f"times are {pattern}")
-            return lambda cell: self._of_moment(datetime.strptime(cell, pattern))
-        raise ValueError(text)
+        self._of_day_first(text)
+        self.notes.append("times are day.month.year")
+        return self._of_day_first
 
     def _of_iso(self, text: str) -> float:
         return self._of_moment(datetime.fromisoformat(text))
+
+    def _of_day_first(self, text: str) -> float:
+        """Seconds since 1970 of 31.12.2026 23:59:59,250; what is behind the day may be missing."""
+        match = _DAY_FIRST.fullmatch(text)
+        if match is None:
+            raise ValueError(text)
+        day, month, year, hour, minute, second = (int(part or 0) for part in match.groups()[:6])
+        moment = datetime(year, month, day, hour, minute, second)
+        return self._of_moment(moment) + float(f"0.{match[7] or 0}")
 
     def _of_moment(self, moment: datetime) -> float:
         """Seconds since 1970; a time without a zone is one of the configured zone.
@@ -227,8 +235,12 @@ def _advice(cell: str, config: TimeConfig) -> str:
             "; which is the day? Write `time: {format: '%d/%m/%Y %H:%M'}` or "
             "`time: {format: '%m/%d/%Y %H:%M'}` into data"
         )
-    known = "ISO 8601, 31.12.2026 23:59 or a number since 1970"
-    return f"; expected {known if config.format == 'auto' else config.format}"
+    if config.format == "auto":
+        return (
+            "; expected ISO 8601, 31.12.2026 23:59 or a number since 1970, or the pattern that "
+            "data.time.format gives, such as '%d.%m.%y %H:%M'"
+        )
+    return f"; expected {config.format}, as data.time.format says"
 
 
 def feature_of(

@@ -38,11 +38,17 @@ def read(
     [
         *("1970-01-02T00:00:01", "1970-01-02 00:00:01Z", "1970-01-02T01:00:01+01:00"),
         *("1970-01-02T00:00:01.000+00:00", "19700102T000001Z", "02.01.1970 00:00:01", "86401"),
+        *("02.01.1970 00:00:01.000", "02.01.1970 00:00:01,000", "2.1.1970 0:00:01"),
         *("86401.0", " 86401 "),
     ],
 )
 def test_times_are_seconds_since_1970(tmp_path: Path, text: str) -> None:
     assert read(tmp_path, [text])[0] == [86401]
+
+
+def test_fractions_of_a_second_may_come_and_go(tmp_path: Path) -> None:
+    times = ["02.01.1970", "02.01.1970 00:00:01,25", "02.01.1970 00:00:01.5", "02.01.1970 00:01"]
+    assert read(tmp_path, times)[0] == [86400, 86401.25, 86401.5, 86460]
 
 
 @pytest.mark.parametrize(
@@ -70,6 +76,10 @@ def test_a_date_that_can_be_read_in_two_ways_is_asked_about(tmp_path: Path) -> N
     csv(tmp_path, "stamp,a,b,price\n2026-01-01,1,2,3\nyesterday,1,2,3\n")
     line = refusal(tmp_path, csv_config(time={"column": "stamp"}))
     assert line.startswith("data.csv: line 3, column 'stamp': 'yesterday' is no time; expected ISO")
+    csv(tmp_path, "stamp,a,b,price\n31.02.2026 00:00:00.000,1,2,3\n")
+    line = refusal(tmp_path, csv_config(time={"column": "stamp"}))
+    assert "'31.02.2026 00:00:00.000' is no time" in line
+    assert "the pattern that data.time.format gives" in line
 
 
 # -- order ---------------------------------------------------------------------------------------
