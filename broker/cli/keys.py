@@ -19,17 +19,22 @@ if TYPE_CHECKING:
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--finish", is_flag=True, help="End the overlap: the old key stops signing.")
 @click.option(
+    "--checked",
+    is_flag=True,
+    help="With --finish: `fedge coordinator status` showed that all devices trust the new key.",
+)
+@click.option(
     "--at-once",
     is_flag=True,
     help="The old key is lost or stolen: no overlap, every device needs a new bundle.",
 )
 @command_errors
-def rotate_key(folder: Path, finish: bool, at_once: bool) -> None:
+def rotate_key(folder: Path, finish: bool, checked: bool, at_once: bool) -> None:
     """Give the coordinator a new signing key.
 
     Until --finish ends the rotation, the coordinator signs with the old and the new key, and
     devices that trust the old key learn the new one. A device that is offline all that time needs a
-    new bundle.
+    new bundle: so --finish is refused for a day, unless --checked says that all devices trust it.
     """
     from broker.protocol.signed_messages import key_id
     from broker.security import key_rotation
@@ -37,9 +42,11 @@ def rotate_key(folder: Path, finish: bool, at_once: bool) -> None:
 
     if finish and at_once:
         raise click.UsageError("--finish ends an overlap, --at-once has none: choose one")
+    if checked and not finish:
+        raise click.UsageError("--checked belongs to --finish")
     fleet = Fleet(folder)
     if finish:
-        key_rotation.finish_rotation(fleet, utc_now())
+        key_rotation.finish_rotation(fleet, utc_now(), checked=checked)
     else:
         key_rotation.rotate_key(fleet, utc_now(), at_once=at_once)
     newest = key_id(bytes.fromhex(fleet.register.signing_keys[0]))
@@ -51,7 +58,9 @@ def rotate_key(folder: Path, finish: bool, at_once: bool) -> None:
         click.echo(f"  for each device:             fedge broker rotate {here} AGENT_ID")
     elif not finish:
         click.echo("  see who trusts it:           fedge coordinator status")
-        click.echo(f"  when all do:                 fedge broker rotate-key {here} --finish")
+        click.echo(
+            f"  when all do:                 fedge broker rotate-key {here} --finish --checked"
+        )
 
 
 @click.command("rotate-coordinator")

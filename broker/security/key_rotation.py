@@ -8,7 +8,7 @@ that the fleet's authority signed them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from broker.security.access_control import COORDINATOR, SERVER_FILE, new_login
@@ -23,6 +23,9 @@ from broker.security.fleet_layout import (
 from broker.security.register import record_of, with_revoked
 from broker.security.signing import SigningKeys
 from fedge.errors import ConfigError
+
+#: Devices that are off for a night, or out of reach for a day's work, are back after it.
+_OVERLAP = timedelta(days=1)
 
 
 def rotate_key(fleet: Fleet, now: datetime, *, at_once: bool = False) -> None:
@@ -51,11 +54,18 @@ def rotate_key(fleet: Fleet, now: datetime, *, at_once: bool = False) -> None:
         fleet.save_signing_keys(keys, now)
 
 
-def finish_rotation(fleet: Fleet, now: datetime) -> None:
+def finish_rotation(fleet: Fleet, now: datetime, *, checked: bool = False) -> None:
     """Ends a rotation: only the newest key signs from now on.
 
+    Args:
+        fleet: fleet of the coordinator.
+        now: the time.
+        checked: whether a person saw that all devices trust the new key; else a rotation lasts
+            a day at least.
+
     Raises:
-        ConfigError: no rotation is in progress, or a file cannot be written.
+        ConfigError: no rotation is in progress, it began less than a day ago, or a file cannot be
+            written.
     """
     with fleet.changing():
         keys = _keys_of(fleet)
@@ -63,6 +73,8 @@ def finish_rotation(fleet: Fleet, now: datetime) -> None:
         known = Fleet(fleet.folder).register.signing_keys
         if len(keys.public) == 1 == len(known):
             raise ConfigError("no rotation of the signing key is in progress")
+        if len(keys.public) > 1 and not checked:
+            _check_age(fleet.signing_file, now)
         fleet.save_signing_keys(keys.newest(), now)
 
 
@@ -104,6 +116,19 @@ def rotate_broker(fleet: Fleet, now: datetime, hosts: Sequence[str] = ()) -> Non
         names = tuple(hosts) or register.hosts
         identity = broker_identity(fleet.authority(), names, now)
         fleet.save_with({fleet.broker_folder / SERVER_FILE: identity}, now, hosts=names)
+
+
+def _check_age(key_file: Path, now: datetime) -> None:
+    """Raises ConfigError when both keys have signed for so short a time that devices missed it."""
+    age = now - datetime.fromtimestamp(key_file.stat().st_mtime, UTC)
+    if age < _OVERLAP:
+        minutes = max(0, int(age.total_seconds() // 60))
+        since = f"{minutes} min" if minutes < 120 else f"{minutes // 60} h"
+        raise ConfigError(
+            f"the new key was made {since} ago: devices that have not heard of it would trust "
+            "nothing any more; see in `fedge coordinator status` that all trust it, then add "
+            f"--checked (not needed after {_OVERLAP // timedelta(hours=1)} h)"
+        )
 
 
 def _keys_of(fleet: Fleet) -> SigningKeys:

@@ -76,7 +76,7 @@ def test_a_signing_key_is_rotated_while_a_fleet_learns_and_no_device_is_touched(
     federation.configure("coordinator", signing_key=str(key_file), rounds=4)
     with running(federation):
         federation.start_all()
-        for version, option in ((1, []), (2, ["--finish"])):
+        for version, option in ((1, []), (2, ["--finish", "--checked"])):
             federation.await_version(version)
             federation.kill("coordinator")
             command = ["broker", "rotate-key", str(fleet.folder), *option]

@@ -15,7 +15,7 @@ import pytest
 from cryptography import x509
 
 from broker.protocol.signed_messages import key_id
-from broker.security import devices
+from broker.security import devices, key_rotation
 from broker.security.access_control import Member, access_rules, check_device_id, is_login_of
 from broker.security.bundle import read_bundle
 from broker.security.fleet import Fleet, utc_now
@@ -213,16 +213,20 @@ def test_a_signing_key_is_rotated_with_an_overlap(fleet: Fleet) -> None:
     assert "in progress" in line_of(fedge("broker", "rotate-key", fleet.folder))
     devices.enrol(fleet, "pi-1", utc_now(), None, 30)
     assert read_bundle(fleet.folder / "bundles" / "pi-1.bundle").trusted_keys == (new, old)
-    assert fedge("broker", "rotate-key", fleet.folder, "--finish").exit_code == 0
+    refused = line_of(fedge("broker", "rotate-key", fleet.folder, "--finish"))
+    assert "the new key was made 0 min ago" in refused
+    assert "add --checked" in refused
+    assert signing(fleet) == (new, old)
+    assert fedge("broker", "rotate-key", fleet.folder, "--finish", "--checked").exit_code == 0
     assert signing(fleet) == (new,)
     assert stat.S_IMODE((fleet.folder / "coordinator" / "signing.key").stat().st_mode) == 0o600
 
 
-@pytest.mark.parametrize("options", [[], ["--at-once"], ["--finish"]])
+@pytest.mark.parametrize("options", [[], ["--at-once"], ["--finish", "--checked"]])
 def test_an_interrupted_rotation_is_repaired_by_the_next_command(
     fleet: Fleet, options: list[str]
 ) -> None:
-    if options == ["--finish"]:
+    if "--finish" in options:
         assert fedge("broker", "rotate-key", fleet.folder).exit_code == 0
     register = (fleet.folder / "fleet.json").read_bytes()
     assert fedge("broker", "rotate-key", fleet.folder, *options).exit_code == 0
@@ -233,10 +237,20 @@ def test_an_interrupted_rotation_is_repaired_by_the_next_command(
     assert signing(fleet) == new
 
 
+def test_a_rotation_ends_without_a_word_once_devices_had_a_day_to_hear_of_it(fleet: Fleet) -> None:
+    fedge("broker", "rotate-key", fleet.folder)
+    new, _ = signing(fleet)
+    with pytest.raises(ConfigError, match="made 23 h ago"):
+        key_rotation.finish_rotation(fleet, utc_now() + timedelta(hours=23, minutes=30))
+    key_rotation.finish_rotation(fleet, utc_now() + timedelta(hours=24, minutes=1))
+    assert signing(fleet) == (new,)
+    assert fedge("broker", "rotate-key", fleet.folder, "--checked").exit_code == 2
+
+
 def test_an_interrupted_finish_is_completed_by_the_same_command(fleet: Fleet) -> None:
     fedge("broker", "rotate-key", fleet.folder)
     register = (fleet.folder / "fleet.json").read_bytes()
-    fedge("broker", "rotate-key", fleet.folder, "--finish")
+    fedge("broker", "rotate-key", fleet.folder, "--finish", "--checked")
     new = signing(fleet)
     (fleet.folder / "fleet.json").write_bytes(register)
     assert fedge("broker", "rotate-key", fleet.folder, "--finish").exit_code == 0
