@@ -220,6 +220,7 @@ class AgentStatus(Message, frozen=True):
         software: version of the agent.
         coordinator_instance: start of the coordinator that it sees online: only who names the one
             that runs is certainly there; empty when it sees none.
+        received_bytes: all that its link had taken in when it saw that start.
         heartbeat_s: it says this again so often, whether it trains or not; 0 never. Silence of
             three times that long means it is lost.
         keys: names of the coordinator's signing keys that it trusts; none when it asks for no
@@ -246,6 +247,7 @@ class AgentStatus(Message, frozen=True):
     tags: Annotated[tuple[Id, ...], Meta(max_length=64)] = ()
     software: Text = ""
     coordinator_instance: OptionalId = ""
+    received_bytes: Count = 0
     heartbeat_s: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
     keys: Annotated[tuple[KeyId, ...], Meta(max_length=4)] = ()
     targets: Annotated[dict[Name, TargetSummary], Meta(max_length=64)] = {}

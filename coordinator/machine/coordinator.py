@@ -254,6 +254,12 @@ class Coordinator:
     def _maybe_start(self, now_s: float) -> list[Action]:
         if self._rounds.open is not None or self.finished is not None or not self._connected:
             return []
+        if self.progress.unmeasured is not None:
+            if now_s < self._scheduler.pause_until_s:
+                return []  # who is there has yet to say so
+            record, self.progress.unmeasured = self.progress.unmeasured, None
+            if actions := self._rounds.measure(record, now_s):
+                return actions
         if reason := self._protocol.stop_reason(self.progress.course):
             return self._rounds.finish(reason)
         if now_s < self._scheduler.due_s():

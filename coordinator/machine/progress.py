@@ -30,6 +30,7 @@ class Progress:
         state: of the algorithm's server half.
         course: how far the federation is, and its best version.
         open: the round that was collecting updates when the coordinator ended.
+        unmeasured: record of the last round, if its version was not measured when it ended.
         closed: the latest rounds with those whose updates count.
         standings: of the agents that have one, by id.
         best_theta: θ of the best version, where that is not the current one.
@@ -40,6 +41,7 @@ class Progress:
     state: ServerState
     course: Course = field(default_factory=Course)
     open: StoredRound | None = None
+    unmeasured: RoundRecord | None = None
     closed: tuple[ClosedRound, ...] = ()
     standings: dict[str, Standing] = field(default_factory=dict)
     best_theta: F32 | None = None

@@ -62,12 +62,14 @@ class Entry:
     rows: dict[Part, Rows] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._note_rows()
+        self.update(self.status)
 
     def update(self, status: AgentStatus) -> None:
         """Replaces the status."""
         self.status = status
         self.is_expired = False
+        # What came before the coordinator's start belongs to no round of its own.
+        self.received_bytes = max(self.received_bytes, status.received_bytes)
         self._note_rows()
 
     def _note_rows(self) -> None:
@@ -183,8 +185,8 @@ class Roster:
             return "heartbeat" if same else "changed"
         duplicate = status.agent_instance in entry.former
         entry.former = (*entry.former, entry.status.agent_instance)[-_FORMER_INSTANCES:]
-        entry.update(status)
         entry.received_bytes = 0
+        entry.update(status)
         self._watch(entry)
         return "duplicate" if duplicate else "changed"
 

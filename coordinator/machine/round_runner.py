@@ -283,6 +283,8 @@ class RoundRunner:
         progress.version = record.version
         progress.theta, progress.state = commit.theta, commit.state
         progress.note(record, self._norms.known)
+        order = self._protocol.after_commit(record)
+        progress.course = msgspec.structs.replace(progress.course, is_unmeasured=order is not None)
         stored = Commit(
             progress.version,
             commit.theta,
@@ -291,9 +293,13 @@ class RoundRunner:
             self._remember(opened, committed=True),
             progress.course,
         )
-        order = self._protocol.after_commit(record)
         rest = [] if order is None else self._next(order, record, now_s)
         return [stored, *(rest or self._end_round(record, now_s))]
+
+    def measure(self, record: RoundRecord, now_s: float) -> list[Action]:
+        """Goes on with the phase after a commit; nothing when it is not due, or nobody is there."""
+        order = self._protocol.after_commit(record)
+        return [] if order is None else self._next(order, record, now_s)
 
     def _next(self, order: PhaseOrder, record: RoundRecord, now_s: float) -> list[Action]:
         """Announces the next phase; nothing when nobody can be asked."""

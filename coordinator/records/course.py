@@ -58,6 +58,7 @@ class Course(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         rule: says which version is the best.
         last_round: the last round's id; 0 before the first.
+        is_unmeasured: the last round's version is yet to be measured.
         committed: rounds that made a version; without those that were undone.
         answered: rounds that answered a task that makes no θ.
         value: the latest figure by the rule.
@@ -69,6 +70,7 @@ class Course(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     rule: Rule = Rule()
     last_round: int = 0
+    is_unmeasured: bool = False
     committed: int = 0
     answered: int = 0
     value: float | None = None
@@ -83,11 +85,13 @@ class Course(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return 0 if self.best is None else self.best.version
 
     def after(self, record: RoundRecord) -> Course:
-        """Returns the course after a round."""
+        """Returns the course after a round; one that was measured later counts once."""
+        is_new = not (self.is_unmeasured and record.round_id == self.last_round)
         counted = msgspec.structs.replace(
             self,
             last_round=record.round_id,
-            committed=self.committed + (record.status == "committed"),
+            is_unmeasured=False,
+            committed=self.committed + (is_new and record.status == "committed"),
             answered=self.answered + (record.status == "answered"),
             first_loss=record.loss if self.first_loss is None else self.first_loss,
         )

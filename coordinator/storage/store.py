@@ -336,16 +336,26 @@ class Store(VersionTables, AgentTables, OrderTable):
         course = self._course(version, rule)
         best = course.best_version
         is_other = best != version and best in self.versions()
+        opened = self._open_round(version)
         return Progress(
             version,
             theta,
             state,
             course,
-            self._open_round(version),
+            opened,
+            self._unmeasured(version) if course.is_unmeasured and opened is None else None,
             self._closed_rounds(),
             self.standings(),
             self._version(best, size)[0] if is_other else theta,
         )
+
+    def _unmeasured(self, version: int) -> RoundRecord | None:
+        """The record of the round that made a version, when nothing was measured since."""
+        latest = self.rounds(latest=1)
+        record = latest[-1] if latest else None
+        if record is None or record.status != "committed" or record.version != version:
+            return None
+        return None if record.evaluated else record
 
     def _open_round(self, version: int) -> StoredRound | None:
         found = self._read("SELECT round FROM open_round")

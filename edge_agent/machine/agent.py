@@ -109,6 +109,8 @@ class Agent:
         )
         self._rights = PublishRights(self.topics, facts.agent_id, rng)
         self._unreadable = 0
+        #: Bytes that had come when the coordinator's start was seen.
+        self._received_before = 0
         self._heartbeat_s = math.inf
         self._is_connected = False
         self._absence = Absence(self.topics)
@@ -309,7 +311,9 @@ class Agent:
         before, self.rounds.coordinator = self.rounds.instance, status
         has_news = self._trust.announced(status) or bool(self._distrust)
         # A coordinator that has just started cannot tell who of those it hears of is still there.
-        has_news |= status.state == "online" and self.rounds.instance != before
+        if status.state == "online" and self.rounds.instance != before:
+            has_news = True
+            self._received_before = self.rounds.reports.received_bytes
         self._distrust = ""
         return [*([self._status()] if has_news else []), *self.rounds.advance(now_s)]
 
@@ -383,6 +387,7 @@ class Agent:
             self._trust.key_ids,
             self._max_payload_bytes,
             self.rounds.instance,
+            self._received_before,
             online=online,
         )
         topic = AgentStatusTopic(self.facts.agent_id)

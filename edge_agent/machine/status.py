@@ -60,6 +60,7 @@ def agent_status(
     keys: tuple[str, ...],
     max_payload_bytes: int,
     coordinator_instance: str,
+    received_bytes: int,
     *,
     online: bool,
 ) -> AgentStatus:
@@ -74,6 +75,7 @@ def agent_status(
         keys: names of the trusted keys.
         max_payload_bytes: largest message of the connection; 0: not known yet.
         coordinator_instance: start of the coordinator that is online; empty when none is.
+        received_bytes: by the link, when it saw that start.
         online: whether this process is connected.
     """
     reason = facts.unavailable_reason or (f"{failed.reason}: {failed.detail}" if failed else "")
@@ -99,6 +101,7 @@ def agent_status(
         tags=facts.tags,
         software=facts.software,
         coordinator_instance=coordinator_instance,
+        received_bytes=received_bytes,
         heartbeat_s=facts.heartbeat_s,
         keys=keys,
         targets=dict(ready.targets) if ready else {},

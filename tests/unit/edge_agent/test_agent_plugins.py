@@ -51,6 +51,6 @@ def test_the_status_names_the_algorithms_and_codecs_of_plug_ins(tmp_path: Path) 
     extending_examples(tmp_path)
     load_agent_config(agent_file(tmp_path, "plugins: [local_momentum.py, float24.py]"))
     facts = AgentFacts(agent_id="pi-1", federation="f", agent_instance="b1")
-    status = agent_status(facts, None, None, None, "", (), 0, "", online=True)
+    status = agent_status(facts, None, None, None, "", (), 0, "", 0, online=True)
     assert "local_momentum" in status.algorithms
     assert "float24" in status.codecs

@@ -138,6 +138,7 @@ class FakeAgent:
         self.rows, self.test_rows, self.phases = rows, test_rows, tuple(phases)
         self.paused = ""
         self.train_weight = 0.0
+        self.received_before = 0
         if join:
             self.status("online")
 
@@ -156,6 +157,7 @@ class FakeAgent:
             algorithms=("fedavg", "fedavgm", "fedadam", "scaffold"),
             pause_reason=self.paused,
             coordinator_instance=self.stage.start,
+            received_bytes=self.received_before,
         )
         return self.say(AgentStatusTopic(self.name), messages.encode(status))
 

@@ -202,6 +202,51 @@ def test_a_version_that_devices_find_far_worse_than_the_first_is_told_with_the_w
     ]
 
 
+def test_a_measurement_that_a_restart_interrupted_is_taken_up_again() -> None:
+    settings = config(start=StartConfig(agents=2), evaluation=EvaluationConfig(every=1))
+    stage = Stage(settings)
+    a, b = (FakeAgent(stage, n, test_rows=2) for n in "ab")
+    a.update([1, 0, 0])
+    b.update([1, 0, 0])
+    a.evaluation(4.0, 2.0)
+    progress = stage.coordinator.progress
+    assert progress.course.is_unmeasured
+    (commit,) = only(stage.actions, Commit)
+    progress.unmeasured = commit.record  # as the store finds it
+    progress._before = None
+    later = Stage(settings, start="c2", progress=progress)
+    a, b = (FakeAgent(later, n, test_rows=2) for n in "ab")
+    later.later(2.0)
+    assert (later.plan.round_id, later.plan.version) == (1, 1)
+    assert later.plan.phase_name == "evaluate"
+    a.evaluation(4.0, 2.0)
+    b.evaluation(8.0, 2.0)
+    assert (later.record.round_id, later.record.loss, later.record.evaluated) == (1, 3.0, True)
+    assert later.coordinator.progress.course.committed == 1
+    assert (later.plan.round_id, later.plan.phase_name) == (2, "train")
+
+
+def test_a_measurement_is_given_up_when_nobody_is_there_to_take_it() -> None:
+    settings = config(start=StartConfig(agents=1), evaluation=EvaluationConfig(every=1), rounds=1)
+    stage = Stage(settings)
+    FakeAgent(stage, "a", test_rows=2).update([1, 0, 0])
+    progress = stage.coordinator.progress
+    (commit,) = only(stage.actions, Commit)
+    progress.unmeasured = commit.record
+    later = Stage(settings, start="c2", progress=progress)
+    later.later(2.0)
+    assert later.coordinator.finished == "rounds"
+
+
+def test_bytes_that_an_agent_received_before_the_coordinator_started_are_of_no_round() -> None:
+    stage = Stage(config(start=StartConfig(agents=1)))
+    a = FakeAgent(stage, "a", join=False)
+    a.received_before = 1_000_000
+    a.status("online")
+    a.update([1, 0, 0], received_bytes=1_002_000)
+    assert stage.record.bytes_down == 2_000
+
+
 def test_each_rounds_result_is_retained_as_plain_json_and_says_when_all_is_over() -> None:
     stage = Stage(config(start=StartConfig(agents=1), rounds=1))
     FakeAgent(stage, "a").update([3, 0, 0])

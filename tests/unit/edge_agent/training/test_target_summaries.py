@@ -86,7 +86,7 @@ def test_the_owner_decides_whether_the_status_says_it(tmp_path: Path, describe: 
     odd = [*target_findings(data.arrays, package.spec, data.num_train, data.split)]
     loaded = package_loaded("0" * 64, program, data, odd, describe=describe)
     facts = AgentFacts("pi-1", "houses", "a")
-    status = agent_status(facts, loaded, None, None, "", (), 0, "", online=True)
+    status = agent_status(facts, loaded, None, None, "", (), 0, "", 0, online=True)
     assert (status.train_examples, status.test_examples) == (48, 12)
     if describe:
         assert status.targets == {"target": TargetSummary(level=0.0, spread=16.0)}
@@ -96,4 +96,4 @@ def test_the_owner_decides_whether_the_status_says_it(tmp_path: Path, describe: 
         assert (status.targets, status.warnings) == ({}, ())
     # While it cannot take part it says nothing of its rows.
     away = PackageFailed("0" * 64, "no_data", "gone")
-    assert agent_status(facts, loaded, away, None, "", (), 0, "", online=True).targets == {}
+    assert agent_status(facts, loaded, away, None, "", (), 0, "", 0, online=True).targets == {}
