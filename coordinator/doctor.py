@@ -29,8 +29,9 @@ from coordinator.config import CoordinatorConfig
 from coordinator.evaluation import central_measure
 from coordinator.fleet_data import fleet_findings
 from coordinator.machine.roster import Roster, lacking_text
+from coordinator.rounds.checks import untrimmed
 from coordinator.rounds.protocol import first_needs
-from coordinator.service import find_package, known_spec, trained_with, untrimmed
+from coordinator.service import find_package, known_spec, trained_with
 from coordinator.storage.store import Store
 from fedge.check_result import Check, failed, ok, warning
 from fedge.errors import ConfigError, FederationError, WireError

@@ -40,6 +40,7 @@ from coordinator.operate import ROLE, open_store, take_up
 from coordinator.records.records import RoundRecord
 from coordinator.report import decline_lines, round_line
 from coordinator.result import Result, make_result
+from coordinator.rounds.checks import untrimmed
 from coordinator.rounds.stopping import stop_rule
 from coordinator.storage.agent_tables import NOTED_EVERY_S
 from coordinator.storage.durability import Durability
@@ -48,8 +49,6 @@ from coordinator.storage.store import Store
 from fedge.errors import ModelError
 from fedge.files import claimed
 from fedge.yaml_config import located
-from learning.aggregation.registry import AGGREGATORS
-from learning.aggregation.trimmed_mean import TrimmedMeanSettings
 from learning.vector.metrics import Sums
 from learning.vector.parameters import F32
 from models.package.package import ModelPackage, load_package
@@ -339,23 +338,6 @@ def _tell_order(
 def trained_with(config: CoordinatorConfig) -> str | None:
     """Returns the name of the algorithm that changes θ; None for a task that leaves it as it is."""
     return name_of(config.algorithm) if name_of(config.task) == "train" else None
-
-
-def untrimmed(config: CoordinatorConfig) -> str:
-    """Returns a warning when trimmed_mean would trim nothing in the smallest round; else ""."""
-    aggregator = AGGREGATORS.settings(config.aggregator, key="aggregator")
-    if trained_with(config) is None or not isinstance(aggregator, TrimmedMeanSettings):
-        return ""
-    fraction, minimum = aggregator.fraction, config.round.minimum
-    if int(fraction * minimum + 1e-9):  # 0.29 × 100 is 28.999999999999996
-        return ""
-    advice = (
-        f"set round.minimum to {math.ceil(1 / fraction - 1e-9)}" if fraction else "raise fraction"
-    )
-    return (
-        f"aggregator trimmed_mean with fraction {fraction:g} leaves nothing out of a round of "
-        f"round.minimum {minimum}, one hostile agent can decide it: {advice}"
-    )
 
 
 def _open_signer(config: CoordinatorConfig, base: Path, store: Store) -> Signer | None:

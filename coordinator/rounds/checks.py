@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
+import math
 
 from broker.protocol.messages import name_of
 from coordinator.config import CoordinatorConfig
 from fedge.errors import ConfigError
 from learning.aggregation.aggregator import Aggregator
 from learning.aggregation.registry import AGGREGATORS
+from learning.aggregation.trimmed_mean import TrimmedMeanSettings
 from learning.algorithms.algorithm import Algorithm
-from learning.phases.registry import PHASES
 from models.package.spec import ModelSpec
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ def _check_metric(metric: str, spec: ModelSpec) -> None:
 
 
 def _check_steps(config: CoordinatorConfig, spec: ModelSpec) -> None:
-    if PHASES.settings(config.task, key="task").name != "train":
+    if not _trains(config):
         return
     batch_size = config.training.batch_size
     if problem := spec.step_problem(batch_size):
@@ -61,3 +62,24 @@ def _check_capacity(config: CoordinatorConfig, spec: ModelSpec, algorithm: Algor
             f"{spec.size} parameters, a round needs {needed}; raise "
             "aggregator.max_bytes or take aggregator mean"
         )
+
+
+def untrimmed(config: CoordinatorConfig) -> str:
+    """Returns a warning when trimmed_mean would trim nothing in the smallest round; else ""."""
+    aggregator = AGGREGATORS.settings(config.aggregator, key="aggregator")
+    if not _trains(config) or not isinstance(aggregator, TrimmedMeanSettings):
+        return ""
+    fraction, minimum = aggregator.fraction, config.round.minimum
+    if int(fraction * minimum + 1e-9):  # 0.29 × 100 is 28.999999999999996
+        return ""
+    advice = (
+        f"set round.minimum to {math.ceil(1 / fraction - 1e-9)}" if fraction else "raise fraction"
+    )
+    return (
+        f"aggregator trimmed_mean with fraction {fraction:g} leaves nothing out of a round of "
+        f"round.minimum {minimum}, one hostile agent can decide it: {advice}"
+    )
+
+
+def _trains(config: CoordinatorConfig) -> bool:
+    return name_of(config.task) == "train"

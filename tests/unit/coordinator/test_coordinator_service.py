@@ -30,7 +30,8 @@ from coordinator.machine.coordinator import Coordinator
 from coordinator.machine.events import Finished, RoundEnded, SaveAgent, Waiting
 from coordinator.machine.progress import Progress
 from coordinator.result import TrainedModel
-from coordinator.service import CoordinatorService, run_coordinator, untrimmed
+from coordinator.rounds.checks import untrimmed
+from coordinator.service import CoordinatorService, run_coordinator
 from coordinator.storage.orders import Quarantine
 from coordinator.storage.store import Store
 from fedge.check_result import Check
