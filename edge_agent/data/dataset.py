@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from edge_agent.data.faults import FAR_OFF, largest_number
 from edge_agent.data.files import data_files
 from edge_agent.data.normalise import Scale, conversion, known_scales, scales
 from edge_agent.data.places import Places
+from edge_agent.data.read_options import ReadOptions
 from edge_agent.data.split import Split, num_held_out, split_rows
 from edge_agent.data.table import Array, EmptyDataError, Index, Table, chunks, tensors
 from edge_agent.data.targets import row_classes
@@ -160,41 +161,32 @@ def _read(
 ) -> Table:
     whole, paths = data_files(config.path, base)
     _check_tensors(config, spec, whole)
-    scales, ready = known or {}, ready and known is not None
+    options = ReadOptions(whole, config, spec, known or {}, ready=ready and known is not None)
     if config.format == "npz":
         from edge_agent.data.formats.npz import read_npz
 
         return read_npz(paths, whole, config, spec)
     if config.window is None:
-        return _read_rows(whole, paths, config, spec, scales, ready=ready, in_order=True)
+        return _read_rows(paths, options)
     from edge_agent.data.windows import OutOfOrderError
 
     try:
-        return _read_rows(whole, paths, config, spec, scales, ready=ready, in_order=True)
+        return _read_rows(paths, options)
     except OutOfOrderError as error:
         log.info("%s: they are read again and sorted, which takes memory", error)
-    return _read_rows(whole, paths, config, spec, scales, ready=ready, in_order=False)
+    return _read_rows(paths, replace(options, in_order=False))
 
 
-def _read_rows(
-    whole: Path,
-    paths: Sequence[Path],
-    config: DataConfig,
-    spec: ModelSpec,
-    scales: Mapping[str, Scale],
-    *,
-    ready: bool,
-    in_order: bool,
-) -> Table:
-    if config.format == "csv":
+def _read_rows(paths: Sequence[Path], options: ReadOptions) -> Table:
+    if options.config.format == "csv":
         from edge_agent.data.formats.csv import read_csv
 
-        return read_csv(paths, whole, config, spec, scales, ready=ready, in_order=in_order)
+        return read_csv(paths, options)
     from edge_agent.data.formats.sqlite import read_sqlite
 
     if len(paths) > 1:
-        raise DataError(f"{whole}: one SQLite file at a time, {len(paths)} have such a name")
-    return read_sqlite(paths[0], config, spec, scales, ready=ready, in_order=in_order)
+        raise DataError(f"{options.path}: one SQLite file at a time, {len(paths)} have such a name")
+    return read_sqlite(replace(options, path=paths[0]))
 
 
 def _check_tensors(config: DataConfig, spec: ModelSpec, path: Path) -> None:

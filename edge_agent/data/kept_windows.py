@@ -11,15 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-from edge_agent.data.config import DataConfig
 from edge_agent.data.faults import Range
 from edge_agent.data.file_settings import WindowConfig
-from edge_agent.data.normalise import Scale, conversion
+from edge_agent.data.normalise import conversion
 from edge_agent.data.places import Places
+from edge_agent.data.read_options import ReadOptions
 from edge_agent.data.table import Array, Index, Table, tensors, too_many_rows
 from fedge.errors import DataError
 from learning.vector.parameters import F64
-from models.package.spec import ModelSpec, TensorSpec
+from models.package.spec import TensorSpec
 
 #: Numbers of windows worked on at a time.
 _CHUNK_ELEMENTS = 1 << 18
@@ -62,35 +62,23 @@ class KeptWindows:
     """Windows of a table, as they are cut.
 
     Args:
-        path: of the data, for messages.
-        config: of the data.
-        spec: of the model.
-        scales: of columns, as far as they are known.
-        ready: whether numbers are scaled and rounded now.
+        options: of reading.
         unit: of places in files.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        config: DataConfig,
-        spec: ModelSpec,
-        scales: Mapping[str, Scale],
-        *,
-        ready: bool,
-        unit: str,
-    ) -> None:
+    def __init__(self, options: ReadOptions, unit: str) -> None:
+        config = options.config
         assert config.window is not None
-        self._path = path
+        self._path = options.path
         self._config = config
         self._window: WindowConfig = config.window
-        self._spec = spec
-        self._scales = scales
-        self._ready = ready
+        self._spec = options.spec
+        self._scales = options.scales
+        self._ready = options.ready
         self._unit = unit
-        self._tensors = tensors(config, spec)
+        self._tensors = tensors(config, options.spec)
         self._kept = {
-            tensor.name: array("f" if ready and tensor.dtype == "float32" else "d")
+            tensor.name: array("f" if options.ready and tensor.dtype == "float32" else "d")
             for tensor in self._tensors
         }
         self._slices: dict[str, slice] = {}

@@ -14,14 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from edge_agent.data.config import DataConfig
 from edge_agent.data.file_settings import WindowConfig
 from edge_agent.data.kept_windows import KeptWindows, Readings
-from edge_agent.data.normalise import Scale
+from edge_agent.data.read_options import ReadOptions
 from edge_agent.data.table import Array, EmptyDataError, Table, tensors
 from fedge.errors import DataError
 from learning.vector.parameters import F64
-from models.package.spec import ModelSpec
 
 log = logging.getLogger(__name__)
 
@@ -57,33 +55,19 @@ class WindowCutter:
     """Cutter of readings into the windows of a table.
 
     Args:
-        path: of the data, for messages.
-        config: of the data.
-        spec: of the model.
-        scales: of columns, as far as they are known.
-        ready: whether numbers are scaled and rounded now.
+        options: of reading.
         unit: of places in files.
-        whole: whether all readings are sorted before any is cut, at the cost of memory.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        config: DataConfig,
-        spec: ModelSpec,
-        scales: Mapping[str, Scale],
-        *,
-        ready: bool,
-        unit: str,
-        whole: bool,
-    ) -> None:
+    def __init__(self, options: ReadOptions, unit: str) -> None:
+        config = options.config
         assert config.window is not None
-        self._path = path
+        self._path = options.path
         self._config = config
         self._window: WindowConfig = config.window
-        self._whole = whole
-        self._tensors = tensors(config, spec)
-        self._kept = KeptWindows(path, config, spec, scales, ready=ready, unit=unit)
+        self._is_sorted = options.in_order
+        self._tensors = tensors(config, options.spec)
+        self._kept = KeptWindows(options, unit)
         self._whole_numbers = np.zeros(0, bool)
         self._waiting: list[Readings] = []
         self._groups: dict[int, _Group] = {}
@@ -132,7 +116,7 @@ class WindowCutter:
                 np.zeros(count, np.int64),
             )
         )
-        if not self._whole and sum(map(len, self._waiting)) >= _PIECE:
+        if self._is_sorted and sum(map(len, self._waiting)) >= _PIECE:
             self._cut(final=False)
 
     def _cut(self, *, final: bool) -> None:

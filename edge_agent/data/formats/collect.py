@@ -7,7 +7,7 @@ digits than float32 holds. Nothing else of a file stays in memory.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +28,7 @@ from edge_agent.data.formats.sources import check_names, example, find, key_of, 
 from edge_agent.data.formats.times import Times, feature_of
 from edge_agent.data.normalise import Scale, conversion
 from edge_agent.data.places import Places
+from edge_agent.data.read_options import ReadOptions
 from edge_agent.data.table import Array, Table, tensors, too_many_rows
 from fedge.errors import DataError
 from learning.vector.parameters import F64
@@ -225,31 +226,17 @@ class Collector:
     """Collector of the rows of one or more files that have the same columns.
 
     Args:
-        path: of the data, for messages.
-        config: of the data.
-        spec: of the model.
-        scales: of inputs, as far as they are known; numbers are judged by them.
-        ready: whether numbers are scaled and rounded now, or kept as they are in the file.
+        options: of reading.
         unit: of places in the file.
-        whole: see `WindowCutter`.
 
     Attributes:
         rows: added so far.
         notes: what a reader found out about the files.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        config: DataConfig,
-        spec: ModelSpec,
-        scales: Mapping[str, Scale],
-        *,
-        ready: bool,
-        unit: str = "line",
-        whole: bool = False,
-    ) -> None:
-        self._path = path
+    def __init__(self, options: ReadOptions, unit: str = "line") -> None:
+        config, spec, ready = options.config, options.spec, options.ready
+        self._path = options.path
         self._config = config
         self._spec = spec
         self._ready = ready
@@ -257,15 +244,13 @@ class Collector:
         if windows := config.window is not None:
             from edge_agent.data.windows import WindowCutter  # seldom needed
 
-            self._cutter = WindowCutter(
-                path, config, spec, scales, ready=ready, unit=unit, whole=whole
-            )
+            self._cutter = WindowCutter(options, unit)
         self._tensors = [
             _Tensor(
                 tensor,
                 config,
                 spec,
-                None if windows else scales.get(tensor.name),
+                None if windows else options.scales.get(tensor.name),
                 ready=ready and not windows,
             )
             for tensor in tensors(config, spec)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -27,12 +27,11 @@ from edge_agent.data.formats.dialect import (
     split,
 )
 from edge_agent.data.formats.text_lines import TextLines, not_text, open_text
-from edge_agent.data.normalise import Scale
+from edge_agent.data.read_options import ReadOptions
 from edge_agent.data.table import Table
 from fedge.errors import DataError
 from fedge.yaml_config import as_yaml
 from learning.vector.parameters import F64
-from models.package.spec import ModelSpec
 
 log = logging.getLogger(__name__)
 
@@ -42,36 +41,22 @@ _BLOCK = 4096
 _SAMPLE = 1000
 
 
-def read_csv(
-    paths: Sequence[Path],
-    whole: Path,
-    config: DataConfig,
-    spec: ModelSpec,
-    scales: Mapping[str, Scale],
-    *,
-    ready: bool,
-    in_order: bool = True,
-) -> Table:
+def read_csv(paths: Sequence[Path], options: ReadOptions) -> Table:
     """Reads the columns that the spec needs.
 
     Args:
         paths: files of the same columns, in their order.
-        whole: all of them, for messages.
-        config: of the data.
-        spec: of the model.
-        scales: see `Collector`.
-        ready: likewise.
-        in_order: whether windows may be cut while reading.
+        options: of reading.
 
     Raises:
-        OutOfOrderError: they may not.
+        OutOfOrderError: windows cannot be cut while reading.
         DataError: not such a file, a column is missing, or a cell is no number (names file, line,
             column and value).
     """
-    collector = Collector(whole, config, spec, scales, ready=ready, whole=not in_order)
-    progress = Progress(whole, paths)
+    collector = Collector(options)
+    progress = Progress(options.path, paths)
     for path in paths:
-        read_file(path, config, collector, progress)
+        read_file(path, options.config, collector, progress)
     return collector.table()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,42 +16,29 @@ from edge_agent.data.files import Progress
 from edge_agent.data.formats.block import Layout
 from edge_agent.data.formats.cells import Numbers
 from edge_agent.data.formats.collect import Collector
-from edge_agent.data.normalise import Scale
+from edge_agent.data.read_options import ReadOptions
 from edge_agent.data.table import Table, unknown_name
 from fedge.errors import DataError
 from fedge.yaml_config import as_yaml
 from learning.vector.parameters import F64
-from models.package.spec import ModelSpec
 
 _BLOCK = 4096
 #: Of another process that writes the file.
 _BUSY_S = 10.0
 
 
-def read_sqlite(
-    path: Path,
-    config: DataConfig,
-    spec: ModelSpec,
-    scales: Mapping[str, Scale],
-    *,
-    ready: bool,
-    in_order: bool = True,
-) -> Table:
+def read_sqlite(options: ReadOptions) -> Table:
     """Reads the columns that the spec needs.
 
     Args:
-        path: of the file.
-        config: of the data; `table` or `query` says which rows.
-        spec: of the model.
-        scales: see `Collector`.
-        ready: likewise.
-        in_order: whether windows may be cut while reading.
+        options: of reading; `table` or `query` of the data says which rows.
 
     Raises:
-        OutOfOrderError: they may not.
+        OutOfOrderError: windows cannot be cut while reading.
         DataError: not such a file or table, a column is missing, or a value is no number.
     """
-    collector = Collector(path, config, spec, scales, ready=ready, unit="row", whole=not in_order)
+    path, config = options.path, options.config
+    collector = Collector(options, unit="row")
     progress = Progress(path, [path])
     with closing(opened(path)) as database:
         try:
