@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from coordinator.records.records import RoundRecord
-from coordinator.report import bytes_text
+from coordinator.report import bytes_text, has_ended, loss_text
 from coordinator.storage.store import Store
 from coordinator.storage.version_tables import EndedRound, RolledBack
 from fedge.console import printable
@@ -89,11 +89,13 @@ def _line(row: dict[str, Any], units: Units) -> str:
         return _joined([head, when, f"round {row['round_id']}", _reported(row)], row)
     parts = [f"version {row['version']:<4}", when, f"round {row['round_id']}", _reported(row)]
     if row["loss"] is not None:
-        word = "loss" if row["evaluated"] else "loss while training"
-        parts.append(f"{word} {row['loss']:.4f}")
+        parts.append(loss_text(row["loss"], evaluated=row["evaluated"]))
     metrics = sorted(row["metrics"].items())
     parts += [f"{name} {metric_text(units, name, value)}" for name, value in metrics]
-    parts.append(f"{bytes_text(row['bytes_up'])} up, {bytes_text(row['bytes_down'])} down")
+    if has_ended(row["status"], row["seconds"], evaluated=row["evaluated"]):
+        parts.append(f"{bytes_text(row['bytes_up'])} up, {bytes_text(row['bytes_down'])} down")
+    else:
+        parts.append("being measured")
     return _joined(parts, row)
 
 

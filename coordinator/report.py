@@ -30,13 +30,13 @@ _SHOWN_NAMES = 10
 _SHOWN_ODD = 10
 
 
-def round_line(record: RoundRecord, rounds: int, units: Units = NO_UNITS) -> str:
+def round_line(record: RoundRecord, units: Units = NO_UNITS, progress: str = "") -> str:
     """Returns one line about a round.
 
     Args:
         record: of the round.
-        rounds: that the federation goes on for.
         units: of the model's targets.
+        progress: how far the federation is with it, for a round that made a version.
     """
     if record.held_back:
         return f"round {record.round_id} held back and repeated: {record.held_back}"
@@ -49,7 +49,8 @@ def round_line(record: RoundRecord, rounds: int, units: Units = NO_UNITS) -> str
     if record.status == "answered":
         parts = [f"round {record.round_id}", _answer_text(record)]
     else:
-        parts = [f"round {record.round_id}", f"version {record.version} of {rounds}"]
+        parts = [f"round {record.round_id}", f"version {record.version}"]
+        parts += [progress] if progress else []
     parts.append(f"{record.reported} of {record.asked} reported")
     if record.declined:
         reasons = Counter(record.declined.values())
@@ -61,15 +62,28 @@ def round_line(record: RoundRecord, rounds: int, units: Units = NO_UNITS) -> str
     if record.left_out:
         parts.append(f"{len(record.left_out)} left out")
     if record.loss is not None:
-        parts.append(f"loss {record.loss:.4f}")
+        parts.append(loss_text(record.loss, evaluated=record.evaluated))
     metrics = sorted(record.metrics.items())
     parts += [f"{name} {metric_text(units, name, value)}" for name, value in metrics]
     parts += [f"no {name}: {why}" for name, why in sorted(record.absent.items())]
-    parts.append(f"{bytes_text(record.bytes_up)} up, {bytes_text(record.bytes_down)} down")
-    parts.append(f"{record.seconds:.2f} s")
+    if has_ended(record.status, record.seconds, evaluated=record.evaluated):
+        parts.append(f"{bytes_text(record.bytes_up)} up, {bytes_text(record.bytes_down)} down")
+        parts.append(f"{record.seconds:.2f} s")
+    else:
+        parts.append("being measured")
     if record.status == "undone":
         parts.append("undone")
     return " · ".join(parts)
+
+
+def loss_text(loss: float, *, evaluated: bool) -> str:
+    """Returns a loss with the name of what it is: on held-out rows, or while training."""
+    return f"{'loss' if evaluated else 'loss while training'} {loss:.4f}"
+
+
+def has_ended(status: str, seconds: float, *, evaluated: bool) -> bool:
+    """Says whether a record is whole: that of a new version is stored before it is measured."""
+    return status != "committed" or evaluated or seconds > 0
 
 
 def decline_lines(record: RoundRecord) -> list[str]:
@@ -226,7 +240,7 @@ def status_text(
     ]
     if number > len(latest):
         lines.append(f"… {number - len(latest)} earlier rounds: --json shows them")
-    lines += [round_line(record, config.rounds, units) for record in latest]
+    lines += [round_line(record, units) for record in latest]
     for name, matrix in (latest[-1].matrices if latest else {}).items():
         lines += matrix_lines(name, matrix, () if spec is None else spec.metric_classes(name))
     if course.best is not None and course.best.version:

@@ -221,7 +221,10 @@ class CoordinatorService(Service):
 
     def _tell_round(self, record: RoundRecord) -> None:
         if record.status != "abandoned" or self._tell is not None:
-            line = round_line(record, self._coordinator.config.rounds, self._units)
+            coordinator = self._coordinator
+            counted = coordinator.progress.course.committed
+            progress = f"{counted} of {coordinator.config.rounds} rounds"
+            line = round_line(record, self._units, progress)
             self._say("round", line, record=msgspec.to_builtins(record))
             return
         # The machine logged that it was abandoned, and why; who declined is not in that line.

@@ -58,7 +58,7 @@ def test_a_metric_without_a_value_is_told_with_its_reason() -> None:
     before = with_training(record(None), {"a": Sums(1.0, 2.0, alike)}, metrics)
     assert before.metrics == {}
     assert before.absent["r2"].startswith("the targets are all alike")
-    assert f" · no r2: {before.absent['r2']} · " in round_line(before, 3)
+    assert f" · no r2: {before.absent['r2']} · " in round_line(before)
     evaluated = {"a": Sums(1.0, 2.0, apart), "new": Sums(1.0, 2.0, alike)}
     got = with_evaluation(before, evaluated, {"new"}, metrics)
     assert (got.metrics[r2.name], list(got.absent)) == (0.5, ["unseen_r2"])
@@ -82,3 +82,17 @@ def test_a_model_that_diverged_has_no_central_figures() -> None:
     got = with_central(record(0.5), Sums(nan, 4.0, {"mae": nan}), METRICS)
     assert got.absent == {"central_mae": "not a finite number"}
     assert msgspec.structs.replace(got, absent={}) == record(0.5)
+
+
+def test_the_line_of_a_round_says_whether_its_loss_was_measured() -> None:
+    trained = with_training(record(None, evaluated=False), TRAINED, METRICS)
+    under_way = round_line(trained, progress="285 of 300 rounds")
+    assert under_way == (
+        "round 1 · version 1 · 285 of 300 rounds · 1 of 1 reported"
+        " · loss while training 1.5000 · mae 1.0000 · being measured"
+    )
+    ended = msgspec.structs.replace(trained, seconds=2.5, bytes_up=1000, bytes_down=10)
+    line = "loss while training 1.5000 · mae 1.0000 · 1.0 kB up, 10 B down · 2.50 s"
+    assert round_line(ended).endswith(line)
+    measured = with_evaluation(ended, {"a": Sums(1.0, 1.0, {"mae": 3.0})}, set(), METRICS)
+    assert " · loss 1.0000 · mae 3.0000 · 1.0 kB up" in round_line(measured)

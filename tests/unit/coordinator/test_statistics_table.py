@@ -114,7 +114,7 @@ def test_many_that_declined_are_named_up_to_ten() -> None:
 
 
 def test_a_round_of_statistics_is_one_line() -> None:
-    assert round_line(record(), 10) == (
+    assert round_line(record()) == (
         "round 1 · statistics of 3 columns · 2 of 3 reported · declined: 1 not_allowed"
         " · 1.5 kB up, 2.0 MB down · 1.50 s"
     )

@@ -90,8 +90,8 @@ def test_the_line_of_a_round_has_the_unit() -> None:
     record: RoundRecord = msgspec.structs.replace(
         new_record(1, 1, 2), status="committed", loss=0.4, metrics={"mae": 0.5}
     )
-    assert " · mae 0.5000 (50,000 USD) · " in round_line(record, 3, target_units(SPEC))
-    assert " · mae 0.5000 · " in round_line(record, 3)
+    assert " · mae 0.5000 (50,000 USD) · " in round_line(record, target_units(SPEC))
+    assert " · mae 0.5000 · " in round_line(record)
 
 
 @pytest.mark.parametrize(

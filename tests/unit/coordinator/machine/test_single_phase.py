@@ -106,7 +106,7 @@ def test_the_result_is_shown_and_written_under_the_name_of_the_task(tmp_path: Pa
     stage, a, b = asked(round=RoundConfig(minimum=2))
     a.report("result", values={"height": (181.0,)})
     b.report("result", values={"height": (169.5,)})
-    assert round_line(stage.record, 10).startswith("round 1 · 1 value · 2 of 2 reported")
+    assert round_line(stage.record).startswith("round 1 · 1 value · 2 of 2 reported")
     assert answer_lines(stage.record) == ["2 of 2 agents answered", "", "height: 181"]
     with closing(Store(tmp_path, 0)) as store:
         store.save_round(stage.record)
