@@ -21,7 +21,7 @@ from models.cli.user_code import find_function, parse_reference, user_code_error
 from models.export.progress import progress_to
 from models.package.package import ModelPackage, load_package, read_vector
 from models.package.spec import ModelSpec, TensorSpec
-from models.package.stored_versions import STORE_FILE, StoredVersion, read_version
+from models.package.stored_versions import STORE_FILE, StoredVersion, read_version, stored_model
 from models.package.units import metric_text, output_units
 from models.runtime.central_rows import has_targets, read_rows
 from models.runtime.inference import Release
@@ -196,7 +196,7 @@ def _find(
     reference: str, weights: str | None, state: Path | None
 ) -> tuple[ModelPackage, F32, StoredVersion | None]:
     """Returns package, θ, and the stored version if θ comes from a federation."""
-    content, home = _package(reference)
+    content, home = _package(reference, weights)
     state = state or home
     if weights in (None, "best") or weights.isdigit():
         if state is None:
@@ -218,14 +218,28 @@ def _find(
     return content, np.array(theta), None
 
 
-def _package(reference: str) -> tuple[ModelPackage, Path | None]:
+def _package(reference: str, weights: str | None) -> tuple[ModelPackage, Path | None]:
     """Returns the package, and the coordinator's state folder that holds it, if any."""
     if reference in zoo_names():
         return load_zoo(reference), None
     folder = Path(reference)
     if _is_state(folder):
-        return load_package(folder / "model"), folder
+        return _model_of(folder, weights), folder
     return open_model(reference), folder.parent if _is_state(folder.parent) else None
+
+
+def _model_of(state: Path, weights: str | None) -> ModelPackage:
+    """Returns the model of a state folder, which has it from the end of the first run on."""
+    if (state / "model").is_dir():
+        return load_package(state / "model")
+    name, fingerprint = stored_model(state)
+    if name in zoo_names() and (package := load_zoo(name)).spec.fingerprint == fingerprint:
+        return package
+    option = "" if weights is None else " --best" if weights == "best" else f" --weights {weights}"
+    raise ConfigError(
+        f"{state} has no model before its coordinator ends: name that of coordinator.yaml, "
+        f"`fedge model release MODEL --state {state}{option}`"
+    )
 
 
 def _is_state(folder: Path) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -58,6 +59,21 @@ def checksum(*parts: object) -> bytes:
             return b""
         digest.update(part)
     return digest.digest()
+
+
+def stored_model(folder: Path) -> tuple[str, str]:
+    """Returns name and fingerprint of the model whose weights a state folder keeps.
+
+    Raises:
+        ConfigError: the file is damaged.
+    """
+    path = folder / STORE_FILE
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as db:
+            meta = dict(db.execute("SELECT key, value FROM meta").fetchall())
+    except (sqlite3.Error, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    return str(meta.get("model", "")), str(meta.get("fingerprint", ""))
 
 
 def read_version(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from broker.protocol.messages import AgentStatus
 from coordinator.config import CoordinatorConfig
@@ -19,6 +21,7 @@ from coordinator.records.course import Course
 from coordinator.records.records import AgentResult
 from coordinator.storage.orders import Forget, Order, Outcome, Quarantine, Release, Rollback
 from coordinator.storage.store import Store, ranges
+from fedge.command import cli
 from fedge.files import claimed, holder
 from learning.algorithms.algorithm import ServerState
 from models.package.stored_versions import read_version
@@ -224,3 +227,17 @@ def test_the_history_as_json_says_which_versions_count(store: Store) -> None:
 )
 def test_numbers_are_told_as_ranges(numbers: list[int], text: str) -> None:
     assert ranges(numbers) == text
+
+
+def test_a_release_finds_the_model_while_the_first_run_is_under_way(store: Store) -> None:
+    state = store.path.parent
+    (state / "taken.tflite").mkdir()  # ends the command before it needs TensorFlow
+    command = ["model", "release", str(state), "--best", "--out", str(state / "taken.tflite")]
+    found = CliRunner().invoke(cli, command)
+    assert f"the best version is {store.course().best_version}\n" in found.output
+    assert "taken.tflite: Is a directory" in found.output
+    with closing(sqlite3.connect(store.path)) as db, db:
+        db.execute("UPDATE meta SET value = 'my_own' WHERE key = 'model'")
+    found = CliRunner().invoke(cli, command)
+    assert found.exit_code == 2
+    assert f"`fedge model release MODEL --state {state} --best`" in found.output
