@@ -177,6 +177,10 @@ def revoke(folder: Path, agent_id: str, no_reload: bool) -> None:
     fleet = Fleet(folder)
     devices.revoke(fleet, agent_id, utc_now())
     click.echo(f"revoked: {agent_id}")
+    click.echo(
+        "a coordinator that runs marks it offline after three missed heartbeats; "
+        f"`fedge coordinator forget {agent_id}` takes it off its list"
+    )
     update_broker(fleet, no_reload)
 
 

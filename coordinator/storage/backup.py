@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
-from coordinator.storage.folder import leave_note
+from coordinator.storage.folder import leave_note, strangers
 from coordinator.storage.store import Store
 from fedge.errors import ConfigError
 from fedge.files import PRIVATE, sync_folder
@@ -53,15 +53,19 @@ def back_up(state_dir: Path, path: Path) -> int:
 
 
 def copy_back(path: Path, state_dir: Path) -> None:
-    """Puts a backup's file into a state folder that has no store.
+    """Puts a backup's file into an empty state folder.
 
     Raises:
-        ConfigError: the folder has one, or the file is no whole store.
+        ConfigError: the folder has a store or other files, or the file is no whole store.
     """
     target = state_dir / STORE_FILE
     if target.exists():
         raise ConfigError(
             f"{state_dir} has a store: name an empty state_dir, or move the folder away"
+        )
+    if found := strangers(state_dir):
+        raise ConfigError(
+            f"{state_dir} is not empty ({found}): name an empty state_dir, or move them away"
         )
     if not path.is_file():
         raise ConfigError(f"{path}: no such file")

@@ -86,7 +86,7 @@ class Database:
         if self._file_id is not None and self._found_file() != self._file_id:
             raise StoreError(
                 f"{self.path} was deleted or replaced while this process wrote to it: put the "
-                "folder or a backup in its place and start again"
+                "folder back, or a backup with `fedge coordinator restore FILE`, and start again"
             )
 
     def copy_into(self, path: Path) -> None:
@@ -175,8 +175,8 @@ class Database:
     def _damaged(self, what: str, error: object) -> ConfigError:
         # Nothing is set aside unasked: a federation that quietly began anew would lose its rounds.
         return ConfigError(
-            f"{self.path}: {what} is damaged: {error}; put a backup in its place, "
-            "or move the folder away to begin anew"
+            f"{self.path}: {what} is damaged: {error}; move the folder away, "
+            "then put a backup in its place (`fedge coordinator restore FILE`) or begin anew"
         )
 
     def _failed(self, error: Exception) -> StoreError:

@@ -7,6 +7,7 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+from coordinator.storage.update_log import LOG_FILE
 from fedge.errors import ConfigError
 from fedge.files import write_whole
 from models.package.stored_versions import STORE_FILE
@@ -20,6 +21,23 @@ Do not copy {STORE_FILE} alone: what was written last is in {STORE_FILE}-wal, an
 would be old or empty. open_round.log holds the updates of the round under way.
 Back with: fedge coordinator restore FILE --config coordinator.yaml
 """
+
+#: What else a folder without a store may hold: notes, locks, and remains of a deleted store.
+_OURS = frozenset(
+    {NOTE_FILE, LOG_FILE, *(f"{STORE_FILE}-{ending}" for ending in ("wal", "shm", "journal"))}
+)
+_NAMED = 3
+
+
+def strangers(folder: Path) -> str:
+    """Names what a folder holds that no deleted store left behind; empty: nothing."""
+    found = sorted(
+        path.name
+        for path in folder.iterdir()
+        if path.name not in _OURS and path.suffix not in (".lock", ".partial")
+    )
+    more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+    return ", ".join(found[:_NAMED]) + more
 
 
 def is_empty(path: Path) -> bool:

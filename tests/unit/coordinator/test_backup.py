@@ -103,6 +103,29 @@ def test_only_an_empty_folder_takes_a_backup(store: Store, file: Path, tmp_path:
         restore(CONFIG, tmp_path / "busy", PACKAGE, file)
 
 
+def test_a_folder_with_other_files_takes_no_backup(file: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "other"
+    (folder / "photos").mkdir(parents=True)
+    for name in ("1.jpg", "2.jpg", "3.jpg"):
+        (folder / name).touch()
+    with pytest.raises(ConfigError, match=r"is not empty \(1.jpg, 2.jpg, 3.jpg and 1 more\): name"):
+        restore(CONFIG, folder, PACKAGE, file)
+    assert sorted(path.name for path in folder.iterdir() if path.suffix != ".lock") == [
+        "1.jpg",
+        "2.jpg",
+        "3.jpg",
+        "photos",
+    ]
+
+
+def test_what_a_deleted_store_left_behind_is_no_obstacle(file: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "left"
+    folder.mkdir()
+    for name in ("README.txt", "open_round.log", f"{STORE_FILE}-wal", f"{STORE_FILE}-shm"):
+        (folder / name).write_text("old")
+    assert "version 3" in restore(CONFIG, folder, PACKAGE, file)[0]
+
+
 def test_a_backup_does_not_replace_a_file(store: Store, file: Path) -> None:
     with pytest.raises(ConfigError, match="exists: name a file that does not"):
         back_up(store.path.parent, file)

@@ -381,7 +381,9 @@ def test_a_state_folder_that_is_deleted_while_it_runs_is_noticed(scene: Scene) -
     folder = scene.file.parent
     folder.rename(folder.with_name("elsewhere"))
     scene.service._looked_s = -math.inf  # some seconds later
-    with pytest.raises(StoreError, match=r"deleted or replaced.*put the folder or a backup in"):
+    with pytest.raises(
+        StoreError, match=r"deleted or replaced.*put the folder back.*coordinator restore FILE"
+    ):
         scene.service.wake()
     send(scene, "a", plan)
     with pytest.raises(StoreError, match="deleted or replaced"):

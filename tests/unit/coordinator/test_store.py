@@ -279,7 +279,7 @@ def test_damage_inside_is_told_in_one_line_when_it_is_read(tmp_path: Path, sql: 
     store.begin(theta(0, 0, 0), NOTHING)
     store.commit(1, theta(1, 1, 1), NOTHING, record(0.5), (), Course())
     store._db.execute(sql)
-    with pytest.raises(ConfigError, match="put a backup in its place, or move") as caught:
+    with pytest.raises(ConfigError, match="move the folder away, then put a backup") as caught:
         store.load(3)
     one_line(caught.value)
     store.close()

@@ -175,7 +175,9 @@ def test_rotation_revokes_the_old_certificate_unless_it_is_kept(fleet: Fleet) ->
 def test_only_enrolled_devices_are_rotated_and_revoked(fleet: Fleet) -> None:
     assert "pi-9 is not enrolled" in line_of(fedge("broker", "revoke", fleet.folder, "pi-9"))
     devices.enrol(fleet, "pi-1", utc_now(), None, 30)
-    assert fedge("broker", "revoke", fleet.folder, "pi-1").exit_code == 0
+    revoked = fedge("broker", "revoke", fleet.folder, "pi-1")
+    assert revoked.exit_code == 0
+    assert "after three missed heartbeats; `fedge coordinator forget pi-1`" in revoked.output
     again = fedge("broker", "revoke", fleet.folder, "pi-1", "--no-reload")  # to be sure
     assert again.exit_code == 0
     assert "was left alone: the change takes effect at its next start" in again.stdout
