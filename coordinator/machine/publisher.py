@@ -33,8 +33,10 @@ _PLAN_ROOM = 2048
 #: Agents may ask for messages of 64, 32 or 16 KiB: rounded down to these, so that none of them has
 #: everything cut and published anew more than three times; and no smaller, for all others' sake.
 LEAST_FOR_AGENTS = 16 << 10
-#: The same chunk is published again at most so often.
+#: The same chunk is published again at once, then after 5, 10, 20 … s, at most this: one report of
+#: a few bytes has all of θ published, and whoever repeats it must not have it published for ever.
 _AGAIN_S = 5.0
+_LONGEST_AGAIN_S = 600.0
 
 
 class Publisher:
@@ -64,9 +66,10 @@ class Publisher:
         #: References by name of the sets that are out there, the latest last.
         self._sets: list[dict[str, BlobRef]] = []
         self._result: RoundResult | None = None
-        #: Payloads that are out there, by blob, and when a chunk was last published again.
+        #: Payloads that are out there, by blob.
         self._out: dict[str, list[bytes]] = {}
-        self._again_s: dict[tuple[str, int], float] = {}
+        #: When a chunk may be published again, by blob and index, and the pause after that.
+        self._again_s: dict[str, dict[int, tuple[float, float]]] = {}
 
     def limit(self, max_payload_bytes: int) -> None:
         """Cuts chunks to what this connection and the agents' take, and keeps plans within it."""
@@ -133,14 +136,14 @@ class Publisher:
         removal = []
         for ref in (ref for each in over for ref in each.values()):
             if ref.sha256 not in live and self._out.pop(ref.sha256, None) is not None:
-                self._again_s.clear()
+                self._again_s.pop(ref.sha256, None)
                 removal += [
                     self._retained(ChunkTopic(ref.sha256, n), b"") for n in range(ref.chunks)
                 ]
         return refs, chunks, removal
 
     def again(self, sha256: str, indexes: Iterable[int], now_s: float) -> list[Publish]:
-        """Chunks that an agent misses, once more; each at most every few seconds.
+        """Chunks that an agent misses, once more; each less and less often.
 
         Many agents miss the same chunk when the broker lost it; nothing for a blob that is not
         current.
@@ -148,9 +151,12 @@ class Publisher:
         payloads = self._out.get(sha256, [])
         found = []
         for index in indexes:
-            last_s = self._again_s.get((sha256, index), -math.inf)
-            if index < len(payloads) and now_s >= last_s + _AGAIN_S:
-                self._again_s[sha256, index] = now_s
+            if index >= len(payloads):
+                continue
+            moments = self._again_s.setdefault(sha256, {})
+            due_s, pause_s = moments.get(index, (-math.inf, _AGAIN_S))
+            if now_s >= due_s:
+                moments[index] = (now_s + pause_s, min(2 * pause_s, _LONGEST_AGAIN_S))
                 found.append(self._retained(ChunkTopic(sha256, index), payloads[index]))
         return found
 
