@@ -259,7 +259,7 @@ class RoundRunner:
         assert opened is not None, "a phase closed"
         self._roster.standings.note_round(opened.round, opened.plan.phase_name)
         progress = self._progress
-        closed = opened.closed(progress.course.first_loss)
+        closed = opened.closed(progress.course.usual_loss)
         if opened.is_durable:
             self._norms.add(closed.record.norms)
         outcome = self._protocol.close(closed, progress.theta, progress.state)

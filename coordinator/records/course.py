@@ -7,6 +7,7 @@ from functools import reduce
 
 import msgspec
 
+from coordinator.records.fair import FEWEST
 from coordinator.records.records import RoundRecord, falls
 from learning.aggregation.norm_bound import KnownNorms
 
@@ -32,6 +33,12 @@ class Rule(msgspec.Struct, frozen=True):
         """Returns whether the figure is of the round's version; else it is of the one before."""
         return record.evaluated or self.metric.startswith("central_")
 
+    def measured(self, record: RoundRecord) -> int:
+        """Returns how many agents made the figure; the coordinator's own rows are enough alone."""
+        if self.metric.startswith("central_"):
+            return FEWEST
+        return record.measured_unseen if self.metric.startswith("unseen_") else record.measured
+
     def is_better(self, value: float, than: float) -> bool:
         """Returns whether a figure is better than another."""
         return value < than if falls(self.metric) else value > than
@@ -45,15 +52,20 @@ class Best(msgspec.Struct, frozen=True):
         version: of θ; 0 when nothing was measured on held-out rows, and no version is known to be
             better than the latest.
         value: of the metric.
+        measured: agents whose measurements make it.
     """
 
     round_id: int
     version: int
     value: float
+    measured: int = 0
 
 
 class Course(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Course of a federation after a round; stored with the version of θ.
+
+    Devices say themselves how good a version is. So one or two do not outdo three or more: what
+    they measured counts only until three or more have measured.
 
     Attributes:
         rule: says which version is the best.
@@ -64,7 +76,8 @@ class Course(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         value: the latest figure by the rule.
         best: the best round; of equal ones the first.
         without_gain: figures since, none of them better.
-        first_loss: of the first round that had one.
+        first_loss: of the first round that had one; if possible of one that three agents measured.
+        first_measured: agents whose measurements make it.
         norms: usual ones of updates, by vector.
     """
 
@@ -77,12 +90,18 @@ class Course(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     best: Best | None = None
     without_gain: int = 0
     first_loss: float | None = None
+    first_measured: int = 0
     norms: dict[str, KnownNorms] = {}
 
     @property
     def best_version(self) -> int:
         """The best version of θ; 0 when none is known."""
         return 0 if self.best is None else self.best.version
+
+    @property
+    def usual_loss(self) -> float | None:
+        """The first loss; None when one or two agents alone say it."""
+        return self.first_loss if self.first_measured >= FEWEST else None
 
     def after(self, record: RoundRecord) -> Course:
         """Returns the course after a round; one that was measured later counts once."""
@@ -93,16 +112,26 @@ class Course(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             is_unmeasured=False,
             committed=self.committed + (is_new and record.status == "committed"),
             answered=self.answered + (record.status == "answered"),
-            first_loss=record.loss if self.first_loss is None else self.first_loss,
         )
-        value = self.rule.value(record)
-        if value is None:
+        if record.loss is not None and (
+            self.first_loss is None or self.first_measured < FEWEST <= record.measured
+        ):
+            counted = msgspec.structs.replace(
+                counted, first_loss=record.loss, first_measured=record.measured
+            )
+        value, measured = self.rule.value(record), self.rule.measured(record)
+        if value is None or (self.best is not None and measured < FEWEST <= self.best.measured):
             return counted
-        if self.best is not None and not self.rule.is_better(value, self.best.value):
+        outdone = self.best is None or self.best.measured < FEWEST <= measured
+        if (
+            self.best is not None
+            and not outdone
+            and not self.rule.is_better(value, self.best.value)
+        ):
             without_gain = self.without_gain + 1
             return msgspec.structs.replace(counted, value=value, without_gain=without_gain)
         version = record.version if self.rule.is_measured(record) else 0
-        best = Best(record.round_id, version, value)
+        best = Best(record.round_id, version, value, measured)
         return msgspec.structs.replace(counted, value=value, best=best, without_gain=0)
 
     def by(self, rule: Rule, records: Iterable[RoundRecord]) -> Course:

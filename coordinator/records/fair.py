@@ -13,7 +13,9 @@ from learning.vector.metrics import Sums, Total
 
 #: A loss of so many times the usual one is a fault or a lie: it is named and left out.
 _ABSURD = 100.0
-_FEWEST = 3
+
+#: Agents from which on there is a usual one: of two nobody knows which is wrong.
+FEWEST = 3
 
 
 def without_absurd(
@@ -26,17 +28,24 @@ def without_absurd(
         usual_loss: of the federation before it learned: once a model has learned, the median is so
             small that an honest agent's loss may be many times it; None: not known.
     """
-    losses = {name: each.loss / each.weight for name, each in sums.items()}
-    if len(losses) < _FEWEST:
+    if len(sums) < FEWEST:
         return dict(sums), {}
-    usual = max(median(losses.values()), usual_loss or 0.0)
-    limit = _ABSURD * usual if usual > 0 else float("inf")
-    left_out = {
-        name: f"loss {loss:.6g}, more than {_ABSURD:g} times the usual {usual:.6g}"
-        for name, loss in losses.items()
-        if loss > limit
-    }
+    losses = {name: each.loss / each.weight for name, each in sums.items()}
+    left_out = _absurd("loss", losses, abs(usual_loss or 0.0))
     return {name: each for name, each in sums.items() if name not in left_out}, left_out
+
+
+def _absurd(what: str, values: Mapping[str, float], always_fine: float) -> dict[str, str]:
+    """Returns the reason by agent whose value is far larger than usual, above or below 0."""
+    usual = median(map(abs, values.values()))
+    limit = max(_ABSURD * usual, always_fine) if usual else _ABSURD * always_fine
+    if not limit:
+        return {}
+    return {
+        name: f"{what} {value:.6g}, more than {_ABSURD:g} times the usual {usual:.6g}"
+        for name, value in values.items()
+        if abs(value) > limit
+    }
 
 
 def fair_shares(sums: Mapping[str, Sums]) -> dict[str, Sums]:

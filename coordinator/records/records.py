@@ -84,6 +84,8 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
         bytes_down: of PUBLISH packets to agents, as they reported.
         seconds: from the announcement to the end of the evaluation.
         evaluated: whether loss and metrics are of held-out rows.
+        measured: agents whose sums make loss and metrics.
+        measured_unseen: agents whose sums make the `unseen_…` metrics.
         closed: goal, everyone (nobody left to wait for) or deadline.
         best_round: whose version is the best so far by `stop.metric`; 0 while nothing says it.
         agents: by id.
@@ -106,6 +108,8 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     closed: str
     evaluated: bool = False
+    measured: int = 0
+    measured_unseen: int = 0
     agents: dict[str, AgentResult]
     matrices: dict[str, list[list[float]]] = {}
     absent: dict[str, str] = {}

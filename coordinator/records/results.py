@@ -39,6 +39,7 @@ def with_training(
         absent=absent_metrics(total, metrics) if total.weight else {},
         train_loss=loss,
         train_metrics=means,
+        measured=len(kept),
         left_out=record.left_out | left_out,
         agents={
             name: _result("train", sums, sums.weight, metrics) for name, sums in trained.items()
@@ -92,6 +93,8 @@ def with_evaluation(
         matrices=tables or record.matrices,
         absent=absent if evaluated else record.absent,
         evaluated=record.evaluated or bool(evaluated),
+        measured=len(kept.keys() - unseen) or len(kept) or record.measured,
+        measured_unseen=len(kept.keys() & unseen),
         agents=dict(sorted(agents.items())),
         left_out=record.left_out | left_out,
     )

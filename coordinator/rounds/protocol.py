@@ -55,7 +55,7 @@ class ClosedPhase:
         earlier: collectors of the round's phases before it, by name.
         suspects: agents whose updates count, and are beyond what the round shows to be usual: the
             reason by agent.
-        usual_loss: of the federation's first round; None when there was none with a loss.
+        usual_loss: of the first round that three agents measured; None when there was none.
     """
 
     settings: Settings

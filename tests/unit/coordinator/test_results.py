@@ -96,3 +96,16 @@ def test_the_line_of_a_round_says_whether_its_loss_was_measured() -> None:
     assert round_line(ended).endswith(line)
     measured = with_evaluation(ended, {"a": Sums(1.0, 1.0, {"mae": 3.0})}, set(), METRICS)
     assert " · loss 1.0000 · mae 3.0000 · 1.0 kB up" in round_line(measured)
+
+
+def test_a_record_says_how_many_agents_its_figures_are_of() -> None:
+    before = with_training(record(None), TRAINED, METRICS)
+    assert (before.measured, before.measured_unseen) == (2, 0)
+    one = {"a": Sums(1.0, 1.0, {"mae": 3.0})}
+    new = {"x": Sums(1.0, 1.0, {"mae": 3.0}), "y": Sums(1.0, 1.0, {"mae": 3.0})}
+    both = with_evaluation(before, one | new, {"x", "y"}, METRICS)
+    assert (both.measured, both.measured_unseen) == (1, 2)
+    alone = with_evaluation(before, new, {"x", "y"}, METRICS)
+    assert (alone.loss, alone.measured) == (1.0, 2)
+    nobody = with_evaluation(before, {}, set(), METRICS)
+    assert (nobody.loss, nobody.measured) == (before.loss, 2)

@@ -162,8 +162,9 @@ def test_what_single_agents_did_in_a_round_is_told_and_not_kept_in_memory() -> N
         last_round=1,
         committed=1,
         value=1.0,
-        best=Best(1, 0, 1.0),
+        best=Best(1, 0, 1.0, measured=2),
         first_loss=1.0,
+        first_measured=2,
         norms={"delta": KnownNorms((Norms(median=1.0, count=2),))},
     )
     assert stage.record.summary.agents == {}
