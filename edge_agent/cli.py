@@ -69,11 +69,19 @@ def _needs_openssl(config_path: Path) -> bool:
     type=click.Path(path_type=Path, dir_okay=False),
     default=Path("agent.yaml"),
     show_default=True,
+    help="The configuration to write.",
 )
 @click.option("--force", is_flag=True, help="Replace --out if it exists.")
 @click.option("--federation", help="Its name; default: the model's.")
 @click.option("--agent-id", help="Of this device; default: the machine's name.")
-@click.option("--broker", "host", default="127.0.0.1", show_default=True, metavar="HOST")
+@click.option(
+    "--broker",
+    "host",
+    default="127.0.0.1",
+    show_default=True,
+    metavar="HOST",
+    help="Its address.",
+)
 @command_errors
 def init(
     data: str,
@@ -88,7 +96,9 @@ def init(
     """Look at a data file and write a first agent.yaml for it.
 
     Finds columns or arrays, separator, decimal sign and times, and guesses which are the inputs and
-    the target of the model. What is uncertain has a comment beside it. The data stays as it is.
+    the target of the model. Prints what it is not sure of, and what still keeps the file from being
+    read; the columns are in agent.yaml. What is uncertain has a comment beside it. The data
+    stays as it is.
     """
     from edge_agent.first_config.init import write_first_config
     from models.zoo import open_model
@@ -96,15 +106,17 @@ def init(
     package = open_model(model_name) if model_name else None
     spec = package.spec if package else None
     written = write_first_config(
-        data, spec, out, table, force=force, federation=federation, agent_id=agent_id, host=host
-    )
+        data, spec, out, table,
+        model=model_name or "",
+        force=force, federation=federation, agent_id=agent_id, host=host,
+    )  # fmt: skip
     click.echo(f"{out} written after a look at {data}")
     for line in written.doubts:
         click.echo(f"  look at     {line}")
     if written.problem:
         click.echo(f"  not yet     {written.problem}")
-    if written.rows is not None:
-        click.echo(f"  reads       {written.rows:,} rows")
+    if written.reads:
+        click.echo(f"  reads       {written.reads}")
     checked = shlex.join(["fedge", "agent", "check", "--config", str(out)])
     click.echo(f"  next        {checked} --model {shlex.quote(model_name or 'MODEL')}")
 

@@ -56,6 +56,11 @@ def printable(text: str, keep: str = "") -> str:
     )
 
 
+def counted(number: int, noun: str) -> str:
+    """Returns a number and its noun: `1 row`, `3,600 rows`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 class LineFormatter(logging.Formatter):
     """Formatter that escapes control characters, so that a message is one line."""
 

@@ -20,6 +20,8 @@ from models.package.spec import ModelSpec, TensorSpec
 Array = NDArray[Any]
 Index = NDArray[np.integer[Any]]
 
+#: What stands in examples, and in a first agent.yaml, where a person has to name a column or array.
+PLACEHOLDER = "NAME"
 #: Numbers worked on at a time: 2 MiB in float64, so that no step needs a second copy of the data.
 _CHUNK_ELEMENTS = 1 << 18
 
@@ -46,6 +48,7 @@ class Table:
             None: the order of rows is the order of time.
         ready: whether float32 columns are scaled already.
         notes: what reading found out about the file, for people.
+        readings: of which the rows are windows; 0: they are not.
     """
 
     path: Path
@@ -58,6 +61,7 @@ class Table:
     epoch: F64 | None = None
     ready: bool = False
     notes: tuple[str, ...] = ()
+    readings: int = 0
 
     @property
     def rows(self) -> int:
@@ -105,6 +109,11 @@ def unknown_name(
         known: what there is.
         short: other names of the same things, which may come closer to what was meant.
     """
+    if name == PLACEHOLDER:
+        return DataError(
+            f"{path}: no {kind} {name!r}, which is a placeholder: replace it by the {kind} that is "
+            f"meant; {kind}s: {', '.join(known) or 'none'}"
+        )
     meant = did_you_mean(name, short or known)
     return DataError(f"{path}: no {kind} {name!r}; {meant}{kind}s: {', '.join(known) or 'none'}")
 

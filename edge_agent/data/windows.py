@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -271,7 +271,7 @@ class WindowCutter:
             f"{self._readings:,} rows"
         )
         log.info("%s: %s", self._path, note, extra={"event": "windows"})
-        return self._kept.table(group_names, (*notes, note))
+        return replace(self._kept.table(group_names, (*notes, note)), readings=self._readings)
 
     def _tell(self) -> None:
         if self._lost:

@@ -7,7 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
-from edge_agent.first_config.look import Array, Column, Look
+from edge_agent.data.table import PLACEHOLDER
+from edge_agent.first_config.look import LOOKED_AT, Array, Column, Look
+from fedge.yaml_config import as_yaml
 from models.package.spec import ModelSpec, TensorSpec
 
 _UNIT = re.compile(r"\s*(\(.*\)|\[.*\])\s*$")
@@ -21,10 +23,18 @@ _GROUPS = (
     "device",
     "site",
     "run",
+    "trial",
+    "participant",
+    "patient",
+    "sitzung",
+    "messung",
     "group",
 )
+#: What may stand behind such a name: `session_id`, `Subject No`.
+_GROUP_ENDS = ("id", "nr", "no", "number", "name")
+#: A file of fewer rows shows no order.
+_FEW_ROWS = 20
 _LABELS = ("label", "target", "class", "activity", "y")
-_PLACEHOLDER = "NAME"
 
 
 @dataclass(eq=False)
@@ -54,7 +64,32 @@ def guess(found: Look, spec: ModelSpec | None) -> Guess:
     """Returns the best guess for a model, or for none in particular."""
     if found.config.format == "npz":
         return _of_arrays(found.arrays, spec)
-    return _of_columns(found.columns, spec)
+    made = _of_columns(found.columns, spec)
+    if made.groups:
+        wanted = as_yaml({"group": made.groups[0]})
+        made.doubts["group"] = f"are these recordings of their own? Then write {wanted}"
+    if order := _order(found, made):
+        made.doubts["split"] = order
+    return made
+
+
+def _order(found: Look, made: Guess) -> str:
+    """Returns in words that the rows are sorted by a label; empty: they are not."""
+    for column in found.columns:
+        count = len(column.values)
+        is_label = column.name in made.targets.values() and 2 * count <= found.rows
+        if not is_label or found.rows < _FEW_ROWS or column.changes > count - 1:
+            continue
+        is_sorted = count > 1
+        if is_sorted or found.rows == LOOKED_AT:
+            seen = f"is sorted by {column.name}"
+            if not is_sorted:
+                seen = f"begins with {found.rows:,} rows of one {column.name}: is it sorted by it?"
+            return (
+                f"the file {seen}; the latest rows are held out, and would be of one label: "
+                "`split: stratified` holds out some of each"
+            )
+    return ""
 
 
 # -- columns -------------------------------------------------------------------------------------
@@ -64,7 +99,7 @@ def _of_columns(columns: Sequence[Column], spec: ModelSpec | None) -> Guess:
     made = Guess()
     times = [column for column in columns if column.kind == "time"]
     made.time = times[0] if times else None
-    made.groups = [c.name for c in columns if _plain(c.name) in _GROUPS]
+    made.groups = [c.name for c in columns if _is_group(c.name)]
     if spec is None:
         free = [c.name for c in columns if c.kind == "number" and c.name not in made.groups]
         labels = [c.name for c in columns if _plain(c.name) in _LABELS and c.kind != "time"]
@@ -100,7 +135,7 @@ def _target(
     texts = [c for c in others if c.kind == "text"]
     chosen = (named or texts or others[-1:])[:1]
     if not chosen:
-        made.targets[target.name] = _PLACEHOLDER
+        made.targets[target.name] = PLACEHOLDER
         made.doubts[target.name] = "no column looks like it"
         return
     column = chosen[0]
@@ -150,7 +185,7 @@ def _input(
     elif len(found) != needed:
         names = ", ".join(tensor.features[:8]) or f"{needed} numbers"
         made.doubts[tensor.name] = f"name {needed} columns, in the model's order: {names}"
-        found = [_close(name, columns) for name in tensor.features] or [_PLACEHOLDER] * needed
+        found = [_close(name, columns) for name in tensor.features] or [PLACEHOLDER] * needed
     made.inputs[tensor.name] = found
     taken.update(found)
 
@@ -162,7 +197,12 @@ def _called(name: str, columns: Iterable[Column]) -> Column | None:
 
 def _close(name: str, columns: Sequence[Column]) -> str:
     column = _called(name, columns)
-    return column.name if column else _PLACEHOLDER
+    return column.name if column else PLACEHOLDER
+
+
+def _is_group(name: str) -> bool:
+    plain = _plain(name)
+    return plain in _GROUPS or any(plain.removesuffix(end) in _GROUPS for end in _GROUP_ENDS)
 
 
 def _plain(name: str) -> str:
@@ -174,7 +214,7 @@ def _plain(name: str) -> str:
 
 
 def _of_arrays(arrays: Sequence[Array], spec: ModelSpec | None) -> Guess:
-    made = Guess(groups=[one.name for one in arrays if _plain(one.name) in _GROUPS])
+    made = Guess(groups=[one.name for one in arrays if _is_group(one.name)])
     if spec is None:
         made.inputs = {"": "x"}
         made.targets = {"target": "y"} if any(one.name == "y" for one in arrays) else {}
@@ -193,7 +233,7 @@ def _of_arrays(arrays: Sequence[Array], spec: ModelSpec | None) -> Guess:
         ]
         named = [one for name in default for one in fitting if one.name == name]
         chosen = (named or fitting)[:1]
-        name = chosen[0].name if chosen else _PLACEHOLDER
+        name = chosen[0].name if chosen else PLACEHOLDER
         taken.add(name)
         if not chosen:
             shape = ", ".join(("rows", *map(str, tensor.shape)))

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_agent.config import AgentConfig
+from edge_agent.data.config import DataConfig
 from edge_agent.data.dataset import build_dataset, read_ready
+from edge_agent.data.table import Table
+from edge_agent.data.targets import target_findings
 from edge_agent.first_config.guess import guess
 from edge_agent.first_config.look import look
 from edge_agent.first_config.write import config_text, default_agent_id
-from fedge.console import log_less
+from fedge.console import counted, log_less
 from fedge.errors import ConfigError, DataError
 from fedge.files import write_whole
 from fedge.yaml_config import load_config
@@ -26,13 +29,13 @@ class Written:
 
     Attributes:
         doubts: what a person has to look at, a line each.
-        problem: that the data still has with the model; empty: none, or no model was given.
-        rows: that can be used; None: nobody tried.
+        problem: that the data still has; empty: none was found.
+        reads: what can be used of it, in words; empty: nobody tried.
     """
 
     doubts: tuple[str, ...]
     problem: str
-    rows: int | None
+    reads: str
 
 
 def write_first_config(
@@ -41,6 +44,7 @@ def write_first_config(
     out: Path,
     table: str = "",
     *,
+    model: str = "",
     force: bool = False,
     federation: str | None = None,
     agent_id: str | None = None,
@@ -53,6 +57,7 @@ def write_first_config(
         spec: of the model.
         out: file to write.
         table: of an SQLite file.
+        model: as the command line named it.
         force: whether an existing file is replaced.
         federation: its name; None: the model's.
         agent_id: of the device; None: the machine's name.
@@ -70,7 +75,8 @@ def write_first_config(
         found,
         made,
         spec,
-        folder=out.parent,
+        out=out,
+        model=model,
         federation=federation or (_as_id(spec.name) if spec else _FEDERATION),
         agent_id=agent_id or default_agent_id(),
         host=host,
@@ -84,16 +90,28 @@ def write_first_config(
         raise
     doubts = tuple(f"{name}: {doubt}" for name, doubt in made.doubts.items())
     if spec is None:
-        return Written(doubts, "", None)
+        return Written(doubts, "; ".join(found.faults), "")
     restore = log_less(logging.ERROR, "edge_agent")
     try:
         table_read = read_ready(config.data, spec, out.parent)
         dataset = build_dataset(table_read, config.data, spec, own=True)
     except DataError as error:
-        return Written(doubts, str(error), None)
+        return Written(doubts, str(error), "")
     finally:
         restore()
-    return Written(doubts, "", len(dataset.rows))
+    odd = tuple(
+        f"{one.target}: {one.found}; {one.advice}"
+        for one in target_findings(dataset.arrays, spec, dataset.num_train, dataset.split)
+        if "split" not in made.doubts or one.kind != "split"
+    )
+    return Written(doubts + odd, "", _reads(table_read, config.data))
+
+
+def _reads(table: Table, config: DataConfig) -> str:
+    if config.window is None:
+        return counted(table.rows, "row")
+    length = counted(config.window.length, "reading")
+    return f"{counted(table.rows, 'window')} of {length}, cut from {counted(table.readings, 'row')}"
 
 
 def _as_id(name: str) -> str:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain, pairwise
 from math import isnan
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal
 
 from edge_agent.data.config import DataConfig
@@ -15,7 +18,7 @@ from edge_agent.data.file_settings import TimeConfig
 from edge_agent.data.files import data_files
 from edge_agent.data.formats.cells import ABSENT, Numbers
 from edge_agent.data.formats.csv import Header
-from edge_agent.data.formats.dialect import describing, find_decimal, split
+from edge_agent.data.formats.dialect import decimal_of, describing, find_decimal, split
 from edge_agent.data.formats.text_lines import TextLines, not_text, open_text
 from edge_agent.data.formats.times import Times
 from fedge.errors import DataError
@@ -24,13 +27,16 @@ from models.package.npz import open_npz
 Kind = Literal["number", "time", "text", "empty"]
 
 #: Rows that are looked at.
-_ROWS = 1000
+LOOKED_AT = 1000
 #: More different texts are names of nothing that is to be learned.
 _VALUES = 200
 #: So many different words among the numbers of a column are no words for "no reading".
 _WORDS = 3
 _TIME_WORDS = ("time", "date", "stamp", "epoch", "unix", "last_changed", "last_updated")
-_SLASHES = ("%d/%m/%Y %H:%M:%S", "%d/%m/%Y %H:%M", "%m/%d/%Y %H:%M:%S", "%m/%d/%Y %H:%M")
+#: Words of which one is a name's last part or its first: `ts_ms`, `t`, `Zeit [ms]`.
+_TIME_PARTS = {"t", "ts", "datum", "zeit", "uhrzeit", "zeitpunkt", "messzeit", "zeitstempel"}
+_CLOCKS = ("%H:%M:%S", "%H:%M", "%H:%M:%S.%f")
+_SLASHES = tuple(f"{day} {clock}" for day in ("%d/%m/%Y", "%m/%d/%Y") for clock in _CLOCKS)
 #: 1973 to 2286 in seconds, and in the smaller units beyond.
 _EPOCHS = (1e8, 2e19)
 
@@ -45,6 +51,9 @@ class Column:
         values: different texts in it, in order of appearance, at most 200.
         missing: cells without a reading among those that were looked at.
         format: of times that are not taken without being told.
+        other_format: of times that can be read in two ways, the other way.
+        apart_s: seconds between two times, the median; 0: unknown.
+        changes: rows whose cell is another than the one before.
         words: among numbers, which may mean "no reading" where they are.
     """
 
@@ -53,6 +62,9 @@ class Column:
     values: tuple[str, ...] = ()
     missing: int = 0
     format: str = ""
+    other_format: str = ""
+    apart_s: float = 0.0
+    changes: int = 0
     words: tuple[str, ...] = ()
 
 
@@ -83,6 +95,8 @@ class Look:
         arrays: of an .npz file.
         tables: of an SQLite file.
         files: number of files.
+        rows: that were looked at, at most 1,000.
+        faults: that keep it from being read, in words.
     """
 
     path: str
@@ -92,6 +106,8 @@ class Look:
     arrays: tuple[Array, ...] = ()
     tables: tuple[str, ...] = ()
     files: int = 1
+    rows: int = 0
+    faults: tuple[str, ...] = ()
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -140,7 +156,9 @@ def _text(path: str, paths: Sequence[Path], config: DataConfig) -> Look:
     for encoding in encodings:
         try:
             with open_text(first, encoding) as file:
-                head = Header(first, TextLines(first, file, config.csv.comment), config)
+                lines = TextLines(first, file, config.csv.comment)
+                head = Header(first, lines, config)
+                faults = _faults(first, head, lines)
             break
         except UnicodeError as error:
             if encoding == encodings[-1]:
@@ -152,15 +170,44 @@ def _text(path: str, paths: Sequence[Path], config: DataConfig) -> Look:
     rows = [split(line, head.separator) for line in head.sample]
     rows = [row for row in rows if len(row) == len(head.titles)]
     every = range(len(head.titles))
-    decimal = find_decimal(first, config.csv, head.separator, head.sample, every)
+    numbers = Numbers()
+    try:
+        if head.separator == ",":  # where numbers with a comma stand in quotes
+            decimal = decimal_of(first, config.csv, [cell for row in rows for cell in row])
+        else:
+            decimal = find_decimal(first, config.csv, head.separator, head.sample, every)
+        numbers.decimal = decimal
+    except DataError as error:  # 1,234: a person has to say what it is
+        decimal, numbers = ".", Numbers(".", ",")
+        faults.append(str(error))
     settings = describing(config.csv, head.separator, decimal)
     if encoding != encodings[0]:
         settings["encoding"] = encoding
     columns = tuple(
-        _column(title, [row[place] for row in rows], Numbers(decimal))
+        _column(title, [row[place] for row in rows], numbers)
         for place, title in enumerate(head.titles)
     )
-    return Look(path, config, settings, columns, files=len(paths))
+    found = Look(path, config, settings, columns, files=len(paths))
+    return replace(found, rows=len(rows), faults=tuple(faults))
+
+
+def _faults(path: Path, head: Header, lines: TextLines) -> list[str]:
+    """Returns what is wrong with the lines of a file; all of them are looked at."""
+    if not head.sample:
+        return [f"{path}: has a header and no rows yet"]
+    width = len(head.titles)
+    for line, number in chain(
+        zip(head.sample, head.numbers, strict=True), ((line, lines.number) for line in lines)
+    ):
+        if '"' in line:  # what is in quotes may go on in the next line
+            break
+        cells = line.count(head.separator) + 1
+        if cells != width and line[-1] in "\r\n":  # a torn last line is left out
+            return [
+                f"{path}: line {number}: {cells} cells, the header has {width}: torn, or two files "
+                "in one? Mend or delete the line"
+            ]
+    return []
 
 
 def _database(path: str, file: Path, config: DataConfig) -> Look:
@@ -178,7 +225,7 @@ def _database(path: str, file: Path, config: DataConfig) -> Look:
                 for name in tables
             }
             chosen = config.table or max(tables, key=lambda name: counts[name])
-            cursor = database.execute(f"{select_all(chosen)} LIMIT {_ROWS}")
+            cursor = database.execute(f"{select_all(chosen)} LIMIT {LOOKED_AT}")
             titles = [column[0] for column in cursor.description]
             rows = cursor.fetchall()
         except (sqlite3.Error, sqlite3.Warning, UnicodeDecodeError) as error:
@@ -188,10 +235,17 @@ def _database(path: str, file: Path, config: DataConfig) -> Look:
         _column(title, [row[place] for row in rows], Numbers())
         for place, title in enumerate(titles)
     )
-    return Look(path, config, columns=columns, tables=tuple(tables))
+    faults = () if rows else (f"{file}: the table {chosen} has no rows yet",)
+    found = Look(path, config, columns=columns, tables=tuple(tables))
+    return replace(found, rows=len(rows), faults=faults)
 
 
 def _column(name: str, cells: Sequence[Any], numbers: Numbers) -> Column:
+    changes = sum(one != next_one for one, next_one in pairwise(cells))
+    return replace(_kind_of(name, cells, numbers), changes=changes)
+
+
+def _kind_of(name: str, cells: Sequence[Any], numbers: Numbers) -> Column:
     present = [cell for cell in cells if cell is not None and _is_present(cell)]
     missing = len(cells) - len(present)
     texts = tuple(dict.fromkeys(str(cell).strip() for cell in present))[:_VALUES]
@@ -200,12 +254,14 @@ def _column(name: str, cells: Sequence[Any], numbers: Numbers) -> Column:
     values = [_number(cell, numbers) for cell in present]
     if not any(map(isnan, values)):
         is_time = _is_called_time(name) and _EPOCHS[0] <= min(values) <= max(values) <= _EPOCHS[1]
-        return Column(name, "time" if is_time else "number", texts, missing)
+        if is_time and (times := _seconds(present, "auto")):
+            return Column(name, "time", texts, missing, apart_s=_apart(times))
+        return Column(name, "number", texts, missing)
     for form in ("auto", *_SLASHES):
-        if _are_times(present, form):
-            others = [one for one in _SLASHES if one != form and _are_times(present, one)]
-            told = "" if form == "auto" else form if not others else "?"
-            return Column(name, "time", texts, missing, told)
+        if times := _seconds(present, form):
+            others = [one for one in _SLASHES if one != form and _seconds(present, one)]
+            told, other = "" if form == "auto" else form, "".join(others[:1])
+            return Column(name, "time", texts, missing, told, other, _apart(times))
     words = tuple(dict.fromkeys(text for text, v in zip(present, values, strict=True) if isnan(v)))
     if len(words) <= _WORDS and sum(map(isnan, values)) < len(values) / 2:
         numeric = tuple(text for text in texts if text not in words)
@@ -223,16 +279,22 @@ def _number(cell: Any, numbers: Numbers) -> float:
     return float("nan")
 
 
-def _are_times(cells: Sequence[Any], form: str) -> bool:
+def _seconds(cells: Sequence[Any], form: str) -> list[float]:
+    """Returns seconds since 1970 of cells; empty: they are no times of this form."""
     times = Times(TimeConfig(column="t", format=form))
     try:
-        for cell in cells:
-            times.seconds(cell)
+        return [times.seconds(cell) for cell in cells]
     except (ValueError, OverflowError, TypeError):
-        return False
-    return True
+        return []
+
+
+def _apart(times: Sequence[float]) -> float:
+    """Returns the median of the seconds between two times; rounded, as clocks jitter."""
+    apart = [after - before for before, after in pairwise(times) if after > before]
+    return float(f"{median(apart):.3g}") if apart else 0.0
 
 
 def _is_called_time(name: str) -> bool:
     lower = name.lower()
-    return lower in ("t", "ts") or any(word in lower for word in _TIME_WORDS)
+    parts = set(re.findall(r"[^\W\d_]+", lower))
+    return bool(parts & _TIME_PARTS) or any(word in lower for word in _TIME_WORDS)

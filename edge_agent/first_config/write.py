@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import socket
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ def config_text(
     made: Guess,
     spec: ModelSpec | None,
     *,
-    folder: Path,
+    out: Path,
+    model: str,
     federation: str,
     agent_id: str,
     host: str,
@@ -33,21 +35,23 @@ def config_text(
         found: in the data file.
         made: of it.
         spec: of the model, if one was given.
-        folder: in which the file will be: its paths are relative to it.
+        out: the file it will be: its paths are relative to its folder.
+        model: as the command line named it; empty: not at all.
         federation: its name.
         agent_id: of the device.
         host: of the broker.
     """
+    checked = shlex.join(["fedge", "agent", "check", "--config", str(out)])
     lines = [
         f"# Written after a look at {found.path}; docs/configuration.md lists all keys.",
-        "# Try it:  fedge agent check --config THIS_FILE --model MODEL",
+        f"# Try it:  {checked} --model {shlex.quote(model or 'MODEL')}".replace("\n", " "),
         "",
         _line({"federation": federation}, "the name that the coordinator uses too"),
         _line({"agent_id": agent_id}, "unique in the federation: letters, digits, - and _"),
         _line({"broker": {"host": host}}, "with tls, username ... where the broker wants them"),
         "",
         "data:",
-        *(f"  {line}".rstrip() for line in _data(found, made, spec, folder)),
+        *(f"  {line}".rstrip() for line in _data(found, made, spec, out.parent)),
         "",
         "state_dir: state",
         "",
@@ -88,11 +92,11 @@ def _times(made: Guess) -> list[str]:
     column = made.time
     time: dict[str, Any] = {"column": column.name}
     doubt = "orders the rows; zone: Europe/Berlin ... where times name none"
-    if column.format == "?":
-        time["format"] = "%d/%m/%Y %H:%M"
-        doubt = "which is the day, the first or the second number? %m/%d/%Y %H:%M is the other way"
-    elif column.format:
+    if column.format:
         time["format"] = column.format
+    if column.other_format:
+        other = column.other_format
+        doubt = f"which is the day, the first or the second number? {other} is the other way"
     features = ", ".join(name for name in FEATURES if "_" not in name)
     return [
         _line({"time": time}, doubt),
@@ -111,13 +115,12 @@ def _inputs(made: Guess, spec: ModelSpec | None) -> list[str]:
         ]
     if made.length and len(spec.inputs) == 1:
         (columns,) = made.inputs.values()
-        window = {"length": made.length, "columns": columns}
         doubt = made.doubts.get(spec.inputs[0].name, "each is one row of the model")
+        window = {"length": made.length, "columns": columns}
         lines = [_line({"window": window}, doubt)]
-        if made.time is not None:
-            lines.append(
-                "# with every: SECONDS readings are that far apart, and a gap ends a window"
-            )
+        if made.time is not None and made.time.apart_s:
+            exact = as_yaml({"window": {**window, "every": made.time.apart_s}})
+            lines.append(f"# {exact}   # or: a reading every so many s, and a pause ends a window")
         return lines
     lines = ["inputs:"]
     for name, source in made.inputs.items():

@@ -22,6 +22,7 @@ ABSENT = frozenset(
 _SHOWN_CLASSES = 12
 _TIME = re.compile(r"\d{4}-\d\d-\d\d([T ].*)?|\d{1,2}[./]\d{1,2}[./]\d{4}( .*)?")
 _COMMA = re.compile(r"[-+]?\d+,\d+")
+_THOUSANDS = re.compile(r"[-+]?[1-9]\d{0,2}(,\d{3})+(\.\d*)?")
 _POINT = re.compile(r"[-+]?\d+\.\d+")
 _WORD = re.compile(r"[^\d\s]{1,40}")
 
@@ -77,6 +78,11 @@ class Numbers:
     def advice(self, cell: object) -> str:
         """Returns what to write into the `data` section so that the cell can be read, if known."""
         text = str(cell).strip()
+        if _THOUSANDS.fullmatch(text):
+            return (
+                '; a decimal comma, or thousands? Write `csv: {decimal: ","}` or '
+                '`csv: {thousands: ","}` into data'
+            )
         if _COMMA.fullmatch(text):
             return '; a decimal comma? Write `csv: {decimal: ","}` into data'
         if self.decimal == "," and _POINT.fullmatch(text):

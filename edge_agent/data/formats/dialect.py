@@ -62,7 +62,12 @@ def find_decimal(
     if separator == "," or config.thousands == ",":
         return "."
     rows = [split(line, separator) for line in sample]
-    cells = [row[place].strip() for row in rows for place in columns if place < len(row)]
+    return decimal_of(path, config, [row[at] for row in rows for at in columns if at < len(row)])
+
+
+def decimal_of(path: Path, config: CsvConfig, found: Sequence[str]) -> str:
+    """Returns the decimal sign of cells, of which some are numbers; see `find_decimal`."""
+    cells = [cell.strip() for cell in found]
     cells = [cell for cell in cells if cell.lower() not in ABSENT]
     if config.thousands:
         cells = [cell.replace(config.thousands, "") for cell in cells]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent.data.config import DataConfig
-from edge_agent.data.table import unknown_name
+from edge_agent.data.table import PLACEHOLDER, unknown_name
 from fedge.errors import DataError
 from fedge.yaml_config import as_yaml
 from models.package.spec import ModelSpec, TensorSpec
@@ -90,9 +90,9 @@ def example(tensor: TensorSpec, spec: ModelSpec, needed: int = 1, **source: Any)
         source: of it; else columns called NAME.
     """
     if tensor in spec.inputs:
-        names = ["NAME"] * min(needed, _SHOWN)
+        names = [PLACEHOLDER] * min(needed, _SHOWN)
         return as_yaml({"inputs": {tensor.name: source or {"columns": names}}})
-    found: dict[str, Any] = {tensor.name: source or {"column": "NAME"}}
+    found: dict[str, Any] = {tensor.name: source or {"column": PLACEHOLDER}}
     return as_yaml(found if tensor.name in ("target", "weight") else {"targets": found})
 
 

@@ -81,6 +81,9 @@ def test_a_spreadsheet_s_file_is_described_as_it_is_written(tmp_path: Path) -> N
         (["01/12/2025 23:59", "02/12/2025 00:00"], "%d/%m/%Y %H:%M"),
         (["2025-12-31T23:59:00Z", "2026-01-01T00:00:00Z"], "auto"),
         (["1767225540", "1767225600"], "auto"),
+        (["1767225540000", "1767225600000"], "auto"),
+        (["31.12.2025 23:59:00.000", "01.01.2026 00:00:00.500"], "auto"),
+        (["01/12/2025 23:59:59.250", "02/12/2025 00:00:00.000"], "%d/%m/%Y %H:%M:%S.%f"),
     ],
 )
 def test_times_are_found_and_doubts_are_told(tmp_path: Path, stamps: list[str], form: str) -> None:
@@ -94,6 +97,15 @@ def test_times_are_found_and_doubts_are_told(tmp_path: Path, stamps: list[str], 
     checked(tmp_path, "house_price")
 
 
+@pytest.mark.parametrize("name", ["timestamp", "ts_ms", "date", "Datum", "Zeit [ms]", "t"])
+@pytest.mark.parametrize("unit", [1, 1000])
+def test_an_epoch_is_a_time_where_its_name_says_so(tmp_path: Path, name: str, unit: int) -> None:
+    (tmp_path / "room.csv").write_text(f"{name},temp,label\n{1_767_225_540 * unit},20.5,1\n")
+    assert made(tmp_path, "room.csv", "")[0].time is not None
+    (tmp_path / "room.csv").write_text(f"setting,{name},label\n{1_767_225_540 * unit},20.5,1\n")
+    assert made(tmp_path, "room.csv", "", "--force")[0].time is None
+
+
 def test_windows_are_cut_where_the_model_takes_them(tmp_path: Path) -> None:
     names = ["acc x", "acc y", "acc z", "gyr x", "gyr y", "gyr z"]
     rng = np.random.default_rng(0)
@@ -103,12 +115,14 @@ def test_windows_are_cut_where_the_model_takes_them(tmp_path: Path) -> None:
     ]
     text = "\n".join([",".join(["time", *names, "exercise"]), *lines, ""])
     (tmp_path / "walks.csv").write_text(text)
-    data, _, done = made(tmp_path, "walks.csv", "wearable_activity")
+    data, written, done = made(tmp_path, "walks.csv", "wearable_activity")
     assert data.window is not None
     assert (data.window.length, data.window.columns) == (100, tuple(names))
     assert data.target is not None
     assert (data.target.column, data.target.ignore_case) == ("exercise", True)
     assert "taken in the order of the file: is this the model's order?" in done.output
+    assert "reads       6 windows of 100 readings, cut from 600 rows" in done.output
+    assert f"# window: {{length: 100, columns: [{', '.join(names)}], every: 0.02}}" in written
     assert "learn    5 rows" in checked(tmp_path, "wearable_activity").output
 
 
@@ -171,7 +185,84 @@ def test_columns_that_cannot_be_told_are_named_as_doubts(tmp_path: Path) -> None
     _, text, done = made(tmp_path, "odd.csv", "house_price")
     assert "name 2 columns, in the model's order: median_income, rooms_per_household" in text
     assert "not yet     " in done.output
-    assert "no column 'NAME'" in done.output
+    assert "no column 'NAME', which is a placeholder: replace it by the column" in done.output
+
+
+def test_a_placeholder_of_an_array_is_to_be_replaced_too(tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", rows=np.ones((20, 5)), price=np.arange(20.0))
+    _, _, done = made(tmp_path, "data.npz", "house_price")
+    assert "no array 'NAME', which is a placeholder: replace it by the array" in done.output
+
+
+@pytest.mark.parametrize("name", ["session", "session_id", "Subject No", "recording"])
+def test_a_column_that_tells_recordings_apart_is_suggested(tmp_path: Path, name: str) -> None:
+    (tmp_path / "room.csv").write_text(f"{name},temp,label\n1,20.5,on\n2,21.5,off\n")
+    _, text, done = made(tmp_path, "room.csv", "")
+    assert f"# group: {name}" in text
+    assert (
+        f"look at     group: are these recordings of their own? Then write group: {name}"
+        in done.output
+    )
+    assert "columns: [temp]" in text
+
+
+def test_a_file_sorted_by_its_label_is_something_to_look_at(tmp_path: Path) -> None:
+    labels = [label for label in ("walk", "run", "sit") for _ in range(10)]
+    (tmp_path / "walks.csv").write_text("temp,label\n" + "".join(f"20,{one}\n" for one in labels))
+    assert "the file is sorted by label" in made(tmp_path, "walks.csv", "")[2].output
+    labels = ["walk", "run", "sit"] * 10
+    (tmp_path / "walks.csv").write_text("temp,label\n" + "".join(f"20,{one}\n" for one in labels))
+    assert "sorted by" not in made(tmp_path, "walks.csv", "", "--force")[2].output
+    (tmp_path / "walks.csv").write_text("temp,label\n" + "20,walk\n" * 1500 + "20,run\n" * 1500)
+    done = made(tmp_path, "walks.csv", "", "--force")[2]
+    assert "begins with 1,000 rows of one label: is it sorted by it?" in done.output
+
+
+def test_what_is_odd_about_the_rows_of_a_model_is_told_at_once(tmp_path: Path) -> None:
+    lines = [f"3.{n % 7},5.{n % 5},{1.5 + (n > 70) * 2 + n % 3 / 10}\n" for n in range(100)]
+    head = "median_income,rooms_per_household,price\n"
+    (tmp_path / "houses.csv").write_text(head + "".join(lines))
+    assert "are the rows sorted by it?" in made(tmp_path, "houses.csv", "house_price")[2].output
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('a,label\n"1,234",1\n"2,345",0\n', "1,234, which may be a decimal number or thousands"),
+        ("a;label\n1,234;1\n2,345;0\n", "1,234, which may be a decimal number or thousands"),
+        ('a,b,label\n"1,23",0.5,1\n', "both 1,23 and 0.5"),
+    ],
+)
+def test_numbers_that_can_be_read_in_two_ways_are_asked_about(
+    tmp_path: Path, text: str, says: str
+) -> None:
+    (tmp_path / "odd.csv").write_text(text)
+    _, written, done = made(tmp_path, "odd.csv", "")
+    assert "columns: [a" in written
+    assert f"not yet     {tmp_path / 'odd.csv'}: has {says}" in done.output
+    assert 'write `csv: {decimal: ","}` or' in done.output
+
+
+def test_quoted_decimal_commas_are_found(tmp_path: Path) -> None:
+    head = "median_income,rooms_per_household,price\n"
+    (tmp_path / "houses.csv").write_text(head + '"3,2","5,1","1,8"\n"3,1","5,2",2\n' * 5)
+    assert made(tmp_path, "houses.csv", "house_price")[0].csv.decimal == ","
+    checked(tmp_path, "house_price")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a,label\n", "has a header and no rows yet"),
+        ("a,label\n1,2\n1,2,3\n1,2\n", "line 3: 3 cells, the header has 2: torn"),
+        ("a,label\n" + "1,2\n" * 3000 + "1\n1,2\n", "line 3002: 1 cells, the header has 2: torn"),
+    ],
+)
+def test_a_torn_file_is_told_without_a_model(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "odd.csv").write_text(text)
+    assert f"not yet     {tmp_path / 'odd.csv'}: {says}" in made(tmp_path, "odd.csv", "")[2].output
+    (tmp_path / "odd.csv").write_text("a,label\n1,2\n1")  # only its last line: that is left out
+    assert "not yet" not in made(tmp_path, "odd.csv", "", "--force")[2].output
 
 
 def test_a_file_is_never_replaced_unasked(tmp_path: Path) -> None:
