@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
-from coordinator.storage.folder import leave_note, strangers
+from coordinator.storage.folder import MARK_FILE, leave_note, strangers
 from coordinator.storage.store import Store
 from fedge.errors import ConfigError
 from fedge.files import PRIVATE, sync_folder
@@ -78,6 +78,7 @@ def copy_back(path: Path, state_dir: Path) -> None:
         _check_whole(partial, path)
         for ending in ("-wal", "-shm"):  # of a store that somebody deleted in part
             target.with_name(target.name + ending).unlink(missing_ok=True)
+        target.with_name(MARK_FILE).unlink(missing_ok=True)
         _put(partial, target)
         leave_note(target)
 

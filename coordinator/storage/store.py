@@ -5,6 +5,7 @@ Beside it the updates of the open round (`update_log`).
 
 from __future__ import annotations
 
+import logging
 import secrets
 import sqlite3
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from coordinator.machine.progress import Progress, StoredRound
 from coordinator.records.course import Course, Rule
 from coordinator.records.records import RoundRecord
 from coordinator.storage.agent_tables import AGENT_SCHEMA, AgentTables
-from coordinator.storage.folder import is_empty, leave_note
+from coordinator.storage.folder import Latest, doubt, is_empty, leave_mark, leave_note, read_mark
 from coordinator.storage.orders import ORDER_SCHEMA, OrderTable
 from coordinator.storage.update_log import UpdateLog
 from coordinator.storage.version_tables import VERSION_SCHEMA, VersionTables
@@ -31,6 +32,8 @@ from models.package.package import ModelPackage
 from models.package.stored_versions import STORE_FILE
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 _FORMAT = "5"
 _SCHEMA = f"""
@@ -72,10 +75,22 @@ class Store(VersionTables, AgentTables, OrderTable):
         keep_rounds: int = 0,
         erase: bool = False,
     ) -> None:
+        mark = None if folder is None else read_mark(folder / STORE_FILE)  # first: it may move on
         super().__init__(folder, STORE_FILE, _SCHEMA, _FORMAT, erase=erase)
         self._keep_versions = keep_versions
         self._keep_rounds = keep_rounds
         self._updates = UpdateLog(folder, erase=erase)
+        if folder is not None:
+            self._warn_of_a_copy(mark)
+
+    def _warn_of_a_copy(self, mark: Latest | None) -> None:
+        is_begun = bool(self.versions())
+        is_backup = self.meta("backup_at") is not None  # whole by itself
+        if is_begun and not is_backup and (why := doubt(self.path, mark, self.latest())):
+            log.warning("%s", why)
+
+    def _mark(self) -> None:
+        leave_mark(self.path, self.latest())
 
     def close(self) -> None:
         """Releases the files."""
@@ -151,6 +166,7 @@ class Store(VersionTables, AgentTables, OrderTable):
             self._insert_course(db, 0, Course())
         self._checkpoint()
         leave_note(self.path)
+        self._mark()
 
     def commit(
         self,
@@ -179,6 +195,7 @@ class Store(VersionTables, AgentTables, OrderTable):
             self._insert_course(db, version, course)
             self._forget_old(db, record.round_id, version, course)
         self._updates.clear()  # not before: until then the open round is what counts
+        self._mark()
 
     def save_round(
         self,
@@ -200,6 +217,7 @@ class Store(VersionTables, AgentTables, OrderTable):
             self._insert_course(db, record.version, course)
             self._forget_old(db, record.round_id, record.version, course)
         self._updates.clear()
+        self._mark()
 
     def save_open_round(self, plan: RoundPlan, cohort: tuple[str, ...], goal: int) -> None:
         """Stores that a phase with updates begins; those of an earlier one are forgotten."""
@@ -248,6 +266,7 @@ class Store(VersionTables, AgentTables, OrderTable):
             self._new_session(db)
             db.execute("INSERT OR REPLACE INTO meta VALUES ('finished', '')")
         self._updates.clear()
+        self._mark()
         return version
 
     def open_round(self) -> tuple[int, list[str]] | None:
@@ -284,6 +303,7 @@ class Store(VersionTables, AgentTables, OrderTable):
             return
         with self._transaction() as db:
             self._new_session(db)
+        self._mark()
 
     def _new_session(self, db: sqlite3.Connection) -> None:
         """Begins another run: answers to the one before count no more."""

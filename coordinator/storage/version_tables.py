@@ -14,6 +14,7 @@ import numpy as np
 from coordinator.records.course import Course, Rule
 from coordinator.records.records import RoundRecord, RoundStatus
 from coordinator.storage.database import Database
+from coordinator.storage.folder import Latest
 from fedge.errors import ConfigError, WireError
 from learning.algorithms.algorithm import ServerState
 from learning.algorithms.server_step import state_from_bytes, state_to_bytes
@@ -84,6 +85,13 @@ class VersionTables(Database):
     def number_of_rounds(self) -> int:
         """Records of rounds that are kept."""
         return int(self._read("SELECT COUNT(*) FROM rounds")[0][0])
+
+    def latest(self) -> Latest:
+        """How far it is."""
+        ((round_id, version),) = self._read(
+            "SELECT (SELECT MAX(round_id) FROM rounds), (SELECT MAX(version) FROM versions)"
+        )
+        return Latest(round_id or 0, version or 0)
 
     def ended_rounds(self, latest: int) -> list[EndedRound]:
         """So many of the latest rounds, in order, with their moments."""

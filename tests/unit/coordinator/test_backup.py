@@ -121,7 +121,8 @@ def test_a_folder_with_other_files_takes_no_backup(file: Path, tmp_path: Path) -
 def test_what_a_deleted_store_left_behind_is_no_obstacle(file: Path, tmp_path: Path) -> None:
     folder = tmp_path / "left"
     folder.mkdir()
-    for name in ("README.txt", "open_round.log", f"{STORE_FILE}-wal", f"{STORE_FILE}-shm"):
+    remains = (f"{STORE_FILE}-wal", f"{STORE_FILE}-shm")
+    for name in ("README.txt", "latest_round.txt", "open_round.log", *remains):
         (folder / name).write_text("old")
     assert "version 3" in restore(CONFIG, folder, PACKAGE, file)[0]
 
@@ -174,7 +175,9 @@ def test_a_copy_without_its_log_is_told_to_be_empty_where_it_is(tmp_path: Path) 
         Store.open_existing(tmp_path)
 
 
-def test_a_copy_of_the_file_alone_is_old_but_not_empty(store: Store, tmp_path: Path) -> None:
+def test_a_copy_of_the_file_alone_is_old_but_not_empty_and_warned_of(
+    store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     copy = tmp_path / "copy"
     copy.mkdir()
     shutil.copy(store.path, copy)
@@ -183,6 +186,36 @@ def test_a_copy_of_the_file_alone_is_old_but_not_empty(store: Store, tmp_path: P
     assert progress is not None
     assert progress.version == 0
     assert np.count_nonzero(progress.theta) == 0
+    (line,) = caplog.messages
+    assert line.startswith(f"{copy / STORE_FILE} ends with round 0, version 0, and there is no")
+
+
+def test_an_old_copy_in_the_place_of_the_store_is_warned_of(
+    store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(store.path.parent, tmp_path / "copy", ignore=shutil.ignore_patterns("*-wal"))
+    with closing(Store.open_existing(tmp_path / "copy")):
+        pass
+    (line,) = caplog.messages
+    assert "ends with round 0, version 0, but round 3, version 3 was reached here" in line
+
+
+def test_a_whole_store_is_not_warned_of(
+    store: Store, file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = store.path.parent
+    with closing(Store.open_existing(folder)):
+        pass  # beside the one at work
+    shutil.copytree(folder, tmp_path / "killed")
+    restore(CONFIG, tmp_path / "again", PACKAGE, file)
+    store.roll_back(1, 3, lambda _, state: state)
+    store.close()
+    (folder / "latest_round.txt").write_text("")  # torn by a power cut
+    for each in (folder, tmp_path / "killed", tmp_path / "again"):
+        with closing(Store.open_existing(each)):
+            pass
+    assert not caplog.messages
+    assert (tmp_path / "again" / "latest_round.txt").read_text() == "round 3, version 3\n"
 
 
 def test_the_folder_says_how_to_copy_it(store: Store) -> None:
