@@ -14,7 +14,7 @@ from models.package.package import ModelPackage
 
 log = logging.getLogger(__name__)
 
-#: A loss of so many times the largest of the losses before is no loss of a model that learns.
+#: A loss of so many times the first is no loss of a model that learns.
 _EXPLOSION = 100.0
 
 
@@ -34,20 +34,19 @@ class CentralRows:
         self._metrics = package.spec.metrics
         self._measure = measure
         self._latest: tuple[F32, Sums] | None = None
-        self._largest = 0.0
+        self._first = 0.0
 
     def explosion(self, before: F32, after: F32) -> str:
         """Returns how the loss would explode with a new θ, in words; empty when it would not."""
-        if not self._largest and (sums := self._sums(before)) is not None:
-            self._largest = sums.loss / sums.weight
+        if not self._first and (sums := self._sums(before)) is not None:
+            self._first = sums.loss / sums.weight
         sums = self._sums(after)
         if sums is None:
             return ""
         loss = sums.loss / sums.weight
-        if isfinite(loss) and (not self._largest or loss <= _EXPLOSION * self._largest):
-            self._largest = max(self._largest, loss)
+        if isfinite(loss) and (not self._first or loss <= _EXPLOSION * self._first):
             return ""
-        return f"loss on the coordinator's own rows {loss:.6g}, before {self._largest:.6g}"
+        return f"loss on the coordinator's own rows {loss:.6g}, at first {self._first:.6g}"
 
     def measured(self, record: RoundRecord, theta: F32) -> RoundRecord:
         """Returns a committed round's record with the figures of the rows, if they can be had."""

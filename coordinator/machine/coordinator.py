@@ -12,6 +12,8 @@ import logging
 import math
 from collections.abc import Callable
 
+import msgspec
+
 from broker.link.link import publish_packet_bytes
 from broker.protocol import messages
 from broker.protocol.messages import AgentStatus, Report
@@ -226,6 +228,7 @@ class Coordinator:
             if (entry := self.roster.get(agent_id)) is not None:
                 actions.append(SaveAgent(agent_id, entry.status))
             if opened is not None:
+                opened.note_left(agent_id, now_s)
                 opened.round.set_offline(agent_id, offline=True)
         if opened is not None and opened.round.closed is None and now_s >= opened.deadline_s:
             opened.round.reach_deadline()
@@ -242,6 +245,7 @@ class Coordinator:
         opened = self._rounds.open
         if opened is None:
             return []
+        opened.note_counted(now_s)
         if self._connected:
             opened.watch_grace(self.config.round.grace_s, now_s)
         if opened.round.closed is None:
@@ -349,6 +353,8 @@ class Coordinator:
 
     def _report(self, agent_id: str, round_id: int, payload: bytes, now_s: float) -> list[Action]:
         report = messages.decode(payload, Report)
+        if report.kind == "declined" and self._rounds.open is not None:
+            self._rounds.open.note_left(agent_id, now_s)
         if report.kind == "missing":
             return [*self._publisher.again(report.sha256 or "", report.chunks, now_s)]
         return self._taken(
@@ -394,12 +400,25 @@ class Coordinator:
 
     def _removed(self, agent_id: str, now_s: float) -> list[Action]:
         """Drops an agent whose retained status was cleared: nobody is there, nor will be."""
-        if not self.roster.forget(agent_id):
+        entry, opened = self.roster.get(agent_id), self._rounds.open
+        is_asked = opened is not None and agent_id in opened.round.cohort
+        if entry is None or (is_asked and not entry.online):
             return []
-        log.info("agent %s: its status was cleared; it is forgotten until its next one", agent_id)
+        if is_asked:
+            # What it may send for this round is judged by what it said before.
+            entry.update(msgspec.structs.replace(entry.status, state="offline"))
+        else:
+            self.roster.forget(agent_id)
+        log.info(
+            "agent %s: its status was cleared; it is forgotten until its next one",
+            agent_id,
+            extra={"event": "cleared", "sender": agent_id, "reason": "cleared"},
+        )
         return [ForgetAgent(agent_id), *self._presence(agent_id, now_s, offline=True)]
 
     def _presence(self, agent_id: str, now_s: float, *, offline: bool) -> list[Action]:
         if self._rounds.open is not None:
+            if offline:
+                self._rounds.open.note_left(agent_id, now_s)
             self._rounds.open.round.set_offline(agent_id, offline=offline)
         return self._close_if_done(now_s)

@@ -21,6 +21,8 @@ from learning.registry import Settings
 log = logging.getLogger(__name__)
 
 _LEAST_GRACE_S = 1.0
+#: And three times as long as the others took: who leaves later than that has held up a phase.
+_HELD_UP_S = 5.0
 
 
 @dataclass(eq=False)
@@ -38,6 +40,7 @@ class OpenRound:
         deadline_s: when answers of this phase are late, on the same clock.
         record: as far as it is known.
         earlier: collectors of the round's phases before this one, by name.
+        held_up: agents that left, or declined, after all others had long answered.
         grace_until_s: the phase ends then, since it hardly waits for those that are missing;
             infinite while it waits for others.
     """
@@ -52,12 +55,28 @@ class OpenRound:
     deadline_s: float
     record: RoundRecord
     earlier: dict[str, Collector] = field(default_factory=dict)
+    held_up: set[str] = field(default_factory=set)
     grace_until_s: float = math.inf
+    _counted: int = 0
+    _counted_s: float = -math.inf
 
     def waits_for(self, agent_id: str, round_id: int) -> bool:
         """Says whether an agent's message of a round may be the answer that the phase lacks."""
         asked = round_id == self.plan.round_id and agent_id in self.round.cohort
         return asked and agent_id not in self.round.counted
+
+    def note_left(self, agent_id: str, now_s: float) -> None:
+        """Notes that an agent that was waited for will not answer: did it hold up the phase?"""
+        if agent_id not in self.round.waiting_for or not self._counted:
+            return
+        announced_s = self.deadline_s - self.plan.deadline_s
+        if now_s - announced_s > max(_HELD_UP_S, 3 * (self._counted_s - announced_s)):
+            self.held_up.add(agent_id)
+
+    def note_counted(self, now_s: float) -> None:
+        """Notes when the latest answer counted."""
+        if len(self.round.counted) != self._counted:
+            self._counted, self._counted_s = len(self.round.counted), now_s
 
     def watch_grace(self, grace_s: float, now_s: float) -> None:
         """Begins the phase's grace, and ends the phase when that is over.

@@ -257,7 +257,7 @@ class RoundRunner:
         """Carries out what the protocol makes of the phase that closed."""
         opened = self.open
         assert opened is not None, "a phase closed"
-        self._roster.standings.note_round(opened.round, opened.plan.phase_name)
+        self._roster.standings.note_round(opened.round, opened.plan.phase_name, opened.held_up)
         progress = self._progress
         closed = opened.closed(progress.course.usual_loss)
         if opened.is_durable:

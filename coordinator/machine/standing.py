@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 
 import msgspec
 
@@ -44,10 +44,14 @@ class Silence(msgspec.Struct, frozen=True):
     Attributes:
         rounds: of these in a row.
         until_round: it is asked again from this round on.
+        was_cut_short: the last of them did not wait for it until its deadline.
+        is_patient: it was only slow: the next one waits for it until its deadline.
     """
 
     rounds: int
     until_round: int
+    was_cut_short: bool = False
+    is_patient: bool = False
 
 
 class Standing(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -154,7 +158,7 @@ class Standings:
 
     def _was_silent(self, agent_id: str, phase: str) -> bool:
         silence = self.get(agent_id).silences.get(phase)
-        return silence is not None and silence.rounds > self._patience
+        return silence is not None and silence.rounds > self._patience and not silence.is_patient
 
     def accepted(self, agent_id: str) -> None:
         """Notes an answer that counts. It is stored with the next change that matters."""
@@ -211,31 +215,53 @@ class Standings:
             silences = {name: s for name, s in standing.silences.items() if name != phase}
             self.set(agent_id, msgspec.structs.replace(standing, silences=silences))
 
-    def silent(self, agent_id: str, phase: str) -> None:
-        """Notes that an agent was online, was asked and said nothing: it is asked less often."""
+    def slow(self, agent_id: str, phase: str) -> None:
+        """Notes an update that came after a round which had not waited for it."""
+        standing = self.get(agent_id)
+        silence = standing.silences.get(phase)
+        if silence is not None and silence.was_cut_short:
+            patient = Silence(silence.rounds, 0, is_patient=True)
+            silences = standing.silences | {phase: patient}
+            self.set(agent_id, msgspec.structs.replace(standing, silences=silences))
+
+    def silent(self, agent_id: str, phase: str, *, cut_short: bool = False) -> None:
+        """Notes that an agent was online, was asked and said nothing: it is asked less often.
+
+        Args:
+            agent_id: the agent.
+            phase: that it was asked for.
+            cut_short: the round did not wait for it until its deadline.
+        """
         standing = self.get(agent_id)
         before = standing.silences.get(phase)
         rounds = 1 + (before.rounds if before else 0)
         # It sits out 1, 3, 7 … rounds.
         until = self.round_id + 2 ** min(max(0, rounds - self._patience), _MOST_DOUBLINGS)
-        silences = standing.silences | {phase: Silence(rounds, until)}
+        silences = standing.silences | {phase: Silence(rounds, until, cut_short)}
         self.set(agent_id, msgspec.structs.replace(standing, silences=silences))
         if until > self.round_id + 1:
             log.info("%s did not answer (%s); asked again from round %d", agent_id, phase, until)
 
-    def note_round(self, ended: Round, phase: str) -> None:
-        """Notes which agents answered a phase, and which were online and did not."""
+    def note_round(self, ended: Round, phase: str, held_up: Set[str] = frozenset()) -> None:
+        """Notes which agents answered a phase, and which were online and did not.
+
+        Args:
+            ended: the round.
+            phase: that it was in.
+            held_up: agents that left it, or declined, after all others had long answered.
+        """
         self.round_id = ended.round_id
         for agent_id in sorted(ended.counted):
             self.accepted(agent_id)
         silent = ended.waiting_for if ended.closed in ("deadline", "grace") else frozenset()
-        answered = ended.cohort - ended.unanswered
+        silent |= held_up - ended.counted.keys()
+        answered = ended.cohort - ended.unanswered - silent
         for agent_id in sorted(answered | {agent_id for agent_id, _ in ended.stale}):
             self.answered(agent_id, phase)
         # When most do not answer it is not they who are to blame.
         if 2 * len(ended.unanswered) <= len(ended.cohort):
             for agent_id in sorted(silent):
-                self.silent(agent_id, phase)
+                self.silent(agent_id, phase, cut_short=ended.closed == "grace")
 
     def take_changed(self, save: Callable[[str, Standing], None]) -> None:
         """Calls `save` for each standing that changed since the last call."""

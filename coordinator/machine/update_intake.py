@@ -231,6 +231,9 @@ class UpdateIntake:
             former = self._closed.get(header.round_id)
             if former is not None and former.counted.get(agent_id) == answer_id:
                 return Duplicate()
+        asked = self._closed.get(header.round_id)
+        if header.session == self._session and asked is not None and agent_id in asked.cohort:
+            self._roster.standings.slow(agent_id, "train")
         if latest is not None:
             latest.refusals["late"] += 1
         return Reject("late", f"round {header.round_id} is not open")
@@ -279,6 +282,9 @@ class UpdateIntake:
             return Reject("not_asked", f"round {header.round_id} did not ask this agent")
         if agent_id in former.counted:
             return Reject("duplicate", "an answer of this agent counted in that round")
+        others = (number for agent, number in opened.round.stale if agent == agent_id)
+        if any(number != header.round_id for number in others):
+            return Reject("duplicate", "an earlier update of this agent counts in this round")
         if _is_full(opened):
             return Reject("full", "the aggregator has room for the round's own updates only")
         return opened.round.offer_stale(agent_id, header.round_id, _answer_id(header))
@@ -297,7 +303,8 @@ class UpdateIntake:
                 raise UpdateRejected(agent_id, "round", detail)
             seed = former.seed
         vectors = upload.vectors(agent_id, expected, seed, opened.norms)
-        received = Received(vectors, sums, {}, header.num_examples, staleness)
+        length = opened.norms.length(agent_id)
+        received = Received(vectors, sums, {}, header.num_examples, staleness, length)
         opened.collector.accept(agent_id, received)
 
     def restore(self, opened: OpenRound, frames: Sequence[tuple[str, bytes]]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from statistics import median
 
-from learning.aggregation.share_cap import capped_weight
+from learning.aggregation.share_cap import HELD, capped_weight
 from learning.vector.metrics import Sums, Total
 
 #: A loss of so many times the usual one is a fault or a lie: it is named and left out.
@@ -51,7 +51,7 @@ def _absurd(what: str, values: Mapping[str, float], always_fine: float) -> dict[
 def fair_shares(sums: Mapping[str, Sums]) -> dict[str, Sums]:
     """Returns the sums, those of an agent beyond its share of the weight scaled down to it."""
     heaviest = sorted((each.weight for each in sums.values()), reverse=True)
-    limit = capped_weight(heaviest[:2], sum(heaviest[2:]), len(heaviest))
+    limit = capped_weight(heaviest[:HELD], sum(heaviest[HELD:]), len(heaviest))
     return {
         name: each if each.weight <= limit else _scaled(each, limit / each.weight)
         for name, each in sums.items()

@@ -114,7 +114,8 @@ class _Book:
             vectors = upload.vectors(name, expected, self.plans[header.round_id].seed, norms)
             sums = Sums(header.loss_sum, header.weight_sum, header.metric_sums)
             staleness = plan.version - version
-            collector.accept(name, Received(vectors, sums, {}, header.num_examples, staleness))
+            examples, length = header.num_examples, norms.length(name)
+            collector.accept(name, Received(vectors, sums, {}, examples, staleness, length))
         aggregate = collector.aggregate(population)
         return server_step(algorithm, package.spec.layout, self.theta, self.state, aggregate)
 

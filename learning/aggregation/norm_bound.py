@@ -28,6 +28,8 @@ Multiple = Annotated[float, Meta(ge=0, le=1e6)]
 #: Norms without which there is no median to speak of.
 _FEWEST = 3
 _FLOOR = 0.25
+#: What is left of the largest median after each round, so that one round does not count for ever.
+_FADING = 0.98
 #: A step of so many times (‖θ‖ + √P) is none: weights of a working model are of the order of 1.
 _EXPLOSION = 1e4
 #: A delta that an agent clipped to the limit may exceed it by float32 rounding.
@@ -47,7 +49,7 @@ class NormBoundSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
         rounds: whose updates make the scale.
     """
 
-    clip: Multiple = 3.0
+    clip: Multiple = 2.0
     refuse: Multiple = 10.0
     rounds: Annotated[int, Meta(ge=1, le=1000)] = 5
 
@@ -129,12 +131,16 @@ class NormHistory:
             recent = self._recent.setdefault(name, deque(maxlen=self.settings.rounds))
             recent.append(found)
             if found.count >= _FEWEST:
-                self._largest[name] = max(found.median, self._largest.get(name, 0.0))
+                largest = _FADING * self._largest.get(name, 0.0)
+                self._largest[name] = max(found.median, largest)
 
     def scale(self, name: str) -> float:
-        """Returns the norm that is usual for a vector; 0 while too few are known."""
-        recent = self._recent.get(name, ())
-        if sum(each.count for each in recent) < _FEWEST:
+        """Returns the norm that is usual for a vector; 0 while too few are known.
+
+        A round of one or two agents says nothing: its median is what one of them chose.
+        """
+        recent = [each for each in self._recent.get(name, ()) if each.count >= _FEWEST]
+        if not recent:
             return 0.0
         # A round counts by its agents, but none more than a hundred times another.
         medians = [each.median for each in recent for _ in range(min(each.count, 100))]
@@ -192,17 +198,18 @@ class RoundNorms:
             UpdateRejected: `norm`: beyond the limit, or far beyond the usual.
         """
         norm = vector_norm(vector)
+        if self._explodes(norm, upload):
+            self._refused.add(agent_id)
+            assert self._limit is not None, "something explodes"
+            limit = self._limit.norm * upload.norm_factor
+            detail = f"L2 norm of {name} {norm:.6g}, limit {limit:.6g}: {self._limit.why}"
+            raise UpdateRejected(agent_id, "norm", detail)
         self._norms.setdefault(name, {})[agent_id] = norm
         scale, settings = self._scales.get(name, 0.0), self._settings
-        limits = []
-        if self._limit is not None:
-            limits.append(Limit(self._limit.norm * upload.norm_factor, self._limit.why))
-        if refuse := settings.refuse * scale:
-            usual = f"{settings.refuse:g} times the usual norm (norm_bound.refuse)"
-            limits.append(Limit(refuse, usual))
-        lowest = min(limits, default=None)
-        if lowest is not None and norm > lowest.norm * (1 + NORM_TOLERANCE):
-            detail = f"L2 norm of {name} {norm:.6g}, limit {lowest.norm:.6g}: {lowest.why}"
+        refuse = settings.refuse * scale
+        if refuse and norm > refuse * (1 + NORM_TOLERANCE):
+            why = f"{settings.refuse:g} times the usual norm (norm_bound.refuse)"
+            detail = f"L2 norm of {name} {norm:.6g}, limit {refuse:.6g}: {why}"
             self._refused.add(agent_id)
             raise UpdateRejected(agent_id, "norm", detail)
         clip = settings.clip * scale
@@ -210,6 +217,22 @@ class RoundNorms:
             self.clipped[agent_id] = clip / norm
             return vector * np.float32(clip / norm)
         return vector
+
+    def _explodes(self, norm: float, upload: Upload) -> bool:
+        """Whether a norm is beyond any; it says nothing of what is usual."""
+        limit = self._limit
+        return limit is not None and norm > limit.norm * upload.norm_factor * (1 + NORM_TOLERANCE)
+
+    def length(self, agent_id: str) -> float:
+        """Returns the norm of an agent's `delta` as it counts, in units of the usual one.
+
+        1 where nothing is usual yet.
+        """
+        scale = self._scales.get("delta", 0.0)
+        norm = self._norms.get("delta", {}).get(agent_id)
+        if not scale or norm is None:
+            return 1.0
+        return norm * self.clipped.get(agent_id, 1.0) / scale
 
     def norms(self) -> dict[str, Norms]:
         """Returns the round's norms for `NormHistory.add`."""

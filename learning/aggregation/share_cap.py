@@ -1,8 +1,9 @@
 """Share cap: no agent weighs more than its share in a weighted mean, however many rows it claims.
 
-`num_examples` is what a device says of itself. From three agents on one may have half of the weight
-at most, from five on a third. At most two agents can be above such a share, and they are the two
-heaviest: a stream that keeps the two heaviest updates back until its end needs no others again.
+`num_examples` is what a device says of itself. From three agents on one may have 0.4 of the weight
+at most, from five on a third, from eight on a quarter. At most three agents can be above such a
+share, and they are the heaviest: a stream that keeps the three heaviest updates back until its end
+needs no others again.
 """
 
 from __future__ import annotations
@@ -12,14 +13,17 @@ from typing import Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
-_HELD = 2
+#: Agents that can be above the smallest share at once; they are kept back.
+HELD = 3
 
 
 def largest_share(count: int) -> float:
     """Returns the largest share of the weight that one of `count` agents may have."""
     if count < 3:
         return 1.0
-    return 0.5 if count < 5 else 1 / 3
+    if count < 5:
+        return 0.4
+    return 1 / 3 if count < 8 else 0.25
 
 
 def capped_weight(heaviest: Sequence[float], rest: float, count: int) -> float:
@@ -28,7 +32,7 @@ def capped_weight(heaviest: Sequence[float], rest: float, count: int) -> float:
     The cut weight itself is part of the total: with share s, c = s · (total after the cut).
 
     Args:
-        heaviest: the heaviest weights, at most two; those beyond the share are among them.
+        heaviest: the heaviest weights, at most `HELD`; those beyond the share are among them.
         rest: sum of all other weights.
         count: number of agents.
     """
@@ -56,7 +60,7 @@ class Weighed(NamedTuple, Generic[T]):
 class ShareCap(Generic[T]):
     """A stream of weighed values whose heaviest come last, with their weights cut.
 
-    Memory: two values.
+    Memory: three values.
     """
 
     def __init__(self) -> None:
@@ -68,7 +72,7 @@ class ShareCap(Generic[T]):
         """Takes a value; returns the one that may go on now, if any, at its full weight."""
         self._count += 1
         self._held.append(Weighed(weight, value))
-        if len(self._held) <= _HELD:
+        if len(self._held) <= HELD:
             return None
         # Of equal weights the earliest goes on: the order of arrival stays.
         lightest = min(range(len(self._held)), key=lambda index: self._held[index].weight)

@@ -137,6 +137,7 @@ class Received:
         values: numbers by name.
         num_examples: rows behind it.
         staleness: versions that θ has moved on since the device began.
+        length: norm of `delta`, in units of the usual one.
     """
 
     vectors: Vectors
@@ -144,6 +145,7 @@ class Received:
     values: Values
     num_examples: int
     staleness: int = 0
+    length: float = 1.0
 
 
 class Collector(Protocol):

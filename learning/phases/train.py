@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import median
 from typing import ClassVar, Literal
 
 from fedge.errors import UpdateRejected
@@ -64,8 +65,9 @@ class Train:
 class TrainCollector:
     """The round's aggregator, and the sums that agents reported of their last epoch.
 
-    The heaviest two updates are held back until the end, so that no agent has more than its share
-    of the weight (`learning.aggregation.share_cap`).
+    The heaviest updates are held back until the end, so that no agent has more than its share of
+    the weight (`learning.aggregation.share_cap`), and one that is both heavier and longer than
+    usual does not outweigh the others by the product.
 
     Attributes:
         sums: by agent; those of a stale update too.
@@ -79,7 +81,7 @@ class TrainCollector:
         self._algorithm = context.algorithm
         self._weighting = context.weighting
         self._sizes = context.sizes
-        self._count = 0
+        self._rows: list[float] = []
 
     @property
     def capacity(self) -> int | None:
@@ -92,7 +94,7 @@ class TrainCollector:
         Raises:
             UpdateRejected: `full`, or `shape`: other vectors than the algorithm's.
         """
-        if self.capacity is not None and self._count >= self.capacity:
+        if self.capacity is not None and len(self._rows) >= self.capacity:
             detail = f"the round holds {self.capacity} updates already, the aggregator's limit"
             raise UpdateRejected(agent_id, "full", detail)
         rows = float(received.num_examples) if self._weighting == "examples" else 1.0
@@ -100,7 +102,7 @@ class TrainCollector:
             check_update(self._update(agent_id, received, rows), self._sizes)
         except ValueError as error:
             raise UpdateRejected(agent_id, "shape", str(error)[:500]) from error
-        self._count += 1
+        self._rows.append(rows)
         self.sums[agent_id] = received.sums
         if (passed := self._cap.add(rows, (agent_id, received))) is not None:
             self._fold(passed)
@@ -123,6 +125,9 @@ class TrainCollector:
         Raises:
             TrainingError: see `Aggregator.result`.
         """
-        for weighed in self._cap.finish():
-            self._fold(weighed)
+        usual = median(self._rows) if self._rows else 0.0
+        for weight, (agent_id, received) in self._cap.finish():
+            if weight > usual and received.length > 1:
+                weight = max(usual, weight / received.length)
+            self._fold(Weighed(weight, (agent_id, received)))
         return self._aggregator.result(population)

@@ -120,20 +120,20 @@ def test_weights_that_were_replaced_are_cleared_after_the_plan_that_replaced_the
 
 def test_a_full_round_commits_the_mean_weighted_by_examples() -> None:
     stage = Stage(config(start=StartConfig(agents=3)))
-    a, b, c = (FakeAgent(stage, n, rows=r) for n, r in (("a", 1), ("b", 2), ("c", 3)))
-    a.update([6, 0, 0], loss=4.0, metrics={"mae": 2.0})
-    b.update([0, 6, 0], loss=2.0, metrics={"mae": 1.0})
-    actions = c.update([0, 0, 6], loss=1.0, metrics={"mae": 0.4})
+    a, b, c = (FakeAgent(stage, n, rows=r) for n, r in (("a", 3), ("b", 3), ("c", 4)))
+    a.update([10, 0, 0], loss=4.0, metrics={"mae": 2.0})
+    b.update([0, 10, 0], loss=2.0, metrics={"mae": 1.0})
+    actions = c.update([0, 0, 10], loss=1.0, metrics={"mae": 0.4})
     (commit,) = only(actions, Commit)
     assert commit.version == 1
-    assert commit.theta.tolist() == [1.0, 2.0, 3.0]  # 6 x 1/6, 6 x 2/6, 6 x 3/6
+    assert commit.theta.tolist() == [3.0, 3.0, 4.0]  # 10 x 3/10, 10 x 3/10, 10 x 4/10
     record = stage.record
     assert (record.status, record.round_id, record.version) == ("committed", 1, 1)
     assert (record.asked, record.reported, record.refused) == (3, 3, 0)
     assert record.closed == "goal"
-    assert record.train_loss == pytest.approx((4 * 1 + 2 * 2 + 1 * 3) / 6)
-    assert record.train_metrics == {"mae": pytest.approx((2 * 1 + 1 * 2 + 0.4 * 3) / 6)}
-    assert {n: r.num_examples for n, r in record.agents.items()} == {"a": 1, "b": 2, "c": 3}
+    assert record.train_loss == pytest.approx((4 * 3 + 2 * 3 + 1 * 4) / 10)
+    assert record.train_metrics == {"mae": pytest.approx((2 * 3 + 1 * 3 + 0.4 * 4) / 10)}
+    assert {n: r.num_examples for n, r in record.agents.items()} == {"a": 3, "b": 3, "c": 4}
     assert stage.plan.round_id == 2
     assert stage.plan.version == 1
 

@@ -177,7 +177,7 @@ def test_a_version_that_wrecks_the_loss_on_the_coordinators_own_rows_is_held_bac
         a.update([30, 0, 0])
     assert only(stage.actions, Commit) == []
     assert stage.record.status == "abandoned"
-    assert stage.record.held_back == "loss on the coordinator's own rows 901, before 1"
+    assert stage.record.held_back == "loss on the coordinator's own rows 901, at first 1"
     assert "round 1 is held back: loss on" in caplog.text
     stage.later(2.0)
     a.update([3, 0, 0])

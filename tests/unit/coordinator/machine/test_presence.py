@@ -284,3 +284,62 @@ def test_a_rule_names_agents_that_are_left_out_so_that_they_do_not_train_in_vain
     assert not cohort.includes("c")
     status = AgentStatus(state="online", agent_instance="b1")
     assert messages.decode(messages.encode(status), AgentStatus) == status
+
+
+# -- holding up ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["offline", "declined", "cleared", "paused"])
+def test_an_agent_that_leaves_just_before_the_deadline_is_asked_less_and_less(way: str) -> None:
+    stage, a, b, c = three(round=RoundConfig(deadline_s=600.0, minimum=2))
+    long_rounds = 0
+    for _ in range(12):
+        c.paused = ""
+        c.status("online")
+        now = stage.plan.round_id
+        answer(stage, a, b)
+        if stage.plan.round_id != now:
+            continue
+        for _ in range(59):
+            if stage.plan.round_id == now:
+                stage.later(10.0)
+        if stage.plan.round_id == now:
+            long_rounds += 1
+            if way == "declined":
+                c.report("declined", reason="stopping")
+            elif way == "cleared":
+                c.say(AgentStatusTopic("c"), b"")
+            elif way == "paused":
+                c.rest("too_hot: 90 °C")
+            else:
+                c.status("offline")
+    assert long_rounds == 1
+
+
+def test_a_slow_agent_that_a_round_did_not_wait_for_is_waited_for_the_next_time() -> None:
+    stage, a, b, c = three(round=RoundConfig(deadline_s=600.0, minimum=2))
+    answer(stage, a, b)
+    for _ in range(60):
+        stage.later(10.0)  # it was away this once
+    answer(stage, a, b)
+    plan = stage.plan
+    assert (plan.round_id, asked(stage)) == (3, ("a", "b", "c"))
+    answer(stage, a, b)
+    for _ in range(10):
+        stage.later(1.0)
+    assert stage.record.closed == "grace"
+    c.update([1, 0, 0], plan=plan)  # a minute's work
+    answer(stage, a, b)
+    assert "c" in asked(stage)
+    answer(stage, a, b)
+    for _ in range(6):
+        stage.later(10.0)
+    assert c.receipt(c.update([1, 0, 0])).accepted
+    assert stage.coordinator.progress.standings["c"].silences == {}
+
+
+def test_clearing_ones_status_in_a_round_hides_no_rows() -> None:
+    _, _, _, c = three()
+    c.say(AgentStatusTopic("c"), b"")
+    receipt = c.receipt(c.update([1, 0, 0], num_examples=10**9, weight_sum=10.0))
+    assert (receipt.accepted, receipt.reason) == (False, "examples")
