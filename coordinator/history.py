@@ -11,7 +11,7 @@ from coordinator.records.records import RoundRecord
 from coordinator.report import bytes_text, has_ended, loss_text
 from coordinator.storage.store import Store
 from coordinator.storage.version_tables import EndedRound, RolledBack
-from fedge.console import printable
+from fedge.limits import printable
 from models.package.spec import ModelSpec
 from models.package.units import NO_UNITS, Units, metric_text, target_units
 

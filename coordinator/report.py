@@ -18,7 +18,7 @@ from coordinator.records.records import RoundRecord
 from coordinator.statistics_table import statistics_lines
 from coordinator.storage.agent_tables import KnownAgent
 from coordinator.storage.store import Store
-from fedge.console import printable
+from fedge.limits import printable
 from models.package.spec import ModelSpec
 from models.package.units import NO_UNITS, Units, metric_text, target_units
 

@@ -204,7 +204,8 @@ class CoordinatorService(Service):
                 facts = {"able": able, "wanted": wanted, "resting": resting, "reason": lacking}
                 self._say("waiting", line, **facts)
             case AgentUnavailable(agent_id, why, is_transient):
-                log.warning("%s cannot take part: %s", agent_id, why)
+                sent = {"sender": agent_id, "reason": why}
+                log.warning("%s cannot take part: %s", agent_id, why, extra=sent)
                 if self._tell is not None:
                     self._tell(
                         {

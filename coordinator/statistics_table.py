@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from coordinator.records.records import RoundRecord
-from fedge.console import printable
+from fedge.limits import printable
 from learning.phases.statistics import Moments
 
 #: Longer names are cut in the table.

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import click
 import msgspec
 
-from fedge.console import printable
 from fedge.errors import ConfigError, LinkError
+from fedge.limits import printable
 
 State = Literal["ok", "warning", "failed", "skipped"]
 #: Place of a problem: "here" is this machine and its files, "network" the broker and the way to it.

@@ -19,7 +19,7 @@ from typing import Any
 import click
 
 from fedge.errors import ConfigError, FederationError
-from fedge.limits import RepeatFilter
+from fedge.limits import RepeatFilter, printable
 
 #: Exit code after Ctrl-C (128 + SIGINT).
 _INTERRUPTED = 130
@@ -37,23 +37,6 @@ def stderr_is_journal() -> bool:
     except (OSError, ValueError):
         return False
     return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
-
-
-def printable(text: str, keep: str = "") -> str:
-    """Returns foreign text with control characters escaped (`\\x1b`, `\\n`).
-
-    Otherwise such a text could move a terminal's cursor or forge a line of a log.
-
-    Args:
-        text: text to show.
-        keep: control characters to leave as they are.
-    """
-    if text.isprintable():
-        return text
-    return "".join(
-        char if char.isprintable() or char in keep else char.encode("unicode_escape").decode()
-        for char in text
-    )
 
 
 def counted(number: int, noun: str) -> str:

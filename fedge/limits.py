@@ -2,6 +2,7 @@
 
 A line about one sender is logged the 1st, 2nd, 4th, 8th ... time. Whoever invents a new id for each
 message meets the second bound: so many lines of a kind (one log call in the code) in a minute.
+Whoever invents a new reason for each meets a third: so many of them about one sender.
 Nothing is lost but repetition: each line says how many there were, or how many were left out.
 """
 
@@ -13,9 +14,12 @@ from collections import OrderedDict
 #: Lines of one kind that are logged at once, and then in a minute.
 LINES_AT_ONCE = 60
 LINES_PER_MINUTE = 12
+#: Lines of one kind about one sender, likewise.
+SENDER_LINES_AT_ONCE = 20
+SENDER_LINES_PER_MINUTE = 1
 #: Senders and reasons whose lines are counted; the one silent for longest is forgotten.
 _MAX_SENDERS = 2048
-#: Characters of a limited line.
+#: Characters of a limited line, control characters escaped.
 _MAX_CHARACTERS = 1000
 
 
@@ -48,6 +52,23 @@ class TokenBucket:
         return True
 
 
+def printable(text: str, keep: str = "") -> str:
+    """Returns foreign text with control characters escaped (`\\x1b`, `\\n`).
+
+    Otherwise such a text could move a terminal's cursor or forge a line of a log.
+
+    Args:
+        text: text to show.
+        keep: control characters to leave as they are.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() or char in keep else char.encode("unicode_escape").decode()
+        for char in text
+    )
+
+
 class RepeatFilter(logging.Filter):
     """Filter of a handler that leaves out repeated lines.
 
@@ -58,6 +79,7 @@ class RepeatFilter(logging.Filter):
     def __init__(self) -> None:
         super().__init__()
         self._counts: OrderedDict[tuple[object, ...], int] = OrderedDict()
+        self._senders: OrderedDict[tuple[object, ...], TokenBucket] = OrderedDict()
         self._kinds: dict[tuple[str, int], _Kind] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -68,7 +90,7 @@ class RepeatFilter(logging.Filter):
         ending = self._ending(record, sender)
         if ending is None:
             return False
-        text = record.getMessage()
+        text = printable(record.getMessage())  # one character may become ten
         if len(text) > _MAX_CHARACTERS:
             text = f"{text[:_MAX_CHARACTERS]}... ({len(text)} characters)"
         record.msg, record.args = text + ending, ()
@@ -83,7 +105,8 @@ class RepeatFilter(logging.Filter):
             if not is_power_of_two(count):
                 return None
         kind = self._kinds.setdefault(place, _Kind())
-        if not kind.lines.take(record.created):
+        lines = [kind.lines] if sender is None else [self._lines_of(*place, sender), kind.lines]
+        if not all(bucket.take(record.created) for bucket in lines):
             kind.left_out += 1
             return None
         left_out, kind.left_out = kind.left_out, 0
@@ -97,6 +120,15 @@ class RepeatFilter(logging.Filter):
         if len(self._counts) > _MAX_SENDERS:
             self._counts.popitem(last=False)
         return count
+
+    def _lines_of(self, *key: object) -> TokenBucket:
+        bucket = self._senders.pop(key, None)
+        if bucket is None:
+            bucket = TokenBucket(SENDER_LINES_PER_MINUTE / 60, SENDER_LINES_AT_ONCE)
+        self._senders[key] = bucket
+        if len(self._senders) > _MAX_SENDERS:
+            self._senders.popitem(last=False)
+        return bucket
 
 
 class _Kind:

@@ -16,7 +16,7 @@ from broker.protocol.messages import name_of
 from coordinator.config import CoordinatorConfig
 from coordinator.records.records import RoundRecord
 from coordinator.report import answer_lines, bytes_text, decline_lines, matrix_lines
-from fedge.console import printable
+from fedge.limits import printable
 from fleet.participants import Participants
 from fleet.report import ANSWER, federated_figure, verdicts
 from fleet.scenario import Scenario

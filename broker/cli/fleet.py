@@ -23,8 +23,9 @@ from broker.cli.options import (
     VALID,
     update_broker,
 )
-from fedge.console import command_errors, printable
+from fedge.console import command_errors
 from fedge.errors import ConfigError
+from fedge.limits import printable
 
 if TYPE_CHECKING:
     from broker.security.fleet import Fleet

@@ -224,7 +224,8 @@ class Coordinator:
         actions: list[Action] = [*self._intake.tick(opened, now_s)]
         actions += self._recover(now_s)
         for agent_id in self._silent(now_s):
-            log.warning("agent %s missed its heartbeats; marked offline", agent_id)
+            facts = {"sender": agent_id}
+            log.warning("agent %s missed its heartbeats; marked offline", agent_id, extra=facts)
             if (entry := self.roster.get(agent_id)) is not None:
                 actions.append(SaveAgent(agent_id, entry.status))
             if opened is not None:
@@ -378,7 +379,7 @@ class Coordinator:
                 "two processes use the id %s (instances %s and another); stop one of them",
                 agent_id,
                 status.agent_instance,
-                extra={"event": "duplicate_id"},
+                extra={"event": "duplicate_id", "sender": agent_id},
             )
         if change in ("none", "heartbeat"):
             return []

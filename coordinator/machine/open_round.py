@@ -102,6 +102,7 @@ class OpenRound:
                 "round %d: all agents that have not answered are offline, and %d of at least %d "
                 "have; it waits %g s for one of them to return",
                 self.plan.round_id, len(ended.counted), ended.minimum, grace_s,
+                extra={"sender": "", "reason": self.plan.round_id},
             )  # fmt: skip
 
     def closed(self, usual_loss: float | None) -> ClosedPhase:

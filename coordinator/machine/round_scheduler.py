@@ -10,6 +10,7 @@ from coordinator.config import CoordinatorConfig
 from coordinator.machine.events import Waiting
 from coordinator.machine.roster import Roster, lacking_text
 from coordinator.rounds.protocol import first_needs
+from fedge.limits import TokenBucket
 
 #: After an abandoned round the next one waits 1, 2, 4 … s, at most this.
 _LONGEST_PAUSE_S = 60.0
@@ -19,6 +20,10 @@ _TOO_FEW_DRAWN_S = 1.0
 #: of a large fleet it would be most of the work. So long an agent until the next look.
 _LOOK_S = 1e-5
 _SMALL_FLEET = 100
+#: Changes of what a round waits for that are told at once, and then in a second: one agent may come
+#: and go for ever.
+_TOLD_AT_ONCE = 10
+_TOLD_PER_SECOND = 1 / 5
 
 
 class RoundScheduler:
@@ -42,6 +47,7 @@ class RoundScheduler:
         self._look_again_s = -math.inf
         self._needs = first_needs(config)
         self._told: Waiting | None = None
+        self._lines = TokenBucket(_TOLD_PER_SECOND, _TOLD_AT_ONCE)
 
     def connected(self, now_s: float) -> bool:
         """A connection stands; whether it is the first."""
@@ -67,7 +73,8 @@ class RoundScheduler:
             first: no round has ended yet.
 
         Returns:
-            Their ids; or that too few are here, or None when that was told before.
+            Their ids; or that too few are here, or None when that was told before, or too
+            much was told of late.
         """
         eligible = eligible_agents()
         wanted = self._wanted(now_s, first)
@@ -79,6 +86,8 @@ class RoundScheduler:
         waiting = Waiting(len(eligible), wanted, roster.resting, lacking)
         if self._told is not None and replace(waiting, resting=self._told.resting) == self._told:
             return None
+        if not self._lines.take(now_s):
+            return None  # later, if it is still so
         self._told = waiting
         return waiting
 

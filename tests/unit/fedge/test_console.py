@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from fedge.console import JournalFormatter, StepLines, printable
+from fedge.console import JournalFormatter, StepLines
+from fedge.limits import printable
 
 #: A command that logs and then fails, as a service does.
 COMMAND = """

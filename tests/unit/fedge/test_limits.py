@@ -7,7 +7,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from fedge.limits import LINES_AT_ONCE, LINES_PER_MINUTE, RepeatFilter, is_power_of_two
+from fedge.limits import (
+    LINES_AT_ONCE,
+    LINES_PER_MINUTE,
+    SENDER_LINES_AT_ONCE,
+    RepeatFilter,
+    is_power_of_two,
+)
 
 
 class Lines(logging.Handler):
@@ -102,3 +108,18 @@ def test_a_long_line_is_cut(lines: Lines) -> None:
     (text,) = lines.texts
     assert len(text) < 1100
     assert text.endswith("... (5005 characters)")
+
+
+def test_invented_reasons_leave_the_lines_of_a_minute_to_others(lines: Lines) -> None:
+    for number in range(5000):
+        refuse("pi-1", f"invented {number}")
+    assert len(lines.texts) <= SENDER_LINES_AT_ONCE + 1
+    refuse("pi-2")
+    assert lines.texts[-1].startswith("pi-2 refused: 100 % junk")
+
+
+def test_a_line_is_cut_after_control_characters_were_escaped(lines: Lines) -> None:
+    refuse("\U000e0001" * 500)
+    assert lines.texts[0].startswith("\\U000e0001" * 99)
+    assert lines.texts[0].endswith("... (5020 characters)")
+    assert len(lines.texts[0]) < 1100

@@ -9,8 +9,11 @@ import pytest
 
 from broker.protocol.topics import AgentStatusTopic, ReportTopic, RoundTopic, UpdateTopic
 from broker.service.events import MessageArrived, Publish, Subscribe
+from coordinator.config import StartConfig
+from coordinator.machine.events import Waiting
 from coordinator.machine.noise import SenderBudgets
-from tests.unit.coordinator.machine.coordinator_stage import Stage, only, three
+from fedge.limits import RepeatFilter
+from tests.unit.coordinator.machine.coordinator_stage import FakeAgent, Stage, config, only, three
 
 JUNK = b'{"state": "onl' + b"x" * 60
 MB = 1 << 20
@@ -171,3 +174,23 @@ def test_bytes_of_dropped_messages_are_counted() -> None:
     for agent in agents:
         agent.update([2, 0, 0])
     assert stage.record.bytes_up == stage.fed_bytes
+
+
+# -- lines --------------------------------------------------------------------------------------
+
+
+def test_an_agent_that_comes_and_goes_for_ever_does_not_fill_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    stage = Stage(config(start=StartConfig(agents=3)))
+    FakeAgent(stage, "a")
+    flapping = FakeAgent(stage, "b")
+    with caplog.filtering(RepeatFilter()), caplog.at_level(logging.INFO):
+        for _ in range(500):
+            stage.now_s += 0.1
+            flapping.say(AgentStatusTopic("b"), b"")
+            flapping.status("online")
+    cleared = [text for text in caplog.messages if "status was cleared" in text]
+    assert len(cleared) == 9  # the 1st, 2nd, 4th ... 256th
+    assert len(caplog.messages) == len(cleared)
+    assert len(only(stage.actions, Waiting)) <= 20

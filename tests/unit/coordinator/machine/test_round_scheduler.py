@@ -85,3 +85,18 @@ def test_what_agents_lack_is_told_with_the_wait_and_again_when_it_changes() -> N
         1, 2, lacking="1 does not know algorithm 'fedavg'"
     )
     assert ask(scheduler, agents, 63.0, first=True) is None
+
+
+def test_an_agent_that_comes_and_goes_for_ever_is_told_every_few_seconds() -> None:
+    scheduler = RoundScheduler(config(), restarted=False)
+    scheduler.connected(0.0)
+    told = []
+    for step in range(1000):  # 20 changes a second
+        if found := ask(scheduler, roster(step % 2), 0.05 * step, first=True):
+            told.append(found)
+    assert 10 <= len(told) <= 10 + 50 / 5
+    # The last change is told, later.
+    last = told[-1]
+    assert isinstance(last, Waiting)
+    other = roster(1 - last.able)
+    assert ask(scheduler, other, 56.0, first=True) == Waiting(1 - last.able, 3)
