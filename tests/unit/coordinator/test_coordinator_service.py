@@ -334,6 +334,20 @@ def test_an_abandoned_round_is_not_logged_again_and_who_declined_is(
     assert caplog.messages == []
 
 
+def test_after_going_back_the_log_counts_rounds_not_versions(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "coordinator")
+    scene.service._tell = None  # lines instead of JSON
+    coordinator = scene.service._coordinator
+    progress, rounds = coordinator.progress, coordinator.config.rounds
+    progress.course = msgspec.structs.replace(progress.course, committed=285)
+    scene.service.perform(RoundEnded(record(0.5, round_id=303, version=304)))
+    assert caplog.messages[0].startswith(
+        f"round 303 · version 304 · 285 of {rounds} rounds · 1 of 1 reported"
+    )
+
+
 def test_a_wait_says_what_agents_lack(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "coordinator")
     scene.service._tell = None

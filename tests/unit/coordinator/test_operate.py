@@ -241,3 +241,11 @@ def test_a_release_finds_the_model_while_the_first_run_is_under_way(store: Store
     found = CliRunner().invoke(cli, command)
     assert found.exit_code == 2
     assert f"`fedge model release MODEL --state {state} --best`" in found.output
+
+
+def test_a_round_that_is_being_measured_is_no_round_without_bytes(store: Store) -> None:
+    under_way = record(0.4, round_id=5, version=5, agents={"a": part()}, evaluated=False)
+    store.commit(5, theta(5, 0, 0), state(5), under_way)
+    line = history_text(store, 1).splitlines()[1]
+    assert "(a) · loss while training 0.4000 · being measured" in line
+    assert " up, " not in line
