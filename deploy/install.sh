@@ -47,7 +47,7 @@ END
     cat <<END
   --enrol BUNDLE    join a fleet (fedge broker enrol): writes certificates and agent.yaml to
                     $etc; on an enrolled agent the certificates alone
-  --data FILE       with --enrol: this device's data, .npz or .csv, not below /home or /tmp
+  --data FILE       with --enrol: this device's data, .csv, .npz or SQLite, not below /home or /tmp
   --target NAME     with --enrol: column (.csv) or array (.npz) that is learned
 END
   else

@@ -302,7 +302,7 @@ def enrol(
     from broker.link.settings import BrokerSettings
     from edge_agent.config import AgentConfig
     from edge_agent.enrolment import enrol as joining
-    from fedge.yaml_config import load_config
+    from fedge.yaml_config import load_config, located
 
     if source == "-":
         token: Token | None = Token.parse(sys.stdin.readline(1000))
@@ -325,6 +325,9 @@ def enrol(
         click.echo(f"  another broker?     {config} has {here.address}, this fleet's is {told}")
     if not is_new and (data is not None or target or websockets):
         click.echo(f"  the options:        they are for a new file; change {config} yourself")
+    data_path = located(Path(written.data.path), folder)
+    if not any(sign in str(data_path) for sign in "*?[") and not data_path.exists():
+        click.echo(f"  put the data there: {data_path} is missing")
     if written.trusted_keys is None:
         click.echo(f"  check signatures:   add `trusted_keys: {joining.KEYS_FILE}` to {config}")
     click.echo(f"  start it:           fedge agent run --config {shlex.quote(str(config))}")

@@ -106,9 +106,23 @@ def simulate(
 
 @click.command()
 @click.argument("scenario", type=click.Path(path_type=Path), required=False)
-@click.option("--seeds", type=click.IntRange(min=1), default=200, show_default=True)
-@click.option("--start", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option(
+    "--seeds",
+    type=click.IntRange(min=1),
+    default=200,
+    show_default=True,
+    help="Number of seeds to try.",
+)
+@click.option(
+    "--start", type=click.IntRange(min=0), default=0, show_default=True, help="The first seed."
+)
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Processes that try seeds at the same time.",
+)
 @click.option("--faults", type=_YAML, help="One fault plan for all seeds, instead of random ones.")
 @click.option(
     "--out",

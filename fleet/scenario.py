@@ -122,6 +122,7 @@ def load_scenario(path: Path) -> Scenario:
     Raises:
         ConfigError: begins with file and key.
     """
+    _check_there(path)
     scenario = load_config(path, Scenario)
     for key in _SET_BY_FLEET:
         if key in scenario.federation:
@@ -133,6 +134,19 @@ def load_scenario(path: Path) -> Scenario:
     except ConfigError as error:
         raise ConfigError(f"{path}: federation: {error}") from error
     return scenario
+
+
+def _check_there(path: Path) -> None:
+    """Raises ConfigError where the name of an example stands for a file."""
+    if path.exists():
+        return
+    from fedge.handbook.example import examples  # only to explain
+
+    if path.stem in examples():
+        raise ConfigError(
+            f"{path}: no such file; `fedge example {path.stem}` writes this example to "
+            f"examples/{path.stem}.yaml"
+        )
 
 
 def plugin_paths(scenario: Scenario, path: Path) -> list[str]:

@@ -29,7 +29,13 @@ if TYPE_CHECKING:
     help="Names and addresses of the broker; devices use the first.",
 )
 @click.option("--federation", default="fleet", show_default=True, help="Name of the federation.")
-@click.option("--port", default=8883, show_default=True, type=click.IntRange(1, 65_535))
+@click.option(
+    "--port",
+    default=8883,
+    show_default=True,
+    type=click.IntRange(1, 65_535),
+    help="Port of the broker, with TLS.",
+)
 @click.option(
     "--enrolment-port",
     default=0,

@@ -133,6 +133,11 @@ def _login_advice(error: Exception) -> str:
             "set the broker's clock; if the clock was ahead at the fleet's last change, change "
             "the fleet once more (fedge broker enrol, or rotate): docs/security.md"
         )
+    if "set broker.tls" in text:
+        return (
+            "a port for TLS needs broker.tls with the fleet's ca_file, as in the agent.yaml that "
+            "`fedge agent enrol` writes; a port without TLS: is it a broker that listens there?"
+        )
     if "certificate" in text:
         return "compare the certificate with `fedge broker list`"
     if "login" in text:

@@ -171,7 +171,9 @@ def _find(invitations: tuple[Invitation, ...], secret: str) -> Invitation:
     for invitation in invitations:
         if invitation.secret_sha256 == digest:
             return invitation
-    raise TokenRefused("this fleet did not make this token, or deleted it after it expired")
+    raise TokenRefused(
+        "this fleet did not make this token, deleted it after it expired, or it was copied wrongly"
+    )
 
 
 def _issued_before(register: Register, invitation: Invitation) -> Redeemed:

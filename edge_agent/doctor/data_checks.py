@@ -10,6 +10,7 @@ import numpy as np
 from edge_agent.data.dataset import LocalDataset
 from edge_agent.data.targets import LEAK, class_counts, in_units, moments, target_findings
 from fedge.check_result import Check, ok, warning
+from fedge.console import counted
 from models.package.spec import ModelSpec, TensorSpec
 
 #: In the model's own standard deviations: no sensor of the same kind is so far off on average.
@@ -26,7 +27,7 @@ def data_checks(dataset: LocalDataset, spec: ModelSpec, in_file: int) -> Iterato
         spec: of the model.
         in_file: rows that the file holds, those with NaN included.
     """
-    rows = f"{dataset.num_train:,} rows to learn from, {dataset.num_test:,} held out"
+    rows = f"{counted(dataset.num_train, 'row')} to learn from, {dataset.num_test:,} held out"
     left_out = in_file - len(dataset.rows)
     rows += f", {left_out:,} left out (NaN)" if left_out else ""
     facts: dict[str, Any] = {
@@ -111,7 +112,7 @@ def part_lines(dataset: LocalDataset, spec: ModelSpec) -> Iterator[str]:
     }
     for name, (rows, part) in parts.items():
         found = [_told(t, spec, dataset, part) for t in spec.targets] if rows else []
-        yield f"{name:8s} {rows:,} rows" + "".join(f"; {text}" for text in found if text)
+        yield f"{name:8s} {counted(rows, 'row')}" + "".join(f"; {text}" for text in found if text)
     if dataset.split != "time":
         yield f"split    {dataset.split}: {LEAK}"
     for odd in target_findings(dataset.arrays, spec, dataset.num_train, dataset.split):

@@ -77,12 +77,12 @@ def cli(name: str | None, out: Path, as_json: bool) -> None:
     if name not in known:
         hint = did_you_mean(name, list(known))
         raise ConfigError(f"no example {name[:80]!r}: {hint}`fedge example` lists them")
-    written = _write(known[name], out)
+    files = _write(known[name], out)
     if as_json:
-        click.echo(json.dumps({"files": [str(path) for path in written]}))
+        click.echo(json.dumps({"files": [str(path) for path in files]}))
         return
-    for path in written:
-        click.echo(f"wrote {path}")
+    for path, is_new in files.items():
+        click.echo(f"{'wrote' if is_new else 'kept '} {path}")
     click.echo(f"next: fedge fleet run {out / known[name].path.name}")
 
 
@@ -97,11 +97,13 @@ def _list(known: dict[str, Example], as_json: bool) -> None:
     click.echo("\n`fedge example NAME --out DIR` writes one, `fedge fleet run` runs it.")
 
 
-def _write(example: Example, folder: Path) -> list[Path]:
+def _write(example: Example, folder: Path) -> dict[Path, bool]:
+    """Writes the files that are not there; returns all, and whether each was written."""
     source = example.path.parent
     names = [*example.files, *([_LICENCES] if example.files else []), example.path.name]
     contents = {folder / name: (source / name).read_bytes() for name in dict.fromkeys(names)}
-    changed = [path for path, data in contents.items() if path.exists() and not _has(path, data)]
+    kept = {path for path, data in contents.items() if _has(path, data)}
+    changed = [path for path in contents if path not in kept and path.exists()]
     if changed:
         raise ConfigError(f"{changed[0]} exists and is another: choose an empty folder with --out")
     for path, data in contents.items():
@@ -109,8 +111,9 @@ def _write(example: Example, folder: Path) -> list[Path]:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"{path.parent} cannot be made: {error.strerror}") from error
-        write_whole(path, data, 0o644)
-    return list(contents)
+        if path not in kept:
+            write_whole(path, data, 0o644)
+    return {path: path not in kept for path in contents}
 
 
 def _has(path: Path, data: bytes) -> bool:

@@ -368,6 +368,7 @@ def test_tls_on_a_plain_port_and_vice_versa_is_reported(
     assert (wrong.name, "TLS" in wrong.advice) == ("tls", True)
     plain = look(tmp_path, BrokerSettings(port=place.port, connect_timeout_s=1)).only_failure
     assert plain.name == "login"
+    assert "a port for TLS needs broker.tls with the fleet's ca_file" in plain.advice
 
 
 # -- the coordinator's word -----------------------------------------------------------------------

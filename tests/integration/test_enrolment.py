@@ -286,7 +286,9 @@ def test_a_session_with_too_many_requests_is_ignored(service: Service) -> None:
         answers = [decode_answer(payload) for _, payload in stranger.heard(0.5)]
     finally:
         stranger.close()
-    words = "this fleet did not make this token, or deleted it after it expired"
+    words = (
+        "this fleet did not make this token, deleted it after it expired, or it was copied wrongly"
+    )
     assert answers == [Answer(refused=words)] * 5
     assert service.says("requests were ignored: rate limit reached")
 

@@ -108,13 +108,23 @@ def test_the_list_of_examples_says_what_each_is() -> None:
 
 
 def test_files_that_were_changed_are_kept(tmp_path: Path) -> None:
-    run("example", "heart_disease", "--out", str(tmp_path))
-    run("example", "heart_disease", "--out", str(tmp_path))  # again: nothing differs
+    first = run("example", "heart_disease", "--out", str(tmp_path)).stdout
+    assert "wrote" in first
+    assert "kept" not in first
+    again = run("example", "heart_disease", "--out", str(tmp_path)).stdout  # nothing differs
+    assert again == first.replace("wrote", "kept ")
     config = tmp_path / "heart_disease.yaml"
     config.write_text("mine")
     error = run("example", "heart_disease", "--out", str(tmp_path), code=2).stderr
     assert f"{config} exists and is another" in error
     assert config.read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["heart_disease", "nowhere/heart_disease.yaml"])
+def test_an_example_that_is_no_file_yet_is_named(name: str) -> None:
+    error = run("fleet", "run", name, code=2).stderr
+    assert f"error: {name}: no such file; `fedge example heart_disease` writes this" in error
+    assert "`fedge example" not in run("fleet", "run", "hearts.yaml", code=2).stderr
 
 
 def test_an_unknown_example_is_one_line(tmp_path: Path) -> None:

@@ -105,6 +105,10 @@ def test_the_data_goes_into_the_configuration(bundle_path: Path, tmp_path: Path)
     assert join(bundle_path, tmp_path / "a", *options).exit_code == 0
     data = load_config(tmp_path / "a" / "agent.yaml", AgentConfig).data
     assert data.path == str(tmp_path / "houses.csv")
+    told = f"put the data there: {tmp_path / 'houses.csv'} is missing"
+    assert told in join(bundle_path, tmp_path / "a").stdout
+    (tmp_path / "houses.csv").write_text("a,price: USD\n1,2\n")
+    assert "is missing" not in join(bundle_path, tmp_path / "a").stdout
     assert data.target is not None
     assert data.target.column == "price: USD"
     assert "must end in" in line_of(join(bundle_path, tmp_path / "b", "--data", "a.xls"))
