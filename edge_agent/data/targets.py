@@ -6,6 +6,7 @@ mean nothing. What is found here is said by `check`, `doctor` and the agent.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import log, prod
@@ -34,6 +35,9 @@ _FAR = 2.0
 _WIDER = 4.0
 #: A target that was scaled by its spec is of size 1; beyond these it is in another unit.
 _SMALL, _LARGE = 1 / 50, 50.0
+#: What a unit begins with, and from which size on it tells a file in the plain unit.
+_MULTIPLE = re.compile(r"(\d[\d,]*)\s+(?=\S)")
+_LARGE_MULTIPLE = 1000
 _SHOWN_CLASSES = 8
 #: Worked on at a time: beside a million rows no second million is held.
 _ROWS = 1 << 16
@@ -196,6 +200,9 @@ def target_findings(
     for target in spec.targets:
         if target.std and (found := _unit_finding(arrays[target.name], target)):
             yield Finding("unit", target.name, found, "data.target.scale and offset convert it")
+        elif not target.std and (found := _plain_unit_finding(arrays[target.name], target)):
+            advice = f"then write data.target.scale: {1 / _multiple(target):g}"
+            yield Finding("unit", target.name, found, advice)
         if learned and measured:
             yield from _split_finding(arrays, spec, target, learned, split)
 
@@ -245,6 +252,31 @@ def _unit_finding(values: Array, target: TensorSpec) -> str:
     return (
         f"{raw:.4g} ± {spread:.2g} in this file, {size[at]:.3g} of the model's standard "
         f"deviations: is it in another unit than {units or 'the model'}?"
+    )
+
+
+def _multiple(target: TensorSpec) -> float:
+    """Returns the number that a target's unit begins with: 100,000 of `100,000 USD`; 1: none."""
+    match = _MULTIPLE.match(target.units[0]) if len(set(target.units)) == 1 else None
+    return float(match[1].replace(",", "")) if match else 1.0
+
+
+def _plain_unit_finding(values: Array, target: TensorSpec) -> str:
+    """Returns how large a target is that seems to be in dollars where the unit is 100,000 USD.
+
+    Half-way between both, as factors go, is where one is told from the other.
+    """
+    multiple = _multiple(target)
+    if multiple < _LARGE_MULTIPLE or len(values) < _FEW_ROWS:
+        return ""
+    means, stds = moments(values)
+    at = int(np.maximum(np.abs(means), stds).argmax())
+    if max(abs(means[at]), stds[at]) < multiple**0.5:
+        return ""
+    single = _MULTIPLE.sub("", target.units[0])
+    return (
+        f"{means[at]:.4g} ± {stds[at]:.2g} in this file, where the model's unit is "
+        f"{target.units[0]}: is it in {single}?"
     )
 
 

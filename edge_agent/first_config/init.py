@@ -100,7 +100,7 @@ def write_first_config(
     finally:
         restore()
     odd = tuple(
-        f"{one.target}: {one.found}; {one.advice}"
+        str(one)
         for one in target_findings(dataset.arrays, spec, dataset.num_train, dataset.split)
         if "split" not in made.doubts or one.kind != "split"
     )

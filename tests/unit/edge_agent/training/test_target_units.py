@@ -76,6 +76,28 @@ def test_a_file_in_another_unit_is_named_with_what_to_do(tmp_path: Path) -> None
     assert findings(tmp_path, DEGREES * 1000, target=in_degrees) == []
 
 
+@pytest.mark.parametrize(
+    ("unit", "factor", "says"),
+    [
+        ("100,000 USD", 1e5, "is it in USD? then write data.target.scale: 1e-05"),
+        ("1000 kWh", 1e3, "is it in kWh? then write data.target.scale: 0.001"),
+        ("USD", 1e5, ""),
+        ("10 min", 10, ""),
+    ],
+)
+def test_plain_numbers_are_told_where_the_unit_is_a_multiple(
+    tmp_path: Path, unit: str, factor: float, says: str
+) -> None:
+    spec = make_spec(target=TensorSpec("target", units=(unit,)))
+    for scale, expected in ((1.0, ""), (factor, says)):
+        prices = np.tile([1.2, 2.1, 3.4, 0.6], 10) * scale
+        npz(tmp_path, x=np.ones((40, 2)), y=prices)
+        data = load_dataset(config(), spec, tmp_path)
+        told = [str(one) for one in target_findings(data.arrays, spec, data.num_train, data.split)]
+        assert len(told) == bool(expected)
+        assert expected in " ".join(told)
+
+
 def test_check_and_doctor_tell_targets_in_their_unit(tmp_path: Path) -> None:
     npz(tmp_path, x=np.ones((40, 2)), y=np.tile([16.0, 24.0], 20))
     data = load_dataset(config(test_fraction=0.5), SPEC, tmp_path)
