@@ -193,6 +193,10 @@ class ClosedRounds:
         return changed
 
 
+#: What messages and JSON readers hold exactly.
+_MAX_BYTES = (1 << 53) - 1
+
+
 @dataclass
 class Traffic:
     """Bytes since the last round ended: from agents, and to agents as they reported."""
@@ -201,7 +205,7 @@ class Traffic:
     down: int = 0
 
     def take(self) -> tuple[int, int]:
-        """Returns both, and begins anew."""
-        found = (self.up, self.down)
+        """Returns both, and begins anew; agents may report any number, records hold 2^53 - 1."""
+        found = (min(self.up, _MAX_BYTES), min(self.down, _MAX_BYTES))
         self.up = self.down = 0
         return found

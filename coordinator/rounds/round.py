@@ -7,11 +7,17 @@ The content of an answer is judged elsewhere (`coordinator.machine`).
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal
 
 Outcome = Literal["goal", "everyone", "deadline", "grace"]
+
+#: A record is kept for ever and printed: what agents say in their own words is bounded.
+_MAX_DETAILS = 50
+_MAX_DETAIL_CHARACTERS = 500
+_REASON = re.compile(r"[a-z0-9_]{1,64}")
 
 
 @dataclass(frozen=True)
@@ -47,8 +53,9 @@ class Round:
             outage must not end a long round.
         counted: answer id by agent whose answer counts.
         stale: answer id by (agent, round) of updates that began in an earlier round.
-        declined: reason by agent.
-        details: by reason, name and words of the first agent that declined for it.
+        declined: reason by agent; `other` for one that is no short machine name.
+        details: by reason, name and words of the first agent that declined for it; of an agent's
+            first decline, of 50 reasons.
         refused: reason by agent, of answers that were looked at and refused.
         refusals: number by reason, of everything refused, agents outside the cohort included.
         offline: agents that are offline now.
@@ -112,8 +119,13 @@ class Round:
     def decline(self, agent_id: str, reason: str, detail: str = "") -> None:
         """Notes that an agent cannot take part; `detail` is for people."""
         if agent_id in self.cohort and agent_id not in self.counted:
+            if not _REASON.fullmatch(reason):
+                reason, detail = "other", f"{reason}: {detail}"
+            is_first = agent_id not in self.declined
             self.declined[agent_id] = reason
-            self.details.setdefault(reason, f"{agent_id}: {detail}")
+            if is_first and len(self.details) < _MAX_DETAILS:
+                words = f"{agent_id}: {detail}"[:_MAX_DETAIL_CHARACTERS]
+                self.details.setdefault(reason, words)
         self._close_if_done()
 
     def set_offline(self, agent_id: str, *, offline: bool) -> None:

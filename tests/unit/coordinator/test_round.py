@@ -153,6 +153,30 @@ def test_a_late_word_that_it_declines_does_not_undo_an_update() -> None:
     assert (r.declined, r.refused, set(r.counted)) == ({}, {}, {"a"})
 
 
+def test_the_words_of_those_that_decline_are_bounded() -> None:
+    r = Round(4, frozenset(f"pi-{i}" for i in range(60)), 60)
+    for i in range(60):
+        r.decline(f"pi-{i}", f"reason_{i}", "d" * 1000)
+    assert len(r.declined) == 60
+    assert len(r.details) == 50
+    assert {len(words) for words in r.details.values()} == {500}
+
+
+def test_one_agent_that_declines_again_and_again_is_told_once() -> None:
+    r = round_of("ab")
+    for i in range(9):
+        r.decline("a", f"reason_{i}", "words")
+    assert (r.declined, r.details) == ({"a": "reason_8"}, {"reason_0": "a: words"})
+
+
+@pytest.mark.parametrize("reason", ["", "Too hot", "r" * 65, "no_data\n"])
+def test_a_reason_that_is_no_machine_name_is_told_in_words(reason: str) -> None:
+    r = round_of("a")
+    r.decline("a", reason, "words")
+    assert r.declined == {"a": "other"}
+    assert r.details == {"other": f"a: {reason}: words"}
+
+
 def test_strangers_that_decline_or_are_lost_do_not_end_it() -> None:
     r = round_of("a")
     assert feed(r, declined("z", "no_data"), offline("y"), reconnected("y")) is None

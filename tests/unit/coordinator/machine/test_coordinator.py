@@ -356,6 +356,20 @@ def test_a_rule_lets_agents_find_out_themselves() -> None:
 # -- bytes --------------------------------------------------------------------------------------
 
 
+def test_an_agent_that_reports_absurd_bytes_leaves_a_result_that_can_be_read() -> None:
+    stage, a, b, *_ = three()
+    for boot in ("b2", "b3", "b4"):
+        a.agent_instance = boot
+        a.status("online")
+        a.report("x", received_bytes=1 << 53)
+    for agent in (a, b):
+        agent.update([1, 0, 0])
+    stage.later(10_000)
+    assert stage.record.bytes_down == 2**53 - 1
+    result = messages.decode(stage.retained["fedge/v1/f/results"], messages.RoundResult)
+    assert result.bytes_down == 2**53 - 1
+
+
 def test_bytes_up_are_those_that_arrived_and_bytes_down_those_that_agents_report() -> None:
     stage = Stage(config(start=StartConfig(agents=2), evaluation=EvaluationConfig(every=1)))
     a, b = (FakeAgent(stage, n, test_rows=1) for n in "ab")
