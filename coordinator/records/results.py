@@ -28,7 +28,7 @@ def with_training(
     usual_loss: float | None = None,
 ) -> RoundRecord:
     """The record with what was seen while training, also as its loss until it is evaluated."""
-    kept, left_out = without_absurd(trained, usual_loss)
+    kept, left_out = without_absurd(trained, usual_loss, metrics)
     total = add_sums(fair_shares(kept).values())
     means = metric_values(total, metrics) if total.weight else {}
     loss = means.pop("loss", None)
@@ -66,7 +66,7 @@ def with_evaluation(
         usual_loss: see `fair.without_absurd`.
         label_shifts: of agents that found one themselves.
     """
-    kept, left_out = without_absurd(evaluated, usual_loss)
+    kept, left_out = without_absurd(evaluated, usual_loss, metrics)
     known = _total(kept, kept.keys() - unseen)
     new = _total(kept, kept.keys() & unseen)
     means = metric_values(known, metrics) if known.weight else {}

@@ -2,7 +2,9 @@
 
 The bounds follow from what is summed: the weight of an agent's rows is known from its birth, an
 accuracy is between 0 and 1, squares and absolute values are not negative. A sum outside them is a
-fault or a lie. Sums are of float32 numbers: bounds are passed by a thousandth.
+fault or a lie. Each row counts once in an AUC, in a confusion matrix and among the right, false and
+missed ones of a class: programs have these only for one class a row. Sums are of float32 numbers:
+bounds are passed by a thousandth.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from learning.vector.metrics import MetricSpec, Sums
+from learning.vector.parameters import F64
 
 TOLERANCE = 1e-3
 
@@ -56,7 +59,22 @@ def implausible(
             return f"{spec.name} {values.min() / weight:.6g}, it is never below {low:g}"
         if high is not None and values.max() > high * weight + slack:
             return f"{spec.name} {values.max() / weight:.6g}, it is never above {high:g}"
+        rows = _rows(spec, values)
+        if rows > weight + slack:
+            return f"{spec.name} of rows of weight {rows:.6g}, measured were {weight:.6g}"
+        # The sums of targets are differences of rounded ones: only that of squared errors is sure.
+        if spec.kind == "r2" and values[0] < 0:
+            return f"{spec.name} of squared errors that add up to {values[0]:.6g}"
     return ""
+
+
+def _rows(spec: MetricSpec, values: F64) -> float:
+    """Returns the weight of all rows that a metric's sums count; 0 when they count none."""
+    if spec.kind in ("auc", "confusion"):
+        return float(values.sum())
+    if spec.kind in ("precision", "recall", "f1"):
+        return float(values.reshape(spec.shape).sum(0).max())  # of each class
+    return 0.0
 
 
 def _bounds(spec: MetricSpec) -> tuple[float | None, float | None]:

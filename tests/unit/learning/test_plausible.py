@@ -11,6 +11,8 @@ METRICS = (
     MetricSpec("rmse", "root_mean"),
     MetricSpec("confusion", "confusion", (2, 2)),
     MetricSpec("r2", "r2", (3,)),
+    MetricSpec("auc", "auc", (2, 3)),
+    MetricSpec("f1", "f1", (3, 2)),
 )
 
 
@@ -21,6 +23,8 @@ def sums(loss: float = 5.0, weight: float = 10.0, **metrics: float | tuple[float
         "rmse": 2.0,
         "confusion": (5.0, 0.0, 0.0, 5.0),
         "r2": (1.0, -500.0, 30.0),
+        "auc": (0.0, 1.0, 4.0, 3.0, 2.0, 0.0),
+        "f1": (3.0, 6.0, 1.0, 2.0, 2.0, 1.0),  # of class 0: 3 found, 1 false alarm, 2 missed
     }
     return Sums(loss, weight, good | metrics)
 
@@ -51,10 +55,25 @@ def test_more_weight_than_the_agent_has_rows_is_named() -> None:
         ({"mae": -1.0}, "mae -0.1, it is never below 0"),
         ({"rmse": -1.0}, "rmse -0.1, it is never below 0"),
         ({"confusion": (0.0, 99.0, 0.0, 0.0)}, "confusion 9.9, it is never above 1"),
+        (
+            {"confusion": (5.0, 1.0, 0.0, 5.0)},
+            "confusion of rows of weight 11, measured were 10",
+        ),
+        (
+            {"auc": (0.0, 0.0, 10.0, 10.0, 0.0, 0.0)},
+            "auc of rows of weight 20, measured were 10",
+        ),
+        (
+            {"f1": (0.0, 0.0, 10.0, 0.0, 10.0, 0.0)},
+            "f1 of rows of weight 20, measured were 10",
+        ),
+        ({"r2": (-1e60, 0.0, 30.0)}, "r2 of squared errors that add up to -1e+60"),
     ],
 )
-def test_a_metric_outside_its_range_is_named(metrics: dict[str, float], reason: str) -> None:
-    assert why(sums(**metrics)) == reason
+def test_a_metric_outside_its_range_is_named(
+    metrics: dict[str, float | tuple[float, ...]], reason: str
+) -> None:
+    assert why(sums(5.0, 10.0, **metrics)) == reason
 
 
 @pytest.mark.parametrize(
