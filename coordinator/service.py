@@ -123,7 +123,10 @@ class CoordinatorService(Service):
 
     def idle(self) -> None:
         """Writes what was taken in, then confirms it: nothing more arrived at once."""
-        for confirm in self._durability.flush():
+        self._flush(time.monotonic())
+
+    def _flush(self, now_s: float = math.inf) -> None:
+        for confirm in self._durability.flush(now_s):
             confirm()
 
     def wait_s(self) -> float:
@@ -158,11 +161,13 @@ class CoordinatorService(Service):
         """See `Service.end`."""
         self._note_heard()
         super().end()
+        self._flush()
 
     def _note_heard(self) -> None:
         since_s, self._noted_s = self._noted_s, time.monotonic()
         zero = time.time() - self._noted_s
         roster = self._coordinator.roster
+        self._durability.save_statuses()  # or the moment would be that of the status again
         heard = {name: zero + agent.heard_s for name, agent in roster if agent.heard_s >= since_s}
         self._store.note_heard(heard)
         if heard:

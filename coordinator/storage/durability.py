@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
+from broker.protocol.messages import AgentStatus
 from coordinator.machine.events import (
     Action,
     Commit,
@@ -19,10 +21,15 @@ from coordinator.storage.store import Store
 
 #: Updates written to disk together, at most.
 FLUSH_UPDATES = 32
+#: Statuses alone are written at most so often: one agent may change its own many times a second.
+STATUSES_EVERY_S = 5.0
 
 
 class Durability:
     """Performs the actions that store, and holds receipts and acknowledgements behind updates.
+
+    Nothing depends on a status being on disk: only the latest one of each agent is written, with
+    what else is, or when the last write was a while ago.
 
     Args:
         store: of the federation.
@@ -36,6 +43,9 @@ class Durability:
         self._store = store
         self._is_dirty = False
         self._held: list[Callable[[], None]] = []
+        #: Latest statuses by agent and when it was heard of, not in the store yet; None: forget it.
+        self._statuses: dict[str, tuple[AgentStatus, float | None] | None] = {}
+        self._flushed_s = -math.inf
 
     def perform(self, action: Action, heard_at: float | None = None) -> bool:
         """Stores; returns whether the action was one that stores.
@@ -57,19 +67,27 @@ class Durability:
             case SaveRound(record, closed, course):
                 store.save_round(record, closed, course)
             case SaveAgent(agent_id, status):
-                store.save_agent(agent_id, status, heard_at)
-                self._is_dirty = True
+                self._statuses[agent_id] = (status, heard_at)
             case SaveStanding(agent_id, standing):
                 store.save_standing(agent_id, standing)
                 self._is_dirty = True
             case ForgetAgent(agent_id):
-                store.forget_status(agent_id)
-                self._is_dirty = True
+                self._statuses[agent_id] = None
             case Finished(reason):
                 store.finish(reason)
             case _:
                 return False
         return True
+
+    def save_statuses(self) -> None:
+        """Adds the statuses that wait to the store, to be written with the next `flush`."""
+        for agent_id, latest in self._statuses.items():
+            if latest is None:
+                self._store.forget_status(agent_id)
+            else:
+                self._store.save_agent(agent_id, *latest)
+        self._is_dirty = self._is_dirty or bool(self._statuses)
+        self._statuses.clear()
 
     def touch(self) -> None:
         """Notes that something else was added to the store and not flushed."""
@@ -87,12 +105,19 @@ class Durability:
         """Whether as many updates wait as are written together."""
         return self.unflushed >= FLUSH_UPDATES
 
-    def flush(self) -> list[Callable[[], None]]:
-        """Writes what was added; returns what waited for it, to be called in order."""
+    def flush(self, now_s: float = math.inf) -> list[Callable[[], None]]:
+        """Writes what was added; returns what waited for it, to be called in order.
+
+        Args:
+            now_s: the time; statuses alone are not written soon after the last write. Infinite:
+                they are.
+        """
+        if self._is_dirty or now_s >= self._flushed_s + STATUSES_EVERY_S:
+            self.save_statuses()
         if not self._is_dirty:
             return []
         self._store.flush()
-        self._is_dirty = False
+        self._is_dirty, self._flushed_s = False, now_s
         self.unflushed = 0
         held, self._held = self._held, []
         return held

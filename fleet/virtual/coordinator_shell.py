@@ -172,7 +172,7 @@ class CoordinatorShell(Shell):
         is_stored = self._durability.perform(action)
         match action:
             case SaveAgent() | SaveStanding() | ForgetAgent():
-                return  # written with the next transaction
+                return  # written with the next updates
             case StoreUpdate():
                 if not waiting:
                     self.later(_FLUSH_S, self.settle)

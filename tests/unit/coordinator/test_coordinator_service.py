@@ -259,6 +259,7 @@ def test_when_agents_were_heard_of_is_kept_also_of_those_that_fell_silent(
     heard = {agent.agent_id: agent.heard_at - start[agent.agent_id] for agent in store.agents()}
     assert heard == pytest.approx({"a": 100.0, "b": 0.0, "c": 0.0}, abs=20)
     scene.service.perform(SaveAgent("b", AgentStatus(state="offline", agent_instance="b1")))
+    scene.service.idle()
     (b,) = (agent for agent in store.agents() if agent.agent_id == "b")
     assert b.status.state == "offline"
     assert b.heard_at == pytest.approx(start["b"], abs=20)
