@@ -34,7 +34,13 @@ for command in (
 
 @cli.command()
 @click.argument("folder", metavar="[DIR]", required=False, type=click.Path(path_type=Path))
-@click.option("--port", default=1883, show_default=True, type=click.IntRange(1, 65_535))
+@click.option(
+    "--port",
+    default=1883,
+    show_default=True,
+    type=click.IntRange(1, 65_535),
+    help="Port to listen on, for clients of this machine.",
+)
 @click.option(
     "--kind",
     default="auto",

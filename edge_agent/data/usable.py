@@ -12,6 +12,7 @@ from edge_agent.data.config import DataConfig
 from edge_agent.data.faults import Range
 from edge_agent.data.normalise import Scale
 from edge_agent.data.table import Array, Index, Table, chunks, tensors
+from fedge.console import counted
 from fedge.errors import DataError
 from models.package.spec import ModelSpec, TensorSpec
 
@@ -117,7 +118,7 @@ def in_time(table: Table, rows: Index) -> Index:
     if not late:
         return rows
     log.info(
-        "%s: %d rows are earlier than the one before: put in the order of time",
-        table.path, late, extra={"event": "rows_sorted", "rows": late},
+        "%s: %s earlier than the one before: put in the order of time",
+        table.path, counted(late, "row"), extra={"event": "rows_sorted", "rows": late},
     )  # fmt: skip
     return rows[np.argsort(epoch, kind="stable")]

@@ -18,6 +18,7 @@ from edge_agent.data.file_settings import WindowConfig
 from edge_agent.data.kept_windows import KeptWindows, Readings
 from edge_agent.data.read_options import ReadOptions
 from edge_agent.data.table import Array, EmptyDataError, Table, tensors
+from fedge.console import counted
 from fedge.errors import DataError
 from learning.vector.parameters import F64
 
@@ -267,8 +268,8 @@ class WindowCutter:
         if not len(self._kept):
             raise self._none()
         note = (
-            f"{len(self._kept):,} windows of {self._window.length} readings from "
-            f"{self._readings:,} rows"
+            f"{counted(len(self._kept), 'window')} of {counted(self._window.length, 'reading')} "
+            f"from {counted(self._readings, 'row')}"
         )
         log.info("%s: %s", self._path, note, extra={"event": "windows"})
         return replace(self._kept.table(group_names, (*notes, note)), readings=self._readings)

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TextIO
 
+from fedge.console import counted
 from fedge.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -73,8 +74,9 @@ class TextLines:
             return line
         if self._nuls:
             log.warning(
-                "%s: %d lines with NUL bytes left out, as a power cut leaves them",
-                self._path, self._nuls, extra={"event": "torn_lines", "lines": self._nuls},
+                "%s: %s with NUL bytes left out, as a power cut leaves them",
+                self._path, counted(self._nuls, "line"),
+                extra={"event": "torn_lines", "lines": self._nuls},
             )  # fmt: skip
             self._nuls = 0
         raise StopIteration

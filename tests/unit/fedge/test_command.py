@@ -9,20 +9,34 @@ from click.testing import CliRunner
 from fedge.command import cli
 
 
-def groups() -> dict[str, click.Group]:
-    found: dict[str, click.Group] = {}
+def commands() -> dict[str, click.Command]:
+    found: dict[str, click.Command] = {}
     pending: list[tuple[tuple[str, ...], click.Command]] = [((), cli)]
     while pending:
         path, command = pending.pop()
+        found[" ".join(path)] = command
         if not isinstance(command, click.Group):
             continue
-        found[" ".join(path)] = command
         context = click.Context(command)
         for name in command.list_commands(context):
             child = command.get_command(context, name)
             assert child is not None
             pending.append(((*path, name), child))
     return found
+
+
+def groups() -> dict[str, click.Group]:
+    return {path: one for path, one in commands().items() if isinstance(one, click.Group)}
+
+
+def test_every_option_says_what_it_does() -> None:
+    silent = [
+        f"{path} {option.opts[0]}"
+        for path, command in commands().items()
+        for option in command.params
+        if isinstance(option, click.Option) and not option.help
+    ]
+    assert not silent
 
 
 @pytest.mark.parametrize("path", sorted(groups()))

@@ -285,7 +285,7 @@ def test_lines_with_nuls_in_the_middle_are_left_out_and_counted(
 ) -> None:
     text = "a,b,price\n1,2,3\n" + "\0" * 3000 + "4,5,6\n7,8,9\n"
     assert read(tmp_path, text) == [[1, 2, 3], [7, 8, 9]]
-    assert "data.csv: 1 lines with NUL bytes left out" in caplog.text
+    assert "data.csv: 1 line with NUL bytes left out" in caplog.text
     many = "a,b,price\n1,2,3\n" + "\0" * (3 << 20)
     assert read(tmp_path, many) == [[1, 2, 3]]
 

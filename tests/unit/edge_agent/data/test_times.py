@@ -90,7 +90,7 @@ def test_rows_are_put_in_the_order_of_time_and_keep_their_numbers(
 ) -> None:
     with caplog.at_level(logging.INFO):
         assert read(tmp_path, ["30", "10", "20", "20", "40"])[1] == [1, 2, 3, 0, 4]
-    assert "1 rows are earlier than the one before: put in the order of time" in caplog.text
+    assert "1 row earlier than the one before: put in the order of time" in caplog.text
     csv(tmp_path, "stamp,a,b,price\n30,1,2,0\n10,1,2,1\n20,1,2,2\n40,1,2,3\n")
     cfg = csv_config(time={"column": "stamp"}, test_fraction=0.25)
     data = load_dataset(cfg, make_spec(), tmp_path)
