@@ -96,7 +96,7 @@ def write_first_config(
         table_read = read_ready(config.data, spec, out.parent)
         dataset = build_dataset(table_read, config.data, spec, own=True)
     except DataError as error:
-        return Written(doubts, str(error), "")
+        return Written(doubts, "; ".join(found.faults) or str(error), "")
     finally:
         restore()
     odd = tuple(

@@ -261,6 +261,7 @@ def test_quoted_decimal_commas_are_found(tmp_path: Path) -> None:
 def test_a_torn_file_is_told_without_a_model(tmp_path: Path, text: str, says: str) -> None:
     (tmp_path / "odd.csv").write_text(text)
     assert f"not yet     {tmp_path / 'odd.csv'}: {says}" in made(tmp_path, "odd.csv", "")[2].output
+    assert says in made(tmp_path, "odd.csv", "house_price", "--force")[2].output
     (tmp_path / "odd.csv").write_text("a,label\n1,2\n1")  # only its last line: that is left out
     assert "not yet" not in made(tmp_path, "odd.csv", "", "--force")[2].output
 
