@@ -167,7 +167,7 @@ class CoordinatorService(Service):
         since_s, self._noted_s = self._noted_s, time.monotonic()
         zero = time.time() - self._noted_s
         roster = self._coordinator.roster
-        self._durability.save_statuses()  # or the moment would be that of the status again
+        self._durability.save_statuses(self._noted_s)  # before: they carry an earlier moment
         heard = {name: zero + agent.heard_s for name, agent in roster if agent.heard_s >= since_s}
         self._store.note_heard(heard)
         if heard:

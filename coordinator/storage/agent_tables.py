@@ -51,7 +51,7 @@ class KnownAgent:
 class AgentTables(Database):
     """The tables of agents; see `Database`."""
 
-    def save_agent(self, agent_id: str, status: AgentStatus, heard_at: float | None = None) -> None:
+    def save_agent(self, agent_id: str, status: AgentStatus, heard_at: float | None = None) -> int:
         """Stores an agent's latest status; on disk only after `flush`.
 
         A fleet is born in one moment, and nothing depends on its births being on disk.
@@ -60,10 +60,14 @@ class AgentTables(Database):
             agent_id: its name.
             status: what it said, or what its silence means.
             heard_at: when it last said anything, in seconds since 1970; None: now.
+
+        Returns:
+            Characters that are stored.
         """
         text = msgspec.json.encode(status).decode()
         heard_at = time.time() if heard_at is None else heard_at
         self._add("INSERT OR REPLACE INTO agents VALUES (?, ?, ?)", agent_id, text, heard_at)
+        return len(text)
 
     def note_heard(self, heard_at: Mapping[str, float]) -> None:
         """Stores when agents were last heard, in seconds since 1970; on disk only after `flush`."""

@@ -23,6 +23,8 @@ from coordinator.storage.store import Store
 FLUSH_UPDATES = 32
 #: Statuses alone are written at most so often: one agent may change its own many times a second.
 STATUSES_EVERY_S = 5.0
+#: A large status of one agent is written less often: not more than so many bytes a second of it.
+STATUS_BYTES_PER_S = 2048
 
 
 class Durability:
@@ -46,6 +48,8 @@ class Durability:
         #: Latest statuses by agent and when it was heard of, not in the store yet; None: forget it.
         self._statuses: dict[str, tuple[AgentStatus, float | None] | None] = {}
         self._flushed_s = -math.inf
+        #: Agents whose last status was large, and when the next one may be written.
+        self._large: dict[str, float] = {}
 
     def perform(self, action: Action, heard_at: float | None = None) -> bool:
         """Stores; returns whether the action was one that stores.
@@ -79,15 +83,23 @@ class Durability:
                 return False
         return True
 
-    def save_statuses(self) -> None:
-        """Adds the statuses that wait to the store, to be written with the next `flush`."""
-        for agent_id, latest in self._statuses.items():
+    def save_statuses(self, now_s: float = math.inf) -> None:
+        """Adds the statuses that wait to the store, to be written with the next `flush`.
+
+        Args:
+            now_s: the time; a large status is not written soon after another of the same agent.
+                Infinite: it is.
+        """
+        self._large = {name: due_s for name, due_s in self._large.items() if now_s < due_s}
+        for agent_id in [name for name in self._statuses if name not in self._large]:
+            latest = self._statuses.pop(agent_id)
+            self._is_dirty = True
             if latest is None:
                 self._store.forget_status(agent_id)
-            else:
-                self._store.save_agent(agent_id, *latest)
-        self._is_dirty = self._is_dirty or bool(self._statuses)
-        self._statuses.clear()
+                continue
+            pause_s = self._store.save_agent(agent_id, *latest) / STATUS_BYTES_PER_S
+            if pause_s > STATUSES_EVERY_S:
+                self._large[agent_id] = now_s + pause_s
 
     def touch(self) -> None:
         """Notes that something else was added to the store and not flushed."""
@@ -113,7 +125,7 @@ class Durability:
                 they are.
         """
         if self._is_dirty or now_s >= self._flushed_s + STATUSES_EVERY_S:
-            self.save_statuses()
+            self.save_statuses(now_s)
         if not self._is_dirty:
             return []
         self._store.flush()

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from broker.protocol.messages import AgentStatus
+from broker.protocol import messages
+from broker.protocol.messages import AgentStatus, TargetSummary
 from coordinator.machine.events import ForgetAgent, SaveAgent, SaveStanding
 from coordinator.machine.standing import Standing
 from coordinator.storage.durability import STATUSES_EVERY_S, Durability
@@ -82,3 +84,17 @@ def test_of_an_agent_that_was_forgotten_and_came_back_the_last_word_counts(store
     durability.perform(ForgetAgent("a"))
     durability.flush(20.0)
     assert on_disk(store) == []
+
+
+def test_a_large_status_is_written_less_often(store: Store) -> None:
+    targets = {f"t{n}": TargetSummary(classes=tuple(range(1000, 1900))) for n in range(16)}
+    durability, found = Durability(store), []
+    for now_s in range(0, 120, 10):
+        born = msgspec.structs.replace(status(now_s).status, targets=targets)
+        durability.perform(SaveAgent("a", born))
+        durability.flush(float(now_s))
+        found += on_disk(store)
+    assert 70 < len(messages.encode(born)) / 1024 < 78  # 2 KiB a second
+    assert sorted(set(found)) == [0, 40, 80]
+    durability.flush()
+    assert on_disk(store) == [110]
