@@ -1,6 +1,6 @@
 """Share cap: no agent weighs more than its share in a weighted mean, however many rows it claims.
 
-`num_examples` is what a device says of itself. From three agents on one may have 0.4 of the weight
+`num_examples` is what a device says of itself. From three agents on one may have half of the weight
 at most, from five on a third, from eight on a quarter. At most three agents can be above such a
 share, and they are the heaviest: a stream that keeps the three heaviest updates back until its end
 needs no others again.
@@ -22,7 +22,7 @@ def largest_share(count: int) -> float:
     if count < 3:
         return 1.0
     if count < 5:
-        return 0.4
+        return 0.5
     return 1 / 3 if count < 8 else 0.25
 
 

@@ -17,6 +17,8 @@ WATTS = (
     "site-31: its targets (target) spread about 1,024 x 100,000 USD, the others' 1: are they in "
     "another unit?"
 )
+#: The site in watts says so of itself, too: the model's unit names a factor.
+OWN_WORD = "site-31: target: "
 SORTED = "site-7: target: "
 
 
@@ -43,10 +45,10 @@ def scenario(folder: Path) -> Path:
 
 
 def check(output: str, report: dict[str, Any]) -> None:
-    for text in (SORTED, WATTS):
+    for text in (SORTED, WATTS, OWN_WORD):
         assert output.count(f"data: {text}") == 1, output
         assert sum(line.startswith(text) for line in report["data"]) == 1
-    assert len(report["data"]) == 2
+    assert len(report["data"]) == 3
 
 
 def test_odd_devices_are_named_by_log_status_and_report(tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ def test_weights_within_their_share_stay_as_they_are(weights: list[float]) -> No
     assert capped(weights) == weights
 
 
-def test_one_of_three_has_two_fifths_of_the_weight_at_most() -> None:
-    assert capped([15.0, 1e9, 15.0]) == pytest.approx([15.0, 20.0, 15.0])
+def test_one_of_three_has_half_of_the_weight_at_most() -> None:
+    assert capped([10.0, 1e9, 20.0]) == pytest.approx([10.0, 30.0, 20.0])
 
 
 def test_one_of_five_has_a_third_at_most() -> None:
