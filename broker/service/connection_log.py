@@ -39,7 +39,7 @@ class ConnectionLog:
         self._up_since_s: float | None = None
         self._reasons: set[str] = set()
         self._failures = 0
-        self._is_told = True  # the last failure, if any
+        self._is_awaited = True  # a failure was logged since the last connection that was
         self._refusals: set[tuple[str, str]] = set()
 
     def up(self, notice: str, *, session_present: bool) -> None:
@@ -48,7 +48,8 @@ class ConnectionLog:
         if notice:
             log.warning("%s", notice, extra={"event": "size_limit"})
             return
-        level = logging.INFO if self._is_told else logging.DEBUG
+        level = logging.INFO if self._is_awaited else logging.DEBUG
+        self._is_awaited = False
         log.log(level, "connected%s", " again to our session" if session_present else "")
 
     def down(self, reason: str) -> None:
@@ -63,8 +64,9 @@ class ConnectionLog:
         if is_new:
             self._reasons.add(kind)
         count = f" ({self._failures} failures)" if self._failures > 1 else ""
-        self._is_told = is_new or is_power_of_two(self._failures)
-        level = logging.WARNING if self._is_told else logging.DEBUG
+        is_told = is_new or is_power_of_two(self._failures)
+        self._is_awaited |= is_told
+        level = logging.WARNING if is_told else logging.DEBUG
         log.log(level, "%s%s; trying again", reason, count, extra={"event": "link_down"})
 
     def refused(self, refused: Refused) -> None:

@@ -40,6 +40,16 @@ def test_a_connection_that_is_lost_again_and_again_is_logged_ever_more_rarely(
     assert caplog.text.count("connected again to our session") == 8  # the first, and after those
 
 
+def test_a_connection_after_a_failure_that_was_logged_is_logged_whatever_came_between(
+    log: ConnectionLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    log.up("", session_present=False)
+    for reason in ("refused", "lost", "refused"):  # the 3rd is not logged
+        log.down(reason)
+    log.up("", session_present=False)
+    assert [record.getMessage() for record in caplog.records][-1] == "connected"
+
+
 def test_every_new_reason_is_logged(log: ConnectionLog, caplog: pytest.LogCaptureFixture) -> None:
     for reason in ("a", "b", "a", "b", "c", "a", "b", "a", "b"):
         log.down(reason)
