@@ -133,7 +133,7 @@ def heard(link: MqttLink, for_s: float) -> int:
 
 
 def attacks(place: Place, count: int) -> Report:
-    """What comes of a device that was revoked, of an old key, and of forging."""
+    """Tries a revoked device, an old key and forged messages."""
     revoked, rotated, fresh = (place.link(f"d-{count - n}") for n in (3, 2, 1))
     report: Report = {}
     for what, link in (("revoked", revoked), ("old_key", rotated), ("enrolled", fresh)):

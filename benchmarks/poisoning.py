@@ -1,4 +1,4 @@
-"""What one attacker of eight does to the wearable model, at the default settings.
+"""Accuracy of the wearable model with one attacker of eight, at the default settings.
 
     python benchmarks/poisoning.py [--seeds 5] [--rounds 30] [--attacks NAME ...] [--json] [--save]
 

@@ -107,7 +107,7 @@ def files(folder: Path) -> dict[str, float]:
 
 
 def rise(values: list[float]) -> float:
-    """How much the least value of the second half is above that of the first, as a part of it.
+    """Returns the rise of the least value from the first half to the second, as a part of it.
 
     For what comes and goes with every round, as the files of agents do: it shows what stays.
     """
@@ -116,7 +116,7 @@ def rise(values: list[float]) -> float:
 
 
 def drift(x: list[float], values: list[float]) -> float:
-    """How much a line through the points changes from first to last, as a part of their mean."""
+    """Returns the change of a line through the points, first to last, as a part of their mean."""
     slope = float(np.polyfit(x, values, 1)[0])
     return slope * (x[-1] - x[0]) / float(np.mean(values))
 

@@ -60,6 +60,10 @@ class OpenRound:
     _counted: int = 0
     _counted_s: float = -math.inf
 
+    @property
+    def _announced_s(self) -> float:
+        return self.deadline_s - self.plan.deadline_s
+
     def waits_for(self, agent_id: str, round_id: int) -> bool:
         """Says whether an agent's message of a round may be the answer that the phase lacks."""
         asked = round_id == self.plan.round_id and agent_id in self.round.cohort
@@ -67,10 +71,10 @@ class OpenRound:
 
     def note_left(self, agent_id: str, now_s: float) -> None:
         """Notes that an agent that was waited for will not answer: did it hold up the phase?"""
-        if agent_id not in self.round.waiting_for or not self._counted:
+        if not self._counted or not self.round.is_waiting_for(agent_id):
             return
-        announced_s = self.deadline_s - self.plan.deadline_s
-        if now_s - announced_s > max(_HELD_UP_S, 3 * (self._counted_s - announced_s)):
+        others_s = self._counted_s - self._announced_s
+        if now_s - self._announced_s > max(_HELD_UP_S, 3 * others_s):
             self.held_up.add(agent_id)
 
     def note_counted(self, now_s: float) -> None:
@@ -94,8 +98,7 @@ class OpenRound:
             return
         if self.grace_until_s < math.inf:
             return
-        elapsed_s = now_s - (self.deadline_s - self.plan.deadline_s)
-        for_silent_s = max(_LEAST_GRACE_S, elapsed_s)
+        for_silent_s = max(_LEAST_GRACE_S, now_s - self._announced_s)
         self.grace_until_s = now_s + (grace_s if too_few else min(grace_s, for_silent_s))
         if too_few:
             log.warning(

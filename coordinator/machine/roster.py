@@ -144,9 +144,9 @@ class Roster:
                 entry.asked_s = now_s
                 self._watch(entry)
 
-    def forget(self, agent_id: str) -> bool:
-        """Drops an agent, until its next birth; returns whether it was known."""
-        return self._entries.pop(agent_id, None) is not None
+    def forget(self, agent_id: str) -> None:
+        """Drops an agent, until its next birth."""
+        self._entries.pop(agent_id, None)
 
     def rows(self, agent_id: str, part: Literal["train", "test", "any"]) -> Rows | None:
         """Returns how many rows of a part an agent said that it has; None: not known."""
@@ -248,21 +248,15 @@ class Roster:
         patient = [name for name in able if not standings.is_backed_off(name, phase)]
         return sorted(patient if len(patient) >= self._least else able)
 
-    def left_out(
-        self, asked: Collection[str], phase: str, codec: str | None, algorithm: str | None
-    ) -> list[str]:
-        """Returns agents that could take part and are not to; see `eligible_agents`."""
-        able = self._able(phase, codec, algorithm, even_quarantined=True)
-        return sorted(name for name in able if name not in asked)
+    def left_out(self, asked: Collection[str], phase: str) -> list[str]:
+        """Returns the agents that are online and are not to take part in a phase, sorted."""
+        return sorted(
+            name
+            for name in self.standings.left_out(phase)
+            if name not in asked and (entry := self.get(name)) is not None and entry.online
+        )
 
-    def _able(
-        self,
-        phase: str,
-        codec: str | None,
-        algorithm: str | None,
-        *,
-        even_quarantined: bool = False,
-    ) -> list[str]:
+    def _able(self, phase: str, codec: str | None, algorithm: str | None) -> list[str]:
         def can(status: AgentStatus) -> bool:
             return (
                 status.state == "online"
@@ -277,7 +271,7 @@ class Roster:
         return [
             name
             for name, entry in self._entries.items()
-            if can(entry.status) and (even_quarantined or not self.standings.is_quarantined(name))
+            if can(entry.status) and not self.standings.is_quarantined(name)
         ]
 
     def _is_confirmed(self, status: AgentStatus) -> bool:

@@ -32,7 +32,7 @@ from coordinator.records.records import RoundRecord, new_record
 from coordinator.records.results import round_result
 from coordinator.rounds import protocol
 from coordinator.rounds.plans import PlanMaker
-from coordinator.rounds.protocol import FirstNeeds, PhaseOrder, RoundProtocol, first_needs
+from coordinator.rounds.protocol import PhaseOrder, RoundProtocol
 from coordinator.rounds.round import Round
 from learning.aggregation.aggregator import Aggregator
 from learning.aggregation.norm_bound import NormHistory, RoundNorms
@@ -186,12 +186,8 @@ class RoundRunner:
         capacity = phase.collector(self._collector_context()).capacity
         minimum = order.minimum if order.is_durable else 1
         room = self._publisher.max_cohort_bytes - len(msgspec.json.encode(order.settings))
-        left_out = self._roster.left_out(set(order.eligible), *self._needs(order))
+        left_out = self._roster.left_out(set(order.eligible), order.settings.name)
         return draw_cohort(order.eligible, order.cohort, rng, minimum, room, capacity, left_out)
-
-    def _needs(self, order: PhaseOrder) -> FirstNeeds:
-        first = first_needs(self._config)
-        return first if first.phase == order.settings.name else FirstNeeds(order.settings.name)
 
     def _announce(
         self, order: PhaseOrder, draw: Draw, record: RoundRecord, now_s: float
@@ -378,10 +374,12 @@ class RoundRunner:
         self._progress.note(record, self._norms.known)
         if (best := self._progress.course.best) is not None and best.version:
             record = msgspec.structs.replace(record, best_round=best.round_id)
-        saved: list[Action] = [SaveRound(record, closed, self._progress.course)]
-        self._roster.standings.take_changed(lambda *changed: saved.append(SaveStanding(*changed)))
-        result = round_result(record, self._session)
-        return [*saved, RoundEnded(record), *self._publisher.results(result)]
+        return [
+            SaveRound(record, closed, self._progress.course),
+            *(SaveStanding(*changed) for changed in self._roster.standings.take_changed()),
+            RoundEnded(record),
+            *self._publisher.results(round_result(record, self._session)),
+        ]
 
     def finish(self, reason: str) -> list[Action]:
         """Announces that the federation has ended, with its best version."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Iterable, Iterator, Set
 
 import msgspec
 
@@ -137,11 +137,6 @@ class Standings:
         self._known[agent_id] = standing
         self._changed.add(agent_id)
 
-    def forget(self, agent_id: str) -> None:
-        """Drops what is known of an agent."""
-        self._known.pop(agent_id, None)
-        self._changed.discard(agent_id)
-
     def is_quarantined(self, agent_id: str) -> bool:
         """Says whether this round must not ask the agent."""
         standing = self._known.get(agent_id)
@@ -151,6 +146,14 @@ class Standings:
         """Says whether this round leaves the agent out because it was silent."""
         standing = self._known.get(agent_id)
         return standing is not None and standing.is_backed_off(phase, self.round_id)
+
+    def left_out(self, phase: str) -> Iterator[str]:
+        """Yields the agents that this round does not ask, whatever they can."""
+        for agent_id, standing in self._known.items():
+            if not standing.may_be_asked(self.round_id) or standing.is_backed_off(
+                phase, self.round_id
+            ):
+                yield agent_id
 
     def doubtful(self, agents: Iterable[str], phase: str) -> frozenset[str]:
         """Returns the agents that did not answer the last time they were asked."""
@@ -263,11 +266,11 @@ class Standings:
             for agent_id in sorted(silent):
                 self.silent(agent_id, phase, cut_short=ended.closed == "grace")
 
-    def take_changed(self, save: Callable[[str, Standing], None]) -> None:
-        """Calls `save` for each standing that changed since the last call."""
-        for agent_id in sorted(self._changed):
-            save(agent_id, self._known[agent_id])
+    def take_changed(self) -> list[tuple[str, Standing]]:
+        """Returns the standings that changed since the last call, by agent id."""
+        changed = [(agent_id, self._known[agent_id]) for agent_id in sorted(self._changed)]
         self._changed.clear()
+        return changed
 
 
 _CLEAN = Standing()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 Outcome = Literal["goal", "everyone", "deadline", "grace"]
@@ -147,12 +148,17 @@ class Round:
     @property
     def in_grace(self) -> bool:
         """Whether only agents are missing that are offline, or did not answer the last time."""
-        if self.closed is not None:
-            return False
-        settled = (self.counted, self.declined, self.refused, self.offline, self.doubtful)
-        if sum(map(len, settled)) < len(self.cohort):
-            return False  # the common case, without building the sets
-        return not self.waiting_for - self.doubtful
+        # Stops at the first that is waited for: asked after every message of a large cohort.
+        return self.closed is None and not any(map(self.is_waiting_for, self._certain))
+
+    @cached_property
+    def _certain(self) -> frozenset[str]:
+        return self.cohort - self.doubtful
+
+    def is_waiting_for(self, agent_id: str) -> bool:
+        """Whether an agent is online and may still answer; see `waiting_for`."""
+        settled = (self.counted, self.declined, self.refused, self.offline)
+        return agent_id in self.cohort and not any(agent_id in each for each in settled)
 
     @property
     def unanswered(self) -> frozenset[str]:

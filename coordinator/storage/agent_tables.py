@@ -84,12 +84,12 @@ class AgentTables(Database):
         self._add("INSERT OR REPLACE INTO standings VALUES (?, ?)", agent_id, text)
 
     def standing(self, agent_id: str) -> Standing:
-        """How an agent stands."""
+        """Returns an agent's standing; a clean one when none is stored."""
         rows = self._read("SELECT standing FROM standings WHERE agent_id = ?", agent_id)
         return self._decoded(_STANDING, rows[0][0], Standing) if rows else Standing()
 
     def standings(self) -> dict[str, Standing]:
-        """How agents stand, by id; those without a word on them have none."""
+        """Returns the stored standings, by agent id."""
         rows = self._read("SELECT agent_id, standing FROM standings ORDER BY agent_id")
         return {name: self._decoded(_STANDING, text, Standing) for name, text in rows}
 

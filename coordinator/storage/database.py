@@ -77,7 +77,7 @@ class Database:
             raise self._failed(error) from error
 
     def flush(self) -> None:
-        """What was added is on disk when this returns."""
+        """Writes what was added to disk; it is there when this returns."""
         self.check_place()
         self._commit_added()
 

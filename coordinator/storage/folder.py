@@ -31,7 +31,7 @@ Back with: fedge coordinator restore FILE --config coordinator.yaml
 
 
 class Latest(NamedTuple):
-    """How far a store is: its last round and its newest version; 0 before there is one."""
+    """Last round and newest version of a store; 0 before there is one."""
 
     round_id: int
     version: int

@@ -47,7 +47,7 @@ Order = Quarantine | Release | Forget | Rollback
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What became of an order.
+    """Outcome of an order.
 
     Attributes:
         text: for people, one or several lines.
@@ -88,7 +88,7 @@ class OrderTable(Database):
             db.execute("UPDATE orders SET outcome = ? WHERE number = ?", (text, number))
 
     def order_outcome(self, number: int) -> Outcome | None:
-        """What became of an order; None while it was not taken up."""
+        """Returns the outcome of an order; None while it was not taken up."""
         rows = self._read("SELECT outcome FROM orders WHERE number = ?", number)
         if not rows or rows[0][0] is None:
             return None

@@ -87,7 +87,7 @@ class VersionTables(Database):
         return int(self._read("SELECT COUNT(*) FROM rounds")[0][0])
 
     def latest(self) -> Latest:
-        """How far it is."""
+        """Returns the last round and the newest version."""
         ((round_id, version),) = self._read(
             "SELECT (SELECT MAX(round_id) FROM rounds), (SELECT MAX(version) FROM versions)"
         )
@@ -165,7 +165,7 @@ class VersionTables(Database):
         return course if rule in (None, course.rule) else course.by(rule, self.history())
 
     def course(self) -> Course:
-        """How far the federation is, by the rule of its last run."""
+        """Returns the course of the federation, by the rule of its last run."""
         rows = self._read("SELECT MAX(version) FROM versions")
         return self._course(rows[0][0] or 0, None)
 

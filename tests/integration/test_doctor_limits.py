@@ -1,4 +1,4 @@
-"""What the doctors find at a Mosquitto with limits, without rights, or of another federation."""
+"""The doctors at a Mosquitto with limits, without rights, or of another federation."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def port(
 
 
 def _with_plugin(program: Path, folder: Path, plugin: str, commands: str) -> Iterator[int]:
-    """As `mosquitto_ctrl dynsec init` leaves it, and then with the commands."""
+    """Yields a broker as `mosquitto_ctrl dynsec init` leaves it, after our commands."""
     salt, key = hashed("admin")
     control = "$CONTROL/dynamic-security/#"
     kinds = ("publishClientSend", "publishClientReceive", "subscribePattern")

@@ -1,4 +1,4 @@
-"""What agent and coordinator say within seconds when the way to the broker is set up wrongly."""
+"""Agent and coordinator name a wrong way to the broker within seconds."""
 
 from __future__ import annotations
 

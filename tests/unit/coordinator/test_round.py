@@ -242,3 +242,17 @@ def test_a_stale_update_counts_beside_the_answers_and_only_once() -> None:
     late = r.offer_stale("b", 3, "1")
     assert isinstance(late, Reject)
     assert late.reason == "late"
+
+
+def test_a_round_is_in_its_grace_while_only_doubtful_and_offline_agents_are_missing() -> None:
+    round_ = Round(1, frozenset("abcd"), goal=4, minimum=4, doubtful=frozenset("d"))
+    assert not round_.in_grace
+    round_.count("a")
+    round_.set_offline("b", offline=True)
+    assert not round_.in_grace
+    assert round_.is_waiting_for("c")
+    round_.decline("c", "stopping")
+    assert round_.in_grace
+    assert (round_.is_waiting_for("c"), round_.is_waiting_for("d")) == (False, True)
+    round_.set_offline("b", offline=False)
+    assert not round_.in_grace

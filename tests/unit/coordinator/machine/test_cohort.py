@@ -107,3 +107,9 @@ def test_by_default_up_to_fifty_agents_are_listed_and_more_get_a_rule() -> None:
     many = draw_cohort(NAMES[:51], CohortConfig(), rng())
     assert many.cohort.ids is None
     assert many.asked == NAMES[:51]
+
+
+def test_a_rule_names_no_more_than_two_hundred_agents_that_are_left_out() -> None:
+    invented = tuple(f"x-{n:05d}" for n in range(50_000))
+    drawn = draw_cohort(NAMES, CohortConfig(), rng(), left_out=invented)
+    assert drawn.cohort.without == invented[:200]
