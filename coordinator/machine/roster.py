@@ -315,8 +315,16 @@ class Roster:
         return entry is None or phase in entry.status.phases
 
     def population(self, phase: str) -> int:
-        """Returns how many agents take part in a phase, whether they are online or not."""
-        return sum(_has_part(entry.status, phase) for entry in self._entries.values())
+        """Returns how many agents take part in a phase, whether they are online or not.
+
+        One that has just started again, and has yet to load its model, is none the less.
+        """
+        part: Part = "train" if phase == "train" else "test"
+        return sum(
+            phase in entry.status.phases
+            and (phase not in ("train", "evaluate") or entry.rows[part].number > 0)
+            for entry in self._entries.values()
+        )
 
 
 def _lack(status: AgentStatus, phase: str, codec: str | None, algorithm: str | None) -> str:

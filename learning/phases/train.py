@@ -130,4 +130,5 @@ class TrainCollector:
             if weight > usual and received.length > 1:
                 weight = max(usual, weight / received.length)
             self._fold(Weighed(weight, (agent_id, received)))
-        return self._aggregator.result(population)
+        # Right after a start the coordinator may not have heard of all whose updates count.
+        return self._aggregator.result(max(population, len(self.sums)))

@@ -193,3 +193,13 @@ def test_who_is_in_quarantine_until_released_is_not_asked() -> None:
     assert found.eligible_agents("train") == ["b", "c"]
     standings["a"] = standings["a"].released()
     assert found.eligible_agents("train") == ["a", "b", "c"]
+
+
+def test_an_agent_that_starts_again_stays_one_of_the_population() -> None:
+    found = roster_of(a=status(), b=status())
+    loading = status(agent_instance="b2", train_examples=0, test_examples=0)
+    assert changes_something(found, "a", loading)
+    assert found.eligible_agents("train") == ["b"]
+    assert (found.population("train"), found.population("evaluate")) == (2, 2)
+    assert changes_something(found, "c", status(phases=("evaluate",), train_examples=0))
+    assert (found.population("train"), found.population("evaluate")) == (2, 3)

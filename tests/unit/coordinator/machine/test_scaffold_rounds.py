@@ -123,6 +123,18 @@ def test_a_control_variate_far_beyond_the_norm_limit_is_refused() -> None:
     assert b.receipt(b.update([1, 0, 0], more={"control": [-8, 0, 0]})).accepted
 
 
+def test_an_agent_that_starts_again_before_its_update_counts_is_one_of_the_population() -> None:
+    stage, a, b, c = three(algorithm="scaffold", training=TRAINING)
+    for agent in (a, b):
+        agent.update([0, 0, 0], more={"control": [3, 0, 0]})
+    frame = c.frame([0, 0, 0], more={"control": [3, 0, 0]})
+    c.rows = 0  # until its model is loaded again
+    c.status("online", "b2")
+    assert c.receipt(c.send(frame, stage.plan.round_id)).accepted
+    assert stage.record.population == 3
+    assert stage.coordinator.progress.state.vectors["control"].tolist() == [3.0, 0.0, 0.0]
+
+
 def test_a_stale_control_variate_counts_in_full() -> None:
     settings = config(
         start=StartConfig(agents=3),
