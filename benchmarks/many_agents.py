@@ -39,8 +39,8 @@ from broker.protocol.messages import AgentStatus
 from broker.protocol.topics import AgentStatusTopic, Topics
 from coordinator.records.records import RoundRecord
 from fedge.open_files import raise_file_limit
-from fleet.host import AgentHost, find_agents
-from fleet.run import RunOptions, host_count, run_scenario
+from fleet.runs.host import AgentHost, find_agents
+from fleet.runs.run import RunOptions, host_count, run_scenario
 
 HERE = Path(__file__).parent
 FEATURES, CLASSES = 100, 10

@@ -30,7 +30,7 @@ import numpy as np
 from measure import Report, budget, finish, option_parser, shown, spread
 
 from coordinator.records.records import RoundRecord
-from fleet.run import RunOptions, run_scenario
+from fleet.runs.run import RunOptions, run_scenario
 
 MB = 1_000_000
 #: Part of its mean that a line may rise or fall by.

@@ -81,7 +81,7 @@ def run(
         raise ConfigError("rich is missing: install fedge with its extra, fedge[fleet]") from error
     from fleet.live import LiveWatcher, print_result
     from fleet.report import check_compared
-    from fleet.run import RunOptions, run_scenario
+    from fleet.runs.run import RunOptions, run_scenario
     from fleet.scenario import load_scenario
 
     described = load_scenario(scenario)
@@ -127,7 +127,7 @@ def host(folders: tuple[Path, ...], workers: int, give_up_after: float | None) -
     shared. Without -v only warnings and errors are logged. Ctrl-C or SIGTERM ends all of
     them cleanly.
     """
-    from fleet.host import run_host
+    from fleet.runs.host import run_host
 
     # Agents log a few lines each round: too many for a host.
     restore = log_less(logging.WARNING, "edge_agent", "broker")

@@ -181,7 +181,7 @@ def _explain(
     seed: int, plan: FaultPlan | None, scenario: Path | None, out: Path, signed: bool
 ) -> None:
     """Prints a failing seed with the fewest faults with which it still fails."""
-    from fleet.folders import make_folder
+    from fleet.runs.folders import make_folder
     from fleet.virtual.sweep import plan_of, plan_text, shrink, write_trace
 
     fewer = shrink(seed, plan or plan_of(seed, scenario), scenario, signed)

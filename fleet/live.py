@@ -61,7 +61,7 @@ class LiveWatcher:
         self._progress.stop()
 
     def begin(self, participants: Participants, config: CoordinatorConfig, broker: str) -> None:
-        """See `fleet.run.Watcher`."""
+        """See `fleet.runs.watcher.Watcher`."""
         spec, scenario, print_ = participants.spec, participants.scenario, self._console.print
         print_(f"[bold]{scenario.name}[/bold]: {_text(scenario.description)}")
         print_(f"[dim]licence: {_text(scenario.licence)}[/dim]", highlight=False)
@@ -98,7 +98,7 @@ class LiveWatcher:
         self._task = self._progress.add_task("rounds", total=self._rounds)
 
     def round(self, record: RoundRecord) -> None:
-        """See `fleet.run.Watcher`."""
+        """See `fleet.runs.watcher.Watcher`."""
         # `print_result` shows who declined in an answered round, with its answer.
         declined = [] if record.status == "answered" else decline_lines(record)
         for line in (self._line(record), *(f"       {reason}" for reason in declined)):
@@ -112,17 +112,17 @@ class LiveWatcher:
             self._progress.update(self._task, description="rounds", advance=1)
 
     def waiting(self, eligible: int, wanted: int) -> None:
-        """See `fleet.run.Watcher`."""
+        """See `fleet.runs.watcher.Watcher`."""
         if self._task is not None:
             text = f"waiting for agents: {eligible} of {wanted} can take part"
             self._progress.update(self._task, description=text)
 
     def note(self, text: str) -> None:
-        """See `fleet.run.Watcher`."""
+        """See `fleet.runs.watcher.Watcher`."""
         self._console.print(f"[dim]{_text(text)}[/dim]", highlight=False)
 
     def baseline(self, what: str, done: int, of: int) -> None:
-        """See `fleet.run.Watcher`."""
+        """See `fleet.runs.watcher.Watcher`."""
         if self._task is None:
             return
         words = {"own": "training each agent alone", "pooled": "training on pooled data"}

@@ -15,10 +15,10 @@ from coordinator.fleet_data import fleet_findings
 from fedge.errors import ConfigError
 from fedge.yaml_config import load_config, located
 from fleet.baselines import check_baselines
-from fleet.folders import make_out
 from fleet.participants import Participants, make_participants
 from fleet.report import REPORT_FILE, Ended, conclude, write_report
-from fleet.run import Watcher
+from fleet.runs.folders import make_out
+from fleet.runs.watcher import Watcher
 from fleet.scenario import (
     Scenario,
     coordinator_config,

@@ -14,7 +14,7 @@ from broker.protocol.messages import BlobRef
 from broker.protocol.topics import Topics
 from coordinator.machine.uploads import Uploads
 from fedge.errors import CodecError, ModelError, UpdateRejected, WireError
-from fleet.processes import decode_event
+from fleet.runs.processes import decode_event
 from learning.algorithms.algorithm import ServerState
 from learning.algorithms.server_step import state_from_bytes, state_to_bytes
 from learning.codecs.registry import CODECS

@@ -29,8 +29,8 @@ from broker.protocol.topics import AgentStatusTopic, Topics
 from coordinator.records.records import RoundRecord
 from edge_agent.config import AgentConfig
 from fedge.errors import ConfigError, LinkError
-from fleet.host import AgentHost, find_agents
-from fleet.run import RunOptions, run_scenario
+from fleet.runs.host import AgentHost, find_agents
+from fleet.runs.run import RunOptions, run_scenario
 from models.package.package import INITIAL_FILE
 from tests.conftest import need, take, wait_up
 from tests.ports import free_port

@@ -14,8 +14,8 @@ from edge_agent.config import AgentConfig
 from edge_agent.data.dataset import load_dataset
 from fedge.errors import ConfigError
 from fedge.yaml_config import load_config
-from fleet import folders
 from fleet.participants import Participants, make_participants
+from fleet.runs import folders
 from fleet.scenario import load_scenario
 from models.package.spec import ModelSpec, TensorSpec
 from models.zoo import load_zoo

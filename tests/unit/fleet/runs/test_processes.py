@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from fleet.processes import Processes
+from fleet.runs.processes import Processes
 
 
 def test_unreadable_lines_are_skipped_and_the_end_is_always_reported(tmp_path: Path) -> None:

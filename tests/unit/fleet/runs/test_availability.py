@@ -5,7 +5,7 @@ import re
 import pytest
 
 from fedge.errors import ConfigError
-from fleet.availability import Availability
+from fleet.runs.availability import Availability
 
 LEARNERS = [f"a-{n}" for n in range(4)]
 

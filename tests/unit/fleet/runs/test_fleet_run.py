@@ -11,8 +11,8 @@ import pytest
 from broker.link.settings import BrokerSettings
 from coordinator.config import CoordinatorConfig, EvaluationConfig, RoundConfig
 from fedge.errors import FleetError, LinkError
-from fleet import run
-from fleet.processes import CoordinatorEvent
+from fleet.runs import run
+from fleet.runs.processes import CoordinatorEvent
 from tests.unit.coordinator.test_stopping import record
 
 

@@ -29,14 +29,16 @@ from coordinator.result import RESULT_FOLDER
 from coordinator.storage.store import Store
 from fedge.errors import ConfigError, FleetError, LinkError
 from fedge.yaml_config import load_config
-from fleet import folders
-from fleet.availability import Availability
+from fleet.runs import folders
+from fleet.runs.availability import Availability
 from fleet.baselines import check_baselines
-from fleet.host import AGENT_FILE
+from fleet.runs.host import AGENT_FILE
 from fleet.participants import Participants, make_participants
-from fleet.processes import Processes
+from fleet.runs.processes import Processes
 from fleet.report import Ended, conclude, write_report
-from fleet.retained_cleanup import clear_retained
+from fleet.runs.broker_choice import chosen_broker
+from fleet.runs.retained_cleanup import clear_retained
+from fleet.runs.watcher import Watcher
 from fleet.scenario import load_scenario, plugin_paths, scenario_package
 from learning.vector.parameters import F32
 from models.package.package import INITIAL_FILE, ModelPackage
@@ -54,25 +56,6 @@ _ABANDONED = 5
 #: Above this number agents share processes: an interpreter with numpy and the runtime takes 40 MB
 #: and half a second of a core to start.
 _OWN_PROCESSES = 24
-
-
-class Watcher(Protocol):
-    """Observer that shows the progress of a run."""
-
-    def begin(self, participants: Participants, config: CoordinatorConfig, broker: str) -> None:
-        """Called before the processes start."""
-
-    def round(self, record: RoundRecord) -> None:
-        """Called when a round has ended."""
-
-    def waiting(self, eligible: int, wanted: int) -> None:
-        """Called while a round cannot begin: too few agents can take part."""
-
-    def note(self, text: str) -> None:
-        """Called with one line for people."""
-
-    def baseline(self, what: str, done: int, of: int) -> None:
-        """Called when a baseline model was trained."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +90,7 @@ def run_scenario(path: Path, options: RunOptions, watcher: Watcher) -> dict[str,
     package = scenario_package(scenario, path)
     check_baselines(scenario.baselines, package.spec, path)
     participants = make_participants(scenario, path, package.spec, options.agents)
-    with _broker(options.broker) as (settings, kind):
+    with chosen_broker(options.broker) as (settings, kind):
         name = scenario.name if kind != "external" else f"{scenario.name}-{secrets.token_hex(3)}"
         run = _Run(package, participants, options, settings, watcher)
         config = run.configure(path, name)
@@ -322,57 +305,6 @@ def _runtime(state: Path) -> str:
     finally:
         store.close()
     return ", ".join(sorted(runtimes))
-
-
-@contextlib.contextmanager
-def _broker(choice: str) -> Iterator[tuple[BrokerSettings, str]]:
-    if choice in ("auto", "mosquitto", "embedded"):
-        with LocalBroker(choice) as broker:  # type: ignore[arg-type]  # narrowed by the line above
-            yield broker.settings, broker.kind
-        return
-    settings = _external(choice)
-    _check_reachable(settings)
-    yield settings, "external"
-
-
-def _external(choice: str) -> BrokerSettings:
-    path = Path(choice)
-    if path.suffix not in (".yaml", ".yml"):
-        return parse_address(choice)
-    return load_config(path, BrokerSettings).located(path.absolute().parent)
-
-
-def parse_address(address: str) -> BrokerSettings:
-    """Returns the settings for `mqtt://host:port`.
-
-    Raises:
-        ConfigError: the address has another form.
-    """
-    parts = urlsplit(address)
-    try:
-        port = parts.port or 1883
-    except ValueError as error:
-        raise ConfigError(f"--broker {address!r}: {error}") from error
-    if parts.scheme != "mqtt" or not parts.hostname or parts.path not in ("", "/"):
-        raise ConfigError(
-            f"--broker {address!r}: use auto, mosquitto, embedded, mqtt://host:port or FILE.yaml"
-        )
-    return BrokerSettings(host=parts.hostname, port=port)
-
-
-def _check_reachable(settings: BrokerSettings) -> None:
-    link = MqttLink(settings, client_id=f"fedge-check-{secrets.token_hex(4)}", session_expiry_s=0)
-    try:
-        link.open()
-        match link.poll(settings.connect_timeout_s + 1):
-            case LinkUp():
-                return
-            case LinkDown(reason):
-                raise LinkError(reason)
-            case _:
-                raise LinkError(f"broker {settings.address} does not answer")
-    finally:
-        link.close()
 
 
 def _host(number: int) -> str:
