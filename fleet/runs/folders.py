@@ -21,9 +21,9 @@ from coordinator.config import CoordinatorConfig
 from edge_agent.data.config import DataConfig
 from fedge.errors import ConfigError
 from fedge.yaml_config import located
-from fleet.runs.host import AGENT_FILE
 from fleet.participants import Participants
 from fleet.report import REPORT_FILE
+from fleet.runs.host import AGENT_FILE
 from fleet.scenario import coordinator_config, fleet_changes, plugin_paths
 from models.package.package import ModelPackage
 from models.package.spec import TensorSpec

@@ -2,41 +2,34 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import queue
 import secrets
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
-from urllib.parse import urlsplit
+from typing import Any
 
 import msgspec
 import numpy as np
 
-from broker.link.link import LinkDown, LinkUp
-from broker.link.mqtt import MqttLink
 from broker.link.settings import BrokerSettings
-from broker.local.broker import LocalBroker
 from broker.protocol.topics import Topics
 from coordinator.config import CoordinatorConfig
 from coordinator.records.records import RoundRecord
 from coordinator.report import decline_lines
 from coordinator.result import RESULT_FOLDER
 from coordinator.storage.store import Store
-from fedge.errors import ConfigError, FleetError, LinkError
-from fedge.yaml_config import load_config
+from fedge.errors import FleetError, LinkError
+from fleet.baselines import check_baselines
+from fleet.participants import Participants, make_participants
+from fleet.report import Ended, conclude, write_report
 from fleet.runs import folders
 from fleet.runs.availability import Availability
-from fleet.baselines import check_baselines
-from fleet.runs.host import AGENT_FILE
-from fleet.participants import Participants, make_participants
-from fleet.runs.processes import Processes
-from fleet.report import Ended, conclude, write_report
 from fleet.runs.broker_choice import chosen_broker
+from fleet.runs.host import AGENT_FILE
+from fleet.runs.processes import Processes
 from fleet.runs.retained_cleanup import clear_retained
 from fleet.runs.watcher import Watcher
 from fleet.scenario import load_scenario, plugin_paths, scenario_package

@@ -12,8 +12,8 @@ import yaml
 from edge_agent.config import AgentConfig
 from fedge.errors import ConfigError
 from fedge.yaml_config import load_config
-from fleet.runs import folders
 from fleet.participants import Participants, make_participants
+from fleet.runs import folders
 from fleet.scenario import fleet_changes, load_scenario, scenario_package
 from models.zoo import load_zoo
 
