@@ -6,12 +6,11 @@ The worker's thread and the simulator both run it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from zlib import crc32
 
 import numpy as np
 
 from broker.protocol.messages import RoundPlan, VectorRef
-from broker.protocol.seeds import codec_seed
+from broker.protocol.seeds import codec_seed, stream
 from edge_agent.data.columns import NOT_ALLOWED, StatisticsConfig
 from edge_agent.data.dataset import LocalDataset
 from edge_agent.machine.decoded_plan import DecodedPlan, decode_plan, shared_vectors
@@ -31,7 +30,9 @@ from learning.vector.vectors import Vectors
 
 _LOSSLESS = "float32"
 #: Random streams of an agent's round: 0 trains, 1 rounds the first vector, 2 the second ...
-_TRAINING, _ROUNDING = 0, 1
+TRAINING, ROUNDING = 0, 1
+#: Makes the generator of a seed, an agent and a stream; see `broker.protocol.seeds.stream`.
+StreamAt = Callable[[int, str, int], np.random.Generator]
 
 
 def run_local_task(
@@ -43,6 +44,7 @@ def run_local_task(
     agent_id: str,
     cancelled: Callable[[], bool] = lambda: False,
     statistics: StatisticsConfig = NOT_ALLOWED,
+    stream_at: StreamAt = stream,
 ) -> JobResult:
     """Does what a plan asks of this device.
 
@@ -60,6 +62,7 @@ def run_local_task(
         agent_id: with the plan's seed it decides the order of rows and the rounding.
         cancelled: see `LocalDevice`.
         statistics: likewise.
+        stream_at: gives each random stream; one that is given becomes invalid with the next.
 
     Raises:
         DeclinedError: the plan names something that this software does not know, or its owner does
@@ -77,7 +80,7 @@ def run_local_task(
     )
 
     def make_rng() -> np.random.Generator:
-        return _rng(plan, agent_id, _TRAINING)
+        return stream_at(plan.seed, agent_id, TRAINING)
 
     device = LocalDevice(model, dataset, usable, make_rng, cancelled, statistics)
     needed = {name: blobs[name] for name in decoded.blob_names}
@@ -91,7 +94,7 @@ def run_local_task(
                 shift = own_shift(model.program, device.measured, dataset, sums, plan.version)
                 values |= {LABEL_SHIFT: (float(shift),)} if shift else {}
             return LocalReport(sums, values, answer.num_examples)
-        encoded = _encode(answer.vectors, decoded, usable, plan, agent_id)
+        encoded = _encode(answer.vectors, decoded, usable, plan, agent_id, stream_at)
         after = _next_state(answer, encoded, usable, decoded, device.personal)
     return LocalUpdate(
         {name: _ref(name, encoded, decoded, plan) for name in encoded},
@@ -119,21 +122,22 @@ def _check_shared(decoded: DecodedPlan, blobs: Vectors) -> dict[str, int]:
     return expected
 
 
-def _rng(plan: RoundPlan, agent_id: str, stream: int) -> np.random.Generator:
-    return np.random.default_rng([plan.seed, crc32(agent_id.encode()), stream])
-
-
 def _upload(decoded: DecodedPlan, name: str) -> Upload:
     return decoded.algorithm.uploads.get(name, Upload())
 
 
 def _encode(
-    vectors: Vectors, decoded: DecodedPlan, state: DeviceState, plan: RoundPlan, agent_id: str
+    vectors: Vectors,
+    decoded: DecodedPlan,
+    state: DeviceState,
+    plan: RoundPlan,
+    agent_id: str,
+    stream_at: StreamAt,
 ) -> dict[str, Encoded]:
     """Each vector for the wire, and as the coordinator will decode it."""
     lossless = CODECS.make(_LOSSLESS)
     encoded = {}
-    for stream, (name, vector) in enumerate(vectors.items(), _ROUNDING):
+    for number, (name, vector) in enumerate(vectors.items(), ROUNDING):
         upload = _upload(decoded, name)
         residual = state.residuals.get(name) if upload.feedback else None
         encoded[name] = encode_with_feedback(
@@ -141,7 +145,7 @@ def _encode(
             vector,
             None if residual is None else residual.vector,
             codec_seed(plan.seed, agent_id),
-            _rng(plan, agent_id, stream),
+            stream_at(plan.seed, agent_id, number),
         )
     return encoded
 

@@ -8,6 +8,7 @@ from typing import Any
 from zlib import crc32
 
 from broker.protocol.messages import RoundPlan
+from broker.protocol.seeds import Streams
 from edge_agent.data.columns import NOT_ALLOWED, StatisticsConfig
 from edge_agent.data.dataset import LocalDataset
 from edge_agent.data.targets import target_findings
@@ -45,6 +46,7 @@ class SimulatedWorker:
     def __init__(self, *, remember: bool = False) -> None:
         self._remember = remember
         self._models: dict[str, LocalModel] = {}
+        self._streams = Streams()
         self._known: dict[tuple[Any, ...], JobDone | JobFailed] = {}
         self.busy_s = 0.0
 
@@ -116,7 +118,9 @@ class SimulatedWorker:
         plan, model = job.plan, self._models[job.plan.package]
         try:
             result = run_local_task(
-                plan, job.blobs, job.state, model, dataset, agent_id, statistics=statistics
+                *(plan, job.blobs, job.state, model, dataset, agent_id),
+                statistics=statistics,
+                stream_at=self._streams.at,
             )
         except DeclinedError as error:
             return JobFailed(plan, str(error), error.reason)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 import msgspec
 import numpy as np
 import pytest
 
 from broker.protocol.messages import BlobRef, Cohort, RoundPlan
-from broker.protocol.seeds import codec_seed
+from broker.protocol.seeds import codec_seed, stream
 from edge_agent.data.dataset import (
     DataConfig,
     InputSource,
@@ -105,7 +104,7 @@ def decoded(result: LocalUpdate, seed: int = 11) -> dict[str, F32]:
 
 def test_an_update_is_what_training_gives(model: LocalModel, dataset: LocalDataset) -> None:
     result = update(model, dataset)
-    rng = np.random.default_rng([11, crc32(AGENT.encode()), 0])
+    rng = stream(11, AGENT, 0)
     expected = train(
         model.program, THETA, dataset.part("train"), training_plan(plan().training), rng
     )
@@ -246,7 +245,7 @@ def test_personal_layers_are_trained_kept_and_never_uploaded(
     assert {name: part.size for name, part in result.vectors.items()} == {"delta": 2}
     assert result.state.personal is not None
     assert result.state.personal.shape == (1,)
-    rng = np.random.default_rng([11, crc32(AGENT.encode()), 0])
+    rng = stream(11, AGENT, 0)
     start = np.array([*THETA[:2], 7.0], np.float32)
     expected = train(
         personal_model.program, start, dataset.part("train"), training_plan(plan().training), rng
