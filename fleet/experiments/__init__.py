@@ -1,0 +1,1 @@
+"""Laboratory: grids of runs, and what they say."""

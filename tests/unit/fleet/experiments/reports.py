@@ -1,0 +1,66 @@
+"""Small reports with round numbers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def round_document(number: int, accuracy: float | None, **changes: Any) -> dict[str, Any]:
+    """A round that sends 100 bytes up and 1,000 down in 2 s."""
+    known = accuracy is not None
+    return {
+        "round_id": number,
+        "status": "committed",
+        "version": number,
+        "asked": 2,
+        "reported": 2,
+        "refused": 0,
+        "stale": 0,
+        "evaluated": known,
+        "loss": 1 - accuracy if accuracy is not None else 0.9,
+        "metrics": {"accuracy": accuracy} if known else {},
+        "train_loss": 0.9,
+        "train_metrics": {"accuracy": 0.1},
+        "bytes_up": 100,
+        "bytes_down": 1000,
+        "seconds": 2.0,
+        "agents": {
+            name: {"task": "train", "loss": loss, "metrics": {"accuracy": 1 - loss}}
+            for name, loss in (("pi-1", 0.25), ("pi-2", 0.5))
+        },
+        "matrices": {},
+    } | changes
+
+
+def report_document(
+    values: Sequence[float | None], rounds: Sequence[dict[str, Any]] = (), **changes: Any
+) -> dict[str, Any]:
+    """A report whose rounds have these accuracies; None: not evaluated."""
+    made = list(rounds) or [round_document(n, value) for n, value in enumerate(values, 1)]
+    last = made[-1]
+    final = {
+        "loss": last["loss"],
+        "metrics": last["metrics"],
+        "matrices": {"confusion": [[3.0, 1.0], [0.0, 4.0]]},
+        "version": last["version"],
+        **{key: sum(r[key] for r in made) for key in ("bytes_up", "bytes_down", "seconds")},
+    }
+    report = {
+        "scenario": "tiny",
+        "description": "a scenario for tests",
+        "classes": ["cat", "dog"],
+        "rounds": made,
+        "final": final,
+        "seed": 0,
+    }
+    return report | changes
+
+
+def write_report(folder: Path, document: dict[str, Any]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "report.json"
+    path.write_text(json.dumps(document))
+    return path
