@@ -19,6 +19,10 @@ class Codec(Protocol):
 
     The constructor takes the settings.
 
+    Optional: `encode_many` and `decode_many`, for a cohort of simulated devices at once
+    (`learning.codecs.many`); and `lossless = True`, when the decoded vector is the encoded one, bit
+    for bit: there is no error to feed back.
+
     Attributes:
         unbiased: the decoded vector is right on average over `rng`.
     """
@@ -61,6 +65,11 @@ def check_vector(vector: F32) -> None:
     if not finite.all():
         bad = vector.size - int(np.count_nonzero(finite))
         raise CodecError(f"NaN or inf in {bad} of {vector.size} values, nothing to send")
+
+
+def is_lossless(codec: Codec) -> bool:
+    """Returns whether the codec says that it loses nothing."""
+    return bool(getattr(codec, "lossless", False))
 
 
 def check_length(data: bytes | memoryview, expected: int, size: int) -> None:

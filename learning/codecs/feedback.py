@@ -7,12 +7,14 @@ SignSGD and other gradient compression schemes", arXiv 1901.09847, Algorithm 2.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from fedge.errors import CodecError
-from learning.codecs.codec import Codec
+from learning.codecs.codec import Codec, is_lossless
+from learning.codecs.many import Payloads, RngOf, decode_many, encode_many
 from learning.vector.parameters import F32
 
 
@@ -58,3 +60,37 @@ def encode_with_feedback(
     residual = wanted - decoded
     residual.setflags(write=False)
     return Encoded(payload, decoded, residual)
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedMany:
+    """Payloads of a cohort, what arrives of them, and what they could not carry.
+
+    Attributes:
+        payloads: for the wire.
+        decoded: float32, [n, P].
+        residual: float32, [n, P]; None of a lossless codec: there is none.
+    """
+
+    payloads: Payloads
+    decoded: F32
+    residual: F32 | None
+
+
+def encode_many_with_feedback(
+    codec: Codec, vectors: F32, residuals: F32 | None, seeds: Sequence[int], rng_of: RngOf
+) -> EncodedMany:
+    """Encodes vectors + residuals, row by row equal to `encode_with_feedback`.
+
+    Raises:
+        CodecError: shapes differ, or one of the sums is nothing to send (see `Codec.encode`).
+    """
+    if residuals is not None and residuals.shape != vectors.shape:
+        raise CodecError(f"residuals of shape {residuals.shape} for vectors of {vectors.shape}")
+    with np.errstate(over="ignore"):
+        wanted = vectors if residuals is None else vectors + residuals
+    payloads = encode_many(codec, wanted, seeds, rng_of)
+    if is_lossless(codec):
+        return EncodedMany(payloads, wanted, None)
+    decoded = decode_many(codec, payloads, vectors.shape[1], seeds)
+    return EncodedMany(payloads, decoded, wanted - decoded)

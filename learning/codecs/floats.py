@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
 from fedge.errors import CodecError
 from learning.codecs.codec import check_length, check_vector
+from learning.codecs.many import Payloads, RngOf, check_vectors, payload_rows
 from learning.registry import Settings
 from learning.vector.parameters import F32
 
@@ -26,6 +28,7 @@ class Float32Codec:
     """The vector itself: 4 bytes per parameter, lossless."""
 
     unbiased = True
+    lossless = True
 
     settings_type: ClassVar[type[Settings]] = Float32Settings
 
@@ -42,6 +45,17 @@ class Float32Codec:
         """The same vector, bit for bit; see `Codec.decode`."""
         del seed
         return _decode(data, size, _WIRE_32)
+
+    def encode_many(self, vectors: F32, seeds: Sequence[int], rng_of: RngOf) -> Payloads:
+        """See `learning.codecs.many.ManyCodec`."""
+        del seeds, rng_of
+        check_vectors(vectors)
+        return _rows(vectors, _WIRE_32)
+
+    def decode_many(self, payloads: Payloads, size: int, seeds: Sequence[int]) -> F32:
+        """See `learning.codecs.many.ManyCodec`."""
+        del seeds
+        return _decode_many(payloads, size, _WIRE_32)
 
     def max_bytes(self, size: int) -> int:
         """4 × size."""
@@ -73,9 +87,7 @@ class Float16Codec:
         """
         del seed, rng  # rounding to nearest needs none
         check_vector(vector)
-        peak = float(np.abs(vector).max(initial=0.0))
-        if peak > FLOAT16_MAX:
-            raise CodecError(f"largest value {peak:g} does not fit float16, limit {FLOAT16_MAX:g}")
+        _check_range(vector)
         return vector.astype(_WIRE_16).tobytes()
 
     def decode(self, data: bytes | memoryview, size: int, seed: int) -> F32:
@@ -83,9 +95,40 @@ class Float16Codec:
         del seed
         return _decode(data, size, _WIRE_16)
 
+    def encode_many(self, vectors: F32, seeds: Sequence[int], rng_of: RngOf) -> Payloads:
+        """See `learning.codecs.many.ManyCodec`."""
+        del seeds, rng_of
+        check_vectors(vectors)
+        _check_range(vectors)
+        return _rows(vectors, _WIRE_16)
+
+    def decode_many(self, payloads: Payloads, size: int, seeds: Sequence[int]) -> F32:
+        """See `learning.codecs.many.ManyCodec`."""
+        del seeds
+        return _decode_many(payloads, size, _WIRE_16)
+
     def max_bytes(self, size: int) -> int:
         """2 × size."""
         return _WIRE_16.itemsize * size
+
+
+def _check_range(values: F32) -> None:
+    peak = float(np.abs(values).max(initial=0.0))
+    if peak > FLOAT16_MAX:
+        raise CodecError(f"largest value {peak:g} does not fit float16, limit {FLOAT16_MAX:g}")
+
+
+def _rows(vectors: F32, wire: np.dtype[Any]) -> Payloads:
+    numbers = np.ascontiguousarray(vectors, wire)
+    return numbers.view(np.uint8).reshape(len(vectors), wire.itemsize * vectors.shape[1])
+
+
+def _decode_many(payloads: Payloads, size: int, wire: np.dtype[Any]) -> F32:
+    rows = payload_rows(payloads, wire.itemsize * size, size)
+    vectors = np.ascontiguousarray(rows).view(wire).reshape(len(rows), size).astype(np.float32)
+    if not np.isfinite(vectors).all():
+        raise CodecError("payload holds NaN or inf")
+    return vectors
 
 
 def _decode(data: bytes | memoryview, size: int, wire: np.dtype[Any]) -> F32:

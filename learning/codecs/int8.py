@@ -10,6 +10,7 @@ arXiv 1610.02132, section 3.1, with the largest value of a block in place of the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, ClassVar
 
 import numpy as np
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from fedge.errors import CodecError
 from learning.codecs.codec import check_length, check_vector
+from learning.codecs.many import Payloads, RngOf, check_vectors, payload_rows
 from learning.registry import Settings
 from learning.vector.parameters import F32
 
@@ -78,14 +80,47 @@ class Int8Codec:
         scales = np.frombuffer(data, _WIRE_SCALE, count)
         levels = np.frombuffer(data, np.int8, size, count * _WIRE_SCALE.itemsize)
         _check_scales(scales)
-        if levels.min(initial=0) < -_LEVELS:
-            raise CodecError(f"payload holds the level -128, limit -{_LEVELS}")
+        _check_levels(levels)
         vector = levels.astype(np.float32)
         full = size // self.block_size  # the last block may be shorter
         cut = full * self.block_size
         vector[:cut].reshape(full, self.block_size)[...] *= scales[:full, None]
         vector[cut:] *= scales[full:]
         return vector
+
+    def encode_many(self, vectors: F32, seeds: Sequence[int], rng_of: RngOf) -> Payloads:
+        """See `learning.codecs.many.ManyCodec`."""
+        del seeds
+        check_vectors(vectors)
+        count, size = vectors.shape
+        scales = np.empty((count, self._block_count(size)), np.float32)
+        levels = np.empty((count, size), np.float32)
+        for number in range(scales.shape[1]):
+            part = slice(number * self.block_size, (number + 1) * self.block_size)
+            scales[:, number] = found = _scales(vectors[:, part])
+            divisors = np.where(found > 0, found, np.float32(1))[:, None]
+            np.divide(vectors[:, part], divisors, out=levels[:, part])
+        draws = np.empty((count, size), np.float32)
+        for number, row in enumerate(draws):
+            rng_of(number).random(out=row, dtype=np.float32)
+        rounded = _rounded(levels, draws)
+        wire = scales.astype(_WIRE_SCALE, copy=False).view(np.uint8)
+        return np.concatenate([wire, rounded.view(np.uint8)], axis=1)
+
+    def decode_many(self, payloads: Payloads, size: int, seeds: Sequence[int]) -> F32:
+        """See `learning.codecs.many.ManyCodec`."""
+        del seeds
+        rows = payload_rows(payloads, self.max_bytes(size), size)
+        cut = _WIRE_SCALE.itemsize * self._block_count(size)
+        scales = np.ascontiguousarray(rows[:, :cut]).view(_WIRE_SCALE).astype(np.float32)
+        levels = rows[:, cut:].view(np.int8)
+        _check_scales(scales)
+        _check_levels(levels)
+        vectors = levels.astype(np.float32)
+        for number in range(scales.shape[1]):
+            part = slice(number * self.block_size, (number + 1) * self.block_size)
+            vectors[:, part] *= scales[:, number, None]
+        return vectors
 
     def max_bytes(self, size: int) -> int:
         """Size + 4 × ceil(size / block_size): 25.1 % of float32 with blocks of 1,024."""
@@ -110,12 +145,22 @@ def _scales(blocks: F32) -> F32:
 
 def _round(levels: F32, rng: np.random.Generator) -> NDArray[np.int8]:
     """Up with the probability of the fractional part; whole levels never move. Changes `levels`."""
+    return _rounded(levels, rng.random(levels.size, dtype=np.float32))
+
+
+def _rounded(levels: F32, draws: F32) -> NDArray[np.int8]:
+    """Up where the draw is below the fractional part. Changes `levels`."""
     # x / scale may come out a hair beyond 127 because the scale itself was rounded.
     np.clip(levels, -_LEVELS, _LEVELS, out=levels)
     low = np.floor(levels)
     levels -= low
-    low += rng.random(levels.size, dtype=np.float32) < levels
+    low += draws < levels
     return low.astype(np.int8)
+
+
+def _check_levels(levels: NDArray[np.int8]) -> None:
+    if levels.min(initial=0) < -_LEVELS:
+        raise CodecError(f"payload holds the level -128, limit -{_LEVELS}")
 
 
 def _check_scales(scales: F32) -> None:

@@ -12,9 +12,10 @@ from hypothesis.extra import numpy as hnp
 
 from fedge.errors import CodecError, ConfigError
 from learning.codecs.codec import Codec
-from learning.codecs.feedback import encode_with_feedback
+from learning.codecs.feedback import encode_many_with_feedback, encode_with_feedback
 from learning.codecs.floats import FLOAT16_MAX
 from learning.codecs.int8 import MIN_SCALE
+from learning.codecs.many import decode_many, encode_many
 from learning.codecs.registry import CODECS
 from learning.registry import Choice
 from learning.vector.parameters import F32, F64
@@ -356,3 +357,59 @@ def test_a_payload_has_these_bytes_for_ever(name: str) -> None:
     for seed in (1, 2):  # these values sit on levels, so the random rounding does not show
         assert codec.encode(vector, seed, np.random.default_rng(seed)) == payload
         assert np.array_equal(codec.decode(payload, vector.size, seed), vector)
+
+
+def streams(seed: int) -> Callable[[int], np.random.Generator]:
+    return lambda number: np.random.default_rng([seed, number])
+
+
+@every_codec
+@every_size
+def test_a_cohort_at_once_is_equal_to_one_by_one(name: str, size: int) -> None:
+    codec = make(name)
+    vectors = np.stack([sample(size), np.zeros(size, np.float32), sample(size, 1e-3)])
+    seeds = [SEED, SEED + 1, SEED + 2]
+
+    payloads = encode_many(codec, vectors, seeds, streams(3))
+    decoded = decode_many(codec, payloads, size, seeds)
+
+    for number, (vector, seed) in enumerate(zip(vectors, seeds, strict=True)):
+        payload = codec.encode(vector, seed, streams(3)(number))
+        assert bytes(payloads[number]) == payload
+        np.testing.assert_array_equal(decoded[number], codec.decode(payload, size, seed))
+    again = decode_many(codec, [bytes(payload) for payload in payloads], size, seeds)
+    np.testing.assert_array_equal(again, decoded)
+
+
+@every_codec
+def test_one_vector_that_is_not_finite_stops_a_cohort(name: str) -> None:
+    vectors = np.stack([sample(9), np.full(9, np.nan, np.float32)])
+    with pytest.raises(CodecError):
+        encode_many(make(name), vectors, [1, 2], streams(0))
+
+
+@every_codec
+def test_one_payload_that_is_too_short_stops_a_cohort(name: str) -> None:
+    codec = make(name)
+    payloads = [
+        bytes(p) for p in encode_many(codec, np.ones((2, 9), np.float32), [1, 2], streams(0))
+    ]
+    with pytest.raises(CodecError):
+        decode_many(codec, [payloads[0], payloads[1][:-1]], 9, [1, 2])
+
+
+@every_codec
+def test_feedback_of_a_cohort_is_equal_to_one_by_one(name: str) -> None:
+    codec = make(name)
+    vectors, residuals = np.stack([sample(30), sample(30, 2.0)]), np.full((2, 30), 0.1, np.float32)
+    found = encode_many_with_feedback(codec, vectors, residuals, [1, 2], streams(5))
+    for number in range(2):
+        one = encode_with_feedback(
+            codec, vectors[number], residuals[number], number + 1, streams(5)(number)
+        )
+        assert bytes(found.payloads[number]) == one.payload
+        np.testing.assert_array_equal(found.decoded[number], one.decoded)
+        if found.residual is None:
+            assert not one.residual.any()
+        else:
+            np.testing.assert_array_equal(found.residual[number], one.residual)
