@@ -129,7 +129,9 @@ class HostileWorker(SimulatedWorker):
 
 def run(attack: str, rounds: int, seed: int) -> Report:
     """Accuracies of the last round, and what happened to the attacker."""
-    _, participants, setting = make_setting(SCENARIO, SimulationOptions(Path(), rounds=rounds))
+    _, participants, setting = make_setting(
+        SCENARIO, SimulationOptions(Path(), {"federation.rounds": rounds})
+    )
     attacker = sorted(name for name in participants.rows if "train" in participants.phases(name))[0]
     dataset = next(d.dataset for d in setting.devices if d.agent_id == attacker)
     assert dataset is not None

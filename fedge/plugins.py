@@ -29,7 +29,7 @@ def load_plugins(files: Iterable[Path], base: Path, origin: str, *, key: str = "
         files: as a configuration names them: `.py` files, relative to `base`; `~` is the home
             folder.
         base: folder of the configuration.
-        origin: the configuration, with which every message begins.
+        origin: the configuration, with which every message begins; may be empty.
         key: of the list in the configuration.
 
     Raises:
@@ -40,7 +40,8 @@ def load_plugins(files: Iterable[Path], base: Path, origin: str, *, key: str = "
         try:
             load_plugin(located(file, base))
         except ConfigError as error:
-            raise ConfigError(f"{origin}: {key}[{index}]: {error}") from error
+            start = f"{origin}: " if origin else ""
+            raise ConfigError(f"{start}{key}[{index}]: {error}") from error
 
 
 def load_plugin(path: Path) -> ModuleType:

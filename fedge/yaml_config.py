@@ -44,8 +44,25 @@ def load_config(path: Path, config_type: type[T]) -> T:
         ConfigError: no such file, not YAML, a key that is duplicate, unknown, missing or of a
             wrong type, or a relation between keys that `__post_init__` refuses.
     """
-    origin = str(path)
-    return _convert(_parse_yaml(_read(path), origin), config_type, origin, "")
+    return _convert(load_yaml(path), config_type, str(path), "")
+
+
+def load_yaml(path: Path) -> Any:
+    """Returns the value in a YAML file, with the limits of `load_config`.
+
+    Raises:
+        ConfigError: no such file, not YAML, empty, or a duplicate key.
+    """
+    return _parse_yaml(_read(path), str(path))
+
+
+def parse_value(text: str, origin: str) -> Any:
+    """Returns the value of a text in YAML, as a command line gives one; None for an empty text.
+
+    Raises:
+        ConfigError: not YAML, or a duplicate key; begins with `origin`.
+    """
+    return _parsed(text.encode(), origin)
 
 
 def parse_config(
@@ -56,7 +73,7 @@ def parse_config(
     Args:
         mapping: parsed YAML or JSON: dicts, lists, numbers, text.
         config_type: as for `load_config`.
-        origin: name of the file, for messages.
+        origin: name of the file, for messages; may be empty.
         key: position of the mapping in the file, as a dotted key ("agents[0].data").
 
     Raises:
@@ -114,13 +131,20 @@ _Loader.add_implicit_resolver(
 
 
 def _parse_yaml(data: bytes, origin: str) -> Any:
+    value = _parsed(data, origin)
+    if value is None:
+        raise ConfigError(f"{origin}: the file is empty")
+    return value
+
+
+def _parsed(data: bytes, origin: str) -> Any:
     try:
         _check_depth(data, origin)
         loader = _Loader(data)
         try:
             node = loader.get_single_node()
             _check_nodes(node, origin)
-            value = loader.construct_document(node) if node is not None else None
+            return loader.construct_document(node) if node is not None else None
         finally:
             loader.dispose()
     except yaml.MarkedYAMLError as error:
@@ -134,9 +158,6 @@ def _parse_yaml(data: bytes, origin: str) -> Any:
     except (RecursionError, ValueError, OverflowError) as error:
         # ValueError: an invalid date (2024-13-40).
         raise ConfigError(f"{origin}: not usable YAML: {error}") from error
-    if value is None:
-        raise ConfigError(f"{origin}: the file is empty")
-    return value
 
 
 def _check_depth(data: bytes, origin: str) -> None:

@@ -13,6 +13,7 @@ import click
 
 from fedge.console import CommandGroup, FiniteRange, command_errors, log_less
 from fedge.errors import ConfigError
+from fleet.cli_options import change_options, changes_of, is_whole
 from fleet.cli_simulation import simulate, sweep
 
 _LIMIT_MISSED = 6
@@ -29,12 +30,7 @@ cli.add_command(sweep)
 
 @cli.command()
 @click.argument("scenario", type=click.Path(path_type=Path))
-@click.option(
-    "--agents", type=click.IntRange(min=1), help="Number of agents  [default: the scenario's]."
-)
-@click.option(
-    "--rounds", type=click.IntRange(min=1), help="Number of rounds  [default: the scenario's]."
-)
+@change_options
 @click.option(
     "--broker",
     default="auto",
@@ -58,6 +54,7 @@ cli.add_command(sweep)
 @command_errors
 def run(
     scenario: Path,
+    changes: tuple[str, ...],
     agents: int | None,
     rounds: int | None,
     broker: str,
@@ -84,15 +81,15 @@ def run(
     from fleet.runs.run import RunOptions, run_scenario
     from fleet.scenario import load_scenario
 
-    described = load_scenario(scenario)
+    changed = changes_of(changes, agents, rounds)
+    described = load_scenario(scenario, changed)
     folder = out or Path("runs") / described.name
-    options = RunOptions(folder, agents, rounds, broker, hosts)
+    options = RunOptions(folder, changed, broker, hosts)
     console = Console(stderr=as_json, width=None if sys.stdout.isatty() else 140)
     signal.signal(signal.SIGTERM, _interrupt)
     with LiveWatcher(console, described.show) as watcher:
         report = run_scenario(scenario, options, watcher)
-    whole = agents is None and rounds is None
-    kept = print_result(console, described, report, judge=whole)
+    kept = print_result(console, described, report, judge=is_whole(changed))
     console.print(f"report: {folder / 'report.json'}", highlight=False, markup=False)
     if as_json:
         click.echo(json.dumps(report))

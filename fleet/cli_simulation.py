@@ -12,6 +12,7 @@ import click
 
 from fedge.console import command_errors
 from fedge.errors import ConfigError
+from fleet.cli_options import change_options, changes_of
 
 if TYPE_CHECKING:
     from fleet.virtual.faults import FaultPlan
@@ -26,12 +27,7 @@ _SIGNED = click.option(
 
 @click.command()
 @click.argument("scenario", type=click.Path(path_type=Path))
-@click.option(
-    "--agents", type=click.IntRange(min=1), help="Number of agents  [default: the scenario's]."
-)
-@click.option(
-    "--rounds", type=click.IntRange(min=1), help="Number of rounds  [default: the scenario's]."
-)
+@change_options
 @click.option(
     "--seed",
     type=click.IntRange(min=0),
@@ -53,6 +49,7 @@ _SIGNED = click.option(
 @command_errors
 def simulate(
     scenario: Path,
+    changes: tuple[str, ...],
     agents: int | None,
     rounds: int | None,
     seed: int,
@@ -84,10 +81,11 @@ def simulate(
     from fleet.virtual.simulate import TRACE_FILE, SimulationOptions, simulate_scenario
 
     click.get_current_context().call_on_close(silence_logs())
-    described = load_scenario(scenario)
+    changed = changes_of(changes, agents, rounds)
+    described = load_scenario(scenario, changed)
     folder = out or Path("runs") / f"{described.name}-simulated"
     options = SimulationOptions(
-        folder, agents, rounds, seed, faults, profiles, trace=trace, check=check, signed=signed
+        folder, changed, seed, faults, profiles, trace=trace, check=check, signed=signed
     )
     console = Console(stderr=as_json, width=None if sys.stdout.isatty() else 140)
     began = time.perf_counter()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,8 +15,9 @@ from edge_agent.data.dataset import DataConfig
 from edge_agent.machine.status import DEFAULT_PHASES
 from fedge.errors import ConfigError
 from fedge.plugins import load_plugins
-from fedge.yaml_config import load_config, located, parse_config
+from fedge.yaml_config import load_yaml, located, parse_config
 from fleet.partition import PartitionConfig
+from fleet.settings import apply_changes, blame, full_keys, options
 from models.package.package import ModelPackage, load_package
 from models.zoo import load_zoo, zoo_names
 
@@ -75,6 +77,8 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         federation: the coordinator's configuration, without name, broker and state_dir.
         baselines: for the federated model.
         detection: of rows that a model should find unusual; None measures none.
+        agents: number of agents that take part, unseen ones included; None: all that the partition
+            makes. Of a partition by client the first ones; others make so many.
         show: "agents" prints every agent's loss and metrics after every round.
     """
 
@@ -88,6 +92,7 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     federation: dict[str, Any]
     baselines: BaselineConfig = BaselineConfig()
     detection: DetectionConfig | None = None
+    agents: Annotated[int, Meta(ge=1)] | None = None
     show: Literal["rounds", "agents"] = "rounds"
 
     def __post_init__(self) -> None:
@@ -116,23 +121,50 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 _SET_BY_FLEET = ("federation", "broker", "state_dir")
 
 
-def load_scenario(path: Path) -> Scenario:
-    """Returns the scenario in a file, and loads its plug-ins.
+def load_scenario(path: Path, changes: Mapping[str, Any] | None = None) -> Scenario:
+    """Returns the scenario in a file, with changes made, and loads its plug-ins.
+
+    Args:
+        path: of the file.
+        changes: values by dotted key, which replace the file's (see `fleet.settings`).
 
     Raises:
-        ConfigError: begins with file and key.
+        ConfigError: begins with file and key, or with the change that is wrong.
     """
     _check_there(path)
-    scenario = load_config(path, Scenario)
+    document = load_yaml(path)
+    if not changes or not isinstance(document, dict):
+        return _decoded(document, path, str(path))
+    made = scenario_changes(changes)
+    changed = apply_changes(document, made)
+    try:
+        return _decoded(changed, path, "")
+    except ConfigError as error:
+        if wrong := blame(str(error), made):
+            raise ConfigError(wrong) from error
+        _decoded(document, path, str(path))  # raises where the file itself is wrong
+        raise ConfigError(f"{options(made)}: {error}") from error
+
+
+def scenario_changes(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns changes with keys from the top of a scenario, see `fleet.settings.full_keys`."""
+    return full_keys(changes, [field.encode_name for field in msgspec.structs.fields(Scenario)])
+
+
+def _decoded(document: Any, path: Path, origin: str) -> Scenario:
+    """Returns a scenario whose messages begin with `origin`, if it is not empty, and a key."""
+    scenario = parse_config(document, Scenario, origin)
+    start = f"{origin}: " if origin else ""
     for key in _SET_BY_FLEET:
         if key in scenario.federation:
-            raise ConfigError(f"{path}: federation.{key}: set by the fleet; leave it out")
-    config = coordinator_config(scenario, path)
-    load_plugins(config.plugins, path.parent, str(path), key="federation.plugins")
+            raise ConfigError(f"{start}federation.{key}: set by the fleet; leave it out")
+    mapping = {"federation": scenario.name} | scenario.federation
+    config = parse_config(mapping, CoordinatorConfig, origin, key="federation")
+    load_plugins(config.plugins, path.parent, origin, key="federation.plugins")
     try:
         check_choices(config)
     except ConfigError as error:
-        raise ConfigError(f"{path}: federation: {error}") from error
+        raise ConfigError(f"{start}federation: {error}") from error
     return scenario
 
 
@@ -175,14 +207,13 @@ def coordinator_config(scenario: Scenario, path: Path, **changes: Any) -> Coordi
     return parse_config(mapping, CoordinatorConfig, str(path), key="federation")
 
 
-def fleet_changes(scenario: Scenario, asked: int, rounds: int | None) -> dict[str, Any]:
+def fleet_changes(scenario: Scenario, asked: int) -> dict[str, Any]:
     """Returns the changes that a fleet makes to the scenario's `federation` section.
 
     Args:
         scenario: to run.
         asked: number of agents that a round can ask. The first round waits for all of them; no
             minimum of the scenario stays above it.
-        rounds: number of rounds; None: the scenario's.
     """
     given = scenario.federation
     start = {"agents": asked, "timeout_s": 60.0} | given.get("start", {})
@@ -191,7 +222,7 @@ def fleet_changes(scenario: Scenario, asked: int, rounds: int | None) -> dict[st
         values = dict(given.get(section, {}))
         if values.get(key, 0) > asked:
             changes[section] = values | {key: asked}
-    return changes | ({} if rounds is None else {"rounds": rounds})
+    return changes
 
 
 def scenario_package(scenario: Scenario, path: Path) -> ModelPackage:

@@ -101,7 +101,6 @@ def write_coordinator(
     package: ModelPackage,
     path: Path,
     changes: Mapping[str, Any],
-    rounds: int | None,
 ) -> CoordinatorConfig:
     """Writes the coordinator's folder; returns the configuration in its file.
 
@@ -111,7 +110,6 @@ def write_coordinator(
         package: the model.
         path: of the scenario.
         changes: keys that the fleet sets.
-        rounds: number of rounds; None: the scenario's.
 
     Raises:
         ConfigError: the scenario's `federation` section is wrong.
@@ -120,7 +118,7 @@ def write_coordinator(
     package.save(folder / COORDINATOR / "package")
     given = participants.scenario.federation
     changes = {"model": "package"} | dict(changes)
-    changes |= fleet_changes(participants.scenario, len(participants.asked), rounds)
+    changes |= fleet_changes(participants.scenario, len(participants.asked))
     evaluation = dict(given.get("evaluation", {}))
     if "data" in evaluation:
         evaluation["data"] = str(located(evaluation["data"], path.parent).resolve())

@@ -7,7 +7,8 @@ import os
 import queue
 import secrets
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -57,16 +58,14 @@ class RunOptions:
 
     Attributes:
         out: folder for report, logs and the trained model; those of an earlier run are removed.
-        agents: number of agents; None: the scenario's.
-        rounds: number of rounds; None: the scenario's.
+        changes: to the scenario, by dotted key (see `fleet.settings`).
         broker: auto, mosquitto, embedded, mqtt://host:port, or a file with the keys of `broker`.
         hosts: number of processes that host the agents; 0 gives each agent its own process; None
             decides by the number of agents.
     """
 
     out: Path
-    agents: int | None = None
-    rounds: int | None = None
+    changes: Mapping[str, Any] = field(default_factory=dict)
     broker: str = "auto"
     hosts: int | None = None
 
@@ -79,10 +78,10 @@ def run_scenario(path: Path, options: RunOptions, watcher: Watcher) -> dict[str,
         LinkError: the external broker cannot be reached.
         FleetError: the run ended without a result.
     """
-    scenario = load_scenario(path)
+    scenario = load_scenario(path, options.changes)
     package = scenario_package(scenario, path)
     check_baselines(scenario.baselines, package.spec, path)
-    participants = make_participants(scenario, path, package.spec, options.agents)
+    participants = make_participants(scenario, path, package.spec, scenario.agents)
     with chosen_broker(options.broker) as (settings, kind):
         name = scenario.name if kind != "external" else f"{scenario.name}-{secrets.token_hex(3)}"
         run = _Run(package, participants, options, settings, watcher)
@@ -122,7 +121,6 @@ class _Run:
         self.package = package
         self.participants = participants
         self.out = options.out
-        self.rounds = options.rounds
         self.hosts = host_count(len(participants.rows), options.hosts)
         self.settings = settings
         self.watcher = watcher
@@ -137,9 +135,7 @@ class _Run:
         broker = folders.broker_keys(self.settings)
         changes = {"federation": federation, "broker": broker}
         plugins = plugin_paths(self.participants.scenario, path)
-        config = folders.write_coordinator(
-            folder, self.participants, self.package, path, changes, self.rounds
-        )
+        config = folders.write_coordinator(folder, self.participants, self.package, path, changes)
         for name, place in self._places().items():
             folders.write_agent(place, name, self.participants, federation, broker, plugins)
         return config

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,7 @@ class SimulationOptions:
 
     Attributes:
         out: folder for report, trace and the trained model.
-        agents: number of agents; None: the scenario's.
-        rounds: number of rounds; None: the scenario's.
+        changes: to the scenario, by dotted key (see `fleet.settings`).
         seed: of everything random except the learning, which has the federation's own seed.
         faults: file with a fault plan; None: no faults.
         profiles: file with device profiles; None: those that ship with the package.
@@ -59,8 +58,7 @@ class SimulationOptions:
     """
 
     out: Path
-    agents: int | None = None
-    rounds: int | None = None
+    changes: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     faults: Path | None = None
     profiles: Path | None = None
@@ -95,13 +93,13 @@ def simulate_scenario(path: Path, options: SimulationOptions, watcher: Watcher) 
 
 def make_setting(path: Path, options: SimulationOptions) -> tuple[Scenario, Participants, Setting]:
     """Returns scenario, participants and setting; raises like `simulate_scenario`."""
-    scenario = load_scenario(path)
+    scenario = load_scenario(path, options.changes)
     package = scenario_package(scenario, path)
     check_baselines(scenario.baselines, package.spec, path)
-    participants = make_participants(scenario, path, package.spec, options.agents)
+    participants = make_participants(scenario, path, package.spec, scenario.agents)
     if COORDINATOR in participants.rows:
         raise ConfigError(f"{path}: an agent is named {COORDINATOR!r}; choose another name")
-    changes = fleet_changes(scenario, len(participants.asked), options.rounds)
+    changes = fleet_changes(scenario, len(participants.asked))
     config = coordinator_config(scenario, path, **changes)
     profiles = load_profiles(options.profiles) if options.profiles else load_profiles()
     faults = load_config(options.faults, FaultPlan) if options.faults else FaultPlan()

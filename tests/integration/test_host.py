@@ -240,8 +240,9 @@ def test_hosted_agents_learn_what_agents_with_processes_of_their_own_learn(
     path = tmp_path / "scenario.yaml"
     path.write_text(yaml.safe_dump(document))
     thetas = []
+    changes = {"agents": 4, "federation.rounds": 2}
     for hosts in (0, 2):
-        options = RunOptions(tmp_path / f"out-{hosts}", 4, 2, "mosquitto", hosts)
+        options = RunOptions(tmp_path / f"out-{hosts}", changes, "mosquitto", hosts)
         report = run_scenario(path, options, Silent())
         assert [r["reported"] for r in report["rounds"]] == [4, 4]
         thetas.append(np.load(tmp_path / f"out-{hosts}" / "model" / INITIAL_FILE))

@@ -148,7 +148,9 @@ def examples(tmp_path: Path) -> Iterator[list[str]]:
 
 
 def simulated(path: Path) -> Simulation:
-    _, _, setting = make_setting(path, SimulationOptions(out=path.parent, agents=4, rounds=3))
+    _, _, setting = make_setting(
+        path, SimulationOptions(path.parent, {"agents": 4, "federation.rounds": 3})
+    )
     simulation = Simulation(setting)
     simulation.run()
     return simulation

@@ -36,9 +36,7 @@ def test_every_agent_is_asked_and_allows_it_unless_the_scenario_says_otherwise(
     assert [n for n in participants.rows if not participants.statistics(n).allow] == ["site-3"]
     assert participants.phases("site-1") == ("train", "evaluate", "statistics")
     assert participants.phases("site-9") == ("evaluate", "statistics")
-    assert (
-        fleet_changes(participants.scenario, len(participants.asked), None)["start"]["agents"] == 10
-    )
+    assert fleet_changes(participants.scenario, len(participants.asked))["start"]["agents"] == 10
 
 
 def test_agents_that_train_allow_no_statistics(tmp_path: Path) -> None:

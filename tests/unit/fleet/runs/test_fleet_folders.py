@@ -90,7 +90,7 @@ def test_a_scenario_may_name_files_in_the_home_folder(
     participants = participants_of(tmp_path, model="~/mine", evaluation={"data": "~/held.npz"})
     path = tmp_path / "s.yaml"
     assert scenario_package(participants.scenario, path).digest == package.digest
-    config = folders.write_coordinator(tmp_path / "out", participants, package, path, {}, None)
+    config = folders.write_coordinator(tmp_path / "out", participants, package, path, {})
     assert config.evaluation.data == tmp_path / "home" / "held.npz"
 
 
@@ -99,5 +99,4 @@ def test_a_smaller_fleet_asks_for_no_more_agents_than_it_has(tmp_path: Path) -> 
     scenario = participants_of(tmp_path, **given).scenario
     start = {"agents": 2, "timeout_s": 60.0}
     smaller = {"start": start, "round": {"minimum": 2, "deadline_s": 9}}
-    assert fleet_changes(scenario, 2, None) == smaller
-    assert fleet_changes(scenario, 2, 1) == smaller | {"rounds": 1}
+    assert fleet_changes(scenario, 2) == smaller

@@ -1,0 +1,61 @@
+"""Options that `fedge fleet run`, `fleet simulate` and others share: changes to the scenario."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def change_options(command: F) -> F:
+    """Adds `--set`, `--agents` and `--rounds`; `changes_of` takes their values."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+_OPTIONS = (
+    click.option(
+        "--set",
+        "changes",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Change a key of the scenario, checked like the file: partition.alpha=0.1,"
+        " training.learning_rate=0.05, 'algorithm={name: fedprox, mu: 0.1}'; repeatable.",
+    ),
+    click.option(
+        "--agents",
+        type=click.IntRange(min=1),
+        help="Number of agents, as --set agents=N  [default: the scenario's].",
+    ),
+    click.option(
+        "--rounds",
+        type=click.IntRange(min=1),
+        help="Number of rounds, as --set federation.rounds=N  [default: the scenario's].",
+    ),
+)
+
+
+def changes_of(changes: tuple[str, ...], agents: int | None, rounds: int | None) -> dict[str, Any]:
+    """Returns the changes that the options name, by full key; `--agents` and `--rounds` win.
+
+    Raises:
+        ConfigError: a change has another form than KEY=VALUE, or an unknown first part.
+    """
+    from fleet.scenario import scenario_changes
+    from fleet.settings import parse_changes
+
+    named = {"agents": agents, "federation.rounds": rounds}
+    given = {key: value for key, value in named.items() if value is not None}
+    return scenario_changes(parse_changes(changes)) | given
+
+
+def is_whole(changes: dict[str, Any]) -> bool:
+    """Returns whether a run with the changes has the scenario's agents and rounds.
+
+    The limits of a scenario's baselines hold for whole runs only.
+    """
+    return not changes.keys() & {"agents", "federation.rounds"}
