@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import msgspec
@@ -11,9 +12,9 @@ import numpy as np
 
 from edge_agent.data.columns import StatisticsConfig
 from edge_agent.data.dataset import LocalDataset, WeightSource, build_dataset, read_table
-from edge_agent.data.table import Array, Index, Table
-from edge_agent.data.usable import timed_rows
+from edge_agent.data.table import Array, Table
 from fedge.errors import ConfigError, did_you_mean
+from fleet.agent_rows import RowsByAgent
 from fleet.partition import PartitionConfig, client_ids, client_values, partition
 from fleet.scenario import Scenario, agent_phases
 from models.package.spec import ModelSpec
@@ -30,7 +31,7 @@ class Participants:
         scenario: that the agents run.
         spec: of the model.
         table: all rows.
-        rows: indexes of each agent's rows, in the order of time.
+        rows: indexes of each agent's rows, in the order of time; two arrays for all agents.
         anomalies: `detection.label` of each row of the table; None without detection.
         clients: with clients whose values make no ids, the value of each agent's client.
     """
@@ -38,38 +39,58 @@ class Participants:
     scenario: Scenario
     spec: ModelSpec
     table: Table
-    rows: Mapping[str, Index]
+    rows: RowsByAgent
     anomalies: Array | None = None
     clients: Mapping[str, str] = field(default_factory=dict)
 
-    @property
-    def learners(self) -> list[str]:
-        """Agents that train."""
-        return [name for name in self.rows if name not in self.scenario.unseen]
+    @cached_property
+    def _only_measure(self) -> frozenset[str]:
+        return frozenset(self.scenario.unseen)
 
-    @property
+    @cached_property
+    def _refuse(self) -> frozenset[str]:
+        return frozenset(self.scenario.refuse)
+
+    @cached_property
+    def learners(self) -> Sequence[str]:
+        """Agents that train."""
+        if not self._only_measure:
+            return self.rows.names
+        return [name for name in self.rows.names if name not in self._only_measure]
+
+    @cached_property
     def unseen(self) -> list[str]:
         """Agents that only measure."""
-        return [name for name in self.rows if name in self.scenario.unseen]
+        if not self._only_measure:
+            return []
+        return [name for name in self.rows.names if name in self._only_measure]
 
     @property
-    def asked(self) -> list[str]:
+    def asked(self) -> Sequence[str]:
         """Agents that a round can ask: all for statistics, else those that train."""
-        return list(self.rows) if self.scenario.is_statistics else self.learners
+        return self.rows.names if self.scenario.is_statistics else self.learners
 
     def phases(self, name: str) -> tuple[str, ...]:
         """Returns the phases that an agent takes part in."""
-        return agent_phases(self.scenario, unseen=name in self.scenario.unseen)
+        return self._measurers_phases if name in self._only_measure else self._learners_phases
+
+    @cached_property
+    def _learners_phases(self) -> tuple[str, ...]:
+        return agent_phases(self.scenario, unseen=False)
+
+    @cached_property
+    def _measurers_phases(self) -> tuple[str, ...]:
+        return agent_phases(self.scenario, unseen=True)
 
     def statistics(self, name: str) -> StatisticsConfig:
         """Returns the statistics that an agent's owner allows."""
-        allow = self.scenario.is_statistics and name not in self.scenario.refuse
+        allow = self.scenario.is_statistics and name not in self._refuse
         return StatisticsConfig(allow=allow)
 
     def dataset(self, name: str) -> LocalDataset:
         """Returns the rows of one agent, prepared as the agent itself prepares them."""
         config = self.scenario.data
-        if name in self.scenario.unseen:
+        if name in self._only_measure:
             config = msgspec.structs.replace(config, test_fraction=1.0)
         return build_dataset(self.table, config, self.spec, None, self.rows[name])
 
@@ -107,15 +128,14 @@ def make_participants(
         client = None
         if agents is not None:
             config = msgspec.structs.replace(config, clients=agents)
-    parts = partition(config, _labels(table, spec), client, rng)
     # As agents' own files have them, which hold no times any more.
-    rows = {name: timed_rows(table, index) for name, index in parts.items()}
+    rows = partition(config, _labels(table, spec), client, rng).in_time(table.epoch)
     # A run with fewer agents than the scenario has may leave out those that refuse.
     refuse = scenario.refuse if agents is None else ()
     for key, names in (("unseen", scenario.unseen), ("refuse", refuse)):
-        if missing := sorted(set(names) - set(rows)):
-            raise ConfigError(f"{path}: {key}: {_no_agent(missing[0], list(rows))}")
-    if not set(rows) - set(scenario.unseen):
+        if missing := sorted(name for name in names if name not in rows):
+            raise ConfigError(f"{path}: {key}: {_no_agent(missing[0], rows.names)}")
+    if len(rows) == len(set(scenario.unseen)):
         raise ConfigError(
             f"{path}: unseen: names all {len(rows)} agents; leave at least one to train"
         )
@@ -161,18 +181,18 @@ def _labels(table: Table, spec: ModelSpec) -> Array:
     return table.arrays[spec.targets[0].name] if spec.targets else np.zeros(table.rows)
 
 
-def _choose(
-    rows: Mapping[str, Index], scenario: Scenario, agents: int | None, path: Path
-) -> dict[str, Index]:
+def _choose(rows: RowsByAgent, scenario: Scenario, agents: int | None, path: Path) -> RowsByAgent:
     if agents is None:
-        return dict(rows)
-    least = len(scenario.unseen) + 1
+        return rows
+    unseen = {rows.position(name) for name in scenario.unseen}
+    least = len(unseen) + 1
     if not least <= agents <= len(rows):
-        advice = "; partition.kind iid, shards or dirichlet makes more agents"
+        advice = "; partition.kind iid, shards, dirichlet or sample makes more agents"
         advice = advice if scenario.partition.kind == "client" else ""
         raise ConfigError(
             f"{path}: {agents} agents: this scenario takes {least} to {len(rows)}{advice}"
         )
-    learners = [name for name in rows if name not in scenario.unseen]
-    chosen = {*learners[: agents - len(scenario.unseen)], *scenario.unseen}
-    return {name: index for name, index in rows.items() if name in chosen}
+    learns = np.ones(len(rows), bool)
+    learns[list(unseen)] = False
+    learners = np.flatnonzero(learns)[: agents - len(unseen)]
+    return rows.taken(np.union1d(learners, np.array(list(unseen), np.int64)))

@@ -1,8 +1,8 @@
 """Partitioners: assign the rows of one data file to the agents of a fleet.
 
-Every partitioner returns one ascending index array per client. No row goes to two clients, and
-every row goes to one client unless the docstring says otherwise. Ascending indexes keep each
-client's rows in the order of time, which the split into training and held-out rows relies on.
+Every partitioner returns ascending indexes for each client. No row goes to two clients, and every
+row goes to one client unless the docstring says otherwise. Ascending indexes keep each client's
+rows in the order of time, which the split into training and held-out rows relies on.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedge.errors import ConfigError
+from fleet.agent_rows import NumberedNames, RowLists, RowsByAgent
 
 Array = NDArray[Any]
-Index = NDArray[np.int64]
-Kind = Literal["client", "iid", "shards", "dirichlet"]
+Kind = Literal["client", "iid", "shards", "dirichlet", "sample"]
 
 #: Leaves room for "-" and a number within the 64 characters of an agent id.
 _PREFIX = re.compile(r"[A-Za-z0-9_-]{1,40}")
@@ -36,7 +36,7 @@ class PartitionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     Attributes:
         kind: `client`: the data names the client of each row; `iid`: evenly at random; `shards`:
             each client has rows of a few labels; `dirichlet`: each client has its own mix of
-            labels.
+            labels; `sample`: each client draws rows of its own from all, with replacement.
         client: for `client`; name of the array or column with the client of each row.
         prefix: agent ids are `<prefix>-<number>`, or `<prefix>-<client>`.
         clients: number of clients. Required except for `client`, where the first ones (in ascending
@@ -45,6 +45,7 @@ class PartitionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
         alpha: for `dirichlet`; small (0.1) gives each client one or two labels, large (100) gives
             all clients the same mix.
         minimum: for `dirichlet`; rows that each client must get, or the partition is refused.
+        rows: for `sample`; rows of each client.
     """
 
     kind: Kind = "client"
@@ -54,6 +55,7 @@ class PartitionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     shards_per_client: int = 2
     alpha: float = 0.5
     minimum: int = 1
+    rows: int = 16
 
     def __post_init__(self) -> None:
         if not _PREFIX.fullmatch(self.prefix):
@@ -62,7 +64,7 @@ class PartitionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
             )
         if self.clients is None and self.kind != "client":
             raise ValueError(f"kind {self.kind} needs the number of clients")
-        for name in ("clients", "shards_per_client", "minimum"):
+        for name in ("clients", "shards_per_client", "minimum", "rows"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
@@ -70,31 +72,31 @@ class PartitionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
             raise ValueError(f"alpha must be finite and above 0, got {self.alpha}")
 
 
-def by_client(client: Array) -> list[Index]:
+def by_client(client: Array) -> RowLists:
     """Returns the rows of each client, in ascending order of the client's value.
 
     Args:
         client: client of each row, shape (n,): whole numbers or texts.
     """
-    _, code, sizes = np.unique(client, return_inverse=True, return_counts=True)
-    order = np.argsort(code, kind="stable").astype(np.int64)
-    return np.split(order, np.cumsum(sizes)[:-1]) if len(order) else []
+    values, code = np.unique(client, return_inverse=True)
+    return RowLists.of_owners(code, len(values))
 
 
-def iid(n: int, clients: int, rng: np.random.Generator) -> list[Index]:
+def iid(n: int, clients: int, rng: np.random.Generator) -> RowLists:
     """Assigns n rows at random; the clients' numbers of rows differ by at most one.
 
     Raises:
         ConfigError: fewer rows than clients.
     """
     _check_enough(n, clients, f"{clients} clients")
-    shuffled = rng.permutation(n).astype(np.int64)
-    return [np.sort(part) for part in np.array_split(shuffled, clients)]
+    owner = np.empty(n, np.int32)
+    owner[rng.permutation(n)] = np.repeat(np.arange(clients), _even_sizes(n, clients))
+    return RowLists.of_owners(owner, clients)
 
 
 def label_shards(
     labels: Array, clients: int, shards_per_client: int, rng: np.random.Generator
-) -> list[Index]:
+) -> RowLists:
     """Sorts rows by label, cuts them into equal shards, and gives each client a few at random.
 
     The "pathological non-IID" partition of McMahan et al. 2017 (arXiv 1602.05629), section 3:
@@ -111,15 +113,17 @@ def label_shards(
     """
     shards = clients * shards_per_client
     _check_enough(len(labels), shards, f"{shards} shards")
-    order = np.argsort(labels, kind="stable").astype(np.int64)
-    pieces = np.array_split(order, shards)
-    shards_of = rng.permutation(shards).reshape(clients, shards_per_client)
-    return [np.sort(np.concatenate([pieces[shard] for shard in own])) for own in shards_of]
+    owner_of_shard = np.empty(shards, np.int32)
+    owner_of_shard[rng.permutation(shards)] = np.repeat(np.arange(clients), shards_per_client)
+    owner = np.empty(len(labels), np.int32)
+    order = np.argsort(labels, kind="stable")
+    owner[order] = np.repeat(owner_of_shard, _even_sizes(len(labels), shards))
+    return RowLists.of_owners(owner, clients)
 
 
 def dirichlet(
     labels: Array, clients: int, alpha: float, rng: np.random.Generator, minimum: int = 1
-) -> list[Index]:
+) -> RowLists:
     """Draws a label mix q ~ Dir(alpha * p) for each client, p being the mix of all rows.
 
     Hsu et al. 2019 (arXiv 1909.06335), section 3: all clients get the same number of rows (to
@@ -145,21 +149,36 @@ def dirichlet(
     pools = [rng.permutation(pool) for pool in by_client(labels)]
     left = np.array([len(pool) for pool in pools])
     prior = left / left.sum()
-    sizes = [len(part) for part in np.array_split(labels, clients)]
-    parts: list[Index] = [np.empty(0, np.int64)] * clients
+    sizes = _even_sizes(len(labels), clients)
+    owner = np.empty(len(labels), np.int32)
     for number in rng.permutation(clients):
-        counts = _draw(rng.dirichlet(alpha * prior), left, sizes[number], rng)
-        taken = [
-            pool[size - count : size] for pool, size, count in zip(pools, left, counts, strict=True)
-        ]
-        parts[number] = np.sort(np.concatenate(taken))
+        counts = _draw(rng.dirichlet(alpha * prior), left, int(sizes[number]), rng)
+        for pool, size, count in zip(pools, left, counts, strict=True):
+            owner[pool[size - count : size]] = number
         left = left - counts
-    return parts
+    return RowLists.of_owners(owner, clients)
+
+
+def sample(n: int, clients: int, rows: int, rng: np.random.Generator) -> RowLists:
+    """Draws the rows of each client at random from all n, with replacement.
+
+    The only kind with more clients than rows, and with rows that belong to several clients: for
+    fleets that are larger than the data.
+
+    Args:
+        n: number of rows there are, above 0.
+        clients: number of clients.
+        rows: of each client.
+        rng: draws them.
+    """
+    drawn = rng.integers(0, n, (clients, rows), np.int32 if n < 2**31 else np.int64)
+    drawn.sort(axis=1)
+    return RowLists(drawn.reshape(-1), np.arange(clients + 1) * rows)
 
 
 def partition(
     config: PartitionConfig, labels: Array | None, client: Array | None, rng: np.random.Generator
-) -> dict[str, Index]:
+) -> RowsByAgent:
     """Returns the rows of each agent, by agent id.
 
     With `kind: client` the id carries the client's own number or name (`writer-2595`), see
@@ -179,37 +198,43 @@ def partition(
     if labels is None:
         raise ConfigError(f"kind {config.kind} needs the labels of the rows")
     parts = PARTITIONERS[config.kind](config, labels, rng)
-    return {f"{config.prefix}-{number}": rows for number, rows in enumerate(parts)}
+    return RowsByAgent(NumberedNames(config.prefix, len(parts)), parts)
 
 
-def _iid(config: PartitionConfig, labels: Array, rng: np.random.Generator) -> list[Index]:
+def _iid(config: PartitionConfig, labels: Array, rng: np.random.Generator) -> RowLists:
     return iid(len(labels), config.clients or 1, rng)
 
 
-def _shards(config: PartitionConfig, labels: Array, rng: np.random.Generator) -> list[Index]:
+def _shards(config: PartitionConfig, labels: Array, rng: np.random.Generator) -> RowLists:
     return label_shards(labels, config.clients or 1, config.shards_per_client, rng)
 
 
-def _dirichlet(config: PartitionConfig, labels: Array, rng: np.random.Generator) -> list[Index]:
+def _dirichlet(config: PartitionConfig, labels: Array, rng: np.random.Generator) -> RowLists:
     return dirichlet(labels, config.clients or 1, config.alpha, rng, config.minimum)
 
 
+def _sample(config: PartitionConfig, labels: Array, rng: np.random.Generator) -> RowLists:
+    _check_enough(len(labels), 1, "kind sample")
+    return sample(len(labels), config.clients or 1, config.rows, rng)
+
+
 #: Random partitioners by kind; `client` needs no randomness but another array.
-PARTITIONERS: dict[str, Callable[[PartitionConfig, Array, np.random.Generator], list[Index]]] = {
+PARTITIONERS: dict[str, Callable[[PartitionConfig, Array, np.random.Generator], RowLists]] = {
     "iid": _iid,
     "shards": _shards,
     "dirichlet": _dirichlet,
+    "sample": _sample,
 }
 
 
-def _named_clients(config: PartitionConfig, client: Array | None) -> dict[str, Index]:
+def _named_clients(config: PartitionConfig, client: Array | None) -> RowsByAgent:
     if client is None:
         raise ConfigError("kind client needs an array with the client of each row")
     names = client_ids(config, client)
     if config.clients is not None and config.clients > len(names):
         raise ConfigError(f"clients is {config.clients}, the data has {len(names)} clients")
-    chosen = slice(config.clients)
-    return dict(zip([*names][chosen], by_client(client)[chosen], strict=True))
+    rows = RowsByAgent(tuple(names), by_client(client))
+    return rows if config.clients is None else rows.taken(np.arange(config.clients))
 
 
 def client_ids(config: PartitionConfig, client: Array) -> dict[str, Any]:
@@ -255,6 +280,13 @@ def _draw(mix: Array, left: Array, size: int, rng: np.random.Generator) -> Array
         drawn = rng.multinomial(missing, odds / odds.sum())
         counts = np.minimum(counts + drawn, left)
     return counts
+
+
+def _even_sizes(n: int, parts: int) -> Array:
+    """Returns the sizes of equal parts of n; the first ones have one more where n does not fit."""
+    sizes = np.full(parts, n // parts)
+    sizes[: n % parts] += 1
+    return sizes
 
 
 def _check_enough(rows: int, needed: int, what: str) -> None:

@@ -102,13 +102,6 @@ def _look_at(
             lost[name] = lost.get(name, 0) + int(wrong[:, column].sum())
 
 
-def timed_rows(table: Table, rows: Index) -> Index:
-    """Returns the rows that have a time, in its order; all as they are in a table without times."""
-    if table.epoch is None:
-        return rows
-    return in_time(table, rows[np.isfinite(table.epoch[rows])])
-
-
 def in_time(table: Table, rows: Index) -> Index:
     """Returns the rows in the order of time; those of one time stay as they are."""
     if table.epoch is None:

@@ -130,3 +130,31 @@ def test_windows_of_clients_never_cross_two_of_them(tmp_path: Path) -> None:
     data = {"window": window, "inputs": {}, "group": "user", "test_fraction": 0}
     found = participants(tmp_path, ["33", "7"], data=data)
     assert found.dataset("user-7").arrays["features"].tolist() == [[6, 7], [8, 9], [10, 11]]
+
+
+def test_a_fleet_larger_than_the_data_draws_rows_for_each_agent(tmp_path: Path) -> None:
+    found = participants(
+        tmp_path,
+        ["33", "7"],
+        partition={"kind": "sample", "clients": 3000, "rows": 4, "prefix": "pi"},
+        unseen=["pi-2", "pi-2999"],
+    )
+    assert (len(found.rows), len(found.learners)) == (3000, 2998)
+    assert found.unseen == ["pi-2", "pi-2999"]
+    assert "train" not in found.phases("pi-2")
+    assert "train" in found.phases("pi-3")
+    assert {len(rows) for rows in found.rows.values()} == {4}
+    assert 0 <= found.rows.index.min() < found.rows.index.max() < 12
+    data = found.dataset("pi-2998")
+    assert data.num_train + data.num_test == 4
+
+
+@pytest.mark.parametrize("split", ["time", "random"])
+def test_rows_that_an_agent_drew_twice_are_split_like_others(tmp_path: Path, split: str) -> None:
+    sampled = {"kind": "sample", "clients": 2, "rows": 40}
+    found = participants(
+        tmp_path, ["33", "7"], partition=sampled, data={"split": split, "test_fraction": 0.25}
+    )
+    data = found.dataset("agent-0")
+    assert sorted(data.rows.tolist()) == found.rows["agent-0"].tolist()
+    assert (len(data.rows), 0 < data.num_test < 40) == (40, True)

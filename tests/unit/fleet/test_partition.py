@@ -13,8 +13,8 @@ from hypothesis.extra import numpy as hnp
 
 from fedge.errors import ConfigError
 from fedge.yaml_config import parse_config
+from fleet.agent_rows import RowLists
 from fleet.partition import (
-    Index,
     PartitionConfig,
     by_client,
     client_values,
@@ -22,6 +22,7 @@ from fleet.partition import (
     iid,
     label_shards,
     partition,
+    sample,
 )
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "data"
@@ -34,8 +35,9 @@ def config(**keys: Any) -> PartitionConfig:
     return parse_config(keys, PartitionConfig, "fleet.yaml", key="partition")
 
 
-def assert_each_row_once(parts: list[Index], n: int) -> None:
-    assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(n))
+def assert_each_row_once(parts: RowLists, n: int) -> None:
+    assert np.array_equal(np.sort(parts.index), np.arange(n))
+    assert parts.offsets.tolist() == [0, *np.cumsum([len(part) for part in parts])]
     assert all((np.diff(part) > 0).all() for part in parts)
 
 
@@ -87,6 +89,37 @@ def test_two_shards_of_whole_labels_are_two_labels_per_client() -> None:
     assert max(len(np.unique(labels[part])) for part in parts) == 2
 
 
+def test_a_shard_is_a_run_of_equal_labels_and_goes_to_one_client() -> None:
+    """As the plain words of the docstring make it: sort, cut, deal out."""
+    labels = np.array([3, 1, 2, 1, 3, 2, 2, 1, 3, 1, 2])
+    pieces = np.array_split(np.argsort(labels, kind="stable"), 6)
+    dealt = np.random.default_rng(4).permutation(6).reshape(3, 2)
+    expected = [np.sort(np.concatenate([pieces[p] for p in own])).tolist() for own in dealt]
+    parts = label_shards(labels, 3, 2, np.random.default_rng(4))
+    assert [part.tolist() for part in parts] == expected
+
+
+def test_iid_parts_are_equal_pieces_of_one_permutation() -> None:
+    pieces = np.array_split(np.random.default_rng(4).permutation(11), 3)
+    parts = iid(11, 3, np.random.default_rng(4))
+    assert [part.tolist() for part in parts] == [np.sort(piece).tolist() for piece in pieces]
+
+
+def test_more_clients_than_65536_have_their_own_rows() -> None:
+    parts = iid(70_000, 70_000, np.random.default_rng(0))
+    expected = np.random.default_rng(0).permutation(70_000)
+    assert np.array_equal(parts.index, expected)
+
+
+def test_a_sample_draws_so_many_rows_for_each_of_more_clients_than_rows() -> None:
+    parts = sample(50, 2000, 16, np.random.default_rng(0))
+    assert {len(part) for part in parts} == {16}
+    assert all((np.diff(part) >= 0).all() for part in parts)
+    counts = np.bincount(parts.index, minlength=50)
+    # 32,000 draws, 640 expected of each row, standard deviation 25: five of them.
+    assert (len(parts), counts.min() > 515, counts.max() < 765) == (2000, True, True)
+
+
 def mean_largest_share(alpha: float) -> float:
     """Mean over clients of the share of their most frequent label; 0.1 when all ten are even."""
     labels = np.tile(np.arange(10), 1000)
@@ -115,7 +148,7 @@ def test_dirichlet_follows_the_mix_of_all_rows() -> None:
     assert shares == pytest.approx([0.1] * 10, abs=0.05)
 
 
-@pytest.mark.parametrize("kind", ["iid", "shards", "dirichlet"])
+@pytest.mark.parametrize("kind", ["iid", "shards", "dirichlet", "sample"])
 def test_the_seed_decides(kind: str) -> None:
     labels = np.arange(60) % 5
     cfg = config(kind=kind, clients=6)
@@ -202,6 +235,12 @@ def test_the_watch_data_makes_one_agent_per_wearer() -> None:
             "kind dirichlet needs class labels, got numbers with fractions",
         ),
         ({"kind": "iid", "clients": 2}, None, None, "kind iid needs the labels of the rows"),
+        (
+            {"kind": "sample", "clients": 2},
+            np.arange(0),
+            None,
+            "0 rows are too few for kind sample",
+        ),
         ({"kind": "client"}, np.arange(4), None, "kind client needs an array with the client"),
         (
             {"kind": "client", "clients": 3},
@@ -230,6 +269,8 @@ def test_impossible_partition_is_refused(
         ({"kind": "dirichlet", "clients": 2, "alpha": 0}, "partition: alpha must be finite and"),
         ({"kind": "dirichlet", "clients": 2, "alpha": float("nan")}, "partition: alpha must be"),
         ({"kind": "shards", "clients": 2, "shards_per_client": 0}, "partition: shards_per_client"),
+        ({"kind": "sample"}, "partition: kind sample needs the number of clients"),
+        ({"kind": "sample", "clients": 2, "rows": 0}, "partition: rows must be at least 1, got 0"),
         ({"kind": "client", "seed": 1}, "partition.seed: unknown key; known keys: alpha, client,"),
     ],
 )
