@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import numpy as np
 
 from broker.protocol.messages import RoundResult
-from coordinator.records.fair import fair_shares, without_absurd
+from coordinator.records.fair import fair_total, without_absurd
 from coordinator.records.records import AgentResult, RoundRecord
 from learning.vector.label_shift import label_shift
 from learning.vector.metrics import (
     MetricSpec,
     Sums,
     absent_metrics,
-    add_sums,
     metric_matrices,
     metric_values,
 )
+from learning.vector.sums_table import SumsTable
+
+#: A record has a result of each agent, some 150 bytes, up to so many.
+MOST_AGENTS = 10_000
 
 
 def with_training(
@@ -28,8 +31,8 @@ def with_training(
     usual_loss: float | None = None,
 ) -> RoundRecord:
     """The record with what was seen while training, also as its loss until it is evaluated."""
-    kept, left_out = without_absurd(trained, usual_loss, metrics)
-    total = add_sums(fair_shares(kept).values())
+    kept, left_out = without_absurd(SumsTable.of(trained), usual_loss, metrics)
+    total = fair_total(kept)
     means = metric_values(total, metrics) if total.weight else {}
     loss = means.pop("loss", None)
     return msgspec.structs.replace(
@@ -42,7 +45,8 @@ def with_training(
         measured=len(kept),
         left_out=record.left_out | left_out,
         agents={
-            name: _result("train", sums, sums.weight, metrics) for name, sums in trained.items()
+            name: _result("train", sums, sums.weight, metrics)
+            for name, sums in _few(trained).items()
         },
     )
 
@@ -66,9 +70,9 @@ def with_evaluation(
         usual_loss: see `fair.without_absurd`.
         label_shifts: of agents that found one themselves.
     """
-    kept, left_out = without_absurd(evaluated, usual_loss, metrics)
-    known = _total(kept, kept.keys() - unseen)
-    new = _total(kept, kept.keys() & unseen)
+    kept, left_out = without_absurd(SumsTable.of(evaluated), usual_loss, metrics)
+    is_new = np.array([name in unseen for name in kept.names], bool)
+    known, new = fair_total(kept.select(~is_new)), fair_total(kept.select(is_new))
     means = metric_values(known, metrics) if known.weight else {}
     tables = metric_matrices(known, metrics) if known.weight else {}
     absent = absent_metrics(known, metrics) if known.weight else {}
@@ -79,7 +83,7 @@ def with_evaluation(
         tables |= {f"unseen_{name}": table for name, table in found.items()}
     loss = means.pop("loss", means.get("unseen_loss", record.loss))
     agents = dict(record.agents)
-    for name, sums in evaluated.items():
+    for name, sums in _few(evaluated).items():
         before = record.agents.get(name)
         learned = before is not None and before.task == "train"
         rows = before.num_examples if before is not None and learned else sums.weight
@@ -93,15 +97,16 @@ def with_evaluation(
         matrices=tables or record.matrices,
         absent=absent if evaluated else record.absent,
         evaluated=record.evaluated or bool(evaluated),
-        measured=len(kept.keys() - unseen) or len(kept) or record.measured,
-        measured_unseen=len(kept.keys() & unseen),
+        measured=int((~is_new).sum()) or len(kept) or record.measured,
+        measured_unseen=int(is_new.sum()),
         agents=dict(sorted(agents.items())),
         left_out=record.left_out | left_out,
     )
 
 
-def _total(sums: Mapping[str, Sums], names: Iterable[str]) -> Sums:
-    return add_sums(fair_shares({name: sums[name] for name in sorted(names)}).values())
+def _few(sums: Mapping[str, Sums]) -> Mapping[str, Sums]:
+    """Returns the sums of agents that a record names one by one: of a huge cohort none."""
+    return sums if len(sums) <= MOST_AGENTS else {}
 
 
 def with_central(record: RoundRecord, sums: Sums, metrics: Sequence[MetricSpec]) -> RoundRecord:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
 from learning.algorithms.algorithm import Aggregate
 from learning.registry import Settings
+from learning.vector.parameters import F64
 from learning.vector.vectors import Vectors
 
 
@@ -29,10 +30,37 @@ class Update:
     weights: Mapping[str, float]
 
 
+@dataclass(frozen=True, eq=False)
+class Updates:
+    """Decoded updates of a cohort.
+
+    Attributes:
+        agent_ids: of the n agents.
+        vectors: float32, finite, [n, length], by name.
+        weights: float64, [n], by the vectors' names; see `Update.weights`.
+    """
+
+    agent_ids: Sequence[str]
+    vectors: Vectors
+    weights: Mapping[str, F64]
+
+    def __iter__(self) -> Iterator[Update]:
+        for number, agent_id in enumerate(self.agent_ids):
+            yield Update(
+                agent_id,
+                {name: vectors[number] for name, vectors in self.vectors.items()},
+                {name: float(weights[number]) for name, weights in self.weights.items()},
+            )
+
+
 class Aggregator(Protocol):
     """One round's updates, taken as they are accepted. Not thread-safe.
 
     The constructor takes the settings and the length of each vector by name.
+
+    Optional: `merge(other)` takes all updates of another aggregator of the same settings and
+    lengths, so that a simulated cohort can be cut into parts; and `add_many(updates)` takes a
+    cohort's `Updates`, as `add` one by one.
 
     Attributes:
         needs: "sum": a stream, memory O(P), also where only sums can be had (secure aggregation);
@@ -62,6 +90,32 @@ class Aggregator(Protocol):
         Raises:
             TrainingError: no update, or only updates of weight 0: the round cannot be committed.
         """
+
+
+@runtime_checkable
+class Mergeable(Protocol):
+    """An aggregator that can be cut into parts."""
+
+    def merge(self, other: Any) -> None:
+        """Takes all updates of `other`, which is not used any more.
+
+        Raises:
+            ValueError: there is no room for them.
+        """
+
+
+def add_many(aggregator: Aggregator, updates: Updates) -> None:
+    """Gives an aggregator a cohort's updates, at once where it takes them so.
+
+    Raises:
+        ValueError: see `Aggregator.add`.
+    """
+    at_once = getattr(aggregator, "add_many", None)
+    if at_once is not None:
+        at_once(updates)
+        return
+    for update in updates:
+        aggregator.add(update)
 
 
 def check_update(update: Update, sizes: Mapping[str, int]) -> None:

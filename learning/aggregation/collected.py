@@ -71,17 +71,27 @@ class Collected(ABC):
     def add(self, update: Update) -> None:
         """Keeps a copy of one update; see `Aggregator.add`."""
         check_update(update, self._sizes)
-        if self._count == self._capacity:
-            raise ValueError(
-                f"update of {update.agent_id} is number {self._count + 1}, max_bytes "
-                f"{self._max_bytes} holds {self._capacity}: raise aggregator.max_bytes or ask "
-                "fewer agents"
-            )
+        self._check_room(1, f"update of {update.agent_id} is number {self._count + 1}")
         for name, rows in self._rows.items():
             if update.weights[name] > 0:
                 rows.append(update.vectors[name].copy())
         self._weight += update.weights[next(iter(self._sizes))]
         self._count += 1
+
+    def merge(self, other: Collected) -> None:
+        """Takes the rows of another one; see `Aggregator`."""
+        self._check_room(other._count, f"{other._count} updates beside {self._count}")
+        for name, rows in self._rows.items():
+            rows += other._rows[name]
+        self._weight += other._weight
+        self._count += other._count
+
+    def _check_room(self, count: int, what: str) -> None:
+        if self._count + count > self._capacity:
+            raise ValueError(
+                f"{what}, max_bytes {self._max_bytes} holds {self._capacity}: raise "
+                "aggregator.max_bytes or ask fewer agents"
+            )
 
     def result(self, population: int) -> Aggregate:
         """Every column's number; see `Aggregator.result`. `weight` is the first vector's."""

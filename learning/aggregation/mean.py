@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from fedge.errors import TrainingError
-from learning.aggregation.aggregator import Update, check_update
+from learning.aggregation.aggregator import Update, Updates, check_update
 from learning.algorithms.algorithm import Aggregate
 from learning.registry import Settings
 from learning.vector.parameters import F32, F64
@@ -59,6 +59,24 @@ class WeightedMean:
             np.copyto(piece, vector[start : start + PIECE])
             np.multiply(piece, weight, out=piece)
             np.add(part, piece, out=part)
+
+    def add_many(self, updates: Updates) -> None:
+        """Folds a cohort's updates in; see `Aggregator`."""
+        for name, vectors in updates.vectors.items():
+            weights = updates.weights[name]
+            width = max(1, PIECE // max(1, len(vectors)))
+            for start in range(0, vectors.shape[1], width):
+                part = slice(start, start + width)
+                self._sums[name][part] += weights @ vectors[:, part].astype(np.float64)
+            self._weights[name] += float(weights.sum())
+        self._count += len(updates.agent_ids)
+
+    def merge(self, other: WeightedMean) -> None:
+        """Adds the sums of another one; see `Aggregator`."""
+        for name, total in other._sums.items():
+            self._sums[name] += total
+            self._weights[name] += other._weights[name]
+        self._count += other._count
 
     def result(self, population: int) -> Aggregate:
         """The weighted means so far; see `Aggregator.result`."""

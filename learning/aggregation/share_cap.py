@@ -8,8 +8,13 @@ needs no others again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Generic, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learning.vector.parameters import F64
 
 T = TypeVar("T")
 
@@ -79,6 +84,41 @@ class ShareCap(Generic[T]):
         passed = self._held.pop(lightest)
         self._rest += passed.weight
         return passed
+
+    def add_many(
+        self, weights: F64, value_of: Callable[[int], T]
+    ) -> tuple[list[Weighed[T]], NDArray[np.bool_]]:
+        """Takes the values of a cohort, as `add` one by one.
+
+        Args:
+            weights: of the n values, shape (n,).
+            value_of: makes a value by its number; called for those that are held back.
+
+        Returns:
+            Values held back before that may go on now, and which of the n may, shape (n,).
+        """
+        before = len(self._held)
+        held = [each.weight for each in self._held]
+        everything = np.concatenate([np.array(held, np.float64), weights])
+        # A stable order: of equal weights the latest are kept.
+        order = np.argsort(everything, kind="stable")
+        keep = np.sort(order[-HELD:])
+        passes = np.ones(len(everything), bool)
+        passes[keep] = False
+        gone = [each for each, is_gone in zip(self._held, passes, strict=False) if is_gone]
+        kept = [each for each, is_gone in zip(self._held, passes, strict=False) if not is_gone]
+        new = [n - before for n in keep.tolist() if n >= before]
+        self._held = [*kept, *(Weighed(float(weights[n]), value_of(n)) for n in new)]
+        self._rest += float(everything[passes].sum())
+        self._count += len(weights)
+        return gone, passes[before:]
+
+    def merge(self, other: ShareCap[T]) -> list[Weighed[T]]:
+        """Takes what another stream held back; returns the values that may go on now."""
+        self._rest += other._rest
+        self._count += other._count - len(other._held)
+        passed = (self.add(*each) for each in other._held)
+        return [each for each in passed if each is not None]
 
     def finish(self) -> list[Weighed[T]]:
         """Returns the values held back, none above its share; the stream is empty after it."""

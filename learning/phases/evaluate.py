@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from learning.phases.phase import (
@@ -11,11 +12,13 @@ from learning.phases.phase import (
     CollectorContext,
     Device,
     Received,
+    ReceivedMany,
     Request,
     Values,
 )
 from learning.registry import Settings
 from learning.vector.metrics import Sums
+from learning.vector.sums_table import SumsTable, joined_sums
 
 #: Value of a report, beside its sums: see `EvaluateCollector.label_shifts`.
 LABEL_SHIFT = "label_shift"
@@ -58,14 +61,30 @@ class EvaluateCollector:
     capacity: int | None = None
 
     def __init__(self) -> None:
-        self.sums: dict[str, Sums] = {}
+        self._sums: dict[str, Sums] = {}
+        self._tables: list[SumsTable] = []
         self.label_shifts: dict[str, int] = {}
         self.values: Values = {}
+
+    @property
+    def sums(self) -> Mapping[str, Sums]:
+        """Sums by agent."""
+        return joined_sums(self._sums, self._tables)
+
+    def accept_many(self, received: ReceivedMany) -> None:
+        """Keeps a cohort's sums."""
+        self._tables.append(received.sums.select(received.sums.weight > 0))
+
+    def merge(self, other: EvaluateCollector) -> None:
+        """Takes what another one collected."""
+        self._sums |= other._sums
+        self._tables += other._tables
+        self.label_shifts |= other.label_shifts
 
     def accept(self, agent_id: str, received: Received) -> None:
         """Keeps one agent's sums."""
         if received.sums.weight > 0:
-            self.sums[agent_id] = received.sums
+            self._sums[agent_id] = received.sums
         shift = (*received.values.get(LABEL_SHIFT, ()), 0.0)[0]
         if shift and abs(shift) <= _LARGEST_SHIFT:
             self.label_shifts[agent_id] = int(shift)

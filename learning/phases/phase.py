@@ -19,6 +19,7 @@ from learning.algorithms.training import TrainingPlan
 from learning.registry import Settings
 from learning.vector.metrics import Sums
 from learning.vector.parameters import F32, F64
+from learning.vector.sums_table import SumsTable
 from learning.vector.vectors import Vectors
 
 #: The blob with θ; the others of a plan are what its algorithm shares.
@@ -146,6 +147,23 @@ class Received:
     num_examples: int
     staleness: int = 0
     length: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class ReceivedMany:
+    """Answers of a simulated cohort, as the coordinator decoded them; none is stale.
+
+    Attributes:
+        vectors: float32, finite, [n, length], by name; empty in reports.
+        sums: of loss and metrics over rows, of the n agents.
+        num_examples: rows behind each answer, [n].
+        lengths: norm of each `delta`, in units of the usual one, [n].
+    """
+
+    vectors: Vectors
+    sums: SumsTable
+    num_examples: NDArray[np.int64]
+    lengths: F64
 
 
 class Collector(Protocol):

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from statistics import median
 from typing import ClassVar, Literal
 
+import numpy as np
+
 from fedge.errors import UpdateRejected
-from learning.aggregation.aggregator import Update, check_update
+from learning.aggregation.aggregator import (
+    Mergeable,
+    Update,
+    Updates,
+    add_many,
+    check_update,
+)
 from learning.aggregation.share_cap import ShareCap, Weighed
 from learning.algorithms.algorithm import Aggregate, LocalContext
 from learning.phases.phase import (
@@ -16,11 +25,13 @@ from learning.phases.phase import (
     CollectorContext,
     Device,
     Received,
+    ReceivedMany,
     Request,
     Values,
 )
 from learning.registry import Settings
 from learning.vector.metrics import Sums
+from learning.vector.sums_table import SumsTable, joined_sums
 
 
 class TrainSettings(Settings, frozen=True, tag="train"):
@@ -68,20 +79,23 @@ class TrainCollector:
     The heaviest updates are held back until the end, so that no agent has more than its share of
     the weight (`learning.aggregation.share_cap`), and one that is both heavier and longer than
     usual does not outweigh the others by the product.
-
-    Attributes:
-        sums: by agent; those of a stale update too.
     """
 
     def __init__(self, context: CollectorContext) -> None:
         self._aggregator = context.aggregator()
         self._cap: ShareCap[tuple[str, Received]] = ShareCap()
-        self.sums: dict[str, Sums] = {}
+        self._sums: dict[str, Sums] = {}
+        self._tables: list[SumsTable] = []
         self.values: Values = {}
         self._algorithm = context.algorithm
         self._weighting = context.weighting
         self._sizes = context.sizes
         self._rows: list[float] = []
+
+    @property
+    def sums(self) -> Mapping[str, Sums]:
+        """Sums by agent; those of a stale update too."""
+        return joined_sums(self._sums, self._tables)
 
     @property
     def capacity(self) -> int | None:
@@ -103,9 +117,58 @@ class TrainCollector:
         except ValueError as error:
             raise UpdateRejected(agent_id, "shape", str(error)[:500]) from error
         self._rows.append(rows)
-        self.sums[agent_id] = received.sums
+        self._sums[agent_id] = received.sums
         if (passed := self._cap.add(rows, (agent_id, received))) is not None:
             self._fold(passed)
+
+    def accept_many(self, received: ReceivedMany) -> None:
+        """Adds the updates of a cohort, equal to one by one but for the order of the sum.
+
+        Raises:
+            ValueError: see `Aggregator.add`.
+        """
+        sums = received.sums
+        by_examples = self._weighting == "examples"
+        rows = received.num_examples.astype(np.float64) if by_examples else np.ones(len(sums))
+        self._rows += rows.tolist()
+        self._tables.append(sums)
+
+        def value_of(number: int) -> tuple[str, Received]:
+            # A copy: the cohort's array is not to be kept for it.
+            vectors = {name: each[number].copy() for name, each in received.vectors.items()}
+            examples, length = int(received.num_examples[number]), float(received.lengths[number])
+            name = sums.names[number]
+            return name, Received(vectors, Sums(0.0, 0.0, {}), {}, examples, 0, length)
+
+        gone, passes = self._cap.add_many(rows, value_of)
+        for weighed in gone:
+            self._fold(weighed)
+        if not passes.any():
+            return
+        kept = slice(None) if passes.all() else passes
+        discount = self._algorithm.discount(0)
+        weights = {
+            name: (1.0 if upload.exact else discount)
+            * (rows[kept] if upload.weighting == "examples" else np.ones(int(passes.sum())))
+            for name, upload in self._algorithm.uploads.items()
+        }
+        names = sums.names if passes.all() else [sums.names[n] for n in np.flatnonzero(passes)]
+        vectors = {name: each[kept] for name, each in received.vectors.items()}
+        add_many(self._aggregator, Updates(names, vectors, weights))
+
+    def merge(self, other: TrainCollector) -> None:
+        """Takes what another one collected; `other` is not used any more.
+
+        Raises:
+            ValueError: the aggregator has no room for it.
+        """
+        assert isinstance(self._aggregator, Mergeable), "checked before a cohort is cut into parts"
+        self._aggregator.merge(other._aggregator)
+        for weighed in self._cap.merge(other._cap):
+            self._fold(weighed)
+        self._rows += other._rows
+        self._sums |= other._sums
+        self._tables += other._tables
 
     def _fold(self, weighed: Weighed[tuple[str, Received]]) -> None:
         self._aggregator.add(self._update(*weighed.value, weighed.weight))
@@ -131,4 +194,5 @@ class TrainCollector:
                 weight = max(usual, weight / received.length)
             self._fold(Weighed(weight, (agent_id, received)))
         # Right after a start the coordinator may not have heard of all whose updates count.
-        return self._aggregator.result(max(population, len(self.sums)))
+        answered = len(self._sums) + sum(map(len, self._tables))
+        return self._aggregator.result(max(population, answered))

@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 
 from fedge.errors import ConfigError, TrainingError
-from learning.aggregation.aggregator import Aggregator, Update
+from learning.aggregation.aggregator import (
+    Aggregator,
+    Mergeable,
+    Update,
+    Updates,
+    add_many,
+)
 from learning.aggregation.mean import PIECE
 from learning.aggregation.registry import AGGREGATORS
 from learning.algorithms.algorithm import Aggregate
@@ -424,3 +430,49 @@ def test_an_update_beyond_capacity_is_refused_and_the_round_goes_on(name: str) -
 def test_settings_that_hold_not_even_one_update_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=f"{name} .* one has 24 bytes, more than max_bytes 20"):
         AGGREGATORS.make({"name": name, "max_bytes": 20}, {"delta": 5, "control": 1})
+
+
+# --- cohorts and parts ----------------------------------------------------------------------------
+
+
+def as_cohort(updates: Sequence[tuple[F32, float]]) -> Updates:
+    weights = np.array([weight for _, weight in updates], np.float64)
+    vectors = {"delta": np.stack([delta for delta, _ in updates])}
+    return Updates([f"pi-{n}" for n in range(len(updates))], vectors, {"delta": weights})
+
+
+@every_aggregator
+@pytest.mark.parametrize("size", [1, 5, PIECE + 3])
+def test_a_cohort_at_once_gives_what_one_by_one_gives(name: str, size: int) -> None:
+    updates = cohort(7, size)
+    at_once = make(name, delta=size)
+    add_many(at_once, as_cohort(updates))
+    found, expected = at_once.result(9), folded(name, updates).result(9)
+    np.testing.assert_allclose(found.vectors["delta"], expected.vectors["delta"], rtol=1e-6)
+    assert (found.weight, found.count) == (expected.weight, expected.count)
+
+
+@every_aggregator
+def test_parts_merged_give_what_one_aggregator_gives(name: str) -> None:
+    updates = cohort(9, 20)
+    parts = [folded(name, updates[start : start + 3]) for start in (0, 3, 6)]
+    whole = make(name, delta=20)
+    if not isinstance(whole, Mergeable):
+        pytest.skip(f"aggregator {name} has no merge(other)")
+    for part in parts:
+        whole.merge(part)
+    found, expected = whole.result(9), folded(name, updates).result(9)
+    np.testing.assert_allclose(found.vectors["delta"], expected.vectors["delta"], rtol=1e-6)
+    assert (found.weight, found.count) == (expected.weight, expected.count)
+
+
+@every_robust
+def test_parts_beyond_capacity_are_not_merged(name: str) -> None:
+    choice = {"name": name, "max_bytes": 20}
+    whole, part = (AGGREGATORS.make(choice, {"delta": 2}) for _ in range(2))
+    for aggregator in (whole, part):
+        for value in (1.0, 2.0):
+            aggregator.add(update(delta=vector(value, value)))
+    assert isinstance(whole, Mergeable)
+    with pytest.raises(ValueError, match=r"raise aggregator\.max_bytes"):
+        whole.merge(part)

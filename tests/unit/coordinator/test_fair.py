@@ -6,12 +6,13 @@ import pytest
 
 from coordinator.records.fair import without_absurd
 from learning.vector.metrics import MetricKind, MetricSpec, Sums, Total
+from learning.vector.sums_table import SumsTable
 
 
 def absurd(*losses: float, usual: float | None = None) -> dict[str, str]:
     sums = {name: Sums(2 * loss, 2.0, {}) for name, loss in zip("abcde", losses, strict=False)}
-    kept, left_out = without_absurd(sums, usual)
-    assert kept == {name: each for name, each in sums.items() if name not in left_out}
+    kept, left_out = without_absurd(SumsTable.of(sums), usual)
+    assert dict(kept) == {name: each for name, each in sums.items() if name not in left_out}
     return left_out
 
 
@@ -49,7 +50,7 @@ def absurd_metric(spec: MetricSpec, *totals: Total) -> dict[str, str]:
         name: Sums(2.0, 2.0, {spec.name: total})
         for name, total in zip("abcde", totals, strict=False)
     }
-    return without_absurd(sums, 1.0, [spec])[1]
+    return without_absurd(SumsTable.of(sums), 1.0, [spec])[1]
 
 
 @pytest.mark.parametrize(

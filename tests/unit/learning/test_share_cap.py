@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from learning.aggregation.share_cap import ShareCap, largest_share
 
@@ -56,3 +60,39 @@ def test_equal_weights_go_on_in_their_order() -> None:
     cap: ShareCap[str] = ShareCap()
     passed = [p.value for name in "abcde" if (p := cap.add(1.0, name)) is not None]
     assert passed + [each.value for each in cap.finish()] == list("abcde")
+
+
+WEIGHTS = st.lists(st.sampled_from([1.0, 2.0, 2.0, 3.0, 50.0]), max_size=12)
+
+
+@given(WEIGHTS, st.lists(st.integers(0, 12), max_size=3))
+def test_cohorts_are_taken_as_one_by_one(weights: list[float], cuts: list[int]) -> None:
+    one_by_one: ShareCap[int] = ShareCap()
+    gone = [p.value for n, w in enumerate(weights) if (p := one_by_one.add(w, n)) is not None]
+
+    at_once: ShareCap[int] = ShareCap()
+    passed = []
+    edges = [0, *sorted(min(cut, len(weights)) for cut in cuts), len(weights)]
+    for start, end in pairwise(edges):
+        numbers = range(start, end)
+        before, passes = at_once.add_many(np.array(weights[start:end]), numbers.__getitem__)
+        passed += [each.value for each in before]
+        passed += (start + np.flatnonzero(passes)).tolist()
+
+    assert sorted(passed) == sorted(gone)
+    assert sorted(at_once.finish()) == sorted(one_by_one.finish())
+
+
+@given(WEIGHTS, st.integers(0, 12))
+def test_two_streams_merge_to_one(weights: list[float], cut: int) -> None:
+    whole: ShareCap[int] = ShareCap()
+    parts: list[ShareCap[int]] = [ShareCap(), ShareCap()]
+    passed: list[float] = []
+    for n, weight in enumerate(weights):
+        whole.add(weight, n)
+        if (p := parts[n >= cut].add(weight, n)) is not None:
+            passed.append(p.weight)
+    passed += [each.weight for each in parts[0].merge(parts[1])]
+    held = parts[0].finish()
+    assert sorted(each.weight for each in held) == sorted(each.weight for each in whole.finish())
+    assert len(passed) + len(held) == len(weights)
