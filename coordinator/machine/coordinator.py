@@ -12,8 +12,6 @@ import logging
 import math
 from collections.abc import Callable
 
-import msgspec
-
 from broker.link.link import publish_packet_bytes
 from broker.protocol import messages
 from broker.protocol.messages import AgentStatus, Report
@@ -407,7 +405,7 @@ class Coordinator:
             return []
         if is_asked:
             # What it may send for this round is judged by what it said before.
-            entry.update(msgspec.structs.replace(entry.status, state="offline"))
+            self.roster.set_offline(agent_id)
         else:
             self.roster.forget(agent_id)
         log.info(

@@ -33,7 +33,7 @@ _UPDATES, _UPDATE_S = 4, 30.0
 #: All agents that were never heard of share this: a fleet of 10,000 may be switched on at once.
 _STRANGERS_AT_ONCE, _STRANGERS_PER_SECOND = 20_000.0, 2_000.0
 #: Senders with an account of their own, while they owe something. Others share the strangers'.
-_MAX_ACCOUNTS = 10_000
+_MAX_ACCOUNTS = 100_000
 _SWEEP_S = 1.0
 #: A flood is over when nothing was dropped for so long.
 _CALM_S = 1.0
@@ -41,7 +41,7 @@ _CALM_S = 1.0
 _RECOVERY_S, _LONGEST_RECOVERY_S = 2.0, 60.0
 
 
-@dataclass
+@dataclass(slots=True)
 class _Account:
     """One sender's debt, in units.
 

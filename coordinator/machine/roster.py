@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -15,10 +15,10 @@ from coordinator.config import QuarantineConfig
 from coordinator.machine.standing import Standings
 
 #: A fleet larger than this needs another coordinator; bounds memory against invented ids.
-MAX_AGENTS = 100_000
-
+MAX_AGENTS = 1_000_000
 
 Part = Literal["train", "test"]
+PARTS: tuple[Part, ...] = ("train", "test")
 Change = Literal["none", "changed", "heartbeat", "duplicate"]
 
 #: Heartbeats that may be missed before an agent is marked offline.
@@ -27,6 +27,8 @@ MISSED_HEARTBEATS = 3
 _FORMER_INSTANCES = 4
 _UNAVAILABLE = "unavailable"
 _QUARANTINED = "in quarantine"
+#: Different texts and lists of statuses that are kept to be shared.
+_MOST_SHARED = 10_000
 #: Of an agent without heartbeats, from when it was asked: a long training on a slow device.
 _LONGEST_SILENCE_S = 3600.0
 
@@ -38,7 +40,7 @@ class Rows(NamedTuple):
     weight: float
 
 
-@dataclass
+@dataclass(slots=True)
 class Entry:
     """One agent, as it last described itself.
 
@@ -49,8 +51,6 @@ class Entry:
         former: its instances before this one, latest last.
         asked_s: when a round last asked it; only of an agent without heartbeats.
         is_expired: it is offline because nothing was heard of it.
-        rows: the most that a status of it has named, by part: a new instance has none until it
-            has loaded the model, and may send an update of the one before.
     """
 
     status: AgentStatus
@@ -59,31 +59,63 @@ class Entry:
     former: tuple[str, ...] = ()
     asked_s: float = -math.inf
     is_expired: bool = False
-    rows: dict[Part, Rows] = field(default_factory=dict)
+    #: Rows that an earlier status has named, where these were more.
+    _more: tuple[tuple[Part, Rows], ...] = ()
 
     def __post_init__(self) -> None:
-        self.update(self.status)
+        self.received_bytes = self.status.received_bytes
 
     def update(self, status: AgentStatus) -> None:
         """Replaces the status."""
+        before: dict[Part, Rows] = {part: self.rows(part) for part in PARTS}
         self.status = status
         self.is_expired = False
         # What came before the coordinator's start belongs to no round of its own.
         self.received_bytes = max(self.received_bytes, status.received_bytes)
-        self._note_rows()
+        self._more = tuple((p, rows) for p, rows in before.items() if rows > _rows(status, p))
 
-    def _note_rows(self) -> None:
-        status = self.status
-        found: dict[Part, Rows] = {
-            "train": Rows(status.train_examples, status.train_weight or status.train_examples),
-            "test": Rows(status.test_examples, status.test_weight or status.test_examples),
-        }
-        self.rows = {part: max(rows, self.rows.get(part, rows)) for part, rows in found.items()}
+    def rows(self, part: Part) -> Rows:
+        """Returns the most rows that a status of it has named.
+
+        A new instance has none until it has loaded the model, and may send an update of the one
+        before.
+        """
+        return next((rows for name, rows in self._more if name == part), _rows(self.status, part))
 
     @property
     def online(self) -> bool:
         """Whether it was born and not yet lost."""
         return self.status.state == "online"
+
+
+def _rows(status: AgentStatus, part: Part) -> Rows:
+    if part == "train":
+        return Rows(status.train_examples, status.train_weight or status.train_examples)
+    return Rows(status.test_examples, status.test_weight or status.test_examples)
+
+
+class _Shared:
+    """What statuses of many agents say alike, each in memory once; most of a status is."""
+
+    _FIELDS = (
+        *("state", "phases", "runtime", "codecs", "algorithms", "tags", "software"),
+        *("coordinator_instance", "keys", "warnings", "unavailable_reason", "pause_reason"),
+    )
+
+    def __init__(self) -> None:
+        self._known: dict[object, object] = {}
+
+    def status(self, status: AgentStatus) -> AgentStatus:
+        """Returns a status that shares what others said before."""
+        known = self._known
+        if len(known) > _MOST_SHARED:
+            known.clear()  # invented ones must not stay for ever
+        common = {}
+        for name in self._FIELDS:
+            value = getattr(status, name)
+            if value:
+                common[name] = known.setdefault(value, value)
+        return msgspec.structs.replace(status, **common)
 
 
 class Roster:
@@ -109,6 +141,9 @@ class Roster:
         self._instance = instance
         self._least = least
         self._entries: dict[str, Entry] = {}
+        self._shared = _Shared()
+        #: Agents that are online and have answered this coordinator's start.
+        self._present = 0
         #: Before that nobody's patience can be over.
         self._first_expiry_s = math.inf
         #: Until then silence says nothing.
@@ -132,7 +167,7 @@ class Roster:
         entry.heard_s = now_s
         if not entry.is_expired:
             return False
-        entry.update(msgspec.structs.replace(entry.status, state="online"))
+        self._describe(entry, msgspec.structs.replace(entry.status, state="online"))
         self._watch(entry)
         return True
 
@@ -146,14 +181,35 @@ class Roster:
 
     def forget(self, agent_id: str) -> None:
         """Drops an agent, until its next birth."""
-        self._entries.pop(agent_id, None)
+        entry = self._entries.pop(agent_id, None)
+        if entry is not None:
+            self._present -= self._is_present(entry)
+
+    def set_offline(self, agent_id: str) -> None:
+        """Takes an agent for offline, until it says something else."""
+        entry = self._entries[agent_id]
+        self._describe(entry, msgspec.structs.replace(entry.status, state="offline"))
+
+    def _describe(self, entry: Entry, status: AgentStatus) -> None:
+        """Replaces an entry's status."""
+        self._present -= self._is_present(entry)
+        entry.update(status)
+        self._present += self._is_present(entry)
+
+    def _is_present(self, entry: Entry) -> bool:
+        return entry.status.state == "online" and self._is_confirmed(entry.status)
+
+    @property
+    def present(self) -> int:
+        """Agents that are online and answered this start: no more than these can be asked."""
+        return self._present
 
     def rows(self, agent_id: str, part: Literal["train", "test", "any"]) -> Rows | None:
         """Returns how many rows of a part an agent said that it has; None: not known."""
         entry = self._entries.get(agent_id)
         if entry is None:
             return None
-        parts = [entry.rows[name] for name in entry.rows if part in (name, "any")]
+        parts = [entry.rows(name) for name in PARTS if part in (name, "any")]
         number = sum(rows.number for rows in parts)
         return Rows(number, sum(rows.weight for rows in parts)) if number else None
 
@@ -171,8 +227,9 @@ class Roster:
         if entry is None:
             if len(self._entries) >= MAX_AGENTS or status.state == "offline":
                 return "none"
-            self._entries[agent_id] = Entry(status, now_s)
-            self._watch(self._entries[agent_id])
+            entry = self._entries[agent_id] = Entry(self._shared.status(status), now_s)
+            self._present += self._is_present(entry)
+            self._watch(entry)
             return "changed"
         is_same_instance = status.agent_instance == entry.status.agent_instance
         if status.state == "offline" and not is_same_instance:
@@ -180,13 +237,14 @@ class Roster:
         entry.heard_s = now_s
         if is_same_instance:
             same = status == entry.status
-            entry.update(status)
+            if not same or entry.is_expired:
+                self._describe(entry, entry.status if same else self._shared.status(status))
             self._watch(entry)
             return "heartbeat" if same else "changed"
         duplicate = status.agent_instance in entry.former
         entry.former = (*entry.former, entry.status.agent_instance)[-_FORMER_INSTANCES:]
         entry.received_bytes = 0
-        entry.update(status)
+        self._describe(entry, self._shared.status(status))
         self._watch(entry)
         return "duplicate" if duplicate else "changed"
 
@@ -198,7 +256,7 @@ class Roster:
         silent = []
         for agent_id, entry in self._entries.items():
             if now_s > self._watch(entry):
-                entry.update(msgspec.structs.replace(entry.status, state="offline"))
+                self.set_offline(agent_id)
                 entry.is_expired = True
                 silent.append(agent_id)
         return silent
@@ -322,7 +380,7 @@ class Roster:
         part: Part = "train" if phase == "train" else "test"
         return sum(
             phase in entry.status.phases
-            and (phase not in ("train", "evaluate") or entry.rows[part].number > 0)
+            and (phase not in ("train", "evaluate") or entry.rows(part).number > 0)
             for entry in self._entries.values()
         )
 

@@ -16,9 +16,10 @@ from fedge.limits import TokenBucket
 _LONGEST_PAUSE_S = 60.0
 _GRACE_S = 1.0
 _TOO_FEW_DRAWN_S = 1.0
-#: Too few agents are here: a look at who can take part costs 0.4 µs an agent, and with every birth
-#: of a large fleet it would be most of the work. So long an agent until the next look.
-_LOOK_S = 1e-5
+#: Too few agents can take part: a look at who can costs 1 to 2 µs an agent, and with every birth of
+#: a large fleet it would be most of the work. So long an agent until the next look; and while even
+#: all that are here would be too few, until the next look at what they lack, which is only told.
+_LOOK_S, _TELL_S = 1e-5, 1e-4
 _SMALL_FLEET = 100
 #: Changes of what a round waits for that are told at once, and then in a second: one agent may come
 #: and go for ever.
@@ -44,7 +45,7 @@ class RoundScheduler:
         self._config = config
         self._grace_s = _GRACE_S if restarted else 0.0
         self._abandoned_in_a_row = 0
-        self._look_again_s = -math.inf
+        self._look_again_s = self._tell_again_s = -math.inf
         self._needs = first_needs(config)
         self._told: Waiting | None = None
         self._lines = TokenBucket(_TOLD_PER_SECOND, _TOLD_AT_ONCE)
@@ -76,12 +77,16 @@ class RoundScheduler:
             Their ids; or that too few are here, or None when that was told before, or too
             much was told of late.
         """
-        eligible = eligible_agents()
         wanted = self._wanted(now_s, first)
+        if roster.present < wanted and now_s < self._tell_again_s:
+            return None  # who can take part need not be looked for
+        eligible = eligible_agents()
         if len(eligible) >= wanted:
             self._told = None
             return eligible
-        self._look_again_s = now_s + _LOOK_S * max(0, len(roster) - _SMALL_FLEET)
+        large = max(0, len(roster) - _SMALL_FLEET)
+        self._look_again_s = now_s + _LOOK_S * large
+        self._tell_again_s = now_s + _TELL_S * large
         lacking = lacking_text(roster.lacking(*self._needs))
         waiting = Waiting(len(eligible), wanted, roster.resting, lacking)
         if self._told is not None and replace(waiting, resting=self._told.resting) == self._told:

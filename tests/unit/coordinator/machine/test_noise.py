@@ -10,6 +10,7 @@ import pytest
 from broker.protocol.topics import AgentStatusTopic, ReportTopic, RoundTopic, UpdateTopic
 from broker.service.events import MessageArrived, Publish, Subscribe
 from coordinator.config import StartConfig
+from coordinator.machine import noise
 from coordinator.machine.events import Waiting
 from coordinator.machine.noise import SenderBudgets
 from fedge.limits import RepeatFilter
@@ -78,7 +79,10 @@ def test_unknown_senders_share_one_budget() -> None:
     assert budgets.admits("new", 0, 1.0, is_known=False)
 
 
-def test_memory_is_bounded_and_an_account_that_owes_is_kept() -> None:
+def test_memory_is_bounded_and_an_account_that_owes_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(noise, "_MAX_ACCOUNTS", 10_000)
     budgets = SenderBudgets(0)
     while budgets.admits("noisy", 0, 5.0, is_known=True):
         pass  # owes 50 s

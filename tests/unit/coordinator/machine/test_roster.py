@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from broker.protocol import messages
 from broker.protocol.messages import AgentStatus
 from coordinator.config import QuarantineConfig
 from coordinator.machine import roster
@@ -110,6 +111,40 @@ def test_invented_ids_cannot_fill_the_memory(monkeypatch: pytest.MonkeyPatch) ->
     assert not changes_something(found, "c", status())
     assert changes_something(found, "a", status(agent_instance="b2"))  # those known may come back
     assert len(found) == 2
+
+
+def test_what_agents_say_alike_is_in_memory_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def birth(name: str) -> AgentStatus:
+        text = f'{{"state":"online","agent_instance":"{name}","codecs":["int8","float32"]}}'
+        return messages.decode(text.encode(), AgentStatus)
+
+    one, other = (found.status for _, found in roster_of(a=birth("a1"), b=birth("b1")))
+    assert one.codecs is other.codecs
+    assert (one.agent_instance, other.agent_instance) == ("a1", "b1")
+    monkeypatch.setattr(roster, "_MOST_SHARED", 2)
+    many = roster_of(**{f"a{n}": status(tags=(f"t{n}",)) for n in range(9)})
+    assert [found.status.tags for _, found in many] == [(f"t{n}",) for n in range(9)]
+
+
+def test_agents_that_are_online_and_answered_this_start_are_counted_as_they_come_and_go() -> None:
+    found = Roster("c2")
+    there = status(coordinator_instance="c2", heartbeat_s=60.0)
+    for name, described in (("a", there), ("b", there), ("c", status())):
+        found.update(name, described, 0.0)
+    assert found.present == 2
+    found.update("c", status(coordinator_instance="c2"), 1.0)
+    found.update("c", status(agent_instance="b2", coordinator_instance="c1"), 2.0)
+    found.update("b", status("offline"), 3.0)
+    assert found.present == 1
+    assert found.expire(200.0) == ["a"]
+    assert found.present == 0
+    assert found.heard("a", 201.0)
+    found.update("b", there, 202.0)
+    assert found.present == 2
+    found.set_offline("b")
+    found.forget("b")
+    found.forget("a")
+    assert found.present == 0
 
 
 def test_a_heartbeat_is_heard_and_changes_nothing() -> None:

@@ -100,3 +100,25 @@ def test_an_agent_that_comes_and_goes_for_ever_is_told_every_few_seconds() -> No
     assert isinstance(last, Waiting)
     other = roster(1 - last.able)
     assert ask(scheduler, other, 56.0, first=True) == Waiting(1 - last.able, 3)
+
+
+def test_a_fleet_that_comes_in_is_not_looked_through_while_too_few_are_here() -> None:
+    start = StartConfig(agents=500, timeout_s=600.0)
+    scheduler = RoundScheduler(config(start=start), restarted=False)
+    scheduler.connected(0.0)
+    agents, looks = roster(499), []
+
+    def look() -> list[str]:
+        looks.append(len(agents))
+        return agents.eligible_agents("train", "int8")
+
+    def ask_again(now_s: float) -> list[str] | Waiting | None:
+        return scheduler.eligible_agents(look, agents, now_s, first=True)
+
+    assert ask_again(0.0) == Waiting(499, 500, 0)
+    assert [ask_again(now_s) for now_s in (0.01, 0.02, 0.03)] == [None, None, None]
+    assert looks == [499]
+    agents = roster(500)
+    found = ask_again(0.031)
+    assert isinstance(found, list)
+    assert len(found) == 500
