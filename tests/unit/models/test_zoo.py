@@ -41,8 +41,10 @@ def test_every_package_is_listed() -> None:
 
 @every_model
 def test_programs_are_small(name: str) -> None:
-    # Recurrent layers come unrolled: a copy of the cell for every step and its gradient.
-    assert len(load_zoo(name).program) <= (130_000 if name == "road_traffic" else 48_000)
+    # Short recurrent layers come unrolled, a copy of the cell for every step and its gradient;
+    # longer ones as loops over blocks of steps.
+    recurrent = {"road_traffic": 130_000, "next_character": 90_000}
+    assert len(load_zoo(name).program) <= recurrent.get(name, 48_000)
 
 
 @every_model
@@ -55,6 +57,8 @@ def test_a_few_steps_lower_the_loss(name: str, runtime: str) -> None:
     program = Program(package.program, spec, runtime=runtime)
     rng = np.random.default_rng(0)
     inputs: dict[str, Array] = {t.name: rng.random((40, *t.shape), np.float32) for t in spec.inputs}
+    if name == "next_character":
+        inputs["text"] = rng.integers(0, len(classes_of(spec)), (40, 40)).astype(np.int32)
     for target in spec.targets:
         inputs[target.name] = rng.integers(0, len(target.classes) or 5, (40, *target.shape))
     theta = package.initial.copy()
