@@ -22,6 +22,7 @@ from learning.codecs.registry import CODECS
 from learning.phases.registry import PHASES
 from learning.registry import Choice
 
+Seed = Annotated[int, Meta(ge=0, le=1 << 31)]
 Fraction = Annotated[float, Meta(gt=0, le=1)]
 Positive = Annotated[int, Meta(ge=1, le=1_000_000_000)]
 #: Closed rounds whose counted answers are remembered: for lost receipts and stale updates.
@@ -48,12 +49,14 @@ class CohortConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         announce: "ids" lists the agents in the plan; "rule" sends a seed and a fraction that every
             agent applies itself, so that a large fleet needs no list; "auto" lists up to
             `LISTED_AGENTS`.
+        seed: of the draws; None: the federation's.
     """
 
     fraction: Fraction = 1.0
     at_least: Positive = 1
     over_select: Annotated[float, Meta(ge=1, le=10)] = 1.0
     announce: Literal["auto", "ids", "rule"] = "auto"
+    seed: Seed | None = None
 
 
 class RoundConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -188,7 +191,7 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     forget_agents_after_days: Annotated[int, Meta(ge=0, le=100_000)] = 0
     erase: bool = False
     signing_key: Path | None = None
-    seed: Annotated[int, Meta(ge=0, le=1 << 31)] = 0
+    seed: Seed = 0
 
 
 def load_federation(path: Path) -> CoordinatorConfig:

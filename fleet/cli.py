@@ -57,6 +57,7 @@ def run(
     changes: tuple[str, ...],
     agents: int | None,
     rounds: int | None,
+    seed: int | None,
     broker: str,
     hosts: int | None,
     out: Path | None,
@@ -81,7 +82,7 @@ def run(
     from fleet.runs.run import RunOptions, run_scenario
     from fleet.scenario import load_scenario
 
-    changed = changes_of(changes, agents, rounds)
+    changed = changes_of(changes, agents, rounds, seed)
     described = load_scenario(scenario, changed)
     folder = out or Path("runs") / described.name
     options = RunOptions(folder, changed, broker, hosts)

@@ -11,7 +11,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def change_options(command: F) -> F:
-    """Adds `--set`, `--agents` and `--rounds`; `changes_of` takes their values."""
+    """Adds `--set`, `--agents`, `--rounds` and `--seed`; `changes_of` takes their values."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
@@ -36,11 +36,20 @@ _OPTIONS = (
         type=click.IntRange(min=1),
         help="Number of rounds, as --set federation.rounds=N  [default: the scenario's].",
     ),
+    click.option(
+        "--seed",
+        type=click.IntRange(min=0, max=1 << 31),
+        help="Seed of everything random, as --set seed=N: partition, cohorts, initial weights,"
+        " order of rows, faults; `seeds` of the scenario sets one alone  [default: the scenario's,"
+        " else 0 with the initial weights of the model's package].",
+    ),
 )
 
 
-def changes_of(changes: tuple[str, ...], agents: int | None, rounds: int | None) -> dict[str, Any]:
-    """Returns the changes that the options name, by full key; `--agents` and `--rounds` win.
+def changes_of(
+    changes: tuple[str, ...], agents: int | None, rounds: int | None, seed: int | None
+) -> dict[str, Any]:
+    """Returns the changes that the options name, by full key; the other options win over `--set`.
 
     Raises:
         ConfigError: a change has another form than KEY=VALUE, or an unknown first part.
@@ -48,7 +57,7 @@ def changes_of(changes: tuple[str, ...], agents: int | None, rounds: int | None)
     from fleet.scenario import scenario_changes
     from fleet.settings import parse_changes
 
-    named = {"agents": agents, "federation.rounds": rounds}
+    named = {"agents": agents, "federation.rounds": rounds, "seed": seed}
     given = {key: value for key, value in named.items() if value is not None}
     return scenario_changes(parse_changes(changes)) | given
 

@@ -28,13 +28,6 @@ _SIGNED = click.option(
 @click.command()
 @click.argument("scenario", type=click.Path(path_type=Path))
 @change_options
-@click.option(
-    "--seed",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Seed of faults, delays and jitter: one seed gives one trace, byte for byte.",
-)
 @click.option("--faults", type=_YAML, help="Fault plan  [default: no faults].")
 @click.option("--profiles", type=_YAML, help="Device profiles  [default: those that ship]")
 @click.option(
@@ -52,7 +45,7 @@ def simulate(
     changes: tuple[str, ...],
     agents: int | None,
     rounds: int | None,
-    seed: int,
+    seed: int | None,
     faults: Path | None,
     profiles: Path | None,
     out: Path | None,
@@ -81,11 +74,11 @@ def simulate(
     from fleet.virtual.simulate import TRACE_FILE, SimulationOptions, simulate_scenario
 
     click.get_current_context().call_on_close(silence_logs())
-    changed = changes_of(changes, agents, rounds)
+    changed = changes_of(changes, agents, rounds, seed)
     described = load_scenario(scenario, changed)
     folder = out or Path("runs") / f"{described.name}-simulated"
     options = SimulationOptions(
-        folder, changed, seed, faults, profiles, trace=trace, check=check, signed=signed
+        folder, changed, faults, profiles, trace=trace, check=check, signed=signed
     )
     console = Console(stderr=as_json, width=None if sys.stdout.isatty() else 140)
     began = time.perf_counter()

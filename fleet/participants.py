@@ -120,7 +120,7 @@ def make_participants(
             does not exist.
     """
     table = read_table(scenario.data, spec, path.parent)
-    rng = np.random.default_rng(int(scenario.federation.get("seed", 0)))
+    rng = np.random.default_rng(scenario.resolved_seeds.partition)
     config = scenario.partition
     if config.kind == "client":
         client = _clients(scenario, path, spec)

@@ -10,14 +10,16 @@ import msgspec
 from msgspec import Meta
 
 from broker.protocol.messages import Id, name_of
-from coordinator.config import CoordinatorConfig, check_choices
+from coordinator.config import CoordinatorConfig, Seed, check_choices
 from edge_agent.data.dataset import DataConfig
 from edge_agent.machine.status import DEFAULT_PHASES
 from fedge.errors import ConfigError
 from fedge.plugins import load_plugins
 from fedge.yaml_config import load_yaml, located, parse_config
 from fleet.partition import PartitionConfig
+from fleet.seeds import Seeds, SeedsConfig, resolve_seeds
 from fleet.settings import apply_changes, blame, full_keys, options
+from models.package.initial_weights import draw_weights
 from models.package.package import ModelPackage, load_package
 from models.zoo import load_zoo, zoo_names
 
@@ -74,11 +76,14 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         partition: assignment of rows to agents.
         unseen: agents that only measure: the model is never trained on their rows.
         refuse: agents whose owners do not allow statistics.
-        federation: the coordinator's configuration, without name, broker and state_dir.
+        federation: the coordinator's configuration, without name, broker, state_dir and seeds.
         baselines: for the federated model.
         detection: of rows that a model should find unusual; None measures none.
         agents: number of agents that take part, unseen ones included; None: all that the partition
             makes. Of a partition by client the first ones; others make so many.
+        seed: of everything random that has none of its own; None: 0, with the initial weights of
+            the model's package.
+        seeds: of one thing each.
         show: "agents" prints every agent's loss and metrics after every round.
     """
 
@@ -93,6 +98,8 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     baselines: BaselineConfig = BaselineConfig()
     detection: DetectionConfig | None = None
     agents: Annotated[int, Meta(ge=1)] | None = None
+    seed: Seed | None = None
+    seeds: SeedsConfig = SeedsConfig()
     show: Literal["rounds", "agents"] = "rounds"
 
     def __post_init__(self) -> None:
@@ -112,13 +119,24 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             raise ValueError("refuse applies to the task statistics only; leave it out")
 
     @property
+    def resolved_seeds(self) -> Seeds:
+        """Every seed of a run."""
+        return resolve_seeds(self.seed, self.seeds)
+
+    @property
     def is_statistics(self) -> bool:
         """Whether the federation asks for statistics instead of training."""
         task = self.federation.get("task", "")
         return isinstance(task, str | dict) and name_of(task) == "statistics"
 
 
-_SET_BY_FLEET = ("federation", "broker", "state_dir")
+#: Keys of a coordinator that a scenario's `federation` section does not take, with what to do.
+_LEAVE_OUT = {
+    "federation": "set by the fleet; leave it out",
+    "broker": "set by the fleet; leave it out",
+    "state_dir": "set by the fleet; leave it out",
+    "seed": "leave it out; a scenario has `seed` and `seeds` at its top",
+}
 
 
 def load_scenario(path: Path, changes: Mapping[str, Any] | None = None) -> Scenario:
@@ -155,11 +173,13 @@ def _decoded(document: Any, path: Path, origin: str) -> Scenario:
     """Returns a scenario whose messages begin with `origin`, if it is not empty, and a key."""
     scenario = parse_config(document, Scenario, origin)
     start = f"{origin}: " if origin else ""
-    for key in _SET_BY_FLEET:
+    for key, advice in _LEAVE_OUT.items():
         if key in scenario.federation:
-            raise ConfigError(f"{start}federation.{key}: set by the fleet; leave it out")
-    mapping = {"federation": scenario.name} | scenario.federation
-    config = parse_config(mapping, CoordinatorConfig, origin, key="federation")
+            raise ConfigError(f"{start}federation.{key}: {advice}")
+    given = {"federation": scenario.name} | scenario.federation
+    config = parse_config(given, CoordinatorConfig, origin, key="federation")
+    if config.cohort.seed is not None:
+        raise ConfigError(f"{start}federation.cohort.seed: {_LEAVE_OUT['seed']}")
     load_plugins(config.plugins, path.parent, origin, key="federation.plugins")
     try:
         check_choices(config)
@@ -203,8 +223,17 @@ def coordinator_config(scenario: Scenario, path: Path, **changes: Any) -> Coordi
         path: of the scenario, for messages.
         changes: replace or add keys.
     """
-    mapping = {"federation": scenario.name} | scenario.federation | changes
-    return parse_config(mapping, CoordinatorConfig, str(path), key="federation")
+    section = federation_section(scenario) | changes
+    return parse_config(section, CoordinatorConfig, str(path), key="federation")
+
+
+def federation_section(scenario: Scenario) -> dict[str, Any]:
+    """Returns the `federation` section of a scenario with the federation's name and seeds."""
+    given, seeds = scenario.federation, scenario.resolved_seeds
+    section = {"federation": scenario.name} | given | {"seed": seeds.training}
+    if seeds.cohort != seeds.training:
+        section["cohort"] = dict(given.get("cohort", {})) | {"seed": seeds.cohort}
+    return section
 
 
 def fleet_changes(scenario: Scenario, asked: int) -> dict[str, Any]:
@@ -215,7 +244,7 @@ def fleet_changes(scenario: Scenario, asked: int) -> dict[str, Any]:
         asked: number of agents that a round can ask. The first round waits for all of them; no
             minimum of the scenario stays above it.
     """
-    given = scenario.federation
+    given = federation_section(scenario)
     start = {"agents": asked, "timeout_s": 60.0} | given.get("start", {})
     changes: dict[str, Any] = {"start": start}
     for section, key in (("round", "minimum"), ("cohort", "at_least")):
@@ -226,6 +255,12 @@ def fleet_changes(scenario: Scenario, asked: int) -> dict[str, Any]:
 
 
 def scenario_package(scenario: Scenario, path: Path) -> ModelPackage:
+    """Returns the scenario's model with the initial weights of its seed, see `source_package`."""
+    package, seed = source_package(scenario, path), scenario.resolved_seeds.weights
+    return package if seed is None else draw_weights(package, seed).package
+
+
+def source_package(scenario: Scenario, path: Path) -> ModelPackage:
     """Returns the scenario's model: from the zoo, or from a folder relative to the scenario.
 
     Raises:

@@ -180,7 +180,8 @@ class RoundRunner:
         return new_record(round_id, self._progress.version, asked)
 
     def _draw(self, order: PhaseOrder, round_id: int) -> Draw:
-        key = [self._config.seed, round_id, order.stream]
+        seed = self._config.cohort.seed
+        key = [self._config.seed if seed is None else seed, round_id, order.stream]
         rng = np.random.default_rng(key if order.stream else key[:2])
         phase: Phase = PHASES.make(order.settings)
         capacity = phase.collector(self._collector_context()).capacity

@@ -24,7 +24,7 @@ from fedge.yaml_config import located
 from fleet.participants import Participants
 from fleet.report import REPORT_FILE
 from fleet.runs.host import AGENT_FILE
-from fleet.scenario import coordinator_config, fleet_changes, plugin_paths
+from fleet.scenario import coordinator_config, federation_section, fleet_changes, plugin_paths
 from models.package.package import ModelPackage
 from models.package.spec import TensorSpec
 
@@ -116,7 +116,7 @@ def write_coordinator(
     """
     (folder / COORDINATOR).mkdir(parents=True)
     package.save(folder / COORDINATOR / "package")
-    given = participants.scenario.federation
+    given = federation_section(participants.scenario)
     changes = {"model": "package"} | dict(changes)
     changes |= fleet_changes(participants.scenario, len(participants.asked))
     evaluation = dict(given.get("evaluation", {}))

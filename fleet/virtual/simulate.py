@@ -48,7 +48,6 @@ class SimulationOptions:
     Attributes:
         out: folder for report, trace and the trained model.
         changes: to the scenario, by dotted key (see `fleet.settings`).
-        seed: of everything random except the learning, which has the federation's own seed.
         faults: file with a fault plan; None: no faults.
         profiles: file with device profiles; None: those that ship with the package.
         trace: write trace.jsonl.
@@ -59,7 +58,6 @@ class SimulationOptions:
 
     out: Path
     changes: Mapping[str, Any] = field(default_factory=dict)
-    seed: int = 0
     faults: Path | None = None
     profiles: Path | None = None
     trace: bool = True
@@ -83,7 +81,7 @@ def simulate_scenario(path: Path, options: SimulationOptions, watcher: Watcher) 
             if isinstance(observer, Invariants):
                 observer.watch(simulation)
         simulation.coordinator.on_round = watcher.round
-        watcher.begin(participants, setting.config, f"in memory, seed {options.seed}")
+        watcher.begin(participants, setting.config, f"in memory, seed {setting.seed}")
         reason = simulation.run(options.limit_s, SETTLE_S)
         for observer in observed.observers:
             if isinstance(observer, Invariants):
@@ -103,7 +101,7 @@ def make_setting(path: Path, options: SimulationOptions) -> tuple[Scenario, Part
     config = coordinator_config(scenario, path, **changes)
     profiles = load_profiles(options.profiles) if options.profiles else load_profiles()
     faults = load_config(options.faults, FaultPlan) if options.faults else FaultPlan()
-    setting = _setting(path, config, package, participants, profiles, faults, options.seed)
+    setting = _setting(path, config, package, participants, profiles, faults)
     return scenario, participants, replace(setting, signed=options.signed)
 
 
@@ -114,8 +112,8 @@ def _setting(
     participants: Participants,
     profiles: Profiles,
     faults: FaultPlan,
-    seed: int,
 ) -> Setting:
+    seed = participants.scenario.resolved_seeds.simulation
     assigned = profiles.assign(list(participants.rows), seed)
     devices = [
         make_device(

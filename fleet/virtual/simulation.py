@@ -49,7 +49,7 @@ class Setting:
         config: of the federation.
         package: its model.
         devices: the agents.
-        seed: of everything random except the learning, which has the federation's own seed.
+        seed: of faults, delays and jitter; the learning has the seeds of `config`.
         faults: fault plan.
         start_hour: hour of the day at the start, for devices that are not always online.
         measure: evaluates θ on the coordinator's own data; None without such data.

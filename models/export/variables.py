@@ -6,7 +6,7 @@ Seeds of Keras's random numbers belong to none: programs do not use them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -16,10 +16,7 @@ import numpy as np
 from fedge.errors import ExportError
 from learning.vector.parameters import F32, Layout, ParameterSpec
 from models.export.backend import keras
-
-_NUMBERED = re.compile(r"_\d+$")
-#: Prefix that Bidirectional gives to the names of its two layers.
-_DIRECTION = re.compile(r"^(forward|backward)_")
+from models.package.layer_names import free_name, stable_names
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,32 +149,14 @@ def freeze_all_but(model: Any, patterns: Sequence[str]) -> None:
 
 
 def layer_names(model: Any) -> Iterator[tuple[Any, str]]:
-    """Returns layers with names that are the same for every export of the model.
-
-    Keras numbers unnamed layers consecutively in a process (`dense_7`): with such a number the
-    layout, and its fingerprint, would differ from one export to the next.
-    """
+    """Returns layers with names that are the same for every export of the model."""
     yield from _named(model.layers)
 
 
 def _named(layers: Iterable[Any]) -> Iterator[tuple[Any, str]]:
-    taken: set[str] = set()
-    for layer in layers:
-        kind = _NUMBERED.sub("", layer.name)
-        plain = _DIRECTION.sub("", kind).replace("_", "")
-        base = kind if plain == type(layer).__name__.lower() else layer.name
-        name = _free(base, taken)
-        taken.add(name)
-        yield layer, name
-
-
-def _free(base: str, taken: Set[str]) -> str:
-    """Returns `base`, with a number if it is taken."""
-    name, number = base, 0
-    while name in taken:
-        number += 1
-        name = f"{base}_{number}"
-    return name
+    given = list(layers)
+    names = stable_names((layer.name, type(layer).__name__) for layer in given)
+    yield from zip(given, names, strict=True)
 
 
 def plain_name(model: Any, name: str, default: str) -> str:
@@ -203,7 +182,7 @@ def _names(model: Any) -> Iterator[tuple[int, str]]:
             else:  # the inner layer was built before the outer one
                 path = [part for part in path if part in inside]
             base = "/".join([layer_name, *(inside.get(part, part) for part in path), last])
-            name = _free(base, taken)
+            name = free_name(base, taken)
             taken.add(name)
             yield id(variable), name
 

@@ -48,6 +48,7 @@ from fleet.participants import make_participants
 from fleet.partition import PartitionConfig
 from fleet.report import ANSWER, build_report
 from fleet.scenario import BaselineConfig, DetectionConfig, Scenario, load_scenario
+from fleet.seeds import SeedsConfig
 from fleet.virtual.faults import FaultPlan
 from fleet.virtual.invariants import InvariantViolated
 from learning.aggregation import norm_bound
@@ -148,6 +149,7 @@ def check_table(text: str, struct: Any, column: int) -> None:
         ("stop", coordinator_config.StopConfig),
         ("training", TrainingPlan),
         ("Scenario: top level", Scenario),
+        ("seeds", SeedsConfig),
         ("partition", PartitionConfig),
         ("baselines", BaselineConfig),
         ("detection", DetectionConfig),
