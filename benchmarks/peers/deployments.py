@@ -210,7 +210,7 @@ def _figures(
         "connect_cpu_s": max(at_first.values()),
         "client_rss_mb": max(sampler.peak[name] for name in clients),
         "server_rss_mb": sum(sampler.peak.get(name, 0.0) for name in ("server", "broker")),
-        "rss_mb": sampler.peak,
+        "rss_mb": {key: mb for key, mb in sampler.programs.items() if not key.endswith(": ended")},
         "rounds": rounds + 1,
     }
 

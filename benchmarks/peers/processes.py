@@ -77,6 +77,18 @@ def run_script(command: list[str], folder: Path, variables: dict[str, str], limi
     return output.decode().strip().splitlines()[-1]
 
 
+def program(pid: int) -> str:
+    """What a process runs: a console script's name, `fedge agent`, or the program's own."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return "ended"
+    if "-m" in words:
+        return " ".join(words[words.index("-m") + 1 :][:2])
+    script = words[1] if Path(words[0]).name.startswith("python") and len(words) > 1 else words[0]
+    return Path(script).name or "ended"
+
+
 class Sampler(threading.Thread):
     """Memory and processor time of groups of processes, some times a second, until stopped.
 
@@ -85,6 +97,7 @@ class Sampler(threading.Thread):
 
     Attributes:
         peak: most MB of RSS, all processes of a group together.
+        programs: most MB of RSS of one process, by group and program.
         processor: moments (`time.monotonic`), and processor seconds of the group until then.
     """
 
@@ -96,6 +109,7 @@ class Sampler(threading.Thread):
         self._every_s = every_s
         self._done = threading.Event()
         self.peak: dict[str, float] = {}
+        self.programs: dict[str, float] = {}
         self.processor: dict[str, list[tuple[float, float]]] = {}
 
     def run(self) -> None:
@@ -106,9 +120,12 @@ class Sampler(threading.Thread):
     def sample(self) -> None:
         """Take one sample of every group."""
         for name, pids in self._groups().items():
-            memory = sum(resident_mb(pid) for pid in pids)
-            if memory:
+            resident = {pid: resident_mb(pid) for pid in pids}
+            if memory := sum(resident.values()):
                 self.peak[name] = max(self.peak.get(name, 0.0), memory)
+                for pid, own in resident.items():
+                    key = f"{name}: {program(pid)}"
+                    self.programs[key] = max(self.programs.get(key, 0.0), own)
                 point = (time.monotonic(), sum(processor_s(pid) for pid in pids))
                 self.processor.setdefault(name, []).append(point)
 

@@ -77,9 +77,11 @@ def show_deployments(rows: Report) -> None:
     print(f"{'installed on a client, MB':46}" + "".join(f"{r['installed_mb']:>42.0f}" for r in ran))
     print(f"{'θ off by':46}" + "".join(f"{r['distance']:>42.1e}" for r in ran))
     for row in ran:
+        parts = ", ".join(f"{name} {mb:.0f}" for name, mb in sorted(row["rss_mb"].items()))
+        print(f"\n{row['title']}, MB of RSS of each process at its peak: {parts}")
         if "own_count" in row:
             up, down = row["own_count"]["up"], row["own_count"]["down"]
-            print(f"\nby fedge's own count of PUBLISH packets: {up:,.0f} up, {down:,.0f} down")
+            print(f"by fedge's own count of PUBLISH packets: {up:,.0f} bytes up, {down:,.0f} down")
 
 
 def show(report: Report) -> None:
