@@ -27,7 +27,7 @@ from measure import Report, finish, option_parser, shown
 from simulations import PEERS, simulate
 
 #: What the ratios are of, and how far down the list the first that ran is looked for.
-_OURS = ("fedge-arrays", "fedge-bytes", "fedge-events")
+_OURS = ("fedge-arrays", "fedge-bytes", "fedge-exact")
 
 
 def show_simulations(rows: Report) -> None:

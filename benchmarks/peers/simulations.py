@@ -52,8 +52,8 @@ PEERS = {
     "fedge-bytes": Peer(
         "fedge fleet simulate, cohorts of bytes", "fedge_fleet", "fedge_simulate", ("bytes",)
     ),
-    "fedge-events": Peer(
-        "fedge fleet simulate, every event", "fedge_fleet", "fedge_simulate", ("events",)
+    "fedge-exact": Peer(
+        "fedge fleet simulate, every event", "fedge_fleet", "fedge_simulate", ("exact",)
     ),
     "pfl-numpy": Peer("pfl-research on numpy", "pfl", "pfl_numpy"),
     "fedjax": Peer("FedJAX, CPU", "fedjax", "fedjax_cpu"),

@@ -118,10 +118,10 @@ def write_scenario(folder: Path, work: Work) -> Path:
             "test_fraction": 0,
         },
         "partition": {"kind": "client", "prefix": PREFIX},
+        "seeds": {"training": SEED},
         "federation": {
             "model": str(MODEL),
             "rounds": work.rounds,
-            "seed": SEED,
             "training": {"epochs": 1, "batch_size": work.batch, "learning_rate": work.rate},
             "codec": "float32",
             "evaluation": {"every": 0},

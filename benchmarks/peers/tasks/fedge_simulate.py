@@ -13,7 +13,7 @@ from fleet.virtual.simulate import SimulationOptions, simulate_scenario
 meter = Meter()
 work = given()
 mode = sys.argv[3]
-if mode != "events":
+if mode != "exact":
     raise SystemExit("this fedge has no simulation of cohorts yet")
 logging.disable(logging.WARNING)
 out = Path(sys.argv[2]).with_suffix("")

@@ -38,7 +38,7 @@ def test_scripts_end_with_the_same_weights(load: Load, tmp_path: Path, script: s
     work.write_scenario(tmp_path, given)
     result = tmp_path / "theta.npy"
     command = [sys.executable, str(PEERS / "tasks" / f"{script}.py"), str(given.path), str(result)]
-    done = subprocess.run([*command, "events"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([*command, "exact"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["rounds"] == 4
     assert work.distance(given, work.reference(given), np.load(result)) < 1e-5
