@@ -132,9 +132,17 @@ class Report:
         return _value(self.document["final"], metric)
 
     def agents(self, metric: str) -> dict[str, float]:
-        """Returns a metric by agent, as measured with the version that was handed out."""
-        agents = self._handed_out().get("agents", {})
-        values = {name: _value(agent, metric) for name, agent in agents.items()}
+        """Returns a metric by agent, as measured with the version that was handed out.
+
+        Of `unseen_accuracy` the accuracy of agents that only measure; else of those that learn.
+        """
+        bare = metric.removeprefix("unseen_")
+        unseen = set(self.document.get("unseen", ()))
+        values = {
+            name: _value(agent, bare)
+            for name, agent in self._handed_out().get("agents", {}).items()
+            if (name in unseen) == (bare != metric)
+        }
         return {name: value for name, value in values.items() if value is not None}
 
     @property

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fleet.experiments.experiment import Case, Experiment, Index, Run, Target, load_experiment
+from fleet.experiments.run import write_index
+
 
 def round_document(number: int, accuracy: float | None, **changes: Any) -> dict[str, Any]:
     """A round that sends 100 bytes up and 1,000 down in 2 s."""
@@ -64,3 +67,32 @@ def write_report(folder: Path, document: dict[str, Any]) -> Path:
     path = folder / "report.json"
     path.write_text(json.dumps(document))
     return path
+
+
+def experiment(
+    folder: Path,
+    values: dict[str, dict[int, Sequence[float | None]]],
+    *,
+    failed: Sequence[tuple[str, int]] = (),
+    target: Target | None = None,
+    settings: dict[str, dict[str, Any]] | None = None,
+) -> Experiment:
+    """An experiment whose runs have these accuracies: by case, by seed, by round."""
+    runs = []
+    for case, seeds in values.items():
+        for seed, accuracies in seeds.items():
+            place = f"runs/{case}/{seed}"
+            runs.append(Run(case=case, seed=seed, folder=place, status="done", seconds=1.0))
+            write_report(folder / place, report_document(accuracies, seed=seed))
+    runs += [
+        Run(case=case, seed=seed, folder=f"runs/{case}/{seed}", status="failed", error="no luck")
+        for case, seed in failed
+    ]
+    of_case = settings or {}
+    varied = dict.fromkeys(key for one in of_case.values() for key in one)
+    cases = [Case(name=name, scenario="tiny", settings=of_case.get(name, {})) for name in values]
+    index = Index(
+        experiment="exp", target=target, varied=tuple(varied), cases=tuple(cases), runs=tuple(runs)
+    )
+    write_index(index, folder)
+    return load_experiment(folder)

@@ -1,0 +1,1 @@
+"""Hooks: what follows a run from outside, as TensorBoard and MLflow do."""

@@ -1,0 +1,1 @@
+"""Pictures of experiments and runs, drawn with matplotlib (extra `[plot]`)."""

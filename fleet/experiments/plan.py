@@ -1,0 +1,209 @@
+"""Plan of an experiment: the cases of a grid file, each checked before the first run begins."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedge.errors import ConfigError, did_you_mean
+from fedge.yaml_config import load_config, located
+from fleet.experiments.experiment import Case
+from fleet.experiments.grid import Grid
+from fleet.experiments.hooks.registry import HOOKS
+from fleet.experiments.naming import case_name, folder_name, short_keys
+from fleet.experiments.resolved import Resolved, resolve
+from fleet.scenario import scenario_changes
+
+#: More runs are a mistake in a list, most likely.
+MAX_RUNS = 100_000
+_FEDERATION = "federation."
+_PLACES = ("unseen_", "central_")
+
+
+@dataclass(frozen=True)
+class PlannedCase:
+    """One case, checked.
+
+    Attributes:
+        case: as the index has it.
+        path: of its scenario.
+        changes: to the scenario, by full dotted key.
+        resolved: its configuration, the seed left out.
+    """
+
+    case: Case
+    path: Path
+    changes: Mapping[str, Any]
+    resolved: Resolved
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An experiment, checked.
+
+    Attributes:
+        name: of the experiment.
+        grid: the file's content.
+        options: of every run that are no changes of its scenario.
+        varied: keys in which cases differ, `federation.` left out.
+        cases: in the order of the grid.
+        seeds: of each case.
+    """
+
+    name: str
+    grid: Grid
+    options: Mapping[str, Any]
+    varied: tuple[str, ...]
+    cases: tuple[PlannedCase, ...]
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Combination:
+    """One combination before it is checked; `varied` by key without `federation.`."""
+
+    name: str
+    path: Path
+    varied: Mapping[str, Any]
+
+
+def make_plan(path: Path, changes: Mapping[str, Any] | None = None, seeds: int = 0) -> Plan:
+    """Returns the experiment in a grid file, with every combination checked.
+
+    Args:
+        path: of the grid file.
+        changes: to all runs, by dotted key; they replace the file's `set`.
+        seeds: number of seeds; 0: the file's.
+
+    Raises:
+        ConfigError: the file or a combination is wrong; names the combination.
+    """
+    grid = load_config(path, Grid)
+    for hook in grid.hooks:
+        HOOKS.make(hook)  # raises where it is unknown, or what it needs is missing
+    more = _full(changes or {}, "--set")
+    fixed = _fixed(grid, path) | more
+    combinations = list(_combinations(grid, path))
+    numbers = tuple(range(seeds)) if seeds else grid.seed_list
+    _check_number(len(combinations), len(numbers), path)
+    varied = tuple(dict.fromkeys(key for one in combinations for key in one.varied))
+    if both := set(varied) & set(_bare(more)):
+        raise ConfigError(f"--set {min(both)}: {path} varies this key; change it there")
+    options = _options(grid, path)
+    cases = tuple(_planned(one, varied, fixed, options, grid, path) for one in combinations)
+    return Plan(grid.name or folder_name(path.stem), grid, options, varied, cases, numbers)
+
+
+def _check_number(cases: int, seeds: int, path: Path) -> None:
+    if cases * seeds > MAX_RUNS:
+        raise ConfigError(
+            f"{path}: {cases:,} cases with {seeds:,} seeds each are more than {MAX_RUNS:,} runs: "
+            "shorten a list"
+        )
+
+
+def _fixed(grid: Grid, path: Path) -> dict[str, Any]:
+    """Returns the changes to all runs, by full key."""
+    options = {"agents": grid.options.agents, "federation.rounds": grid.options.rounds}
+    chosen = {key: value for key, value in options.items() if value is not None}
+    return _full(grid.changes, f"{path}: set") | chosen
+
+
+def _combinations(grid: Grid, path: Path) -> Iterator[_Combination]:
+    """Yields scenario × cases × grid, the last key of the grid fastest."""
+    lists = _bare(_full(grid.grid, f"{path}: grid"))
+    short, taken = short_keys(lists), set[str]()
+    for scenario, given in itertools.product(grid.scenarios, grid.cases or ({},)):
+        label, own = _named_case(given, path)
+        if both := set(own) & set(lists):
+            raise ConfigError(f"{path}: case {label}: {min(both)} is varied by the grid too")
+        labels = [Path(scenario).stem] * (len(grid.scenarios) > 1) + [label] * bool(label)
+        for values in itertools.product(*lists.values()):
+            picked = dict(zip(lists, values, strict=True))
+            parts = labels + [case_name(picked, short)] * bool(picked)
+            name = folder_name(",".join(parts) or Path(scenario).stem)
+            if name in taken:
+                raise ConfigError(f"{path}: two cases are named {name!r}: no name, no value twice")
+            taken.add(name)
+            yield _Combination(name, located(scenario, path.parent), own | picked)
+
+
+def _named_case(given: Mapping[str, Any], path: Path) -> tuple[str, dict[str, Any]]:
+    """Returns name and changes of an entry of `cases`."""
+    if not given:
+        return "", {}
+    name = given.get("name")
+    if not isinstance(name, str) or folder_name(name) != name:
+        raise ConfigError(
+            f"{path}: cases: name: expected letters, digits and . _ = - for the name of a folder, "
+            f"got {name!r}"
+        )
+    changes = {key: value for key, value in given.items() if key != "name"}
+    return name, _bare(_full(changes, f"{path}: case {name}"))
+
+
+def _full(changes: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Returns changes by full key; errors begin with `where`."""
+    try:
+        found = scenario_changes(changes)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    if "seed" in found:
+        raise ConfigError(f"{where}: seed: list the seeds in `seeds`, which every case is run with")
+    return found
+
+
+def _bare(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns changes by the keys that tables show."""
+    return {key.removeprefix(_FEDERATION): value for key, value in changes.items()}
+
+
+def _planned(
+    one: _Combination,
+    varied: Sequence[str],
+    fixed: Mapping[str, Any],
+    options: Mapping[str, Any],
+    grid: Grid,
+    path: Path,
+) -> PlannedCase:
+    try:
+        changes = {**fixed, **scenario_changes(one.varied)}
+        resolved = resolve(one.path, changes, grid.engine, options)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: case {one.name}: {error}") from error
+    if grid.target:
+        _check_metric(grid.target.metric, resolved, f"{path}: target.metric")
+    settings = {
+        key: one.varied[key] if key in one.varied else resolved.value(key) for key in varied
+    }
+    case = Case(name=one.name, scenario=resolved.scenario, settings=settings)
+    return PlannedCase(case, one.path, changes, resolved)
+
+
+def _options(grid: Grid, path: Path) -> dict[str, Any]:
+    """Returns the options that are no changes of a scenario, with absolute paths."""
+    options = grid.options
+    found: dict[str, Any] = {}
+    for key, file in (("faults", options.faults), ("profiles", options.profiles)):
+        if file is not None:
+            found[key] = str(located(file, path.parent).resolve())
+    if options.signed:
+        found["signed"] = True
+    if options.hosts is not None:
+        found["hosts"] = options.hosts
+    return found
+
+
+def _check_metric(metric: str, resolved: Resolved, where: str) -> None:
+    bare = metric
+    for start in _PLACES:
+        bare = bare.removeprefix(start)
+    if bare not in resolved.metrics:
+        hint = did_you_mean(bare, resolved.metrics)
+        raise ConfigError(
+            f"{where}: {resolved.scenario} has no metric {bare!r}: {hint}"
+            f"it has {', '.join(resolved.metrics)}"
+        )
