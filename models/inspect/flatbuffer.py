@@ -56,11 +56,20 @@ class Subgraph:
 
 
 @dataclass(frozen=True)
+class Arguments:
+    """Tensor numbers of a signature's inputs and outputs, by name."""
+
+    inputs: dict[str, int]
+    outputs: dict[str, int]
+
+
+@dataclass(frozen=True)
 class File:
-    """Program: subgraphs, and the number of the subgraph behind each signature."""
+    """Program: subgraphs; the number of the subgraph behind each signature, and its arguments."""
 
     subgraphs: tuple[Subgraph, ...]
     signatures: dict[str, int]
+    arguments: dict[str, Arguments]
 
 
 @dataclass(frozen=True)
@@ -128,12 +137,16 @@ def read(program: bytes) -> File:
         buffers = [buffer.bytes(0) for buffer in model.tables(4)]
         codes = [max(code.number(3, "<i"), code.number(0, "<b")) for code in model.tables(1)]
         graphs = tuple(_subgraph(table, buffers, codes) for table in model.tables(2))
-        signatures = {table.bytes(2).decode(): table.number(4, "<I") for table in model.tables(7)}
+        named = {table.bytes(2).decode(): table for table in model.tables(7)}
+        signatures = {name: table.number(4, "<I") for name, table in named.items()}
         if not all(0 <= index < len(graphs) for index in signatures.values()):
             raise ValueError("a signature without a subgraph")
+        arguments = {
+            name: _arguments(table, graphs[signatures[name]]) for name, table in named.items()
+        }
     except (ValueError, IndexError, struct.error, UnicodeDecodeError) as error:
         raise ModelError(f"the program is damaged, or not a TFLite file: {error}") from error
-    return File(graphs, signatures)
+    return File(graphs, signatures, arguments)
 
 
 def tensor_bytes(program: bytes) -> int:
@@ -146,6 +159,16 @@ def tensor_bytes(program: bytes) -> int:
     """
     graphs = read(program).subgraphs
     return max((sum(t.bytes for t in graph.tensors) for graph in graphs), default=0)
+
+
+def _arguments(table: Table, graph: Subgraph) -> Arguments:
+    inputs, outputs = (
+        {entry.bytes(0).decode(): entry.number(1, "<I") for entry in table.tables(field_)}
+        for field_ in (0, 1)
+    )
+    if not all(number < len(graph.tensors) for number in (*inputs.values(), *outputs.values())):
+        raise ValueError("a signature refers to a tensor that does not exist")
+    return Arguments(inputs, outputs)
 
 
 def _subgraph(table: Table, buffers: list[bytes], codes: list[int]) -> Subgraph:

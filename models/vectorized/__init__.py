@@ -1,0 +1,1 @@
+"""Programs in numpy with a leading axis of agents: the gradients of a cohort in one call."""
