@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class Ended:
         reason: why the federation ended.
         seconds: duration of the run.
         odd_data: what the coordinator found odd about the agents' data.
+        record: keys of the report that say how it was run, see `fleet.runs.record.run_record`.
     """
 
     participants: Participants
@@ -54,6 +55,7 @@ class Ended:
     reason: str
     seconds: float
     odd_data: Sequence[str] = ()
+    record: Mapping[str, Any] = field(default_factory=dict)
 
 
 def conclude(
@@ -106,7 +108,9 @@ def _report(ended: Ended, baselines: Baselines) -> dict[str, Any]:
         "reason": ended.reason,
         "seconds": ended.seconds,
     }
-    return build_report(ended.participants.scenario, ended.package, ended.records, baselines, facts)
+    scenario = ended.participants.scenario
+    report = build_report(scenario, ended.package, ended.records, baselines, facts)
+    return report | dict(ended.record)
 
 
 def build_report(

@@ -9,6 +9,7 @@ import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from fleet.runs.availability import Availability
 from fleet.runs.broker_choice import chosen_broker
 from fleet.runs.host import AGENT_FILE
 from fleet.runs.processes import Processes
+from fleet.runs.record import record_notes, run_record
 from fleet.runs.retained_cleanup import clear_retained
 from fleet.runs.watcher import Watcher
 from fleet.scenario import load_scenario, plugin_paths, scenario_package
@@ -87,6 +89,7 @@ def run_scenario(path: Path, options: RunOptions, watcher: Watcher) -> dict[str,
         run = _Run(package, participants, options, settings, watcher)
         config = run.configure(path, name)
         watcher.begin(participants, config, f"{kind} on {settings.host}:{settings.port}")
+        run.begin_record(path, kind, options.changes)
         started = time.monotonic()
         try:
             reason = run.run(config)
@@ -125,6 +128,7 @@ class _Run:
         self.settings = settings
         self.watcher = watcher
         self.processes = Processes(options.out / "processes")
+        self.record: dict[str, Any] = {}
         self.records: list[RoundRecord] = []
         self.odd_data: list[str] = []
 
@@ -139,6 +143,23 @@ class _Run:
         for name, place in self._places().items():
             folders.write_agent(place, name, self.participants, federation, broker, plugins)
         return config
+
+    def begin_record(self, path: Path, broker: str, changes: Mapping[str, Any]) -> None:
+        """Records what is run, before anything of it changes, and notes what a person should know.
+
+        The broker's address is left out: it may hold a login.
+        """
+        options = {"broker": broker, "hosts": self.hosts, "out": self.out, "changes": changes}
+        self.record = run_record(
+            self.participants,
+            path,
+            self.package,
+            kind="processes",
+            options=options,
+            started=datetime.now(UTC),
+        )
+        for line in record_notes(self.record):
+            self.watcher.note(line)
 
     def _places(self) -> dict[str, Path]:
         """Returns the folder of each agent."""
@@ -255,6 +276,7 @@ class _Run:
             reason=reason,
             seconds=seconds,
             odd_data=self.odd_data,
+            record=self.record,
         )
         try:
             report = conclude(ended, lambda: _trained_theta(state), self.watcher.baseline)

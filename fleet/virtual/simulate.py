@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from fleet.baselines import check_baselines
 from fleet.participants import Participants, make_participants
 from fleet.report import REPORT_FILE, Ended, conclude, write_report
 from fleet.runs.folders import make_out
+from fleet.runs.record import record_notes, run_record
 from fleet.runs.watcher import Watcher
 from fleet.scenario import (
     Scenario,
@@ -75,6 +77,14 @@ def simulate_scenario(path: Path, options: SimulationOptions, watcher: Watcher) 
         InvariantViolated: an invariant of the protocol was violated.
     """
     _, participants, setting = make_setting(path, options)
+    record = run_record(
+        participants,
+        path,
+        setting.package,
+        kind="event_exact",
+        options=vars(options),
+        started=datetime.now(UTC),
+    )
     with _observed(setting, options) as observed:
         simulation = Simulation(observed)
         for observer in observed.observers:
@@ -82,11 +92,13 @@ def simulate_scenario(path: Path, options: SimulationOptions, watcher: Watcher) 
                 observer.watch(simulation)
         simulation.coordinator.on_round = watcher.round
         watcher.begin(participants, setting.config, f"in memory, seed {setting.seed}")
+        for line in record_notes(record):
+            watcher.note(line)
         reason = simulation.run(options.limit_s, SETTLE_S)
         for observer in observed.observers:
             if isinstance(observer, Invariants):
                 observer.check_quiescence(simulation)
-    return _conclude(simulation, participants, reason, options, watcher)
+    return _conclude(simulation, participants, reason, options, watcher, record)
 
 
 def make_setting(path: Path, options: SimulationOptions) -> tuple[Scenario, Participants, Setting]:
@@ -160,6 +172,7 @@ def _conclude(
     reason: str,
     options: SimulationOptions,
     watcher: Watcher,
+    record: Mapping[str, Any],
 ) -> dict[str, Any]:
     setting, coordinator = simulation.setting, simulation.coordinator
     statuses = {name: entry.status for name, entry in coordinator.coordinator.roster}
@@ -177,8 +190,9 @@ def _conclude(
         reason=reason,
         seconds=simulation.ended_s,
         odd_data=odd,
+        record=record,
     )
     report = conclude(ended, lambda: coordinator.coordinator.progress.best[1], watcher.baseline)
-    report |= {"seed": setting.seed, "virtual_seconds": simulation.ended_s}
+    report |= {"virtual_seconds": simulation.ended_s}
     write_report(report, options.out)
     return report

@@ -349,7 +349,8 @@ def test_every_key_of_the_report_is_documented() -> None:
     facts = dict.fromkeys(("agents", "codec", "runtime", "broker", "reason", "seconds"), "")
     baselines = Baselines(failed={"own": "why"}, detection={"own": {"auc": 1.0}})
     report = build_report(scenario, load_zoo("house_price"), [], baselines, facts)
-    assert first_cells(text) == {*report, "statistics", ANSWER}
+    record = {"seed", "configuration", "run", "virtual_seconds"}  # see tests/unit/fleet/runs
+    assert first_cells(text) == {*report, *record, "statistics", ANSWER}
     (final,) = re.findall(r"(?m)^\| `final` \| (.*) \|$", text)
     assert set(re.findall(r"`(\w+)`", final)) == set(report["final"])
 
