@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from typing import Protocol
 
 import msgspec
 import numpy as np
@@ -25,9 +27,8 @@ from coordinator.machine.events import (
 from coordinator.machine.open_round import ClosedRound, ClosedRounds, OpenRound, Traffic
 from coordinator.machine.progress import Progress, StoredRound
 from coordinator.machine.publisher import Publisher
-from coordinator.machine.roster import Roster
 from coordinator.machine.round_scheduler import RoundScheduler
-from coordinator.machine.update_intake import UpdateIntake
+from coordinator.machine.standing import Standings
 from coordinator.records.records import RoundRecord, new_record
 from coordinator.records.results import round_result
 from coordinator.rounds import protocol
@@ -45,6 +46,33 @@ from learning.vector.vectors import Vectors
 from models.package.package import ModelPackage
 
 log = logging.getLogger(__name__)
+
+
+class Intake(Protocol):
+    """Takes the answers of the open phase; `UpdateIntake`, or a simulator's."""
+
+    def begin(self, opened: OpenRound) -> None:
+        """A phase begins."""
+
+    def refusals(self) -> dict[str, int]:
+        """Returns the number of refused answers of the last phase with updates, by reason."""
+
+    def restore(self, opened: OpenRound, frames: Sequence[tuple[str, bytes]]) -> None:
+        """Counts the stored updates of a round that was open when the coordinator ended."""
+
+
+class AskedAgents(Protocol):
+    """The agents that a phase asks; `Roster`, or a simulator's."""
+
+    @property
+    def standings(self) -> Standings:
+        """How they stand."""
+
+    def asked(self, agents: Iterable[str], now_s: float) -> None:
+        """Notes that a phase asks agents."""
+
+    def left_out(self, asked: Collection[str], phase: str) -> list[str]:
+        """Returns the agents that are online and are not to take part in a phase."""
 
 
 class RoundRunner:
@@ -81,9 +109,9 @@ class RoundRunner:
         algorithm: Algorithm,
         round_protocol: RoundProtocol,
         publisher: Publisher,
-        intake: UpdateIntake,
+        intake: Intake,
         scheduler: RoundScheduler,
-        roster: Roster,
+        roster: AskedAgents,
         closed: ClosedRounds,
         traffic: Traffic,
         central: CentralRows,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -18,7 +18,7 @@ from learning.vector.metrics import (
     metric_matrices,
     metric_values,
 )
-from learning.vector.sums_table import SumsTable
+from learning.vector.sums_table import SumsTable, values_by_agent
 
 #: A record has a result of each agent, some 150 bytes, up to so many.
 MOST_AGENTS = 10_000
@@ -44,10 +44,7 @@ def with_training(
         train_metrics=means,
         measured=len(kept),
         left_out=record.left_out | left_out,
-        agents={
-            name: _result("train", sums, sums.weight, metrics)
-            for name, sums in _few(trained).items()
-        },
+        agents=_trained_agents(trained, metrics),
     )
 
 
@@ -83,13 +80,18 @@ def with_evaluation(
         tables |= {f"unseen_{name}": table for name, table in found.items()}
     loss = means.pop("loss", means.get("unseen_loss", record.loss))
     agents = dict(record.agents)
-    for name, sums in _few(evaluated).items():
+    shifted = _shifted(evaluated, label_shifts or {}, metrics)
+    for name, rows, own in _few(evaluated, metrics):
         before = record.agents.get(name)
         learned = before is not None and before.task == "train"
-        rows = before.num_examples if before is not None and learned else sums.weight
-        result = _result("train" if learned else "evaluate", sums, rows, metrics)
-        shift = (label_shifts or {}).get(name) or _label_shift(sums, metrics)
-        agents[name] = msgspec.structs.replace(result, label_shift=shift)
+        own_rows = before.num_examples if before is not None and learned else int(rows)
+        agents[name] = AgentResult(
+            task="train" if learned else "evaluate",
+            loss=own.pop("loss"),
+            metrics=own,
+            num_examples=own_rows,
+            label_shift=shifted.get(name, 0),
+        )
     return msgspec.structs.replace(
         record,
         loss=loss,
@@ -104,9 +106,34 @@ def with_evaluation(
     )
 
 
-def _few(sums: Mapping[str, Sums]) -> Mapping[str, Sums]:
-    """Returns the sums of agents that a record names one by one: of a huge cohort none."""
-    return sums if len(sums) <= MOST_AGENTS else {}
+def _few(
+    sums: Mapping[str, Sums], metrics: Sequence[MetricSpec]
+) -> Iterator[tuple[str, float, dict[str, float]]]:
+    """Yields name, weight of the rows and figures of each agent; of a huge cohort of none."""
+    table = SumsTable.of(sums)
+    if len(table) <= MOST_AGENTS:
+        weights = table.weight.tolist()
+        yield from zip(table.names, weights, values_by_agent(table, metrics), strict=True)
+
+
+def _trained_agents(
+    trained: Mapping[str, Sums], metrics: Sequence[MetricSpec]
+) -> dict[str, AgentResult]:
+    return {
+        name: AgentResult(
+            task="train", loss=means.pop("loss"), metrics=means, num_examples=int(rows)
+        )
+        for name, rows, means in _few(trained, metrics)
+    }
+
+
+def _shifted(
+    sums: Mapping[str, Sums], told: Mapping[str, int], metrics: Sequence[MetricSpec]
+) -> dict[str, int]:
+    """Returns the label shifts that agents found themselves, or their confusion matrices show."""
+    if len(sums) > MOST_AGENTS or not any(metric.kind == "confusion" for metric in metrics):
+        return dict(told)
+    return {name: told.get(name) or _label_shift(each, metrics) for name, each in sums.items()}
 
 
 def with_central(record: RoundRecord, sums: Sums, metrics: Sequence[MetricSpec]) -> RoundRecord:
@@ -137,16 +164,6 @@ def round_result(record: RoundRecord, session: str) -> RoundResult:
         bytes_down=record.bytes_down,
         seconds=round(record.seconds, 3),
         best_round=record.best_round,
-    )
-
-
-def _result(task: str, sums: Sums, rows: float, metrics: Sequence[MetricSpec]) -> AgentResult:
-    means = metric_values(sums, metrics)
-    return AgentResult(
-        task="train" if task == "train" else "evaluate",
-        loss=means.pop("loss"),
-        metrics=means,
-        num_examples=int(rows),
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -104,6 +105,11 @@ class Round:
     def count(self, agent_id: str, answer_id: str = "") -> None:
         """Counts an accepted answer."""
         self.counted[agent_id] = answer_id
+        self._close_if_done()
+
+    def count_all(self, answers: Mapping[str, str]) -> None:
+        """Counts accepted answers of a simulated cohort: answer id by agent."""
+        self.counted.update(answers)
         self._close_if_done()
 
     def count_stale(self, agent_id: str, round_id: int, answer_id: str) -> None:

@@ -94,7 +94,7 @@ def train(
                 raise DivergedError(
                     f"the loss is {found.loss} at step {steps + 1}", plan.learning_rate
                 )
-            _move(optimizer, theta, wanted, found.vector, program.spec.tracked)
+            move(optimizer, theta, wanted, found.vector, program.spec.tracked)
             sums.add(epoch, found)
             steps += 1
     if not steps:
@@ -148,7 +148,7 @@ class _Step:
         return vector[: self._shared] if self._has_personal else vector
 
 
-def _move(
+def move(
     optimizer: LocalOptimizer,
     theta: F32,
     wanted: F32,
@@ -159,22 +159,22 @@ def _move(
 
     Args:
         optimizer: steps the others.
-        theta: changed in place; personal layers are behind the shared part.
+        theta: float32, [..., P], changed in place; personal layers are behind the shared part.
         wanted: direction of the shared part.
         found: what the program returned: the gradient, also of personal layers; before - after,
             where a part is tracked.
         tracked: parts that follow the data (`ParameterSpec.tracked`).
     """
     gradient = wanted
-    if wanted.size < theta.size:
-        gradient = np.concatenate([wanted, found[wanted.size :]])
+    if wanted.shape[-1] < theta.shape[-1]:
+        gradient = np.concatenate([wanted, found[..., wanted.shape[-1] :]], axis=-1)
     if tracked:
         gradient = gradient.copy()
         for place in tracked:
-            gradient[place] = 0
+            gradient[..., place] = 0
     optimizer.step(theta, gradient)
     for place in tracked:
-        theta[place] -= found[place]
+        theta[..., place] -= found[..., place]
 
 
 @dataclass

@@ -9,7 +9,9 @@ from random import Random
 from typing import Annotated
 
 import msgspec
+import numpy as np
 from msgspec import Meta
+from numpy.typing import NDArray
 
 from broker.protocol.messages import Count
 from fedge.yaml_config import load_config
@@ -95,6 +97,14 @@ class Profiles(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
                 k for k, end in zip(kinds, ends, strict=True) if place <= end + 1e-9
             )
         return {agent: assigned[agent] for agent in agents}
+
+    def column(self, key: str, agents: Sequence[str], seed: int) -> NDArray[np.float64]:
+        """Returns a number of each agent's profile, shape (n,); see `assign`."""
+        if len(self.profiles) == 1:
+            return np.full(len(agents), getattr(next(iter(self.profiles.values())), key))
+        assigned = self.assign(agents, seed)
+        values = (getattr(assigned[agent], key) for agent in agents)
+        return np.fromiter(values, np.float64, len(agents))
 
 
 def load_profiles(path: Path = SHIPPED) -> Profiles:

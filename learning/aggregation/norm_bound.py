@@ -11,7 +11,7 @@ of ten federations on real data the longest was up to 1.7 times the first round'
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import isfinite, sqrt
 from typing import Annotated, NamedTuple
 
@@ -21,7 +21,7 @@ from msgspec import Meta
 
 from fedge.errors import UpdateRejected
 from learning.algorithms.algorithm import Upload
-from learning.vector.parameters import F32
+from learning.vector.parameters import F32, F64
 
 Multiple = Annotated[float, Meta(ge=0, le=1e6)]
 
@@ -185,6 +185,17 @@ class RoundNorms:
         self._norms: dict[str, dict[str, float]] = {}
         self._refused: set[str] = set()
 
+    def part(self) -> RoundNorms:
+        """Returns the same bound for a part of the round's agents, nothing noted yet."""
+        return RoundNorms(self._settings, self._scales, self._limit)
+
+    def merge(self, other: RoundNorms) -> None:
+        """Takes what was noted for a part of the agents."""
+        self.clipped |= other.clipped
+        self._refused |= other._refused
+        for name, norms in other._norms.items():
+            self._norms.setdefault(name, {}).update(norms)
+
     def admit(self, agent_id: str, name: str, vector: F32, upload: Upload) -> F32:
         """Returns a vector of an update, shortened where it is too long.
 
@@ -217,6 +228,46 @@ class RoundNorms:
             self.clipped[agent_id] = clip / norm
             return vector * np.float32(clip / norm)
         return vector
+
+    def admit_many(
+        self, agent_ids: Sequence[str], name: str, vectors: F32, upload: Upload
+    ) -> tuple[F32, dict[int, UpdateRejected]]:
+        """Returns one vector of each of n agents, and why some do not count, by place.
+
+        As `admit` one by one; `vectors`, float32, [n, P], is changed where one is too long.
+        """
+        norms = vector_norms(vectors)
+        scale = self._scales.get(name, 0.0)
+        longest = min(
+            self._settings.clip * scale if self._settings.clip * scale else np.inf,
+            self._settings.refuse * scale if self._settings.refuse * scale else np.inf,
+            np.inf if self._limit is None else self._limit.norm * upload.norm_factor,
+        )
+        known = self._norms.setdefault(name, {})
+        refused: dict[int, UpdateRejected] = {}
+        for place in np.flatnonzero(~(norms <= longest)).tolist():
+            try:
+                admitted = self.admit(agent_ids[place], name, vectors[place], upload)
+            except UpdateRejected as error:
+                refused[place] = error
+                continue
+            if admitted is not vectors[place]:
+                vectors = vectors if vectors.flags.writeable else vectors.copy()
+                vectors[place] = admitted
+        fine = zip(agent_ids, norms.tolist(), (norms <= longest).tolist(), strict=True)
+        known.update((agent_id, norm) for agent_id, norm, is_fine in fine if is_fine)
+        return vectors, refused
+
+    def lengths(self, agent_ids: Sequence[str]) -> F64:
+        """Returns `length` of each of n agents, shape (n,)."""
+        scale = self._scales.get("delta", 0.0)
+        norms = self._norms.get("delta", {})
+        if not scale:
+            return np.ones(len(agent_ids))
+        found = np.fromiter((norms.get(a, scale) for a in agent_ids), np.float64, len(agent_ids))
+        if self.clipped:
+            found *= np.array([self.clipped.get(agent_id, 1.0) for agent_id in agent_ids])
+        return found / scale
 
     def _explodes(self, norm: float, upload: Upload) -> bool:
         """Whether a norm is beyond any; it says nothing of what is usual."""
@@ -264,6 +315,18 @@ class RoundNorms:
 def explosion_norm(theta: F32) -> float:
     """Returns the norm of a step at which θ would explode, whatever the cohort."""
     return _EXPLOSION * (vector_norm(theta) + sqrt(theta.size))
+
+
+def vector_norms(vectors: F32) -> F64:
+    """Returns the L2 norm of each row of float32 [n, P], equal to `vector_norm` of it."""
+    if vectors.shape[1] > _PIECE:
+        return np.array([vector_norm(vector) for vector in vectors], np.float64)
+    with np.errstate(over="ignore"):
+        squares = np.array([float(np.dot(vector, vector)) for vector in vectors], np.float64)
+        norms: F64 = np.sqrt(squares)
+    for place in np.flatnonzero(~np.isfinite(norms)).tolist():
+        norms[place] = vector_norm(vectors[place])
+    return norms
 
 
 def vector_norm(vector: F32) -> float:

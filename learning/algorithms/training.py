@@ -64,6 +64,7 @@ class Sgd:
     learning_rate: float
     momentum: float
     _velocity: F32 | None = None
+    _scratch: F32 | None = None
 
     def step(self, theta: F32, gradient: F32) -> None:
         """See the class."""
@@ -73,7 +74,10 @@ class Sgd:
             self._velocity *= np.float32(self.momentum)
             self._velocity += gradient
             gradient = self._velocity
-        theta -= np.float32(self.learning_rate) * gradient
+        if self._scratch is None:
+            self._scratch = np.empty_like(theta)
+        np.multiply(gradient, np.float32(self.learning_rate), out=self._scratch)
+        theta -= self._scratch
 
 
 @dataclass(eq=False)

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from learning.vector.metrics import Sums, Total
+from learning.vector.metrics import MetricSpec, Sums, Total, metric_values
 from learning.vector.parameters import F64
 
 
@@ -76,7 +76,7 @@ class SumsTable(Mapping[str, Sums]):
         return Sums(float(factors @ self.loss), float(factors @ self.weight), metrics)
 
     def __getitem__(self, name: str) -> Sums:
-        return self._row(self._numbers[name])
+        return self.at(self._numbers[name])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
@@ -88,9 +88,26 @@ class SumsTable(Mapping[str, Sums]):
     def _numbers(self) -> dict[str, int]:
         return {name: number for number, name in enumerate(self.names)}
 
-    def _row(self, number: int) -> Sums:
+    def at(self, number: int) -> Sums:
+        """Returns the sums of an agent by its place."""
         metrics = {n: _as_total(values[number]) for n, values in self.metrics.items()}
         return Sums(float(self.loss[number]), float(self.weight[number]), metrics)
+
+
+def values_by_agent(table: SumsTable, metrics: Sequence[MetricSpec]) -> list[dict[str, float]]:
+    """Returns `learning.vector.metrics.metric_values` of each agent, in the table's order."""
+    shown = [spec for spec in metrics if spec.kind != "confusion" and spec.name in table.metrics]
+    if all(spec.kind in ("mean", "root_mean") for spec in shown):
+        with np.errstate(over="ignore", invalid="ignore"):
+            columns = {"loss": table.loss / table.weight}
+            for spec in shown:
+                mean = table.metrics[spec.name] / table.weight
+                is_root = spec.kind == "root_mean"
+                columns[spec.name] = np.sqrt(np.maximum(0.0, mean)) if is_root else mean
+        if all(np.isfinite(column).all() for column in columns.values()):
+            rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+            return [dict(zip(columns, row, strict=True)) for row in rows]
+    return [metric_values(table.at(place), metrics) for place in range(len(table))]
 
 
 def joined_sums(sums: Mapping[str, Sums], tables: Sequence[SumsTable]) -> Mapping[str, Sums]:

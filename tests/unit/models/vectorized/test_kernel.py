@@ -23,7 +23,6 @@ from models.vectorized.kernel import (
 from models.zoo import zoo_names
 from tests.unit.models.vectorized.samples import kernel_of, package_of, program_of, rows_of
 
-
 _WITHOUT_LOOPS = [name for name in zoo_names() if name != "next_character"]
 
 

@@ -1,0 +1,1 @@
+"""Many simulated agents as columns of arrays, one event for a cohort."""

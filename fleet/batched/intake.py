@@ -1,0 +1,325 @@
+"""Intake of a cohort's answers: as the coordinator's, for a block of agents at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from broker.link.link import publish_packet_bytes
+from broker.protocol import blobs, messages
+from broker.protocol.messages import Receipt, Report, UpdateHeader
+from broker.protocol.seeds import codec_seed
+from broker.protocol.topics import InboxTopic, ReportTopic, Topics, UpdateTopic
+from coordinator.machine.uploads import ExpectedVectors, Upload
+from fleet.batched.cohort_update import CohortUpdate
+from fleet.batched.device_states import CohortState
+from fleet.batched.devices import Measured, Part
+from fleet.batched.task import Columns, PartAnswer, PhaseTask
+from learning.aggregation.norm_bound import RoundNorms
+from learning.codecs.many import decode_many
+from learning.phases.evaluate import EvaluateCollector
+from learning.phases.phase import ReceivedMany
+from learning.phases.train import TrainCollector
+from learning.vector.metrics import Sums
+from learning.vector.parameters import F32
+
+#: Of all simulated agents: each has started once.
+INSTANCE = "instance-1"
+
+
+class Wire(Protocol):
+    """How a cohort's messages travel: counts their bytes."""
+
+    def updates(
+        self, update: CohortUpdate, columns: Columns
+    ) -> tuple[NDArray[np.int64], dict[str, F32]]:
+        """Returns the bytes up of each update, and the vectors as they were decoded.
+
+        Args:
+            update: of n agents.
+            columns: of these; the attempt is counted already.
+        """
+
+    def receipts(self, update: CohortUpdate, columns: Columns) -> NDArray[np.int64]:
+        """Returns the bytes down of the receipt of each update."""
+
+    def reports(self, measured: Measured, columns: Columns) -> NDArray[np.int64]:
+        """Returns the bytes up of each report."""
+
+
+class RealWire:
+    """Real frames, chunks, reports and receipts: encoded, cut, read again and checked."""
+
+    def __init__(self, part: Part, task: PhaseTask) -> None:
+        self._part = part
+        self._task = task
+        self._topics = Topics(task.federation)
+        self._expected = ExpectedVectors(task.plan, part.package.spec.size)
+
+    def updates(
+        self, update: CohortUpdate, columns: Columns
+    ) -> tuple[NDArray[np.int64], dict[str, F32]]:
+        """See `Wire.updates`."""
+        up = np.zeros(len(update), np.int64)
+        bodies: dict[str, list[bytes]] = {name: [] for name in update.payloads}
+        header = header_of(self._task.plan)
+        for place, agent_id in enumerate(update.sums.names):
+            own = with_figures(header, update, columns, place)
+            frame = messages.encode_update(own, update.body(place))
+            _, payloads = blobs.split(frame)
+            up[place] = self._packet_bytes(agent_id, payloads)
+            arrived = self._taken(agent_id, payloads)
+            start = 0
+            for name, ref in arrived.header.vectors.items():
+                bodies[name].append(bytes(arrived.body[start : start + ref.bytes]))
+                start += ref.bytes
+        seeds = [codec_seed(self._task.plan.seed, name) for name in update.sums.names]
+        expected = self._expected
+        return up, {
+            name: decode_many(expected.codecs[name], parts, expected.sizes[name], seeds)
+            for name, parts in bodies.items()
+        }
+
+    def _packet_bytes(self, agent_id: str, payloads: Sequence[bytes]) -> int:
+        round_id = self._task.plan.round_id
+        tail = self._topics.name(UpdateTopic(agent_id, round_id, 0))[:-1]
+        return sum(
+            publish_packet_bytes(f"{tail}{index}", len(payload), expiry_s=1)
+            for index, payload in enumerate(payloads)
+        )
+
+    def _taken(self, agent_id: str, payloads: Sequence[bytes]) -> Upload:
+        """Returns the update that a coordinator puts together."""
+        receiver: blobs.BlobReceiver | None = None
+        frame: bytes | None = None
+        for payload in payloads:
+            chunk = blobs.parse_chunk(payload)
+            receiver = receiver or blobs.BlobReceiver(chunk.ref, chunk.ref.size)
+            frame = receiver.add(chunk)
+        assert frame is not None, "all chunks are there"
+        upload = Upload.from_frame(frame)
+        upload.check_plan(
+            agent_id, self._task.plan, self._expected, self._part.package.spec.metrics
+        )
+        return upload
+
+    def receipts(self, update: CohortUpdate, columns: Columns) -> NDArray[np.int64]:
+        """See `Wire.receipts`."""
+        found = np.zeros(len(update), np.int64)
+        for place, agent_id in enumerate(update.sums.names):
+            payload = messages.encode(receipt_of(self._task, int(columns.attempts[place])))
+            name = self._topics.name(InboxTopic(agent_id))
+            found[place] = publish_packet_bytes(name, len(payload))
+        return found
+
+    def reports(self, measured: Measured, columns: Columns) -> NDArray[np.int64]:
+        """See `Wire.reports`."""
+        found = np.zeros(len(measured.agents), np.int64)
+        round_id = self._task.plan.round_id
+        for place, (agent_id, sums) in enumerate(measured.sums.items()):
+            report = report_of(self._task, sums, int(columns.received[place]))
+            payload = messages.encode(report)
+            messages.decode(payload, Report)
+            name = self._topics.name(ReportTopic(agent_id, round_id))
+            found[place] = publish_packet_bytes(name, len(payload))
+        return found
+
+
+class CountedWire:
+    """Sizes in place of messages: those of the first agent of a block stand for all of it."""
+
+    def __init__(self, part: Part, task: PhaseTask) -> None:
+        self._real = RealWire(part, task)
+
+    def updates(
+        self, update: CohortUpdate, columns: Columns
+    ) -> tuple[NDArray[np.int64], dict[str, F32]]:
+        """See `Wire.updates`."""
+        up, _ = self._real.updates(first_of(update), columns.part(slice(1)))
+        same = np.full(len(update), up[0], np.int64)
+        return same, dict(update.arrived)
+
+    def receipts(self, update: CohortUpdate, columns: Columns) -> NDArray[np.int64]:
+        """See `Wire.receipts`."""
+        size = self._real.receipts(first_of(update), columns.part(slice(1)))[0]
+        return np.full(len(update), size, np.int64)
+
+    def reports(self, measured: Measured, columns: Columns) -> NDArray[np.int64]:
+        """See `Wire.reports`."""
+        one = np.zeros(len(measured.agents), bool)
+        one[0] = True
+        first = Measured(measured.agents[:1], measured.sums.select(one))
+        size = self._real.reports(first, columns.part(slice(1)))[0]
+        return np.full(len(measured.agents), size, np.int64)
+
+
+class CohortIntake:
+    """Judges the answers of one part of the fleet in one phase.
+
+    Args:
+        part: of the fleet.
+        task: of the phase.
+        answer: what comes of it.
+    """
+
+    def __init__(self, part: Part, task: PhaseTask, answer: PartAnswer) -> None:
+        self._part = part
+        self._task = task
+        self._answer = answer
+        made = RealWire if part.mode == "bytes" else CountedWire
+        self._wire: Wire = made(part, task)
+        self._uploads = ExpectedVectors(task.plan, part.package.spec.size).uploads
+
+    def updates(self, update: CohortUpdate, columns: Columns) -> None:
+        """Takes the updates of n agents, whose columns are changed."""
+        if not len(update):
+            return
+        columns.attempts += 1
+        up, vectors = self._wire.updates(update, columns)
+        answer, norms = self._answer, self._answer.norms
+        answer.bytes_up += int(up.sum())
+        answer.bytes_down += _credit(columns)
+        columns.received += self._wire.receipts(update, columns)
+        good = self._admitted(update, vectors, norms)
+        names = update.sums.names
+        lengths = norms.lengths(names)
+        received = ReceivedMany(
+            {name: vector[good] for name, vector in vectors.items()},
+            update.sums.select(good),
+            update.num_examples[good],
+            lengths[good],
+        )
+        assert isinstance(answer.collector, TrainCollector), "of this phase"
+        answer.collector.accept_many(received)
+        for place in np.flatnonzero(good).tolist():
+            answer.counted[names[place]] = f"{INSTANCE}/{columns.attempts[place]}"
+        self._promote(update, columns, good)
+        answer.seconds = max(answer.seconds, float(update.seconds.max()))
+
+    def _admitted(
+        self, update: CohortUpdate, vectors: dict[str, F32], norms: RoundNorms
+    ) -> NDArray[np.bool_]:
+        """Shortens vectors that are too long; returns whose updates count."""
+        good = np.ones(len(update), bool)
+        names = update.sums.names
+        for name, rows in vectors.items():
+            vectors[name], refused = norms.admit_many(names, name, rows, self._uploads[name])
+            for place, error in refused.items():
+                good[place] = False
+                self._answer.refused.setdefault(error.agent_id, error.reason)
+        return good
+
+    def _promote(self, update: CohortUpdate, columns: Columns, good: NDArray[np.bool_]) -> None:
+        """Makes the next states of the agents whose updates count the ones that they have."""
+        state = update.state
+        if state.is_empty or not good.any():
+            return
+        kept = CohortState(
+            {name: rows[good] for name, rows in state.residuals.items()},
+            {name: rows[good] for name, rows in state.vectors.items()},
+            None if state.personal is None else state.personal[good],
+        )
+        slots = self._part.states.write(update.agents[good], columns.slots[good], kept)
+        columns.slots[good] = slots
+
+    def measurements(self, measured: Measured, columns: Columns) -> None:
+        """Takes the reports of n agents, whose columns are changed."""
+        if not len(measured.agents):
+            return
+        answer = self._answer
+        answer.bytes_up += int(self._wire.reports(measured, columns).sum())
+        answer.bytes_down += _credit(columns)
+        assert isinstance(answer.collector, EvaluateCollector), "of this phase"
+        answer.collector.accept_many(
+            ReceivedMany({}, measured.sums, np.zeros(len(measured.agents), np.int64), np.zeros(0))
+        )
+        answer.counted.update(dict.fromkeys(measured.sums.names, INSTANCE))
+
+
+def _credit(columns: Columns) -> int:
+    """Returns the bytes that agents took in since they last said so."""
+    new = int((columns.received - columns.credited).sum())
+    columns.credited[:] = columns.received
+    return new
+
+
+def header_of(plan: messages.RoundPlan) -> UpdateHeader:
+    """Returns the part of a plan's update headers that all agents have alike."""
+    return UpdateHeader(
+        session=plan.session,
+        agent_instance=INSTANCE,
+        round_id=plan.round_id,
+        attempt=0,
+        version=plan.version,
+        fingerprint=plan.fingerprint,
+        vectors={"delta": messages.VectorRef(codec="float32", size=0, bytes=0)},
+        num_examples=0,
+        loss_sum=0.0,
+        weight_sum=0.0,
+    )
+
+
+def with_figures(
+    header: UpdateHeader, update: CohortUpdate, columns: Columns, place: int
+) -> UpdateHeader:
+    """Returns the header of one agent's update."""
+    sums = update.sums.at(place)
+    return msgspec.structs.replace(
+        header,
+        attempt=int(columns.attempts[place]),
+        vectors=dict(update.refs[place]),
+        num_examples=int(update.num_examples[place]),
+        loss_sum=sums.loss,
+        weight_sum=sums.weight,
+        metric_sums=dict(sums.metrics),
+        training_s=float(update.seconds[place]),
+        received_bytes=int(columns.received[place]),
+    )
+
+
+def receipt_of(task: PhaseTask, attempt: int) -> Receipt:
+    """Returns the receipt of an update that counts."""
+    return Receipt(
+        session=task.plan.session,
+        round_id=task.plan.round_id,
+        agent_instance=INSTANCE,
+        attempt=attempt,
+        accepted=True,
+    )
+
+
+def report_of(task: PhaseTask, sums: Sums, received_bytes: int) -> Report:
+    """Returns the report of an agent that measured."""
+    plan = task.plan
+    return Report(
+        session=plan.session,
+        agent_instance=INSTANCE,
+        round_id=plan.round_id,
+        kind="result",
+        phase=plan.phase_name,
+        version=plan.version,
+        loss_sum=sums.loss,
+        weight_sum=sums.weight,
+        metric_sums=dict(sums.metrics),
+        received_bytes=received_bytes,
+    )
+
+
+def first_of(update: CohortUpdate) -> CohortUpdate:
+    """Returns the update of the first agent alone."""
+    one = np.zeros(len(update), bool)
+    one[0] = True
+    return CohortUpdate(
+        update.agents[:1],
+        update.refs[:1],
+        {name: payloads[:1] for name, payloads in update.payloads.items()},
+        {name: rows[:1] for name, rows in update.arrived.items()},
+        update.num_examples[:1],
+        update.sums.select(one),
+        update.seconds[:1],
+        CohortState({}, {}),
+    )

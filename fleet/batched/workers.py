@@ -1,0 +1,141 @@
+"""Workers of a simulation: this process, or several of this machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from typing import Protocol, Self
+
+from fedge.errors import FleetError
+from fleet.batched.fleet_setup import FleetSetup
+from fleet.batched.task import PartAnswer, PhaseTask
+
+#: Times that a part is given to new processes after those before ended.
+_TRIES = 3
+
+Job = tuple[int, PhaseTask]
+
+
+class Workers(Protocol):
+    """Does the work of a fleet's parts."""
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[PartAnswer]:
+        """Yields the answers in the order of the jobs: (number of the part, its task).
+
+        Raises:
+            FleetError: processes end again and again.
+        """
+
+    def __enter__(self) -> Self:
+        """Starts what it needs."""
+
+    def __exit__(self, *error: object) -> None:
+        """Ends it."""
+
+
+class OwnProcess:
+    """Works in this process."""
+
+    def __init__(self, setup: FleetSetup) -> None:
+        self._setup = setup
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing was started."""
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[PartAnswer]:
+        """See `Workers.run`."""
+        return (self._setup.work(*job) for job in jobs)
+
+
+class Processes:
+    """Works in processes of this machine; one that ends is replaced, and its part done again.
+
+    Args:
+        setup: of the fleet.
+        count: number of processes.
+    """
+
+    def __init__(self, setup: FleetSetup, count: int) -> None:
+        self._setup = setup
+        self._count = count
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Self:
+        self._setup = self._setup.for_processes()
+        self._pool = self._new_pool()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
+
+    def _new_pool(self) -> ProcessPoolExecutor:
+        # Not forked: this process may have threads, which a fork would leave half-way.
+        return ProcessPoolExecutor(
+            self._count, get_context("spawn"), initializer=_begin, initargs=(self._setup,)
+        )
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[PartAnswer]:
+        """See `Workers.run`."""
+        assert self._pool is not None, "entered"
+        futures = [self._pool.submit(_work, *job) for job in jobs]
+        for number in range(len(jobs)):
+            for _ in range(_TRIES):
+                try:
+                    answer = futures[number].result()
+                    break
+                except BrokenProcessPool:
+                    # All that is not done is given to new processes.
+                    self._pool.shutdown(wait=False, cancel_futures=True)
+                    self._pool = self._new_pool()
+                    again = range(number, len(jobs))
+                    for other in again:
+                        if not _is_done(futures[other]):
+                            futures[other] = self._pool.submit(_work, *jobs[other])
+            else:
+                raise FleetError(
+                    f"a process that simulates agents ended {_TRIES} times at the same part: out "
+                    "of memory? take fewer processes (--processes)"
+                )
+            futures[number] = Future()  # its answer is not kept
+            yield answer
+
+
+def _is_done(future: Future[PartAnswer]) -> bool:
+    return future.done() and not future.cancelled() and future.exception() is None
+
+
+_SETUP: list[FleetSetup] = []
+
+
+def _begin(setup: FleetSetup) -> None:
+    setup.prepare()
+    _SETUP[:] = [setup]
+
+
+def _work(number: int, task: PhaseTask) -> PartAnswer:
+    return _SETUP[0].work(number, task)
+
+
+def default_count(parts: int) -> int:
+    """Returns the processes that are worth starting for so many parts."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(cores or 1, parts)
+
+
+def make_workers(setup: FleetSetup, count: int | None) -> Workers:
+    """Returns the workers of a fleet.
+
+    Args:
+        setup: of the fleet.
+        count: number of processes; None: one for each core, where there are parts for them.
+    """
+    wanted = default_count(len(setup.bounds)) if count is None else min(count, len(setup.bounds))
+    return OwnProcess(setup) if wanted <= 1 else Processes(setup, wanted)

@@ -1,0 +1,75 @@
+"""Who works on the parts of a fleet does not matter; a process that ends is replaced."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fleet.batched import simulate, workers
+from fleet.batched.fleet_setup import part_bounds
+from fleet.batched.simulate import simulate_fleet
+from fleet.batched.task import PartAnswer
+from fleet.batched.workers import Processes
+from tests.unit.fleet.batched.fleets import cohorts, make_fleet
+
+#: Three parts: more than one for each process.
+CHANGES: dict[str, Any] = {
+    "agents": 150,
+    "federation.rounds": 2,
+    "federation.algorithm": "scaffold",
+    "federation.cohort": {"fraction": 0.5},
+    "federation.codec": {"name": "int8", "block_size": 2},
+}
+
+
+def test_parts_depend_on_the_number_of_agents_alone() -> None:
+    assert part_bounds(150) == [(0, 64), (64, 128), (128, 150)]
+    assert part_bounds(1) == [(0, 1)]
+    bounds = part_bounds(1_000_000)
+    assert bounds[-1] == (999_424, 1_000_000)
+    assert max(stop - start for start, stop in bounds) == 16_384
+
+
+@pytest.mark.parametrize("mode", ["bytes", "arrays"])
+def test_processes_find_the_same_to_the_last_bit_as_one(mode: Any) -> None:
+    fleet = make_fleet("house_price", CHANGES, mode, vectorized=True)
+    one, two = cohorts(fleet), cohorts(fleet, processes=2)
+    np.testing.assert_array_equal(one.theta, two.theta)
+    assert one.records == two.records
+
+
+class Killed(Processes):
+    """Ends one of its processes after the first answer of the second phase."""
+
+    phases = 0
+
+    def run(self, jobs: Any) -> Iterator[PartAnswer]:
+        type(self).phases += 1
+        for number, answer in enumerate(super().run(jobs)):
+            if type(self).phases == 2 and number == 0:
+                assert self._pool is not None
+                os.kill(next(iter(self._pool._processes)), signal.SIGKILL)
+            yield answer
+
+
+def test_a_process_that_is_killed_is_replaced_and_nothing_is_lost(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fleet = make_fleet("house_price", CHANGES, "bytes", vectorized=True)
+    expected = cohorts(fleet)
+    Killed.phases = 0
+    monkeypatch.setattr(simulate, "make_workers", lambda setup, count: Killed(setup, 2))
+    done = simulate_fleet(fleet, tmp_path, 2, lambda _: None, lambda *_: None, is_kept=False)
+    assert Killed.phases > 2
+    np.testing.assert_array_equal(done.theta, expected.theta)
+    assert done.records == expected.records
+
+
+def test_small_fleets_need_no_processes() -> None:
+    assert workers.default_count(1) == 1
