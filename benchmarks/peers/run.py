@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -130,6 +131,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.rounds < 2:
         parser.error("--rounds: at least 2; the first has the start in it")
+    # A runner that is ended ends what it has started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     scratch = options.scratch or Path(tempfile.mkdtemp(prefix="peers-"))
     scratch.mkdir(parents=True, exist_ok=True)
     try:
