@@ -35,7 +35,7 @@ def draw_confusion(view: View) -> Any:
     found = [(case, m) for case in view.cases if (m := _summed(view, case)) is not None]
     if not found:
         raise refuse_empty(view, f"confusion matrix {view.metric!r}", matrix_names(view))
-    columns = min(3, len(found))
+    columns = 2 if len(found) == 4 else min(3, len(found))
     rows = math.ceil(len(found) / columns)
     size = 3.4 if len(found) > 1 else 4.8
     figure, grid = new_figure(size * columns + 0.6, size * rows + 0.3, rows, columns)
@@ -67,7 +67,7 @@ def in_percent(matrix: F64) -> F64:
 
 def _summed(view: View, case: Case) -> F64 | None:
     reports: Iterable[Any] = view.experiment.reports(case).values()
-    found = [np.array(r.matrices[view.metric]) for r in reports if view.metric in r.matrices]
+    found = [np.array(r.matrices[view.metric], float) for r in reports if view.metric in r.matrices]
     return np.sum(found, axis=0) if found else None
 
 

@@ -47,7 +47,7 @@ def report_document(
     final = {
         "loss": last["loss"],
         "metrics": last["metrics"],
-        "matrices": {"confusion": [[3.0, 1.0], [0.0, 4.0]]},
+        "matrices": {"confusion": [[3, 1], [0, 4]]},
         "version": last["version"],
         **{key: sum(r[key] for r in made) for key in ("bytes_up", "bytes_down", "seconds")},
     }
