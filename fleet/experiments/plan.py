@@ -31,7 +31,7 @@ class PlannedCase:
         case: as the index has it.
         path: of its scenario.
         changes: to the scenario, by full dotted key.
-        resolved: its configuration, the seed left out.
+        resolved: its configuration.
     """
 
     case: Case
@@ -179,7 +179,7 @@ def _planned(
     settings = {
         key: one.varied[key] if key in one.varied else resolved.value(key) for key in varied
     }
-    case = Case(name=one.name, scenario=resolved.scenario, settings=settings)
+    case = Case(name=one.name, scenario=resolved.scenario.name, settings=settings)
     return PlannedCase(case, one.path, changes, resolved)
 
 
@@ -204,6 +204,6 @@ def _check_metric(metric: str, resolved: Resolved, where: str) -> None:
     if bare not in resolved.metrics:
         hint = did_you_mean(bare, resolved.metrics)
         raise ConfigError(
-            f"{where}: {resolved.scenario} has no metric {bare!r}: {hint}"
+            f"{where}: {resolved.scenario.name} has no metric {bare!r}: {hint}"
             f"it has {', '.join(resolved.metrics)}"
         )

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from edge_agent.data.files import data_files
 from fedge.errors import ConfigError
 from fedge.yaml_config import located
 from fleet.baselines import check_baselines
+from fleet.runs.record import file_sha256, resolved_configuration
 from fleet.scenario import (
     Scenario,
     coordinator_config,
@@ -23,29 +24,58 @@ from fleet.scenario import (
 )
 from models.package.package import ModelPackage
 
-#: Keys of the coordinator's configuration that say where it runs, not what.
-_PLACES = ("broker", "federation", "state_dir")
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Resolved:
-    """What a run is made of, but for its seed.
+    """What the runs of one case are made of.
 
     Attributes:
-        scenario: name of the scenario.
-        metrics: names that its learning curves can have, the loss among them.
-        rounds: number of rounds at most.
-        document: every key with its value, and the files' SHA-256; JSON-ready.
+        path: of the scenario.
+        scenario: with all changes but the seed.
+        engine: simulate or run.
+        options: that are no changes of the scenario; JSON-ready.
+        package: the model before training.
     """
 
-    scenario: str
-    metrics: tuple[str, ...]
-    rounds: int
-    document: Mapping[str, Any]
+    path: Path
+    scenario: Scenario
+    engine: str
+    options: Mapping[str, Any]
+    package: ModelPackage
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names that learning curves of the model can have, the loss among them."""
+        return ["loss", *(metric.name for metric in self.package.spec.metrics)]
+
+    @property
+    def rounds(self) -> int:
+        """Number of rounds at most."""
+        return coordinator_config(self.scenario, self.path).rounds
+
+    def document(self, seed: int) -> dict[str, Any]:
+        """Returns everything that the result of a run depends on; JSON-ready.
+
+        Args:
+            seed: of the run.
+
+        Raises:
+            ConfigError: a file cannot be read.
+        """
+        return {
+            "seed": seed,
+            "engine": self.engine,
+            "options": dict(self.options),
+            "scenario": str(self.path),
+            "configuration": self._configuration(seed),
+            "package": self.package.digest,
+            "files": self._files,
+        }
 
     def value(self, key: str) -> Any:
         """Returns the value of a dotted key, `federation.` left out or not; None: it has none."""
-        for top in (self.document["configuration"], self.document["configuration"]["federation"]):
+        configuration = self._configuration(0)
+        for top in (configuration, configuration["federation"]):
             found: Any = top
             for part in key.split("."):
                 found = found.get(part) if isinstance(found, Mapping) else None
@@ -53,11 +83,28 @@ class Resolved:
                 return found
         return None
 
+    def _configuration(self, seed: int) -> dict[str, Any]:
+        scenario = msgspec.structs.replace(self.scenario, seed=seed)
+        return resolved_configuration(scenario, coordinator_config(scenario, self.path))
+
+    @cached_property
+    def _files(self) -> dict[str, str]:
+        """SHA-256 of each file, by path."""
+        return {str(file): _digest(file) for file in self._paths() if file.is_file()}
+
+    def _paths(self) -> Iterator[Path]:
+        folder, scenario = self.path.parent, self.scenario
+        yield from data_files(scenario.data.path, folder)[1]
+        yield from map(Path, plugin_paths(scenario, self.path))
+        if data := scenario.federation.get("evaluation", {}).get("data"):
+            yield located(data, folder)
+        yield from (Path(self.options[k]) for k in ("faults", "profiles") if k in self.options)
+
 
 def resolve(
     path: Path, changes: Mapping[str, Any], engine: str, options: Mapping[str, Any]
 ) -> Resolved:
-    """Returns the resolved configuration of a run.
+    """Returns what a run is made of, checked as far as that goes without reading its data.
 
     Args:
         path: of the scenario.
@@ -66,45 +113,25 @@ def resolve(
         options: that are no changes of the scenario; JSON-ready.
 
     Raises:
-        ConfigError: scenario, changes, model or baselines are wrong, or a file cannot be read.
+        ConfigError: scenario, changes, model or baselines are wrong.
     """
     scenario = load_scenario(path, changes)
-    config = coordinator_config(scenario, path)
     package = _package(scenario, path)
     check_baselines(scenario.baselines, package.spec, path)
-    federation = complete(config)
-    configuration = complete(scenario) | {
-        "federation": {key: v for key, v in federation.items() if key not in _PLACES}
-    }
-    files = _files(scenario, path, options)
-    document = {
-        "engine": engine,
-        "options": dict(options),
-        "configuration": configuration,
-        "model_sha256": _digest_of(package),
-        "files_sha256": {str(file): file_digest(file) for file in files},
-    }
-    metrics = ["loss", *(metric.name for metric in package.spec.metrics)]
-    return Resolved(scenario.name, tuple(metrics), config.rounds, document)
+    return Resolved(path.resolve(), scenario, engine, options, package)
 
 
-def file_digest(path: Path) -> str:
-    """Returns the SHA-256 of a file, which is read once as long as it does not change.
-
-    Raises:
-        ConfigError: it cannot be read.
-    """
+def _digest(path: Path) -> str:
     try:
         status = path.stat()
-        return _digest(path, status.st_size, status.st_mtime_ns)
+        return _digest_of(path, status.st_size, status.st_mtime_ns)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 @lru_cache(maxsize=256)
-def _digest(path: Path, _size: int, _changed_ns: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _digest_of(path: Path, _size: int, _changed_ns: int) -> str:
+    return file_sha256(path)
 
 
 _PACKAGES: dict[tuple[str, Path], ModelPackage] = {}
@@ -116,33 +143,3 @@ def _package(scenario: Scenario, path: Path) -> ModelPackage:
     if key not in _PACKAGES:
         _PACKAGES[key] = source_package(scenario, path)
     return _PACKAGES[key]
-
-
-def _digest_of(package: ModelPackage) -> str:
-    digest = hashlib.sha256(package.program)
-    digest.update(package.initial.tobytes())
-    return digest.hexdigest()
-
-
-def _files(scenario: Scenario, path: Path, options: Mapping[str, Any]) -> list[Path]:
-    """Returns the files that a run reads beside its model."""
-    named = [located(scenario.data.path, path.parent)]
-    named += [Path(file) for file in plugin_paths(scenario, path)]
-    if data := scenario.federation.get("evaluation", {}).get("data"):
-        named.append(located(data, path.parent))
-    named += [Path(options[key]) for key in ("faults", "profiles") if key in options]
-    return [file.resolve() for file in named if not file.is_dir()]
-
-
-def complete(value: Any) -> Any:
-    """Returns settings as JSON-ready values, keys at their defaults included."""
-    if isinstance(value, msgspec.Struct):
-        fields = msgspec.structs.fields(value)
-        tag = value.__struct_config__.tag_field
-        named = {} if tag is None else {tag: value.__struct_config__.tag}
-        return named | {f.encode_name: complete(getattr(value, f.name)) for f in fields}
-    if isinstance(value, Mapping):
-        return {str(key): complete(inner) for key, inner in value.items()}
-    if isinstance(value, tuple | list):
-        return [complete(inner) for inner in value]
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)

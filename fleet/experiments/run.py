@@ -152,7 +152,7 @@ def _job(plan: Plan, planned: PlannedCase, seed: int, folder: Path) -> Job:
         options=plan.options,
         varied=case.settings,
         hooks=plan.grid.hooks,
-        document={"seed": seed, **planned.resolved.document},
+        document=planned.resolved.document(seed),
         rounds=planned.resolved.rounds,
     )
 
@@ -161,7 +161,7 @@ def _finished_s(job: Job, folder: Path) -> float | None:
     """Returns how long a run took that is done with this configuration; None: it is to be run."""
     try:
         written = yaml.safe_load((job.folder / CONFIGURATION_FILE).read_text(encoding="utf-8"))
-        if written != msgspec.to_builtins(job.document, enc_hook=str):
+        if written != job.document:
             return None
         load_report(job.folder)
     except (OSError, ValueError, yaml.YAMLError, ConfigError):

@@ -38,7 +38,7 @@ def test_every_combination_is_a_case_with_a_name_of_its_own(tmp_path: Path) -> N
     assert made.varied == ("training.learning_rate", "algorithm")
     assert made.seeds == (0, 1)
     assert made.cases[2].changes["federation.training.learning_rate"] == 0.2
-    federation = made.cases[2].resolved.document["configuration"]["federation"]
+    federation = made.cases[2].resolved.document(0)["configuration"]["federation"]
     assert federation["training"]["learning_rate"] == 0.2
 
 
