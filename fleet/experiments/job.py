@@ -94,6 +94,9 @@ def execute(job: Job, tell: Callable[[int], None]) -> str:
     with (job.folder / LOG_FILE).open("w", encoding="utf-8", buffering=1) as log, _logged(log):
         try:
             _run(job, log, tell)
+        except KeyboardInterrupt:
+            (job.folder / REPORT_FILE).unlink(missing_ok=True)  # of the rounds so far
+            raise
         except FederationError as error:
             log.write(f"error: {error}\n")
             return one_line(error)

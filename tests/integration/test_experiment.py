@@ -21,7 +21,8 @@ from fleet.experiments.run import prepare
 from fleet.experiments.workers import Began, Ended, run_jobs
 from tests.conftest import gone_within
 
-HOUSE = str(Path(__file__).parents[2] / "examples/house_price.yaml")
+EXAMPLES = Path(__file__).parents[2] / "examples"
+HOUSE = str(EXAMPLES / "house_price.yaml")
 FEDGE = (sys.executable, "-P", "-m", "fedge")
 
 
@@ -196,3 +197,15 @@ def test_a_folder_with_something_else_in_it_is_refused(tmp_path: Path, name: str
     said = fedge("run", write_grid(tmp_path), "--out", out, code=2)
     assert "name another folder with --out" in said
     assert (out / "runs/mine").is_dir()
+
+
+@pytest.mark.parametrize(
+    "path", sorted((EXAMPLES / "experiments").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_an_example_runs_one_seed_for_one_round(path: Path, tmp_path: Path) -> None:
+    plan = make_plan(path)
+    fewer = ("--seeds", "1", "--set", "rounds=1", "--set", "training.epochs=1")
+    said = fedge("run", path, *fewer, "--out", tmp_path / "out")
+    assert f"{len(plan.cases)} runs done" in said
+    table = json.loads(fedge("table", tmp_path / "out", "--json"))
+    assert [row["final"]["n"] for row in table["cases"]] == [1] * len(plan.cases)

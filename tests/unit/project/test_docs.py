@@ -44,6 +44,9 @@ from fedge.command import cli
 from fedge.errors import FederationError
 from fedge.yaml_config import load_config, parse_config
 from fleet.baselines import Baselines
+from fleet.experiments.grid import Grid, GridOptions
+from fleet.experiments.hooks.registry import HOOKS
+from fleet.experiments.plan import make_plan
 from fleet.participants import make_participants
 from fleet.partition import PartitionConfig
 from fleet.report import ANSWER, build_report
@@ -160,6 +163,21 @@ def test_every_key_is_documented_with_its_default(heading: str, struct: Any) -> 
     table = text[text.index("| key |") :].split("\n\n")[0]
     check_table(table, struct, 1)
     assert set(rows(table)) == {field.name for field in msgspec.structs.fields(struct)}
+
+
+def test_every_key_of_a_grid_and_every_hook_are_documented() -> None:
+    page = (ROOT / "docs/experiments.md").read_text()
+    keys = {field.encode_name for struct in (Grid, GridOptions) for field in struct_fields(struct)}
+    assert set(rows(section(page, "Grid files"))) == keys
+    text = section(page, "TensorBoard and MLflow")
+    for name in HOOKS:
+        for field in struct_fields(HOOKS[name].settings_type):
+            default = f"`{field.default}`" if field.default else "empty"
+            assert re.search(rf"\| `{name}` \| `{field.name}` \|.*\| {default} \|", text)
+
+
+def struct_fields(struct: Any) -> tuple[msgspec.structs.FieldInfo, ...]:
+    return msgspec.structs.fields(struct)
 
 
 def test_every_feature_of_times_and_the_limits_of_faults_are_documented() -> None:
@@ -398,6 +416,9 @@ def test_every_yaml_block_loads(text: str, tmp_path: Path) -> None:
         load_config(path, coordinator_config.CoordinatorConfig)
     elif "until_s" in keys:
         load_config(path, FaultPlan)
+    elif "scenario" in keys:
+        path.write_text(text.replace("examples/", f"{ROOT}/examples/"))
+        make_plan(path)
     else:
         assert keys == {"data"}
         parse_config(yaml.safe_load(text)["data"], DataConfig, str(path), key="data")
