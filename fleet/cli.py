@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
 
 import click
 
 from fedge.console import CommandGroup, FiniteRange, command_errors, log_less
 from fedge.errors import ConfigError
-from fleet.cli_options import change_options, changes_of, is_whole
+from fleet.cli_options import (
+    change_options,
+    changes_of,
+    interrupt_on_sigterm,
+    is_whole,
+    resume_option,
+)
 from fleet.cli_simulation import simulate, sweep
 
 _LIMIT_MISSED = 6
@@ -50,6 +54,7 @@ cli.add_command(sweep)
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder for report, logs and the trained model  [default: runs/SCENARIO]",
 )
+@resume_option
 @click.option("--json", "as_json", is_flag=True, help="Print the report on stdout as JSON.")
 @command_errors
 def run(
@@ -61,6 +66,7 @@ def run(
     broker: str,
     hosts: int | None,
     out: Path | None,
+    resume: bool,
     as_json: bool,
 ) -> None:
     """Run SCENARIO: a broker, a coordinator, and agents in processes of their own or hosted.
@@ -71,25 +77,36 @@ def run(
 
     \b
     Exit codes: 0 done; 2 scenario, data or option wrong; 3 broker not reached; 4 the run ended
-    without a result; 6 done, but a limit of the scenario was not kept; 130 interrupted.
+    without a result; 6 done, but a limit of the scenario was not kept; 130 interrupted: after a
+    first round report and model so far are written, and --resume goes on.
     """
     try:
         from rich.console import Console
     except ImportError as error:
         raise ConfigError("rich is missing: install fedge with its extra, fedge[fleet]") from error
-    from fleet.live import LiveWatcher, print_result
+    from fleet.live import LiveWatcher, print_interrupted, print_result
     from fleet.report import check_compared
+    from fleet.runs.resume import RunInterrupted, resumed_changes
     from fleet.runs.run import RunOptions, run_scenario
     from fleet.scenario import load_scenario
 
     changed = changes_of(changes, agents, rounds, seed)
     described = load_scenario(scenario, changed)
     folder = out or Path("runs") / described.name
-    options = RunOptions(folder, changed, broker, hosts)
+    if resume:
+        changed = resumed_changes(folder, changed)
+        described = load_scenario(scenario, changed)
+    options = RunOptions(folder, changed, broker, hosts, resume)
     console = Console(stderr=as_json, width=None if sys.stdout.isatty() else 140)
-    signal.signal(signal.SIGTERM, _interrupt)
-    with LiveWatcher(console, described.show) as watcher:
-        report = run_scenario(scenario, options, watcher)
+    interrupt_on_sigterm()
+    try:
+        with LiveWatcher(console, described.show) as watcher:
+            report = run_scenario(scenario, options, watcher)
+    except RunInterrupted as interrupted:
+        command = ["fedge", "fleet", "run", str(scenario), "--out", str(folder), "--resume"]
+        command += [] if broker == "auto" else ["--broker", broker]
+        print_interrupted(console, described, interrupted.report, folder, command)
+        raise
     kept = print_result(console, described, report, judge=is_whole(changed))
     console.print(f"report: {folder / 'report.json'}", highlight=False, markup=False)
     if as_json:
@@ -131,8 +148,3 @@ def host(folders: tuple[Path, ...], workers: int, give_up_after: float | None) -
     restore = log_less(logging.WARNING, "edge_agent", "broker")
     click.get_current_context().call_on_close(restore)
     run_host(folders, workers=workers, give_up_s=give_up_after)
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    # SIGTERM ends a run like Ctrl-C: through the `finally` blocks that end its processes.
-    raise KeyboardInterrupt

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, TypeVar
 
 import click
@@ -44,6 +46,22 @@ _OPTIONS = (
         " else 0 with the initial weights of the model's package].",
     ),
 )
+
+
+resume_option = click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on with the interrupted run in the output folder, with what it was started with.",
+)
+
+
+def interrupt_on_sigterm() -> None:
+    """Makes SIGTERM end a run like Ctrl-C: through the blocks that end its processes."""
+    signal.signal(signal.SIGTERM, _interrupt)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def changes_of(

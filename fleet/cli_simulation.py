@@ -12,10 +12,16 @@ import click
 
 from fedge.console import command_errors
 from fedge.errors import ConfigError
-from fleet.cli_options import change_options, changes_of
+from fleet.cli_options import (
+    change_options,
+    changes_of,
+    interrupt_on_sigterm,
+    resume_option,
+)
 
 if TYPE_CHECKING:
     from fleet.virtual.faults import FaultPlan
+    from fleet.virtual.simulate import SimulationOptions
 
 #: Exit code of `fleet.virtual.invariants.InvariantViolated`, which is imported only when needed.
 _VIOLATED = 7
@@ -37,6 +43,7 @@ _SIGNED = click.option(
 )
 @click.option("--trace/--no-trace", default=True, help="Write every event to trace.jsonl.")
 @click.option("--check/--no-check", default=True, help="Check the invariants after every event.")
+@resume_option
 @click.option("--json", "as_json", is_flag=True, help="Print the report on stdout as JSON.")
 @_SIGNED
 @command_errors
@@ -51,6 +58,7 @@ def simulate(
     out: Path | None,
     trace: bool,
     check: bool,
+    resume: bool,
     as_json: bool,
     signed: bool,
 ) -> None:
@@ -62,13 +70,15 @@ def simulate(
 
     \b
     Exit codes: 0 done; 2 scenario, data, plan or option wrong; 4 the federation did not finish;
-    7 an invariant was violated; 130 interrupted.
+    7 an invariant was violated; 130 interrupted: after a first round report and model so far are
+    written, and --resume plays the simulation again from its seeds, to its end.
     """
     _need_rich()
     from rich.console import Console
 
-    from fleet.live import LiveWatcher, print_result
+    from fleet.live import LiveWatcher, print_interrupted, print_result
     from fleet.report import check_compared
+    from fleet.runs.resume import RunInterrupted, resumed_changes
     from fleet.scenario import load_scenario
     from fleet.virtual.shells import silence_logs
     from fleet.virtual.simulate import TRACE_FILE, SimulationOptions, simulate_scenario
@@ -77,13 +87,29 @@ def simulate(
     changed = changes_of(changes, agents, rounds, seed)
     described = load_scenario(scenario, changed)
     folder = out or Path("runs") / f"{described.name}-simulated"
+    if resume:
+        changed = resumed_changes(folder, changed)
+        described = load_scenario(scenario, changed)
     options = SimulationOptions(
-        folder, changed, faults, profiles, trace=trace, check=check, signed=signed
+        folder,
+        changed,
+        faults,
+        profiles,
+        trace=trace,
+        check=check,
+        signed=signed,
+        resume=resume,
     )
     console = Console(stderr=as_json, width=None if sys.stdout.isatty() else 140)
     began = time.perf_counter()
-    with LiveWatcher(console, described.show) as watcher:
-        report = simulate_scenario(scenario, options, watcher)
+    interrupt_on_sigterm()
+    try:
+        with LiveWatcher(console, described.show) as watcher:
+            report = simulate_scenario(scenario, options, watcher)
+    except RunInterrupted as interrupted:
+        command = _resume_command(scenario, options)
+        print_interrupted(console, described, interrupted.report, folder, command)
+        raise
     print_result(console, described, report, judge=False)
     virtual, wall = report["virtual_seconds"], time.perf_counter() - began
     console.print(f"{virtual:,.1f} virtual seconds in {wall:.1f} s", highlight=False)
@@ -93,6 +119,16 @@ def simulate(
     if as_json:
         click.echo(json.dumps(report))
     check_compared(report)
+
+
+def _resume_command(scenario: Path, options: SimulationOptions) -> list[str]:
+    """Returns the command that goes on with an interrupted simulation."""
+    command = ["fedge", "fleet", "simulate", str(scenario), "--out", str(options.out)]
+    for name, file in (("--faults", options.faults), ("--profiles", options.profiles)):
+        command += [name, str(file)] if file else []
+    flags = {"--no-trace": not options.trace, "--no-check": not options.check}
+    flags |= {"--signed": options.signed, "--resume": True}
+    return command + [name for name, is_given in flags.items() if is_given]
 
 
 @click.command()

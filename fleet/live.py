@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -109,7 +111,8 @@ class LiveWatcher:
                 values += [f"{key} {value:.4f}" for key, value in agent.metrics.items()]
                 self._console.print(f"        {name:16s} {'  '.join(values)}", highlight=False)
         if self._task is not None and record.status != "abandoned":
-            self._progress.update(self._task, description="rounds", advance=1)
+            # The version, since a run that goes on has rounds that are not shown.
+            self._progress.update(self._task, description="rounds", completed=record.version or 1)
 
     def waiting(self, eligible: int, wanted: int) -> None:
         """See `fleet.runs.watcher.Watcher`."""
@@ -200,6 +203,34 @@ def print_result(
         console.print(f"[green]✓[/green] {words}" if good else f"[red]✗ {words}[/red]")
         kept = kept and good
     return kept
+
+
+def print_interrupted(
+    console: Console,
+    scenario: Scenario,
+    report: dict[str, Any],
+    folder: Path,
+    command: Sequence[str],
+) -> None:
+    """Prints the closing tables of an interrupted run, and how to go on with it.
+
+    Args:
+        console: to write on.
+        scenario: that was run.
+        report: of the run.
+        folder: of the run.
+        command: that goes on, in words.
+    """
+    print_result(console, scenario, report, judge=False)
+    rounds = report["configuration"]["federation"]["rounds"]
+    done = sum(record["status"] == "committed" for record in report["rounds"])
+    what = f"after {done} of {rounds} rounds" if done < rounds else "before all baselines"
+    lines = (
+        f"interrupted {what}; report: {folder / 'report.json'} · model: {folder / 'model'}",
+        f"to go on: {shlex.join(command)}",
+    )
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _classes(report: dict[str, Any], metric: str) -> Sequence[str]:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -42,6 +42,7 @@ class Ended:
         reason: why the federation ended.
         seconds: duration of the run.
         odd_data: what the coordinator found odd about the agents' data.
+        status: "interrupted" for a run that has rounds to go, or whose baselines have.
         record: keys of the report that say how it was run, see `fleet.runs.record.run_record`.
     """
 
@@ -55,6 +56,7 @@ class Ended:
     reason: str
     seconds: float
     odd_data: Sequence[str] = ()
+    status: Literal["complete", "interrupted"] = "complete"
     record: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -62,6 +64,9 @@ def conclude(
     ended: Ended, read_theta: Callable[[], F32], progress: Callable[[str, int, int], None]
 ) -> dict[str, Any]:
     """Saves the trained model in the run's folder, measures baselines, and returns the report.
+
+    Baselines are measured when the run is complete; interrupted meanwhile, the report lacks them
+    and says so in its status.
 
     Args:
         ended: the run.
@@ -84,8 +89,15 @@ def _trained(
     if not any(record.status == "committed" for record in ended.records):
         raise FleetError("no round was committed")
     theta = read_theta()
-    baselines = measure_baselines(ended.participants, ended.config, ended.package, theta, progress)
     replace(ended.package, initial=theta.copy()).save(ended.out / "model")
+    if ended.status == "interrupted":
+        return _report(ended, Baselines())
+    try:
+        baselines = measure_baselines(
+            ended.participants, ended.config, ended.package, theta, progress
+        )
+    except KeyboardInterrupt:
+        return _report(replace(ended, status="interrupted"), Baselines())
     return _report(ended, baselines)
 
 
@@ -106,6 +118,7 @@ def _report(ended: Ended, baselines: Baselines) -> dict[str, Any]:
         "runtime": ended.runtime,
         "broker": ended.broker,
         "reason": ended.reason,
+        "status": ended.status,
         "seconds": ended.seconds,
     }
     scenario = ended.participants.scenario
@@ -127,7 +140,7 @@ def build_report(
         package: the model.
         records: of all rounds.
         baselines: measured in the same run.
-        facts: agents, codec, runtime, broker, seconds, reason, perhaps clients and data.
+        facts: agents, codec, runtime, broker, seconds, reason, status, perhaps clients and data.
     """
     last = _handed_out(records)
     report = {
@@ -145,6 +158,7 @@ def build_report(
         "codec": facts["codec"],
         "runtime": facts["runtime"],
         "broker": facts["broker"],
+        "status": facts["status"],
         "stopped": facts["reason"],
         "rounds": [msgspec.to_builtins(record) for record in records],
         "final": {

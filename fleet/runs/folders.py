@@ -20,10 +20,11 @@ from broker.link.settings import BrokerSettings
 from coordinator.config import CoordinatorConfig
 from edge_agent.data.config import DataConfig
 from fedge.errors import ConfigError
-from fedge.yaml_config import located
+from fedge.yaml_config import load_config, located
 from fleet.participants import Participants
 from fleet.report import REPORT_FILE
 from fleet.runs.host import AGENT_FILE
+from fleet.runs.resume import RUN_FILE
 from fleet.scenario import coordinator_config, federation_section, fleet_changes, plugin_paths
 from models.package.package import ModelPackage
 from models.package.spec import TensorSpec
@@ -31,8 +32,8 @@ from models.package.spec import TensorSpec
 COORDINATOR = "coordinator"
 COORDINATOR_FILE = "coordinator.yaml"
 _DATA_FILE = "data.npz"
-_MADE_HERE = ("processes", "model", REPORT_FILE)
-#: A report's first key is the scenario's name.
+_MADE_HERE = ("processes", "model", REPORT_FILE, RUN_FILE)
+#: A report's first key is the scenario's name; the first two of RUN_FILE are short.
 _REPORT_HEAD = 64
 
 # A thousand agents are a thousand files: libyaml's emitter, where there is one, writes them in a
@@ -49,7 +50,8 @@ def clear(out: Path) -> None:
     make_out(out)
     for name in ("processes", "model"):
         shutil.rmtree(out / name, ignore_errors=True)
-    (out / REPORT_FILE).unlink(missing_ok=True)
+    for name in (REPORT_FILE, RUN_FILE):
+        (out / name).unlink(missing_ok=True)
 
 
 def make_out(out: Path) -> None:
@@ -85,14 +87,19 @@ def make_folder(out: Path) -> None:
 
 
 def _is_of_a_run(out: Path) -> bool:
-    """Returns whether an earlier run made the folder: it has its coordinator's file or a report."""
+    """Returns whether an earlier run made the folder: it has a file of one that says so."""
     if (out / "processes" / COORDINATOR / COORDINATOR_FILE).is_file():
         return True
+    marks = {REPORT_FILE: b'"scenario"', RUN_FILE: b'"configuration"'}
+    return any(mark in _head(out / name) for name, mark in marks.items())
+
+
+def _head(path: Path) -> bytes:
     try:
-        with (out / REPORT_FILE).open("rb") as file:
-            return b'"scenario"' in file.read(_REPORT_HEAD)
+        with path.open("rb") as file:
+            return file.read(_REPORT_HEAD)
     except OSError:
-        return False
+        return b""
 
 
 def write_coordinator(
@@ -114,7 +121,7 @@ def write_coordinator(
     Raises:
         ConfigError: the scenario's `federation` section is wrong.
     """
-    (folder / COORDINATOR).mkdir(parents=True)
+    (folder / COORDINATOR).mkdir(parents=True, exist_ok=True)
     package.save(folder / COORDINATOR / "package")
     given = federation_section(participants.scenario)
     changes = {"model": "package"} | dict(changes)
@@ -141,14 +148,14 @@ def write_agent(
     """Writes one agent's folder, with its data in it.
 
     Args:
-        folder: of the agent; made here.
+        folder: of the agent; made here where it is missing.
         name: of the agent.
         participants: agents, rows and scenario.
         federation: name of the federation.
         broker: the `broker` section of the agent's file.
         plugins: absolute paths of the plug-ins.
     """
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     participants.write(name, folder / _DATA_FILE)
     data, unseen = participants.scenario.data, name in participants.scenario.unseen
     agent: dict[str, Any] = {
@@ -173,6 +180,12 @@ def write_agent(
     if plugins:
         agent["plugins"] = list(plugins)
     _write_yaml(folder / AGENT_FILE, agent)
+
+
+def federation_of(folder: Path) -> str | None:
+    """Returns the federation's name in the coordinator's file of an earlier run; None: no file."""
+    path = folder / COORDINATOR / COORDINATOR_FILE
+    return load_config(path, CoordinatorConfig).federation if path.is_file() else None
 
 
 def _targets(participants: Participants) -> dict[str, Any]:

@@ -136,7 +136,7 @@ class Processes:
         log.parent.mkdir(parents=True, exist_ok=True)
         command = bound_to_parent(os.getpid())
         command += [sys.executable, "-P", "-m", "fedge", *arguments]
-        with log.open("wb") as file:
+        with log.open("ab") as file:  # a run that goes on keeps what was logged before
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,

@@ -77,6 +77,7 @@ def run_record(
             "kind": kind,
             "options": plain(options),
             "started": started.astimezone(UTC).isoformat(timespec="seconds"),
+            "resumed": [],
             "versions": _versions(),
             "commit": checkout_commit(),
             "machine": _machine(),

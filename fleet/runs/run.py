@@ -7,22 +7,19 @@ import os
 import queue
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from broker.link.settings import BrokerSettings
 from broker.protocol.topics import Topics
 from coordinator.config import CoordinatorConfig
 from coordinator.records.records import RoundRecord
 from coordinator.report import decline_lines
-from coordinator.result import RESULT_FOLDER
-from coordinator.storage.store import Store
 from fedge.errors import FleetError, LinkError
 from fleet.baselines import check_baselines
 from fleet.participants import Participants, make_participants
@@ -30,14 +27,21 @@ from fleet.report import Ended, conclude, write_report
 from fleet.runs import folders
 from fleet.runs.availability import Availability
 from fleet.runs.broker_choice import chosen_broker
+from fleet.runs.coordinator_state import best_theta, runtimes, stored_rounds
 from fleet.runs.host import AGENT_FILE
 from fleet.runs.processes import Processes
 from fleet.runs.record import record_notes, run_record
+from fleet.runs.resume import (
+    INTERRUPTED,
+    RunInterrupted,
+    earlier_record,
+    resumed_record,
+    save_record,
+)
 from fleet.runs.retained_cleanup import clear_retained
 from fleet.runs.watcher import Watcher
 from fleet.scenario import load_scenario, plugin_paths, scenario_package
-from learning.vector.parameters import F32
-from models.package.package import INITIAL_FILE, ModelPackage
+from models.package.package import ModelPackage
 
 log = logging.getLogger(__name__)
 
@@ -64,12 +68,14 @@ class RunOptions:
         broker: auto, mosquitto, embedded, mqtt://host:port, or a file with the keys of `broker`.
         hosts: number of processes that host the agents; 0 gives each agent its own process; None
             decides by the number of agents.
+        resume: go on with the interrupted run in `out`, with as many hosts as it had.
     """
 
     out: Path
     changes: Mapping[str, Any] = field(default_factory=dict)
     broker: str = "auto"
     hosts: int | None = None
+    resume: bool = False
 
 
 def run_scenario(path: Path, options: RunOptions, watcher: Watcher) -> dict[str, Any]:
@@ -79,23 +85,26 @@ def run_scenario(path: Path, options: RunOptions, watcher: Watcher) -> dict[str,
         ConfigError: scenario, data, model or options are wrong, or too few agents can take part.
         LinkError: the external broker cannot be reached.
         FleetError: the run ended without a result.
+        RunInterrupted: it was interrupted after a round was committed.
     """
     scenario = load_scenario(path, options.changes)
     package = scenario_package(scenario, path)
     check_baselines(scenario.baselines, package.spec, path)
     participants = make_participants(scenario, path, package.spec, scenario.agents)
     with chosen_broker(options.broker) as (settings, kind):
-        name = scenario.name if kind != "external" else f"{scenario.name}-{secrets.token_hex(3)}"
         run = _Run(package, participants, options, settings, watcher)
-        config = run.configure(path, name)
-        watcher.begin(participants, config, f"{kind} on {settings.host}:{settings.port}")
         run.begin_record(path, kind, options.changes)
+        config = run.configure(path, kind)
+        watcher.begin(participants, config, f"{kind} on {settings.host}:{settings.port}")
+        run.tell_beginning()
         started = time.monotonic()
         try:
             reason = run.run(config)
+        except KeyboardInterrupt:
+            reason = INTERRUPTED
         finally:
             if kind == "external":
-                _remove_retained(settings, name, watcher)
+                _remove_retained(settings, config.federation, watcher)
         seconds = time.monotonic() - started
     return run.conclude(config, kind, reason, seconds)
 
@@ -124,28 +133,21 @@ class _Run:
         self.package = package
         self.participants = participants
         self.out = options.out
+        self.is_resumed = options.resume
         self.hosts = host_count(len(participants.rows), options.hosts)
+        if options.resume:
+            self.hosts = earlier_record(options.out)["run"]["options"]["hosts"]
         self.settings = settings
         self.watcher = watcher
         self.processes = Processes(options.out / "processes")
+        self.state = self.processes.folder / folders.COORDINATOR / "state"
         self.record: dict[str, Any] = {}
         self.records: list[RoundRecord] = []
+        self._resumed_at = 0
         self.odd_data: list[str] = []
 
-    def configure(self, path: Path, federation: str) -> CoordinatorConfig:
-        """Writes the configuration of every process and the data of every agent."""
-        folder = self.processes.folder
-        folders.clear(self.out)
-        broker = folders.broker_keys(self.settings)
-        changes = {"federation": federation, "broker": broker}
-        plugins = plugin_paths(self.participants.scenario, path)
-        config = folders.write_coordinator(folder, self.participants, self.package, path, changes)
-        for name, place in self._places().items():
-            folders.write_agent(place, name, self.participants, federation, broker, plugins)
-        return config
-
     def begin_record(self, path: Path, broker: str, changes: Mapping[str, Any]) -> None:
-        """Records what is run, before anything of it changes, and notes what a person should know.
+        """Records what is run, before anything of it changes.
 
         The broker's address is left out: it may hold a login.
         """
@@ -158,7 +160,38 @@ class _Run:
             options=options,
             started=datetime.now(UTC),
         )
-        for line in record_notes(self.record):
+        if self.is_resumed:
+            self.record = resumed_record(self.out, self.record)
+            self.records = stored_rounds(self.state)
+            self._resumed_at = len(self.records)
+
+    def configure(self, path: Path, broker_kind: str) -> CoordinatorConfig:
+        """Writes the configuration of every process and the data of every agent.
+
+        The state of a run that goes on, and the name of its federation, stay as they are.
+        """
+        folder, scenario = self.processes.folder, self.participants.scenario
+        federation = folders.federation_of(folder) if self.is_resumed else None
+        if federation is None:
+            suffix = f"-{secrets.token_hex(3)}" if broker_kind == "external" else ""
+            federation = scenario.name + suffix
+        if not self.is_resumed:
+            folders.clear(self.out)
+        save_record(self.out, self.record)
+        broker = folders.broker_keys(self.settings)
+        changes = {"federation": federation, "broker": broker}
+        plugins = plugin_paths(scenario, path)
+        config = folders.write_coordinator(folder, self.participants, self.package, path, changes)
+        for name, place in self._places().items():
+            folders.write_agent(place, name, self.participants, federation, broker, plugins)
+        return config
+
+    def tell_beginning(self) -> None:
+        """Notes what a person should know before the first round."""
+        notes = record_notes(self.record)
+        if self.is_resumed:
+            notes.append(f"going on after {committed(self.records)} committed rounds")
+        for line in notes:
             self.watcher.note(line)
 
     def _places(self) -> dict[str, Path]:
@@ -182,6 +215,9 @@ class _Run:
             for name in () if self.hosts else names:
                 self.processes.start_agent(name, folder / name / AGENT_FILE)
             return self._watch(config)
+        except KeyboardInterrupt:
+            self.watcher.note("interrupted: ending all processes; interrupt again to end at once")
+            raise
         finally:
             self.processes.stop()
 
@@ -264,31 +300,44 @@ class _Run:
         self, config: CoordinatorConfig, kind: str, reason: str, seconds: float
     ) -> dict[str, Any]:
         """Writes result and report, once all processes have ended."""
-        state = self.processes.folder / "coordinator" / "state"
+        # Of a run that went on the store has the earlier rounds, and it may have one more than was
+        # told when the coordinator was ended.
+        before = sum(record.seconds for record in self.records[: self._resumed_at])
+        known = {record.round_id: record for record in (*self.records, *stored_rounds(self.state))}
+        records = [known[number] for number in sorted(known)]
+        if reason == INTERRUPTED and not committed(records):
+            raise KeyboardInterrupt
         ended = Ended(
             self.participants,
             self.package,
             config,
-            self.records,
+            records,
             self.out,
-            runtime=_runtime(state),
+            runtime=runtimes(self.state),
             broker=kind,
             reason=reason,
-            seconds=seconds,
+            seconds=before + seconds,
             odd_data=self.odd_data,
+            status="interrupted" if reason == INTERRUPTED else "complete",
             record=self.record,
         )
         try:
-            report = conclude(ended, lambda: _trained_theta(state), self.watcher.baseline)
+            report = conclude(
+                ended,
+                lambda: best_theta(self.state, config, self.package.spec.size),
+                self.watcher.baseline,
+            )
         except FleetError as error:
             raise FleetError(f"{error}; logs: {self.processes.folder}") from error
         write_report(report, self.out)
+        if report["status"] == "interrupted":
+            raise RunInterrupted(report)
         return report
 
 
-def _trained_theta(state: Path) -> F32:
-    theta: F32 = np.load(state / RESULT_FOLDER / INITIAL_FILE, allow_pickle=False)
-    return theta
+def committed(records: Iterable[RoundRecord]) -> int:
+    """Returns the number of rounds that were committed."""
+    return sum(record.status == "committed" for record in records)
 
 
 def why_abandoned(record: RoundRecord) -> str:
@@ -307,15 +356,6 @@ def patience_s(config: CoordinatorConfig, *, waiting: bool) -> float:
     evaluation = config.evaluation
     round_s = config.round.deadline_s + (evaluation.deadline_s if evaluation.every else 0.0)
     return _STUCK_S + (0.0 if waiting else round_s)
-
-
-def _runtime(state: Path) -> str:
-    store = Store.open_existing(state)
-    try:
-        runtimes = {agent.status.runtime for agent in store.agents()} - {""}
-    finally:
-        store.close()
-    return ", ".join(sorted(runtimes))
 
 
 def _host(number: int) -> str:

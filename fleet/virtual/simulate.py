@@ -13,6 +13,7 @@ from typing import Any
 from coordinator.config import CoordinatorConfig
 from coordinator.evaluation import central_measure
 from coordinator.fleet_data import fleet_findings
+from coordinator.rounds.stopping import stop_rule
 from fedge.errors import ConfigError
 from fedge.yaml_config import load_config, located
 from fleet.baselines import check_baselines
@@ -20,6 +21,7 @@ from fleet.participants import Participants, make_participants
 from fleet.report import REPORT_FILE, Ended, conclude, write_report
 from fleet.runs.folders import make_out
 from fleet.runs.record import record_notes, run_record
+from fleet.runs.resume import INTERRUPTED, RunInterrupted, resumed_record, save_record
 from fleet.runs.watcher import Watcher
 from fleet.scenario import (
     Scenario,
@@ -33,6 +35,7 @@ from fleet.virtual.faults import COORDINATOR, FaultPlan
 from fleet.virtual.invariants import Invariants
 from fleet.virtual.profiles import Profiles, load_profiles
 from fleet.virtual.simulation import Setting, Simulation, make_device
+from learning.vector.parameters import F32
 from models.package.package import ModelPackage
 from models.runtime.interpreters import find_runtime
 
@@ -56,6 +59,8 @@ class SimulationOptions:
         check: check the invariants after every event.
         limit_s: limit of virtual time; None: see `Simulation.run`.
         signed: the coordinator signs, and agents require its signature.
+        resume: go on with the interrupted simulation in `out`: it is played again from its seeds,
+            which gives the same rounds to the byte.
     """
 
     out: Path
@@ -66,6 +71,7 @@ class SimulationOptions:
     check: bool = True
     limit_s: float | None = None
     signed: bool = False
+    resume: bool = False
 
 
 def simulate_scenario(path: Path, options: SimulationOptions, watcher: Watcher) -> dict[str, Any]:
@@ -75,6 +81,7 @@ def simulate_scenario(path: Path, options: SimulationOptions, watcher: Watcher) 
         ConfigError: scenario, data, model, faults, profiles or options are wrong.
         FleetError: the federation ended without a result, or did not finish.
         InvariantViolated: an invariant of the protocol was violated.
+        RunInterrupted: it was interrupted after a round was committed.
     """
     _, participants, setting = make_setting(path, options)
     record = run_record(
@@ -85,7 +92,9 @@ def simulate_scenario(path: Path, options: SimulationOptions, watcher: Watcher) 
         options=vars(options),
         started=datetime.now(UTC),
     )
-    with _observed(setting, options) as observed:
+    if options.resume:
+        record = resumed_record(options.out, record)
+    with _observed(setting, options, record) as observed:
         simulation = Simulation(observed)
         for observer in observed.observers:
             if isinstance(observer, Invariants):
@@ -94,8 +103,12 @@ def simulate_scenario(path: Path, options: SimulationOptions, watcher: Watcher) 
         watcher.begin(participants, setting.config, f"in memory, seed {setting.seed}")
         for line in record_notes(record):
             watcher.note(line)
-        reason = simulation.run(options.limit_s, SETTLE_S)
-        for observer in observed.observers:
+        try:
+            reason = simulation.run(options.limit_s, SETTLE_S)
+        except KeyboardInterrupt:
+            watcher.note("interrupted: writing the report; interrupt again to end at once")
+            reason = INTERRUPTED
+        for observer in observed.observers if reason != INTERRUPTED else ():
             if isinstance(observer, Invariants):
                 observer.check_quiescence(simulation)
     return _conclude(simulation, participants, reason, options, watcher, record)
@@ -152,10 +165,13 @@ def _setting(
 
 
 @contextmanager
-def _observed(setting: Setting, options: SimulationOptions) -> Iterator[Setting]:
+def _observed(
+    setting: Setting, options: SimulationOptions, record: Mapping[str, Any]
+) -> Iterator[Setting]:
     """Yields the setting with its observers, and keeps the trace file open meanwhile."""
     make_out(options.out)
     (options.out / REPORT_FILE).unlink(missing_ok=True)
+    save_record(options.out, record)
     with ExitStack() as stack:
         observers: list[Any] = []
         if options.trace:
@@ -175,6 +191,10 @@ def _conclude(
     record: Mapping[str, Any],
 ) -> dict[str, Any]:
     setting, coordinator = simulation.setting, simulation.coordinator
+    records = coordinator.store.rounds()
+    if reason == INTERRUPTED and all(record.status != "committed" for record in records):
+        raise KeyboardInterrupt
+    ended_s = simulation.now_s if reason == INTERRUPTED else simulation.ended_s
     statuses = {name: entry.status for name, entry in coordinator.coordinator.roster}
     odd = [found.text for found in fleet_findings(statuses, setting.package.spec)]
     for line in odd:
@@ -183,16 +203,28 @@ def _conclude(
         participants,
         setting.package,
         setting.config,
-        coordinator.store.rounds(),
+        records,
         options.out,
         runtime=find_runtime(None)[1],
         broker="memory",
         reason=reason,
-        seconds=simulation.ended_s,
+        seconds=ended_s,
         odd_data=odd,
+        status="interrupted" if reason == INTERRUPTED else "complete",
         record=record,
     )
-    report = conclude(ended, lambda: coordinator.coordinator.progress.best[1], watcher.baseline)
-    report |= {"virtual_seconds": simulation.ended_s}
+    report = conclude(ended, lambda: _best_theta(simulation), watcher.baseline)
+    report |= {"virtual_seconds": ended_s}
     write_report(report, options.out)
+    if report["status"] == "interrupted":
+        raise RunInterrupted(report)
     return report
+
+
+def _best_theta(simulation: Simulation) -> F32:
+    """Returns θ of the best version: from the store, since an interruption may hit the machine."""
+    setting = simulation.setting
+    rule = stop_rule(setting.config)
+    progress = simulation.coordinator.store.load(setting.package.spec.size, rule)
+    assert progress is not None, "a round was committed"
+    return progress.best[1]

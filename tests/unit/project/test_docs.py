@@ -364,7 +364,9 @@ def first_cells(text: str) -> set[str]:
 def test_every_key_of_the_report_is_documented() -> None:
     text = section(REPORT, "report.json")
     scenario = load_scenario(ROOT / "examples/house_price.yaml")
-    facts = dict.fromkeys(("agents", "codec", "runtime", "broker", "reason", "seconds"), "")
+    facts = dict.fromkeys(
+        ("agents", "codec", "runtime", "broker", "reason", "seconds", "status"), ""
+    )
     baselines = Baselines(failed={"own": "why"}, detection={"own": {"auc": 1.0}})
     report = build_report(scenario, load_zoo("house_price"), [], baselines, facts)
     record = {"seed", "configuration", "run", "virtual_seconds"}  # see tests/unit/fleet/runs
