@@ -235,7 +235,7 @@ class Builder:
             case 0:
                 return value
             case 1:
-                self.do(level, np.maximum, array, ZERO, array)
+                self.relu(value, array)
             case 2:
                 self.do(level, np.clip, array, -ONE, ONE, array)
             case 3:
@@ -245,6 +245,11 @@ class Builder:
             case _:
                 raise UnsupportedError(f"activation {code} runs on an interpreter only")
         return Value(array, value.axes, level, value.block, nonnegative=code in {_RELU, _RELU6})
+
+    def relu(self, value: Value, out: Array) -> None:
+        """Adds max(x, 0): with a 0 for each number of an agent, as one 0 takes twice the time."""
+        zeros = np.zeros(physical(value.axes, self.rows), np.float32)
+        self.do(value.level, np.maximum, value.array, zeros, out)
 
 
 #: Returns the outputs of an operator, after adding its steps.

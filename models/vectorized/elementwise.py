@@ -93,15 +93,27 @@ def _unary(builder: Builder, operation: Operation) -> Sequence[Value]:
 
 
 def _sign(builder: Builder, operation: Operation) -> Sequence[Value]:
-    """Sign; of numbers that are not negative min(⌈x⌉, 1), which takes a third of the time."""
+    """Sign as (x > 0) - (x < 0), in half the time of numpy's; 0 for NaN."""
     value = operation.value(0)
-    known = value.nonnegative and operation.dtypes[0] == np.float32
-    out = builder.output(operation, value.axes, value.level, over=(0,), nonnegative=known)
-    if known:
-        builder.do(value.level, np.ceil, value.array, out.array)
-        builder.do(value.level, np.minimum, out.array, ONE, out.array)
-    else:
-        builder.do(value.level, np.sign, value.array, out.array)
+    level, known = value.level, value.nonnegative
+    out = builder.output(operation, value.axes, level, over=(0,), nonnegative=known)
+    above = builder.new(value.axes, np.bool_, level)
+    builder.do(level, np.greater, value.array, ZERO, above.array)
+    if not known:
+        below = builder.new(value.axes, np.bool_, level)
+        one, other = above.array.view(np.int8), below.array.view(np.int8)
+        builder.do(level, np.less, value.array, ZERO, below.array)
+        builder.do(level, np.subtract, one, other, one)
+        builder.free(below)
+    builder.do(level, np.copyto, out.array, above.array if known else one)
+    builder.free(above)
+    return [out]
+
+
+def _relu(builder: Builder, operation: Operation) -> Sequence[Value]:
+    value = operation.value(0)
+    out = builder.output(operation, value.axes, value.level, over=(0,), nonnegative=True)
+    builder.relu(value, out.array)
     return [out]
 
 
@@ -199,7 +211,7 @@ OPERATORS: dict[int, OperatorFunction] = {
     **dict.fromkeys(_UNARY, _unary),
     Kind.SQUARED_DIFFERENCE: _squared_difference,
     Kind.SIGN: _sign,
-    Kind.RELU: _steps(True, _with(np.maximum, ZERO)),
+    Kind.RELU: _relu,
     Kind.RELU6: _steps(True, _with(np.clip, ZERO, SIX)),
     Kind.RELU_0_TO_1: _steps(True, _with(np.clip, ZERO, ONE)),
     Kind.RELU_N1_TO_1: _steps(False, _with(np.clip, -ONE, ONE)),

@@ -184,8 +184,9 @@ def _concatenation(builder: Builder, operation: Operation) -> Sequence[Value]:
 
 def _copy(builder: Builder, level: Level, target: Array, source: Array) -> None:
     """Adds a copy, unless the numbers are there already (`Operation.places`)."""
-    same = target.__array_interface__["data"] == source.__array_interface__["data"]
-    if not (same and target.shape == source.shape and target.strides == source.strides):
+    same = target.ctypes.data == source.ctypes.data and target.shape == source.shape
+    steps = zip(target.shape, target.strides, source.strides, strict=False)
+    if not (same and all(one == other for length, one, other in steps if length > 1)):
         builder.do(level, np.copyto, target, source)
 
 

@@ -20,7 +20,7 @@ from models.vectorized.plan import Plan, Wanted
 from models.vectorized.sums import AgentSums, Gradients, Measured, weighted
 
 #: Memory of the arrays of one pass: they should stay in a core's cache.
-_PASS_BYTES = 1 << 20
+_PASS_BYTES = 2 << 20
 _MAX_AGENTS = 1024
 #: Rows of an agent in one call, at most this many times those of the program.
 _MAX_BATCHES = 32

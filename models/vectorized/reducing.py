@@ -77,15 +77,16 @@ def add_sum(builder: Builder, level: Level, array: Array, places: list[int], out
     merged = None
     if places == list(range(places[0], places[-1] + 1)) and count:
         merged = viewed(array, (prod(before), count, prod(after)))
-    target = viewed(out, (prod(kept),))
-    if merged is None or target is None or array.size == 0:
+    if merged is None or array.size == 0:
         builder.do(level, np.add.reduce, array, tuple(places), None, out.reshape(kept))
-    elif prod(after) == 1:
+    elif prod(after) == 1 and (target := viewed(out, (prod(kept),))) is not None:
         ones = np.ones(count, np.float32)
         builder.do(level, np.matmul, merged[:, :, 0], ones, target)
-    else:
+    elif (target := viewed(out, (prod(before), 1, prod(after)))) is not None:
         ones = np.ones((1, count), np.float32)
-        builder.do(level, np.matmul, ones, merged, target.reshape(prod(before), 1, prod(after)))
+        builder.do(level, np.matmul, ones, merged, target)
+    else:
+        builder.do(level, np.add.reduce, array, tuple(places), None, out.reshape(kept))
 
 
 def _arg(builder: Builder, operation: Operation) -> Sequence[Value]:
