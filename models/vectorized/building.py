@@ -30,6 +30,10 @@ _NO_ACTIVATION, _RELU, _RELU_N1, _RELU6, _TANH = range(5)
 ZERO, ONE, SIX = (np.array(number, np.float32) for number in (0, 1, 6))
 
 
+#: Call of numpy with all its arguments.
+Step = partial[Any]
+
+
 class Level(IntEnum):
     """What a value depends on; the result of an operator has the highest level of its inputs."""
 
@@ -145,7 +149,7 @@ class Builder:
         self.agents = agents
         self.rows = rows
         self.pool = Pool()
-        self.steps: dict[Level, list[Callable[[], Any]]] = {Level.SHARED: [], Level.AGENTS: []}
+        self.steps: dict[Level, list[Step]] = {Level.SHARED: [], Level.AGENTS: []}
 
     def do(self, level: Level, function: Callable[..., Any], *args: Any, **options: Any) -> None:
         """Adds a step, or runs it at once if it depends on nothing."""

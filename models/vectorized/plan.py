@@ -7,8 +7,9 @@ into them and runs the steps. Operators on what all agents share run once a call
 from __future__ import annotations
 
 import struct
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from math import prod
 
@@ -28,7 +29,7 @@ from models.vectorized.axes import (
     loosened,
     recorded,
 )
-from models.vectorized.building import Builder, Level, Operation, OperatorFunction, Value
+from models.vectorized.building import Builder, Level, Operation, OperatorFunction, Step, Value
 from models.vectorized.graph import Graph, kind_name
 
 OPERATORS: dict[int, OperatorFunction] = {
@@ -38,6 +39,8 @@ OPERATORS: dict[int, OperatorFunction] = {
     **reducing.OPERATORS,
     **windows.OPERATORS,
 }
+#: Arrays of fewer bytes are copied: that takes less time than views of another array.
+_LEAST_LENT = 1 << 16
 #: Largest plan: a damaged program may ask for anything.
 _MAX_BYTES = 4 << 30
 
@@ -59,6 +62,39 @@ class Wanted:
     shared: Collection[str]
     outputs: Sequence[str]
     parameters: Collection[str]
+
+
+@dataclass(frozen=True)
+class _Use:
+    """Argument of a step that is a view of an input or output."""
+
+    step: int
+    argument: int
+    offset: int
+    view: Array
+
+    def lent(self, step: Step, array: Array) -> Step:
+        """Returns the step with the same view of another array."""
+        view, args = self.view, list(step.args)
+        args[self.argument] = np.ndarray(view.shape, view.dtype, array, self.offset, view.strides)
+        return partial(step.func, *args, **step.keywords)
+
+
+def _uses(steps: Sequence[Step], array: Array) -> list[_Use]:
+    """Returns every argument that lies in an array; none if something else than arguments does."""
+    start, found = array.ctypes.data, []
+    for number, step in enumerate(steps):
+        if any(isinstance(o, np.ndarray) and _inside(o, array) for o in step.keywords.values()):
+            return []
+        for at, argument in enumerate(step.args):
+            if isinstance(argument, np.ndarray) and _inside(argument, array):
+                found.append(_Use(number, at, argument.ctypes.data - start, argument))
+    return found
+
+
+def _inside(view: Array, array: Array) -> bool:
+    start = array.ctypes.data
+    return start <= view.ctypes.data < start + array.nbytes
 
 
 class Plan:
@@ -98,6 +134,12 @@ class Plan:
         self.outputs = {name: (v.array, v.level == Level.AGENTS) for name, v in found.items()}
         steps = self._builder.steps
         self._shared_steps, self._steps = steps[Level.SHARED], steps[Level.AGENTS]
+        own = {name: array for name, array in self.inputs.items() if name not in wanted.shared}
+        for name in wanted.outputs:  # memory of its own, which no other value shares
+            place = self._places.get(graph.outputs[name])
+            if place is not None and place is found[name].array:
+                own[name] = place
+        self._uses = {name: _uses(self._steps, array) for name, array in own.items()}
         inputs = sum(array.nbytes for array in self.inputs.values())
         self.bytes = inputs + self._builder.pool.bytes
 
@@ -106,9 +148,30 @@ class Plan:
         for step in self._shared_steps:
             step()
 
-    def run(self) -> None:
-        """Runs the steps on inputs of each agent."""
-        for step in self._steps:
+    def can_lend(self, name: str, array: Array) -> bool:
+        """Returns whether `run` can use an array instead of its own of that name.
+
+        Copying is as fast for small ones.
+        """
+        if not self._uses.get(name):
+            return False
+        own = self.inputs[name] if name in self.inputs else self.outputs[name][0]
+        fits = array.shape == own.shape and array.dtype == own.dtype and array.flags.c_contiguous
+        return fits and array.nbytes >= _LEAST_LENT
+
+    def run(self, lent: Mapping[str, Array]) -> None:
+        """Runs the steps on inputs of each agent.
+
+        Args:
+            lent: arrays to use instead of those in `inputs` and `outputs`, which are not touched.
+        """
+        steps = self._steps
+        if lent:
+            steps = list(steps)
+            for name, array in lent.items():
+                for use in self._uses[name]:
+                    steps[use.step] = use.lent(steps[use.step], array)
+        for step in steps:
             step()
 
     def _input(self, name: str, wanted: Wanted) -> Array:

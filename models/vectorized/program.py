@@ -87,6 +87,7 @@ class VectorizedProgram:
         weight: F32 | None = None,
         *,
         metrics: bool = True,
+        out: F32 | None = None,
     ) -> Gradients:
         """Returns each agent's gradient of the weighted mean loss over its rows.
 
@@ -96,6 +97,8 @@ class VectorizedProgram:
                 agents; any B ≥ 1.
             weight: float32, shape (A, B) or (B,); 0 for padding; None: every row weighs 1.
             metrics: whether to compute `totals`; they are empty otherwise.
+            out: float32, shape (A, spec.whole_size), for the gradients: large ones take longer into
+                new memory.
 
         Raises:
             ModelError: an array does not fit the spec.
@@ -103,16 +106,24 @@ class VectorizedProgram:
                 (BatchNormalization), and B is another.
         """
         agents, count = self._check(theta, rows, weight)
-        vector = np.empty((agents, self.spec.whole_size), np.float32)
+        shape = (agents, self.spec.whole_size)
+        vector = np.empty(shape, np.float32) if out is None else out
+        if vector.shape != shape or vector.dtype != np.float32:
+            raise ModelError(
+                f"out is {vector.dtype} of {vector.shape}, expected float32 of {shape}"
+            )
         sums = AgentSums(self.spec, agents, weight, metrics=metrics)
         blocks = list(self._blocks(count, in_one=bool(self.spec.tracked)))
         outputs = self._outputs("gradient", metrics=metrics)
         for block in blocks:
             part = sums.weights(block.start, block.rows)
             inputs = self._inputs(block, theta, rows, weight)
-            for chosen, found in self._run("gradient", block, inputs, outputs, agents):
+            into = vector if len(blocks) == 1 else None
+            for chosen, found in self._run("gradient", block, inputs, outputs, agents, into):
                 own = part[chosen]
-                if len(blocks) == 1:
+                if "gradient" not in found:
+                    pass  # it is in its place
+                elif len(blocks) == 1:
                     vector[chosen] = found["gradient"]
                 elif block.start == 0:
                     vector[chosen] = weighted(found["gradient"], own)
@@ -251,14 +262,19 @@ class VectorizedProgram:
         inputs: Mapping[str, Array],
         outputs: tuple[str, ...],
         agents: int,
+        vector: F32 | None = None,
     ) -> Iterator[tuple[slice, dict[str, Array]]]:
         """Returns the outputs of a block, for some agents at a time.
 
-        They are the plan's own arrays: to be used before the next are asked for.
+        They are the plan's own arrays: to be used before the next are asked for. Gradients may be
+        written into `vector` at once, and are then missing.
         """
         shared = frozenset(n for n, array in inputs.items() if array.ndim == self._ranks[n])
         call = _Call(kind, block, shared, outputs)
         ready: set[int] = set()
+        given = {name: array for name, array in inputs.items() if name not in shared}
+        if vector is not None:
+            given["gradient"] = vector
         with np.errstate(all="ignore"):
             for start, size, room in _passes(agents, self._chunk(call)):
                 plan = self._plan(call, room)
@@ -268,14 +284,17 @@ class VectorizedProgram:
                         plan.inputs[name][...] = inputs[name]
                     plan.run_shared()
                     ready.add(id(plan))
-                for name in plan.inputs.keys() - shared:
+                lent = {name: array[chosen] for name, array in given.items()}
+                lent = {n: array for n, array in lent.items() if plan.can_lend(n, array)}
+                for name in plan.inputs.keys() - shared - lent.keys():
                     plan.inputs[name][:size] = inputs[name][chosen]
-                plan.run()
+                plan.run(lent)
                 yield (
                     chosen,
                     {
                         name: array[:size] if own else np.broadcast_to(array, (size, *array.shape))
                         for name, (array, own) in plan.outputs.items()
+                        if name not in lent
                     },
                 )
 

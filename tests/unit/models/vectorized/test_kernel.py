@@ -132,15 +132,43 @@ def test_results_stay_when_the_kernel_is_called_again() -> None:
     np.testing.assert_array_equal(first.vector, kept)
 
 
-def test_the_inputs_stay_as_they_are() -> None:
-    kernel, package = kernel_of("heart_disease"), package_of("heart_disease")
+@pytest.mark.parametrize("name", ["heart_disease", "handwritten_digit"])
+def test_the_inputs_stay_as_they_are(name: str) -> None:
+    """Large arrays are used where they are, small ones copied."""
+    kernel, package = kernel_of(name), package_of(name)
     rows = rows_of(kernel.spec, 2, 4)
     copies = {name: array.copy() for name, array in rows.items()}
     theta = np.tile(package.initial, (2, 1))
     kernel.gradient(theta, rows)
     np.testing.assert_array_equal(theta, np.tile(package.initial, (2, 1)))
-    for name, array in rows.items():
-        np.testing.assert_array_equal(array, copies[name])
+    for column, array in rows.items():
+        np.testing.assert_array_equal(array, copies[column])
+
+
+def test_arrays_of_any_order_in_memory() -> None:
+    kernel, package = kernel_of("handwritten_digit"), package_of("handwritten_digit")
+    rows = rows_of(kernel.spec, 2, 4)
+    theta = np.tile(package.initial, (2, 1))
+    wanted = kernel.gradient(theta, rows).vector
+    turned = {column: np.asfortranarray(array) for column, array in rows.items()}
+    found = kernel.gradient(np.asfortranarray(theta), turned)
+    np.testing.assert_array_equal(found.vector, wanted)
+    doubled = {column: np.repeat(array, 2, axis=0)[::2] for column, array in rows.items()}
+    np.testing.assert_array_equal(kernel.gradient(theta, doubled).vector, wanted)
+
+
+@pytest.mark.parametrize("name", ["heart_disease", "handwritten_digit"])
+def test_gradients_can_be_written_into_memory_of_the_caller(name: str) -> None:
+    kernel, package = kernel_of(name), package_of(name)
+    rows = rows_of(kernel.spec, 3, 4)
+    weight = np.ones((3, 4), np.float32)
+    weight[2] = 0
+    out = np.full((3, package.spec.whole_size), np.nan, np.float32)
+    found = kernel.gradient(package.initial, rows, weight, out=out)
+    assert found.vector is out
+    np.testing.assert_array_equal(out, kernel.gradient(package.initial, rows, weight).vector)
+    with pytest.raises(ModelError, match="out is float32 of"):
+        kernel.gradient(package.initial, rows, out=out[:2])
 
 
 def test_metrics_can_be_left_out() -> None:
