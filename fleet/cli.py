@@ -14,6 +14,8 @@ from fedge.errors import ConfigError
 from fleet.cli_options import (
     change_options,
     changes_of,
+    followed_by,
+    hook_option,
     interrupt_on_sigterm,
     is_whole,
     resume_option,
@@ -55,6 +57,7 @@ cli.add_command(sweep)
     help="Folder for report, logs and the trained model  [default: runs/SCENARIO]",
 )
 @resume_option
+@hook_option
 @click.option("--json", "as_json", is_flag=True, help="Print the report on stdout as JSON.")
 @command_errors
 def run(
@@ -67,6 +70,7 @@ def run(
     hosts: int | None,
     out: Path | None,
     resume: bool,
+    hooks: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Run SCENARIO: a broker, a coordinator, and agents in processes of their own or hosted.
@@ -100,7 +104,10 @@ def run(
     console = Console(stderr=as_json, width=None if sys.stdout.isatty() else 140)
     interrupt_on_sigterm()
     try:
-        with LiveWatcher(console, described.show) as watcher:
+        with (
+            LiveWatcher(console, described.show) as live,
+            followed_by(hooks, live, folder) as watcher,
+        ):
             report = run_scenario(scenario, options, watcher)
     except RunInterrupted as interrupted:
         command = ["fedge", "fleet", "run", str(scenario), "--out", str(folder), "--resume"]

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from fleet.runs.watcher import Watcher
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -53,6 +58,32 @@ resume_option = click.option(
     is_flag=True,
     help="Go on with the interrupted run in the output folder, with what it was started with.",
 )
+
+
+hook_option = click.option(
+    "--hook",
+    "hooks",
+    multiple=True,
+    metavar="NAME|SETTINGS",
+    help="Follow the run with tensorboard or mlflow, or with their settings: '{name: mlflow, uri:"
+    " mlruns}'; repeatable (extra [track]).",
+)
+
+
+def followed_by(
+    hooks: tuple[str, ...], watcher: Watcher, out: Path
+) -> AbstractContextManager[Watcher]:
+    """Returns a context whose watcher calls hooks, too; without any, the watcher itself.
+
+    Raises:
+        ConfigError: a hook is unknown, its settings are wrong, or its package is missing.
+    """
+    if not hooks:
+        return nullcontext(watcher)
+    from fedge.yaml_config import parse_value
+    from fleet.experiments.hooks.follow import following
+
+    return following(watcher, [parse_value(text, f"--hook {text}") for text in hooks], out)
 
 
 def interrupt_on_sigterm() -> None:

@@ -15,6 +15,8 @@ from fedge.errors import ConfigError
 from fleet.cli_options import (
     change_options,
     changes_of,
+    followed_by,
+    hook_option,
     interrupt_on_sigterm,
     resume_option,
 )
@@ -44,6 +46,7 @@ _SIGNED = click.option(
 @click.option("--trace/--no-trace", default=True, help="Write every event to trace.jsonl.")
 @click.option("--check/--no-check", default=True, help="Check the invariants after every event.")
 @resume_option
+@hook_option
 @click.option("--json", "as_json", is_flag=True, help="Print the report on stdout as JSON.")
 @_SIGNED
 @command_errors
@@ -59,6 +62,7 @@ def simulate(
     trace: bool,
     check: bool,
     resume: bool,
+    hooks: tuple[str, ...],
     as_json: bool,
     signed: bool,
 ) -> None:
@@ -104,7 +108,10 @@ def simulate(
     began = time.perf_counter()
     interrupt_on_sigterm()
     try:
-        with LiveWatcher(console, described.show) as watcher:
+        with (
+            LiveWatcher(console, described.show) as live,
+            followed_by(hooks, live, folder) as watcher,
+        ):
             report = simulate_scenario(scenario, options, watcher)
     except RunInterrupted as interrupted:
         command = _resume_command(scenario, options)

@@ -23,10 +23,11 @@ from fedge.files import write_whole
 from fleet.experiments.hooks.follow import CONFIGURATION_FILE, Followed
 from fleet.experiments.results import REPORT_FILE
 from fleet.participants import Participants
+from fleet.runs.resume import RUN_FILE
 from learning.registry import Choice
 
 LOG_FILE = "log.txt"
-_MADE_HERE = ("pictures", "processes", "model", REPORT_FILE, CONFIGURATION_FILE)
+_MADE_HERE = ("pictures", "processes", "model", REPORT_FILE, CONFIGURATION_FILE, RUN_FILE)
 #: A terminal is told of rounds at most this often.
 _TELL_S = 0.2
 _COLUMNS = 140

@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from click.testing import CliRunner
 
 from coordinator.records.records import new_record
 from fedge.errors import ConfigError
+from fleet.cli import cli
 from fleet.experiments.hooks.follow import Followed, figures, flattened
 from fleet.experiments.hooks.hook import Hook, RunStart
 from fleet.experiments.hooks.registry import HOOKS
 from learning.registry import Settings
 
+HOUSE = Path(__file__).parents[2] / "examples/house_price.yaml"
 each_hook = pytest.mark.parametrize("name", list(HOOKS))
 
 
@@ -215,3 +218,22 @@ def test_figures_of_a_round_are_finite_numbers() -> None:
 def test_a_configuration_is_flat_and_without_empty_values() -> None:
     nested: dict[str, Any] = {"a": {"b": 1, "c": {"d": [1, 2]}}, "e": None, "f": "", "g": []}
     assert flattened(nested) == {"a.b": 1, "a.c.d": [1, 2]}
+
+
+@each_hook
+def test_a_hook_follows_a_single_run_from_the_command_line(name: str, tmp_path: Path) -> None:
+    words = ["simulate", str(HOUSE), "--agents", "2", "--rounds", "2", "--set", "baselines={}"]
+    words += ["--no-check", "--no-trace", "--out", str(tmp_path), "--hook", f"{{name: {name}}}"]
+    done = CliRunner().invoke(cli, words)
+    assert done.exit_code == 0, done.output
+    assert f"hook {name} failed" not in done.output
+    folder = {"tensorboard": "tensorboard", "mlflow": "mlruns"}[name]
+    assert [path for path in (tmp_path / folder).rglob("*") if path.is_file()]
+
+
+def test_a_wrong_hook_is_refused_before_the_run(tmp_path: Path) -> None:
+    words = ["simulate", str(HOUSE), "--out", str(tmp_path / "out"), "--hook", "tensorbord"]
+    done = CliRunner().invoke(cli, words)
+    assert done.exit_code == 2
+    assert "unknown hook 'tensorbord'; did you mean tensorboard?" in done.output
+    assert not (tmp_path / "out").exists()

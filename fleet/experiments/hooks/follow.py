@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,22 @@ class Followed:
                 del self._hooks[label]
                 why = f"{type(error).__name__}: {one_line(error)}"
                 self._watcher.note(f"hook {label} failed {when}: {why}; the run goes on without it")
+
+
+@contextmanager
+def following(watcher: Watcher, choices: Sequence[Choice], out: Path) -> Iterator[Watcher]:
+    """Yields a watcher that calls hooks, and ends them with the run in the folder `out`.
+
+    Raises:
+        ConfigError: see `Followed`.
+    """
+    followed = Followed(watcher, choices, out)
+    is_done = False
+    try:
+        yield followed
+        is_done = True
+    finally:
+        followed.end(is_done=is_done)
 
 
 def flattened(document: Mapping[str, Any], above: str = "") -> dict[str, Any]:
