@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from models.package.units import amount_text
 
 #: Agents shown in the closing table.
 _TABLE_ROWS = 40
+#: Characters of a round's line beside loss and metrics.
+_FIXED = 40
 #: Agents whose clients are told before the first round.
 _NAMED = 10
 
@@ -86,11 +89,14 @@ class LiveWatcher:
                 f" · {config.rounds} rounds\n"
             )
             metrics = [m.name for m in spec.metrics if m.kind != "confusion"]
-            self._columns = [
-                "loss",
-                *metrics,
-                *(f"unseen_{m}" for m in metrics if participants.unseen),
-            ]
+            groups = ["unseen_"] if participants.unseen else []
+            groups += ["central_"] if config.evaluation.data is not None else []
+            self._columns, left = _columns(metrics, groups, self._console.width - _FIXED)
+            if any(map(_group, self._columns)):
+                print_(_columns_text(self._columns), "", sep="\n", highlight=False)
+            if left:
+                names = ", ".join(map(_title, left))
+                print_(f"[dim]no room for {names}: see report.json[/dim]\n", highlight=False)
         if participants.clients:
             named = [f"{agent} is {client!r}" for agent, client in participants.clients.items()]
             if len(named) > _NAMED:
@@ -134,17 +140,21 @@ class LiveWatcher:
         )
 
     def _heading(self) -> str:
-        cells = "".join(f"{_title(name):>{_width(name)}s}" for name in self._columns)
-        return (
-            f"[bold]{'round':>5s}{'reported':>10s}{cells}{'up':>10s}{'down':>10s}{'s':>7s}[/bold]"
-        )
+        """Returns the heading: over columns of others than learning agents, whose they are."""
+        above = " " * 15
+        for group, names in groupby(self._columns, _group):
+            width = sum(map(_width, names))
+            above += f"  {f' {group} ':─^{width - 2}s}" if group else " " * width
+        cells = "".join(f"{bare_metric(name):>{_width(name)}s}" for name in self._columns)
+        line = f"{'round':>5s}{'reported':>10s}{cells}{'up':>9s}{'down':>9s}{'s':>7s}"
+        return f"[bold]{line}[/bold]" if above.isspace() else f"{above}\n[bold]{line}[/bold]"
 
     def _line(self, record: RoundRecord) -> str:
         line = f"{record.round_id:>5d}{f'{record.reported}/{record.asked}':>10s}"
         for name in self._columns:
             value = record.value(name)
             line += f"{'–' if value is None else f'{value:.4f}':>{_width(name)}s}"
-        line += f"{bytes_text(record.bytes_up):>10s}{bytes_text(record.bytes_down):>10s}"
+        line += f"{bytes_text(record.bytes_up):>9s}{bytes_text(record.bytes_down):>9s}"
         line += f"{record.seconds:>7.2f}"
         if record.refused:
             line += "  refused: " + ", ".join(f"{n} {r}" for r, n in record.refusals.items())
@@ -158,12 +168,55 @@ def _text(words: str) -> str:
     return escape(printable(words))
 
 
+def _columns(
+    metrics: Sequence[str], groups: Sequence[str], room: int
+) -> tuple[list[str], list[str]]:
+    """Returns the columns of the rounds' table in their order, and those without room.
+
+    Args:
+        metrics: of the model.
+        groups: beginnings of the names of what others than learning agents measure.
+        room: characters for all these columns.
+    """
+    everything = ["loss", *metrics]
+    everything += [group + name for group in groups for name in ("loss", *metrics)]
+    # Losses of others give way first, where the model has metrics; then what was added last.
+    spare = [f"{group}loss" for group in reversed(groups)] if metrics else []
+    spare += [name for name in reversed(everything) if name != "loss" and name not in spare]
+    left: list[str] = []
+    for name in spare:
+        if sum(_width(column) for column in everything) <= room:
+            break
+        everything.remove(name)
+        left.insert(0, name)
+    return everything, left
+
+
+def _columns_text(columns: Sequence[str]) -> str:
+    """Returns a line that says on whose rows the figures of a round are measured."""
+    words = {
+        "": "held-out rows of agents that train",
+        "unseen": "rows of those that only measure",
+        "central": "the coordinator's own rows (evaluation.data)",
+    }
+    groups = dict.fromkeys(map(_group, columns))
+    return "loss and metrics: " + "; ".join(
+        f"{group}: {words[group]}" if group else words[group] for group in groups
+    )
+
+
 def _title(column: str) -> str:
-    return column.replace("unseen_", "unseen ")
+    return column.replace("unseen_", "unseen ").replace("central_", "central ")
 
 
 def _width(column: str) -> int:
-    return max(9, len(column) + 2)
+    return max(9, len(bare_metric(column)) + 2)
+
+
+def _group(column: str) -> str:
+    """Returns whose rows a column is measured on; empty for those of agents that learn."""
+    name = bare_metric(column)
+    return column.removesuffix(name).removesuffix("_")
 
 
 def print_result(
@@ -191,6 +244,11 @@ def print_result(
     for name, found in final["in_units"].items():
         line = f"{name}: {amount_text(found['value'], found['unit'])}"
         console.print(_text(line), "", sep="\n", highlight=False)
+    if central := {k: v for k, v in final["metrics"].items() if k.startswith("central_")}:
+        values = ", ".join(f"{bare_metric(key)} {value:.4f}" for key, value in central.items())
+        console.print(
+            _text(f"on the coordinator's own rows: {values}"), "", sep="\n", highlight=False
+        )
     for name, matrix in final["matrices"].items():
         lines = matrix_lines(name, matrix, _classes(report, name))
         console.print("\n".join([*lines, ""]), highlight=False, markup=False)

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
 from rich.console import Console
 
-from fleet.live import LiveWatcher
+from fleet.live import LiveWatcher, _columns, print_result
+from fleet.scenario import load_scenario
+from fleet.virtual.simulate import SimulationOptions, simulate_scenario
 from tests.unit.coordinator.test_stopping import record
+
+SCENARIO = Path(__file__).parents[3] / "examples/house_price.yaml"
 
 
 def test_text_of_logs_and_people_is_shown_literally() -> None:
@@ -43,3 +50,81 @@ def test_declines_of_an_answered_round_are_left_to_the_closing_table() -> None:
     declined, details = {"pi-1": "not_allowed"}, {"not_allowed": "pi-1: statistics.allow is false"}
     (line,) = shown_round(status="answered", declined=declined, details=details)
     assert "declined" not in line
+
+
+@pytest.mark.parametrize(
+    ("metrics", "groups", "room", "shown", "left"),
+    [
+        (["mae"], [], 40, ["loss", "mae"], []),
+        (
+            ["mae"],
+            ["unseen_", "central_"],
+            90,
+            ["loss", "mae", "unseen_loss", "unseen_mae", "central_loss", "central_mae"],
+            [],
+        ),
+        (
+            ["mae"],
+            ["unseen_", "central_"],
+            40,
+            ["loss", "mae", "unseen_mae", "central_mae"],
+            ["unseen_loss", "central_loss"],
+        ),
+        ([], ["central_"], 30, ["loss", "central_loss"], []),
+        (["mae", "r2"], ["unseen_"], 0, ["loss"], ["mae", "r2", "unseen_mae", "unseen_r2"]),
+    ],
+)
+def test_columns_that_have_no_room_are_left_out_by_name(
+    metrics: list[str], groups: list[str], room: int, shown: list[str], left: list[str]
+) -> None:
+    columns, without = _columns(metrics, groups, room)
+    assert columns == shown
+    assert set(left) <= set(without)
+    assert sorted(columns + without) == sorted(
+        ["loss", *metrics, *(g + m for g in groups for m in ("loss", *metrics))]
+    )
+
+
+def live_text(width: int, tmp_path: Path) -> str:
+    """What a person sees of a simulation with agents that only measure and central rows."""
+    rng = np.random.default_rng(1)
+    held = {"features": rng.normal(size=(20, 2)).astype(np.float32)}
+    np.savez(tmp_path / "held.npz", target=np.ones(20, np.float32), **held)
+    changes = {
+        "agents": 4,
+        "unseen": ["site-3"],
+        "partition.clients": 4,
+        "federation.rounds": 2,
+        "federation.evaluation.data": str(tmp_path / "held.npz"),
+        "baselines": {},
+    }
+    console = Console(file=io.StringIO(), width=width, record=True)
+    scenario = load_scenario(SCENARIO, changes)
+    with LiveWatcher(console, "rounds") as watcher:
+        options = SimulationOptions(tmp_path / "out", changes, trace=False)
+        report = simulate_scenario(SCENARIO, options, watcher)
+    print_result(console, scenario, report, judge=False)
+    return console.export_text()
+
+
+def test_central_and_unseen_metrics_have_columns_with_their_values(tmp_path: Path) -> None:
+    text = live_text(140, tmp_path)
+    (number,) = [n for n, line in enumerate(text.splitlines()) if line.startswith("round")]
+    above, heading = text.splitlines()[number - 1 : number + 1]
+    assert heading.split() == ["round", "reported", *["loss", "mae"] * 3, "up", "down", "s"]
+    assert heading.index("loss", 30) > above.index("─ unseen ─") - 10
+    assert above.index(" unseen ") < above.index(" central ") < len(heading)
+    words = " ".join(text.split())  # the line may be wrapped
+    assert "; central: the coordinator's own rows (evaluation.data) " in words
+    rows = text.splitlines()[number + 1 : number + 3]
+    assert len(rows) == 2
+    assert all("–" not in row and len(row.rstrip()) == len(heading) for row in rows)
+    assert "on the coordinator's own rows: loss " in text
+
+
+def test_a_narrow_terminal_has_the_table_without_wrapped_lines(tmp_path: Path) -> None:
+    text = live_text(80, tmp_path)
+    (heading,) = [line for line in text.splitlines() if line.startswith("round")]
+    assert heading.split() == ["round", "reported", "loss", *["mae"] * 3, "up", "down", "s"]
+    assert len(heading) <= 80
+    assert "no room for unseen loss, central loss: see report.json" in text
