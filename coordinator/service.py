@@ -9,7 +9,6 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -249,7 +248,7 @@ def sealed(message: Publish, topics: Topics, signer: Signer) -> Publish:
     if not is_signed(topics.parse(message.topic)):
         return message
     payload = signer.signed(message.topic, message.payload)
-    return replace(message, payload=payload)
+    return msgspec.structs.replace(message, payload=payload)
 
 
 def run_coordinator(

@@ -105,7 +105,9 @@ class Registry(Generic[M]):
 
     def __contains__(self, name: object) -> bool:
         """Whether there is such a member; one of an installed package is not loaded for it."""
-        return isinstance(name, str) and name in self.names()
+        return isinstance(name, str) and (
+            name in self._members or name in _installed(self.group, tuple(sys.path))
+        )
 
     def __getitem__(self, name: str) -> type[Member]:
         """The member of this name.

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
+
 #: Subscriptions and publications are all QoS 1: at least once, and receipts make it once.
 QOS = 1
 #: MQTT 5 §1.5.4.
@@ -49,8 +51,7 @@ class LinkDown:
     busy: bool = False
 
 
-@dataclass(frozen=True)
-class Received:
+class Received(msgspec.Struct, frozen=True):
     """Event: a message arrived.
 
     Attributes:
@@ -85,8 +86,7 @@ class Refused:
     is_subscription: bool = False
 
 
-@dataclass(frozen=True)
-class Posted:
+class Posted(msgspec.Struct, frozen=True):
     """Event: another thread of this process called `post`."""
 
     value: object

@@ -12,16 +12,17 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import inf
 from typing import Any, Protocol
+
+import msgspec
 
 from broker.link.link import Link, Received, Will, publish_packet_bytes
 from broker.memory.topic_filters import FilterTree, TopicTree
 
 
-@dataclass(frozen=True)
-class Packet:
+class Packet(msgspec.Struct, frozen=True):
     """Packet in flight between a client and the broker.
 
     Attributes:
@@ -66,8 +67,7 @@ class PerfectRoute:
         return 2 * self.delay_s
 
 
-@dataclass(frozen=True)
-class Message:
+class Message(msgspec.Struct, frozen=True):
     """Message stored by the broker until `expires_at_s`."""
 
     topic: str
@@ -100,7 +100,7 @@ class Client(Link, Protocol):
         """Disconnects because the broker ended."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Session:
     """Session of one client at the broker.
 
@@ -181,8 +181,8 @@ class MemoryBroker:
     def at(self, when_s: float, function: Callable[..., None], *arguments: Any) -> None:
         """Calls `function` at a time (not before now), after earlier entries of the same time."""
         self._entries += 1
-        entry = (max(when_s, self.now_s), self._entries, function, arguments)
-        heapq.heappush(self._agenda, entry)
+        due_s = when_s if when_s > self.now_s else self.now_s
+        heapq.heappush(self._agenda, (due_s, self._entries, function, arguments))
 
     def advance(self, until_s: float) -> bool:
         """Runs the next entry of the agenda; if none is due, sets the time and returns False.
@@ -202,7 +202,9 @@ class MemoryBroker:
 
         For a simulator that drives many links: advance, then serve the ready links.
         """
-        return next(iter(self._ready), None)
+        for link in self._ready:
+            return link
+        return None
 
     def set_ready(self, link: Client, ready: bool) -> None:
         """Notes whether a link has events to poll."""
@@ -280,7 +282,9 @@ class MemoryBroker:
             self._retained.put(message.topic, message)
         elif message.retain:
             self._retained.discard(message.topic)
-        live = replace(message, retain=False) if message.retain else message
+        live = message
+        if message.retain:
+            live = Message(message.topic, message.payload, False, message.expires_at_s)
         for session in self._filters.matching(message.topic).values():
             self._queue(session, live)
             self._push(session)
@@ -334,28 +338,22 @@ class MemoryBroker:
 
     def _push(self, session: Session) -> None:
         """Sends the waiting messages of a client, up to `receive_maximum`."""
-        while session.link and session.waiting and len(session.sent) < self._receive_maximum:
-            message = session.waiting.popleft()
-            if message.expires_at_s <= self.now_s:
+        waiting, sent = session.waiting, session.sent
+        while waiting and session.link and len(sent) < self._receive_maximum:
+            message, now_s = waiting.popleft(), self.now_s
+            topic, payload, expires_at_s = message.topic, message.payload, message.expires_at_s
+            if expires_at_s <= now_s:
                 continue
-            self._tokens += 1
-            session.sent[self._tokens] = message
-            size = publish_packet_bytes(
-                message.topic, len(message.payload), message.expiry_s(self.now_s)
-            )
-            packet = Packet(session.client_id, False, message.topic, size)
-            delays = self.route.delays(self.now_s, packet)
+            self._tokens = token = self._tokens + 1
+            sent[token] = message
+            expiry_s = None if expires_at_s == inf else message.expiry_s(now_s)
+            size = publish_packet_bytes(topic, len(payload), expiry_s)
+            delays = self.route.delays(now_s, Packet(session.client_id, False, topic, size))
             if not delays:
                 session.link.interrupt()
             for delay_s in delays:
-                self.at(
-                    self.now_s + delay_s,
-                    self._hand_over,
-                    session,
-                    session.epoch,
-                    Received(message.topic, message.payload, message.retain, self._tokens),
-                    size,
-                )
+                received = Received(topic, payload, message.retain, token)
+                self.at(now_s + delay_s, self._hand_over, session, session.epoch, received, size)
 
     def _hand_over(self, session: Session, epoch: int, received: Received, size: int) -> None:
         if session.epoch == epoch and session.link is not None:

@@ -187,7 +187,8 @@ class MemoryLink:
             self.interrupt()
         for delay_s in delays:
             when_s = broker.now_s + delay_s
-            self._last_arrival_s = max(self._last_arrival_s, when_s)
+            if when_s > self._last_arrival_s:
+                self._last_arrival_s = when_s
             broker.at(when_s, self._arrived, self._connection, arrives, arguments)
 
     def _arrived(
@@ -203,15 +204,17 @@ class MemoryLink:
 
     def poll(self, timeout_s: float) -> LinkEvent | None:
         """Returns the next event, moving the clock by up to `timeout_s`; None: no event."""
-        until_s = self._broker.now_s + max(timeout_s, 0.0)
-        while not self._events:
-            if self._closed or not self._broker.advance(until_s):
-                return None
-        event = self._events.popleft()
-        if not self._events:
-            self._broker.set_ready(self, False)
-        if isinstance(event, Received) and self._up and not self._manual_ack:
-            self._broker.acknowledge(self.client_id, event.token)
+        broker, events = self._broker, self._events
+        if not events:
+            until_s = broker.now_s + max(timeout_s, 0.0)
+            while not events:
+                if self._closed or not broker.advance(until_s):
+                    return None
+        event = events.popleft()
+        if not events:
+            broker.set_ready(self, False)
+        if not self._manual_ack and self._up and isinstance(event, Received):
+            broker.acknowledge(self.client_id, event.token)
         return event
 
     def post(self, value: object) -> None:
@@ -286,7 +289,8 @@ class MemoryLink:
     def take(self, received: Received, packet_bytes: int) -> None:
         """Receives a message; called by the broker."""
         self.counters.down += packet_bytes
-        self._emit(received)
+        self._events.append(received)
+        self._broker.set_ready(self, True)
 
     def _emit(self, event: LinkEvent) -> None:
         self._events.append(event)

@@ -75,23 +75,28 @@ class FilterTree(_Tree[V]):
     def matching(self, topic: str) -> dict[str, V]:
         """Returns value by key of every subscriber that `topic` reaches, each once."""
         found = dict(self._exact.get(topic, ()))
-        levels = topic.split("/")
-        self._collect(self._root, levels, 0, found, wild=not topic.startswith("$"))
-        return found
-
-    def _collect(
-        self, node: _Node[V], levels: list[str], depth: int, found: dict[str, V], *, wild: bool
-    ) -> None:
         # A filter that begins with a wildcard does not match topics that begin with $ (§4.7.2).
-        if wild and (rest := node.below.get("#")):
-            found.update(rest.values)  # "a/#" matches "a" as well (§4.7.1.2)
-        if depth == len(levels):
+        wild = not topic.startswith("$")
+        nodes = [self._root]
+        for level in topic.split("/"):
+            reached = []
+            for node in nodes:
+                below = node.below
+                if (exact := below.get(level)) is not None:
+                    reached.append(exact)
+                if wild:
+                    if (one := below.get("+")) is not None:
+                        reached.append(one)
+                    if (rest := below.get("#")) is not None:
+                        found.update(rest.values)
+            if not reached:
+                return found
+            nodes, wild = reached, True
+        for node in nodes:
             found.update(node.values)
-            return
-        steps = (levels[depth], "+") if wild else (levels[depth],)
-        for step in steps:
-            if below := node.below.get(step):
-                self._collect(below, levels, depth + 1, found, wild=True)
+            if (rest := node.below.get("#")) is not None:
+                found.update(rest.values)  # "a/#" matches "a" as well (§4.7.1.2)
+        return found
 
 
 def _has_wildcard(topic_filter: str) -> bool:

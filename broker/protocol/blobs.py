@@ -15,10 +15,12 @@ import hashlib
 import struct
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
+import msgspec
+
 from broker.protocol.messages import BlobRef
+from broker.protocol.recent import RecentPayloads
 from fedge.errors import WireError
 
 _HEADER = struct.Struct(">4sIIQI32s")
@@ -30,8 +32,7 @@ CHUNK_BYTES = 120 * 1024
 MIN_CHUNK_BYTES = 1024
 
 
-@dataclass(frozen=True)
-class Chunk:
+class Chunk(msgspec.Struct, frozen=True):
     """One piece of a blob, with what it says of the whole."""
 
     ref: BlobRef
@@ -105,10 +106,21 @@ class CommonChunks:
 
     Every receiver still counts what came to it alone. A blob is kept while a receiver collects it.
     Used on one thread.
+
+    Args:
+        recent: parses payloads; one that came to another receiver a moment ago is parsed already.
+            None: every payload is parsed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, recent: RecentPayloads | None = None) -> None:
         self._blobs: WeakValueDictionary[BlobRef, _Common] = WeakValueDictionary()
+        self._recent = recent
+
+    def parse(self, payload: bytes) -> Chunk:
+        """Returns the chunk in a payload; see `parse_chunk`."""
+        if self._recent is None:
+            return parse_chunk(payload)
+        return self._recent.decoded(payload, parse_chunk)
 
     def of(self, ref: BlobRef) -> _Common:
         """Returns what the receivers of a blob share."""

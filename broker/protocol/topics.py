@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import ClassVar, Self
 
 from fedge.errors import ConfigError, WireError
@@ -21,6 +21,7 @@ _LONGEST_TAIL = 200
 ID_PATTERN = r"[A-Za-z0-9_-]{1,64}"
 _ID = re.compile(ID_PATTERN, re.ASCII)
 _NUMBER = r"(?:0|[1-9][0-9]{0,8})"
+_NUMBERS = ("round_id", "index")
 
 
 def check_id(value: str, what: str) -> str:
@@ -53,8 +54,11 @@ class Topic:
     @classmethod
     def from_match(cls, match: re.Match[str]) -> Self:
         """The topic a tail matched; numbers become integers."""
-        groups = match.groupdict()
-        return cls(**{k: int(v) if k in ("round_id", "index") else v for k, v in groups.items()})
+        topic = object.__new__(cls)  # not by its constructor, which matches the tail again
+        fields = topic.__dict__
+        for name, text in match.groupdict().items():
+            fields[name] = int(text) if name in _NUMBERS else text
+        return topic
 
 
 def _pattern(text: str) -> re.Pattern[str]:
@@ -224,10 +228,17 @@ _TOPICS: tuple[type[Topic], ...] = (
 )
 
 
+#: By the number of slashes in their tail.
+_KINDS = {
+    slashes: tuple(kind for kind in _TOPICS if kind.pattern.pattern.count("/") == slashes)
+    for slashes in range(5)
+}
+
+
 @lru_cache(maxsize=1024)
 def _parse_tail(tail: str) -> Topic | None:
     """Remembered, because the same few come again and again."""
-    for kind in _TOPICS:
+    for kind in _KINDS.get(tail.count("/"), ()):
         if match := kind.pattern.fullmatch(tail):
             return kind.from_match(match)
     return None
@@ -246,7 +257,7 @@ class Topics:
     def __post_init__(self) -> None:
         check_id(self.federation, "federation")
 
-    @property
+    @cached_property
     def root(self) -> str:
         """`fedge/v1/<federation>/`."""
         return f"{PREFIX}/{self.federation}/"
@@ -261,9 +272,10 @@ class Topics:
         Raises:
             WireError: not of this federation, or not of this protocol.
         """
-        if not name.startswith(self.root):
+        root = self.root
+        if not name.startswith(root):
             raise WireError(f"not a topic of federation {self.federation!r}: {name[:120]!r}")
-        tail = name[len(self.root) :]
+        tail = name[len(root) :]
         topic = _parse_tail(tail) if len(tail) <= _LONGEST_TAIL else None
         if topic is None:
             raise WireError(f"not a topic of this protocol: {name[:120]!r}")

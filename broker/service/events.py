@@ -1,17 +1,19 @@
-"""Events and actions that every state machine behind a link shares."""
+"""Events and actions that every state machine behind a link shares.
+
+Structs, not dataclasses: a simulator makes millions, and a frozen dataclass takes five times as
+long.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 
-@dataclass(frozen=True)
-class Started:
+class Started(msgspec.Struct, frozen=True):
     """The process has started; the link is not connected yet."""
 
 
-@dataclass(frozen=True)
-class Connected:
+class Connected(msgspec.Struct, frozen=True):
     """The link is up, for the first time or again; or takes smaller messages than before.
 
     Attributes:
@@ -23,13 +25,11 @@ class Connected:
     session_present: bool = False
 
 
-@dataclass(frozen=True)
-class Disconnected:
+class Disconnected(msgspec.Struct, frozen=True):
     """The link is down or not up yet, and reconnects by itself; may come several times."""
 
 
-@dataclass(frozen=True)
-class BrokerRefused:
+class BrokerRefused(msgspec.Struct, frozen=True):
     """The broker refused a message or a subscription; the service has logged it.
 
     Attributes:
@@ -43,43 +43,37 @@ class BrokerRefused:
     is_subscription: bool = False
 
 
-@dataclass(frozen=True)
-class MessageArrived:
+class MessageArrived(msgspec.Struct, frozen=True):
     """A message arrived; its payload is not decoded yet."""
 
     topic: str
     payload: bytes
 
 
-@dataclass(frozen=True)
-class Tick:
+class Tick(msgspec.Struct, frozen=True):
     """The time that the machine asked to wait has passed."""
 
 
-@dataclass(frozen=True)
-class Stopping:
+class Stopping(msgspec.Struct, frozen=True):
     """The process is about to end."""
 
 
 LinkedEvent = Started | Connected | Disconnected | BrokerRefused | MessageArrived | Tick | Stopping
 
 
-@dataclass(frozen=True)
-class Subscribe:
+class Subscribe(msgspec.Struct, frozen=True):
     """Subscribe to a topic filter."""
 
     topic_filter: str
 
 
-@dataclass(frozen=True)
-class Unsubscribe:
+class Unsubscribe(msgspec.Struct, frozen=True):
     """Unsubscribe from a topic filter."""
 
     topic_filter: str
 
 
-@dataclass(frozen=True)
-class Publish:
+class Publish(msgspec.Struct, frozen=True):
     """Publish a message."""
 
     topic: str

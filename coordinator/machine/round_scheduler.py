@@ -20,7 +20,7 @@ _TOO_FEW_DRAWN_S = 1.0
 #: a large fleet it would be most of the work. So long an agent until the next look; and while even
 #: all that are here would be too few, until the next look at what they lack, which is only told.
 _LOOK_S, _TELL_S = 1e-5, 1e-4
-_SMALL_FLEET = 100
+_SMALL_FLEET, _FEW = 100, 10
 #: Changes of what a round waits for that are told at once, and then in a second: one agent may come
 #: and go for ever.
 _TOLD_AT_ONCE = 10
@@ -84,9 +84,9 @@ class RoundScheduler:
         if len(eligible) >= wanted:
             self._told = None
             return eligible
-        large = max(0, len(roster) - _SMALL_FLEET)
-        self._look_again_s = now_s + _LOOK_S * large
-        self._tell_again_s = now_s + _TELL_S * large
+        agents = len(roster)
+        self._look_again_s = now_s + _LOOK_S * max(0, agents - _SMALL_FLEET)
+        self._tell_again_s = now_s + _TELL_S * max(0, agents - _FEW)
         lacking = lacking_text(roster.lacking(*self._needs))
         waiting = Waiting(len(eligible), wanted, roster.resting, lacking)
         if self._told is not None and replace(waiting, resting=self._told.resting) == self._told:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from broker.protocol import messages
 from broker.protocol.messages import Receipt, Report, Resend, UpdateHeader
@@ -25,6 +26,9 @@ from learning.vector.plausible import implausible
 from models.package.spec import ModelSpec
 
 log = logging.getLogger(__name__)
+
+#: As `learning.phases.phase.Phase.rows`.
+RowPart = Literal["train", "test", "any"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ class UpdateIntake:
         self._topics = Topics(config.federation)
         self._expected: ExpectedVectors | None = None
         self._uploads = Uploads(config.round.stall_s)
+        self._rows: RowPart = "any"
 
     @property
     def uploading(self) -> int:
@@ -73,6 +78,8 @@ class UpdateIntake:
 
     def begin(self, opened: OpenRound) -> None:
         """A phase begins: what arrived in part for the one before is forgotten."""
+        phase: Phase = PHASES.make(opened.settings)
+        self._rows = phase.rows
         if opened.is_durable:
             self._expected = ExpectedVectors(opened.plan, self._spec.size)
             self._uploads.begin(self._expected.max_bytes, self._spec.metrics)
@@ -166,7 +173,7 @@ class UpdateIntake:
         try:
             self._check_sums(agent_id, report)
             sums = Sums(report.loss_sum, report.weight_sum, report.metric_sums)
-            self._check_claims(opened, agent_id, report.num_examples, sums)
+            self._check_claims(agent_id, report.num_examples, sums)
             received = Received({}, sums, report.values, report.num_examples)
             opened.collector.accept(agent_id, received)
         except UpdateRejected as error:
@@ -185,12 +192,9 @@ class UpdateIntake:
             )
             raise UpdateRejected(agent_id, "examples", detail)
 
-    def _check_claims(
-        self, opened: OpenRound, agent_id: str, num_examples: int, sums: Sums
-    ) -> None:
+    def _check_claims(self, agent_id: str, num_examples: int, sums: Sums) -> None:
         """Refuses more rows than the agent's birth named, and sums that cannot be of any rows."""
-        phase: Phase = PHASES.make(opened.settings)
-        known = self._roster.rows(agent_id, phase.rows)
+        known = self._roster.rows(agent_id, self._rows)
         if known is not None and num_examples > known.number:
             detail = f"{num_examples} examples, its status says {known.number}"
             raise UpdateRejected(agent_id, "examples", detail)
@@ -294,7 +298,7 @@ class UpdateIntake:
         assert expected is not None, "phases with updates have it"
         staleness = upload.check_plan(agent_id, plan, expected, self._spec.metrics)
         sums = Sums(header.loss_sum, header.weight_sum, header.metric_sums)
-        self._check_claims(opened, agent_id, header.num_examples, sums)
+        self._check_claims(agent_id, header.num_examples, sums)
         seed = plan.seed
         if header.round_id != plan.round_id:
             former = self._closed.get(header.round_id)

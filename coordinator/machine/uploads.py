@@ -168,6 +168,7 @@ class Uploads:
         self._stall_s = stall_s
         self._max_bytes = 0
         self._receivers: dict[tuple[str, int], blobs.BlobReceiver] = {}
+        #: When the last chunk of each came; the longest ago is first.
         self._heard_s: dict[tuple[str, int], float] = {}
 
     def begin(self, body_bytes: int, metrics: Sequence[MetricSpec] = ()) -> None:
@@ -193,30 +194,40 @@ class Uploads:
             if receiver is None or receiver.ref != chunk.ref:  # a new attempt replaces the old
                 receiver = blobs.BlobReceiver(chunk.ref, self._max_bytes)
                 self._receivers[key] = receiver
+            self._heard_s.pop(key, None)
             self._heard_s[key] = now_s
             data = receiver.add(chunk)
             if data is None:
                 return None
-            del self._receivers[key]
+            self._forget(key)
             return Upload.from_frame(data)
         except WireError as error:
-            self._receivers.pop(key, None)
+            self._forget(key)
             raise UpdateRejected(agent_id, "malformed", str(error)) from error
+
+    def _forget(self, key: tuple[str, int]) -> None:
+        self._receivers.pop(key, None)
+        self._heard_s.pop(key, None)
 
     def stalled(self, now_s: float) -> list[tuple[str, int, str, tuple[int, ...]]]:
         """Returns (agent, round, SHA-256, missing chunks) of updates that stopped half-way."""
         found = []
-        for key, receiver in self._receivers.items():
-            if now_s >= self._heard_s[key] + self._stall_s:
-                self._heard_s[key] = now_s
-                missing = tuple(receiver.missing_indexes()[: messages.MAX_MISSING])
-                found.append((*key, receiver.ref.sha256, missing))
+        while self._heard_s:
+            key, heard_s = next(iter(self._heard_s.items()))
+            if now_s < heard_s + self._stall_s:
+                break
+            del self._heard_s[key]
+            self._heard_s[key] = now_s
+            receiver = self._receivers[key]
+            missing = tuple(receiver.missing_indexes()[: messages.MAX_MISSING])
+            found.append((*key, receiver.ref.sha256, missing))
         return found
 
     def next_s(self) -> float | None:
         """Returns when `stalled` is due; None when never."""
-        moments = (self._heard_s[key] + self._stall_s for key in self._receivers)
-        return min(moments, default=None)
+        for heard_s in self._heard_s.values():
+            return heard_s + self._stall_s  # the first: of the longest silence
+        return None
 
 
 def peek_header(payload: bytes) -> UpdateHeader | None:

@@ -163,8 +163,13 @@ class Round:
 
     def is_waiting_for(self, agent_id: str) -> bool:
         """Whether an agent is online and may still answer; see `waiting_for`."""
-        settled = (self.counted, self.declined, self.refused, self.offline)
-        return agent_id in self.cohort and not any(agent_id in each for each in settled)
+        return (
+            agent_id in self.cohort
+            and agent_id not in self.counted
+            and agent_id not in self.declined
+            and agent_id not in self.refused
+            and agent_id not in self.offline
+        )
 
     @property
     def unanswered(self) -> frozenset[str]:

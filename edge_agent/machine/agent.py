@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from random import Random
+from typing import TypeVar
 
 from broker.link.link import publish_packet_bytes
 from broker.protocol import blobs, messages
@@ -58,6 +60,20 @@ from fedge.errors import UntrustedError, WireError
 
 log = logging.getLogger(__name__)
 
+M = TypeVar("M", bound=messages.Message)
+
+
+def _decode_status(payload: bytes) -> CoordinatorStatus:
+    return messages.decode(payload, CoordinatorStatus)
+
+
+def _decode_manifest(payload: bytes) -> ProgramManifest:
+    return messages.decode(payload, ProgramManifest)
+
+
+def _decode_plan(payload: bytes) -> RoundPlan:
+    return messages.decode(payload, RoundPlan)
+
 
 class Agent:
     """State machine of one device in one federation.
@@ -91,6 +107,7 @@ class Agent:
         self._package = CurrentPackage(rng)
         self._limits = Limits(facts.limits)
         common = common or CommonBlobs()
+        self._recent = common.recent
         self._fetcher = Fetcher(
             self.topics, facts.max_blob_bytes, rng, facts.stall_s, common.chunks
         )
@@ -149,15 +166,14 @@ class Agent:
 
     def wait_s(self, now_s: float) -> float:
         """Returns the seconds until a Tick is due."""
-        moments = [
-            self._heartbeat_s,
-            self._fetcher.next_s(),
-            self._package.next_s() if self._is_connected else None,
-            self._rights.next_s(),
-            self._absence.due_s if self._package.manifest is None else None,
-            *self.rounds.next_s(),
-        ]
-        due = min((moment for moment in moments if moment is not None), default=math.inf)
+        due = min(self._heartbeat_s, self._rights.next_s(), self.rounds.next_s())
+        fetch_s = self._fetcher.next_s()
+        if fetch_s is not None and fetch_s < due:
+            due = fetch_s
+        if self._is_connected:
+            due = min(due, self._package.next_s())
+        if self._package.manifest is None:
+            due = min(due, self._absence.due_s)
         return max(0.0, due - now_s)
 
     @property
@@ -281,13 +297,11 @@ class Agent:
     def _trusted(self, topic: Topic, payload: bytes, now_s: float) -> list[Action]:
         match topic:
             case CoordinatorStatusTopic():
-                return self._new_status(messages.decode(payload, CoordinatorStatus), now_s)
+                return self._new_status(self._decoded(payload, _decode_status), now_s)
             case ProgramTopic():
-                return self._downloads.new_manifest(
-                    messages.decode(payload, ProgramManifest), now_s
-                )
+                return self._downloads.new_manifest(self._decoded(payload, _decode_manifest), now_s)
             case RoundTopic():
-                return self.rounds.new_plan(messages.decode(payload, RoundPlan), now_s)
+                return self.rounds.new_plan(self._decoded(payload, _decode_plan), now_s)
             case InboxTopic():
                 return self.rounds.inbox(messages.decode_inbox(payload), now_s)
             case ChunkTopic(sha256):
@@ -295,6 +309,10 @@ class Agent:
                     self._fetcher.chunk(sha256, payload, now_s), now_s
                 )
         return []
+
+    def _decoded(self, payload: bytes, decode: Callable[[bytes], M]) -> M:
+        """Returns a message that all agents get."""
+        return decode(payload) if self._recent is None else self._recent.decoded(payload, decode)
 
     def _untrusted(self, topic: Topic, error: UntrustedError) -> list[Action]:
         """Ignores a message; tells the coordinator when no trusted one is online."""

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from random import Random
+
+import msgspec
 
 from broker.protocol import blobs
 from broker.protocol.messages import BlobRef
@@ -37,8 +39,7 @@ _SINGLE_CHUNKS = 64
 FetchAction = LinkAction | KeepChunk | ForgetBlob | RecallBlob
 
 
-@dataclass(frozen=True)
-class Progressed:
+class Progressed(msgspec.Struct, frozen=True):
     """Result of a step of fetching.
 
     Attributes:
@@ -54,7 +55,7 @@ class Progressed:
     missing: tuple[str, tuple[int, ...]] | None = None
 
 
-@dataclass
+@dataclass(slots=True)
 class _Fetch:
     receiver: blobs.BlobReceiver
     due_s: float  # when to subscribe (jitter), then when to call it stalled
@@ -89,6 +90,7 @@ class Fetcher:
         self._rng = rng
         self._stall_base_s = stall_s
         self._common = common
+        self._parse = blobs.parse_chunk if common is None else common.parse
         self._fetches: dict[str, _Fetch] = {}
         self._begun = False
         self._max_payload_bytes = blobs.HEADER_BYTES + blobs.CHUNK_BYTES
@@ -121,7 +123,7 @@ class Fetcher:
             self._begun = True
             return Progressed((*old, RecallBlob(ref.sha256)))
         step = self._subscribe(fetch, now_s) if fetch.due_s <= now_s else Progressed()
-        return replace(step, actions=(*old, *step.actions))
+        return msgspec.structs.replace(step, actions=(*old, *step.actions)) if old else step
 
     def recalled(self, sha256: str, payloads: Sequence[bytes], now_s: float) -> Progressed:
         """Takes the chunks of a blob that the disk still holds."""
@@ -146,7 +148,7 @@ class Fetcher:
         if fetch is None:
             return Progressed(() if self._begun else _early(sha256, payload))
         try:
-            chunk = blobs.parse_chunk(payload)
+            chunk = self._parse(payload)
             if _is_cut_otherwise(chunk.ref, fetch.receiver.ref):
                 return Progressed()  # retained since an earlier connection of the coordinator
             new = not fetch.receiver.holds(chunk.index)
@@ -210,6 +212,8 @@ class Fetcher:
 
     def next_s(self) -> float | None:
         """Returns when `tick` has something to do; None: never."""
+        if not self._fetches:
+            return None  # asked after every event
         moments = [fetch.due_s for fetch in self._fetches.values() if self._has_timer(fetch)]
         return min(moments, default=None)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ import numpy as np
 
 from broker.protocol.blobs import CommonChunks
 from broker.protocol.messages import BlobRef, RoundPlan
+from broker.protocol.recent import RecentPayloads
 from fedge.errors import ConfigError, DeclinedError, one_line
 from learning.algorithms.algorithm import Algorithm
 from learning.algorithms.registry import ALGORITHMS
@@ -79,11 +81,20 @@ def decode_plan(plan: RoundPlan) -> DecodedPlan:
         DeclinedError: this software does not know the phase, the algorithm, the codec or a setting,
             or it is nested too deep; its reason is `phase`, `algorithm`, `training` or `codec`.
     """
+    for known, decoded in _latest:
+        if known is plan:
+            return decoded
     choices = {reason: getattr(plan, reason) for reason in _REASONS}
     for reason, choice in choices.items():
         if is_too_deep(choice):
             raise DeclinedError(reason, f"{reason}: nested more than {MAX_NESTING} deep")
-    return _decoded(msgspec.json.encode(choices))
+    decoded = _decoded(msgspec.json.encode(choices))
+    _latest.append((plan, decoded))
+    return decoded
+
+
+#: The plan that was decoded last, and that before it: agents of a simulator share them.
+_latest: deque[tuple[RoundPlan, DecodedPlan]] = deque(maxlen=2)
 
 
 @lru_cache(maxsize=4)
@@ -155,10 +166,18 @@ class CommonBlobs:
     Attributes:
         chunks: of blobs that are being fetched.
         vectors: that plans at work need, by the SHA-256 of their blob.
+        recent: decodes messages that all agents get; None: each agent decodes its own.
     """
 
     chunks: CommonChunks = field(default_factory=CommonChunks)
     vectors: WeakValueDictionary[str, F32] = field(default_factory=WeakValueDictionary)
+    recent: RecentPayloads | None = None
+
+    @classmethod
+    def of_many(cls) -> CommonBlobs:
+        """Returns what agents share that get the very same payloads, as from a broker in memory."""
+        recent = RecentPayloads()
+        return cls(CommonChunks(recent), recent=recent)
 
 
 class PlanBlobs:
@@ -193,8 +212,10 @@ class PlanBlobs:
 
     def keep_only(self, plans: Iterable[RoundPlan]) -> None:
         """Frees the vectors of all other plans."""
+        if not self._vectors:
+            return
         kept = {ref.sha256 for plan in plans for ref in plan.blobs.values()}
-        for sha256 in self._vectors.keys() - kept:
+        for sha256 in [each for each in self._vectors if each not in kept]:
             del self._vectors[sha256]
 
 

@@ -147,6 +147,8 @@ class Rounds:
     def _forget_blobs(self, before: list[RoundPlan]) -> list[Action]:
         """Frees blobs of plans that are over."""
         plans = self._plans()
+        if plans == before:
+            return []
         self._blobs.keep_only(plans)
         kept = {ref.sha256 for plan in plans for ref in plan.blobs.values()}
         over = {ref.sha256: ref for plan in before for ref in plan.blobs.values()}
@@ -341,11 +343,11 @@ class Rounds:
         is_running = self._job is not None and self._at_work is not None
         return is_running and self._limits.pause is not None
 
-    def next_s(self) -> list[float]:
-        """Moments at which `tick` has something to do."""
+    def next_s(self) -> float:
+        """Returns when `tick` has something to do; infinite when never."""
         resend_s = self.outbox.next_s(self.plan)
-        moments = [] if resend_s is None else [resend_s]
-        return [*moments, self._late_s] if self._is_paused else moments
+        due_s = math.inf if resend_s is None else resend_s
+        return min(due_s, self._late_s) if self._is_paused else due_s
 
     def tick(self, now_s: float) -> list[Action]:
         """Gives up a job that is still paused at the deadline; sends the update when due."""

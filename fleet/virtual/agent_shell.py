@@ -101,6 +101,7 @@ class AgentShell(Shell):
         self.device = device
         self.disk = AgentDisk()
         self.machine: Agent | None = None
+        self._offset_s, self._rate = device.skew.offset_s, device.skew.rate
         self._worker = worker
         self._busy_until_s = 0.0
         self._job: StartJob | None = None
@@ -132,7 +133,7 @@ class AgentShell(Shell):
         return self.machine
 
     def _clock_s(self) -> float:
-        return self.device.skew.offset_s + self.device.skew.rate * self.now_s
+        return self._offset_s + self._rate * self._broker.now_s
 
     def handle(self, event: Any) -> Sequence[Action]:
         """See `Agent.handle`; uses the device's own clock."""
@@ -140,7 +141,7 @@ class AgentShell(Shell):
 
     def wait_s(self) -> float:
         """See `Agent.wait_s`."""
-        return self.agent.wait_s(self._clock_s()) / self.device.skew.rate
+        return self.agent.wait_s(self._clock_s()) / self._rate
 
     def perform(self, action: Any) -> None:
         """Performs an action like `edge_agent.service.AgentService.perform`."""

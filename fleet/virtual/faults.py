@@ -52,6 +52,10 @@ class Delay(_Part, frozen=True, kw_only=True):
         if self.kind == "lognormal" and self.spread > 5:
             raise ValueError(f"spread {self.spread:g} of a logarithm: at most 5")
 
+    def always(self) -> tuple[float] | None:
+        """Returns the delay that every packet has; None: it is random."""
+        return (self.seconds,) if self.kind == "constant" else None
+
     def draw(self, rng: Random) -> float:
         """Returns one random delay in seconds."""
         if self.kind == "constant":

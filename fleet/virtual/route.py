@@ -42,6 +42,8 @@ class FaultyRoute:
         }
         self._partitions = {client_id: parts for client_id, parts in partitions.items() if parts}
         self._disturbed = bool(plan.cut or plan.duplicate or plan.reorder)
+        #: What every packet takes that nothing delays: packets of a link cannot overtake.
+        self._always = None if self._disturbed else plan.delay.always()
         #: Times at which a link is free again and its last packet arrives, by (client, direction).
         self._free_s: dict[tuple[str, bool], float] = {}
         self._last_s: dict[tuple[str, bool], float] = {}
@@ -49,9 +51,11 @@ class FaultyRoute:
 
     def delays(self, now_s: float, packet: Packet) -> Sequence[float]:
         """See `Route.delays`; packets keep their order, except those drawn to overtake."""
-        plan, rng = self._plan, self._rng
-        if self._cut_off(now_s, packet.client_id):
+        if self._partitions and self._cut_off(now_s, packet.client_id):
             return ()
+        if self._always is not None and packet.client_id not in self._rates:
+            return self._always
+        plan, rng = self._plan, self._rng
         if not self._disturbed or now_s >= plan.until_s:
             return (self._in_order_s(now_s, packet),)
         if plan.cut and rng.random() < plan.cut:

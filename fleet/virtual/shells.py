@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from random import Random
-from typing import Any
+from typing import Any, get_args
 
 from broker.link.link import LinkDown, LinkUp, Posted, Received, Will
 from broker.memory.link import MemoryBroker, MemoryLink
@@ -35,6 +35,7 @@ from fleet.virtual.event_trace import Began, Ended, Entry, Handled, Observer, Se
 
 log = logging.getLogger(__name__)
 
+_LINK_ACTIONS = frozenset(get_args(LinkAction))
 #: Added to each wake-up, so that rounding cannot make it too early.
 _AFTER_S = 1e-6
 
@@ -62,7 +63,7 @@ class World:
     observers: list[Observer] = field(default_factory=list)
     links: dict[MemoryLink, Shell] = field(default_factory=dict)
     events: int = 0
-    common: CommonBlobs = field(default_factory=CommonBlobs)
+    common: CommonBlobs = field(default_factory=CommonBlobs.of_many)
 
     def tell(self, entry: Entry) -> None:
         """Passes an entry to all observers."""
@@ -91,6 +92,7 @@ class Shell(ABC):
 
     def __init__(self, world: World, name: str, client_id: str) -> None:
         self.world = world
+        self._broker = world.broker
         self.name = name
         self.client_id = client_id
         self.alive = False
@@ -123,7 +125,7 @@ class Shell(ABC):
     @property
     def now_s(self) -> float:
         """The virtual time."""
-        return self.world.broker.now_s
+        return self._broker.now_s
 
     @property
     def link(self) -> MemoryLink:
@@ -186,10 +188,11 @@ class Shell(ABC):
 
     def serve(self) -> None:
         """Handles the next event of the link."""
-        event = self.link.poll(0.0)
+        link = self.link
+        event = link.poll(0.0)
         if isinstance(event, Received):
             self.feed(MessageArrived(event.topic, event.payload))
-            if self.alive:
+            if self.alive and self.manual_ack:
                 self.finish(event)
         elif isinstance(event, LinkUp):
             self.feed(Connected(event.max_payload_bytes, event.session_present))
@@ -204,14 +207,15 @@ class Shell(ABC):
 
     def feed(self, event: Any) -> None:
         """Passes an event to the machine, performs its actions, and sets the next wake-up."""
-        self.world.events += 1
+        world = self.world
+        world.events += 1
         actions: Sequence[Any] = self.handle(event)
         if self._actions_left is not None:
             actions = actions[: self._actions_left]
-        if self.world.observers:
-            self.world.tell(Handled(self.now_s, self.name, event, tuple(actions)))
+        if world.observers:
+            world.tell(Handled(self.now_s, self.name, event, tuple(actions)))
         for action in actions:
-            if isinstance(action, LinkAction):
+            if type(action) in _LINK_ACTIONS:
                 self.send(action)
             else:
                 self.perform(action)
@@ -254,10 +258,11 @@ class Shell(ABC):
             function(*arguments)
 
     def _arm(self) -> None:
-        due_s = self.now_s + self.wait_s() + _AFTER_S
+        now_s = self._broker.now_s
+        due_s = now_s + self.wait_s() + _AFTER_S
         if due_s < self._wake_s:
             self._wake_s = due_s
-            self.later(due_s - self.now_s, self._wake, due_s)
+            self.later(due_s - now_s, self._wake, due_s)
 
     def _wake(self, due_s: float) -> None:
         if due_s != self._wake_s:

@@ -53,12 +53,16 @@ def implausible(
     if parts <= _NOT_NEGATIVE and sums.loss < -slack:
         return f"loss {sums.loss / weight:.6g}, {loss} is never below 0"
     for spec in metrics:
-        values = np.asarray(sums.metrics[spec.name], np.float64)
+        total = sums.metrics[spec.name]
+        least, most = (min(total), max(total)) if isinstance(total, tuple) else (total, total)
         low, high = _bounds(spec)
-        if low is not None and values.min() < low * weight - slack:
-            return f"{spec.name} {values.min() / weight:.6g}, it is never below {low:g}"
-        if high is not None and values.max() > high * weight + slack:
-            return f"{spec.name} {values.max() / weight:.6g}, it is never above {high:g}"
+        if low is not None and least < low * weight - slack:
+            return f"{spec.name} {least / weight:.6g}, it is never below {low:g}"
+        if high is not None and most > high * weight + slack:
+            return f"{spec.name} {most / weight:.6g}, it is never above {high:g}"
+        if not isinstance(total, tuple):
+            continue
+        values = np.asarray(total, np.float64)
         rows = _rows(spec, values)
         if rows > weight + slack:
             return f"{spec.name} of rows of weight {rows:.6g}, measured were {weight:.6g}"
