@@ -17,8 +17,8 @@ from fedge.console import CommandGroup, FiniteRange, command_errors, counted
 from fedge.errors import ConfigError
 
 if TYPE_CHECKING:
+    from fleet.experiments.execution.run import Prepared
     from fleet.experiments.experiment import Experiment, Target
-    from fleet.experiments.run import Prepared
 
 #: A run failed: the experiment is done, below what its grid asks for.
 _INCOMPLETE = 6
@@ -89,8 +89,8 @@ def run(
     _need_rich()
     from rich.console import Console
 
-    from fleet.experiments.plan import make_plan
-    from fleet.experiments.run import prepare
+    from fleet.experiments.execution.plan import make_plan
+    from fleet.experiments.execution.run import prepare
     from fleet.settings import parse_changes
 
     plan = make_plan(grid, parse_changes(changes), seeds or 0)
@@ -117,9 +117,9 @@ def run(
 
 
 def _run(prepared: Prepared, processes: int, console: Any) -> None:
+    from fleet.experiments.execution.progress import ProgressBars
+    from fleet.experiments.execution.run import run_prepared
     from fleet.experiments.experiment import load_experiment
-    from fleet.experiments.progress import ProgressBars
-    from fleet.experiments.run import run_prepared
 
     done = len(prepared.index.runs) - len(prepared.jobs)
     try:

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import yaml
 
+from fleet.experiments.execution.plan import make_plan
+from fleet.experiments.execution.run import prepare
+from fleet.experiments.execution.workers import Began, Ended, run_jobs
 from fleet.experiments.experiment import load_experiment
-from fleet.experiments.plan import make_plan
-from fleet.experiments.run import prepare
-from fleet.experiments.workers import Began, Ended, run_jobs
 from tests.conftest import gone_within
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -44,9 +44,9 @@ from fedge.command import cli
 from fedge.errors import FederationError
 from fedge.yaml_config import load_config, parse_config
 from fleet.baselines import Baselines
-from fleet.experiments.grid import Grid, GridOptions
+from fleet.experiments.execution.grid import Grid, GridOptions
+from fleet.experiments.execution.plan import make_plan
 from fleet.experiments.hooks.registry import HOOKS
-from fleet.experiments.plan import make_plan
 from fleet.participants import make_participants
 from fleet.partition import PartitionConfig
 from fleet.report import ANSWER, build_report

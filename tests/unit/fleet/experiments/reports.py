@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fleet.experiments.execution.run import write_index
 from fleet.experiments.experiment import Case, Experiment, Index, Run, Target, load_experiment
-from fleet.experiments.run import write_index
 
 
 def round_document(number: int, accuracy: float | None, **changes: Any) -> dict[str, Any]:

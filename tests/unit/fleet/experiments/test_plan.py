@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from fedge.errors import ConfigError
+from fleet.experiments.execution.plan import Plan, make_plan
 from fleet.experiments.naming import case_name, folder_name, short_keys, value_text
-from fleet.experiments.plan import Plan, make_plan
 
 HOUSE = str(Path(__file__).parents[4] / "examples/house_price.yaml")
 

@@ -11,8 +11,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.progress import TimeElapsedColumn as Elapsed
 from rich.progress import TimeRemainingColumn as Remaining
 
-from fleet.experiments.job import Job
-from fleet.experiments.workers import Began, Ended, Event, Rounds
+from fleet.experiments.execution.job import Job
+from fleet.experiments.execution.workers import Began, Ended, Event, Rounds
 
 
 class ProgressBars:

@@ -10,11 +10,11 @@ from typing import Any
 
 from fedge.errors import ConfigError, did_you_mean
 from fedge.yaml_config import load_config, located
+from fleet.experiments.execution.grid import Grid
+from fleet.experiments.execution.resolved import Resolved, resolve
 from fleet.experiments.experiment import Case
-from fleet.experiments.grid import Grid
 from fleet.experiments.hooks.registry import HOOKS
 from fleet.experiments.naming import case_name, folder_name, short_keys
-from fleet.experiments.resolved import Resolved, resolve
 from fleet.scenario import scenario_changes
 
 #: More runs are a mistake in a list, most likely.

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
-from fleet.experiments.job import Job, execute
+from fleet.experiments.execution.job import Job, execute
 
 #: Libraries that start a thread for each core do so in every process otherwise, and the order of
 #: their sums, so the last digit of a result, would depend on the machine.

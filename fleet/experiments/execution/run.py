@@ -14,12 +14,12 @@ import yaml
 
 from fedge.errors import ConfigError
 from fedge.files import write_whole
+from fleet.experiments.execution.job import Job
+from fleet.experiments.execution.plan import Plan, PlannedCase
+from fleet.experiments.execution.workers import Ended, Event, run_jobs
 from fleet.experiments.experiment import INDEX_FILE, Index, Run, read_index
 from fleet.experiments.hooks.follow import CONFIGURATION_FILE
-from fleet.experiments.job import Job
-from fleet.experiments.plan import Plan, PlannedCase
 from fleet.experiments.results import load_report
-from fleet.experiments.workers import Ended, Event, run_jobs
 
 RUNS = "runs"
 #: libyaml's, where there is one: a thousand configurations are read in seconds.

@@ -1,0 +1,1 @@
+"""Running an experiment: its grid, its plan, its jobs and their processes."""
