@@ -149,7 +149,7 @@ def load_scenario(path: Path, changes: Mapping[str, Any] | None = None) -> Scena
     Raises:
         ConfigError: begins with file and key, or with the change that is wrong.
     """
-    _check_there(path)
+    check_there(path)
     document = load_yaml(path)
     if not changes or not isinstance(document, dict):
         return _decoded(document, path, str(path))
@@ -188,16 +188,20 @@ def _decoded(document: Any, path: Path, origin: str) -> Scenario:
     return scenario
 
 
-def _check_there(path: Path) -> None:
-    """Raises ConfigError where the name of an example stands for a file."""
+def check_there(path: Path) -> None:
+    """Checks that the name of an example does not stand for a file.
+
+    Raises:
+        ConfigError: it does; says how to write the file.
+    """
     if path.exists():
         return
     from fedge.handbook.example import examples  # only to explain
 
-    if path.stem in examples():
+    if example := examples().get(path.stem):
         raise ConfigError(
             f"{path}: no such file; `fedge example {path.stem}` writes this example to "
-            f"examples/{path.stem}.yaml"
+            f"examples/{example.name}"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import posixpath
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,24 +24,43 @@ class Example:
     """One experiment.
 
     Attributes:
-        path: its YAML.
+        name: its YAML, relative to the folder of all examples.
         description: of one line.
-        files: that the YAML names, relative to it.
+        files: that the YAML names, and those that they name; relative to the same folder.
+        command: that runs it.
     """
 
-    path: Path
+    name: str
     description: str
     files: tuple[str, ...]
+    command: str
 
 
 def examples() -> dict[str, Example]:
-    """Returns the examples by name."""
-    return {path.stem: _read(path) for path in sorted(shipped("examples").glob("*.yaml"))}
+    """Returns the examples by name: scenarios, then grids of them."""
+    base = shipped("examples")
+    scenarios = {p.stem: _read(p, base, "fleet run") for p in sorted(base.glob("*.yaml"))}
+    grids = sorted(base.glob("experiments/*.yaml"))
+    return scenarios | {path.stem: _read(path, base, "experiment run") for path in grids}
 
 
-def _read(path: Path) -> Example:
+def _read(path: Path, base: Path, command: str) -> Example:
     document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return Example(path, str(document.get("description", "")), tuple(_files(document, path.parent)))
+    files = tuple(_named(document, path.parent, base))
+    name = path.relative_to(base).as_posix()
+    return Example(name, str(document.get("description", "")), files, f"fedge {command}")
+
+
+def _named(document: Any, folder: Path, base: Path) -> list[str]:
+    """Returns the files that a document in `folder` names, and those that they name."""
+    found = []
+    for name in _files(document, folder):
+        file = Path(posixpath.normpath(folder / name))
+        found.append(file.relative_to(base).as_posix())
+        if file.suffix == ".yaml":
+            inner = yaml.safe_load(file.read_text(encoding="utf-8"))
+            found += _named(inner, file.parent, base)
+    return found
 
 
 def _files(value: Any, folder: Path) -> list[str]:
@@ -68,7 +88,8 @@ def _files(value: Any, folder: Path) -> list[str]:
 def cli(name: str | None, out: Path, as_json: bool) -> None:
     """Write an example, its data and its licences into a folder; without NAME, list the examples.
 
-    `fedge fleet run` runs it. An existing file is kept if it is the same, and never overwritten.
+    `fedge fleet run` runs it, `fedge experiment run` a grid. An existing file is kept if it is the
+    same, and never overwritten.
     """
     known = examples()
     if name is None:
@@ -83,7 +104,7 @@ def cli(name: str | None, out: Path, as_json: bool) -> None:
         return
     for path, is_new in files.items():
         click.echo(f"{'wrote' if is_new else 'kept '} {path}")
-    click.echo(f"next: fedge fleet run {out / known[name].path.name}")
+    click.echo(f"next: {known[name].command} {out / known[name].name}")
 
 
 def _list(known: dict[str, Example], as_json: bool) -> None:
@@ -94,13 +115,13 @@ def _list(known: dict[str, Example], as_json: bool) -> None:
     width = max(map(len, known))
     for name, example in known.items():
         click.echo(f"{name:{width}}  {example.description}")
-    click.echo("\n`fedge example NAME --out DIR` writes one, `fedge fleet run` runs it.")
+    click.echo("\n`fedge example NAME --out DIR` writes one, and says what runs it.")
 
 
 def _write(example: Example, folder: Path) -> dict[Path, bool]:
     """Writes the files that are not there; returns all, and whether each was written."""
-    source = example.path.parent
-    names = [*example.files, *([_LICENCES] if example.files else []), example.path.name]
+    source = shipped("examples")
+    names = [*example.files, *([_LICENCES] if example.files else []), example.name]
     contents = {folder / name: (source / name).read_bytes() for name in dict.fromkeys(names)}
     kept = {path for path, data in contents.items() if _has(path, data)}
     changed = [path for path in contents if path not in kept and path.exists()]

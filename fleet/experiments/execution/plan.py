@@ -15,7 +15,7 @@ from fleet.experiments.execution.resolved import Resolved, resolve
 from fleet.experiments.experiment import Case
 from fleet.experiments.hooks.registry import HOOKS
 from fleet.experiments.naming import case_name, folder_name, short_keys
-from fleet.scenario import scenario_changes
+from fleet.scenario import check_there, scenario_changes
 
 #: More runs are a mistake in a list, most likely.
 MAX_RUNS = 100_000
@@ -81,6 +81,7 @@ def make_plan(path: Path, changes: Mapping[str, Any] | None = None, seeds: int =
     Raises:
         ConfigError: the file or a combination is wrong; names the combination.
     """
+    check_there(path)
     grid = load_config(path, Grid)
     for hook in grid.hooks:
         HOOKS.make(hook)  # raises where it is unknown, or what it needs is missing

@@ -12,12 +12,14 @@ from click.testing import CliRunner, Result
 from fedge.command import cli
 from fedge.handbook.docs import as_text, section, summary, topics
 from fedge.handbook.example import examples
+from fleet.experiments.execution.plan import make_plan
 from fleet.scenario import load_scenario
 
 _COMMAND = re.compile(r"`fedge docs ([\w/-]+)(?: ([\w-]+))?`")
 
 every_topic = pytest.mark.parametrize("topic", list(topics()))
-every_example = pytest.mark.parametrize("name", list(examples()))
+SCENARIOS = [n for n, example in examples().items() if example.command == "fedge fleet run"]
+GRIDS = [name for name in examples() if name not in SCENARIOS]
 
 
 def run(*arguments: str, code: int = 0) -> Result:
@@ -90,7 +92,7 @@ def test_an_unknown_page_or_section_is_one_line_that_says_what_there_is() -> Non
 # -- examples -----------------------------------------------------------------------------------
 
 
-@every_example
+@pytest.mark.parametrize("name", SCENARIOS)
 def test_an_example_is_written_with_all_it_needs(name: str, tmp_path: Path) -> None:
     said = run("example", name, "--out", str(tmp_path)).stdout
     config = tmp_path / f"{name}.yaml"
@@ -98,6 +100,19 @@ def test_an_example_is_written_with_all_it_needs(name: str, tmp_path: Path) -> N
     scenario = load_scenario(config)
     assert (config.parent / scenario.data.path).is_file()
     assert (tmp_path / "data/LICENSES.md").is_file()
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_a_grid_is_written_with_its_scenarios_and_their_data(name: str, tmp_path: Path) -> None:
+    said = run("example", name, "--out", str(tmp_path)).stdout
+    grid = tmp_path / f"experiments/{name}.yaml"
+    assert said.splitlines()[-1] == f"next: fedge experiment run {grid}"
+    for case in make_plan(grid).cases:
+        assert case.path.is_relative_to(tmp_path)
+        assert (case.path.parent / case.resolved.scenario.data.path).is_file()
+    assert (tmp_path / "data/LICENSES.md").is_file()
+    error = run("experiment", "run", f"{name}.yaml", code=2).stderr
+    assert f"`fedge example {name}` writes this example to examples/experiments/" in error
 
 
 def test_the_list_of_examples_says_what_each_is() -> None:
