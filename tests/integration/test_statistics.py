@@ -107,7 +107,7 @@ def test_a_fleet_s_statistics_are_those_of_the_rows_of_all_who_allow_it(tmp_path
 
 
 def test_a_simulation_gives_the_same_table(tmp_path: Path) -> None:
-    output, report = play("simulate", tmp_path / "simulated", "--seed", "4")
+    output, report = play("simulate", tmp_path / "simulated", "--set", "seeds.simulation=4")
     check_table(report["statistics"], pooled(without="site-3"))
     _, run = play("run", tmp_path / "run", "--hosts", "1")
     one, other = (r["statistics"]["columns"] for r in (report, run))
