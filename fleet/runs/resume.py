@@ -15,8 +15,9 @@ from fedge.errors import ConfigError
 from fedge.files import write_whole
 
 RUN_FILE = "run.json"
-#: Why a run ended, in its report.
+#: Why a run ended before its end, in its report: by a person, or since it could not go on.
 INTERRUPTED = "interrupted"
+FAILED = "failed"
 #: Keys of the configuration in which a run that goes on may differ.
 _MAY_DIFFER = frozenset({"federation.rounds", "show"})
 #: Options of a command that change its results.

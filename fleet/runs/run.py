@@ -32,6 +32,7 @@ from fleet.runs.host import AGENT_FILE
 from fleet.runs.processes import Processes
 from fleet.runs.record import record_notes, run_record
 from fleet.runs.resume import (
+    FAILED,
     INTERRUPTED,
     RunInterrupted,
     earlier_record,
@@ -84,7 +85,7 @@ def run_scenario(path: Path, options: RunOptions, watcher: Watcher) -> dict[str,
     Raises:
         ConfigError: scenario, data, model or options are wrong, or too few agents can take part.
         LinkError: the external broker cannot be reached.
-        FleetError: the run ended without a result.
+        FleetError: the run did not come to its end; after a committed round its report is written.
         RunInterrupted: it was interrupted after a round was committed.
     """
     scenario = load_scenario(path, options.changes)
@@ -98,15 +99,25 @@ def run_scenario(path: Path, options: RunOptions, watcher: Watcher) -> dict[str,
         watcher.begin(participants, config, f"{kind} on {settings.host}:{settings.port}")
         run.tell_beginning()
         started = time.monotonic()
+        failure: KeyboardInterrupt | FleetError | None = None
         try:
             reason = run.run(config)
-        except KeyboardInterrupt:
-            reason = INTERRUPTED
+        except (KeyboardInterrupt, FleetError) as error:
+            failure, reason = error, FAILED if isinstance(error, FleetError) else INTERRUPTED
         finally:
             if kind == "external":
                 _remove_retained(settings, config.federation, watcher)
         seconds = time.monotonic() - started
-    return run.conclude(config, kind, reason, seconds)
+    if failure is not None and not run.has_result():
+        raise failure
+    report = run.conclude(config, kind, reason, seconds)
+    if isinstance(failure, FleetError):
+        raise FleetError(
+            f"{failure}; report and model so far are in {options.out}, --resume goes on"
+        ) from failure
+    if report["status"] == "interrupted":
+        raise RunInterrupted(report)
+    return report
 
 
 def _remove_retained(settings: BrokerSettings, federation: str, watcher: Watcher) -> None:
@@ -296,6 +307,10 @@ class _Run:
             f"(all logs: {self.processes.folder})"
         )
 
+    def has_result(self) -> bool:
+        """Returns whether a round was committed, once all processes have ended."""
+        return bool(committed(stored_rounds(self.state)))
+
     def conclude(
         self, config: CoordinatorConfig, kind: str, reason: str, seconds: float
     ) -> dict[str, Any]:
@@ -305,8 +320,6 @@ class _Run:
         before = sum(record.seconds for record in self.records[: self._resumed_at])
         known = {record.round_id: record for record in (*self.records, *stored_rounds(self.state))}
         records = [known[number] for number in sorted(known)]
-        if reason == INTERRUPTED and not committed(records):
-            raise KeyboardInterrupt
         ended = Ended(
             self.participants,
             self.package,
@@ -318,7 +331,7 @@ class _Run:
             reason=reason,
             seconds=before + seconds,
             odd_data=self.odd_data,
-            status="interrupted" if reason == INTERRUPTED else "complete",
+            status="interrupted" if reason in (INTERRUPTED, FAILED) else "complete",
             record=self.record,
         )
         try:
@@ -330,8 +343,6 @@ class _Run:
         except FleetError as error:
             raise FleetError(f"{error}; logs: {self.processes.folder}") from error
         write_report(report, self.out)
-        if report["status"] == "interrupted":
-            raise RunInterrupted(report)
         return report
 
 

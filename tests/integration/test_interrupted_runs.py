@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from click.testing import CliRunner, Result
 
 from coordinator.config import CoordinatorConfig
 from coordinator.records.records import RoundRecord
-from fedge.errors import ConfigError
+from fedge.errors import ConfigError, FleetError
 from fleet.cli import cli
 from fleet.experiments.results import load_report
 from fleet.live import LiveWatcher
@@ -216,6 +218,39 @@ def test_interrupted_before_a_round_is_committed_a_run_leaves_no_report(
     assert not (tmp_path / "report.json").exists()
     assert (tmp_path / RUN_FILE).exists()
     assert simulated(tmp_path, Interrupting(), resume=True)["status"] == "complete"
+
+
+class Killing(Interrupting):
+    """Watcher that kills the coordinator when a round has ended."""
+
+    def round(self, record: RoundRecord) -> None:
+        self.rounds.append(record.round_id)
+        if record.round_id == self.after:
+            os.kill(child_with(b"coordinator"), signal.SIGKILL)
+
+
+def child_with(word: bytes) -> int:
+    """The child process of this one with a word in its command line."""
+    children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+    (found,) = [pid for pid in children if word in words_of(pid)]
+    return int(found)
+
+
+def words_of(pid: str) -> list[bytes]:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+
+
+def test_a_run_whose_coordinator_is_killed_keeps_its_report_and_goes_on(tmp_path: Path) -> None:
+    need("mosquitto")
+    options = RunOptions(tmp_path, CHANGES, "mosquitto", hosts=1)
+    with pytest.raises(FleetError, match=r"ended early: .*; report and model so far are in .*, --"):
+        run_scenario(SCENARIO, options, Killing(after=2))
+    report = written(tmp_path)
+    assert (report["status"], report["stopped"]) == ("interrupted", "failed")
+    assert report["final"]["version"] >= 1
+    assert theta_in(tmp_path).any()
+    resumed = run_scenario(SCENARIO, replace(options, resume=True), Interrupting())
+    assert (resumed["status"], resumed["final"]["version"]) == ("complete", ROUNDS)
 
 
 def test_an_interrupted_run_of_real_processes_goes_on(tmp_path: Path) -> None:
