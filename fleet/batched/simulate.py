@@ -22,7 +22,7 @@ from fleet.batched.fleet_roster import FleetRoster, FleetStandings
 from fleet.batched.fleet_setup import FleetSetup
 from fleet.batched.mode import Choice
 from fleet.batched.traffic import births
-from fleet.batched.workers import make_workers
+from fleet.batched.worker_choice import make_workers
 from fleet.participants import Participants
 from fleet.virtual.profiles import Profiles
 from learning.vector.metrics import Sums
@@ -83,6 +83,7 @@ def simulate_fleet(
     on_part: Callable[[str, int, int], None],
     *,
     is_kept: bool,
+    ray: str | None = None,
 ) -> Simulated:
     """Simulates a fleet.
 
@@ -93,8 +94,10 @@ def simulate_fleet(
         on_round: called with each round's record.
         on_part: called with the phase, the parts that have answered, and their number.
         is_kept: whether to keep, and go on with, what is needed to go on.
+        ray: address of a Ray that works in place of processes; see `fleet.batched.ray_workers`.
 
     Raises:
+        ConfigError: Ray is wanted, and is not there.
         DataError: an agent's data cannot be used.
         FleetError: the federation ended without a result.
     """
@@ -105,7 +108,10 @@ def simulate_fleet(
     if state is not None:
         state.mkdir(parents=True, exist_ok=True)
     statuses: dict[str, AgentStatus] = {}
-    with closing(open_store(config, state)) as store, make_workers(setup, processes) as workers:
+    with (
+        closing(open_store(config, state)) as store,
+        make_workers(setup, processes, ray) as workers,
+    ):
         store.adopt(config.federation, package)
         inputs = Inputs(
             config,

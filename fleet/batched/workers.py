@@ -1,4 +1,4 @@
-"""Workers of a simulation: this process, or several of this machine."""
+"""Workers of a simulation: this process, or several of this machine; see also `ray_workers`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fleet.batched.fleet_setup import FleetSetup
 from fleet.batched.task import PartAnswer, PhaseTask
 
 #: Times that a part is given to new processes after those before ended.
-_TRIES = 3
+TRIES = 3
 
 Job = tuple[int, PhaseTask]
 
@@ -87,7 +87,7 @@ class Processes:
         assert self._pool is not None, "entered"
         futures = [self._pool.submit(_work, *job) for job in jobs]
         for number in range(len(jobs)):
-            for _ in range(_TRIES):
+            for _ in range(TRIES):
                 try:
                     answer = futures[number].result()
                     break
@@ -101,7 +101,7 @@ class Processes:
                             futures[other] = self._pool.submit(_work, *jobs[other])
             else:
                 raise FleetError(
-                    f"a process that simulates agents ended {_TRIES} times at the same part: out "
+                    f"a process that simulates agents ended {TRIES} times at the same part: out "
                     "of memory? take fewer processes (--processes)"
                 )
             futures[number] = Future()  # its answer is not kept
@@ -128,14 +128,3 @@ def default_count(parts: int) -> int:
     """Returns the processes that are worth starting for so many parts."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return min(cores or 1, parts)
-
-
-def make_workers(setup: FleetSetup, count: int | None) -> Workers:
-    """Returns the workers of a fleet.
-
-    Args:
-        setup: of the fleet.
-        count: number of processes; None: one for each core, where there are parts for them.
-    """
-    wanted = default_count(len(setup.bounds)) if count is None else min(count, len(setup.bounds))
-    return OwnProcess(setup) if wanted <= 1 else Processes(setup, wanted)

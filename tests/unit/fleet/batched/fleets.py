@@ -52,11 +52,11 @@ def make_fleet(
     return Fleet(path, participants, config, package, load_profiles(), choice)
 
 
-def cohorts(fleet: Fleet, processes: int = 1) -> Outcome:
+def cohorts(fleet: Fleet, processes: int = 1, ray: str | None = None) -> Outcome:
     """Simulates a fleet with cohorts."""
     with tempfile.TemporaryDirectory() as folder:
         done = simulate_fleet(
-            fleet, Path(folder), processes, lambda _: None, lambda *_: None, is_kept=False
+            fleet, Path(folder), processes, lambda _: None, lambda *_: None, is_kept=False, ray=ray
         )
     return Outcome(done.theta, done.records)
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from fleet.batched import simulate, workers
+from fedge.errors import ConfigError
+from fleet.batched import ray_workers, simulate, workers
 from fleet.batched.fleet_setup import part_bounds
 from fleet.batched.simulate import simulate_fleet
 from fleet.batched.task import PartAnswer
-from fleet.batched.workers import Processes
+from fleet.batched.workers import OwnProcess, Processes
 from tests.unit.fleet.batched.fleets import cohorts, make_fleet
 
 #: Three parts: more than one for each process.
@@ -64,7 +68,7 @@ def test_a_process_that_is_killed_is_replaced_and_nothing_is_lost(
     fleet = make_fleet("house_price", CHANGES, "bytes", vectorized=True)
     expected = cohorts(fleet)
     Killed.phases = 0
-    monkeypatch.setattr(simulate, "make_workers", lambda setup, count: Killed(setup, 2))
+    monkeypatch.setattr(simulate, "make_workers", lambda setup, count, ray: Killed(setup, 2))
     done = simulate_fleet(fleet, tmp_path, 2, lambda _: None, lambda *_: None, is_kept=False)
     assert Killed.phases > 2
     np.testing.assert_array_equal(done.theta, expected.theta)
@@ -73,3 +77,42 @@ def test_a_process_that_is_killed_is_replaced_and_nothing_is_lost(
 
 def test_small_fleets_need_no_processes() -> None:
     assert workers.default_count(1) == 1
+
+
+class Asked(Exception):
+    """A phase has begun."""
+
+
+class Looking(OwnProcess):
+    """Does nothing but look at the setup and the first task."""
+
+    def run(self, jobs: Any) -> Iterator[PartAnswer]:
+        raise Asked(self._setup, jobs[0][1])
+
+
+def test_a_machine_that_does_not_see_the_folder_of_the_states_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fleet = make_fleet("house_price", CHANGES, "arrays", vectorized=True)
+    monkeypatch.setattr(simulate, "make_workers", lambda setup, *_: Looking(setup))
+    with pytest.raises(Asked) as asked:
+        simulate_fleet(fleet, tmp_path, 1, lambda _: None, lambda *_: None, is_kept=False)
+    setup, whole = asked.value.args
+    task, vectors = pickle.dumps(replace(whole, vectors={})), whole.vectors
+    worker = ray_workers._Worker(setup, str(tmp_path / "not here"))
+    with pytest.raises(ConfigError, match="keep the run in a folder that all machines"):
+        worker.work(0, task, vectors)
+    (tmp_path / "here").touch()
+    answer = pickle.loads(ray_workers._Worker(setup, str(tmp_path / "here")).work(0, task, vectors))
+    assert answer.counted
+
+
+def test_ray_that_is_not_installed_is_named_with_its_extra(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    fleet = make_fleet("house_price", {"agents": 70}, "arrays", vectorized=True)
+    with pytest.raises(ConfigError, match=r"pip install 'fedge\[ray\]'"):
+        simulate_fleet(
+            fleet, tmp_path, 1, lambda _: None, lambda *_: None, is_kept=False, ray="local"
+        )
