@@ -116,7 +116,7 @@ class Processes:
             self.coordinator.process.wait(timeout_s)
 
     def stop(self) -> None:
-        """Ends all processes: SIGTERM, a few seconds, SIGKILL."""
+        """Ends all processes: SIGTERM, a few seconds, SIGKILL; interrupted meanwhile, at once."""
         children = list(self.children)
         if self.coordinator is not None:
             children.append(self.coordinator)
@@ -124,12 +124,15 @@ class Processes:
             if child.running:
                 child.process.terminate()
         deadline = time.monotonic() + _STOP_S
-        for child in children:
-            try:
-                child.process.wait(max(0.05, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                child.process.kill()
-                child.process.wait()
+        try:
+            for child in children:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.process.wait(max(0.05, deadline - time.monotonic()))
+        finally:
+            for child in children:
+                if child.running:
+                    child.process.kill()
+                    child.process.wait()
 
     def _start(self, name: str, arguments: list[str], stdout: int) -> Child:
         log = self.folder / name / "log"

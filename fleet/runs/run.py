@@ -99,19 +99,19 @@ def run_scenario(path: Path, options: RunOptions, watcher: Watcher) -> dict[str,
         watcher.begin(participants, config, f"{kind} on {settings.host}:{settings.port}")
         run.tell_beginning()
         started = time.monotonic()
-        failure: KeyboardInterrupt | FleetError | None = None
+        failure: FleetError | None = None
         try:
             reason = run.run(config)
-        except (KeyboardInterrupt, FleetError) as error:
-            failure, reason = error, FAILED if isinstance(error, FleetError) else INTERRUPTED
+        except FleetError as error:
+            failure, reason = error, FAILED
         finally:
             if kind == "external":
                 _remove_retained(settings, config.federation, watcher)
         seconds = time.monotonic() - started
-    if failure is not None and not run.has_result():
-        raise failure
+    if reason in (FAILED, INTERRUPTED) and not run.has_result():
+        raise failure or KeyboardInterrupt
     report = run.conclude(config, kind, reason, seconds)
-    if isinstance(failure, FleetError):
+    if failure is not None:
         raise FleetError(
             f"{failure}; report and model so far are in {options.out}, --resume goes on"
         ) from failure
@@ -214,7 +214,10 @@ class _Run:
         }
 
     def run(self, config: CoordinatorConfig) -> str:
-        """Starts all processes, follows the rounds, ends all; returns why the federation ended."""
+        """Starts all processes, follows the rounds, ends all; returns why the federation ended.
+
+        An interruption is such a reason; a second one, while processes end, is raised.
+        """
         folder = self.processes.folder
         try:
             self.processes.start_coordinator(
@@ -228,7 +231,7 @@ class _Run:
             return self._watch(config)
         except KeyboardInterrupt:
             self.watcher.note("interrupted: ending all processes; interrupt again to end at once")
-            raise
+            return INTERRUPTED
         finally:
             self.processes.stop()
 

@@ -220,24 +220,31 @@ def test_interrupted_before_a_round_is_committed_a_run_leaves_no_report(
     assert simulated(tmp_path, Interrupting(), resume=True)["status"] == "complete"
 
 
+def children_with(word: bytes) -> list[int]:
+    """The child processes of this one with a word in their command line."""
+    children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+    lines = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children}
+    return [int(pid) for pid, line in lines.items() if word in line]
+
+
+def test_interrupted_again_a_run_ends_at_once_with_all_its_processes(tmp_path: Path) -> None:
+    need("mosquitto")
+    options = RunOptions(tmp_path, CHANGES, "mosquitto", hosts=1)
+    with pytest.raises(KeyboardInterrupt) as interrupted:
+        run_scenario(SCENARIO, options, Interrupting(after=1, again=True))
+    assert not isinstance(interrupted.value, RunInterrupted)
+    assert not (tmp_path / "report.json").exists()
+    assert children_with(bytes(tmp_path)) == []
+
+
 class Killing(Interrupting):
     """Watcher that kills the coordinator when a round has ended."""
 
     def round(self, record: RoundRecord) -> None:
         self.rounds.append(record.round_id)
         if record.round_id == self.after:
-            os.kill(child_with(b"coordinator"), signal.SIGKILL)
-
-
-def child_with(word: bytes) -> int:
-    """The child process of this one with a word in its command line."""
-    children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
-    (found,) = [pid for pid in children if word in words_of(pid)]
-    return int(found)
-
-
-def words_of(pid: str) -> list[bytes]:
-    return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            (coordinator,) = children_with(b"\0coordinator\0run\0")
+            os.kill(coordinator, signal.SIGKILL)
 
 
 def test_a_run_whose_coordinator_is_killed_keeps_its_report_and_goes_on(tmp_path: Path) -> None:
