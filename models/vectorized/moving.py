@@ -271,9 +271,14 @@ def _tile(builder: Builder, operation: Operation) -> Sequence[Value]:
     lead = value.array.shape[: value.lead]
     spread = tuple(length if at % 2 else 1 for at, length in enumerate(repeated))
     source = viewed(value.array, (*lead, *spread))
+    copied = None
     if source is None:
-        raise UnsupportedError("TILE of such a view runs on an interpreter only")
+        copied = builder.new(value.axes, value.array.dtype, value.level)
+        builder.do(value.level, np.copyto, copied.array, value.array)
+        source = copied.array.reshape(*lead, *spread)
     builder.do(value.level, np.copyto, out.array.reshape(*lead, *repeated), source)
+    if copied is not None:
+        builder.free(copied)
     return [out]
 
 
@@ -340,19 +345,14 @@ def _gather(builder: Builder, operation: Operation) -> Sequence[Value]:
     at = axis_number(operation.option(0, "<i"), len(table.axes))
     if operation.option(1, "<i") or at:
         raise UnsupportedError("GATHER along an inner axis runs on an interpreter only")
-    count = literal(table.axes, 0)
+    literal(table.axes, 0)
     level = max(table.level, index.level)
     out = builder.output(operation, (*index.axes, *table.axes[1:]), level)
-    rows, numbers = table.array, index.array
     if table.level == Level.AGENTS:
-        rest = table.array.shape[2:]
-        flat = viewed(table.array, (-1, *rest))
-        if flat is None:
-            raise UnsupportedError("GATHER from such a view runs on an interpreter only")
-        starts = (np.arange(builder.agents) * count).reshape(-1, *(1,) * len(index.axes))
-        builder.do(level, _take_own, flat, numbers, starts, out.array)
+        agents = np.arange(builder.agents).reshape(-1, *(1,) * len(index.axes))
+        builder.do(level, _take_own, table.array, agents, index.array, out.array)
     else:
-        builder.do(level, _take, rows, numbers, out.array)
+        builder.do(level, _take, table.array, index.array, out.array)
     return [out]
 
 
@@ -360,8 +360,8 @@ def _take(table: Array, index: Array, out: Array) -> None:
     np.take(table, index, axis=0, out=out, mode="clip")
 
 
-def _take_own(table: Array, index: Array, starts: Array, out: Array) -> None:
-    np.take(table, index + starts, axis=0, out=out, mode="clip")
+def _take_own(table: Array, agents: Array, index: Array, out: Array) -> None:
+    np.copyto(out, table[agents, np.clip(index, 0, table.shape[1] - 1)])
 
 
 def _shape(_: Builder, operation: Operation) -> Sequence[Value]:

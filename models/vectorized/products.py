@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import numpy as np
 
 from models.inspect.operators import Kind
 from models.vectorized.axes import (
+    Array,
     Axes,
     FixedBatchError,
     Loose,
@@ -57,6 +59,30 @@ def _fully_connected(builder: Builder, operation: Operation) -> Sequence[Value]:
     found = reshape(builder, out, operation.shapes[0])
     builder.free(out)
     return [found]
+
+
+def _segment_sum(builder: Builder, operation: Operation) -> Sequence[Value]:
+    """Sums of rows by class, the gradient of a table of embeddings: (classes == index)ᵀ · rows."""
+    value, index = operation.value(0), operation.value(1)
+    classes, *rest = operation.shapes[0]
+    if len(index.axes) != 1 or operation.dtypes[0] != np.float32:
+        raise UnsupportedError("such an UNSORTED_SEGMENT_SUM runs on an interpreter only")
+    count = recorded(value.axes, builder.rows)[0]
+    flat = reshape(builder, value, (count, prod(rest)))
+    chosen = builder.new((classes, *index.axes), np.float32, index.level)
+    numbers = np.arange(classes, dtype=np.int32)[:, None]
+    builder.do(index.level, _is_class, numbers, index.array[..., None, :], chosen.array)
+    axes = product_axes(builder, chosen.axes, flat.axes)
+    out = builder.new(axes, np.float32, max(value.level, index.level))
+    add_product(builder, chosen, flat, out)
+    found = reshape(builder, out, operation.shapes[0])
+    for used in (flat, chosen, out):
+        builder.free(used)
+    return [found]
+
+
+def _is_class(numbers: Array, index: Array, out: Array) -> None:
+    np.copyto(out, np.equal(numbers, index))
 
 
 def product_axes(builder: Builder, left: Axes, right: Axes) -> Axes:
@@ -131,4 +157,5 @@ def _transposed(value: Value) -> Value:
 OPERATORS: dict[int, OperatorFunction] = {
     Kind.BATCH_MATMUL: _batch_matmul,
     Kind.FULLY_CONNECTED: _fully_connected,
+    Kind.UNSORTED_SEGMENT_SUM: _segment_sum,
 }

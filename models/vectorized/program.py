@@ -28,6 +28,8 @@ _MAX_BATCHES = 32
 _MAX_PLANS = 24
 #: Memory that kept plans may have; the plan in use stays whatever its size.
 _MAX_PLAN_BYTES = 256 << 20
+#: Agents of the plans that show whether a program runs: one agent's arrays have more views.
+_TRIED = 2
 #: Inputs without an axis of rows.
 _PARAMETERS = frozenset({"theta", "frozen"})
 
@@ -78,7 +80,7 @@ class VectorizedProgram:
         self.any_rows = any_rows and not spec.tracked and spec.batch_size > 1 and self._follows()
         block = _Block(0, spec.batch_size, spec.batch_size, spec.batch_size)
         for kind in ("gradient", "evaluate"):
-            self._plan(_Call(kind, block, frozenset(), self._outputs(kind)), 1)
+            self._plan(_Call(kind, block, frozenset(), self._outputs(kind)), _TRIED)
 
     def gradient(
         self,
@@ -175,7 +177,7 @@ class VectorizedProgram:
             for kind in ("gradient", "evaluate"):
                 for rows in (1, size + 1):
                     block = _Block(0, rows, rows, size)
-                    self._plan(_Call(kind, block, frozenset(), self._outputs(kind)), 1)
+                    self._plan(_Call(kind, block, frozenset(), self._outputs(kind)), _TRIED)
         except FixedBatchError:
             return False
         return True

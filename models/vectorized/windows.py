@@ -9,7 +9,17 @@ from typing import Any
 import numpy as np
 
 from models.inspect.operators import Kind
-from models.vectorized.axes import Array, Axes, UnsupportedError, physical, recorded, same_axis
+from models.vectorized.axes import (
+    Array,
+    Axes,
+    Axis,
+    Batch,
+    FixedBatchError,
+    UnsupportedError,
+    physical,
+    recorded,
+    same_axis,
+)
 from models.vectorized.building import Builder, Operation, OperatorFunction, Value
 from models.vectorized.moving import literal, padded, viewed
 from models.vectorized.products import add_product, product_axes
@@ -113,32 +123,50 @@ def _convolution(builder: Builder, operation: Operation) -> Sequence[Value]:
     size = (literal(filters.axes, 1), literal(filters.axes, 2))
     windows = _windows(value, size, operation, (0, 1, 2, 4, 5))
     channels = same_axis([value.axes[3], filters.axes[3]], builder.rows)
-    if not isinstance(channels, int) or not isinstance(filters.axes[3], int):
-        raise UnsupportedError("CONV_2D over rows runs on an interpreter only")
+    if not value.axes[3] == filters.axes[3] == channels:
+        raise FixedBatchError("a convolution over what may be rows")
     filled, own = _around(builder, operation, value, windows, 0)
     taps = size[0] * size[1]
-    matrix_axes: Axes = (value.axes[0], *windows.places, taps * channels)
-    matrix = builder.new(matrix_axes, np.float32, value.level)
-    split = matrix.array.reshape(*matrix.array.shape[:-1], taps, channels)
+    inner = _times(taps, channels)
+    matrix = builder.new((value.axes[0], *windows.places, inner), np.float32, value.level)
+    split = matrix.array.reshape(*matrix.array.shape[:-1], taps, -1)
     for number, tap in enumerate(windows.taps(filled.array)):
         builder.do(value.level, np.copyto, split[..., number, :], tap)
-    flat = viewed(filters.array, (*filters.array.shape[: filters.lead], count, taps * channels))
+    flat = viewed(
+        filters.array, (*filters.array.shape[: filters.lead], count, split.shape[-1] * taps)
+    )
+    copied = None
     if flat is None:
-        raise UnsupportedError("CONV_2D with such filters runs on an interpreter only")
+        copied = builder.new((count, inner), np.float32, filters.level)
+        builder.do(
+            filters.level, np.copyto, copied.array.reshape(filters.array.shape), filters.array
+        )
+        flat = copied.array
     out_axes: Axes = (value.axes[0], *windows.places, count)
     level = max(value.level, filters.level)
     out = builder.output(operation, out_axes, level)
-    weights = Value(flat.swapaxes(-1, -2), (taps * channels, count), filters.level)
+    weights = Value(flat.swapaxes(-1, -2), (inner, count), filters.level)
     rows_axes: Axes = _merged(builder, matrix)
     rows = Value(_as_rows(matrix), rows_axes, value.level)
     target_axes = product_axes(builder, rows_axes, weights.axes)
     target = Value(_as_rows(out), target_axes, level)
     add_product(builder, rows, weights, target)
     builder.free(matrix)
+    if copied is not None:
+        builder.free(copied)
     if own:
         builder.free(filled)
     _add_bias(builder, operation, out)
     return [builder.activate(out, operation.option(3))]
+
+
+def _times(count: int, axis: Axis) -> Axis:
+    """Returns the axis of `count` times what an axis has."""
+    if isinstance(axis, int):
+        return count * axis
+    if isinstance(axis, Batch):
+        return Batch(count * axis.outer, axis.inner)
+    raise FixedBatchError("a convolution over what may be rows")
 
 
 def _as_rows(value: Value) -> Array:
@@ -154,8 +182,8 @@ def _merged(builder: Builder, value: Value) -> Axes:
     return (int(np.prod(physical(value.axes[:-1], builder.rows))), value.axes[-1])
 
 
-def _add_bias(builder: Builder, operation: Operation, out: Value) -> None:
-    bias = operation.optional(2)
+def _add_bias(builder: Builder, operation: Operation, out: Value, at: int = 2) -> None:
+    bias = operation.optional(at)
     if bias is None:
         return
     if bias.level > out.level:
@@ -192,9 +220,47 @@ def _depthwise(builder: Builder, operation: Operation) -> Sequence[Value]:
     return [builder.activate(out, operation.option(4))]
 
 
+def _transposed_convolution(builder: Builder, operation: Operation) -> Sequence[Value]:
+    """Each input number times each filter tap, added up where the windows overlap."""
+    filters, value = operation.value(1), operation.value(2)
+    count, height, width, channels = (literal(filters.axes, at) for at in range(4))
+    shape = operation.shapes[0]
+    stride = (operation.option(2, "<i"), operation.option(1, "<i"))
+    lengths = [literal(value.axes, 1 + at) for at in range(2)]
+    size = (height, width)
+    full = [(n - 1) * step + k for n, step, k in zip(lengths, stride, size, strict=True)]
+    same = operation.option(0) == _SAME
+    before = [max(full[at] - shape[1 + at], 0) // 2 if same else 0 for at in range(2)]
+    level = max(value.level, filters.level)
+    taps = height * width * count
+    by_tap = np.moveaxis(filters.array, -4, -2)  # (height, width, filters, channels)
+    matrix = builder.new((taps, channels), np.float32, filters.level)
+    builder.do(filters.level, np.copyto, matrix.array.reshape(by_tap.shape), by_tap)
+    weights = Value(matrix.array.swapaxes(-1, -2), (channels, taps), filters.level)
+    products = builder.new((*value.axes[:3], taps), np.float32, level)
+    rows_axes = (int(np.prod(physical(value.axes[:3], builder.rows))), channels)
+    rows = Value(_as_rows(value), rows_axes, value.level)
+    add_product(builder, rows, weights, Value(_as_rows(products), (rows_axes[0], taps), level))
+    sides = [max(full[at], before[at] + shape[1 + at]) for at in range(2)]
+    whole = builder.new((value.axes[0], *sides, count), np.float32, level)
+    builder.do(level, whole.array.fill, 0)
+    windows = _Windows(size, stride, (1, 1), ((0, 0), (0, 0)), (lengths[0], lengths[1]))
+    for number, tap in enumerate(windows.taps(whole.array)):
+        part = products.array[..., number * count : (number + 1) * count]
+        builder.do(level, np.add, tap, part, tap)
+    parts = [slice(start, start + length) for start, length in zip(before, shape[1:3], strict=True)]
+    out = builder.output(operation, (value.axes[0], *shape[1:3], count), level)
+    builder.do(level, np.copyto, out.array, whole.array[..., parts[0], parts[1], :])
+    for used in (matrix, products, whole):
+        builder.free(used)
+    _add_bias(builder, operation, out, 3)
+    return [builder.activate(out, operation.option(3))]
+
+
 OPERATORS: dict[int, OperatorFunction] = {
     Kind.MAX_POOL_2D: _pool,
     Kind.AVERAGE_POOL_2D: _pool,
     Kind.CONV_2D: _convolution,
     Kind.DEPTHWISE_CONV_2D: _depthwise,
+    Kind.TRANSPOSE_CONV: _transposed_convolution,
 }

@@ -395,6 +395,48 @@ def test_convolutions(same: bool, own: tuple[int, ...]) -> None:
     _same(found, reference)
 
 
+@pytest.mark.parametrize("own", [(2,), (1, 2)])
+@pytest.mark.parametrize("same", [False, True])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_transposed_convolutions(same: bool, stride: int, own: tuple[int, ...]) -> None:
+    """Each input number adds the filters times itself at its place."""
+    filters = np.random.default_rng(14).normal(size=(AGENTS, 4, 3, 2, 3)).astype(np.float32)
+    rows, height, width, _ = _IMAGES[0].shape
+    full = ((height - 1) * stride + 3, (width - 1) * stride + 2)
+    sides = (height * stride, width * stride) if same else full
+
+    def reference(a: int) -> Array:
+        whole = np.zeros((rows, max(full[0], sides[0]), max(full[1], sides[1]), 4))
+        mine = filters[a if 1 in own else 0]
+        for h in range(height):
+            for w in range(width):
+                spread = np.einsum("nc,oijc->nijo", _IMAGES[a][:, h, w], mine)
+                whole[:, h * stride : h * stride + 3, w * stride : w * stride + 2] += spread
+        before = [max(f - s, 0) // 2 for f, s in zip(full, sides, strict=True)]
+        found: Array = whole[:, before[0] : before[0] + sides[0], before[1] : before[1] + sides[1]]
+        return found
+
+    given = [_numbers(rows, *sides, 4), filters if 1 in own else filters[0], _IMAGES]
+    options = {0: int(not same), 1: stride, 2: stride}
+    found = run(Kind.TRANSPOSE_CONV, given, (rows, *sides, 4), options=options, own=own)[0]
+    _same(found, reference)
+
+
+@pytest.mark.parametrize("own", [(0,), (0, 1)])
+def test_sums_by_class_add_up_rows_and_leave_out_other_classes(own: tuple[int, ...]) -> None:
+    index = np.array([[0, 2, 2, 9], [1, 1, 1, 1], [-1, 0, 2, 0]], np.int32)
+
+    def reference(a: int) -> Array:
+        found = np.zeros((3, 5))
+        for number, row in zip(index[a if 1 in own else 0], _X[a], strict=True):
+            if 0 <= number < 3:
+                found[number] += row
+        return found
+
+    given = [_X, index if 1 in own else index[0], np.array(3, np.int32)]
+    _same(run(Kind.UNSORTED_SEGMENT_SUM, given, (3, 5), own=own)[0], reference)
+
+
 @pytest.mark.parametrize("same", [False, True])
 def test_depthwise_convolutions(same: bool) -> None:
     filters = np.random.default_rng(13).normal(size=(AGENTS, 1, 3, 3, 3)).astype(np.float32)
