@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from fedge.errors import ModelError
-from learning.vector.metrics import as_totals
 from learning.vector.parameters import F32
 from models.package.package import ModelPackage
 from models.runtime.program import Program
@@ -193,12 +192,11 @@ class _Comparison:
     def sums(self, theta: F32, rows: Mapping[str, Array], weight: F32 | None) -> None:
         """Compares what `evaluate` returns."""
         found = self._kernel.evaluate(theta, rows, weight)
-        for agent in range(len(found.loss)):
-            sums = self._program.evaluate(*_of_agent(theta, rows, weight, agent))
-            self._compare("evaluate: loss", found.loss[agent], sums.loss)
-            own = as_totals({name: totals[agent] for name, totals in found.totals.items()})
-            for name, total in own.items():
-                self._compare(f"evaluate: {name}", total, sums.metrics[name])
+        agents = range(len(found.loss))
+        wanted = [self._program.evaluate(*_of_agent(theta, rows, weight, a)) for a in agents]
+        self._compare("evaluate: loss", found.loss, [sums.loss for sums in wanted])
+        for name, totals in found.totals.items():
+            self._compare(f"evaluate: {name}", totals, [sums.metrics[name] for sums in wanted])
 
     def _compare(self, what: str, found: object, wanted: object) -> None:
         one, other = np.asarray(found, np.float64), np.asarray(wanted, np.float64)

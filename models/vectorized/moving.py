@@ -340,24 +340,26 @@ def _choose(left: Array, right: Array, out: Array, on: Any, off: Any) -> None:
 
 
 def _gather(builder: Builder, operation: Operation) -> Sequence[Value]:
-    """Rows of a table by their numbers, along the first axis."""
+    """Parts of a table by their numbers along an axis."""
     table, index = operation.value(0), operation.value(1)
     at = axis_number(operation.option(0, "<i"), len(table.axes))
-    if operation.option(1, "<i") or at:
-        raise UnsupportedError("GATHER along an inner axis runs on an interpreter only")
-    literal(table.axes, 0)
+    own = index.level == Level.AGENTS
+    if operation.option(1, "<i") or (own and at):
+        raise UnsupportedError("such a GATHER along an inner axis runs on an interpreter only")
+    literal(table.axes, at)
     level = max(table.level, index.level)
-    out = builder.output(operation, (*index.axes, *table.axes[1:]), level)
-    if table.level == Level.AGENTS:
+    axes = (*table.axes[:at], *index.axes, *table.axes[at + 1 :])
+    out = builder.output(operation, axes, level)
+    if own and table.level == Level.AGENTS:
         agents = np.arange(builder.agents).reshape(-1, *(1,) * len(index.axes))
         builder.do(level, _take_own, table.array, agents, index.array, out.array)
     else:
-        builder.do(level, _take, table.array, index.array, out.array)
+        builder.do(level, _take, table.array, index.array, at + table.lead, out.array)
     return [out]
 
 
-def _take(table: Array, index: Array, out: Array) -> None:
-    np.take(table, index, axis=0, out=out, mode="clip")
+def _take(table: Array, index: Array, axis: int, out: Array) -> None:
+    np.take(table, index, axis=axis, out=out, mode="clip")
 
 
 def _take_own(table: Array, agents: Array, index: Array, out: Array) -> None:

@@ -132,6 +132,22 @@ def _softmax(builder: Builder, operation: Operation) -> Sequence[Value]:
     return [out]
 
 
+def _l2_normalization(builder: Builder, operation: Operation) -> Sequence[Value]:
+    """x / max(|x|, 1e-6) over the last axis, as the interpreters do."""
+    value = operation.value(0)
+    literal(value.axes, len(value.axes) - 1)
+    level = value.level
+    out = builder.output(operation, value.axes, level)
+    norms = builder.new((*value.axes[:-1], 1), np.float32, level)
+    builder.do(level, np.square, value.array, out.array)
+    add_sum(builder, level, out.array, [out.array.ndim - 1], norms.array)
+    builder.do(level, np.sqrt, norms.array, norms.array)
+    builder.do(level, np.maximum, norms.array, np.array(1e-6, np.float32), norms.array)
+    builder.do(level, np.divide, value.array, norms.array, out.array)
+    builder.free(norms)
+    return [builder.activate(out, operation.option(0))]
+
+
 def _cumsum(builder: Builder, operation: Operation) -> Sequence[Value]:
     value = operation.value(0)
     if operation.option(0) or operation.option(1):
@@ -150,4 +166,5 @@ OPERATORS: dict[int, OperatorFunction] = {
     Kind.SOFTMAX: _softmax,
     Kind.LOG_SOFTMAX: _softmax,
     Kind.CUMSUM: _cumsum,
+    Kind.L2_NORMALIZATION: _l2_normalization,
 }

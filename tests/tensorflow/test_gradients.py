@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from models.export.reference import Reference
 from models.export.verify import relative_error
 from models.inspect.cost import analyse
 from models.runtime.program import Program
+from models.vectorized.kernel import UnsupportedError, VectorizedProgram, check_kernel
 from tests.tensorflow.cases import all_cases, table
 from tests.tensorflow.groups import ROWS, SEED, Exported, export_group, grouped
 
@@ -32,6 +34,13 @@ ROOT = Path(__file__).parents[2]
 GROUPS = grouped(all_cases())
 CASES = [(group, case.name) for group, cases in GROUPS.items() for case in cases]
 
+#: Groups with dilated windows, depth multipliers, loops or random numbers.
+NOT_IN_NUMPY = {
+    *("series.1", "image.1", "image.2"),
+    *("long.1", "long masked.1"),
+    *("series random.1", "image random.1"),
+}
+
 
 @functools.cache
 def exported(group: str) -> Exported:
@@ -39,9 +48,14 @@ def exported(group: str) -> Exported:
 
 
 @functools.cache
+def computed_program(group: str) -> Program:
+    package = exported(group).package
+    return Program(package.program, package.spec, runtime="ai-edge-litert")
+
+
+@functools.cache
 def computed(group: str) -> Any:
-    it = exported(group)
-    program = Program(it.package.program, it.package.spec, runtime="ai-edge-litert")
+    it, program = exported(group), computed_program(group)
     gradient = program.gradient(it.package.initial, it.rows, seed=SEED)
     return gradient, program.predict(it.package.initial, it.rows)["prediction"]
 
@@ -53,6 +67,21 @@ def test_gradients_equal_keras_s(group: str, case: str) -> None:
     assert np.linalg.norm(it.gradient[part]) > 1e-6
     got, _ = computed(group)
     assert relative_error(got.vector[part], it.gradient[part]) <= LIMIT
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_programs_in_numpy_equal_the_interpreter_or_say_what_they_cannot(group: str) -> None:
+    it = exported(group)
+    package, program = it.package, computed_program(group)
+    try:
+        kernel = VectorizedProgram(package.program, package.spec, frozen=package.frozen)
+    except UnsupportedError as error:
+        assert re.search("interpreter", str(error))  # noqa: PT017  either way is right
+        assert group in NOT_IN_NUMPY
+        return
+    assert group not in NOT_IN_NUMPY
+    rows = {name: np.stack([array, array[::-1]]) for name, array in it.rows.items()}
+    check_kernel(kernel, program, package.whole(package.initial), rows)
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -69,6 +98,7 @@ from pathlib import Path
 import numpy as np
 from models.package.package import load_package
 from models.runtime.program import Program
+from models.vectorized.kernel import UnsupportedError, VectorizedProgram, check_kernel
 for folder in sorted(Path(sys.argv[1]).iterdir()):
     package = load_package(folder)
     program = Program(package.program, package.spec, runtime="tflite-runtime")

@@ -45,7 +45,7 @@ def test_every_model_of_the_zoo_takes_any_number_of_rows_at_once(name: str) -> N
     agents=st.integers(1, 9), count=st.integers(1, 70), shared=st.booleans(), seed=st.integers(0, 9)
 )
 def test_any_numbers_of_agents_and_rows(agents: int, count: int, shared: bool, seed: int) -> None:
-    name = "machine_wear"
+    name = "comment_spam"
     package, kernel, program = package_of(name), kernel_of(name), program_of(name)
     rows = rows_of(package.spec, agents, count, seed)
     rng = np.random.default_rng(seed)
@@ -60,12 +60,13 @@ def test_any_numbers_of_agents_and_rows(agents: int, count: int, shared: bool, s
         wanted = program.gradient(
             theta if shared else theta[agent], {**own, "weight": weight[agent]}
         )
-        scale = np.linalg.norm(wanted.vector)
+        # A single row that is right already has almost no gradient: a difference of rounded numbers.
+        scale = max(float(np.linalg.norm(wanted.vector)), 1.0)
         assert np.linalg.norm(found.vector[agent] - wanted.vector) <= 1e-5 * scale
-        assert found.loss[agent] == pytest.approx(wanted.loss, rel=1e-5)
+        assert found.loss[agent] == pytest.approx(wanted.loss, rel=1e-5, abs=1e-5)
         assert found.weight[agent] == pytest.approx(wanted.weight)
         for metric, totals in wanted.totals.items():
-            assert found.totals[metric][agent] == pytest.approx(totals, rel=1e-5)
+            assert found.totals[metric][agent] == pytest.approx(totals, rel=1e-5, abs=1e-5)
 
 
 def test_a_linear_models_gradient_is_the_formula() -> None:

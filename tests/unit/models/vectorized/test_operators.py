@@ -221,6 +221,14 @@ def test_softmax_and_its_logarithm_of_large_numbers() -> None:
     _same(run(Kind.LOG_SOFTMAX, [large], (4, 5))[0], lambda a: exact[a])
 
 
+def test_rows_of_length_1_and_a_row_of_zeros() -> None:
+    rows = _X.copy()
+    rows[:, 1] = 0
+    found = run(Kind.L2_NORMALIZATION, [rows], (4, 5))[0]
+    norms = np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-6)
+    _same(found, lambda a: rows[a] / norms[a])
+
+
 def test_running_sums() -> None:
     found = run(Kind.CUMSUM, [_X, np.array(1, np.int32)], (4, 5), options={0: 0, 1: 0})[0]
     _same(found, lambda a: _X[a].cumsum(1))
@@ -362,6 +370,8 @@ def test_gather_from_shared_rows_and_from_rows_of_each_agent() -> None:
     _same(found, lambda a: _X[a][index[a]])
     found = run(Kind.GATHER, [_X, index[0]], (2, 5))[0]
     _same(found, lambda a: _X[a][index[0]])
+    found = run(Kind.GATHER, [_X, index[0]], (4, 2), options={0: 1, 1: 0})[0]
+    _same(found, lambda a: _X[a][:, index[0]])
 
 
 def _patches(image: Array, size: tuple[int, int], stride: int, *, same: bool) -> Array:
