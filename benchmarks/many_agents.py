@@ -78,7 +78,7 @@ class Watcher:
         """Something went wrong."""
         print(text, file=sys.stderr)
 
-    def baseline(self, what: str, done: int, of: int) -> None:
+    def working(self, what: str, done: int, of: int) -> None:
         """There is none."""
 
 

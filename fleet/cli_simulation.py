@@ -22,8 +22,8 @@ from fleet.cli_options import (
 )
 
 if TYPE_CHECKING:
+    from fleet.simulate import SimulateOptions
     from fleet.virtual.faults import FaultPlan
-    from fleet.virtual.simulate import SimulationOptions
 
 #: Exit code of `fleet.virtual.invariants.InvariantViolated`, which is imported only when needed.
 _VIOLATED = 7
@@ -43,8 +43,40 @@ _SIGNED = click.option(
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder for report, trace and the trained model  [default: runs/SCENARIO-simulated]",
 )
-@click.option("--trace/--no-trace", default=True, help="Write every event to trace.jsonl.")
-@click.option("--check/--no-check", default=True, help="Check the invariants after every event.")
+@click.option(
+    "--mode",
+    type=click.Choice(["auto", "exact", "bytes", "arrays"]),
+    default="auto",
+    show_default=True,
+    help="exact: every message of every agent is an event. bytes: cohorts of agents, with real"
+    " messages. arrays: cohorts, with sizes in place of messages. auto: the first that does what is"
+    " asked and takes seconds.",
+)
+@click.option(
+    "--kernel",
+    type=click.Choice(["auto", "vectorized", "single"]),
+    default="auto",
+    show_default=True,
+    help="Train the agents of a cohort in one call, or each by itself; auto: what is faster.",
+)
+@click.option(
+    "--processes",
+    type=click.IntRange(min=1),
+    help="Processes that simulate cohorts  [default: one for each core].",
+)
+@click.option(
+    "--ray", metavar="ADDRESS", help="Simulate cohorts on a cluster of Ray; local: on this machine."
+)
+@click.option(
+    "--trace/--no-trace",
+    default=None,
+    help="Write every event to trace.jsonl  [default: where the simulation is exact].",
+)
+@click.option(
+    "--check/--no-check",
+    default=None,
+    help="Check the invariants after every event  [default: where the simulation is exact].",
+)
 @resume_option
 @hook_option
 @click.option("--json", "as_json", is_flag=True, help="Print the report on stdout as JSON.")
@@ -59,23 +91,29 @@ def simulate(
     faults: Path | None,
     profiles: Path | None,
     out: Path | None,
-    trace: bool,
-    check: bool,
+    mode: str,
+    kernel: str,
+    processes: int | None,
+    ray: str | None,
+    trace: bool | None,
+    check: bool | None,
     resume: bool,
     hooks: tuple[str, ...],
     as_json: bool,
     signed: bool,
 ) -> None:
-    """Run SCENARIO in virtual time: the real machines, no broker, no waiting.
+    """Run SCENARIO in virtual time: no broker, no waiting.
 
-    Device profiles set how fast, how well connected and how often online the devices are; the
-    fault plan sets the faults. Writes report.json, with the names of `fedge fleet run`, and
-    trace.jsonl.
+    Small fleets are simulated message by message, with the real machines: device profiles set how
+    fast, how well connected and how often online the devices are, a fault plan sets the faults, and
+    trace.jsonl has every event. Large ones are simulated as cohorts, up to millions of agents.
+    Writes report.json, with the names of `fedge fleet run`.
 
     \b
     Exit codes: 0 done; 2 scenario, data, plan or option wrong; 4 the federation did not finish;
     7 an invariant was violated; 130 interrupted: after a first round report and model so far are
-    written, and --resume plays the simulation again from its seeds, to its end.
+    written, and --resume goes on: cohorts after the last round, an exact simulation is played
+    again from its seeds.
     """
     _need_rich()
     from rich.console import Console
@@ -84,8 +122,10 @@ def simulate(
     from fleet.report import check_compared
     from fleet.runs.resume import RunInterrupted, resumed_changes
     from fleet.scenario import load_scenario
+    from fleet.simulate import SimulateOptions
+    from fleet.simulate import simulate as run_simulation
     from fleet.virtual.shells import silence_logs
-    from fleet.virtual.simulate import TRACE_FILE, SimulationOptions, simulate_scenario
+    from fleet.virtual.simulate import TRACE_FILE
 
     click.get_current_context().call_on_close(silence_logs())
     changed = changes_of(changes, agents, rounds, seed)
@@ -94,13 +134,17 @@ def simulate(
     if resume:
         changed = resumed_changes(folder, changed)
         described = load_scenario(scenario, changed)
-    options = SimulationOptions(
+    options = SimulateOptions(
         folder,
         changed,
+        mode,
+        kernel,
+        processes,
+        ray,
         faults,
         profiles,
-        trace=trace,
-        check=check,
+        trace,
+        check,
         signed=signed,
         resume=resume,
     )
@@ -112,7 +156,7 @@ def simulate(
             LiveWatcher(console, described.show) as live,
             followed_by(hooks, live, folder) as watcher,
         ):
-            report = simulate_scenario(scenario, options, watcher)
+            report = run_simulation(scenario, options, watcher)
     except RunInterrupted as interrupted:
         command = _resume_command(scenario, options)
         print_interrupted(console, described, interrupted.report, folder, command)
@@ -121,19 +165,19 @@ def simulate(
     virtual, wall = report["virtual_seconds"], time.perf_counter() - began
     console.print(f"{virtual:,.1f} virtual seconds in {wall:.1f} s", highlight=False)
     files = f"report: {folder / 'report.json'}"
-    files += f" · trace: {folder / TRACE_FILE}" if trace else ""
+    files += f" · trace: {folder / TRACE_FILE}" if (folder / TRACE_FILE).exists() else ""
     console.print(files, highlight=False, markup=False)
     if as_json:
         click.echo(json.dumps(report))
     check_compared(report)
 
 
-def _resume_command(scenario: Path, options: SimulationOptions) -> list[str]:
+def _resume_command(scenario: Path, options: SimulateOptions) -> list[str]:
     """Returns the command that goes on with an interrupted simulation."""
     command = ["fedge", "fleet", "simulate", str(scenario), "--out", str(options.out)]
     for name, file in (("--faults", options.faults), ("--profiles", options.profiles)):
         command += [name, str(file)] if file else []
-    flags = {"--no-trace": not options.trace, "--no-check": not options.check}
+    flags = {"--no-trace": options.trace is False, "--no-check": options.check is False}
     flags |= {"--signed": options.signed, "--resume": True}
     return command + [name for name, is_given in flags.items() if is_given]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ _TABLE_ROWS = 40
 _FIXED = 40
 #: Agents whose clients are told before the first round.
 _NAMED = 10
+#: Agents shown after each round, with `show: agents`.
+_AGENTS_OF_A_ROUND = 20
 
 
 class LiveWatcher:
@@ -112,10 +114,12 @@ class LiveWatcher:
         for line in (self._line(record), *(f"       {reason}" for reason in declined)):
             self._console.print(_text(line), highlight=False)
         if self._show == "agents":
-            for name, agent in record.agents.items():
+            for name, agent in islice(record.agents.items(), _AGENTS_OF_A_ROUND):
                 values = [f"loss {agent.loss:.4f}"]
                 values += [f"{key} {value:.4f}" for key, value in agent.metrics.items()]
                 self._console.print(f"        {name:16s} {'  '.join(values)}", highlight=False)
+            if (rest := len(record.agents) - _AGENTS_OF_A_ROUND) > 0:
+                self._console.print(f"        and {rest:,} more", highlight=False)
         if self._task is not None and record.status != "abandoned":
             # The version, since a run that goes on has rounds that are not shown.
             self._progress.update(self._task, description="rounds", completed=record.version or 1)
@@ -130,14 +134,16 @@ class LiveWatcher:
         """See `fleet.runs.watcher.Watcher`."""
         self._console.print(f"[dim]{_text(text)}[/dim]", highlight=False)
 
-    def baseline(self, what: str, done: int, of: int) -> None:
+    def working(self, what: str, done: int, of: int) -> None:
         """See `fleet.runs.watcher.Watcher`."""
         if self._task is None:
             return
         words = {"own": "training each agent alone", "pooled": "training on pooled data"}
-        self._progress.update(
-            self._task, description=words.get(what, what), completed=done, total=of
-        )
+        if what in words:
+            self._progress.update(self._task, description=words[what], completed=done, total=of)
+        elif of > 1:  # a phase of the round: the bar counts rounds
+            text = f"rounds ({what}: {done} of {of} parts of the fleet)"
+            self._progress.update(self._task, description=text)
 
     def _heading(self) -> str:
         """Returns the heading: over columns of others than learning agents, whose they are."""

@@ -12,6 +12,7 @@ from fedge.plugins import load_plugins
 from fleet.batched.agent_data import AgentData
 from fleet.batched.device_states import DeviceStates
 from fleet.batched.devices import Part
+from fleet.batched.mode import KernelKind
 from fleet.batched.part_work import work
 from fleet.batched.task import Mode, PartAnswer, PhaseTask
 from fleet.batched.training import Kernel
@@ -50,7 +51,8 @@ class FleetSetup:
         folder: of the rows, when they were written for other processes, and of states.
         seconds_per_step: virtual time of a training step of each agent.
         mode: see `Mode`.
-        vectorized: whether the model runs for many agents at a time.
+        kernel: how the model runs; see `KernelKind`.
+        why: the kernel was chosen.
         aggregator: of the federation.
         weighting: likewise.
         plugins: files that every process loads.
@@ -62,7 +64,8 @@ class FleetSetup:
     folder: Path
     seconds_per_step: F64
     mode: Mode
-    vectorized: bool
+    kernel: KernelKind
+    why: str
     aggregator: Choice
     weighting: Weighting
     plugins: tuple[Path, ...] = ()
@@ -122,7 +125,12 @@ class FleetSetup:
 
     @cached_property
     def _kernel(self) -> Kernel | None:
-        if not self.vectorized:
+        if self.kernel == "single":
             return None
         package = self.package
-        return VectorizedProgram(package.program, package.spec, frozen=package.frozen)
+        return VectorizedProgram(
+            package.program,
+            package.spec,
+            frozen=package.frozen,
+            any_rows=self.kernel == "vectorized",
+        )

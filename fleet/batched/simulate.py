@@ -6,54 +6,68 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
+import msgspec
 import numpy as np
 
 from broker.protocol.messages import AgentStatus
-from coordinator.config import CoordinatorConfig
 from coordinator.evaluation import central_measure
 from coordinator.fleet_data import fleet_findings
 from coordinator.operate import open_store
 from coordinator.records.records import RoundRecord
+from coordinator.rounds.stopping import stop_rule
+from fedge.files import write_whole
 from fedge.yaml_config import located
 from fleet.batched.agent_data import AgentData, agent_data
 from fleet.batched.federation import Federation, Inputs
 from fleet.batched.fleet_roster import FleetRoster, FleetStandings
 from fleet.batched.fleet_setup import FleetSetup
-from fleet.batched.mode import Choice
+from fleet.batched.mode import KernelChoice, choose_kernel_kind
+from fleet.batched.task import Mode
 from fleet.batched.traffic import births
 from fleet.batched.worker_choice import make_workers
-from fleet.participants import Participants
+from fleet.runs.prepared import Prepared
 from fleet.virtual.profiles import Profiles
 from learning.vector.metrics import Sums
 from learning.vector.parameters import F32
-from models.package.package import ModelPackage
+from models.runtime.program import Program
+
+#: Folder of the coordinator's state, below the simulation's.
+_COORDINATOR = "coordinator"
+_KERNEL = "kernel.json"
 
 
-@dataclass(frozen=True, eq=False)
-class Fleet:
-    """A scenario's fleet, ready to be simulated.
+@dataclass(frozen=True)
+class How:
+    """How a fleet is simulated.
 
     Attributes:
-        path: of the scenario, which other paths are relative to.
-        participants: its agents.
-        config: of the federation.
-        package: its model.
-        profiles: of the devices.
-        choice: how it is simulated.
+        mode: see `fleet.batched.task.Mode`.
+        kernel: "auto", "vectorized" or "single".
+        processes: that work; None: one for each core.
+        ray: address of Ray's cluster, or "local"; None: without Ray.
+        is_kept: whether to keep, and go on with, what is needed to go on.
     """
 
-    path: Path
-    participants: Participants
-    config: CoordinatorConfig
-    package: ModelPackage
-    profiles: Profiles
-    choice: Choice
+    mode: Mode
+    kernel: str = "auto"
+    processes: int | None = None
+    ray: str | None = None
+    is_kept: bool = False
 
-    @property
-    def seed(self) -> int:
-        """Of which agent is which kind of device, as in the exact simulation."""
-        return self.participants.scenario.resolved_seeds.simulation
+
+class Told(Protocol):
+    """What is told while a fleet is simulated."""
+
+    def round(self, record: RoundRecord) -> None:
+        """Called with each round's record."""
+
+    def note(self, text: str) -> None:
+        """Called with one line for people."""
+
+    def working(self, what: str, done: int, of: int) -> None:
+        """Called with the phase, the parts of the fleet that have answered, and their number."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +80,7 @@ class Simulated:
         theta: of its best version.
         virtual_s: virtual time at its end.
         odd_data: what is odd about the agents' data.
+        kernel: how the model ran.
     """
 
     reason: str
@@ -73,59 +88,49 @@ class Simulated:
     theta: F32
     virtual_s: float
     odd_data: list[str]
+    kernel: str
 
 
 def simulate_fleet(
-    fleet: Fleet,
-    folder: Path,
-    processes: int | None,
-    on_round: Callable[[RoundRecord], None],
-    on_part: Callable[[str, int, int], None],
-    *,
-    is_kept: bool,
-    ray: str | None = None,
+    prepared: Prepared, profiles: Profiles, how: How, folder: Path, told: Told
 ) -> Simulated:
-    """Simulates a fleet.
+    """Simulates the fleet of a scenario with cohorts.
 
     Args:
-        fleet: to simulate.
+        prepared: the scenario.
+        profiles: of the devices.
+        how: to simulate it.
         folder: of states, and of what a later process goes on with.
-        processes: that work; None: one for each core.
-        on_round: called with each round's record.
-        on_part: called with the phase, the parts that have answered, and their number.
-        is_kept: whether to keep, and go on with, what is needed to go on.
-        ray: address of a Ray that works in place of processes; see `fleet.batched.ray_workers`.
+        told: what happens.
 
     Raises:
-        ConfigError: Ray is wanted, and is not there.
+        ConfigError: see `choose_kernel_kind`.
         DataError: an agent's data cannot be used.
         FleetError: the federation ended without a result.
     """
-    config, package = fleet.config, fleet.package
-    data = agent_data(fleet.participants)
-    setup = _setup(fleet, data, folder)
-    state = folder / "coordinator" if is_kept else None
-    if state is not None:
-        state.mkdir(parents=True, exist_ok=True)
+    config, package = prepared.config, prepared.package
+    data = agent_data(prepared.participants)
+    setup = _setup(prepared, profiles, how, data, folder)
+    told.note(f"kernel: {setup.kernel} ({setup.why})")
     statuses: dict[str, AgentStatus] = {}
     with (
-        closing(open_store(config, state)) as store,
-        make_workers(setup, processes, ray) as workers,
+        closing(open_store(config, _state_dir(folder, how))) as store,
+        make_workers(setup, how.processes, how.ray) as workers,
     ):
         store.adopt(config.federation, package)
         inputs = Inputs(
             config,
             package,
             setup,
-            _roster(fleet, data),
+            _roster(prepared, data),
             store,
-            is_kept,
-            _measure(fleet),
-            lambda seen: _births(fleet, setup, seen, statuses),
-            on_round,
-            on_part,
+            how.is_kept,
+            _measure(prepared),
+            lambda seen: _births(prepared, profiles, setup, seen, statuses),
+            told.round,
+            told.working,
         )
-        federation = Federation(inputs, store.session(f"sim-{fleet.seed}"), workers)
+        federation = Federation(inputs, store.session(f"sim-{_seed(prepared)}"), workers)
         reason = federation.run()
         return Simulated(
             reason,
@@ -133,43 +138,93 @@ def simulate_fleet(
             federation.progress.best[1],
             federation.now_s,
             [found.text for found in fleet_findings(statuses, package.spec)],
+            setup.kernel,
         )
 
 
-def _setup(fleet: Fleet, data: AgentData, folder: Path) -> FleetSetup:
-    names, config = fleet.participants.rows.names, fleet.config
+def interrupted(prepared: Prepared, folder: Path) -> Simulated | None:
+    """Returns what a simulation that was interrupted has found so far; None: no version yet."""
+    config, package = prepared.config, prepared.package
+    with closing(open_store(config, folder / _COORDINATOR)) as store:
+        progress = store.load(package.spec.size, stop_rule(config))
+        records = list(store.rounds())
+    if progress is None or not any(record.status == "committed" for record in records):
+        return None
+    return Simulated("interrupted", records, progress.best[1], 0.0, [], "")
+
+
+def _state_dir(folder: Path, how: How) -> Path | None:
+    if not how.is_kept:
+        return None
+    state = folder / _COORDINATOR
+    state.mkdir(parents=True, exist_ok=True)
+    return state
+
+
+def _seed(prepared: Prepared) -> int:
+    """Returns the seed of which agent is which kind of device, as in the exact simulation."""
+    return prepared.scenario.resolved_seeds.simulation
+
+
+def _setup(
+    prepared: Prepared, profiles: Profiles, how: How, data: AgentData, folder: Path
+) -> FleetSetup:
+    names, config, package = prepared.participants.rows.names, prepared.config, prepared.package
+    program = Program(package.program, package.spec, frozen=package.frozen)
+    kernel = choose_kernel_kind(how.kernel, package, program, data, config.training)
+    if how.is_kept:
+        kernel = _kept(kernel, folder)
+    plugins = (located(plugin, prepared.path.parent).resolve() for plugin in config.plugins)
     return FleetSetup(
-        fleet.package,
+        package,
         names,
         data,
         folder,
-        fleet.profiles.column("seconds_per_step", names, fleet.seed),
-        "bytes" if fleet.choice.mode == "bytes" else "arrays",
-        fleet.choice.vectorized,
+        profiles.column("seconds_per_step", names, _seed(prepared)),
+        how.mode,
+        kernel.kind,
+        kernel.why,
         config.aggregator,
         config.weighting,
-        tuple(located(plugin, fleet.path.parent).resolve() for plugin in config.plugins),
+        tuple(plugins),
     )
 
 
-def _roster(fleet: Fleet, data: AgentData) -> FleetRoster:
-    standings = FleetStandings(fleet.config.quarantine)
-    participants = fleet.participants
+def _kept(chosen: KernelChoice, folder: Path) -> KernelChoice:
+    """Returns the kernel that an interrupted simulation was begun with; else the chosen one.
+
+    Its choice measures time: another time it might be another one, and other last bits.
+    """
+    path = folder / _KERNEL
+    if path.is_file():
+        return msgspec.json.decode(path.read_bytes(), type=KernelChoice)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(path, msgspec.json.encode(chosen))
+    return chosen
+
+
+def _roster(prepared: Prepared, data: AgentData) -> FleetRoster:
+    standings = FleetStandings(prepared.config.quarantine)
+    participants = prepared.participants
     return FleetRoster(participants.rows.names, participants.unseen, data, standings)
 
 
-def _measure(fleet: Fleet) -> Callable[[F32], Sums] | None:
-    data = fleet.config.evaluation.data
+def _measure(prepared: Prepared) -> Callable[[F32], Sums] | None:
+    data = prepared.config.evaluation.data
     if data is None:
         return None
-    return central_measure(located(data, fleet.path.parent), fleet.package)
+    return central_measure(located(data, prepared.path.parent), prepared.package)
 
 
 def _births(
-    fleet: Fleet, setup: FleetSetup, seen_bytes: int, statuses: dict[str, AgentStatus]
+    prepared: Prepared,
+    profiles: Profiles,
+    setup: FleetSetup,
+    seen_bytes: int,
+    statuses: dict[str, AgentStatus],
 ) -> int:
-    memory = fleet.profiles.column("memory_bytes", setup.names, fleet.seed).astype(np.int64)
-    phases = fleet.participants.phases
-    found = births(setup, fleet.config.federation, phases, memory, seen_bytes)
+    memory = profiles.column("memory_bytes", setup.names, _seed(prepared)).astype(np.int64)
+    phases = prepared.participants.phases
+    found = births(setup, prepared.config.federation, phases, memory, seen_bytes)
     statuses.update(found.statuses)
     return found.bytes_up

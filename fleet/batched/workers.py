@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -84,38 +85,54 @@ class Processes:
 
     def run(self, jobs: Sequence[Job]) -> Iterator[PartAnswer]:
         """See `Workers.run`."""
-        assert self._pool is not None, "entered"
-        futures = [self._pool.submit(_work, *job) for job in jobs]
+        futures: list[Future[PartAnswer] | None] = [None] * len(jobs)
         for number in range(len(jobs)):
-            for _ in range(TRIES):
-                try:
-                    answer = futures[number].result()
-                    break
-                except BrokenProcessPool:
-                    # All that is not done is given to new processes.
-                    self._pool.shutdown(wait=False, cancel_futures=True)
-                    self._pool = self._new_pool()
-                    again = range(number, len(jobs))
-                    for other in again:
-                        if not _is_done(futures[other]):
-                            futures[other] = self._pool.submit(_work, *jobs[other])
-            else:
-                raise FleetError(
-                    f"a process that simulates agents ended {TRIES} times at the same part: out "
-                    "of memory? take fewer processes (--processes)"
-                )
+            yield self._answer(number, jobs, futures)
             futures[number] = Future()  # its answer is not kept
-            yield answer
+
+    def _answer(
+        self, number: int, jobs: Sequence[Job], futures: list[Future[PartAnswer] | None]
+    ) -> PartAnswer:
+        """Returns the answer to a job; those behind it are under way meanwhile."""
+        for _ in range(TRIES):
+            try:
+                for other in range(number, len(jobs)):
+                    if futures[other] is None:
+                        futures[other] = self._running_pool.submit(_work, *jobs[other])
+                future = futures[number]
+                assert future is not None, "submitted"
+                return future.result()
+            except BrokenProcessPool:  # also when one ended between two phases
+                self._running_pool.shutdown(wait=False, cancel_futures=True)
+                self._pool = self._new_pool()
+                for other in range(number, len(jobs)):
+                    if not _is_done(futures[other]):
+                        futures[other] = None
+        raise FleetError(
+            f"a process that simulates agents ended {TRIES} times at the same part: out of memory? "
+            "take fewer processes (--processes)"
+        )
+
+    @property
+    def _running_pool(self) -> ProcessPoolExecutor:
+        assert self._pool is not None, "entered"
+        return self._pool
 
 
-def _is_done(future: Future[PartAnswer]) -> bool:
-    return future.done() and not future.cancelled() and future.exception() is None
+def _is_done(future: Future[PartAnswer] | None) -> bool:
+    return (
+        future is not None
+        and future.done()
+        and not future.cancelled()
+        and future.exception() is None
+    )
 
 
 _SETUP: list[FleetSetup] = []
 
 
 def _begin(setup: FleetSetup) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who interrupts ends the run, which ends this
     setup.prepare()
     _SETUP[:] = [setup]
 

@@ -341,7 +341,7 @@ class _Run:
             report = conclude(
                 ended,
                 lambda: best_theta(self.state, config, self.package.spec.size),
-                self.watcher.baseline,
+                self.watcher.working,
             )
         except FleetError as error:
             raise FleetError(f"{error}; logs: {self.processes.folder}") from error

@@ -24,5 +24,11 @@ class Watcher(Protocol):
     def note(self, text: str) -> None:
         """Called with one line for people."""
 
-    def baseline(self, what: str, done: int, of: int) -> None:
-        """Called when a baseline model was trained."""
+    def working(self, what: str, done: int, of: int) -> None:
+        """Called when a part of longer work is done.
+
+        Args:
+            what: "own" and "pooled" train baseline models; other names are phases of a round.
+            done: parts that are done.
+            of: all parts.
+        """

@@ -10,33 +10,24 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from coordinator.config import CoordinatorConfig
 from coordinator.evaluation import central_measure
 from coordinator.fleet_data import fleet_findings
 from coordinator.rounds.stopping import stop_rule
-from fedge.errors import ConfigError
 from fedge.yaml_config import load_config, located
-from fleet.baselines import check_baselines
-from fleet.participants import Participants, make_participants
+from fleet.participants import Participants
 from fleet.report import REPORT_FILE, Ended, conclude, write_report
 from fleet.runs.folders import make_out
+from fleet.runs.prepared import Prepared, prepare
 from fleet.runs.record import record_notes, run_record
 from fleet.runs.resume import INTERRUPTED, RunInterrupted, resumed_record, save_record
 from fleet.runs.watcher import Watcher
-from fleet.scenario import (
-    Scenario,
-    coordinator_config,
-    fleet_changes,
-    load_scenario,
-    scenario_package,
-)
+from fleet.scenario import Scenario
 from fleet.virtual.event_trace import TraceFile
-from fleet.virtual.faults import COORDINATOR, FaultPlan
+from fleet.virtual.faults import FaultPlan
 from fleet.virtual.invariants import Invariants
 from fleet.virtual.profiles import Profiles, load_profiles
 from fleet.virtual.simulation import Setting, Simulation, make_device
 from learning.vector.parameters import F32
-from models.package.package import ModelPackage
 from models.runtime.interpreters import find_runtime
 
 log = logging.getLogger(__name__)
@@ -74,8 +65,16 @@ class SimulationOptions:
     resume: bool = False
 
 
-def simulate_scenario(path: Path, options: SimulationOptions, watcher: Watcher) -> dict[str, Any]:
-    """Simulates a scenario, writes its report and returns it.
+def simulate_scenario(
+    path: Path, options: SimulationOptions, watcher: Watcher, prepared: Prepared | None = None
+) -> dict[str, Any]:
+    """Simulates a scenario event by event, writes its report and returns it.
+
+    Args:
+        path: of the scenario.
+        options: of the simulation.
+        watcher: told what happens.
+        prepared: the scenario with the options' changes, where it was read before.
 
     Raises:
         ConfigError: scenario, data, model, faults, profiles or options are wrong.
@@ -83,7 +82,8 @@ def simulate_scenario(path: Path, options: SimulationOptions, watcher: Watcher) 
         InvariantViolated: an invariant of the protocol was violated.
         RunInterrupted: it was interrupted after a round was committed.
     """
-    _, participants, setting = make_setting(path, options)
+    prepared = prepared or prepare(path, options.changes)
+    participants, setting = prepared.participants, setting_of(prepared, options)
     record = run_record(
         participants,
         path,
@@ -116,28 +116,24 @@ def simulate_scenario(path: Path, options: SimulationOptions, watcher: Watcher) 
 
 def make_setting(path: Path, options: SimulationOptions) -> tuple[Scenario, Participants, Setting]:
     """Returns scenario, participants and setting; raises like `simulate_scenario`."""
-    scenario = load_scenario(path, options.changes)
-    package = scenario_package(scenario, path)
-    check_baselines(scenario.baselines, package.spec, path)
-    participants = make_participants(scenario, path, package.spec, scenario.agents)
-    if COORDINATOR in participants.rows:
-        raise ConfigError(f"{path}: an agent is named {COORDINATOR!r}; choose another name")
-    changes = fleet_changes(scenario, len(participants.asked))
-    config = coordinator_config(scenario, path, **changes)
+    prepared = prepare(path, options.changes)
+    return prepared.scenario, prepared.participants, setting_of(prepared, options)
+
+
+def setting_of(prepared: Prepared, options: SimulationOptions) -> Setting:
+    """Returns the setting of a scenario.
+
+    Raises:
+        ConfigError: faults or profiles are wrong.
+    """
     profiles = load_profiles(options.profiles) if options.profiles else load_profiles()
     faults = load_config(options.faults, FaultPlan) if options.faults else FaultPlan()
-    setting = _setting(path, config, package, participants, profiles, faults)
-    return scenario, participants, replace(setting, signed=options.signed)
+    setting = _setting(prepared, profiles, faults)
+    return replace(setting, signed=options.signed)
 
 
-def _setting(
-    path: Path,
-    config: CoordinatorConfig,
-    package: ModelPackage,
-    participants: Participants,
-    profiles: Profiles,
-    faults: FaultPlan,
-) -> Setting:
+def _setting(prepared: Prepared, profiles: Profiles, faults: FaultPlan) -> Setting:
+    participants, config, package = prepared.participants, prepared.config, prepared.package
     seed = participants.scenario.resolved_seeds.simulation
     assigned = profiles.assign(list(participants.rows), seed)
     devices = [
@@ -160,7 +156,9 @@ def _setting(
         seed=seed,
         faults=faults,
         start_hour=profiles.start_hour,
-        measure=None if data is None else central_measure(located(data, path.parent), package),
+        measure=None
+        if data is None
+        else central_measure(located(data, prepared.path.parent), package),
     )
 
 
@@ -213,7 +211,7 @@ def _conclude(
         status="interrupted" if reason == INTERRUPTED else "complete",
         record=record,
     )
-    report = conclude(ended, lambda: _best_theta(simulation), watcher.baseline)
+    report = conclude(ended, lambda: _best_theta(simulation), watcher.working)
     report |= {"virtual_seconds": ended_s}
     write_report(report, options.out)
     if report["status"] == "interrupted":

@@ -156,7 +156,7 @@ class Shown:
     def note(self, text: str) -> None:
         self.notes.append(text)
 
-    def baseline(self, *_: Any) -> None: ...
+    def working(self, *_: Any) -> None: ...
 
 
 class BrokenSettings(Settings, frozen=True, tag="broken"):

@@ -225,7 +225,7 @@ class Silent:
     def note(self, text: str) -> None:
         pytest.fail(text)
 
-    def baseline(self, what: str, done: int, of: int) -> None: ...
+    def working(self, what: str, done: int, of: int) -> None: ...
 
 
 def test_hosted_agents_learn_what_agents_with_processes_of_their_own_learn(

@@ -70,7 +70,7 @@ class Interrupting:
         if self.again and text.startswith("interrupted"):
             signal.raise_signal(signal.SIGINT)
 
-    def baseline(self, what: str, done: int, of: int) -> None:
+    def working(self, what: str, done: int, of: int) -> None:
         if self.at_baseline:
             signal.raise_signal(signal.SIGINT)
 

@@ -18,9 +18,8 @@ import pytest
 from fedge.errors import ConfigError
 from fleet.batched import simulate
 from fleet.batched.ray_workers import RayWorkers
-from fleet.batched.simulate import simulate_fleet
 from fleet.batched.task import PartAnswer
-from tests.unit.fleet.batched.fleets import cohorts, make_fleet
+from tests.unit.fleet.batched.fleets import cohorts, cohorts_in, make_fleet
 
 ray = pytest.importorskip("ray")
 
@@ -60,9 +59,7 @@ def test_a_lost_worker_is_replaced_and_the_result_is_that_of_one_process_to_the_
 
     monkeypatch.setattr(simulate, "make_workers", make_workers)
     before = signal.getsignal(signal.SIGTERM)
-    done = simulate_fleet(
-        fleet, tmp_path, 2, lambda _: None, lambda *_: None, is_kept=False, ray="local"
-    )
+    done = cohorts_in(tmp_path, fleet, 2, "local")
     assert made[0].phases > 2
     np.testing.assert_array_equal(done.theta, expected.theta)
     assert done.records == expected.records

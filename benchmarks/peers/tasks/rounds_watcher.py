@@ -19,5 +19,5 @@ class RoundsWatcher:
     def note(self, text: str) -> None:
         """Nothing to do."""
 
-    def baseline(self, what: str, done: int, of: int) -> None:
+    def working(self, what: str, done: int, of: int) -> None:
         """Nothing to do."""

@@ -140,12 +140,15 @@ def _engine(job: Job, watcher: Followed) -> dict[str, Any]:
 
         hosts = job.options.get("hosts")
         return run_scenario(job.path, RunOptions(job.folder, changes, hosts=hosts), watcher)
+    from fleet.simulate import SimulateOptions, simulate
     from fleet.virtual.shells import silence_logs
-    from fleet.virtual.simulate import SimulationOptions, simulate_scenario
 
-    options = SimulationOptions(
+    options = SimulateOptions(
         job.folder,
         changes,
+        mode=job.options.get("mode", "auto"),
+        kernel=job.options.get("kernel", "auto"),
+        processes=1,  # the runs themselves are many
         faults=_path(job.options.get("faults")),
         profiles=_path(job.options.get("profiles")),
         trace=False,
@@ -154,7 +157,7 @@ def _engine(job: Job, watcher: Followed) -> dict[str, Any]:
     )
     with ExitStack() as stack:
         stack.callback(silence_logs())
-        return simulate_scenario(job.path, options, watcher)
+        return simulate(job.path, options, watcher)
 
 
 def _path(text: str | None) -> Path | None:
@@ -185,8 +188,8 @@ class _Told:
     def note(self, text: str) -> None:
         self._watcher.note(text)
 
-    def baseline(self, what: str, done: int, of: int) -> None:
-        self._watcher.baseline(what, done, of)
+    def working(self, what: str, done: int, of: int) -> None:
+        self._watcher.working(what, done, of)
 
 
 @contextmanager

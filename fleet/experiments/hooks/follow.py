@@ -92,9 +92,9 @@ class Followed:
         """See `fleet.runs.watcher.Watcher`."""
         self._watcher.note(text)
 
-    def baseline(self, what: str, done: int, of: int) -> None:
+    def working(self, what: str, done: int, of: int) -> None:
         """See `fleet.runs.watcher.Watcher`."""
-        self._watcher.baseline(what, done, of)
+        self._watcher.working(what, done, of)
 
     def end(self, *, is_done: bool) -> None:
         """Ends the hooks, with the report, the model and pictures of a run that is done."""

@@ -10,15 +10,17 @@ from typing import Any
 
 import msgspec
 
+from coordinator.config import CoordinatorConfig
 from coordinator.records.records import RoundRecord
-from fleet.batched.mode import Choice, SimulationMode
-from fleet.batched.simulate import Fleet, simulate_fleet
-from fleet.participants import make_participants
-from fleet.scenario import coordinator_config, fleet_changes, load_scenario, scenario_package
+from fleet.batched.simulate import How, Simulated, simulate_fleet
+from fleet.batched.task import Mode
+from fleet.participants import Participants
+from fleet.runs.prepared import Prepared, prepare
 from fleet.virtual.profiles import load_profiles
 from fleet.virtual.simulate import SimulationOptions, make_setting
 from fleet.virtual.simulation import Simulation
 from learning.vector.parameters import F32
+from models.package.package import ModelPackage
 
 EXAMPLES = Path(__file__).parents[4] / "examples"
 
@@ -39,26 +41,51 @@ class Outcome:
         return [msgspec.structs.replace(record, seconds=0.0) for record in self.records]
 
 
-def make_fleet(
-    name: str, changes: Mapping[str, Any], mode: SimulationMode, *, vectorized: bool
-) -> Fleet:
+@dataclass(frozen=True, eq=False)
+class Fleet:
+    """An example's fleet, and how it is simulated."""
+
+    prepared: Prepared
+    how: How
+
+    @property
+    def participants(self) -> Participants:
+        return self.prepared.participants
+
+    @property
+    def package(self) -> ModelPackage:
+        return self.prepared.package
+
+    @property
+    def config(self) -> CoordinatorConfig:
+        return self.prepared.config
+
+
+class Quiet:
+    """Told everything, says nothing."""
+
+    def round(self, record: RoundRecord) -> None: ...
+    def note(self, text: str) -> None: ...
+    def working(self, what: str, done: int, of: int) -> None: ...
+
+
+def make_fleet(name: str, changes: Mapping[str, Any], mode: Mode, *, vectorized: bool) -> Fleet:
     """Returns a fleet of an example, changed."""
-    path = EXAMPLES / f"{name}.yaml"
-    scenario = load_scenario(path, changes)
-    package = scenario_package(scenario, path)
-    participants = make_participants(scenario, path, package.spec, scenario.agents)
-    config = coordinator_config(scenario, path, **fleet_changes(scenario, len(participants.asked)))
-    choice = Choice(mode, vectorized, "")
-    return Fleet(path, participants, config, package, load_profiles(), choice)
+    how = How(mode, "vectorized" if vectorized else "single", processes=1)
+    return Fleet(prepare(EXAMPLES / f"{name}.yaml", changes), how)
 
 
 def cohorts(fleet: Fleet, processes: int = 1, ray: str | None = None) -> Outcome:
     """Simulates a fleet with cohorts."""
     with tempfile.TemporaryDirectory() as folder:
-        done = simulate_fleet(
-            fleet, Path(folder), processes, lambda _: None, lambda *_: None, is_kept=False, ray=ray
-        )
+        done = cohorts_in(Path(folder), fleet, processes, ray)
     return Outcome(done.theta, done.records)
+
+
+def cohorts_in(folder: Path, fleet: Fleet, processes: int = 1, ray: str | None = None) -> Simulated:
+    """Simulates a fleet with cohorts, its states in a folder."""
+    how = replace(fleet.how, processes=processes, ray=ray)
+    return simulate_fleet(fleet.prepared, load_profiles(), how, folder, Quiet())
 
 
 def event_exact(name: str, changes: Mapping[str, Any]) -> Outcome:

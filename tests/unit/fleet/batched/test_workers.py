@@ -17,10 +17,9 @@ import pytest
 from fedge.errors import ConfigError
 from fleet.batched import ray_workers, simulate, workers
 from fleet.batched.fleet_setup import part_bounds
-from fleet.batched.simulate import simulate_fleet
 from fleet.batched.task import PartAnswer
 from fleet.batched.workers import OwnProcess, Processes
-from tests.unit.fleet.batched.fleets import cohorts, make_fleet
+from tests.unit.fleet.batched.fleets import cohorts, cohorts_in, make_fleet
 
 #: Three parts: more than one for each process.
 CHANGES: dict[str, Any] = {
@@ -49,27 +48,31 @@ def test_processes_find_the_same_to_the_last_bit_as_one(mode: Any) -> None:
 
 
 class Killed(Processes):
-    """Ends one of its processes after the first answer of the second phase."""
+    """Ends all of its processes in the second phase, after some answers."""
 
     phases = 0
+    after = 0
 
     def run(self, jobs: Any) -> Iterator[PartAnswer]:
         type(self).phases += 1
         for number, answer in enumerate(super().run(jobs)):
-            if type(self).phases == 2 and number == 0:
-                assert self._pool is not None
-                os.kill(next(iter(self._pool._processes)), signal.SIGKILL)
             yield answer
+            if type(self).phases == 2 and number == type(self).after:
+                assert self._pool is not None
+                for pid in list(self._pool._processes):
+                    os.kill(pid, signal.SIGKILL)
 
 
-def test_a_process_that_is_killed_is_replaced_and_nothing_is_lost(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize("after", [0, 2])
+def test_processes_that_are_killed_are_replaced_and_nothing_is_lost(
+    after: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    """After the last answer of a phase the next one finds them gone."""
     fleet = make_fleet("house_price", CHANGES, "bytes", vectorized=True)
     expected = cohorts(fleet)
-    Killed.phases = 0
-    monkeypatch.setattr(simulate, "make_workers", lambda setup, count, ray: Killed(setup, 2))
-    done = simulate_fleet(fleet, tmp_path, 2, lambda _: None, lambda *_: None, is_kept=False)
+    Killed.phases, Killed.after = 0, after
+    monkeypatch.setattr(simulate, "make_workers", lambda setup, *_: Killed(setup, 2))
+    done = cohorts_in(tmp_path, fleet)
     assert Killed.phases > 2
     np.testing.assert_array_equal(done.theta, expected.theta)
     assert done.records == expected.records
@@ -96,7 +99,7 @@ def test_a_machine_that_does_not_see_the_folder_of_the_states_says_so(
     fleet = make_fleet("house_price", CHANGES, "arrays", vectorized=True)
     monkeypatch.setattr(simulate, "make_workers", lambda setup, *_: Looking(setup))
     with pytest.raises(Asked) as asked:
-        simulate_fleet(fleet, tmp_path, 1, lambda _: None, lambda *_: None, is_kept=False)
+        cohorts_in(tmp_path, fleet)
     setup, whole = asked.value.args
     task, vectors = pickle.dumps(replace(whole, vectors={})), whole.vectors
     worker = ray_workers._Worker(setup, str(tmp_path / "not here"))
@@ -113,6 +116,4 @@ def test_ray_that_is_not_installed_is_named_with_its_extra(
     monkeypatch.setitem(sys.modules, "ray", None)
     fleet = make_fleet("house_price", {"agents": 70}, "arrays", vectorized=True)
     with pytest.raises(ConfigError, match=r"pip install 'fedge\[ray\]'"):
-        simulate_fleet(
-            fleet, tmp_path, 1, lambda _: None, lambda *_: None, is_kept=False, ray="local"
-        )
+        cohorts_in(tmp_path, fleet, ray="local")

@@ -1,0 +1,194 @@
+"""Simulates a scenario: event by event, or with cohorts where nobody looks at single messages."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from fleet.batched.mode import Choice, choose_mode
+from fleet.batched.simulate import How, Simulated, interrupted, simulate_fleet
+from fleet.report import REPORT_FILE, Ended, conclude, write_report
+from fleet.runs.folders import make_out
+from fleet.runs.prepared import Prepared, prepare
+from fleet.runs.record import record_notes, run_record
+from fleet.runs.resume import (
+    INTERRUPTED,
+    RunInterrupted,
+    earlier_record,
+    resumed_record,
+    save_record,
+)
+from fleet.runs.watcher import Watcher
+from fleet.virtual.profiles import load_profiles
+from fleet.virtual.simulate import SimulationOptions, simulate_scenario
+from models.runtime.interpreters import find_runtime
+
+#: Folder of what a simulation with cohorts goes on with, below its own; gone when it is complete.
+STATE_FOLDER = "state"
+
+
+@dataclass(frozen=True)
+class SimulateOptions:
+    """Options of a simulation.
+
+    Attributes:
+        out: folder for report, trace and the trained model.
+        changes: to the scenario, by dotted key (see `fleet.settings`).
+        mode: auto, exact, bytes or arrays; see `fleet.batched.mode`.
+        kernel: auto, vectorized or single; likewise.
+        processes: that simulate cohorts; None: one for each core.
+        ray: address of Ray's cluster, or "local"; None: without Ray.
+        faults: file with a fault plan; None: no faults.
+        profiles: file with device profiles; None: those that ship with the package.
+        trace: write trace.jsonl; None: where the simulation is exact.
+        check: check the invariants after every event; None: where the simulation is exact.
+        signed: the coordinator signs, and agents require its signature.
+        resume: go on with the interrupted simulation in `out`.
+    """
+
+    out: Path
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    mode: str = "auto"
+    kernel: str = "auto"
+    processes: int | None = None
+    ray: str | None = None
+    faults: Path | None = None
+    profiles: Path | None = None
+    trace: bool | None = None
+    check: bool | None = None
+    signed: bool = False
+    resume: bool = False
+
+    @property
+    def exact_features(self) -> list[str]:
+        """Options that only the exact simulation has, as they are given."""
+        given = {
+            "--faults": self.faults is not None,
+            "--profiles": self.profiles is not None,
+            "--trace": bool(self.trace),
+            "--check": bool(self.check),
+            "--signed": self.signed,
+        }
+        return [name for name, is_given in given.items() if is_given]
+
+
+def simulate(path: Path, options: SimulateOptions, watcher: Watcher) -> dict[str, Any]:
+    """Simulates a scenario, writes its report and returns it.
+
+    Raises:
+        ConfigError: scenario, data, model, faults, profiles or options are wrong.
+        FleetError: the federation ended without a result, or did not finish.
+        InvariantViolated: an invariant of the protocol was violated.
+        RunInterrupted: it was interrupted after a round was committed.
+    """
+    prepared = prepare(path, options.changes)
+    choice = _choice(prepared, options)
+    if choice.mode == "exact":
+        return simulate_scenario(path, _exact_options(options), watcher, prepared)
+    return _Cohorts(prepared, choice.mode, options, watcher).run(choice.why)
+
+
+def _choice(prepared: Prepared, options: SimulateOptions) -> Choice:
+    wanted = options.mode
+    if options.resume and wanted == "auto":
+        # As it was begun: a run of more rounds must not become another kind of simulation.
+        wanted = earlier_record(options.out)["run"]["options"].get("mode", "exact")
+    agents = len(prepared.participants.rows)
+    return choose_mode(wanted, prepared.config, agents, options.exact_features)
+
+
+def _exact_options(options: SimulateOptions) -> SimulationOptions:
+    return SimulationOptions(
+        options.out,
+        options.changes,
+        options.faults,
+        options.profiles,
+        trace=options.trace is not False,
+        check=options.check is not False,
+        signed=options.signed,
+        resume=options.resume,
+    )
+
+
+class _Cohorts:
+    """One simulation with cohorts, and its folder."""
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        mode: Literal["bytes", "arrays"],
+        options: SimulateOptions,
+        watcher: Watcher,
+    ) -> None:
+        self._prepared = prepared
+        self._options = options
+        self._watcher = watcher
+        self._state = options.out / STATE_FOLDER
+        self._how = How(mode, options.kernel, options.processes, options.ray, is_kept=True)
+        self._record = run_record(
+            prepared.participants,
+            prepared.path,
+            prepared.package,
+            kind="batched",
+            options=asdict(options) | {"mode": mode},
+            started=datetime.now(UTC),
+        )
+
+    def run(self, why: str) -> dict[str, Any]:
+        """Runs it, or goes on with it; returns its report."""
+        options, prepared, watcher = self._options, self._prepared, self._watcher
+        if options.resume:
+            self._record = resumed_record(options.out, self._record)
+        make_out(options.out)
+        if not options.resume:
+            shutil.rmtree(self._state, ignore_errors=True)
+        (options.out / REPORT_FILE).unlink(missing_ok=True)
+        save_record(options.out, self._record)
+        watcher.begin(prepared.participants, prepared.config, f"none, mode {self._how.mode}")
+        watcher.note(f"mode {self._how.mode}: {why}")
+        for line in record_notes(self._record):
+            watcher.note(line)
+        try:
+            done = simulate_fleet(prepared, load_profiles(), self._how, self._state, watcher)
+        except KeyboardInterrupt:
+            return self._interrupted()
+        for line in done.odd_data:
+            watcher.note(f"data: {line}")
+        report = self._conclude(done)
+        if report["status"] == INTERRUPTED:  # while baselines were measured
+            raise RunInterrupted(report)
+        shutil.rmtree(self._state, ignore_errors=True)
+        return report
+
+    def _interrupted(self) -> dict[str, Any]:
+        """Writes what there is so far; what is needed to go on stays."""
+        self._watcher.note("interrupted: writing the report; interrupt again to end at once")
+        found = interrupted(self._prepared, self._state)
+        if found is None:
+            raise KeyboardInterrupt
+        raise RunInterrupted(self._conclude(found, is_complete=False))
+
+    def _conclude(self, done: Simulated, *, is_complete: bool = True) -> dict[str, Any]:
+        prepared, options = self._prepared, self._options
+        ended = Ended(
+            prepared.participants,
+            prepared.package,
+            prepared.config,
+            done.records,
+            options.out,
+            runtime=f"{find_runtime(None)[1]}, kernel {done.kernel}",
+            broker="none",
+            reason=done.reason,
+            seconds=done.virtual_s,
+            odd_data=done.odd_data,
+            status="complete" if is_complete else "interrupted",
+            record=self._record,
+        )
+        report = conclude(ended, lambda: done.theta, self._watcher.working)
+        report |= {"virtual_seconds": done.virtual_s}
+        write_report(report, options.out)
+        return report
