@@ -50,6 +50,14 @@ EXAMPLE_FILES = {
         "9a7d67d5de545cddce744fb75d90930968df25848efe27ad0b5b60d5f599704f",
         {"image": (1440, 28, 28), "sound": (1440, 24, 16), "y": (1440,), "client": (1440,)},
     ),
+    "credit_german.npz": (
+        "cd1c149756fcce49a8c3af42359c7a43efc75995dce92a99a4570e24abe296c1",
+        {"x": (1000, 43), "y": (1000,), "client": (1000,), "client_names": (7,)},
+    ),
+    "shakespeare_roles.npz": (
+        "297a5ce018f18664de1bb852827f348a11f638fcc9feba64b62cfd72174850c3",
+        {"x": (13606, 40), "y": (13606,), "client": (13606,), "client_names": (80,)},
+    ),
 }  # fmt: skip
 
 
