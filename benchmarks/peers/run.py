@@ -27,18 +27,20 @@ from environments import Environments
 from measure import Report, finish, option_parser, shown
 from simulations import PEERS, simulate
 
-#: What the ratios are of, and how far down the list the first that ran is looked for.
+#: What the ratios are of, those of them that ran.
 _OURS = ("fedge-arrays", "fedge-bytes", "fedge-exact")
 
 
 def show_simulations(rows: Report) -> None:
     """The table of simulations."""
-    print("simulation; processor ms per client and round, then wall; x fedge: of processor time\n")
+    ran = [name for name in _OURS if "cpu_ms" in rows.get(name, {})]
+    ours = [rows[name]["cpu_ms"]["median"] for name in ran]
+    print("simulation; processor ms per client and round, then wall")
+    print(f"x fedge: processor time beside {' / '.join(ran) or 'nothing'}\n")
     print(
         f"{'':42}{'processor ms':>22}{'wall':>8}{'x fedge':>22}{'first round':>13}"
         f"{'import':>10}{'RSS':>9}{'installed':>11}{'θ off by':>11}"
     )
-    ours = [rows[name]["cpu_ms"]["median"] for name in _OURS if "cpu_ms" in rows.get(name, {})]
     for row in rows.values():
         if "not_run" in row:
             print(f"{row['title']:42}  not run: {row['not_run']}")
@@ -142,9 +144,10 @@ def main() -> None:
             shutil.rmtree(scratch, ignore_errors=True)
     finish("peers", report, options, show)
     rows = {**report["simulations"], **report["deployments"]}
-    wrong = [name for name, row in rows.items() if row.get("same") is False]
-    if wrong:
+    if wrong := [name for name, row in rows.items() if row.get("same") is False]:
         sys.exit(f"error: not the same θ: {', '.join(wrong)}")
+    if lost := [name for name, row in rows.items() if "not_run" in row and "fedge" in name]:
+        sys.exit(f"error: not run: {', '.join(lost)}")
 
 
 if __name__ == "__main__":

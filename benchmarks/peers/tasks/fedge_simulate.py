@@ -8,16 +8,13 @@ import numpy as np
 from measured import Meter, given
 from rounds_watcher import RoundsWatcher
 
-from fleet.virtual.simulate import SimulationOptions, simulate_scenario
+from fleet.simulate import SimulateOptions, simulate
 
 meter = Meter()
 work = given()
-mode = sys.argv[3]
-if mode != "exact":
-    raise SystemExit("this fedge has no simulation of cohorts yet")
 logging.disable(logging.WARNING)
 out = Path(sys.argv[2]).with_suffix("")
-options = SimulationOptions(out, trace=False, check=False)
-watcher = RoundsWatcher(lambda _record: meter.round())
-simulate_scenario(work.path.parent / "peers.yaml", options, watcher)
+# One process: cohorts take one a core else, in which processor time is the same.
+options = SimulateOptions(out, mode=sys.argv[3], processes=1, trace=False, check=False)
+simulate(work.path.parent / "peers.yaml", options, RoundsWatcher(lambda _record: meter.round()))
 meter.finish(np.load(out / "model" / "initial.npy"), "fedge", "numpy")

@@ -31,14 +31,17 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
             del sys.modules[name]
 
 
-@pytest.mark.parametrize("script", ["numpy_loop", "numpy_batched", "fedge_simulate"])
-def test_scripts_end_with_the_same_weights(load: Load, tmp_path: Path, script: str) -> None:
+@pytest.mark.parametrize(
+    "words", ["numpy_loop", "numpy_batched", "fedge_simulate exact", "fedge_simulate bytes"]
+)
+def test_scripts_end_with_the_same_weights(load: Load, tmp_path: Path, words: str) -> None:
+    script, *arguments = words.split()
     work = load("work")
     given = work.write_work(tmp_path / "work.npz", clients=3, rounds=4)
     work.write_scenario(tmp_path, given)
     result = tmp_path / "theta.npy"
     command = [sys.executable, str(PEERS / "tasks" / f"{script}.py"), str(given.path), str(result)]
-    done = subprocess.run([*command, "exact"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["rounds"] == 4
     assert work.distance(given, work.reference(given), np.load(result)) < 1e-5
