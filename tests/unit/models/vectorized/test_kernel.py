@@ -60,7 +60,7 @@ def test_any_numbers_of_agents_and_rows(agents: int, count: int, shared: bool, s
         wanted = program.gradient(
             theta if shared else theta[agent], {**own, "weight": weight[agent]}
         )
-        # A single row that is right already has almost no gradient: a difference of rounded numbers.
+        # A row that is right already has almost no gradient: a difference of rounded numbers.
         scale = max(float(np.linalg.norm(wanted.vector)), 1.0)
         assert np.linalg.norm(found.vector[agent] - wanted.vector) <= 1e-5 * scale
         assert found.loss[agent] == pytest.approx(wanted.loss, rel=1e-5, abs=1e-5)
