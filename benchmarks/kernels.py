@@ -158,9 +158,9 @@ def measure(options: Any) -> Report:
 def show(report: Report) -> None:
     print("µs of an agent and step; ratio: the faster interpreter / numpy, θ of each agent\n")
     keys = (*RUNTIMES, NUMPY, f"{NUMPY}, one θ")
-    print(f"{'model':<22}{'rows':>5}" + "".join(f"{key:>24}" for key in keys) + f"{'ratio':>8}")
+    print(f"{'model':<22}{'rows':>5}" + "".join(f"{key:>28}" for key in keys) + f"{'ratio':>8}")
     for row in report["cases"]:
-        times = "".join(f"{shown(row[key]):>24}" for key in keys)
+        times = "".join(f"{shown(row[key]):>28}" for key in keys)
         print(f"{row['model']:<22}{row['rows']:>5}{times}{row['times as fast']:>7.1f}x")
 
 
