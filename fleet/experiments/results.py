@@ -57,6 +57,13 @@ class Report:
         return None if found is None else int(found)
 
     @property
+    def made_by(self) -> str:
+        """Version and commit of the code, and kind of the run; empty where the report has none."""
+        run = self.document.get("run", {})
+        found = [run.get("versions", {}).get("fedge"), run.get("commit"), run.get("kind")]
+        return " ".join(str(one) for one in found if one)
+
+    @property
     def rounds(self) -> list[Mapping[str, Any]]:
         """All rounds, abandoned ones too, with what each agent measured."""
         return list(self.document["rounds"])

@@ -107,6 +107,9 @@ def notes(experiment: Experiment, rows: Sequence[Row]) -> list[str]:
         if row.unmeasured:
             seeds = ", ".join(map(str, row.unmeasured))
             found.append(f"{row.case}: not measured with seed {seeds}; not in its mean")
+    made_by = sorted({one for row in rows for one in row.made_by})
+    if len(made_by) > 1:
+        found.append(f"not all runs were made in one way: {'; '.join(made_by)}")
     for run in experiment.missing():
         why = f" failed: {run.error}" if run.status == "failed" else " has not been run yet"
         found.append(f"{run.case} seed {run.seed}{why}")

@@ -49,6 +49,7 @@ class Row:
         final: estimate of the metric of the version that was handed out; None: no run has it.
         unmeasured: seeds of runs that are done and have no such metric.
         to_target: None without a target, or without a run.
+        made_by: versions, commits and kinds of the runs, each once.
     """
 
     case: str
@@ -58,6 +59,7 @@ class Row:
     final: Estimate | None
     unmeasured: tuple[int, ...]
     to_target: ToTarget | None
+    made_by: tuple[str, ...] = ()
 
 
 def summarise(
@@ -89,6 +91,7 @@ def summarise(
                 estimate(known, level) if known else None,
                 tuple(seed for seed, value in finals.items() if value is None),
                 to_target(reports, target, level) if target and reports else None,
+                tuple(sorted({report.made_by for report in reports.values()})),
             )
         )
     return rows

@@ -15,7 +15,7 @@ from fedge.errors import ConfigError
 from fleet.experiments.compare import compare
 from fleet.experiments.experiment import Target, load_experiment
 from fleet.experiments.long_table import write_csv
-from fleet.experiments.show import print_comparison, print_table
+from fleet.experiments.show import notes, print_comparison, print_table
 from fleet.experiments.table import as_document, summarise
 from tests.unit.fleet.experiments.reports import experiment, report_document, write_report
 
@@ -64,6 +64,17 @@ def test_failed_runs_and_runs_without_the_metric_are_shown(tmp_path: Path) -> No
     said = console.file.getvalue()
     assert "a: not measured with seed 1; not in its mean" in said
     assert "a seed 2 failed: no luck" in said
+
+
+def test_runs_of_different_code_are_told_apart(tmp_path: Path) -> None:
+    made = experiment(tmp_path, {"a": {0: [0.5], 1: [0.5]}})
+    for seed, commit in ((0, "abc"), (1, "def")):
+        run = {"kind": "event_exact", "commit": commit, "versions": {"fedge": "0.1.0"}}
+        write_report(tmp_path / f"runs/a/{seed}", report_document([0.5], seed=seed, run=run))
+    rows = summarise(made, "accuracy", None)
+    assert rows[0].made_by == ("0.1.0 abc event_exact", "0.1.0 def event_exact")
+    (note,) = notes(made, rows)
+    assert note.startswith("not all runs were made in one way: 0.1.0 abc event_exact; 0.1.0 def")
 
 
 def test_a_censored_mean_is_shown_as_a_lower_bound(tmp_path: Path) -> None:
