@@ -57,6 +57,11 @@ class Report:
         return None if found is None else int(found)
 
     @property
+    def is_complete(self) -> bool:
+        """Whether the run came to its end; an interrupted one has a report of its rounds so far."""
+        return bool(self.document.get("status", "complete") == "complete")
+
+    @property
     def made_by(self) -> str:
         """Version and commit of the code, and kind of the run; empty where the report has none."""
         run = self.document.get("run", {})

@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 import yaml
 
+from fleet.experiments.execution.job import execute
 from fleet.experiments.execution.plan import make_plan
 from fleet.experiments.execution.run import prepare
 from fleet.experiments.execution.workers import Began, Ended, run_jobs
 from fleet.experiments.experiment import load_experiment
+from fleet.experiments.results import load_report
 from tests.conftest import gone_within
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -153,6 +155,35 @@ def test_a_grid_runs_in_real_processes_too(tmp_path: Path) -> None:
     fedge("run", grid, "--out", tmp_path / "out")
     ((_, report),) = reports(tmp_path / "out").items()
     assert [record["status"] for record in report["rounds"]] == ["committed"] * 2
+
+
+@pytest.mark.parametrize(
+    ("engine", "options"),
+    [("run", {}), ("simulate", {"mode": "bytes"}), ("simulate", {"mode": "exact"})],
+)
+def test_an_interrupted_run_goes_on_with_its_rounds(
+    engine: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    grid = write_grid(
+        tmp_path,
+        engine=engine,
+        set={"rounds": 3, "baselines": {}},
+        options={"agents": 2} | options,
+    )
+    (job,) = prepare(make_plan(grid), tmp_path / "out").jobs
+
+    def interrupt(_rounds: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        execute(job, interrupt)
+    assert reports(tmp_path / "out") == {}
+    (again,) = prepare(make_plan(grid), tmp_path / "out").jobs
+    assert execute(again, lambda _: None) == ""
+    report = load_report(job.folder)
+    assert [record["round"] for record in report.history] == [1, 2, 3]
+    assert len(report.document["run"]["resumed"]) == 1
+    assert prepare(make_plan(grid), tmp_path / "out").jobs == ()
 
 
 def test_a_process_that_is_killed_costs_its_run_only(tmp_path: Path) -> None:

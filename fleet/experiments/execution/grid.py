@@ -19,6 +19,8 @@ class GridOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     Attributes:
         agents: number of agents; None: the scenario's.
         rounds: number of rounds; None: the scenario's.
+        mode: auto, exact, bytes or arrays; of the engine simulate.
+        kernel: auto, vectorized or single; of the engine simulate.
         faults: fault plan; of the engine simulate.
         profiles: device profiles; of the engine simulate.
         signed: the coordinator signs; of the engine simulate.
@@ -27,6 +29,8 @@ class GridOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     agents: Annotated[int, Meta(ge=1)] | None = None
     rounds: Annotated[int, Meta(ge=1)] | None = None
+    mode: Literal["auto", "exact", "bytes", "arrays"] = "auto"
+    kernel: Literal["auto", "vectorized", "single"] = "auto"
     faults: Path | None = None
     profiles: Path | None = None
     signed: bool = False
@@ -70,9 +74,9 @@ class Grid(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
                 raise ValueError(f"grid.{key} is empty: list the values to try")
         if not isinstance(self.seeds, int) and len(set(self.seeds)) < max(1, len(self.seeds)):
             raise ValueError("seeds: list each seed once, at least one")
-        wrong = {"run": ("faults", "profiles", "signed"), "simulate": ("hosts",)}
-        for key in wrong[self.engine]:
-            if getattr(self.options, key) not in (None, False):
+        of_simulate = ("mode", "kernel", "faults", "profiles", "signed")
+        for key in of_simulate if self.engine == "run" else ("hosts",):
+            if getattr(self.options, key) != getattr(GridOptions(), key):
                 raise ValueError(f"options.{key} is no option of the engine {self.engine}")
 
     @property

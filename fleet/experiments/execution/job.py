@@ -27,7 +27,13 @@ from fleet.runs.resume import RUN_FILE
 from learning.registry import Choice
 
 LOG_FILE = "log.txt"
-_MADE_HERE = ("pictures", "processes", "model", REPORT_FILE, CONFIGURATION_FILE, RUN_FILE)
+_MADE_HERE = (
+    *("pictures", "processes", "model", "state"),
+    *(LOG_FILE, REPORT_FILE, CONFIGURATION_FILE, RUN_FILE),
+)
+#: libyaml's, where there is one: a thousand configurations are read in seconds.
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 #: A terminal is told of rounds at most this often.
 _TELL_S = 0.2
 _COLUMNS = 140
@@ -83,18 +89,12 @@ def execute(job: Job, tell: Callable[[int], None]) -> str:
     Raises:
         KeyboardInterrupt: the run was interrupted; its folder holds no report then.
     """
-    for name in _MADE_HERE:
-        path = job.folder / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-    job.folder.mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump(dict(job.document), sort_keys=False, allow_unicode=True)
-    write_whole(job.folder / CONFIGURATION_FILE, text.encode(), 0o644)
-    with (job.folder / LOG_FILE).open("w", encoding="utf-8", buffering=1) as log, _logged(log):
+    goes_on = _can_go_on(job)
+    if not goes_on:
+        _clear(job)
+    with (job.folder / LOG_FILE).open("a", encoding="utf-8", buffering=1) as log, _logged(log):
         try:
-            _run(job, log, tell)
+            _run(job, log, tell, goes_on)
         except KeyboardInterrupt:
             (job.folder / REPORT_FILE).unlink(missing_ok=True)  # of the rounds so far
             raise
@@ -107,7 +107,34 @@ def execute(job: Job, tell: Callable[[int], None]) -> str:
     return ""
 
 
-def _run(job: Job, log: TextIO, tell: Callable[[int], None]) -> None:
+def is_configured(job: Job) -> bool:
+    """Returns whether the run's folder was made with the job's configuration."""
+    try:
+        text = (job.folder / CONFIGURATION_FILE).read_bytes()
+        return bool(yaml.load(text, Loader=_Loader) == job.document)  # noqa: S506  a safe loader
+    except (OSError, ValueError, yaml.YAMLError):
+        return False
+
+
+def _can_go_on(job: Job) -> bool:
+    """Returns whether the job was interrupted; a hook must see every round, so it begins anew."""
+    return not job.hooks and (job.folder / RUN_FILE).is_file() and is_configured(job)
+
+
+def _clear(job: Job) -> None:
+    """Makes the run's folder, without the results of an earlier run."""
+    for name in _MADE_HERE:
+        path = job.folder / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    job.folder.mkdir(parents=True, exist_ok=True)
+    text = yaml.dump(dict(job.document), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    write_whole(job.folder / CONFIGURATION_FILE, text.encode(), 0o644)
+
+
+def _run(job: Job, log: TextIO, tell: Callable[[int], None], goes_on: bool) -> None:
     from rich.console import Console
 
     from fleet.live import LiveWatcher, print_result
@@ -126,20 +153,21 @@ def _run(job: Job, log: TextIO, tell: Callable[[int], None]) -> None:
         )
         is_done = False
         try:
-            report = _engine(job, watcher)
+            report = _engine(job, watcher, goes_on)
             is_done = True
         finally:
             watcher.end(is_done=is_done)
     print_result(console, load_scenario(job.path, job.changes), report, judge=False)
 
 
-def _engine(job: Job, watcher: Followed) -> dict[str, Any]:
+def _engine(job: Job, watcher: Followed, goes_on: bool) -> dict[str, Any]:
     changes = {**job.changes, "seed": job.seed}
     if job.engine == "run":
         from fleet.runs.run import RunOptions, run_scenario
 
         hosts = job.options.get("hosts")
-        return run_scenario(job.path, RunOptions(job.folder, changes, hosts=hosts), watcher)
+        of_run = RunOptions(job.folder, changes, hosts=hosts, resume=goes_on)
+        return run_scenario(job.path, of_run, watcher)
     from fleet.simulate import SimulateOptions, simulate
     from fleet.virtual.shells import silence_logs
 
@@ -154,6 +182,7 @@ def _engine(job: Job, watcher: Followed) -> dict[str, Any]:
         trace=False,
         check=False,
         signed=job.options.get("signed", False),
+        resume=goes_on,
     )
     with ExitStack() as stack:
         stack.callback(silence_logs())

@@ -188,6 +188,9 @@ def _options(grid: Grid, path: Path) -> dict[str, Any]:
     """Returns the options that are no changes of a scenario, with absolute paths."""
     options = grid.options
     found: dict[str, Any] = {}
+    for key, choice in (("mode", options.mode), ("kernel", options.kernel)):
+        if choice != "auto":
+            found[key] = choice
     for key, file in (("faults", options.faults), ("profiles", options.profiles)):
         if file is not None:
             found[key] = str(located(file, path.parent).resolve())

@@ -14,6 +14,7 @@ from edge_agent.data.files import data_files
 from fedge.errors import ConfigError
 from fedge.yaml_config import located
 from fleet.baselines import check_baselines
+from fleet.batched.mode import choose_mode
 from fleet.runs.record import file_sha256, resolved_configuration
 from fleet.scenario import (
     Scenario,
@@ -113,11 +114,14 @@ def resolve(
         options: that are no changes of the scenario; JSON-ready.
 
     Raises:
-        ConfigError: scenario, changes, model or baselines are wrong.
+        ConfigError: scenario, changes, model, baselines or options are wrong.
     """
     scenario = load_scenario(path, changes)
     package = _package(scenario, path)
     check_baselines(scenario.baselines, package.spec, path)
+    if wanted := options.get("mode"):
+        exact = [f"options.{key}" for key in ("faults", "profiles", "signed") if key in options]
+        choose_mode(wanted, coordinator_config(scenario, path), 1, exact)
     return Resolved(path.resolve(), scenario, engine, options, package)
 
 

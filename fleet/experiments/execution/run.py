@@ -7,23 +7,18 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
-import yaml
 
 from fedge.errors import ConfigError
 from fedge.files import write_whole
-from fleet.experiments.execution.job import Job
+from fleet.experiments.execution.job import Job, is_configured
 from fleet.experiments.execution.plan import Plan, PlannedCase
 from fleet.experiments.execution.workers import Ended, Event, run_jobs
 from fleet.experiments.experiment import INDEX_FILE, Index, Run, read_index
-from fleet.experiments.hooks.follow import CONFIGURATION_FILE
 from fleet.experiments.results import load_report
 
 RUNS = "runs"
-#: libyaml's, where there is one: a thousand configurations are read in seconds.
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass(frozen=True)
@@ -163,14 +158,12 @@ def _job(plan: Plan, planned: PlannedCase, seed: int, folder: Path) -> Job:
 
 def _is_done(job: Job) -> bool:
     """Returns whether the run's folder holds a report made with the same configuration."""
-    try:
-        text = (job.folder / CONFIGURATION_FILE).read_bytes()
-        if yaml.load(text, Loader=_Loader) != job.document:  # noqa: S506  a safe loader
-            return False
-        load_report(job.folder)
-    except (OSError, ValueError, yaml.YAMLError, ConfigError):
+    if not is_configured(job):
         return False
-    return True
+    try:
+        return load_report(job.folder).is_complete
+    except ConfigError:
+        return False
 
 
 def _seconds_before(folder: Path) -> dict[tuple[str, int], float]:

@@ -109,6 +109,12 @@ def test_options_of_the_command_line_win_over_the_file(tmp_path: Path) -> None:
         ({"seeds": 200_000}, r"more than 100,000 runs"),
         ({"target": {"metric": "ma", "value": 1}}, r"no metric 'ma': did you mean mae\?"),
         ({"engine": "run", "options": {"signed": True}}, r"options\.signed is no option"),
+        ({"engine": "run", "options": {"mode": "bytes"}}, r"options\.mode is no option"),
+        ({"options": {"mode": "fast"}}, r"options\.mode: expected one of: .*, got 'fast'"),
+        (
+            {"options": {"mode": "bytes"}, "grid": {"cohort.over_select": [1.0, 1.5]}},
+            r"case over_select=1\.5: --mode bytes: cohort\.over_select: who is late depends",
+        ),
         ({"engine": "simulate", "options": {"hosts": 2}}, r"options\.hosts is no option"),
         ({"hooks": ["tensorbord"]}, r"unknown hook 'tensorbord'; did you mean tensorboard"),
         ({"scenario": "nowhere.yaml"}, r"nowhere\.yaml: no such file"),
