@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fleet.batched.mode import Choice, choose_mode
-from fleet.batched.simulate import How, Simulated, interrupted, simulate_fleet
+from fleet.batched.simulate import How, Simulated, Stopped, interrupted, simulate_fleet
 from fleet.report import REPORT_FILE, Ended, conclude, write_report
 from fleet.runs.folders import make_out
 from fleet.runs.prepared import Prepared, prepare
@@ -48,6 +48,7 @@ class SimulateOptions:
         check: check the invariants after every event; None: where the simulation is exact.
         signed: the coordinator signs, and agents require its signature.
         resume: go on with the interrupted simulation in `out`.
+        keep: write what `resume` needs to the disk, after each round of cohorts.
     """
 
     out: Path
@@ -62,6 +63,7 @@ class SimulateOptions:
     check: bool | None = None
     signed: bool = False
     resume: bool = False
+    keep: bool = True
 
     @property
     def exact_features(self) -> list[str]:
@@ -85,11 +87,29 @@ def simulate(path: Path, options: SimulateOptions, watcher: Watcher) -> dict[str
         InvariantViolated: an invariant of the protocol was violated.
         RunInterrupted: it was interrupted after a round was committed.
     """
-    prepared = prepare(path, options.changes)
+    return simulate_prepared(prepare(path, options.changes), options, watcher)
+
+
+def simulate_prepared(
+    prepared: Prepared,
+    options: SimulateOptions,
+    watcher: Watcher,
+    record: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Simulates what is prepared, writes its report and returns it; raises as `simulate`.
+
+    Args:
+        prepared: with the options' changes.
+        options: of the simulation.
+        watcher: told what happens.
+        record: keys of the report that say what is simulated, and how; None: those of a scenario
+            in a file.
+    """
     choice = _choice(prepared, options)
     if choice.mode == "exact":
-        return simulate_scenario(path, _exact_options(options), watcher, prepared)
-    return _Cohorts(prepared, choice.mode, options, watcher).run(choice.why)
+        exact = _exact_options(options)
+        return simulate_scenario(prepared.path, exact, watcher, prepared, record)
+    return _Cohorts(prepared, choice.mode, options, watcher, record).run(choice.why)
 
 
 def _choice(prepared: Prepared, options: SimulateOptions) -> Choice:
@@ -123,13 +143,14 @@ class _Cohorts:
         mode: Literal["bytes", "arrays"],
         options: SimulateOptions,
         watcher: Watcher,
+        record: Mapping[str, Any] | None,
     ) -> None:
         self._prepared = prepared
         self._options = options
         self._watcher = watcher
         self._state = options.out / STATE_FOLDER
-        self._how = How(mode, options.kernel, options.processes, options.ray, is_kept=True)
-        self._record = run_record(
+        self._how = How(mode, options.kernel, options.processes, options.ray, options.keep)
+        self._record = record or run_record(
             prepared.participants,
             prepared.path,
             prepared.package,
@@ -154,8 +175,8 @@ class _Cohorts:
             watcher.note(line)
         try:
             done = simulate_fleet(prepared, load_profiles(), self._how, self._state, watcher)
-        except KeyboardInterrupt:
-            return self._interrupted()
+        except KeyboardInterrupt as stopped:
+            return self._interrupted(stopped)
         for line in done.odd_data:
             watcher.note(f"data: {line}")
         report = self._conclude(done)
@@ -164,10 +185,13 @@ class _Cohorts:
         shutil.rmtree(self._state, ignore_errors=True)
         return report
 
-    def _interrupted(self) -> dict[str, Any]:
+    def _interrupted(self, stopped: KeyboardInterrupt) -> dict[str, Any]:
         """Writes what there is so far; what is needed to go on stays."""
         self._watcher.note("interrupted: writing the report; interrupt again to end at once")
-        found = interrupted(self._prepared, self._state)
+        if self._how.is_kept:
+            found = interrupted(self._prepared, self._state)
+        else:
+            found = stopped.so_far if isinstance(stopped, Stopped) else None
         if found is None:
             raise KeyboardInterrupt
         raise RunInterrupted(self._conclude(found, is_complete=False))

@@ -17,6 +17,7 @@ from coordinator.fleet_data import fleet_findings
 from coordinator.operate import open_store
 from coordinator.records.records import RoundRecord
 from coordinator.rounds.stopping import stop_rule
+from coordinator.storage.store import Store
 from fedge.files import write_whole
 from fedge.yaml_config import located
 from fleet.batched.agent_data import AgentData, agent_data
@@ -91,6 +92,18 @@ class Simulated:
     kernel: str
 
 
+class Stopped(KeyboardInterrupt):
+    """A simulation was interrupted.
+
+    Attributes:
+        so_far: what it has found; None: no version yet.
+    """
+
+    def __init__(self, so_far: Simulated | None) -> None:
+        super().__init__()
+        self.so_far = so_far
+
+
 def simulate_fleet(
     prepared: Prepared, profiles: Profiles, how: How, folder: Path, told: Told
 ) -> Simulated:
@@ -107,6 +120,7 @@ def simulate_fleet(
         ConfigError: see `choose_kernel_kind`.
         DataError: an agent's data cannot be used.
         FleetError: the federation ended without a result.
+        Stopped: it was interrupted.
     """
     config, package = prepared.config, prepared.package
     data = agent_data(prepared.participants)
@@ -131,7 +145,10 @@ def simulate_fleet(
             told.working,
         )
         federation = Federation(inputs, store.session(f"sim-{_seed(prepared)}"), workers)
-        reason = federation.run()
+        try:
+            reason = federation.run()
+        except KeyboardInterrupt as stopped:
+            raise Stopped(_so_far(prepared, store)) from stopped
         return Simulated(
             reason,
             list(store.rounds()),
@@ -144,10 +161,13 @@ def simulate_fleet(
 
 def interrupted(prepared: Prepared, folder: Path) -> Simulated | None:
     """Returns what a simulation that was interrupted has found so far; None: no version yet."""
-    config, package = prepared.config, prepared.package
-    with closing(open_store(config, folder / _COORDINATOR)) as store:
-        progress = store.load(package.spec.size, stop_rule(config))
-        records = list(store.rounds())
+    with closing(open_store(prepared.config, folder / _COORDINATOR)) as store:
+        return _so_far(prepared, store)
+
+
+def _so_far(prepared: Prepared, store: Store) -> Simulated | None:
+    progress = store.load(prepared.package.spec.size, stop_rule(prepared.config))
+    records = list(store.rounds())
     if progress is None or not any(record.status == "committed" for record in records):
         return None
     return Simulated("interrupted", records, progress.best[1], 0.0, [], "")

@@ -73,14 +73,8 @@ def run_record(
     return {
         "seed": scenario.seed,
         "configuration": resolved_configuration(scenario, config),
-        "run": {
-            "kind": kind,
-            "options": plain(options),
-            "started": started.astimezone(UTC).isoformat(timespec="seconds"),
-            "resumed": [],
-            "versions": _versions(),
-            "commit": checkout_commit(),
-            "machine": _machine(),
+        "run": run_facts(kind, options, started)
+        | {
             "package": package.digest,
             "initial_weights": {
                 "seed": seed,
@@ -89,6 +83,19 @@ def run_record(
             },
             "files": dict(_files(scenario, path, config, options)),
         },
+    }
+
+
+def run_facts(kind: Kind, options: Mapping[str, Any], started: datetime) -> dict[str, Any]:
+    """Returns the keys of `run` that do not depend on the scenario; arguments as `run_record`."""
+    return {
+        "kind": kind,
+        "options": plain(options),
+        "started": started.astimezone(UTC).isoformat(timespec="seconds"),
+        "resumed": [],
+        "versions": _versions(),
+        "commit": checkout_commit(),
+        "machine": _machine(),
     }
 
 

@@ -66,7 +66,11 @@ class SimulationOptions:
 
 
 def simulate_scenario(
-    path: Path, options: SimulationOptions, watcher: Watcher, prepared: Prepared | None = None
+    path: Path,
+    options: SimulationOptions,
+    watcher: Watcher,
+    prepared: Prepared | None = None,
+    record: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Simulates a scenario event by event, writes its report and returns it.
 
@@ -75,6 +79,7 @@ def simulate_scenario(
         options: of the simulation.
         watcher: told what happens.
         prepared: the scenario with the options' changes, where it was read before.
+        record: keys of the report that say what is simulated; None: those of a scenario in a file.
 
     Raises:
         ConfigError: scenario, data, model, faults, profiles or options are wrong.
@@ -84,7 +89,7 @@ def simulate_scenario(
     """
     prepared = prepared or prepare(path, options.changes)
     participants, setting = prepared.participants, setting_of(prepared, options)
-    record = run_record(
+    record = record or run_record(
         participants,
         path,
         setting.package,
