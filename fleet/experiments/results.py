@@ -80,7 +80,7 @@ class Report:
         Metrics of training are named `train_…`. `loss` and the metrics are of held-out rows where
         `evaluated` is true. None where a round has no value.
         """
-        return [_flat(record) for record in self.document["rounds"]]
+        return [flat_round(record) for record in self.document["rounds"]]
 
     @property
     def final(self) -> dict[str, Any]:
@@ -158,6 +158,21 @@ class Report:
         return {name: value for name, value in values.items() if value is not None}
 
     @property
+    def agent_rows(self) -> list[dict[str, Any]]:
+        """One flat dict an agent: its part in the round of the version that was handed out."""
+        unseen = set(self.document.get("unseen", ()))
+        return [
+            {
+                "agent": name,
+                "unseen": name in unseen,
+                "loss": agent["loss"],
+                **agent["metrics"],
+                "num_examples": agent["num_examples"],
+            }
+            for name, agent in self._handed_out().get("agents", {}).items()
+        ]
+
+    @property
     def matrices(self) -> dict[str, list[list[float]]]:
         """Confusion matrices of the version that was handed out, by name; rows are true classes."""
         return dict(self.document["final"].get("matrices", {}))
@@ -181,7 +196,8 @@ def _value(record: Mapping[str, Any], metric: str) -> float | None:
     return None if value is None else float(value)
 
 
-def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
+def flat_round(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns one round of a report as a flat dict, see `Report.history`."""
     trained = {f"train_{name}": v for name, v in record.get("train_metrics", {}).items()}
     return {
         "round": record["round_id"],

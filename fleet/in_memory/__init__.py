@@ -1,0 +1,1 @@
+"""Federations made of arrays in memory, for the Python API (`fleet/api.py`)."""

@@ -1,0 +1,1 @@
+"""Uses of the public interface that mypy checks; nothing here is run."""
