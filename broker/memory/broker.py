@@ -285,9 +285,13 @@ class MemoryBroker:
         live = message
         if message.retain:
             live = Message(message.topic, message.payload, False, message.expires_at_s)
+        size = self._packet_bytes(live)
         for session in self._filters.matching(message.topic).values():
-            self._queue(session, live)
-            self._push(session)
+            if self.admits is None and not session.waiting and self._may_send(session):
+                self._send(session, live, size)  # as below, which most messages need not
+            else:
+                self._queue(session, live)
+                self._push(session)
 
     def _queue(self, session: Session, message: Message) -> None:
         full = self._max_queued is not None and len(session.waiting) >= self._max_queued
@@ -336,24 +340,31 @@ class MemoryBroker:
         """Sends the messages that waited while a client was disconnected."""
         self._push(self._sessions[client_id])
 
+    def _may_send(self, session: Session) -> bool:
+        return session.link is not None and len(session.sent) < self._receive_maximum
+
     def _push(self, session: Session) -> None:
         """Sends the waiting messages of a client, up to `receive_maximum`."""
-        waiting, sent = session.waiting, session.sent
-        while waiting and session.link and len(sent) < self._receive_maximum:
-            message, now_s = waiting.popleft(), self.now_s
-            topic, payload, expires_at_s = message.topic, message.payload, message.expires_at_s
-            if expires_at_s <= now_s:
-                continue
-            self._tokens = token = self._tokens + 1
-            sent[token] = message
-            expiry_s = None if expires_at_s == inf else message.expiry_s(now_s)
-            size = publish_packet_bytes(topic, len(payload), expiry_s)
-            delays = self.route.delays(now_s, Packet(session.client_id, False, topic, size))
-            if not delays:
-                session.link.interrupt()
-            for delay_s in delays:
-                received = Received(topic, payload, message.retain, token)
-                self.at(now_s + delay_s, self._hand_over, session, session.epoch, received, size)
+        while session.waiting and self._may_send(session):
+            message = session.waiting.popleft()
+            self._send(session, message, self._packet_bytes(message))
+
+    def _packet_bytes(self, message: Message) -> int:
+        expiry_s = message.expiry_s(self.now_s)
+        return publish_packet_bytes(message.topic, len(message.payload), expiry_s)
+
+    def _send(self, session: Session, message: Message, size: int) -> None:
+        now_s, topic = self.now_s, message.topic
+        if message.expires_at_s <= now_s or session.link is None:
+            return
+        self._tokens = token = self._tokens + 1
+        session.sent[token] = message
+        delays = self.route.delays(now_s, Packet(session.client_id, False, topic, size))
+        if not delays:
+            session.link.interrupt()
+        received = Received(topic, message.payload, message.retain, token)
+        for delay_s in delays:
+            self.at(now_s + delay_s, self._hand_over, session, session.epoch, received, size)
 
     def _hand_over(self, session: Session, epoch: int, received: Received, size: int) -> None:
         if session.epoch == epoch and session.link is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from functools import cached_property
 from math import inf
 from random import Random
 from typing import Any
@@ -43,7 +44,8 @@ class MemoryLink:
         will: published (retained) when this client vanishes.
         manual_ack: messages are acknowledged by `acknowledge` only.
         session_expiry_s: how long the broker keeps the session while we are disconnected.
-        rng: for the jitter of the back-off; None: seeded with the client id.
+        rng: makes the generator for the jitter of the back-off, once it is needed; None: one seeded
+            with the client id.
         max_queued_messages: limit of messages that have not reached the broker.
         max_queued_bytes: limit of their bytes.
         backoff_min_s: as in `BrokerSettings`.
@@ -58,7 +60,7 @@ class MemoryLink:
         will: Will | None = None,
         manual_ack: bool = False,
         session_expiry_s: int = 3600,
-        rng: Random | None = None,
+        rng: Callable[[], Random] | None = None,
         max_queued_messages: int = 10_000,
         max_queued_bytes: int = 64 << 20,
         backoff_min_s: float = 0.5,
@@ -71,7 +73,8 @@ class MemoryLink:
         self._broker = broker
         self._manual_ack = manual_ack
         self._limits = (max_queued_messages, max_queued_bytes)
-        self._backoff = FullJitter(backoff_min_s, backoff_max_s, rng or Random(client_id))  # noqa: S311
+        self._backoff_s = (backoff_min_s, backoff_max_s)
+        self._rng = rng
         self._events: deque[LinkEvent] = deque()
         self._filters: dict[str, None] = {}
         self._dropped_filters: dict[str, None] = {}
@@ -84,6 +87,12 @@ class MemoryLink:
         self._last_arrival_s = 0.0
         self._up_since_s = 0.0
         self._last_reason = ""
+
+    @cached_property
+    def _backoff(self) -> FullJitter:
+        # Not before it is needed: a generator takes 2.5 kB and more time than a message.
+        rng = Random(self.client_id) if self._rng is None else self._rng()  # noqa: S311
+        return FullJitter(*self._backoff_s, rng)
 
     def open(self) -> None:
         """Starts connecting and keeps the link connected."""
@@ -269,7 +278,7 @@ class MemoryLink:
     def _mark_disconnected(self) -> None:
         self._up = False
         self._connection += 1
-        if self._broker.now_s - self._up_since_s >= STABLE_S:
+        if self._broker.now_s - self._up_since_s >= STABLE_S and "_backoff" in vars(self):
             self._backoff.reset()
 
     def _down(self, reason: str) -> None:

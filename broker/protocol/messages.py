@@ -116,6 +116,8 @@ class Cohort(Message, frozen=True):
             return agent_id in self.ids
         if agent_id in self.without:
             return False
+        if self.fraction == 1.0:
+            return True
         text = f"{self.seed}:{agent_id}".encode()
         draw = int.from_bytes(hashlib.sha256(text).digest()[:8], "big")
         return draw < self.fraction * 2.0**64

@@ -12,10 +12,10 @@ last entry torn: it was not confirmed, reading ends before it.
 from __future__ import annotations
 
 import hashlib
-import io
 import logging
 import os
 import struct
+import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +33,7 @@ _MAGIC = b"FUP1"
 _PREFIX = struct.Struct("<4sIQI")
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _ERASED_AT_ONCE = 1 << 20
+_MOST_IN_MEMORY = 64 << 20
 
 
 class _Head(msgspec.Struct, frozen=True):
@@ -44,14 +45,17 @@ class UpdateLog:
     """The file. Used from one thread; readers only call `read`.
 
     Args:
-        folder: of the file, which is made with the first update; None: in memory.
+        folder: of the file, which is made with the first update; None: in memory, and beyond
+            64 MiB in a temporary file, for simulations of many agents.
         erase: overwrite updates with zeros before their space is given back.
     """
 
     def __init__(self, folder: Path | None, *, erase: bool = False) -> None:
         self.path = None if folder is None else folder / LOG_FILE
         self._erase = erase
-        self._file: IO[bytes] | None = None if folder is not None else io.BytesIO()
+        self._file: IO[bytes] | None = None
+        if folder is None:
+            self._file = tempfile.SpooledTemporaryFile(_MOST_IN_MEMORY)  # noqa: SIM115  see `close`
         self._token = b""
         self._end = 0
         self._pending: list[bytes] = []

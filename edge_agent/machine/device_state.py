@@ -132,7 +132,7 @@ def rounded(residual: F32) -> Residual:
     return Residual(scale, (residual / np.float32(scale)).astype(np.float16))
 
 
-def rounded_residuals(residuals: Mapping[str, F32]) -> dict[str, Residual]:
+def rounded_residuals(residuals: Mapping[str, F32 | None]) -> dict[str, Residual]:
     """Returns residuals as they are stored; one of zeros is as good as none and left out."""
-    found = {name: rounded(residual) for name, residual in residuals.items()}
+    found = {n: rounded(residual) for n, residual in residuals.items() if residual is not None}
     return {name: residual for name, residual in found.items() if residual.scale}

@@ -11,6 +11,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from math import inf
 from random import Random
 from typing import Any, get_args
@@ -146,7 +147,7 @@ class Shell(ABC):
             self.client_id,
             will=will,
             manual_ack=self.manual_ack,
-            rng=Random(f"{self.world.seed}/{self.name}/{self.instance}/link"),  # noqa: S311
+            rng=partial(Random, f"{self.world.seed}/{self.name}/{self.instance}/link"),
         )
         self.world.links[self._link] = self
         self.world.tell(self.began())

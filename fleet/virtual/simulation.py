@@ -98,7 +98,8 @@ class Simulation:
             max_payload_bytes=faults.max_payload_bytes,
             max_queued_messages=faults.max_queued_messages,
         )
-        broker.admits = lambda _client_id, _message: self.route.admits(broker.now_s)
+        if faults.drop:
+            broker.admits = lambda _client_id, _message: self.route.admits(broker.now_s)
         self.world = World(broker, setting.seed, list(setting.observers))
         keys = _signing_keys(setting.seed) if setting.signed else None
         trusted = () if keys is None else keys.public
@@ -144,14 +145,16 @@ class Simulation:
             if self._available(shell):
                 shell.start()
         with rare_collections():
-            self._run_until(limit_s, lambda: bool(self.coordinator.finished))
+            self._run_until(limit_s, to_the_end=False)
         if not self.coordinator.finished:
             raise FleetError(
                 f"the federation did not finish in {self.now_s:.0f} virtual seconds: version"
                 f" {self.coordinator.coordinator.progress.version} of {self.setting.config.rounds}"
             )
         self.ended_s = self.now_s
-        self._run_until(max(self.now_s, calm_s if calm_s < 1e8 else 0.0) + settle_s, lambda: False)
+        self._run_until(
+            max(self.now_s, calm_s if calm_s < 1e8 else 0.0) + settle_s, to_the_end=True
+        )
         return self.coordinator.finished
 
     def _rounds_s(self) -> float:
@@ -163,12 +166,13 @@ class Simulation:
         devices = self.setting.devices
         return 2 * 86_400.0 if any(device.profile.available for device in devices) else 0.0
 
-    def _run_until(self, limit_s: float, done: Callable[[], bool]) -> None:
-        world, broker = self.world, self.world.broker
+    def _run_until(self, limit_s: float, *, to_the_end: bool) -> None:
+        """Runs until the federation has finished, or time is up."""
+        world, broker, coordinator = self.world, self.world.broker, self.coordinator
         most_events = max(_LOOP_EVENTS, _LOOP_EVENTS_AN_AGENT * len(self.agents))
         mark_s, mark = broker.now_s, world.events
         ready = broker.next_ready
-        while not done():
+        while to_the_end or not coordinator.finished:
             link = ready()
             if link is not None:
                 shell = world.links.get(link)  # type: ignore[call-overload]  # all are ours

@@ -27,12 +27,12 @@ class Encoded:
         decoded: float32, shape (P,): the vector that the receiver decodes.
         residual: float32, shape (P,), read-only: becomes the device's residual once the payload
             counts (the receipt says accepted); otherwise the old residual stays, because what was
-            sent never reached θ.
+            sent never reached θ. None of a lossless codec: there is none.
     """
 
     payload: bytes
     decoded: F32
-    residual: F32
+    residual: F32 | None
 
 
 def encode_with_feedback(
@@ -56,6 +56,8 @@ def encode_with_feedback(
     with np.errstate(over="ignore"):  # the encoder refuses inf by name
         wanted = vector if residual is None else vector + residual
     payload = codec.encode(wanted, seed, rng)
+    if is_lossless(codec):
+        return Encoded(payload, wanted, None)
     decoded = codec.decode(payload, wanted.size, seed)
     residual = wanted - decoded
     residual.setflags(write=False)

@@ -164,7 +164,7 @@ class Nowhere(PerfectRoute):
 
 def test_an_unreachable_broker_is_reported_once_and_retried() -> None:
     broker = MemoryBroker(Nowhere())
-    link = MemoryLink(broker, "a", rng=Random(1))
+    link = MemoryLink(broker, "a", rng=lambda: Random(1))
     link.open()
     assert link.poll(0) == LinkDown("cannot reach the broker")
     assert link.poll(90.0) is None
