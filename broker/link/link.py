@@ -187,7 +187,7 @@ def check_filter(topic_filter: str) -> str:
         # coordinator.
         raise ValueError(f"shared subscriptions are not allowed: {topic_filter[:80]!r}")
     levels = topic_filter.split("/")
-    alone = all(len(level) == 1 or not set(level) & {"+", "#"} for level in levels)
+    alone = all(len(level) == 1 or not ("+" in level or "#" in level) for level in levels)
     if not alone or "#" in levels[:-1] or not _is_mqtt_string(topic_filter):
         raise ValueError(f"not a topic filter: {topic_filter[:80]!r}")
     return topic_filter

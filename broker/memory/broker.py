@@ -285,9 +285,10 @@ class MemoryBroker:
         live = message
         if message.retain:
             live = Message(message.topic, message.payload, False, message.expires_at_s)
-        size = self._packet_bytes(live)
+        size, most = self._packet_bytes(live), self._receive_maximum
         for session in self._filters.matching(message.topic).values():
-            if self.admits is None and not session.waiting and self._may_send(session):
+            may_send = session.link is not None and len(session.sent) < most
+            if may_send and not session.waiting and self.admits is None:
                 self._send(session, live, size)  # as below, which most messages need not
             else:
                 self._queue(session, live)
@@ -340,12 +341,10 @@ class MemoryBroker:
         """Sends the messages that waited while a client was disconnected."""
         self._push(self._sessions[client_id])
 
-    def _may_send(self, session: Session) -> bool:
-        return session.link is not None and len(session.sent) < self._receive_maximum
-
     def _push(self, session: Session) -> None:
         """Sends the waiting messages of a client, up to `receive_maximum`."""
-        while session.waiting and self._may_send(session):
+        most = self._receive_maximum
+        while session.waiting and session.link is not None and len(session.sent) < most:
             message = session.waiting.popleft()
             self._send(session, message, self._packet_bytes(message))
 

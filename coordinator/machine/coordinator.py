@@ -165,6 +165,8 @@ class Coordinator:
         actions: list[Action] = []
         self._central.has_measured = False
         match event:
+            case MessageArrived(topic, payload):  # most are
+                actions = self._message(topic, payload, now_s)
             case Started():
                 return [Subscribe(name) for name in self.topics.from_agents]
             case Connected(max_payload_bytes):
@@ -173,8 +175,6 @@ class Coordinator:
                 self._connected = False
                 if self._rounds.open is not None:
                     self._rounds.open.grace_until_s = math.inf  # nobody could be heard
-            case MessageArrived(topic, payload):
-                actions = self._message(topic, payload, now_s)
             case Tick():
                 actions = self._tick(now_s)
             case Stopping():

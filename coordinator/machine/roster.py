@@ -142,8 +142,9 @@ class Roster:
         self._least = least
         self._entries: dict[str, Entry] = {}
         self._shared = _Shared()
-        #: Agents that are online and have answered this coordinator's start.
-        self._present = 0
+        #: Agents that are online and have answered this coordinator's start, and those of them that
+        #: have named rows to learn from.
+        self._present = self._learners = 0
         #: Before that nobody's patience can be over.
         self._first_expiry_s = math.inf
         #: Until then silence says nothing.
@@ -183,7 +184,7 @@ class Roster:
         """Drops an agent, until its next birth."""
         entry = self._entries.pop(agent_id, None)
         if entry is not None:
-            self._present -= self._is_present(entry)
+            self._count(entry, -1)
 
     def set_offline(self, agent_id: str) -> None:
         """Takes an agent for offline, until it says something else."""
@@ -192,17 +193,20 @@ class Roster:
 
     def _describe(self, entry: Entry, status: AgentStatus) -> None:
         """Replaces an entry's status."""
-        self._present -= self._is_present(entry)
+        self._count(entry, -1)
         entry.update(status)
-        self._present += self._is_present(entry)
+        self._count(entry, 1)
 
-    def _is_present(self, entry: Entry) -> bool:
-        return entry.status.state == "online" and self._is_confirmed(entry.status)
+    def _count(self, entry: Entry, change: int) -> None:
+        status = entry.status
+        if status.state == "online" and self._is_confirmed(status):
+            self._present += change
+            if status.train_examples:
+                self._learners += change
 
-    @property
-    def present(self) -> int:
-        """Agents that are online and answered this start: no more than these can be asked."""
-        return self._present
+    def present(self, phase: str) -> int:
+        """Returns how many agents are here for a phase: no more than these can be asked."""
+        return self._learners if phase == "train" else self._present
 
     def rows(self, agent_id: str, part: Literal["train", "test", "any"]) -> Rows | None:
         """Returns how many rows of a part an agent said that it has; None: not known."""
@@ -228,7 +232,7 @@ class Roster:
             if len(self._entries) >= MAX_AGENTS or status.state == "offline":
                 return "none"
             entry = self._entries[agent_id] = Entry(self._shared.status(status), now_s)
-            self._present += self._is_present(entry)
+            self._count(entry, 1)
             self._watch(entry)
             return "changed"
         is_same_instance = status.agent_instance == entry.status.agent_instance

@@ -78,7 +78,7 @@ class RoundScheduler:
             much was told of late.
         """
         wanted = self._wanted(now_s, first)
-        if roster.present < wanted and now_s < self._tell_again_s:
+        if roster.present(self._needs[0]) < wanted and now_s < self._tell_again_s:
             return None  # who can take part need not be looked for
         eligible = eligible_agents()
         if len(eligible) >= wanted:

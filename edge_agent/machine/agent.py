@@ -136,14 +136,14 @@ class Agent:
     def handle(self, event: Event, now_s: float) -> list[Action]:
         """Returns what to do about an event at `now_s` (any steady clock, in seconds)."""
         match event:
+            case MessageArrived(topic, payload):  # most are
+                return self._message(topic, payload, now_s)
             case Started():
                 return self._start()
             case Connected(max_payload_bytes):
                 return self._connected(max_payload_bytes, now_s)
             case Disconnected():
                 return self._disconnected()
-            case MessageArrived(topic, payload):
-                return self._message(topic, payload, now_s)
             case Tick():
                 return self._tick(now_s)
             case BrokerRefused():

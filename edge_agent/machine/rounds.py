@@ -120,7 +120,10 @@ class Rounds:
 
     def _plans(self) -> list[RoundPlan]:
         """The plan at work and the newest one."""
-        return [plan for plan in (self._at_work, self.plan) if plan is not None]
+        work, newest = self._at_work, self.plan
+        if work is None:
+            return [] if newest is None else [newest]
+        return [work] if newest is None else [work, newest]
 
     def _replace_work(self, plan: RoundPlan) -> list[Action]:
         work = self._at_work

@@ -131,20 +131,22 @@ def test_agents_that_are_online_and_answered_this_start_are_counted_as_they_come
     there = status(coordinator_instance="c2", heartbeat_s=60.0)
     for name, described in (("a", there), ("b", there), ("c", status())):
         found.update(name, described, 0.0)
-    assert found.present == 2
+    assert found.present("train") == 2
     found.update("c", status(coordinator_instance="c2"), 1.0)
     found.update("c", status(agent_instance="b2", coordinator_instance="c1"), 2.0)
     found.update("b", status("offline"), 3.0)
-    assert found.present == 1
+    assert found.present("train") == 1
     assert found.expire(200.0) == ["a"]
-    assert found.present == 0
+    assert found.present("train") == 0
     assert found.heard("a", 201.0)
     found.update("b", there, 202.0)
-    assert found.present == 2
+    assert found.present("train") == 2
+    found.update("a", status(coordinator_instance="c2", train_examples=0), 203.0)
+    assert (found.present("train"), found.present("evaluate")) == (1, 2)
     found.set_offline("b")
     found.forget("b")
     found.forget("a")
-    assert found.present == 0
+    assert found.present("train") == 0
 
 
 def test_a_heartbeat_is_heard_and_changes_nothing() -> None:
