@@ -12,10 +12,12 @@ last entry torn: it was not confirmed, reading ends before it.
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 import os
 import struct
 import tempfile
+import weakref
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,9 +55,7 @@ class UpdateLog:
     def __init__(self, folder: Path | None, *, erase: bool = False) -> None:
         self.path = None if folder is None else folder / LOG_FILE
         self._erase = erase
-        self._file: IO[bytes] | None = None
-        if folder is None:
-            self._file = tempfile.SpooledTemporaryFile(_MOST_IN_MEMORY)  # noqa: SIM115  see `close`
+        self._file: IO[bytes] | None = None if folder is not None else io.BytesIO()
         self._token = b""
         self._end = 0
         self._pending: list[bytes] = []
@@ -82,6 +82,8 @@ class UpdateLog:
             return
         try:
             file = self._opened()
+            if isinstance(file, io.BytesIO) and self._end > _MOST_IN_MEMORY:
+                file = self._out_of_memory(file)
             if file.seek(0, os.SEEK_END) > self._end:
                 file.truncate(self._end)  # a torn entry
             file.seek(self._end)
@@ -92,6 +94,13 @@ class UpdateLog:
             raise self._failed(error) from error
         self._end += sum(map(len, self._pending))
         self._pending.clear()
+
+    def _out_of_memory(self, content: io.BytesIO) -> IO[bytes]:
+        """Moves the updates to a file without a name, which goes with this log."""
+        file = self._file = tempfile.TemporaryFile()  # noqa: SIM115  closed by the finalizer
+        weakref.finalize(self, file.close)
+        file.write(content.getbuffer())
+        return file
 
     def lose_unsynced(self) -> None:
         """Drops what was added since the last `sync`, as a power cut does."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from coordinator.storage import update_log
 from coordinator.storage.update_log import LOG_FILE, UpdateLog
 from fedge.errors import StoreError
 
@@ -163,3 +165,22 @@ def test_in_memory_it_behaves_the_same() -> None:
     assert log.read(TOKEN) == FRAMES
     log.clear(b"next")
     assert log.read(b"next") == {}
+
+
+def test_many_updates_in_memory_move_to_a_file_that_goes_with_the_log(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(update_log, "_MOST_IN_MEMORY", 1000)
+    log = written(None)  # beyond the limit: the next ones move all
+    log.add("c", 6, b"later")
+    log.sync()
+    file = log._file
+    assert not isinstance(file, io.BytesIO)
+    assert file is not None
+    assert log.read(TOKEN) == {**FRAMES, ("c", 6): b"later"}
+    log.clear(b"round 8")
+    log.add("d", 7, b"new")
+    log.sync()
+    assert log.read(b"round 8") == {("d", 7): b"new"}
+    del log
+    assert file.closed
