@@ -24,6 +24,7 @@ from fleet.cli_options import (
 if TYPE_CHECKING:
     from fleet.simulate import SimulateOptions
     from fleet.virtual.faults import FaultPlan
+    from fleet.virtual.sweep import Change
 
 #: Exit code of `fleet.virtual.invariants.InvariantViolated`, which is imported only when needed.
 _VIOLATED = 7
@@ -209,6 +210,11 @@ def _resume_command(scenario: Path, options: SimulateOptions) -> list[str]:
     show_default=True,
     help="Folder for the trace and the fault plan of a seed that fails.",
 )
+@click.option(
+    "--mixed",
+    is_flag=True,
+    help="Let faults befall half of the agents; the others are simulated as a cohort.",
+)
 @_SIGNED
 @command_errors
 def sweep(
@@ -218,6 +224,7 @@ def sweep(
     jobs: int,
     faults: Path | None,
     out: Path,
+    mixed: bool,
     signed: bool,
 ) -> None:
     """Try many seeds: small random federations with random faults, every invariant checked.
@@ -241,7 +248,10 @@ def sweep(
     click.get_current_context().call_on_close(silence_logs())
     plan = load_config(faults, FaultPlan) if faults else None
     console = Console(stderr=True)
-    tried = outcomes(range(start, start + seeds), jobs, plan, scenario, signed)
+    from fleet.batched.mixed import mixed_trial
+
+    change = mixed_trial if mixed else None
+    tried = outcomes(range(start, start + seeds), jobs, plan, scenario, signed, change)
     began, events, checks, failed = time.perf_counter(), 0, 0, []
     for outcome in track(tried, "seeds", total=seeds, console=console, transient=True):
         events, checks = events + outcome.events, checks + outcome.checks
@@ -251,21 +261,26 @@ def sweep(
     wall = time.perf_counter() - began
     click.echo(f"{seeds} seeds, {events:,} events, {checks:,} checks in {wall:.1f} s")
     if failed:
-        _explain(failed[0], plan, scenario, out, signed)
+        _explain(failed[0], plan, scenario, out, signed, change)
         sys.exit(_VIOLATED)
 
 
 def _explain(
-    seed: int, plan: FaultPlan | None, scenario: Path | None, out: Path, signed: bool
+    seed: int,
+    plan: FaultPlan | None,
+    scenario: Path | None,
+    out: Path,
+    signed: bool,
+    change: Change | None,
 ) -> None:
     """Prints a failing seed with the fewest faults with which it still fails."""
     from fleet.runs.folders import make_folder
     from fleet.virtual.sweep import plan_of, plan_text, shrink, write_trace
 
-    fewer = shrink(seed, plan or plan_of(seed, scenario), scenario, signed)
+    fewer = shrink(seed, plan or plan_of(seed, scenario, change), scenario, signed, change)
     make_folder(out)
     trace, file = out / f"seed-{seed}.jsonl", out / f"seed-{seed}.yaml"
-    outcome = write_trace(seed, fewer, trace, scenario, signed)
+    outcome = write_trace(seed, fewer, trace, scenario, signed, change)
     file.write_text(plan_text(fewer))
     click.echo(f"\nseed {seed}, fewest faults with which it fails ({file}):\n{plan_text(fewer)}")
     click.echo("\n".join(outcome.last))

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from fleet.batched.mixed import mixed
 from fleet.batched.mode import Choice, choose_mode
 from fleet.batched.simulate import How, Simulated, Stopped, interrupted, simulate_fleet
 from fleet.report import REPORT_FILE, Ended, conclude, write_report
@@ -25,10 +26,13 @@ from fleet.runs.resume import (
 from fleet.runs.watcher import Watcher
 from fleet.virtual.profiles import load_profiles
 from fleet.virtual.simulate import SimulationOptions, simulate_scenario
+from fleet.virtual.simulation import Setting
 from models.runtime.interpreters import find_runtime
 
 #: Folder of what a simulation with cohorts goes on with, below its own; gone when it is complete.
 STATE_FOLDER = "state"
+#: Agents up to which all are simulated by themselves when there are faults.
+_ALL_SINGLE = 100
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,8 @@ def simulate_prepared(
     choice = _choice(prepared, options)
     if choice.mode == "exact":
         exact = _exact_options(options)
-        return simulate_scenario(prepared.path, exact, watcher, prepared, record)
+        change = _Mix(watcher, options) if _may_mix(prepared, options) else None
+        return simulate_scenario(prepared.path, exact, watcher, prepared, record, change)
     return _Cohorts(prepared, choice.mode, options, watcher, record).run(choice.why)
 
 
@@ -119,6 +124,33 @@ def _choice(prepared: Prepared, options: SimulateOptions) -> Choice:
         wanted = earlier_record(options.out)["run"]["options"].get("mode", "exact")
     agents = len(prepared.participants.rows)
     return choose_mode(wanted, prepared.config, agents, options.exact_features)
+
+
+def _may_mix(prepared: Prepared, options: SimulateOptions) -> bool:
+    """Returns whether agents without faults may be cohorts: faults alone ask for every message."""
+    return (
+        options.mode == "auto"
+        and options.exact_features == ["--faults"]
+        and len(prepared.participants.rows) > _ALL_SINGLE
+    )
+
+
+class _Mix:
+    """Makes cohorts of the agents without faults, and says so."""
+
+    def __init__(self, watcher: Watcher, options: SimulateOptions) -> None:
+        self._watcher = watcher
+        self._any_profile = options.profiles is None
+
+    def __call__(self, setting: Setting) -> Setting:
+        changed = mixed(setting, any_profile=self._any_profile)
+        inside = len(setting.devices) - len(changed.devices)
+        if inside:
+            self._watcher.note(
+                f"{inside:,} agents without faults are simulated as cohorts, "
+                f"{len(changed.devices):,} by themselves (--mode exact: all)"
+            )
+        return changed
 
 
 def _exact_options(options: SimulateOptions) -> SimulationOptions:

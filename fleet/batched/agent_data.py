@@ -139,7 +139,11 @@ def _check_none_empty(names: Sequence[str], lists: RowLists) -> None:
 
 
 def _each(participants: Participants) -> AgentData:
-    datasets = [participants.dataset(name) for name in participants.rows]
+    return joined([participants.dataset(name) for name in participants.rows])
+
+
+def joined(datasets: Sequence[LocalDataset]) -> AgentData:
+    """Returns the rows of agents that have their own, one agent behind the other."""
     sizes = np.array([data.num_train + data.num_test for data in datasets], np.int64)
     offsets = np.concatenate(([0], np.cumsum(sizes))).astype(np.int64)
     columns = datasets[0].arrays

@@ -53,15 +53,15 @@ class DeviceStates:
     """States of the agents of one part of a fleet.
 
     Args:
-        folder: of the files; made when there is something to remember.
+        folder: of the files; made when there is something to remember. None: states are in memory.
         count: number of agents.
     """
 
-    def __init__(self, folder: Path, count: int) -> None:
+    def __init__(self, folder: Path | None, count: int) -> None:
         self._folder = folder
         self._count = count
         self._files: dict[tuple[str, str], Array] = {}
-        if folder.is_dir():
+        if folder is not None and folder.is_dir():
             for path in folder.iterdir():
                 if found := _FILE.fullmatch(path.name):
                     self._files[found[1], found[2]] = np.load(path, mmap_mode="r+")
@@ -108,7 +108,10 @@ class DeviceStates:
 
     def _file(self, kind: str, name: str, dtype: Any, shape: tuple[int, ...]) -> Array:
         key = (kind, name)
-        if key not in self._files:
+        if key not in self._files and self._folder is None:
+            self._files[key] = np.zeros((2, self._count, *shape), dtype)
+        elif key not in self._files:
+            assert self._folder is not None, "looked at above"
             self._folder.mkdir(parents=True, exist_ok=True)
             path = self._folder / f"{kind}-{name}.npy"
             made = (2, self._count, *shape)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from broker.link.link import publish_packet_bytes
 from broker.protocol import blobs, messages
-from broker.protocol.messages import Receipt, Report, UpdateHeader
+from broker.protocol.messages import Receipt, Report, RoundPlan, UpdateHeader
 from broker.protocol.seeds import codec_seed
 from broker.protocol.topics import InboxTopic, ReportTopic, Topics, UpdateTopic
 from coordinator.machine.uploads import ExpectedVectors, Upload
@@ -66,11 +66,8 @@ class RealWire:
         """See `Wire.updates`."""
         up = np.zeros(len(update), np.int64)
         bodies: dict[str, list[bytes]] = {name: [] for name in update.payloads}
-        header = header_of(self._task.plan)
         for place, agent_id in enumerate(update.sums.names):
-            own = with_figures(header, update, columns, place)
-            frame = messages.encode_update(own, update.body(place))
-            _, payloads = blobs.split(frame)
+            payloads = update_payloads(self._task.plan, update, columns, place)
             up[place] = self._packet_bytes(agent_id, payloads)
             arrived = self._taken(agent_id, payloads)
             start = 0
@@ -247,7 +244,7 @@ def _credit(columns: Columns) -> int:
     return new
 
 
-def header_of(plan: messages.RoundPlan) -> UpdateHeader:
+def header_of(plan: RoundPlan) -> UpdateHeader:
     """Returns the part of a plan's update headers that all agents have alike."""
     return UpdateHeader(
         session=plan.session,
@@ -261,6 +258,18 @@ def header_of(plan: messages.RoundPlan) -> UpdateHeader:
         loss_sum=0.0,
         weight_sum=0.0,
     )
+
+
+def update_payloads(
+    plan: RoundPlan,
+    update: CohortUpdate,
+    columns: Columns,
+    place: int,
+    chunk_bytes: int = blobs.CHUNK_BYTES,
+) -> list[bytes]:
+    """Returns the chunks of one agent's update, as its device publishes them."""
+    header = with_figures(header_of(plan), update, columns, place)
+    return blobs.split(messages.encode_update(header, update.body(place)), chunk_bytes)[1]
 
 
 def with_figures(

@@ -14,6 +14,9 @@ from coordinator.machine.events import Commit, SaveOpenRound, SaveRound, StoreUp
 from edge_agent.machine.events import BlobRecalled, LoadPackage, PackageLoaded, StartJob
 from learning.vector.parameters import F32
 
+#: Before the number of a process that is a whole cohort; no agent's id has a colon.
+COHORT = "cohort:"
+
 
 @dataclass(frozen=True)
 class Handled:

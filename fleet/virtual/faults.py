@@ -9,9 +9,10 @@ moment.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from random import Random
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -190,6 +191,39 @@ class FaultPlan(_Part, frozen=True, kw_only=True):
         if self.cut or self.drop or self.random_crashes or self.reorder or self.duplicate:
             ends.append(self.until_s)
         return max(ends, default=0.0)
+
+
+def confined(plan: FaultPlan, names: Sequence[str]) -> FaultPlan:
+    """Returns a plan of the faults that concern agents of these names alone, in which only they do.
+
+    Without those of the broker and of the coordinator, and without what befalls any packet.
+    """
+    kept: dict[str, tuple[Any, ...]] = {}
+    for key in _OF_SOMEBODY:
+        parts = (
+            msgspec.structs.replace(part, who=tuple(n for n in names if concerns(part.who, n)))
+            for part in getattr(plan, key)
+        )
+        kept[key] = tuple(part for part in parts if part.who)
+    calm = FaultPlan(
+        until_s=plan.until_s, delay=plan.delay, max_payload_bytes=plan.max_payload_bytes
+    )
+    return msgspec.structs.replace(calm, **kept)
+
+
+def without_faults(plan: FaultPlan, names: Sequence[str]) -> list[str]:
+    """Returns the agents to which nothing happens; nobody when something concerns all of them."""
+    nothing = FaultPlan()
+    of_all = ("reorder", "duplicate", "cut", "drop", "max_queued_messages", "broker_restarts")
+    parts = [part for key in _OF_SOMEBODY for part in getattr(plan, key)]
+    if any(getattr(plan, key) != getattr(nothing, key) for key in of_all) or any(
+        concerns(part.who, COORDINATOR) for part in parts
+    ):
+        return []
+    return [name for name in names if not any(concerns(part.who, name) for part in parts)]
+
+
+_OF_SOMEBODY = ("partitions", "slow_links", "crashes", "random_crashes", "clock_skews")
 
 
 def concerns(who: Names, name: str) -> bool:

@@ -30,7 +30,16 @@ from edge_agent.machine.events import (
     StartJob,
 )
 from fedge.errors import FederationError, WireError
-from fleet.virtual.event_trace import Began, Ended, Entry, Flushed, Handled, Sent, trace_line
+from fleet.virtual.event_trace import (
+    COHORT,
+    Began,
+    Ended,
+    Entry,
+    Flushed,
+    Handled,
+    Sent,
+    trace_line,
+)
 from fleet.virtual.faults import COORDINATOR
 from fleet.virtual.quiescence import SimulatedFederation, bound_problems, quiescence_problems
 from learning.aggregation.norm_bound import NormBoundSettings, NormHistory
@@ -344,6 +353,8 @@ class Invariants:
                     )
             case RoundTopic():
                 self._plan_sent(messages.decode(payload, RoundPlan))
+            case UpdateTopic() | ReportTopic() if node.startswith(COHORT):
+                pass  # it has no spool, and one link for all of its agents
             case UpdateTopic(agent_id, round_id, 0):
                 self._update_sent(agent_id, round_id, payload)
             case ReportTopic(agent_id):

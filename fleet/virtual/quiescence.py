@@ -12,7 +12,7 @@ from edge_agent.machine.plan_order import stage
 from fleet.virtual.agent_shell import AgentShell
 from fleet.virtual.coordinator_shell import CoordinatorShell
 from fleet.virtual.faults import COORDINATOR
-from fleet.virtual.shells import World
+from fleet.virtual.shells import CohortProcess, World
 
 #: Messages that a link may still hold at quiescence, and that the broker may hold for one client:
 #: a package takes minutes over the slowest links, and its chunks were requested more than once.
@@ -30,6 +30,7 @@ class SimulatedFederation(Protocol):
     world: World
     coordinator: CoordinatorShell
     agents: dict[str, AgentShell]
+    cohorts: dict[str, CohortProcess]
 
 
 def quiescence_problems(federation: SimulatedFederation, fed: Mapping[str, int]) -> Iterator[str]:
@@ -47,8 +48,10 @@ def quiescence_problems(federation: SimulatedFederation, fed: Mapping[str, int])
 
 def bound_problems(federation: SimulatedFederation, node: str) -> Iterator[str]:
     """Yields the limits of memory, queues and fetches that a process exceeds, in words."""
-    agents = len(federation.agents)
-    if node == COORDINATOR:
+    agents = len(federation.agents) + sum(each.size for each in federation.cohorts.values())
+    if node in federation.cohorts:
+        link = federation.cohorts[node].link
+    elif node == COORDINATOR:
         machine, link = federation.coordinator.coordinator, federation.coordinator.link
         if len(machine.roster) > agents:
             yield f"the roster has {len(machine.roster)} agents of {agents}"

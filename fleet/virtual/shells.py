@@ -273,3 +273,13 @@ class Shell(ABC):
             self.feed(Tick())
         else:
             self._arm()
+
+
+class CohortProcess(Shell):
+    """A process of several agents.
+
+    Attributes:
+        size: number of agents.
+    """
+
+    size: int

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -71,6 +71,7 @@ def simulate_scenario(
     watcher: Watcher,
     prepared: Prepared | None = None,
     record: Mapping[str, Any] | None = None,
+    change: Callable[[Setting], Setting] | None = None,
 ) -> dict[str, Any]:
     """Simulates a scenario event by event, writes its report and returns it.
 
@@ -80,6 +81,7 @@ def simulate_scenario(
         watcher: told what happens.
         prepared: the scenario with the options' changes, where it was read before.
         record: keys of the report that say what is simulated; None: those of a scenario in a file.
+        change: of the setting, before it is simulated.
 
     Raises:
         ConfigError: scenario, data, model, faults, profiles or options are wrong.
@@ -89,6 +91,8 @@ def simulate_scenario(
     """
     prepared = prepared or prepare(path, options.changes)
     participants, setting = prepared.participants, setting_of(prepared, options)
+    if change is not None:
+        setting = change(setting)
     record = record or run_record(
         participants,
         path,

@@ -27,7 +27,7 @@ from fleet.virtual.faults import (
 )
 from fleet.virtual.profiles import DeviceProfile
 from fleet.virtual.route import FaultyRoute
-from fleet.virtual.shells import Shell, World
+from fleet.virtual.shells import CohortProcess, Shell, World
 from fleet.virtual.simulated_worker import SimulatedWorker
 from learning.vector.metrics import Sums
 from learning.vector.parameters import F32
@@ -60,6 +60,7 @@ class Setting:
         observers: called with every entry of the trace.
         worker: runs the jobs of all agents.
         signed: the coordinator signs, and the agents were enrolled with its key.
+        cohorts: make processes that are cohorts of agents each, beside the devices.
     """
 
     config: CoordinatorConfig
@@ -72,6 +73,7 @@ class Setting:
     observers: Sequence[Observer] = ()
     worker: SimulatedWorker = field(default_factory=SimulatedWorker)
     signed: bool = False
+    cohorts: Sequence[Callable[[World], CohortProcess]] = ()
 
 
 class Simulation:
@@ -81,6 +83,7 @@ class Simulation:
         world: broker, clock and links.
         coordinator: process of the coordinator.
         agents: processes of the agents, by id.
+        cohorts: processes of cohorts, by name.
         ended_s: virtual time at which the federation finished.
     """
 
@@ -112,6 +115,7 @@ class Simulation:
             )
             for device in setting.devices
         }
+        self.cohorts = {made.name: made for made in (make(self.world) for make in setting.cohorts)}
         self.ended_s = 0.0
         self._down_s: dict[str, float] = {}
         self._rng = Random(f"{setting.seed}/faults")  # noqa: S311  a simulation
@@ -125,7 +129,7 @@ class Simulation:
     @property
     def shells(self) -> Mapping[str, Shell]:
         """All processes by name."""
-        return {COORDINATOR: self.coordinator, **self.agents}
+        return {COORDINATOR: self.coordinator, **self.agents, **self.cohorts}
 
     def run(self, limit_s: float | None = None, settle_s: float = 0.0) -> str:
         """Runs until the federation has finished; returns the reason of its end.

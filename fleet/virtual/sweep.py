@@ -30,6 +30,9 @@ from models.zoo import load_zoo
 #: Limit of runs with a fault left out.
 _SHRINK_TRIES = 200
 
+#: Makes another setting of one that was drawn.
+Change = Callable[[Setting], Setting]
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -58,6 +61,7 @@ def try_seed(
     observe: Callable[[Entry], None] | None = None,
     scenario: Path | None = None,
     signed: bool = False,
+    change: Change | None = None,
 ) -> Outcome:
     """Simulates one seed and returns its outcome.
 
@@ -67,8 +71,11 @@ def try_seed(
         observe: called with every entry.
         scenario: with the federation to try; None: drawn from the seed.
         signed: the coordinator signs, and agents require its signature.
+        change: of the setting, before it is simulated.
     """
     setting = _setting(seed, faults, scenario)
+    if change is not None:
+        setting = change(setting)
     invariants = Invariants(setting.config, setting.package, seed)
     observers: list[Observer] = [invariants] if observe is None else [observe, invariants]
     setting = dataclasses.replace(setting, observers=observers, signed=signed)
@@ -114,9 +121,10 @@ def sweep(
     faults: FaultPlan | None = None,
     scenario: Path | None = None,
     signed: bool = False,
+    change: Change | None = None,
 ) -> Iterator[Outcome]:
     """Yields the outcome of every seed, in order; more than one job run in their own processes."""
-    trial = partial(try_seed, faults=faults, scenario=scenario, signed=signed)
+    trial = partial(try_seed, faults=faults, scenario=scenario, signed=signed, change=change)
     if jobs == 1:
         yield from map(trial, seeds)
         return
@@ -125,13 +133,18 @@ def sweep(
         yield from pool.imap(trial, seeds, chunksize=8)
 
 
-def plan_of(seed: int, scenario: Path | None = None) -> FaultPlan:
+def plan_of(seed: int, scenario: Path | None = None, change: Change | None = None) -> FaultPlan:
     """Returns the fault plan of a seed."""
-    return _setting(seed, None, scenario).faults
+    setting = _setting(seed, None, scenario)
+    return (setting if change is None else change(setting)).faults
 
 
 def shrink(
-    seed: int, faults: FaultPlan, scenario: Path | None = None, signed: bool = False
+    seed: int,
+    faults: FaultPlan,
+    scenario: Path | None = None,
+    signed: bool = False,
+    change: Change | None = None,
 ) -> FaultPlan:
     """Returns the plan without the faults that the seed does not need to fail."""
     tries = 0
@@ -140,7 +153,7 @@ def shrink(
         smaller = False
         for candidate in without_one(faults):
             tries += 1
-            if try_seed(seed, candidate, scenario=scenario, signed=signed).problem:
+            if try_seed(seed, candidate, None, scenario, signed, change).problem:
                 faults, smaller = candidate, True
                 break
     return faults
@@ -173,11 +186,16 @@ def plan_text(faults: FaultPlan) -> str:
 
 
 def write_trace(
-    seed: int, faults: FaultPlan, path: Path, scenario: Path | None = None, signed: bool = False
+    seed: int,
+    faults: FaultPlan,
+    path: Path,
+    scenario: Path | None = None,
+    signed: bool = False,
+    change: Change | None = None,
 ) -> Outcome:
     """Writes every entry of a seed's run to a trace file."""
     with path.open("w", encoding="utf-8") as file:
-        return try_seed(seed, faults, TraceFile(file), scenario, signed)
+        return try_seed(seed, faults, TraceFile(file), scenario, signed, change)
 
 
 _SHARED: list[SimulatedWorker] = []

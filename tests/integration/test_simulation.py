@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -274,12 +273,10 @@ def test_a_device_that_is_never_there_keeps_nobody_waiting_for_ever() -> None:
 
 
 def test_two_hundred_seeds_keep_every_promise() -> None:
-    began = time.monotonic()
     outcomes = list(sweep(range(20_000, 20_200), jobs=1))
     problems = [outcome.problem for outcome in outcomes if outcome.problem]
     assert problems == []
     assert sum(outcome.checks for outcome in outcomes) > 50_000
-    assert time.monotonic() - began < 100  # some 8 s on a machine of its own
 
 
 def test_signed_federations_keep_every_promise_too() -> None:
