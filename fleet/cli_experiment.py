@@ -15,11 +15,14 @@ import click
 
 from fedge.console import CommandGroup, FiniteRange, command_errors, counted
 from fedge.errors import ConfigError
+from fedge.files import claimed, holder
 
 if TYPE_CHECKING:
     from fleet.experiments.execution.run import Prepared
     from fleet.experiments.experiment import Experiment, Target
 
+#: In the name of the folder's lock: one process runs an experiment.
+_ROLE = "experiment"
 #: A run failed: the experiment is done, below what its grid asks for.
 _INCOMPLETE = 6
 _FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -95,20 +98,23 @@ def run(
 
     plan = make_plan(grid, parse_changes(changes), seeds or 0)
     folder = out or Path("runs/experiments") / plan.name
-    prepared = prepare(plan, folder, fresh=not resume)
     console = Console(stderr=as_json, width=None if sys.stdout.isatty() else 140)
-    processes = min(jobs or _cores(), max(1, len(prepared.jobs)))
-    done = len(prepared.index.runs) - len(prepared.jobs)
-    console.print(
-        f"{plan.name}: {counted(len(plan.cases), 'case')} with {counted(len(plan.seeds), 'seed')}, "
-        f"{counted(len(prepared.index.runs), 'run')}"
-        + (f", {done} of them done already" if done else "")
-        + f"; {processes} at a time",
-        highlight=False,
-    )
-    signal.signal(signal.SIGTERM, _interrupt)
     began = time.monotonic()
-    _run(prepared, processes, console)
+    if number := holder(folder, _ROLE):
+        raise ConfigError(
+            f"{folder} is in use by process {number}: wait for its end, or name another folder "
+            "with --out"
+        )
+    with claimed(folder, _ROLE):
+        prepared = prepare(plan, folder, fresh=not resume)
+        processes = min(jobs or _cores(), max(1, len(prepared.jobs)))
+        done = len(prepared.index.runs) - len(prepared.jobs)
+        cases, seed_count = counted(len(plan.cases), "case"), counted(len(plan.seeds), "seed")
+        line = f"{plan.name}: {cases} with {seed_count}, {counted(len(prepared.index.runs), 'run')}"
+        line += f", {done} of them done already" if done else ""
+        console.print(f"{line}; {processes} at a time", highlight=False)
+        signal.signal(signal.SIGTERM, _interrupt)
+        _run(prepared, processes, console)
     index = _conclude(folder, console, time.monotonic() - began)
     if as_json:
         click.echo(json.dumps(index))

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from fedge.files import claimed
 from fleet.experiments.execution.job import execute
 from fleet.experiments.execution.plan import make_plan
 from fleet.experiments.execution.run import prepare
@@ -216,6 +217,13 @@ def test_closing_the_iterator_ends_all_processes(tmp_path: Path) -> None:
     events.close()
     assert len(pids) == 2
     assert all(pid is not None and gone_within(pid, 5.0) for pid in pids)
+
+
+def test_a_second_process_does_not_run_the_same_folder(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with claimed(out, "experiment"):
+        said = fedge("run", write_grid(tmp_path), "--out", out, code=2)
+    assert f"{out} is in use by process {os.getpid()}: wait for its end, or name another" in said
 
 
 @pytest.mark.parametrize("name", ["runs", "experiment.json"])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
+from fedge.files import locked
 from fleet.experiments.hooks.hook import RunStart, need
 from learning.registry import Settings
 
@@ -59,7 +59,7 @@ class MlflowHook:
 
         uri, folder = self._place(run.base)
         self._client = MlflowClient(tracking_uri=uri)
-        with _locked(folder) if folder else nullcontext():  # runs begin at the same time
+        with locked(folder) if folder else nullcontext():  # runs begin at the same time
             experiment = self._experiment(self._settings.experiment or run.group)
         tags = {f"fedge.{key}": str(value) for key, value in run.varied.items()}
         made = self._client.create_run(experiment, tags=tags, run_name=run.name or run.group)
@@ -103,11 +103,3 @@ class MlflowHook:
     def _experiment(self, name: str) -> str:
         found = self._client.get_experiment_by_name(name)
         return str(found.experiment_id if found else self._client.create_experiment(name))
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Holds a lock on the folder: two processes must not create one experiment twice."""
-    with (folder / ".fedge.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
