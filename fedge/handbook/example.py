@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import posixpath
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,18 @@ from fedge.files import write_whole
 from fedge.handbook.shipped import shipped
 
 _LICENCES = "data/LICENSES.md"
+#: A notebook names its data relative to its own folder.
+_DATA_OF_NOTEBOOK = re.compile(r"\.\./data/([\w.-]+)")
 
 
 @dataclass(frozen=True)
 class Example:
-    """One experiment.
+    """One experiment, or a notebook.
 
     Attributes:
-        name: its YAML, relative to the folder of all examples.
+        name: its file, relative to the folder of all examples.
         description: of one line.
-        files: that the YAML names, and those that they name; relative to the same folder.
+        files: that it names, and those that they name; relative to the same folder.
         command: that runs it.
     """
 
@@ -37,11 +40,16 @@ class Example:
 
 
 def examples() -> dict[str, Example]:
-    """Returns the examples by name: scenarios, then grids of them."""
+    """Returns the examples by name: scenarios, then grids of them, then notebooks."""
     base = shipped("examples")
     scenarios = {p.stem: _read(p, base, "fleet run") for p in sorted(base.glob("*.yaml"))}
     grids = sorted(base.glob("experiments/*.yaml"))
-    return scenarios | {path.stem: _read(path, base, "experiment run") for path in grids}
+    notebooks = sorted(base.glob("notebooks/*.ipynb"))
+    return (
+        scenarios
+        | {path.stem: _read(path, base, "experiment run") for path in grids}
+        | {path.stem: _read_notebook(path, base) for path in notebooks}
+    )
 
 
 def _read(path: Path, base: Path, command: str) -> Example:
@@ -49,6 +57,13 @@ def _read(path: Path, base: Path, command: str) -> Example:
     files = tuple(_named(document, path.parent, base))
     name = path.relative_to(base).as_posix()
     return Example(name, str(document.get("description", "")), files, f"fedge {command}")
+
+
+def _read_notebook(path: Path, base: Path) -> Example:
+    text = path.read_text(encoding="utf-8")
+    files = tuple(dict.fromkeys(f"data/{name}" for name in _DATA_OF_NOTEBOOK.findall(text)))
+    description = json.loads(text)["metadata"]["fedge"]["description"]
+    return Example(path.relative_to(base).as_posix(), description, files, "jupyter lab")
 
 
 def _named(document: Any, folder: Path, base: Path) -> list[str]:
@@ -88,8 +103,8 @@ def _files(value: Any, folder: Path) -> list[str]:
 def cli(name: str | None, out: Path, as_json: bool) -> None:
     """Write an example, its data and its licences into a folder; without NAME, list the examples.
 
-    `fedge fleet run` runs it, `fedge experiment run` a grid. An existing file is kept if it is the
-    same, and never overwritten.
+    `fedge fleet run` runs it, `fedge experiment run` a grid, Jupyter a notebook. An existing file
+    is kept if it is the same, and never overwritten.
     """
     known = examples()
     if name is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -80,3 +81,19 @@ def test_a_file_that_a_notebook_made_after_the_import_is_named(tmp_path: Path, n
     assert last.startswith("ImportError: the f")
     assert f"{tmp_path / name.split('/')[0]} hides a package of fedge of the same name" in last
     assert "rename the f" in last
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/python.md"])
+def test_the_python_of_a_page_runs(page: str) -> None:
+    blocks = re.findall(r"(?s)```python\n(.*?)```", (ROOT / page).read_text())
+    assert blocks
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", "\n".join(blocks)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("<fedge.Result of ")

@@ -19,7 +19,8 @@ _COMMAND = re.compile(r"`fedge docs ([\w/-]+)(?: ([\w-]+))?`")
 
 every_topic = pytest.mark.parametrize("topic", list(topics()))
 SCENARIOS = [n for n, example in examples().items() if example.command == "fedge fleet run"]
-GRIDS = [name for name in examples() if name not in SCENARIOS]
+GRIDS = [n for n, example in examples().items() if example.command == "fedge experiment run"]
+NOTEBOOKS = [n for n, example in examples().items() if example.name.endswith(".ipynb")]
 
 
 def run(*arguments: str, code: int = 0) -> Result:
@@ -113,6 +114,21 @@ def test_a_grid_is_written_with_its_scenarios_and_their_data(name: str, tmp_path
     assert (tmp_path / "data/LICENSES.md").is_file()
     error = run("experiment", "run", f"{name}.yaml", code=2).stderr
     assert f"`fedge example {name}` writes this example to examples/experiments/" in error
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_notebook_is_written_with_its_data(name: str, tmp_path: Path) -> None:
+    said = run("example", name, "--out", str(tmp_path)).stdout
+    notebook = tmp_path / f"notebooks/{name}.ipynb"
+    assert said.splitlines()[-1] == f"next: jupyter lab {notebook}"
+    cells = json.loads(notebook.read_text())["cells"]
+    named = re.findall(r'np\.load\("(.*?)"\)', "".join("".join(c["source"]) for c in cells))
+    assert len(named) == (0 if name == "keras_model" else 1)
+    assert all((notebook.parent / file).is_file() for file in named)
+
+
+def test_every_example_is_a_scenario_a_grid_or_a_notebook() -> None:
+    assert [*SCENARIOS, *GRIDS, *NOTEBOOKS] == list(examples())
 
 
 def test_the_list_of_examples_says_what_each_is() -> None:
