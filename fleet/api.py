@@ -129,10 +129,10 @@ def simulate(
         "optimizer": optimizer,
     }
     section = {
-        "algorithm": _choice(algorithm),
+        "algorithm": _choice("algorithm", algorithm),
         "rounds": rounds,
-        "codec": _choice(codec),
-        "aggregator": _choice(aggregator),
+        "codec": _choice("codec", codec),
+        "aggregator": _choice("aggregator", aggregator),
         "training": {k: v for k, v in plan.items() if v is not None} | dict(training or {}),
         "cohort": {"fraction": fraction},
         "evaluation": {"every": evaluate_every},
@@ -258,7 +258,9 @@ def _named(model: str) -> ModelPackage:
     return load_package(Path(model))
 
 
-def _choice(given: str | Mapping[str, Any]) -> Any:
+def _choice(key: str, given: str | Mapping[str, Any]) -> Any:
+    if not isinstance(given, str | Mapping):
+        raise ConfigError(f"{key} is {given!r}: give a name, or {{'name': …}} with its settings")
     return given if isinstance(given, str) else dict(given)
 
 

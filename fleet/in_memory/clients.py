@@ -188,7 +188,7 @@ def gather(spec: ModelSpec, clients: Any) -> Gathered:
             return _shared(spec, deal_out(named, None, client, 0, {"kind": "client"}))
         _check_is_of_clients(spec, named)
         return _separate(spec, list(named), list(named.values()))
-    if isinstance(clients, tuple) and _is_arrays(clients):
+    if isinstance(clients, tuple) and clients and not _is_of_arrays(clients[-1]):
         if len(clients) != 3:
             raise DataError(f"clients: arrays do not say which client has which row: {_HOW}")
         x, y, client = clients
@@ -198,8 +198,9 @@ def gather(spec: ModelSpec, clients: Any) -> Gathered:
     raise DataError(f"clients is a {type(clients).__name__}: {_HOW}")
 
 
-def _is_arrays(values: Sequence[Any]) -> bool:
-    return len(values) in (2, 3) and all(isinstance(value, np.ndarray) for value in values)
+def _is_of_arrays(value: Any) -> bool:
+    """Whether something is a client's arrays: `(x, y)`, or by name."""
+    return isinstance(value, tuple) or is_mapping(value)
 
 
 def _check_is_of_clients(spec: ModelSpec, named: Mapping[Any, Any]) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from coordinator.config import CoordinatorConfig, check_choices
 from edge_agent.data.table import Array
-from fedge.errors import ConfigError, did_you_mean
+from fedge.errors import ConfigError, DataError, did_you_mean
 from fedge.plugins import load_plugins
 from fedge.yaml_config import parse_config
 from fleet.in_memory.clients import Gathered, gather
@@ -26,6 +26,12 @@ from models.package.spec import ModelSpec
 
 #: File of the coordinator's own rows, in the folder of a run.
 CENTRAL_FILE = "central.npz"
+#: Keys of a scenario's `data` section that are not about files.
+_DATA_KEYS = ("nan", "normalise", "split", "test_fraction")
+#: Keys of its `federation` section that are arguments, or that nothing here depends on.
+_NOT_OF_FEDERATION = ("broker", "federation", "model", "seed", "signing_key", "state_dir")
+#: No agent has the name of the other process.
+_RESERVED = "coordinator"
 #: Clients that a message lists.
 _LISTED = 10
 
@@ -69,8 +75,11 @@ def prepare_arrays(
         DataError: arrays do not fit the model.
     """
     started, spec = datetime.now(UTC), package.spec
+    _check_keys(wanted)
     gathered, unseen = _with_unseen(spec, clients, wanted.unseen)
     _check_unseen(gathered.rows.names, unseen)
+    if _RESERVED in gathered.rows:
+        raise ConfigError(f"a client is named {_RESERVED!r}: choose another name")
     scenario = _scenario(spec, wanted, unseen, is_weighted=WEIGHT in gathered.columns)
     table = gathered.table(spec)
     participants = Participants(scenario, spec, table, gathered.rows, clients=gathered.renamed)
@@ -87,6 +96,18 @@ def prepare_arrays(
         "run": run_facts("batched", wanted.options or {}, started) | package_facts,
     }
     return Prepared(path, scenario, participants, config, package), record
+
+
+def _check_keys(wanted: Wanted) -> None:
+    for key in wanted.data:
+        if key not in _DATA_KEYS:
+            raise ConfigError(
+                f"data.{key}: rows are in memory; {did_you_mean(key, _DATA_KEYS)}keys: "
+                f"{', '.join(_DATA_KEYS)}"
+            )
+    for key in _NOT_OF_FEDERATION:
+        if key in wanted.federation:
+            raise ConfigError(f"federation.{key}: has no place in a simulation; leave it out")
 
 
 def _with_unseen(spec: ModelSpec, clients: Any, unseen: Any) -> tuple[Gathered, tuple[str, ...]]:
@@ -128,7 +149,7 @@ def _scenario(
         "data": {"path": "clients.npz", **weight, **wanted.data},
         "partition": {"kind": "client"},
         "unseen": list(unseen),
-        "federation": {"model": spec.name, **wanted.federation},
+        "federation": {**wanted.federation, "model": spec.name},
         "seed": wanted.seed,
         # The model's own: whoever brings a model brings its weights.
         "seeds": {"weights": "package"},
@@ -154,6 +175,8 @@ def _central(spec: ModelSpec, test: Any, folder: Path) -> Path | None:
     if test is None:
         return None
     columns = read_columns(spec, test, "test")
+    if not len(next(iter(columns.values()))):
+        raise DataError("test: no rows; leave it out")
     arrays: dict[str, Array] = {name: a for name, a in columns.items() if name != WEIGHT}
     path = folder.resolve() / CENTRAL_FILE
     np.savez(path, **arrays)

@@ -19,6 +19,7 @@ from fleet.batched.mode import Choice, choose_mode
 from fleet.experiments.hooks.follow import Followed
 from fleet.in_memory.progress import OnRound, Progress
 from fleet.in_memory.result import Interrupted, Result
+from fleet.runs.folders import make_folder
 from fleet.runs.prepared import Prepared
 from fleet.runs.resume import RunInterrupted
 from fleet.runs.run import RunOptions, run_scenario
@@ -127,7 +128,7 @@ def _result(
 def _folder(out: Path | None) -> Iterator[Path]:
     """Yields the folder of the run; without `out` one that is gone afterwards."""
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         yield out
         return
     with tempfile.TemporaryDirectory(prefix="fedge-") as folder:
@@ -138,6 +139,11 @@ def _hooks(hooks: Sequence[Any]) -> tuple[list[OnRound], list[Any]]:
     """Returns hooks that are functions, and those that are named."""
     if isinstance(hooks, str | Mapping) or callable(hooks):
         hooks = [hooks]
+    for hook in hooks:
+        if not callable(hook) and not isinstance(hook, str | Mapping):
+            raise ConfigError(
+                f"hooks: {hook!r}: give a function of a round's figures, or the name of a hook"
+            )
     return [hook for hook in hooks if callable(hook)], [h for h in hooks if not callable(h)]
 
 

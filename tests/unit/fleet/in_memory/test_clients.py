@@ -71,6 +71,8 @@ def test_names_that_agents_cannot_have_are_replaced(
     "clients",
     [
         (X, Y, np.array([5, 2, 2, 5, 5, 2])),
+        (X.tolist(), Y.tolist(), [5, 2, 2, 5, 5, 2]),
+        ({"features": X}, Y, [5, 2, 2, 5, 5, 2]),
         {"x": X, "y": Y, "client_id": [5, 2, 2, 5, 5, 2]},
         Table(
             median_income=X[:, 0],
@@ -80,7 +82,7 @@ def test_names_that_agents_cannot_have_are_replaced(
         ),
         partition(X, Y, client_id=np.array([5, 2, 2, 5, 5, 2])),
     ],
-    ids=["tuple", "mapping", "table", "partition"],
+    ids=["tuple", "lists", "named", "mapping", "table", "partition"],
 )
 def test_a_client_id_says_which_rows_are_whose(clients: Any) -> None:
     gathered = gather(HOUSES, clients)
