@@ -254,7 +254,9 @@ class VectorizedProgram:
             empty = own.sum(-1, keepdims=True) == 0
             if empty.any():  # the program divides by the sum; what it finds then is not used
                 own = np.where(empty, np.float32(1), own)
-        found["weight"] = np.pad(own, [(0, 0)] * (own.ndim - 1) + [(0, missing)])
+        if missing:
+            own = np.pad(own, [(0, 0)] * (own.ndim - 1) + [(0, missing)])
+        found["weight"] = own
         return found
 
     def _run(
