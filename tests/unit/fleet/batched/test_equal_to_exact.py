@@ -7,6 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from broker.protocol.messages import name_of
+from learning.aggregation.registry import AGGREGATORS
+from learning.algorithms.registry import ALGORITHMS
+from learning.codecs.registry import CODECS
+from learning.registry import Registry
 from tests.unit.fleet.batched.fleets import cohorts, event_exact, make_fleet
 
 SGD = {"epochs": 2, "batch_size": 16, "optimizer": "sgd", "learning_rate": 0.05}
@@ -99,3 +104,18 @@ def test_arrays_learn_as_well_as_bytes_and_count_as_many() -> None:
         assert one.loss == pytest.approx(other.loss, rel=0.1)
         assert one.bytes_up == pytest.approx(other.bytes_up, rel=0.01)
         assert one.bytes_down == pytest.approx(other.bytes_down, rel=0.01)
+
+
+def named(key: str, default: str) -> set[str]:
+    """Returns the members of a registry that the cases name."""
+    given = (changes.get(f"federation.{key}", default) for _, changes in CASES.values())
+    return {name_of(choice) for choice in given}
+
+
+def test_every_algorithm_codec_and_aggregator_is_in_a_case() -> None:
+    def shipped(registry: Registry[Any]) -> set[str]:
+        return {name for name in registry if registry[name].__module__.startswith("learning.")}
+
+    assert named("algorithm", "fedavg") == shipped(ALGORITHMS)
+    assert named("aggregator", "mean") == shipped(AGGREGATORS)
+    assert named("codec", "float32") == shipped(CODECS)
