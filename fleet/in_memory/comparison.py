@@ -103,7 +103,7 @@ def _cell(key: str, value: Any) -> str:
 def compare(
     results: Mapping[str, Result], *, metric: str | None = None, target: float | None = None
 ) -> Comparison:
-    """Returns results side by side; one run each, for many seeds see `fedge fleet experiment`.
+    """Returns results side by side; one run each, for many seeds see `fedge experiment`.
 
     Args:
         results: by label.

@@ -155,7 +155,7 @@ class Result:
     def save(self, folder: Path | str) -> Path:
         """Writes `report.json` and the trained model (`model/`) into a folder; returns it.
 
-        `fedge.load_report`, `fedge fleet experiment` and `fedge model` read them.
+        `fedge.load_report`, `fedge experiment` and `fedge model` read them.
         """
         out = Path(folder)
         try:
@@ -173,6 +173,10 @@ class Result:
         names = [m.name for m in self.package.spec.metrics if m.kind != "confusion"]
         wanted = [f"central_{name}" for name in names] + ["central_loss", *names]
         return next((name for name in wanted if name in self.metrics), "loss")
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Without what was made of it meanwhile: an interpreter cannot be pickled.
+        return {"package": self.package, "report": self.report, "folder": self.folder}
 
     def _facts(self) -> dict[str, str]:
         """Returns what a person wants to know first, by name."""

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -102,7 +103,7 @@ def _watched(how: How, folder: Path) -> Iterator[Followed]:
     """Yields what shows and follows a run; an interrupted one has its result."""
     callables, choices = _hooks(how.hooks)
     progress = Progress(is_shown=how.progress, on_round=callables)
-    followed = Followed(progress, choices, folder, base=Path.cwd())
+    followed = Followed(progress, choices, folder, **_place(how.out))
     is_done, unsilence = False, silence_logs()
     try:
         yield followed
@@ -113,6 +114,14 @@ def _watched(how: How, folder: Path) -> Iterator[Followed]:
         progress.end()
         unsilence()
         followed.end(is_done=is_done)
+
+
+def _place(out: Path | None) -> dict[str, Any]:
+    """Returns where hooks write: into the folder of the run, else beside the notebook."""
+    if out is not None:
+        return {}
+    now = datetime.now().strftime("%Y-%m-%d_%H%M%S.%f")  # of its own, or it replaced another
+    return {"base": Path.cwd(), "name": now[:-3]}
 
 
 def _result(

@@ -75,6 +75,37 @@ def test_several_inputs_are_given_by_name() -> None:
     assert result.predict(rows).shape == (240,)
 
 
+def test_several_targets_are_given_by_name_or_in_order() -> None:
+    sensors = keras.Input((4,), name="sensors")
+    outputs = [
+        keras.layers.Dense(1, name="wear")(sensors),
+        keras.layers.Dense(3, activation="softmax", name="state")(sensors),
+    ]
+    model = keras.Model(sensors, outputs)
+    model.compile(loss=["mse", "sparse_categorical_crossentropy"], metrics=[["mae"], ["accuracy"]])
+    wear = X[:, 0]
+    clients = [(X, {"wear": wear, "state": Y}), (X, [wear, Y])]
+    result = fedge.simulate(model, clients, rounds=1, progress=False)
+    first, second = result.agents
+    assert first["wear_mae"] == second["wear_mae"]
+    predicted = result.predict(X[:3])
+    assert {name: array.shape for name, array in predicted.items()} == {
+        "wear": (3,),
+        "state": (3, 3),
+    }
+
+
+def test_an_autoencoder_takes_rows_alone() -> None:
+    model = keras.Sequential(
+        [keras.Input((4,), name="sensors"), keras.layers.Dense(2), keras.layers.Dense(4)]
+    )
+    model.compile(loss="mse")
+    package = fedge.export(model, reconstruct="sensors")
+    result = fedge.simulate(package, [X[:120], X[120:]], rounds=1, test=X, progress=False)
+    wanted = float(np.mean((result.predict(X) - X) ** 2))
+    assert result.final["central_loss"] == pytest.approx(wanted, rel=1e-4)
+
+
 def test_a_model_that_cannot_be_exported_is_told_why() -> None:
     with pytest.raises(ExportError, match="compile"):
         fedge.simulate(keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)]), [(X, Y)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -208,6 +209,13 @@ def test_a_result_is_saved_and_its_report_read_again(result: fedge.Result, tmp_p
     assert again.package.spec == result.package.spec
 
 
+def test_a_result_can_be_pickled(result: fedge.Result) -> None:
+    predicted = result.predict(X)
+    again = pickle.loads(pickle.dumps(result))
+    assert np.array_equal(again.predict(X), predicted)
+    assert again.history == result.history
+
+
 def test_out_keeps_report_and_model_and_without_it_nothing_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -258,6 +266,19 @@ def test_hooks_are_told_of_each_round() -> None:
     rows: list[dict[str, Any]] = []
     result = simulate(hooks=[rows.append])
     assert rows == result.history
+
+
+def test_a_tracker_writes_beside_the_notebook_and_sees_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorboardX")
+    monkeypatch.chdir(tmp_path)
+    board = {"name": "tensorboard", "dir": "boards"}
+    for _ in range(2):
+        simulate(hooks=[board], rounds=1)
+    simulate(hooks=[board], rounds=1, out="run")
+    assert len(list(tmp_path.glob("boards/*/events.*"))) == 2
+    assert len(list(tmp_path.glob("run/boards/events.*"))) == 1
 
 
 def test_an_interruption_has_the_result_so_far(tmp_path: Path) -> None:
