@@ -78,5 +78,8 @@ def draw_cohort(
     cohort = Cohort(
         seed=int(rng.integers(1 << 53)), fraction=share, without=tuple(left_out[:_MOST_NAMED])
     )
-    asked = tuple(name for name in able if cohort.includes(name))
+    if share == 1 and not cohort.without:
+        asked = tuple(able)  # a million hashes that all say yes
+    else:
+        asked = tuple(name for name in able if cohort.includes(name))
     return Draw(cohort, asked, min(goal, len(asked)))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from broker.protocol.messages import RoundPlan
-from broker.protocol.seeds import Streams, stream
+from broker.protocol.seeds import Streams, codec_seed, stream
 from edge_agent.machine.decoded_plan import DecodedPlan, decode_plan
 from edge_agent.training.local_device import LocalModel
 from edge_agent.training.local_task import TRAINING
@@ -28,6 +28,7 @@ from learning.vector.vectors import Vectors
 from models.package.package import ModelPackage
 
 Agents = NDArray[np.int64]
+S = TypeVar("S", bound=np.generic)
 #: Why an agent has no answer: reason and words, by its id.
 Declined = dict[str, tuple[str, str]]
 
@@ -125,6 +126,37 @@ class Draws:
 
     def _common(self, names: Sequence[str], number: int) -> np.random.Generator:
         return stream(self._seed, f"{names[0]}+{len(names)}", number)
+
+
+class CodecSeeds(Sequence[int]):
+    """Seeds of the codecs of a block's agents, made when asked for: most codecs need none.
+
+    Args:
+        round_seed: of the plan.
+        names: of the agents.
+    """
+
+    def __init__(self, round_seed: int, names: Sequence[str]) -> None:
+        self._round_seed = round_seed
+        self._names = names
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    @overload
+    def __getitem__(self, place: int) -> int: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[int]: ...
+
+    def __getitem__(self, place: int | slice) -> int | Sequence[int]:
+        if isinstance(place, slice):
+            return CodecSeeds(self._round_seed, self._names[place])
+        return codec_seed(self._round_seed, self._names[place])
+
+
+def chosen_rows(rows: NDArray[S], chosen: NDArray[np.bool_]) -> NDArray[S]:
+    """Returns the rows of a mask: the array itself, not a copy, where that is all of them."""
+    return rows if chosen.all() else rows[chosen]
 
 
 def by_state(columns: Columns) -> list[Agents]:

@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 from broker.link.link import publish_packet_bytes
 from broker.protocol import blobs, messages
 from broker.protocol.messages import Receipt, Report, RoundPlan, UpdateHeader
-from broker.protocol.seeds import codec_seed
 from broker.protocol.topics import InboxTopic, ReportTopic, Topics, UpdateTopic
 from coordinator.machine.uploads import ExpectedVectors, Upload
 from fleet.batched.cohort_update import CohortUpdate
 from fleet.batched.device_states import CohortState
-from fleet.batched.devices import Measured, Part
+from fleet.batched.devices import CodecSeeds, Measured, Part, chosen_rows
 from fleet.batched.task import Columns, PartAnswer, PhaseTask
 from learning.aggregation.norm_bound import RoundNorms
 from learning.codecs.many import decode_many
@@ -74,7 +73,7 @@ class RealWire:
             for name, ref in arrived.header.vectors.items():
                 bodies[name].append(bytes(arrived.body[start : start + ref.bytes]))
                 start += ref.bytes
-        seeds = [codec_seed(self._task.plan.seed, name) for name in update.sums.names]
+        seeds = CodecSeeds(self._task.plan.seed, update.sums.names)
         expected = self._expected
         return up, {
             name: decode_many(expected.codecs[name], parts, expected.sizes[name], seeds)
@@ -185,15 +184,14 @@ class CohortIntake:
         names = update.sums.names
         lengths = norms.lengths(names)
         received = ReceivedMany(
-            {name: vector[good] for name, vector in vectors.items()},
+            {name: chosen_rows(vector, good) for name, vector in vectors.items()},
             update.sums.select(good),
             update.num_examples[good],
             lengths[good],
         )
         assert isinstance(answer.collector, TrainCollector), "of this phase"
         answer.collector.accept_many(received)
-        for place in np.flatnonzero(good).tolist():
-            answer.counted[names[place]] = f"{INSTANCE}/{columns.attempts[place]}"
+        answer.counted.update(_answer_ids(names, columns, good))
         self._promote(update, columns, good)
         answer.seconds = max(answer.seconds, float(update.seconds.max()))
 
@@ -216,9 +214,9 @@ class CohortIntake:
         if state.is_empty or not good.any():
             return
         kept = CohortState(
-            {name: rows[good] for name, rows in state.residuals.items()},
-            {name: rows[good] for name, rows in state.vectors.items()},
-            None if state.personal is None else state.personal[good],
+            {name: chosen_rows(rows, good) for name, rows in state.residuals.items()},
+            {name: chosen_rows(rows, good) for name, rows in state.vectors.items()},
+            None if state.personal is None else chosen_rows(state.personal, good),
         )
         slots = self._part.states.write(update.agents[good], columns.slots[good], kept)
         columns.slots[good] = slots
@@ -235,6 +233,16 @@ class CohortIntake:
             ReceivedMany({}, measured.sums, np.zeros(len(measured.agents), np.int64), np.zeros(0))
         )
         answer.counted.update(dict.fromkeys(measured.sums.names, INSTANCE))
+
+
+def _answer_ids(names: Sequence[str], columns: Columns, good: NDArray[np.bool_]) -> dict[str, str]:
+    """Returns the answer ids of the updates that count; one text for those of one attempt."""
+    different, places = np.unique(columns.attempts[good], return_inverse=True)
+    texts = [f"{INSTANCE}/{attempt}" for attempt in different.tolist()]
+    counted = names if good.all() else [names[n] for n in np.flatnonzero(good).tolist()]
+    if len(texts) == 1:
+        return dict.fromkeys(counted, texts[0])
+    return {name: texts[place] for name, place in zip(counted, places.tolist(), strict=True)}
 
 
 def _credit(columns: Columns) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from broker.protocol.seeds import Streams, codec_seed
+from broker.protocol.seeds import Streams
 from edge_agent.machine.decoded_plan import decode_plan
 from edge_agent.machine.device_state import DeviceState, model_key
 from edge_agent.machine.pending_update import LocalReport, LocalUpdate
@@ -16,7 +16,15 @@ from fedge.errors import DeclinedError, FederationError
 from fleet.batched.batches import number_of_steps
 from fleet.batched.cohort_update import CohortUpdate
 from fleet.batched.device_states import CohortState, device_state
-from fleet.batched.devices import Agents, Declined, Measured, Part, by_state, read_states
+from fleet.batched.devices import (
+    Agents,
+    CodecSeeds,
+    Declined,
+    Measured,
+    Part,
+    by_state,
+    read_states,
+)
 from fleet.batched.task import Columns, PhaseTask
 from learning.algorithms.algorithm import Upload
 from learning.codecs.many import decode_many
@@ -123,8 +131,7 @@ class SingleDevices:
         decoded = decode_plan(task.plan)
         upload = decoded.algorithm.uploads.get(name, Upload())
         codec = CODECS.make(_LOSSLESS) if upload.lossless else decoded.codec
-        seeds = [codec_seed(task.plan.seed, agent_id) for agent_id in found.names]
-        return decode_many(codec, payloads, size, seeds)
+        return decode_many(codec, payloads, size, CodecSeeds(task.plan.seed, found.names))
 
     def evaluate(
         self, request: Request, task: PhaseTask, agents: Agents, columns: Columns

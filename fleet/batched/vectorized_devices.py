@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from broker.protocol.messages import RoundPlan, VectorRef
-from broker.protocol.seeds import codec_seed
 from edge_agent.machine.decoded_plan import DecodedPlan
 from edge_agent.training.local_task import ROUNDING, TRAINING
 from fedge.errors import CodecError
@@ -23,11 +22,13 @@ from fleet.batched.cohort_update import CohortUpdate
 from fleet.batched.device_states import CohortState
 from fleet.batched.devices import (
     Agents,
+    CodecSeeds,
     Declined,
     Draws,
     Measured,
     Part,
     by_state,
+    chosen_rows,
     read_states,
     request_of,
     sums_table,
@@ -136,7 +137,7 @@ class VectorizedDevices:
                 failures[place] = f"device state {name!r} is not finite: training diverged"
         kept = np.array([place not in failures for place in range(len(agents))], bool)
         residuals = {
-            name: _spread(each.residual, good)[kept]
+            name: chosen_rows(_spread(each.residual, good), kept)
             for name, each in encoded.items()
             if each.residual is not None and encoder.upload(name).feedback
         }
@@ -146,11 +147,11 @@ class VectorizedDevices:
             agents[kept],
             encoder.refs(encoded, good, kept),
             {name: _rows(each.payloads, kept[good]) for name, each in encoded.items()},
-            {name: vector[kept] for name, vector in arrived.items()},
+            {name: chosen_rows(vector, kept) for name, vector in arrived.items()},
             counts[kept],
             sums_table(names, sums.loss, sums.weight, sums.totals).select(kept),
             self._seconds(agents, counts, decoded)[kept],
-            CohortState(residuals, {name: vector[kept] for name, vector in after.items()}),
+            CohortState(residuals, {n: chosen_rows(vector, kept) for n, vector in after.items()}),
         )
         declined = {names[place]: ("training", why) for place, why in failures.items()}
         return update, declined
@@ -158,8 +159,9 @@ class VectorizedDevices:
     def _seconds(
         self, agents: Agents, counts: NDArray[np.int64], decoded: DecodedPlan
     ) -> NDArray[np.float64]:
-        steps = np.array([number_of_steps(n, decoded.training) for n in counts.tolist()])
-        seconds: NDArray[np.float64] = self._part.seconds_per_step[agents] * steps
+        different, places = np.unique(counts, return_inverse=True)
+        steps = np.array([number_of_steps(n, decoded.training) for n in different.tolist()])
+        seconds: NDArray[np.float64] = self._part.seconds_per_step[agents] * steps[places]
         return seconds
 
     def evaluate(
@@ -215,7 +217,7 @@ class _Encoder:
     ) -> dict[str, EncodedMany]:
         chosen: Any = slice(None) if len(good) == len(names) else list(good)
         ids = [names[place] for place in good]
-        seeds = [codec_seed(self._plan.seed, name) for name in ids]
+        seeds = CodecSeeds(self._plan.seed, ids)
         found = {}
         for number, (name, vector) in enumerate(vectors.items(), ROUNDING):
             upload = self.upload(name)

@@ -11,13 +11,15 @@ of ten federations on real data the longest was up to 1.7 times the first round'
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from math import isfinite, sqrt
 from typing import Annotated, NamedTuple
 
 import msgspec
 import numpy as np
 from msgspec import Meta
+from numpy.typing import NDArray
 
 from fedge.errors import UpdateRejected
 from learning.algorithms.algorithm import Upload
@@ -160,6 +162,15 @@ class NormHistory:
         return RoundNorms(self.settings, scales, min(limits, default=None))
 
 
+@dataclass(frozen=True, eq=False)
+class NormsTable:
+    """Norms of one vector of a cohort's agents; those that count as noted, shape (n,)."""
+
+    agent_ids: Sequence[str]
+    norms: F64
+    noted: NDArray[np.bool_]
+
+
 class RoundNorms:
     """One round's bound, and the norms that came in.
 
@@ -183,6 +194,7 @@ class RoundNorms:
         self._scales = scales
         self._limit = limit
         self._norms: dict[str, dict[str, float]] = {}
+        self._tables: dict[str, list[NormsTable]] = {}
         self._refused: set[str] = set()
 
     def part(self) -> RoundNorms:
@@ -195,6 +207,8 @@ class RoundNorms:
         self._refused |= other._refused
         for name, norms in other._norms.items():
             self._norms.setdefault(name, {}).update(norms)
+        for name, tables in other._tables.items():
+            self._tables.setdefault(name, []).extend(tables)
 
     def admit(self, agent_id: str, name: str, vector: F32, upload: Upload) -> F32:
         """Returns a vector of an update, shortened where it is too long.
@@ -243,9 +257,9 @@ class RoundNorms:
             self._settings.refuse * scale if self._settings.refuse * scale else np.inf,
             np.inf if self._limit is None else self._limit.norm * upload.norm_factor,
         )
-        known = self._norms.setdefault(name, {})
         refused: dict[int, UpdateRejected] = {}
-        for place in np.flatnonzero(~(norms <= longest)).tolist():
+        fine = norms <= longest
+        for place in np.flatnonzero(~fine).tolist():
             try:
                 admitted = self.admit(agent_ids[place], name, vectors[place], upload)
             except UpdateRejected as error:
@@ -254,20 +268,22 @@ class RoundNorms:
             if admitted is not vectors[place]:
                 vectors = vectors if vectors.flags.writeable else vectors.copy()
                 vectors[place] = admitted
-        fine = zip(agent_ids, norms.tolist(), (norms <= longest).tolist(), strict=True)
-        known.update((agent_id, norm) for agent_id, norm, is_fine in fine if is_fine)
+        # Those that are not fine, `admit` has noted.
+        self._tables.setdefault(name, []).append(NormsTable(agent_ids, norms, fine))
         return vectors, refused
 
     def lengths(self, agent_ids: Sequence[str]) -> F64:
-        """Returns `length` of each of n agents, shape (n,)."""
+        """Returns `length` of each of the agents that `admit_many` took last, shape (n,)."""
         scale = self._scales.get("delta", 0.0)
-        norms = self._norms.get("delta", {})
-        if not scale:
+        tables = self._tables.get("delta")
+        if not scale or not tables:
             return np.ones(len(agent_ids))
-        found = np.fromiter((norms.get(a, scale) for a in agent_ids), np.float64, len(agent_ids))
-        if self.clipped:
-            found *= np.array([self.clipped.get(agent_id, 1.0) for agent_id in agent_ids])
-        return found / scale
+        table = tables[-1]
+        assert table.agent_ids is agent_ids, "the last"
+        found = table.norms / scale
+        for place in np.flatnonzero(~table.noted).tolist():
+            found[place] = self.length(agent_ids[place])
+        return found
 
     def _explodes(self, norm: float, upload: Upload) -> bool:
         """Whether a norm is beyond any; it says nothing of what is usual."""
@@ -287,11 +303,21 @@ class RoundNorms:
 
     def norms(self) -> dict[str, Norms]:
         """Returns the round's norms for `NormHistory.add`."""
-        return {
-            name: Norms(float(np.median(list(found.values()))), len(found))
-            for name, found in self._norms.items()
-            if found
-        }
+        found = {name: self._values(name) for name in (self._norms | self._tables)}
+        return {n: Norms(float(np.median(v)), len(v)) for n, v in found.items() if len(v)}
+
+    def _values(self, name: str) -> F64:
+        """Returns the norms of a vector that were noted."""
+        alone = np.array(list(self._norms.get(name, {}).values()), np.float64)
+        tables = self._tables.get(name, ())
+        return np.concatenate([alone, *(table.norms[table.noted] for table in tables)])
+
+    def _beyond(self, name: str, limit: float) -> Iterator[tuple[str, float]]:
+        """Yields the agents whose norms are above a limit, and these."""
+        yield from ((a, norm) for a, norm in self._norms.get(name, {}).items() if norm > limit)
+        for table in self._tables.get(name, ()):
+            for place in np.flatnonzero(table.noted & (table.norms > limit)).tolist():
+                yield table.agent_ids[place], float(table.norms[place])
 
     def suspects(self) -> dict[str, str]:
         """Returns agents whose updates were taken before anything was usual, and are beyond it.
@@ -299,15 +325,15 @@ class RoundNorms:
         The first round's bound is known when it is over.
         """
         found: dict[str, str] = {}
-        for name, norms in self._norms.items():
-            if self._scales.get(name) or len(norms) < _FEWEST or not self._settings.refuse:
+        for name, norms in self.norms().items():
+            limit = self._settings.refuse * norms.median
+            if self._scales.get(name) or norms.count < _FEWEST or not limit:
                 continue
-            median = float(np.median(list(norms.values())))
-            limit = self._settings.refuse * median
             found |= {
-                agent_id: f"L2 norm of {name} {norm:.6g}, {norm / median:.3g} times the median"
-                for agent_id, norm in norms.items()
-                if limit and norm > limit and agent_id not in self._refused
+                agent_id: f"L2 norm of {name} {norm:.6g}, "
+                f"{norm / norms.median:.3g} times the median"
+                for agent_id, norm in self._beyond(name, limit)
+                if agent_id not in self._refused
             }
         return found
 
@@ -322,8 +348,9 @@ def vector_norms(vectors: F32) -> F64:
     if vectors.shape[1] > _PIECE:
         return np.array([vector_norm(vector) for vector in vectors], np.float64)
     with np.errstate(over="ignore"):
-        squares = np.array([float(np.dot(vector, vector)) for vector in vectors], np.float64)
-        norms: F64 = np.sqrt(squares)
+        # Products of one row and one column: numpy has BLAS compute each as `np.dot` does.
+        squares = np.matmul(vectors[:, None, :], vectors[:, :, None]).reshape(len(vectors))
+        norms: F64 = np.sqrt(squares.astype(np.float64))
     for place in np.flatnonzero(~np.isfinite(norms)).tolist():
         norms[place] = vector_norm(vectors[place])
     return norms

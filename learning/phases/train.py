@@ -7,6 +7,7 @@ from statistics import median
 from typing import ClassVar, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedge.errors import UpdateRejected
 from learning.aggregation.aggregator import (
@@ -145,14 +146,18 @@ class TrainCollector:
             self._fold(weighed)
         if not passes.any():
             return
-        kept = slice(None) if passes.all() else passes
+        kept = _as_slice(passes)
         discount = self._algorithm.discount(0)
         weights = {
             name: (1.0 if upload.exact else discount)
             * (rows[kept] if upload.weighting == "examples" else np.ones(int(passes.sum())))
             for name, upload in self._algorithm.uploads.items()
         }
-        names = sums.names if passes.all() else [sums.names[n] for n in np.flatnonzero(passes)]
+        names = (
+            sums.names[kept]
+            if isinstance(kept, slice)
+            else [sums.names[n] for n in np.flatnonzero(passes)]
+        )
         vectors = {name: each[kept] for name, each in received.vectors.items()}
         add_many(self._aggregator, Updates(names, vectors, weights))
 
@@ -196,3 +201,12 @@ class TrainCollector:
         # Right after a start the coordinator may not have heard of all whose updates count.
         answered = len(self._sums) + sum(map(len, self._tables))
         return self._aggregator.result(max(population, answered))
+
+
+def _as_slice(chosen: NDArray[np.bool_]) -> slice | NDArray[np.bool_]:
+    """Returns a mask of which something is chosen as a slice, which copies nothing, if it is one.
+
+    Where agents weigh alike, the last of a cohort are held back.
+    """
+    first, stop = int(chosen.argmax()), len(chosen) - int(chosen[::-1].argmax())
+    return slice(first, stop) if chosen[first:stop].all() else chosen
