@@ -20,7 +20,7 @@ from fleet.batched.cohort_update import CohortUpdate
 from fleet.batched.device_states import CohortState, DeviceStates
 from fleet.batched.task import Columns, Mode, PhaseTask
 from fleet.batched.training import Kernel
-from learning.codecs.many import RngOf
+from learning.codecs.many import CommonRng, RngOf
 from learning.phases.phase import WEIGHTS, Request
 from learning.vector.parameters import F64
 from learning.vector.sums_table import SumsTable
@@ -115,8 +115,7 @@ class Draws:
         """
         if self._mode == "bytes":
             return lambda place: self._streams.at(self._seed, names[place], number)
-        common = self._common(names, number)
-        return lambda _: common
+        return CommonRng(self._common(names, number))
 
     def shuffles(self, names: Sequence[str]) -> Shuffles:
         """Returns the orders of rows of a block's agents."""

@@ -45,7 +45,7 @@ from learning.vector.vectors import Vectors
 
 #: Numbers of one block's vectors: its θ, gradients and updates stay in a core's cache, or near it.
 _BLOCK_NUMBERS = 1 << 19
-_MOST_AGENTS = 256
+_MOST_AGENTS = 128
 _LOSSLESS = "float32"
 
 

@@ -19,11 +19,13 @@ from numpy.typing import NDArray
 
 from fedge.errors import CodecError
 from learning.codecs.codec import check_length, check_vector
-from learning.codecs.many import Payloads, RngOf, check_vectors, payload_rows
+from learning.codecs.many import Payloads, RngOf, check_vectors, draw_rows, payload_rows
 from learning.registry import Settings
 from learning.vector.parameters import F32
 
 _LEVELS = 127
+#: Numbers rounded at a time: with their draws and levels they stay in a core's second-level cache.
+_CACHED = 32_768
 #: Beyond this a block is nearly a whole layer and one outlier coarsens all of it.
 MAX_BLOCK_SIZE = 1 << 20
 _WIRE_SCALE = np.dtype("<f4")
@@ -100,12 +102,11 @@ class Int8Codec:
             scales[:, number] = found = _scales(vectors[:, part])
             divisors = np.where(found > 0, found, np.float32(1))[:, None]
             np.divide(vectors[:, part], divisors, out=levels[:, part])
-        draws = np.empty((count, size), np.float32)
-        for number, row in enumerate(draws):
-            rng_of(number).random(out=row, dtype=np.float32)
-        rounded = _rounded(levels, draws)
         wire = scales.astype(_WIRE_SCALE, copy=False).view(np.uint8)
-        return np.concatenate([wire, rounded.view(np.uint8)], axis=1)
+        payloads = np.empty((count, wire.shape[1] + size), np.uint8)
+        payloads[:, : wire.shape[1]] = wire
+        _round_many(levels, rng_of, payloads[:, wire.shape[1] :].view(np.int8))
+        return payloads
 
     def decode_many(self, payloads: Payloads, size: int, seeds: Sequence[int]) -> F32:
         """See `learning.codecs.many.ManyCodec`."""
@@ -148,14 +149,27 @@ def _round(levels: F32, rng: np.random.Generator) -> NDArray[np.int8]:
     return _rounded(levels, rng.random(levels.size, dtype=np.float32))
 
 
+def _round_many(levels: F32, rng_of: RngOf, out: NDArray[np.int8]) -> None:
+    """Rounds rows as `_round` does each, a few at a time: they stay in a core's cache."""
+    count, size = levels.shape
+    several = max(1, _CACHED // max(1, size))
+    draws = np.empty((min(several, count), size), np.float32)
+    for start in range(0, count, several):
+        part = levels[start : start + several]
+        own = draws[: len(part)]
+        draw_rows(own, rng_of, start)
+        out[start : start + several] = _rounded(part, own)
+
+
 def _rounded(levels: F32, draws: F32) -> NDArray[np.int8]:
     """Up where the draw is below the fractional part. Changes `levels`."""
     # x / scale may come out a hair beyond 127 because the scale itself was rounded.
     np.clip(levels, -_LEVELS, _LEVELS, out=levels)
     low = np.floor(levels)
     levels -= low
-    low += draws < levels
-    return low.astype(np.int8)
+    rounded = low.astype(np.int8)
+    rounded += (draws < levels).view(np.int8)
+    return rounded
 
 
 def _check_levels(levels: NDArray[np.int8]) -> None:

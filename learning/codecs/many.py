@@ -69,6 +69,36 @@ def decode_many(codec: Codec, payloads: Payloads, size: int, seeds: Sequence[int
     return vectors
 
 
+class CommonRng:
+    """`RngOf` whose vectors all draw from one generator, one behind the other.
+
+    Args:
+        rng: of all of them.
+    """
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self.rng = rng
+
+    def __call__(self, number: int) -> np.random.Generator:
+        """Returns the generator."""
+        return self.rng
+
+
+def draw_rows(rows: F32, rng_of: RngOf, first: int = 0) -> None:
+    """Fills rows of float32 [n, P] with numbers of [0, 1), each by the generator of its vector.
+
+    Args:
+        rows: filled.
+        rng_of: generators of the vectors.
+        first: number of the vector that has the first row.
+    """
+    if isinstance(rng_of, CommonRng) and rows.flags.c_contiguous:
+        rng_of.rng.random(out=rows, dtype=np.float32)
+        return
+    for number, row in enumerate(rows, first):
+        rng_of(number).random(out=row, dtype=np.float32)
+
+
 def payload_rows(payloads: Payloads, length: int, size: int) -> Bytes:
     """Returns payloads of one length as uint8, [n, length], for a codec's `decode_many`.
 
