@@ -28,8 +28,9 @@ def read_columns(
     Args:
         spec: of the model.
         given: `(x, y)`, `(x, y, weight)`, `x` alone, or arrays by name: names of inputs and
-            targets, `x` and `y` where there is one of them, `weight`, or the model's features, a
-            column each. `x` and `y` may be mappings themselves, or lists in the model's order.
+            targets, `x` and `y` where there is one of them, `weight`, or a column for each of the
+            only input's numbers, by the names of its features where it has them. `x` and `y` may
+            be mappings themselves, or lists in the model's order.
         where: what `given` is, for messages: "client-3".
         targets: whether the model's targets are needed.
 
@@ -100,9 +101,7 @@ def _column(tensor: TensorSpec, named: Mapping[str, Any], spec: ModelSpec, where
         return _fitted(named[tensor.name], tensor, spec, where)
     if tensor.name.startswith("target_") and tensor.name[7:] in named:
         return _fitted(named[tensor.name[7:]], tensor, spec, where)
-    features = tensor.features
-    if features and len(features) == prod(tensor.shape) and all(f in named for f in features):
-        parts = [np.asarray(named[feature]) for feature in features]
+    if parts := _parts(tensor, named, spec):
         return _fitted(np.stack(parts, -1), tensor, spec, where)
     wanted = [t.name for t in (*spec.inputs, *spec.targets)]
     hint = did_you_mean(tensor.name, list(map(str, named)))
@@ -111,6 +110,18 @@ def _column(tensor: TensorSpec, named: Mapping[str, Any], spec: ModelSpec, where
         f"{where}: no array for {tensor.name!r}; {hint}given: {shown}; the model {spec.name} "
         f"takes {', '.join(wanted)}"
     )
+
+
+def _parts(tensor: TensorSpec, named: Mapping[str, Any], spec: ModelSpec) -> list[Array]:
+    """Returns the columns of a table that are an input: by name, else all that nothing else is."""
+    features: Sequence[str] = tensor.features
+    if not features and spec.inputs == (tensor,):
+        others = {TARGET, WEIGHT, *(target.name for target in spec.targets)}
+        features = [name for name in named if name not in others]
+    if len(features) != prod(tensor.shape) or not all(name in named for name in features):
+        return []
+    columns = [np.asarray(named[name]) for name in features]
+    return columns if all(column.ndim == 1 for column in columns) else []
 
 
 def _fitted(given: Any, tensor: TensorSpec, spec: ModelSpec, where: str) -> Array:

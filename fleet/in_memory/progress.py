@@ -55,6 +55,7 @@ class Progress:
     def begin(self, participants: Participants, config: CoordinatorConfig, broker: str) -> None:
         """See `fleet.runs.watcher.Watcher`."""
         self._rounds = config.rounds
+        self._line = f"round 1 of {config.rounds}"
         self._metrics = [m.name for m in participants.spec.metrics if m.kind != "confusion"][:2]
 
     def round(self, record: RoundRecord) -> None:

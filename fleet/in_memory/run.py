@@ -137,7 +137,10 @@ def _result(
 def _folder(out: Path | None) -> Iterator[Path]:
     """Yields the folder of the run; without `out` one that is gone afterwards."""
     if out is not None:
-        make_folder(out)
+        try:
+            make_folder(out)
+        except ConfigError as error:
+            raise ConfigError(str(error).replace("--out", "out=")) from error
         yield out
         return
     with tempfile.TemporaryDirectory(prefix="fedge-") as folder:

@@ -166,7 +166,10 @@ def test_a_model_in_a_folder_is_taken(tmp_path: Path) -> None:
         ({"algorithm": 3}, "algorithm is 3: give a name, or {'name': …}"),
         ({"federation": {"seed": 3}}, "federation.seed: has no place in a simulation"),
         ({"data": {"nans": "drop"}}, "data.nans: rows are in memory; did you mean nan? keys: nan"),
-        ({"out": "/dev/null/run"}, "/dev/null/run"),
+        (
+            {"out": "/dev/null/run"},
+            "/dev/null/run cannot be written: Not a directory; name another folder with out=",
+        ),
         ({"hooks": [3]}, "hooks: 3: give a function of a round's figures, or the name"),
         ({"hooks": ["mlfloww"]}, "did you mean mlflow?"),
         ({"clients": [(X, np.where(Y > 1, Y, np.nan))]}, "client-0: row "),
@@ -352,6 +355,7 @@ def test_progress_is_one_line_on_a_terminal() -> None:
 
     text = text_of_25_rounds(Terminal())
     assert text.count("\n") == 1
+    assert text.split("\r")[1] == "round 1 of 25 (train: 1 of 2)"
     assert text.split("\r")[-1].rstrip() == "round 25 of 25 · loss 0.0400"
     assert len(text.split("\r")) < 6  # what comes within a fifth of a second is not shown
 

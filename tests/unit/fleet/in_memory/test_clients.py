@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -123,6 +124,22 @@ def test_inputs_by_name_and_in_order_and_an_axis_of_one_more_or_less() -> None:
             **{t.name: (3, *t.shape) for t in BOTH.inputs},
             "target": (3,),
         }
+
+
+def test_a_table_is_an_input_by_its_features_or_in_its_order() -> None:
+    table = Table(rooms_per_household=X[:, 1], median_income=X[:, 0])
+    for given in ((table, Y), Table(table, y=Y)):
+        assert np.array_equal(read_columns(HOUSES, given, "x")["features"], X)
+    (features,) = HOUSES.inputs
+    bare = msgspec.structs.replace(
+        HOUSES, inputs=(msgspec.structs.replace(features, features=(), units=()),)
+    )
+    for given in ((table, Y), Table(table, y=Y)):
+        assert np.array_equal(read_columns(bare, given, "x")["features"], X[:, ::-1])
+    with pytest.raises(
+        DataError, match="no array for 'features'; given: rooms_per_household, median_income, odd"
+    ):
+        read_columns(bare, (Table(table, odd=Y, more=Y), Y), "x")
 
 
 def test_classes_may_be_given_by_name() -> None:
