@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from typing import Any
 _COLDEST_C, _HOTTEST_C = -40.0, 150.0
 #: glibc's <malloc.h>.
 _M_ARENA_MAX = -8
+
+#: Number of threads of libraries of linear algebra, read when they are loaded.
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def memory_bytes() -> int:
@@ -78,6 +82,22 @@ def resident_bytes(root: Path = Path("/")) -> int | None:
     if len(words) < 2 or not words[1].isdecimal():
         return None
     return int(words[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@contextmanager
+def one_thread_each() -> Iterator[None]:
+    """Has processes that start meanwhile take one thread for linear algebra, unless told otherwise.
+
+    Libraries that start a thread for each core would do so in every process, and the order of
+    their sums, so the last digit of a result, would depend on the machine.
+    """
+    added = [key for key in _THREADS if key not in os.environ]
+    os.environ.update(dict.fromkeys(added, "1"))
+    try:
+        yield
+    finally:
+        for key in added:
+            os.environ.pop(key, None)
 
 
 def share_one_heap() -> bool:

@@ -12,6 +12,7 @@ import click
 
 from fedge.console import command_errors
 from fedge.errors import ConfigError
+from fedge.system import one_thread_each
 from fleet.cli_options import (
     change_options,
     changes_of,
@@ -117,6 +118,8 @@ def simulate(
     again from its seeds.
     """
     _need_rich()
+    # Before numpy is loaded: one process or many, the last digit is the same.
+    click.get_current_context().with_resource(one_thread_each())
     from rich.console import Console
 
     from fleet.live import LiveWatcher, print_interrupted, print_result

@@ -7,10 +7,12 @@ import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from multiprocessing import get_context
 from typing import Protocol, Self
 
 from fedge.errors import FleetError
+from fedge.system import one_thread_each
 from fleet.batched.fleet_setup import FleetSetup
 from fleet.batched.task import PartAnswer, PhaseTask
 
@@ -66,9 +68,11 @@ class Processes:
         self._setup = setup
         self._count = count
         self._pool: ProcessPoolExecutor | None = None
+        self._stack = ExitStack()
 
     def __enter__(self) -> Self:
         self._setup = self._setup.for_processes()
+        self._stack.enter_context(one_thread_each())  # processes start when there is work
         self._pool = self._new_pool()
         return self
 
@@ -76,6 +80,7 @@ class Processes:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
+        self._stack.close()
 
     def _new_pool(self) -> ProcessPoolExecutor:
         # Not forked: this process may have threads, which a fork would leave half-way.

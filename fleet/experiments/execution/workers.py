@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 import signal
 import time
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
+from fedge.system import one_thread_each
 from fleet.experiments.execution.job import Job, execute
 
-#: Libraries that start a thread for each core do so in every process otherwise, and the order of
-#: their sums, so the last digit of a result, would depend on the machine.
-_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 #: A run in real processes takes up to 5 s to end its own.
 _STOP_S = 20.0
 
@@ -88,22 +85,10 @@ def _start() -> _Worker:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_work, args=(theirs,), name="fedge-experiment")
-    with _environment(dict.fromkeys(_ONE_THREAD, "1")):
+    with one_thread_each():
         process.start()
     theirs.close()
     return _Worker(process, ours)
-
-
-@contextlib.contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Sets variables that are not set yet, for a process that starts meanwhile."""
-    added = {key: value for key, value in values.items() if key not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for key in added:
-            del os.environ[key]
 
 
 def _give(worker: _Worker, job: Job) -> Began:
