@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,6 +27,10 @@ from learning.vector.parameters import F32
 
 #: Of all simulated agents: each has started once.
 INSTANCE = "instance-1"
+
+
+#: Stands for an agent's id in a topic that is taken apart: no federation has this name.
+_SOMEBODY = "-_" * 32
 
 
 class Wire(Protocol):
@@ -58,6 +61,10 @@ class RealWire:
         self._task = task
         self._topics = Topics(task.federation)
         self._expected = ExpectedVectors(task.plan, part.package.spec.size)
+        # What is before and behind an agent's id; the ids were checked when the fleet was made.
+        update = self._topics.name(UpdateTopic(_SOMEBODY, task.plan.round_id, 0))
+        self._update_topic = _around(update[:-1])
+        self._inbox_topic = _around(self._topics.name(InboxTopic(_SOMEBODY)))
 
     def updates(
         self, update: CohortUpdate, columns: Columns
@@ -81,10 +88,9 @@ class RealWire:
         }
 
     def _packet_bytes(self, agent_id: str, payloads: Sequence[bytes]) -> int:
-        round_id = self._task.plan.round_id
-        tail = self._topics.name(UpdateTopic(agent_id, round_id, 0))[:-1]
+        before, behind = self._update_topic
         return sum(
-            publish_packet_bytes(f"{tail}{index}", len(payload), expiry_s=1)
+            publish_packet_bytes(f"{before}{agent_id}{behind}{index}", len(payload), expiry_s=1)
             for index, payload in enumerate(payloads)
         )
 
@@ -106,10 +112,15 @@ class RealWire:
     def receipts(self, update: CohortUpdate, columns: Columns) -> NDArray[np.int64]:
         """See `Wire.receipts`."""
         found = np.zeros(len(update), np.int64)
-        for place, agent_id in enumerate(update.sums.names):
-            payload = messages.encode(receipt_of(self._task, int(columns.attempts[place])))
-            name = self._topics.name(InboxTopic(agent_id))
-            found[place] = publish_packet_bytes(name, len(payload))
+        before, behind = self._inbox_topic
+        lengths = {
+            attempt: len(messages.encode(receipt_of(self._task, attempt)))
+            for attempt in np.unique(columns.attempts).tolist()
+        }
+        for place, (agent_id, attempt) in enumerate(
+            zip(update.sums.names, columns.attempts.tolist(), strict=True)
+        ):
+            found[place] = publish_packet_bytes(f"{before}{agent_id}{behind}", lengths[attempt])
         return found
 
     def reports(self, measured: Measured, columns: Columns) -> NDArray[np.int64]:
@@ -235,6 +246,11 @@ class CohortIntake:
         answer.counted.update(dict.fromkeys(measured.sums.names, INSTANCE))
 
 
+def _around(topic: str) -> tuple[str, str]:
+    before, _, behind = topic.partition(_SOMEBODY)
+    return before, behind
+
+
 def _answer_ids(names: Sequence[str], columns: Columns, good: NDArray[np.bool_]) -> dict[str, str]:
     """Returns the answer ids of the updates that count; one text for those of one attempt."""
     different, places = np.unique(columns.attempts[good], return_inverse=True)
@@ -252,22 +268,6 @@ def _credit(columns: Columns) -> int:
     return new
 
 
-def header_of(plan: RoundPlan) -> UpdateHeader:
-    """Returns the part of a plan's update headers that all agents have alike."""
-    return UpdateHeader(
-        session=plan.session,
-        agent_instance=INSTANCE,
-        round_id=plan.round_id,
-        attempt=0,
-        version=plan.version,
-        fingerprint=plan.fingerprint,
-        vectors={"delta": messages.VectorRef(codec="float32", size=0, bytes=0)},
-        num_examples=0,
-        loss_sum=0.0,
-        weight_sum=0.0,
-    )
-
-
 def update_payloads(
     plan: RoundPlan,
     update: CohortUpdate,
@@ -276,18 +276,20 @@ def update_payloads(
     chunk_bytes: int = blobs.CHUNK_BYTES,
 ) -> list[bytes]:
     """Returns the chunks of one agent's update, as its device publishes them."""
-    header = with_figures(header_of(plan), update, columns, place)
+    header = header_of(plan, update, columns, place)
     return blobs.split(messages.encode_update(header, update.body(place)), chunk_bytes)[1]
 
 
-def with_figures(
-    header: UpdateHeader, update: CohortUpdate, columns: Columns, place: int
-) -> UpdateHeader:
+def header_of(plan: RoundPlan, update: CohortUpdate, columns: Columns, place: int) -> UpdateHeader:
     """Returns the header of one agent's update."""
     sums = update.sums.at(place)
-    return msgspec.structs.replace(
-        header,
+    return UpdateHeader(
+        session=plan.session,
+        agent_instance=INSTANCE,
+        round_id=plan.round_id,
         attempt=int(columns.attempts[place]),
+        version=plan.version,
+        fingerprint=plan.fingerprint,
         vectors=dict(update.refs[place]),
         num_examples=int(update.num_examples[place]),
         loss_sum=sums.loss,
