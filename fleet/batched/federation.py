@@ -26,6 +26,7 @@ from coordinator.machine.round_scheduler import RoundScheduler
 from coordinator.records.records import RoundRecord
 from coordinator.rounds.checks import check_model
 from coordinator.rounds.registry import make_round_protocol
+from coordinator.rounds.round import Round
 from coordinator.rounds.stopping import stop_rule
 from coordinator.storage.durability import Durability
 from coordinator.storage.store import Store
@@ -169,10 +170,12 @@ class Federation:
         eligible = self._protocol.eligible_agents()
         least = max(config.cohort.at_least, config.round.minimum)
         if len(eligible) < least:
-            shut_out = self._inputs.roster.population("train") - len(eligible)
+            roster = self._inputs.roster
+            shut_out = roster.left_out((), "train")
+            why = roster.standings.get(shut_out[0]).quarantine_reason if shut_out else ""
             raise FleetError(
-                f"{len(eligible)} agents can take part, a round needs {least}; {shut_out} are in "
-                "quarantine, because their updates were refused again and again"
+                f"{len(eligible)} agents can take part, a round needs {least}; {len(shut_out)} are "
+                f"in quarantine ({why}): lower training.learning_rate, or loosen norm_bound"
             )
         self._inputs.roster.standings.round_id = self._runner.next_round_id
         self._perform(self._runner.begin(eligible, self.now_s))
@@ -268,12 +271,17 @@ class Federation:
 class _NoIntake:
     """No message comes in: answers are merged."""
 
+    def __init__(self) -> None:
+        self._latest: Round | None = None
+
     def begin(self, opened: OpenRound) -> None:
-        """Nothing is put together."""
+        """Remembers the round of updates."""
+        if opened.is_durable:
+            self._latest = opened.round
 
     def refusals(self) -> dict[str, int]:
-        """None beside those of the round itself."""
-        return {}
+        """See `UpdateIntake.refusals`."""
+        return {} if self._latest is None else dict(self._latest.refusals)
 
     def restore(self, opened: OpenRound, frames: Sequence[tuple[str, bytes]]) -> None:
         """Nothing was stored."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import msgspec
 
 from coordinator.config import CoordinatorConfig
 from coordinator.records.records import RoundRecord
+from fedge.errors import FleetError
 from fleet.batched.simulate import How, Simulated, simulate_fleet
 from fleet.batched.task import Mode
 from fleet.participants import Participants
@@ -62,9 +64,18 @@ class Fleet:
 
 
 class Quiet:
-    """Told everything, says nothing."""
+    """Told everything, says nothing.
 
-    def round(self, record: RoundRecord) -> None: ...
+    Attributes:
+        records: of the rounds so far.
+    """
+
+    def __init__(self) -> None:
+        self.records: list[RoundRecord] = []
+
+    def round(self, record: RoundRecord) -> None:
+        self.records.append(record)
+
     def note(self, text: str) -> None: ...
     def working(self, what: str, done: int, of: int) -> None: ...
 
@@ -86,6 +97,25 @@ def cohorts_in(folder: Path, fleet: Fleet, processes: int = 1, ray: str | None =
     """Simulates a fleet with cohorts, its states in a folder."""
     how = replace(fleet.how, processes=processes, ray=ray)
     return simulate_fleet(fleet.prepared, load_profiles(), how, folder, Quiet())
+
+
+def first_records(fleet: Fleet) -> list[RoundRecord]:
+    """Returns the rounds of a fleet with cohorts, also of one that cannot go on."""
+    told = Quiet()
+    with tempfile.TemporaryDirectory() as folder, suppress(FleetError):
+        simulate_fleet(fleet.prepared, load_profiles(), fleet.how, Path(folder), told)
+    return told.records
+
+
+def first_exact_records(name: str, changes: Mapping[str, Any], rounds: int) -> list[RoundRecord]:
+    """Returns the first rounds of an example event by event, also of one that cannot go on."""
+    setting = make_setting(EXAMPLES / f"{name}.yaml", SimulationOptions(Path(), changes))[2]
+    simulation = Simulation(replace(setting, start_hour=23.0))
+    records: list[RoundRecord] = []
+    simulation.coordinator.on_round = records.append
+    with suppress(FleetError):
+        simulation.run(limit_s=1000.0)
+    return records[:rounds]
 
 
 def event_exact(name: str, changes: Mapping[str, Any]) -> Outcome:

@@ -12,7 +12,13 @@ from learning.aggregation.registry import AGGREGATORS
 from learning.algorithms.registry import ALGORITHMS
 from learning.codecs.registry import CODECS
 from learning.registry import Registry
-from tests.unit.fleet.batched.fleets import cohorts, event_exact, make_fleet
+from tests.unit.fleet.batched.fleets import (
+    cohorts,
+    event_exact,
+    first_exact_records,
+    first_records,
+    make_fleet,
+)
 
 SGD = {"epochs": 2, "batch_size": 16, "optimizer": "sgd", "learning_rate": 0.05}
 PROX = {"name": "fedprox", "mu": 0.1, "server": "fedadam"}
@@ -119,3 +125,29 @@ def test_every_algorithm_codec_and_aggregator_is_in_a_case() -> None:
     assert named("algorithm", "fedavg") == shipped(ALGORITHMS)
     assert named("aggregator", "mean") == shipped(AGGREGATORS)
     assert named("codec", "float32") == shipped(CODECS)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"federation.max_update_norm": 1e-4, "federation.round.minimum": 1},
+        {"federation.training.learning_rate": 900.0, "federation.round.minimum": 1},
+        {"federation.norm_bound": {"clip": 1.0, "refuse": 1.1}},
+    ],
+)
+def test_refused_and_shortened_updates_stand_in_the_record(changes: dict[str, Any]) -> None:
+    """Whether rounds are abandoned or not: the first ones are compared."""
+    changes = {"federation.rounds": 3, **changes}
+    fleet = make_fleet("house_price", changes, "bytes", vectorized=False)
+    records = first_records(fleet)
+    assert records
+    expected = first_exact_records("house_price", changes, len(records))
+    for one, other in zip(records, expected, strict=True):
+        assert (one.status, one.refusals, one.refused) == (
+            other.status,
+            other.refusals,
+            other.refused,
+        )
+        assert one.clipped == pytest.approx(other.clipped)
+        assert one.declined == other.declined
+        assert one.norms.keys() == other.norms.keys()
