@@ -29,7 +29,7 @@ from models.package.package import load_package
 TARGET = 0.97
 #: Label, changes, rates, seeds of each rate, most rounds, the paper's rounds.
 ROWS = [
-    ("IID", {}, {0.05: 1, 0.1: 3, 0.2: 3}, 130, 87.0),
+    ("IID", {}, {0.05: 1, 0.1: 5, 0.2: 5}, 130, 87.0),
     ("2 shards", {"partition.kind": "shards"}, {0.1: 1}, 400, 664.0),
 ]
 #: What the plain script repeats: partition, initial weights, rate, most rounds.
@@ -37,6 +37,7 @@ PLAIN = [
     ("IID", "fedge's", 0.1, 130),
     ("2 shards", "fedge's", 0.1, 320),
     ("IID", "normal .01", 0.1, 130),
+    ("IID", "normal .01", 0.05, 200),
 ]
 
 
