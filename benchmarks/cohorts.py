@@ -34,8 +34,8 @@ from fleet.virtual.simulated_worker import SimulatedWorker
 
 MODEL = "mlp_2410"
 BYTES_US, ARRAYS_US = 120.0, 40.0
-#: Agents of the smaller of two fleets whose memory is compared, and of the larger.
-_FEW, _MANY = 2_048, 65_536
+#: Agents of the fleet whose memory is measured.
+_MANY = 65_536
 _TIMEOUT_S = 1800.0
 Array = NDArray[Any]
 
@@ -109,12 +109,10 @@ def ways(options: argparse.Namespace) -> dict[str, Callable[[], float]]:
     }
 
 
-def memory(mode: Mode, codec: str) -> float:
-    """Returns the bytes that an agent more takes in a round, of two fleets."""
-    found = [
-        run_worker(__file__, [json.dumps([mode, codec, n])], _TIMEOUT_S) for n in (_FEW, _MANY)
-    ]
-    return float(found[1] - found[0]) / (_MANY - _FEW)
+def memory(mode: Mode) -> int:
+    """Returns the largest resident memory of a process that simulates a fleet."""
+    found: int = run_worker(__file__, [json.dumps([mode, "float32", _MANY])], _TIMEOUT_S)
+    return found
 
 
 def peak(mode: Mode, codec: str, agents: int) -> int:
@@ -142,7 +140,7 @@ def measure(options: argparse.Namespace) -> Report:
         "exact_agents": options.exact_agents,
         "rounds": options.rounds,
         "ways": rows,
-        "memory_bytes_per_agent": {m: memory(m, "float32") for m in ("bytes", "arrays")},
+        "largest_memory_bytes": {mode: memory(mode) for mode in ("bytes", "arrays")},
         "budgets": [
             budget(least["bytes, float32"], BYTES_US, "bytes, µs an agent and round"),
             budget(least["arrays, float32"], ARRAYS_US, "arrays, µs an agent and round"),
@@ -158,8 +156,8 @@ def show(report: Report) -> None:
             f"{name:18s}{shown(row['us_per_agent_round'], digits=1):>26s}"
             f"{shown(row['of_numpy_batched']):>22s}{shown(row['faster_than_events']):>24s}"
         )
-    for mode, each in report["memory_bytes_per_agent"].items():
-        print(f"{mode}: an agent more takes {each:,.0f} bytes while a round goes on")
+    for mode, largest in report["largest_memory_bytes"].items():
+        print(f"{mode}: {largest / 2**20:.0f} MiB with {_MANY:,d} agents")
 
 
 def main() -> None:
