@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from simulation import MLP
 from simulation import run as run_exact
 
+from fleet.batched.cohort.task import Mode
 from fleet.batched.simulate import How
-from fleet.batched.task import Mode
 from fleet.virtual.simulated_worker import SimulatedWorker
 
 MODEL = "mlp_2410"

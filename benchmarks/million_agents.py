@@ -24,10 +24,10 @@ from cohort_fleets import Family, Rounds, fleet, simulate
 from measure import Report, budget, finish, option_parser, run_worker
 
 from coordinator.config import QuarantineConfig
-from fleet.batched.agent_data import agent_data
+from fleet.batched.cohort.agent_data import agent_data
+from fleet.batched.cohort.task import Columns
 from fleet.batched.fleet_roster import FleetRoster, FleetStandings
 from fleet.batched.simulate import How
-from fleet.batched.task import Columns
 
 MODELS = ("mlp_2410", "dense_10000")
 MOST_S, MOST_BYTES, IDLE_BYTES = 300.0, 4 << 30, 200.0

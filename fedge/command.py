@@ -14,8 +14,8 @@ _COMMANDS = {
     "coordinator": ("coordinator.cli", "Run a federation: publish the model, collect updates."),
     "broker": ("broker.cli.main", "Run and check MQTT brokers."),
     "model": ("models.cli.main", "Export, list, inspect and release models."),
-    "fleet": ("fleet.cli", "Run a whole fleet on this machine."),
-    "experiment": ("fleet.cli_experiment", "Run grids of federations: tables, pictures."),
+    "fleet": ("fleet.cli.main", "Run a whole fleet on this machine."),
+    "experiment": ("fleet.cli.experiment", "Run grids of federations: tables, pictures."),
     "docs": ("fedge.handbook.docs", "Show the documentation."),
     "example": ("fedge.handbook.example", "Write an experiment with real data, ready to run."),
 }

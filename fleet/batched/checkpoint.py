@@ -13,7 +13,7 @@ import numpy as np
 
 from fedge.errors import FleetError
 from fedge.files import write_whole
-from fleet.batched.task import Columns
+from fleet.batched.cohort.task import Columns
 
 #: Rounds whose columns are kept: of the one before too, should the latest never be committed.
 _KEPT = 2

@@ -51,12 +51,12 @@ from edge_agent.machine.events import PackageLoaded, RecallBlob
 from edge_agent.machine.status import AgentFacts, agent_status
 from edge_agent.training.package_loaded import package_loaded
 from fedge.errors import DeclinedError
-from fleet.batched.cohort_update import CohortUpdate
-from fleet.batched.device_states import CohortState
-from fleet.batched.devices import Measured, Part, request_of
-from fleet.batched.intake import INSTANCE, report_of, update_payloads
-from fleet.batched.part_work import make_devices
-from fleet.batched.task import Columns, PhaseTask
+from fleet.batched.cohort.cohort_update import CohortUpdate
+from fleet.batched.cohort.device_states import CohortState
+from fleet.batched.cohort.devices import Measured, Part, request_of
+from fleet.batched.cohort.intake import INSTANCE, report_of, update_payloads
+from fleet.batched.cohort.part_work import make_devices
+from fleet.batched.cohort.task import Columns, PhaseTask
 from fleet.virtual.event_trace import COHORT
 from fleet.virtual.shells import CohortProcess, World
 from learning.aggregation.norm_bound import NormBoundSettings, RoundNorms

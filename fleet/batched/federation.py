@@ -32,10 +32,10 @@ from coordinator.storage.durability import Durability
 from coordinator.storage.store import Store
 from fedge.errors import FleetError
 from fleet.batched.checkpoint import Checkpoints
+from fleet.batched.cohort.intake import INSTANCE
+from fleet.batched.cohort.task import Columns, PartAnswer, PhaseTask
 from fleet.batched.fleet_roster import FleetRoster, NoClosedRounds
 from fleet.batched.fleet_setup import FleetSetup
-from fleet.batched.intake import INSTANCE
-from fleet.batched.task import Columns, PartAnswer, PhaseTask
 from fleet.batched.traffic import Downloads
 from fleet.batched.workers import Workers
 from learning.algorithms.algorithm import Algorithm

@@ -13,7 +13,7 @@ from coordinator.machine.open_round import ClosedRound, ClosedRounds, OpenRound
 from coordinator.machine.standing import Standings
 from coordinator.rounds.round import Round
 from fleet.agent_rows import NumberedNames
-from fleet.batched.agent_data import AgentData
+from fleet.batched.cohort.agent_data import AgentData
 
 
 class FleetStandings(Standings):

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from edge_agent.training.local_device import LocalModel
 from fedge.plugins import load_plugins
-from fleet.batched.agent_data import AgentData
-from fleet.batched.device_states import DeviceStates
-from fleet.batched.devices import Part
+from fleet.batched.cohort.agent_data import AgentData
+from fleet.batched.cohort.device_states import DeviceStates
+from fleet.batched.cohort.devices import Part
+from fleet.batched.cohort.part_work import work
+from fleet.batched.cohort.task import Mode, PartAnswer, PhaseTask
+from fleet.batched.cohort.training import Kernel
 from fleet.batched.mode import KernelKind
-from fleet.batched.part_work import work
-from fleet.batched.task import Mode, PartAnswer, PhaseTask
-from fleet.batched.training import Kernel
 from learning.algorithms.algorithm import Weighting
 from learning.registry import Choice
 from learning.vector.parameters import F64

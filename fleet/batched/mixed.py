@@ -10,10 +10,10 @@ from random import Random
 import numpy as np
 
 from edge_agent.training.local_device import LocalModel
-from fleet.batched.agent_data import joined
+from fleet.batched.cohort.agent_data import joined
+from fleet.batched.cohort.device_states import DeviceStates
+from fleet.batched.cohort.devices import Part
 from fleet.batched.cohort_shell import CohortDevices, CohortShell
-from fleet.batched.device_states import DeviceStates
-from fleet.batched.devices import Part
 from fleet.virtual.agent_shell import Device
 from fleet.virtual.faults import confined, without_faults
 from fleet.virtual.shells import World

@@ -11,7 +11,7 @@ import numpy as np
 from broker.protocol.messages import name_of
 from coordinator.config import CoordinatorConfig
 from fedge.errors import ConfigError, ModelError
-from fleet.batched.agent_data import AgentData
+from fleet.batched.cohort.agent_data import AgentData
 from learning.aggregation.aggregator import Mergeable
 from learning.aggregation.registry import AGGREGATORS
 from learning.algorithms.training import TrainingPlan
@@ -20,7 +20,7 @@ from models.runtime.program import Program
 from models.runtime.rows import Rows
 from models.vectorized.kernel import VectorizedProgram, choose_kernel, kernel_reason
 
-#: `exact`: every message of every agent is an event. The others: see `fleet.batched.task.Mode`.
+#: `exact`: every message of every agent is an event. The others: see `fleet.batched.cohort.task`.
 SimulationMode = Literal["exact", "bytes", "arrays"]
 #: `single`: each agent trains by the code of a device. `vectorized`: many in one call. `padded`:
 #: likewise, in calls of as many rows as the program was made for.

@@ -27,8 +27,8 @@ import numpy as np
 
 import fedge
 from fedge.errors import ConfigError, FederationError, FleetError
+from fleet.batched.cohort.task import PartAnswer, PhaseTask
 from fleet.batched.fleet_setup import FleetSetup
-from fleet.batched.task import PartAnswer, PhaseTask
 from fleet.batched.workers import TRIES, Job, default_count
 from learning.vector.vectors import Vectors
 

@@ -20,12 +20,12 @@ from coordinator.rounds.stopping import stop_rule
 from coordinator.storage.store import Store
 from fedge.files import write_whole
 from fedge.yaml_config import located
-from fleet.batched.agent_data import AgentData, agent_data
+from fleet.batched.cohort.agent_data import AgentData, agent_data
+from fleet.batched.cohort.task import Mode
 from fleet.batched.federation import Federation, Inputs
 from fleet.batched.fleet_roster import FleetRoster, FleetStandings
 from fleet.batched.fleet_setup import FleetSetup
 from fleet.batched.mode import KernelChoice, choose_kernel_kind
-from fleet.batched.task import Mode
 from fleet.batched.traffic import births
 from fleet.batched.worker_choice import make_workers
 from fleet.runs.prepared import Prepared
@@ -44,7 +44,7 @@ class How:
     """How a fleet is simulated.
 
     Attributes:
-        mode: see `fleet.batched.task.Mode`.
+        mode: see `fleet.batched.cohort.task.Mode`.
         kernel: "auto", "vectorized" or "single".
         processes: that work; None: one for each core.
         ray: address of Ray's cluster, or "local"; None: without Ray.

@@ -17,9 +17,9 @@ from edge_agent.data.targets import target_findings
 from edge_agent.machine.events import PackageLoaded
 from edge_agent.machine.status import AgentFacts, agent_status
 from edge_agent.training.package_loaded import package_loaded
+from fleet.batched.cohort.intake import INSTANCE
+from fleet.batched.cohort.task import Columns
 from fleet.batched.fleet_setup import FleetSetup
-from fleet.batched.intake import INSTANCE
-from fleet.batched.task import Columns
 
 #: Births that are written whole where sizes stand for bytes.
 _SAMPLE = 64

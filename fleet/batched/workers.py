@@ -13,8 +13,8 @@ from typing import Protocol, Self
 
 from fedge.errors import FleetError
 from fedge.system import one_thread_each
+from fleet.batched.cohort.task import PartAnswer, PhaseTask
 from fleet.batched.fleet_setup import FleetSetup
-from fleet.batched.task import PartAnswer, PhaseTask
 
 #: Times that a part is given to new processes after those before ended.
 TRIES = 3

@@ -22,7 +22,7 @@ class ZooModel:
         inputs: input specs with what Keras lacks: features, units, mean, std.
         classes: names of the classes, for classification.
         targets: target specs with what Keras lacks: names, units.
-        batch_size: rows of one program call.
+        batch_size: rows of one program call; or several, see `export_model`.
         metrics: names of metrics in addition to the compiled ones.
         class_weight: weight of a row of each class in the loss.
         reconstruct: name of the input that an autoencoder's output is compared with.
@@ -35,7 +35,7 @@ class ZooModel:
     inputs: tuple[TensorSpec, ...]
     classes: tuple[str, ...] = ()
     targets: tuple[TensorSpec, ...] = ()
-    batch_size: int = 32
+    batch_size: int | tuple[int, ...] = 32
     metrics: tuple[str, ...] = ()
     class_weight: Mapping[int, float] = field(default_factory=dict)
     reconstruct: str = ""

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from coordinator.records.records import new_record
 from fedge.errors import ConfigError
-from fleet.cli import cli
+from fleet.cli.main import cli
 from fleet.experiments.hooks.follow import Followed, figures, flattened
 from fleet.experiments.hooks.hook import Hook, RunStart
 from fleet.experiments.hooks.registry import HOOKS

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from fleet.cli import cli
+from fleet.cli.main import cli
 from fleet.scenario import load_scenario, scenario_package
 
 EXAMPLES = [

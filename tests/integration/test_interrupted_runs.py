@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from coordinator.config import CoordinatorConfig
 from coordinator.records.records import RoundRecord
 from fedge.errors import ConfigError, FleetError
-from fleet.cli import cli
+from fleet.cli.main import cli
 from fleet.experiments.results import load_report
 from fleet.live import LiveWatcher
 from fleet.participants import Participants

@@ -11,7 +11,7 @@ import yaml
 from click.testing import CliRunner
 
 from coordinator.cli import cli as coordinator_cli
-from fleet.cli import cli
+from fleet.cli.main import cli
 
 WATTS = (
     "site-31: its targets (target) spread about 1,024 x 100,000 USD, the others' 1: are they in "

@@ -13,7 +13,7 @@ import yaml
 from click.testing import CliRunner
 
 from edge_agent.storage.update_spool import Spool
-from fleet.cli import cli
+from fleet.cli.main import cli
 from learning.vector.parameters import F64, Layout
 from models.package.package import ModelPackage, load_package
 from models.zoo import load_zoo

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from fleet.cli import cli
+from fleet.cli.main import cli
 from fleet.virtual.simulate import SimulationOptions, make_setting
 from fleet.virtual.simulation import Simulation
 from tests.plugins import extending_examples, forgotten_plugins

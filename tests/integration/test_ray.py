@@ -1,4 +1,8 @@
-"""Ray works on the parts of a fleet: same result, and a worker that is lost is replaced."""
+"""Ray works on the parts of a fleet: same result, and a worker that is lost is replaced.
+
+A local Ray listens on every interface, whatever it is told: the tests that start one run in a
+network of their own, which has nothing but a loopback.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,8 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing
@@ -17,11 +23,38 @@ import pytest
 
 from fedge.errors import ConfigError
 from fleet.batched import simulate
+from fleet.batched.cohort.task import PartAnswer
 from fleet.batched.ray_workers import RayWorkers
-from fleet.batched.task import PartAnswer
 from tests.unit.fleet.batched.fleets import cohorts, cohorts_in, make_fleet
 
 ray = pytest.importorskip("ray")
+
+#: Set in the network of its own.
+_INSIDE = "FEDGE_TEST_NETWORK"
+_APART = ("unshare", "--net", "--map-root-user", "--user")
+
+starts_ray = pytest.mark.skipif(
+    _INSIDE not in os.environ, reason="started by the test that makes a network for it"
+)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(_INSIDE in os.environ, reason="this is that network")
+def test_ray_does_its_work_in_a_network_of_its_own() -> None:
+    if shutil.which("unshare") is None or subprocess.run([*_APART, "true"]).returncode:
+        pytest.skip("no right to make a network (unshare)")
+    pytest_here = [sys.executable, "-m", "pytest", "-q", "-x", __file__, "-n", "0"]
+    up = 'ip link set lo up && exec "$@"'
+    done = subprocess.run(
+        [*_APART, "sh", "-c", up, "sh", *pytest_here],
+        env={**os.environ, _INSIDE: "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert "2 passed" in done.stdout, done.stdout[-2000:]
+
 
 #: Three parts on two actors, and states on disk: control variates and residuals.
 CHANGES: dict[str, Any] = {
@@ -46,6 +79,7 @@ class Killed(RayWorkers):
             yield answer
 
 
+@starts_ray
 def test_a_lost_worker_is_replaced_and_the_result_is_that_of_one_process_to_the_last_bit(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -68,6 +102,7 @@ def test_a_lost_worker_is_replaced_and_the_result_is_that_of_one_process_to_the_
     assert not list(tmp_path.glob("ray-*"))
 
 
+@starts_ray
 def test_a_ray_that_the_caller_uses_already_works_and_stays() -> None:
     changes = {"agents": 70, "federation.rounds": 1}
     fleet = make_fleet("house_price", changes, "arrays", vectorized=True)
@@ -89,6 +124,7 @@ def test_a_ray_that_the_caller_uses_already_works_and_stays() -> None:
     np.testing.assert_array_equal(found.theta, cohorts(fleet).theta)
 
 
+@pytest.mark.skipif(_INSIDE in os.environ, reason="needs no network of its own")
 def test_an_address_where_nobody_answers_is_named() -> None:
     fleet = make_fleet("house_price", {"agents": 70}, "arrays", vectorized=True)
     with closing(socket.create_server(("127.0.0.1", 0))) as server:

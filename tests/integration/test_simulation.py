@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from coordinator.config import CoordinatorConfig, EvaluationConfig, RoundConfig, StartConfig
 from coordinator.machine.events import Commit
 from fedge.errors import FleetError
-from fleet.cli import cli
+from fleet.cli.main import cli
 from fleet.virtual.event_trace import BrokerKilled, Ended, Entry, Handled, Sent
 from fleet.virtual.faults import (
     COORDINATOR,

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from broker.local.broker import LocalBroker
 from coordinator.cli import cli as coordinator_cli
-from fleet.cli import cli
+from fleet.cli.main import cli
 from fleet.participants import make_participants
 from fleet.scenario import load_scenario, scenario_package
 from tests.conftest import need

@@ -12,7 +12,7 @@ import yaml
 from click.testing import CliRunner
 from numpy.typing import NDArray
 
-from fleet.cli import cli
+from fleet.cli.main import cli
 from models.cli.main import cli as model_cli
 from models.package.package import load_package
 

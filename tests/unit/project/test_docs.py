@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 import coordinator.machine.update_intake
 import coordinator.machine.uploads
 import coordinator.rounds.round
-import fleet.cli
+import fleet.cli.main
 from broker.link.settings import BrokerSettings, TlsSettings
 from broker.link.transport_settings import ProxySettings, WebSocketSettings
 from broker.protocol import blobs, ed25519, messages, signed_messages
@@ -388,7 +388,7 @@ def all_subclasses(kind: type[FederationError]) -> set[type[FederationError]]:
 def test_every_exit_code_is_documented() -> None:
     page = (ROOT / "docs/exit-codes.md").read_text()
     documented = [int(code) for code in re.findall(r"(?m)^\| (\d+) \|", page)]
-    codes = {0, console._INTERRUPTED, console._NO_READER, fleet.cli._LIMIT_MISSED}
+    codes = {0, console._INTERRUPTED, console._NO_READER, fleet.cli.main._LIMIT_MISSED}
     codes |= {kind.exit_code for kind in all_subclasses(FederationError)}
     assert InvariantViolated.exit_code in codes
     assert documented == sorted(codes)

@@ -14,8 +14,8 @@ import msgspec
 from coordinator.config import CoordinatorConfig
 from coordinator.records.records import RoundRecord
 from fedge.errors import FleetError
+from fleet.batched.cohort.task import Mode
 from fleet.batched.simulate import How, Simulated, simulate_fleet
-from fleet.batched.task import Mode
 from fleet.participants import Participants
 from fleet.runs.prepared import Prepared, prepare
 from fleet.virtual.profiles import load_profiles

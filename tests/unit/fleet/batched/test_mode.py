@@ -10,7 +10,7 @@ import pytest
 
 from coordinator.config import CohortConfig, CoordinatorConfig
 from fedge.errors import ConfigError
-from fleet.batched.agent_data import agent_data
+from fleet.batched.cohort.agent_data import agent_data
 from fleet.batched.mode import choose_kernel_kind, choose_mode
 from models.runtime.program import Program
 from tests.unit.fleet.batched.fleets import make_fleet

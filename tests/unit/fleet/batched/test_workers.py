@@ -16,8 +16,8 @@ import pytest
 
 from fedge.errors import ConfigError
 from fleet.batched import ray_workers, simulate, workers
+from fleet.batched.cohort.task import PartAnswer
 from fleet.batched.fleet_setup import part_bounds
-from fleet.batched.task import PartAnswer
 from fleet.batched.workers import OwnProcess, Processes
 from tests.unit.fleet.batched.fleets import cohorts, cohorts_in, make_fleet
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from edge_agent.training.trainer import _batches
-from fleet.batched.agent_data import AgentData
-from fleet.batched.batches import (
+from fleet.batched.cohort.agent_data import AgentData
+from fleet.batched.cohort.batches import (
     CommonShuffles,
     OwnShuffles,
     groups_of_steps,

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedge.errors import ConfigError
-from fleet.batched.devices import Declined, Devices, Part, request_of
-from fleet.batched.intake import CohortIntake
-from fleet.batched.single_devices import SingleDevices
-from fleet.batched.task import PartAnswer, PhaseTask
-from fleet.batched.vectorized_devices import VectorizedDevices
+from fleet.batched.cohort.devices import Declined, Devices, Part, request_of
+from fleet.batched.cohort.intake import CohortIntake
+from fleet.batched.cohort.single_devices import SingleDevices
+from fleet.batched.cohort.task import PartAnswer, PhaseTask
+from fleet.batched.cohort.vectorized_devices import VectorizedDevices
 from learning.aggregation.aggregator import Aggregator
 from learning.aggregation.registry import AGGREGATORS
 from learning.algorithms.algorithm import Weighting

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from broker.protocol.messages import VectorRef
-from fleet.batched.device_states import CohortState
+from fleet.batched.cohort.device_states import CohortState
 from learning.codecs.many import Payloads
 from learning.vector.sums_table import SumsTable
 from learning.vector.vectors import Vectors

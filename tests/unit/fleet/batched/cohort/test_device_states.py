@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from edge_agent.machine.device_state import DeviceState, rounded_residuals
-from fleet.batched.device_states import CohortState, DeviceStates, device_state
+from fleet.batched.cohort.device_states import CohortState, DeviceStates, device_state
 
 AGENTS = np.array([1, 3])
 NONE = np.zeros(2, np.uint8)

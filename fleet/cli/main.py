@@ -11,7 +11,7 @@ import click
 
 from fedge.console import CommandGroup, FiniteRange, command_errors, log_less
 from fedge.errors import ConfigError
-from fleet.cli_options import (
+from fleet.cli.options import (
     change_options,
     changes_of,
     followed_by,
@@ -20,7 +20,7 @@ from fleet.cli_options import (
     is_whole,
     resume_option,
 )
-from fleet.cli_simulation import simulate, sweep
+from fleet.cli.simulation import simulate, sweep
 
 _LIMIT_MISSED = 6
 

@@ -12,15 +12,15 @@ from broker.protocol.messages import RoundPlan, VectorRef
 from edge_agent.machine.decoded_plan import DecodedPlan
 from edge_agent.training.local_task import ROUNDING, TRAINING
 from fedge.errors import CodecError
-from fleet.batched.batches import (
+from fleet.batched.cohort.batches import (
     groups_of_steps,
     held_out_rows,
     number_of_steps,
     training_batches,
 )
-from fleet.batched.cohort_update import CohortUpdate
-from fleet.batched.device_states import CohortState
-from fleet.batched.devices import (
+from fleet.batched.cohort.cohort_update import CohortUpdate
+from fleet.batched.cohort.device_states import CohortState
+from fleet.batched.cohort.devices import (
     Agents,
     CodecSeeds,
     Declined,
@@ -33,8 +33,8 @@ from fleet.batched.devices import (
     request_of,
     sums_table,
 )
-from fleet.batched.task import Columns, PhaseTask
-from fleet.batched.training import CohortTrained, Kernel, train_cohort
+from fleet.batched.cohort.task import Columns, PhaseTask
+from fleet.batched.cohort.training import CohortTrained, Kernel, train_cohort
 from learning.algorithms.algorithm import LocalContext, LocalRun, Summary, Upload
 from learning.codecs.feedback import EncodedMany, encode_many_with_feedback
 from learning.codecs.registry import CODECS

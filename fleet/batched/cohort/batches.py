@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fleet.batched.agent_data import AgentData
+from fleet.batched.cohort.agent_data import AgentData
 from learning.algorithms.training import TrainingPlan
 from learning.codecs.many import RngOf
 from learning.vector.parameters import F32

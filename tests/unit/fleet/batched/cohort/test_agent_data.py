@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fleet.batched.agent_data import AgentData, agent_data
+from fleet.batched.cohort.agent_data import AgentData, agent_data
 from fleet.participants import Participants
 from tests.unit.fleet.batched.fleets import make_fleet
 

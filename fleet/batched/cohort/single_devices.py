@@ -13,10 +13,10 @@ from edge_agent.machine.device_state import DeviceState, model_key
 from edge_agent.machine.pending_update import LocalReport, LocalUpdate
 from edge_agent.training.local_task import run_local_task
 from fedge.errors import DeclinedError, FederationError
-from fleet.batched.batches import number_of_steps
-from fleet.batched.cohort_update import CohortUpdate
-from fleet.batched.device_states import CohortState, device_state
-from fleet.batched.devices import (
+from fleet.batched.cohort.batches import number_of_steps
+from fleet.batched.cohort.cohort_update import CohortUpdate
+from fleet.batched.cohort.device_states import CohortState, device_state
+from fleet.batched.cohort.devices import (
     Agents,
     CodecSeeds,
     Declined,
@@ -25,7 +25,7 @@ from fleet.batched.devices import (
     by_state,
     read_states,
 )
-from fleet.batched.task import Columns, PhaseTask
+from fleet.batched.cohort.task import Columns, PhaseTask
 from learning.algorithms.algorithm import Upload
 from learning.codecs.many import decode_many
 from learning.codecs.registry import CODECS

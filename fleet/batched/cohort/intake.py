@@ -13,10 +13,10 @@ from broker.protocol import blobs, messages
 from broker.protocol.messages import Receipt, Report, RoundPlan, UpdateHeader
 from broker.protocol.topics import InboxTopic, ReportTopic, Topics, UpdateTopic
 from coordinator.machine.uploads import ExpectedVectors, Upload
-from fleet.batched.cohort_update import CohortUpdate
-from fleet.batched.device_states import CohortState
-from fleet.batched.devices import CodecSeeds, Measured, Part, chosen_rows
-from fleet.batched.task import Columns, PartAnswer, PhaseTask
+from fleet.batched.cohort.cohort_update import CohortUpdate
+from fleet.batched.cohort.device_states import CohortState
+from fleet.batched.cohort.devices import CodecSeeds, Measured, Part, chosen_rows
+from fleet.batched.cohort.task import Columns, PartAnswer, PhaseTask
 from learning.aggregation.norm_bound import RoundNorms
 from learning.codecs.many import decode_many
 from learning.phases.evaluate import EvaluateCollector

@@ -13,7 +13,7 @@ import click
 from fedge.console import command_errors
 from fedge.errors import ConfigError
 from fedge.system import one_thread_each
-from fleet.cli_options import (
+from fleet.cli.options import (
     change_options,
     changes_of,
     followed_by,

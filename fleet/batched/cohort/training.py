@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.training.trainer import DivergedError, move
-from fleet.batched.batches import Batch
+from fleet.batched.cohort.batches import Batch
 from learning.algorithms.algorithm import LocalRun
 from learning.algorithms.training import TrainingPlan, make_optimizer
 from learning.vector.metrics import add_arrays

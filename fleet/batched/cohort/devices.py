@@ -14,12 +14,12 @@ from broker.protocol.seeds import Streams, codec_seed, stream
 from edge_agent.machine.decoded_plan import DecodedPlan, decode_plan
 from edge_agent.training.local_device import LocalModel
 from edge_agent.training.local_task import TRAINING
-from fleet.batched.agent_data import AgentData
-from fleet.batched.batches import CommonShuffles, OwnShuffles, Shuffles
-from fleet.batched.cohort_update import CohortUpdate
-from fleet.batched.device_states import CohortState, DeviceStates
-from fleet.batched.task import Columns, Mode, PhaseTask
-from fleet.batched.training import Kernel
+from fleet.batched.cohort.agent_data import AgentData
+from fleet.batched.cohort.batches import CommonShuffles, OwnShuffles, Shuffles
+from fleet.batched.cohort.cohort_update import CohortUpdate
+from fleet.batched.cohort.device_states import CohortState, DeviceStates
+from fleet.batched.cohort.task import Columns, Mode, PhaseTask
+from fleet.batched.cohort.training import Kernel
 from learning.codecs.many import CommonRng, RngOf
 from learning.phases.phase import WEIGHTS, Request
 from learning.vector.parameters import F64

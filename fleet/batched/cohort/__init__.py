@@ -1,0 +1,1 @@
+"""A cohort of simulated agents: their rows, their work in a phase, their messages."""

@@ -1,0 +1,1 @@
+"""Commands `fedge fleet` and `fedge experiment`."""
