@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from broker.protocol.messages import name_of
 from coordinator.config import CoordinatorConfig
 from coordinator.records.records import RoundRecord
 from coordinator.report import answer_lines, bytes_text, decline_lines, matrix_lines
+from fedge.console import counted
 from fedge.limits import printable
 from fleet.participants import Participants
 from fleet.report import ANSWER, federated_figure, verdicts
@@ -34,6 +35,8 @@ _FIXED = 40
 _NAMED = 10
 #: Agents shown after each round, with `show: agents`.
 _AGENTS_OF_A_ROUND = 20
+#: Characters of why a round was held back.
+_HELD_BACK = 80
 
 
 class LiveWatcher:
@@ -156,7 +159,7 @@ class LiveWatcher:
         return f"[bold]{line}[/bold]" if above.isspace() else f"{above}\n[bold]{line}[/bold]"
 
     def _line(self, record: RoundRecord) -> str:
-        line = f"{record.round_id:>5d}{f'{record.reported}/{record.asked}':>10s}"
+        line = f"{record.round_id:>5d} {f'{record.reported}/{record.asked}':>9s}"
         for name in self._columns:
             value = record.value(name)
             line += f"{'–' if value is None else f'{value:.4f}':>{_width(name)}s}"
@@ -164,7 +167,9 @@ class LiveWatcher:
         line += f"{record.seconds:>7.2f}"
         if record.refused:
             line += "  refused: " + ", ".join(f"{n} {r}" for r, n in record.refusals.items())
-        if record.status == "abandoned":
+        if record.held_back:
+            line += f"  held back, repeated: {record.held_back[:_HELD_BACK]}"
+        elif record.status == "abandoned":
             line += "  abandoned"
         return line
 
@@ -239,14 +244,18 @@ def print_result(
     if "statistics" in report or ANSWER in report:
         _print_answer(console, report)
         return True
-    console.print(_agents_table(report))
+    if any(record["agents"] for record in report["rounds"]):
+        console.print(_agents_table(report))
     final = report["final"]
     console.print(
-        f"{len(report['rounds'])} rounds in {final['seconds']:.1f} s · "
+        f"{counted(len(report['rounds']), 'round')} in {final['seconds']:.1f} s · "
         f"{bytes_text(final['bytes_up'])} up, {bytes_text(final['bytes_down'])} down · "
-        f"{_text(report['runtime'])} · {report['broker']} broker\n",
+        f"{_text(report['runtime'])} · broker {report['broker']}",
         highlight=False,
     )
+    if bounded := bounded_text(report["rounds"]):
+        console.print(_text(bounded), highlight=False)
+    console.print()
     for name, found in final["in_units"].items():
         line = f"{name}: {amount_text(found['value'], found['unit'])}"
         console.print(_text(line), "", sep="\n", highlight=False)
@@ -310,6 +319,19 @@ def _print_answer(console: Console, report: dict[str, Any]) -> None:
     record = next(record for record in rounds if record.status == "answered")
     lines = ["", *answer_lines(record), ""]
     console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+
+
+def bounded_text(rounds: Sequence[Mapping[str, Any]]) -> str:
+    """Returns how many updates were shortened or refused for their length; empty: none was."""
+    shortened = sum(len(record.get("clipped", {})) for record in rounds)
+    refused = sum(record["refusals"].get("norm", 0) for record in rounds)
+    if not shortened and not refused:
+        return ""
+    reported = sum(record["reported"] for record in rounds)
+    return (
+        f"norm_bound: {shortened:,} of {reported:,} updates shortened, {refused:,} refused "
+        "(--set 'norm_bound={clip: 0, refuse: 0}' takes all as they are)"
+    )
 
 
 def _agents_table(report: dict[str, Any]) -> Table:

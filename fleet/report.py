@@ -182,7 +182,8 @@ def build_report(
 def _handed_out(records: Sequence[RoundRecord]) -> RoundRecord | None:
     """Returns the record of the best version, or of the last one when nothing says which it is."""
     committed = [record for record in records if record.status == "committed"]
-    best = committed[-1].best_round if committed else 0
+    # A round that was interrupted before it was measured does not say it.
+    best = next((r.best_round for r in reversed(committed) if r.best_round), 0)
     found = (record for record in committed if record.round_id == best)
     return next(found, committed[-1] if committed else None)
 

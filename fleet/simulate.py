@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from fedge.errors import ConfigError
 from fleet.batched.mixed import mixed
 from fleet.batched.mode import Choice, choose_mode
 from fleet.batched.simulate import How, Simulated, Stopped, interrupted, simulate_fleet
@@ -25,7 +26,7 @@ from fleet.runs.resume import (
 )
 from fleet.runs.watcher import Watcher
 from fleet.virtual.profiles import load_profiles
-from fleet.virtual.simulate import SimulationOptions, simulate_scenario
+from fleet.virtual.simulate import TRACE_FILE, SimulationOptions, simulate_scenario
 from fleet.virtual.simulation import Setting
 from models.runtime.interpreters import find_runtime
 
@@ -70,6 +71,16 @@ class SimulateOptions:
     keep: bool = True
 
     @property
+    def cohort_features(self) -> list[str]:
+        """Options that only simulations with cohorts have, as they are given."""
+        given = {
+            "--kernel": self.kernel != "auto",
+            "--processes": self.processes not in (None, 1),
+            "--ray": self.ray is not None,
+        }
+        return [name for name, is_given in given.items() if is_given]
+
+    @property
     def exact_features(self) -> list[str]:
         """Options that only the exact simulation has, as they are given."""
         given = {
@@ -110,6 +121,8 @@ def simulate_prepared(
             in a file.
     """
     choice = _choice(prepared, options)
+    if choice.mode == "exact" and (given := options.cohort_features):
+        raise ConfigError(f"{given[0]}: of cohorts; this simulation is exact ({choice.why})")
     if choice.mode == "exact":
         exact = _exact_options(options)
         change = _Mix(watcher, options) if _may_mix(prepared, options) else None
@@ -199,10 +212,11 @@ class _Cohorts:
         make_out(options.out)
         if not options.resume:
             shutil.rmtree(self._state, ignore_errors=True)
-        (options.out / REPORT_FILE).unlink(missing_ok=True)
+        for name in (REPORT_FILE, TRACE_FILE):  # a trace is of single messages
+            (options.out / name).unlink(missing_ok=True)
         save_record(options.out, self._record)
-        watcher.begin(prepared.participants, prepared.config, f"none, mode {self._how.mode}")
-        watcher.note(f"mode {self._how.mode}: {why}")
+        mode = f"none · mode {self._how.mode}: {why}"
+        watcher.begin(prepared.participants, prepared.config, mode)
         for line in record_notes(self._record):
             watcher.note(line)
         try:

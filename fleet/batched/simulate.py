@@ -148,7 +148,7 @@ def simulate_fleet(
         try:
             reason = federation.run()
         except KeyboardInterrupt as stopped:
-            raise Stopped(_so_far(prepared, store)) from stopped
+            raise Stopped(_so_far(prepared, store, setup.kernel)) from stopped
         return Simulated(
             reason,
             list(store.rounds()),
@@ -161,16 +161,17 @@ def simulate_fleet(
 
 def interrupted(prepared: Prepared, folder: Path) -> Simulated | None:
     """Returns what a simulation that was interrupted has found so far; None: no version yet."""
+    kernel = _kept(KernelChoice("single", ""), folder).kind
     with closing(open_store(prepared.config, folder / _COORDINATOR)) as store:
-        return _so_far(prepared, store)
+        return _so_far(prepared, store, kernel)
 
 
-def _so_far(prepared: Prepared, store: Store) -> Simulated | None:
+def _so_far(prepared: Prepared, store: Store, kernel: str) -> Simulated | None:
     progress = store.load(prepared.package.spec.size, stop_rule(prepared.config))
     records = list(store.rounds())
     if progress is None or not any(record.status == "committed" for record in records):
         return None
-    return Simulated("interrupted", records, progress.best[1], 0.0, [], "")
+    return Simulated("interrupted", records, progress.best[1], 0.0, [], kernel)
 
 
 def _state_dir(folder: Path, how: How) -> Path | None:

@@ -15,6 +15,8 @@ from fedge.errors import ConfigError
 from fedge.files import write_whole
 
 RUN_FILE = "run.json"
+#: As `fleet.report.REPORT_FILE`.
+_REPORT = "report.json"
 #: Why a run ended before its end, in its report: by a person, or since it could not go on.
 INTERRUPTED = "interrupted"
 FAILED = "failed"
@@ -94,9 +96,32 @@ def resumed_record(out: Path, record: Mapping[str, Any]) -> dict[str, Any]:
             f"--resume: the run in {out} was begun with {what} {_shown(before)}, now it is "
             f"{_shown(now)}; run it as it was, or name another folder with --out"
         )
+    _check_rounds(out, earlier, record)
     before, now = earlier["run"], record["run"]
     resumed = [*before.get("resumed", []), now["started"]]
     return {**record, "run": {**now, "started": before["started"], "resumed": resumed}}
+
+
+def _check_rounds(out: Path, earlier: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+    """Raises ConfigError where fewer rounds are asked for, or none are left to do."""
+    before, now = (each["configuration"]["federation"]["rounds"] for each in (earlier, record))
+    if now < before:
+        raise ConfigError(
+            f"--resume: the run in {out} was begun for {before} rounds, {now} are fewer; only more "
+            "can be asked for"
+        )
+    if now == before and _status(out) == "complete":
+        raise ConfigError(
+            f"--resume: the run in {out} is complete after {before} rounds; --rounds asks for more"
+        )
+
+
+def _status(out: Path) -> str:
+    """Returns the status in the report of a run; empty while there is none."""
+    try:
+        return str(json.loads((out / _REPORT).read_bytes()).get("status", ""))
+    except (OSError, ValueError, AttributeError):
+        return ""
 
 
 def _differences(

@@ -9,7 +9,7 @@ moment.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 from random import Random
 from typing import Annotated, Any, Literal
@@ -214,7 +214,10 @@ def confined(plan: FaultPlan, names: Sequence[str]) -> FaultPlan:
 def without_faults(plan: FaultPlan, names: Sequence[str]) -> list[str]:
     """Returns the agents to which nothing happens; nobody when something concerns all of them."""
     nothing = FaultPlan()
-    of_all = ("reorder", "duplicate", "cut", "drop", "max_queued_messages", "broker_restarts")
+    of_all = (
+        *("delay", "reorder", "duplicate", "cut", "drop", "max_queued_messages"),
+        "broker_restarts",
+    )
     parts = [part for key in _OF_SOMEBODY for part in getattr(plan, key)]
     if any(getattr(plan, key) != getattr(nothing, key) for key in of_all) or any(
         concerns(part.who, COORDINATOR) for part in parts
@@ -224,6 +227,14 @@ def without_faults(plan: FaultPlan, names: Sequence[str]) -> list[str]:
 
 
 _OF_SOMEBODY = ("partitions", "slow_links", "crashes", "random_crashes", "clock_skews")
+
+
+def unknown_names(plan: FaultPlan, names: Collection[str]) -> list[str]:
+    """Returns names of a plan, patterns left out, that are no process's."""
+    given = {name for key in _OF_SOMEBODY for part in getattr(plan, key) for name in part.who}
+    plain = {name for name in given if not any(sign in name for sign in "*?[")}
+    ids = {name.removeprefix("agent:") for name in plain} - {COORDINATOR}
+    return sorted(name for name in ids if name not in names)
 
 
 def concerns(who: Names, name: str) -> bool:

@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from coordinator.evaluation import central_measure
 from coordinator.fleet_data import fleet_findings
 from coordinator.rounds.stopping import stop_rule
+from fedge.errors import ConfigError, did_you_mean
 from fedge.yaml_config import load_config, located
 from fleet.participants import Participants
 from fleet.report import REPORT_FILE, Ended, conclude, write_report
@@ -23,7 +25,7 @@ from fleet.runs.resume import INTERRUPTED, RunInterrupted, resumed_record, save_
 from fleet.runs.watcher import Watcher
 from fleet.scenario import Scenario
 from fleet.virtual.event_trace import TraceFile
-from fleet.virtual.faults import FaultPlan
+from fleet.virtual.faults import FaultPlan, unknown_names
 from fleet.virtual.invariants import Invariants
 from fleet.virtual.profiles import Profiles, load_profiles
 from fleet.virtual.simulation import Setting, Simulation, make_device
@@ -35,6 +37,8 @@ log = logging.getLogger(__name__)
 TRACE_FILE = "trace.jsonl"
 #: Virtual time after the end, for receipts and plans that are still under way.
 SETTLE_S = 120.0
+#: Agents that a message names.
+_LISTED = 10
 
 
 @dataclass(frozen=True)
@@ -137,6 +141,13 @@ def setting_of(prepared: Prepared, options: SimulationOptions) -> Setting:
     """
     profiles = load_profiles(options.profiles) if options.profiles else load_profiles()
     faults = load_config(options.faults, FaultPlan) if options.faults else FaultPlan()
+    names = prepared.participants.rows
+    if unknown := unknown_names(faults, names):
+        known = list(islice(names, _LISTED))
+        raise ConfigError(
+            f"{options.faults}: who: no agent {unknown[0]!r}; {did_you_mean(unknown[0], known)}"
+            f"agents: {', '.join(known)}{', ...' if len(names) > _LISTED else ''}"
+        )
     setting = _setting(prepared, profiles, faults)
     return replace(setting, signed=options.signed)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,6 +14,7 @@ from broker.protocol import blobs, messages
 from broker.protocol.messages import Receipt, Report, RoundPlan, UpdateHeader
 from broker.protocol.topics import InboxTopic, ReportTopic, Topics, UpdateTopic
 from coordinator.machine.uploads import ExpectedVectors, Upload
+from fedge.errors import UpdateRejected
 from fleet.batched.cohort.cohort_update import CohortUpdate
 from fleet.batched.cohort.device_states import CohortState
 from fleet.batched.cohort.devices import CodecSeeds, Measured, Part, chosen_rows
@@ -191,7 +193,7 @@ class CohortIntake:
         answer.bytes_up += int(up.sum())
         answer.bytes_down += _credit(columns)
         columns.received += self._wire.receipts(update, columns)
-        good = self._admitted(update, vectors, norms)
+        good = self._admitted(update, vectors, norms, columns)
         names = update.sums.names
         lengths = norms.lengths(names)
         received = ReceivedMany(
@@ -207,14 +209,20 @@ class CohortIntake:
         answer.seconds = max(answer.seconds, float(update.seconds.max()))
 
     def _admitted(
-        self, update: CohortUpdate, vectors: dict[str, F32], norms: RoundNorms
+        self, update: CohortUpdate, vectors: dict[str, F32], norms: RoundNorms, columns: Columns
     ) -> NDArray[np.bool_]:
-        """Shortens vectors that are too long; returns whose updates count."""
+        """Shortens vectors that are too long; returns whose updates count.
+
+        The receipts of the others are longer than those that were counted for all.
+        """
         good = np.ones(len(update), bool)
         names = update.sums.names
         for name, rows in vectors.items():
             vectors[name], refused = norms.admit_many(names, name, rows, self._uploads[name])
             for place, error in refused.items():
+                if good[place]:
+                    attempt = int(columns.attempts[place])
+                    columns.received[place] += refusal_bytes(self._task, attempt, error)
                 good[place] = False
                 self._answer.refused.setdefault(error.agent_id, error.reason)
         return good
@@ -309,6 +317,17 @@ def receipt_of(task: PhaseTask, attempt: int) -> Receipt:
         attempt=attempt,
         accepted=True,
     )
+
+
+def refusal_bytes(task: PhaseTask, attempt: int, error: UpdateRejected) -> int:
+    """Returns the bytes by which the receipt of a refused update is longer."""
+    accepted = receipt_of(task, attempt)
+    refused = msgspec.structs.replace(
+        accepted, accepted=False, reason=error.reason, detail=error.detail[:500]
+    )
+    name = Topics(task.federation).name(InboxTopic(error.agent_id))
+    sizes = (publish_packet_bytes(name, len(messages.encode(each))) for each in (refused, accepted))
+    return next(sizes) - next(sizes)
 
 
 def report_of(task: PhaseTask, sums: Sums, received_bytes: int) -> Report:

@@ -66,7 +66,9 @@ def train_cohort(
     """
     optimizer = make_optimizer(plan)
     start = run.start
-    theta = np.array(np.broadcast_to(start, (agents, start.shape[-1])))
+    theta = np.array(
+        np.broadcast_to(start, (agents, start.shape[-1])), order="C"
+    )  # not as broadcast
     # All begin at one θ: the first step's products are one product of the whole cohort.
     step = _Step(kernel, start if start.ndim == 1 else theta)
     sums = _RunningSums()

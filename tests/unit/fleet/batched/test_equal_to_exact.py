@@ -150,4 +150,5 @@ def test_refused_and_shortened_updates_stand_in_the_record(changes: dict[str, An
         )
         assert one.clipped == pytest.approx(other.clipped)
         assert one.declined == other.declined
+        assert (one.bytes_up, one.bytes_down) == (other.bytes_up, other.bytes_down)
         assert one.norms.keys() == other.norms.keys()
