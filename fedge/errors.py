@@ -124,6 +124,8 @@ def one_line(error: BaseException, lines: int = 1) -> str:
 def did_you_mean(name: str, known: Sequence[str], folder: str = "") -> str:
     """Returns `did you mean NAME? ` with the closest known name; empty if none is close.
 
+    The shortest name that begins with the unknown one goes before names that resemble it.
+
     Args:
         name: the unknown name.
         known: all known names.
@@ -131,5 +133,6 @@ def did_you_mean(name: str, known: Sequence[str], folder: str = "") -> str:
     """
     import difflib  # imported only for a wrong name, not at every start of an agent
 
-    close = difflib.get_close_matches(name, known, n=1)
+    begun = [other for other in known if len(name) > 1 and other.startswith(name)]
+    close = sorted(begun, key=len) or difflib.get_close_matches(name, known, n=1)
     return f"did you mean {folder}{close[0]}? " if close else ""

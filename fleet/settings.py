@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -54,10 +54,11 @@ def full_keys(changes: Mapping[str, Any], known: Collection[str]) -> dict[str, A
         known: keys of a scenario.
 
     Raises:
-        ConfigError: the first part is a key of neither.
+        ConfigError: the first part is a key of neither, or two keys are spellings of one.
     """
     fields = [field.encode_name for field in msgspec.structs.fields(CoordinatorConfig)]
     found = {}
+    spelled: dict[tuple[str, ...], str] = {}
     for key, value in changes.items():
         first = str(_parts(key)[0])
         if first not in known and first not in fields:
@@ -66,15 +67,36 @@ def full_keys(changes: Mapping[str, Any], known: Collection[str]) -> dict[str, A
                 f"{option(key, value)}: {first}: unknown key; {near}known keys: "
                 f"{', '.join(sorted(known))}; and those of federation"
             )
-        found[key if first in known else f"{_FEDERATION}.{key}"] = value
+        full = key if first in known else f"{_FEDERATION}.{key}"
+        other = spelled.setdefault(_steps(full), key)
+        if other != key:
+            raise ConfigError(f"{other} and {key} are one key: give one of them")
+        found[full] = value
     return found
+
+
+def overlap(outer: Iterable[str], inner: Iterable[str]) -> tuple[str, str] | None:
+    """Returns a key of `outer` and one of `inner` that lies below it; None: none does.
+
+    Args:
+        outer: full keys.
+        inner: full keys; may be the same.
+    """
+    whole = {_steps(key): key for key in outer}
+    for key in inner:
+        steps = _steps(key)
+        for length in range(1, len(steps)):
+            if steps[:length] in whole:
+                return whole[steps[:length]], key
+    return None
 
 
 def apply_changes(document: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a scenario's mapping with changes made; the one given is left as it is.
 
     A setting below a choice that is a plain name keeps the name: `federation.algorithm.mu=0.1`
-    makes `{name: fedprox, mu: 0.1}` of `fedprox`.
+    makes `{name: fedprox, mu: 0.1}` of `fedprox`. A key is changed before those below it, in
+    whichever order they are given: neither change is lost.
 
     Args:
         document: parsed YAML of a scenario.
@@ -84,7 +106,7 @@ def apply_changes(document: Mapping[str, Any], changes: Mapping[str, Any]) -> di
         ConfigError: a key leads into a value that has no keys, or behind the end of a list.
     """
     changed: Any = document
-    for key, value in changes.items():
+    for key, value in sorted(changes.items(), key=lambda change: len(_parts(change[0]))):
         try:
             changed = _with(changed, (), _parts(key), value)
         except ConfigError as error:
@@ -127,6 +149,11 @@ def option(key: str, value: Any) -> str:
 
 def _parts(key: str) -> list[_Part]:
     return [int(m[1]) if m[1] else m[0] for m in _PART.finditer(key)]
+
+
+def _steps(key: str) -> tuple[str, ...]:
+    """Returns the parts of a key, the same for every spelling of it."""
+    return tuple(map(str, _parts(key)))
 
 
 def _common(parts: Sequence[_Part], wrong: Sequence[_Part]) -> int:

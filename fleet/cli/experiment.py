@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fedge.console import CommandGroup, FiniteRange, command_errors, counted
+from fedge.console import CommandGroup, FiniteFloat, FiniteRange, command_errors, counted
 from fedge.errors import ConfigError
 from fedge.files import claimed, holder
 
@@ -35,7 +35,7 @@ _LEVEL = click.option(
 )
 _TARGET = click.option(
     "--target",
-    type=FiniteRange(),
+    type=FiniteFloat(),
     help="Value of --metric for rounds and bytes to it  [default: the grid's].",
 )
 

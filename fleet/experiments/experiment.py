@@ -6,6 +6,7 @@ DIR/runs/<case>/<seed>/           one folder for each run, with its report.json
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +32,13 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     metric: str
     value: float
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.value):
+            raise ValueError(
+                f"value: expected a finite number, got {self.value}: give what {self.metric} is to "
+                "reach"
+            )
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
@@ -192,11 +200,16 @@ def read_index(file: Path) -> Index:
     """
     try:
         return msgspec.json.decode(file.read_bytes(), type=Index)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{file} cannot be read: {one_line(error)}") from error
 
 
 def _of_one_run(path: Path) -> Experiment:
+    if not path.exists():
+        raise ConfigError(
+            f"{path}: no such file or folder: name the folder of an experiment or of a run, or a "
+            f"{REPORT_FILE}"
+        )
     if path.is_dir() and not (path / REPORT_FILE).exists():
         raise ConfigError(
             f"{path} holds neither {INDEX_FILE} nor {REPORT_FILE}: name the folder of an "

@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from broker.protocol.messages import Id
+from coordinator.config import Seed
 from fleet.experiments.experiment import Target
 from learning.registry import Choice
 
@@ -61,7 +62,7 @@ class Grid(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     changes: dict[str, Any] = msgspec.field(name="set", default_factory=dict)
     grid: dict[str, list[Any]] = {}
     cases: tuple[dict[str, Any], ...] = ()
-    seeds: Annotated[int, Meta(ge=1)] | tuple[Annotated[int, Meta(ge=0)], ...] = 1
+    seeds: Annotated[int, Meta(ge=1)] | tuple[Seed, ...] = 1
     target: Target | None = None
     options: GridOptions = GridOptions()
     hooks: tuple[Choice, ...] = ()
@@ -83,6 +84,11 @@ class Grid(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     def scenarios(self) -> tuple[str, ...]:
         """Paths of all scenarios, as in the file."""
         return (self.scenario,) if isinstance(self.scenario, str) else self.scenario
+
+    @property
+    def seed_count(self) -> int:
+        """Number of seeds, however many: a list of them may not fit in memory."""
+        return self.seeds if isinstance(self.seeds, int) else len(self.seeds)
 
     @property
     def seed_list(self) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,12 @@ from fleet.experiments.experiment import Case
 from fleet.experiments.hooks.registry import HOOKS
 from fleet.experiments.naming import case_name, folder_name, short_keys
 from fleet.scenario import check_there, scenario_changes
+from fleet.settings import overlap
 
 #: More runs are a mistake in a list, most likely.
 MAX_RUNS = 100_000
 _FEDERATION = "federation."
+_CHANGE_IT = "change it there"
 _PLACES = ("unseen_", "central_")
 
 
@@ -83,16 +85,19 @@ def make_plan(path: Path, changes: Mapping[str, Any] | None = None, seeds: int =
     """
     check_there(path)
     grid = load_config(path, Grid)
+    _check_number(1, seeds or grid.seed_count, path)
     for hook in grid.hooks:
         HOOKS.make(hook)  # raises where it is unknown, or what it needs is missing
     more = _full(changes or {}, "--set")
-    fixed = _fixed(grid, path) | more
+    own = _fixed(grid, path)
+    if both := overlap(more, own):
+        raise ConfigError(f"--set {both[0]}: {path} sets {both[1]}, in it; {_CHANGE_IT}")
+    fixed = own | more
     combinations = list(_combinations(grid, path))
     numbers = tuple(range(seeds)) if seeds else grid.seed_list
     _check_number(len(combinations), len(numbers), path)
     varied = tuple(dict.fromkeys(key for one in combinations for key in one.varied))
-    if both := set(varied) & set(_bare(more)):
-        raise ConfigError(f"--set {min(both)}: {path} varies this key; change it there")
+    _check_outside(more, varied, path)
     options = _options(grid, path)
     cases = tuple(_planned(one, varied, fixed, options, grid, path) for one in combinations)
     return Plan(grid.name or folder_name(path.stem), grid, options, varied, cases, numbers)
@@ -100,27 +105,46 @@ def make_plan(path: Path, changes: Mapping[str, Any] | None = None, seeds: int =
 
 def _check_number(cases: int, seeds: int, path: Path) -> None:
     if cases * seeds > MAX_RUNS:
+        of_cases = "one case" if cases == 1 else f"{cases:,} cases"
         raise ConfigError(
-            f"{path}: {cases:,} cases with {seeds:,} seeds each are more than {MAX_RUNS:,} runs: "
+            f"{path}: {of_cases} with {seeds:,} seeds each are more than {MAX_RUNS:,} runs: "
             "shorten a list"
         )
+
+
+def _check_outside(more: Mapping[str, Any], varied: Sequence[str], path: Path) -> None:
+    """Raises ConfigError where `--set` changes what cases differ in."""
+    if both := set(varied) & set(_bare(more)):
+        raise ConfigError(f"--set {min(both)}: {path} varies this key; {_CHANGE_IT}")
+    keys = list(scenario_changes(dict.fromkeys(varied)))
+    if found := overlap(more, keys):
+        raise ConfigError(f"--set {found[0]}: {path} varies {found[1]}, in it; {_CHANGE_IT}")
+    if found := overlap(keys, more):
+        raise ConfigError(f"--set {found[1]}: {path} varies {found[0]} as a whole; {_CHANGE_IT}")
 
 
 def _fixed(grid: Grid, path: Path) -> dict[str, Any]:
     """Returns the changes to all runs, by full key."""
     options = {"agents": grid.options.agents, "federation.rounds": grid.options.rounds}
     chosen = {key: value for key, value in options.items() if value is not None}
+    _refuse_overlap(grid.changes, f"{path}: set")
     return _full(grid.changes, f"{path}: set") | chosen
 
 
 def _combinations(grid: Grid, path: Path) -> Iterator[_Combination]:
     """Yields scenario × cases × grid, the last key of the grid fastest."""
     lists = _bare(_full(grid.grid, f"{path}: grid"))
+    fixed = _fixed(grid, path)
+    _refuse_overlap(lists, f"{path}: grid")
+    _check_whole(fixed, lists, f"{path}: grid")
     short, taken = short_keys(lists), set[str]()
     for scenario, given in itertools.product(grid.scenarios, grid.cases or ({},)):
         label, own = _named_case(given, path)
         if both := set(own) & set(lists):
             raise ConfigError(f"{path}: case {label}: {min(both)} is varied by the grid too")
+        where = f"{path}: case {label}"
+        _check_whole(fixed, own, where)
+        _refuse_overlap([*own, *lists], where)
         labels = [Path(scenario).stem] * (len(grid.scenarios) > 1) + [label] * bool(label)
         for values in itertools.product(*lists.values()):
             picked = dict(zip(lists, values, strict=True))
@@ -157,9 +181,35 @@ def _full(changes: Mapping[str, Any], where: str) -> dict[str, Any]:
     return found
 
 
+def _refuse_overlap(keys: Iterable[str], where: str) -> None:
+    """Raises ConfigError where one of the keys lies below another: one would undo the other."""
+    full = list(_full(dict.fromkeys(keys), where))
+    if both := overlap(full, full):
+        raise ConfigError(
+            f"{where}: {_bare_key(both[1])} lies in {_bare_key(both[0])}: give one of them, or "
+            f"{_bare_key(both[1])} within each value of {_bare_key(both[0])}"
+        )
+
+
+def _check_whole(fixed: Mapping[str, Any], varied: Iterable[str], where: str) -> None:
+    """Raises ConfigError where `set` has a key below one that is replaced as a whole.
+
+    The other way round is fine: `set: {algorithm: fedprox}`, and a grid of `algorithm.mu`.
+    """
+    if both := overlap(_full(dict.fromkeys(varied), where), fixed):
+        raise ConfigError(
+            f"{where}: {_bare_key(both[0])} would replace {_bare_key(both[1])} of `set`: give it "
+            f"within each value of {_bare_key(both[0])}"
+        )
+
+
 def _bare(changes: Mapping[str, Any]) -> dict[str, Any]:
     """Returns changes by the keys that tables show."""
-    return {key.removeprefix(_FEDERATION): value for key, value in changes.items()}
+    return {_bare_key(key): value for key, value in changes.items()}
+
+
+def _bare_key(key: str) -> str:
+    return key.removeprefix(_FEDERATION)
 
 
 def _planned(

@@ -129,6 +129,23 @@ def test_a_section_that_is_missing_is_begun(path: Path) -> None:
     assert scenario.detection.label == "odd"
 
 
+@pytest.mark.parametrize("turn", [1, -1])
+def test_a_key_is_changed_before_those_below_it(path: Path, turn: int) -> None:
+    items = ["training={epochs: 3, batch_size: 5}", "training.epochs=4"][::turn]
+    training = federation(path, *items).training
+    assert (training.epochs, training.batch_size) == (4, 5)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("training.epochs", "federation.training.epochs"), ("unseen.0", "unseen[0]")],
+)
+def test_two_spellings_of_one_key_are_refused(path: Path, one: str, other: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(path, f"{one}=1", f"{other}=2")
+    assert str(caught.value) == f"{one} and {other} are one key: give one of them"
+
+
 def test_the_document_is_left_as_it_is() -> None:
     before = copy.deepcopy(DOCUMENT)
     apply_changes(DOCUMENT, {"unseen.0": "x", "federation.rounds": 1, "data.path": "y"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,44 @@ def test_options_of_the_command_line_win_over_the_file(tmp_path: Path) -> None:
         ),
         ({"engine": "simulate", "options": {"hosts": 2}}, r"options\.hosts is no option"),
         ({"hooks": ["tensorbord"]}, r"unknown hook 'tensorbord'; did you mean tensorboard"),
+        (
+            {"grid": {"training": [{"epochs": 9}], "training.epochs": [1, 2]}},
+            r"grid: training\.epochs lies in training: give one of them",
+        ),
+        (
+            {"set": {"training.epochs": 1, "federation": {"rounds": 2}}},
+            r"set: training\.epochs lies in federation: give one of them",
+        ),
+        (
+            {"cases": [{"name": "a", "training.epochs": 1, "training": {"epochs": 2}}]},
+            r"case a: training\.epochs lies in training: give one",
+        ),
+        (
+            {"cases": [{"name": "a", "training": {"epochs": 2}}], "grid": {"training.epochs": [1]}},
+            r"case a: training\.epochs lies in training: give one",
+        ),
+        (
+            {"set": {"training.epochs": 1}, "grid": {"training": [{"epochs": 2}]}},
+            r"grid: training would replace training\.epochs of `set`",
+        ),
+        (
+            {"set": {"training.epochs": 1}, "cases": [{"name": "a", "training": {"epochs": 2}}]},
+            r"case a: training would replace training\.epochs of `set`",
+        ),
+        (
+            {"grid": {"training.epochs": [1], "federation.training.epochs": [2]}},
+            r"grid: training\.epochs and federation\.training\.epochs are one key: give one",
+        ),
+        (
+            {"seeds": [99999999999999999999]},
+            r"tiny\.yaml: seeds\[0\]: expected .*<= 2147483648, got 9",
+        ),
+        ({"seeds": 99999999999999999999}, r"tiny\.yaml: .* more than 100,000 runs"),
+        (
+            {"target": {"metric": "mae", "value": math.nan}},
+            r"target: value: expected a finite number, got nan: give what mae is to reach",
+        ),
+        ({"target": {"metric": "mae", "value": math.inf}}, r"value: expected a finite .*, got inf"),
         ({"scenario": "nowhere.yaml"}, r"nowhere\.yaml: no such file"),
         ({"grids": {}}, r"grids: unknown key"),
     ],
@@ -133,6 +172,27 @@ def test_a_key_that_the_grid_varies_is_not_set_from_outside(tmp_path: Path) -> N
     path.write_text(yaml.safe_dump({"scenario": HOUSE, "grid": {"rounds": [1, 2]}}))
     with pytest.raises(ConfigError, match=r"--set rounds: .*varies this key"):
         make_plan(path, {"federation.rounds": 5})
+
+
+def test_a_key_around_or_below_one_of_the_grid_is_not_set_from_outside(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.yaml"
+    grid = {"scenario": HOUSE, "set": {"cohort.size": 3}, "grid": {"training.epochs": [1, 2]}}
+    path.write_text(yaml.safe_dump(grid))
+    with pytest.raises(ConfigError, match=r"--set federation\.training: .*varies .*epochs, in it"):
+        make_plan(path, {"training": {"epochs": 5}})
+    with pytest.raises(
+        ConfigError, match=r"--set federation\.cohort: .*sets .*cohort\.size, in it"
+    ):
+        make_plan(path, {"cohort": {"size": 5}})
+    path.write_text(yaml.safe_dump({"scenario": HOUSE, "grid": {"training": [{"epochs": 1}]}}))
+    with pytest.raises(ConfigError, match=r"--set .*epochs: .*varies .*training as a whole"):
+        make_plan(path, {"training.epochs": 5})
+
+
+def test_a_grid_may_vary_a_setting_of_what_set_chooses(tmp_path: Path) -> None:
+    made = plan(tmp_path, set={"algorithm": "fedprox"}, grid={"algorithm.mu": [0.1, 0.2]})
+    federation = made.cases[1].resolved.document(0)["configuration"]["federation"]
+    assert federation["algorithm"] | {"name": "fedprox", "mu": 0.2} == federation["algorithm"]
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,12 @@ def test_an_unknown_metric_is_refused_with_those_that_there_are() -> None:
         report(0.5).curve("acuracy")
 
 
+def test_of_an_abbreviation_the_metric_that_begins_with_it_is_proposed() -> None:
+    measured = round_document(1, 0.5, metrics={"auc": 0.1, "accuracy": 0.5})
+    with pytest.raises(ConfigError, match=r"did you mean accuracy\?"):
+        Report(report_document([], [measured])).curve("acc")
+
+
 def test_history_is_one_flat_dict_a_round() -> None:
     first, second = report(0.5, None).history
     assert first["round"] == 1
