@@ -12,19 +12,21 @@ See docs/python.md.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fedge.errors import ConfigError, ModelError, did_you_mean
 from fleet.experiments.results import Report, load_report
 from fleet.in_memory.clients import Clients, deal_out
+from fleet.in_memory.columns import row_count
 from fleet.in_memory.comparison import Comparison, compare
 from fleet.in_memory.federation import Wanted, prepare_arrays
 from fleet.in_memory.keras_models import is_keras_model, package_of
 from fleet.in_memory.result import Interrupted, Result
 from fleet.in_memory.run import How, run
 from fleet.in_memory.scenario_file import Scenario
+from fleet.in_memory.values import plain
 from fleet.partition import Kind
 from models.package.package import ModelPackage, load_package
 from models.zoo import load_zoo, zoo_names
@@ -48,6 +50,14 @@ __all__ = [
 _BATCH_SIZE = 32
 #: Share of a client's rows that is held out, where the coordinator has no rows of its own.
 _TEST_FRACTION = 0.2
+#: Arguments of a partition by its kind, beside those that all have.
+_OF_KIND: dict[str, tuple[str, ...]] = {
+    "iid": ("clients",),
+    "shards": ("clients", "shards_per_client", "labels"),
+    "dirichlet": ("clients", "alpha", "minimum", "labels"),
+    "sample": ("clients", "rows"),
+    "client": ("clients", "client_id"),
+}
 _NOT_AN_ID = re.compile(r"[^A-Za-z0-9_-]+")
 
 
@@ -121,7 +131,7 @@ def simulate(
         FleetError: no round had a result.
         Interrupted: Ctrl-C, or a notebook's stop (a KeyboardInterrupt); has the result so far.
     """
-    package = _package(model, batch_size)
+    package = _package(model, plain(batch_size))
     plan = {
         "learning_rate": learning_rate,
         "batch_size": batch_size,
@@ -148,7 +158,7 @@ def simulate(
         test=test,
         options={"api": "simulate"},
     )
-    how = How(mode, processes or 1, None if out is None else Path(out), progress, hooks)
+    how = How(mode, processes, None if out is None else Path(out), progress, hooks)
     return run(lambda folder: prepare_arrays(package, clients, wanted, folder), how)
 
 
@@ -190,7 +200,8 @@ def partition(
         prefix: of the clients' names: `client-7`.
 
     Raises:
-        ConfigError: a setting is wrong, or there are too few rows.
+        ConfigError: a setting is wrong or not of this kind, arrays differ in their numbers of rows,
+            or there are too few rows.
     """
     kind = kind or ("iid" if client_id is None else "client")
     settings = {
@@ -202,16 +213,31 @@ def partition(
         "minimum": minimum,
         "prefix": prefix,
     }
+    given = {key: value for key, value in settings.items() if value is not None}
+    arrays = {"x": x, "y": y, "weight": weight, "labels": labels, "client_id": client_id}
+    arrays = {key: value for key, value in arrays.items() if value is not None}
+    _check_is_of_kind(kind, given.keys() | arrays.keys())
     by = y if labels is None else labels
     if by is None and kind in ("shards", "dirichlet"):
         raise ConfigError(f"partition: kind {kind} goes by labels: give y, or labels=")
-    if by is None or kind in ("iid", "sample"):  # of which the number of rows counts
-        by = x
-    data = (
-        {"x": x} | ({} if y is None else {"y": y}) | ({} if weight is None else {"weight": weight})
-    )
-    given = {key: value for key, value in settings.items() if value is not None}
+    total = row_count(arrays)
+    if kind in ("iid", "sample"):  # the number of rows counts alone
+        by = range(total)
+    data = {key: arrays[key] for key in ("x", "y", "weight") if key in arrays}
     return deal_out(data, by, client_id, seed, given)
+
+
+def _check_is_of_kind(kind: str, given: Collection[str]) -> None:
+    """Raises ConfigError for an argument that the kind of partition has no use for."""
+    if kind not in _OF_KIND:
+        return  # refused with the settings
+    for name in sorted({name for names in _OF_KIND.values() for name in names} & set(given)):
+        if name not in _OF_KIND[kind]:
+            kinds = [other for other, names in _OF_KIND.items() if name in names]
+            raise ConfigError(
+                f"partition: kind {kind} has no use for {name}=, which is of kind "
+                f"{' and '.join(kinds)}: leave it out, or give kind="
+            )
 
 
 def export(model: Any, *, batch_size: int = _BATCH_SIZE, **options: Any) -> ModelPackage:

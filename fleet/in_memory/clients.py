@@ -15,12 +15,12 @@ from edge_agent.data.table import Array, Index, Table, feature_names
 from fedge.errors import ConfigError, DataError, did_you_mean
 from fedge.yaml_config import parse_config
 from fleet.agent_rows import NumberedNames, RowLists, RowsByAgent
+from fleet.in_memory.client_ids import CLIENT_ID, read_client_ids
 from fleet.in_memory.columns import WEIGHT, is_mapping, read_columns
+from fleet.in_memory.values import plain, whole
 from fleet.partition import PartitionConfig, client_ids, partition
 from models.package.spec import ModelSpec, TensorSpec
 
-#: Name of the column, or array, with the client of each row.
-CLIENT_ID = "client_id"
 PREFIX = "client"
 #: As `broker.protocol.messages.Id`.
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -37,12 +37,16 @@ class Clients:
     Attributes:
         data: `(x, y)`, or arrays by name, as given; not copied.
         rows: numbers of each client's rows.
+        total: number of rows that were dealt out, or left out on purpose.
         renamed: client by its name here, where its own made no name.
+        prefix: of names that were made.
     """
 
     data: Any
     rows: RowsByAgent = field(repr=False)
+    total: int
     renamed: Mapping[str, str] = field(default_factory=dict, repr=False)
+    prefix: str = PREFIX
 
     @property
     def names(self) -> Sequence[str]:
@@ -74,41 +78,37 @@ def deal_out(
 ) -> Clients:
     """Returns rows dealt out to clients; see `fleet.api.partition`.
 
+    Args:
+        data: see `Clients`.
+        labels: of kinds that go by labels, one a row; of others any array of as many rows.
+        client_id: of kind client, the client of each row.
+        seed: of what is random.
+        settings: keys of a scenario's `partition` section.
+
     Raises:
         ConfigError: a setting is wrong, or there are too few rows.
     """
-    config = parse_config({"prefix": PREFIX, **settings}, PartitionConfig, "", key="partition")
-    rng = np.random.default_rng(seed)
-    client = None if client_id is None else _one_axis(client_id, CLIENT_ID)
+    given = {"prefix": PREFIX, **plain(settings)}
+    config = parse_config(given, PartitionConfig, "", key="partition")
+    rng = np.random.default_rng(whole(seed, "partition: seed", 0))
+    client = None if client_id is None else read_client_ids(client_id)
     if config.kind == "client":
         if client is None:
             raise ConfigError(f"partition: kind client needs {CLIENT_ID}=, the client of each row")
         rows = partition(config, None, client, rng)
-        return Clients(data, rows, _renamed(config, client, rows))
-    given = np.asarray(labels)
-    if given.ndim != 1 and config.kind in ("shards", "dirichlet"):
+        return Clients(data, rows, len(client), _renamed(config, client, rows), config.prefix)
+    by = np.asarray(labels)
+    if by.ndim != 1 and config.kind in ("shards", "dirichlet"):
         raise ConfigError(
-            f"partition: kind {config.kind} goes by one label a row, y has shape {given.shape}: "
+            f"partition: kind {config.kind} goes by one label a row, y has shape {by.shape}: "
             "give labels=, one number a row"
         )
-    return Clients(data, partition(config, given, None, rng))
+    return Clients(data, partition(config, by, None, rng), len(by), prefix=config.prefix)
 
 
 def _renamed(config: PartitionConfig, client: Array, rows: RowsByAgent) -> dict[str, str]:
     values = client_ids(config, client)
     return {name: str(values[name]) for name in rows if name != f"{config.prefix}-{values[name]}"}
-
-
-def _one_axis(values: Any, name: str) -> Array:
-    array: Array = np.asarray(values)
-    if array.dtype.kind == "O":  # texts of a table
-        array = array.astype(str)
-    if array.ndim != 1 or array.dtype.kind not in "biuSU":
-        raise DataError(
-            f"{name} is {array.dtype} of shape {array.shape}, expected one whole number or text "
-            "a row"
-        )
-    return array
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,17 +120,34 @@ class Gathered:
         rows: numbers of each client's rows.
         renamed: see `Clients`.
         counts: rows of each client, where its rows were given by themselves; else empty.
+        prefix: see `Clients`.
     """
 
     columns: Mapping[str, Array]
     rows: RowsByAgent
     renamed: Mapping[str, str] = field(default_factory=dict)
     counts: Sequence[int] = ()
+    prefix: str = PREFIX
 
     @property
     def is_weighted(self) -> bool:
         """Whether rows have weights."""
         return WEIGHT in self.columns
+
+    def names_of(self, own: Sequence[Any]) -> list[str]:
+        """Returns the names here of clients, each once; an unknown one as its text.
+
+        Args:
+            own: as they were given: number or text of a client, or its name here.
+        """
+        by_own = {text: name for name, text in self.renamed.items()}
+        found: dict[str, None] = {}
+        for one in own:
+            text, made = str(one), f"{self.prefix}-{one}"
+            order = (text, made) if isinstance(one, str) else (made, text)
+            known = (name for name in (by_own.get(text, ""), *order) if name in self.rows)
+            found[next(known, None) or text] = None
+        return list(found)
 
     def table(self, spec: ModelSpec) -> Table:
         """Returns the rows as the rest of the fleet knows them."""
@@ -185,14 +202,14 @@ def gather(spec: ModelSpec, clients: Any) -> Gathered:
         named = dict(clients.items())
         if CLIENT_ID in named:
             client = named.pop(CLIENT_ID)
-            return _shared(spec, deal_out(named, None, client, 0, {"kind": "client"}))
+            return _by_client_id(spec, named, client)
         _check_is_of_clients(spec, named)
         return _separate(spec, list(named), list(named.values()))
     if isinstance(clients, tuple) and clients and not _is_of_arrays(clients[-1]):
         if len(clients) != 3:
             raise DataError(f"clients: arrays do not say which client has which row: {_HOW}")
         x, y, client = clients
-        return _shared(spec, deal_out((x, y), None, client, 0, {"kind": "client"}))
+        return _by_client_id(spec, (x, y), client)
     if isinstance(clients, list | tuple):
         return _separate(spec, NumberedNames(PREFIX, len(clients)), clients)
     raise DataError(f"clients is a {type(clients).__name__}: {_HOW}")
@@ -215,13 +232,20 @@ def _check_is_of_clients(spec: ModelSpec, named: Mapping[Any, Any]) -> None:
         raise DataError(f"clients: no array {CLIENT_ID!r}; {near}")
 
 
-def _shared(spec: ModelSpec, clients: Clients) -> Gathered:
+def _by_client_id(spec: ModelSpec, data: Any, client: Any) -> Gathered:
+    clients = deal_out(data, None, client, 0, {"kind": "client"})
+    return _shared(spec, clients, f"{CLIENT_ID} has")
+
+
+def _shared(spec: ModelSpec, clients: Clients, what: str = "partition dealt out") -> Gathered:
     columns = read_columns(spec, clients.data, "clients")
-    found = _length(columns)
-    needed = int(clients.rows.index.max(initial=-1)) + 1
-    if found < needed:
-        raise DataError(f"clients: {found:,} rows, but {needed:,} have a client")
-    return Gathered(columns, clients.rows, clients.renamed)
+    name, found = next((name, len(array)) for name, array in columns.items())
+    if found != clients.total:
+        raise DataError(
+            f"clients: {name} has {found:,} rows, {what} {clients.total:,}: each row needs its "
+            "client"
+        )
+    return Gathered(columns, clients.rows, clients.renamed, prefix=clients.prefix)
 
 
 def _separate(spec: ModelSpec, given: Sequence[Any], values: Sequence[Any]) -> Gathered:

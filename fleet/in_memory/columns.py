@@ -181,3 +181,44 @@ def _classes(texts: Array, tensor: TensorSpec, where: str) -> Array:
 def is_mapping(value: Any) -> bool:
     """Whether something holds arrays by name: a mapping, or a table like those of pandas."""
     return isinstance(value, Mapping) or (hasattr(value, "columns") and hasattr(value, "items"))
+
+
+def row_count(arrays: Mapping[str, Any]) -> int:
+    """Returns the number of rows of arrays whose model is not known yet.
+
+    Args:
+        arrays: by name of an argument; a value may be arrays by name, or a list of arrays, one for
+            each input.
+
+    Raises:
+        DataError: their numbers of rows differ, or something is no array.
+    """
+    counts: dict[str, int] = {}
+    lists = {}
+    for name, value in arrays.items():
+        if is_mapping(value):
+            counts |= {
+                f"{name}[{key!r}]": _count(f"{name}[{key!r}]", a) for key, a in value.items()
+            }
+        elif isinstance(value, list | tuple) and all(isinstance(a, np.ndarray) for a in value):
+            lists[name] = value
+        else:
+            counts[name] = _count(name, value)
+    for name, parts in lists.items():
+        # One array an input, or one a row: the other arguments tell.
+        within = {len(part) if part.ndim else 0 for part in parts}
+        is_of_inputs = len(within) == 1 and within <= set(counts.values())
+        counts[name] = within.pop() if is_of_inputs else len(parts)
+    if len(set(counts.values())) > 1:
+        told = ", ".join(f"{name} has {count:,}" for name, count in counts.items())
+        raise DataError(f"partition: all arrays need the same number of rows: {told}")
+    return next(iter(counts.values()), 0)
+
+
+def _count(name: str, value: Any) -> int:
+    try:
+        return len(value)
+    except TypeError as error:
+        raise DataError(
+            f"partition: {name} is a {type(value).__name__}, expected an array of rows"
+        ) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from coordinator.report import bytes_text
 from fedge.errors import ConfigError
 from fleet.experiments.results import Report
 from fleet.in_memory.result import Result, new_axes
+from fleet.in_memory.values import plain
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -101,12 +102,16 @@ def _cell(key: str, value: Any) -> str:
 
 
 def compare(
-    results: Mapping[str, Result], *, metric: str | None = None, target: float | None = None
+    results: Mapping[str, Result] | Sequence[Result],
+    *,
+    metric: str | None = None,
+    target: float | None = None,
 ) -> Comparison:
     """Returns results side by side; one run each, for many seeds see `fedge experiment`.
 
     Args:
-        results: by label.
+        results: by label; or one behind the other: their labels are then the names of their
+            algorithms, where these differ, else their places, from 1.
         metric: to compare; None: the first there is, of the central rows if there are any.
         target: of the metric: rounds and bytes until the monotone curve reaches it.
 
@@ -115,10 +120,30 @@ def compare(
     """
     if not results:
         raise ConfigError("there are no results to compare: give them by label, {label: result}")
-    wanted = metric or next(iter(results.values())).main_metric
-    for label, result in results.items():
+    labelled = _labelled(results)
+    wanted = metric or next(iter(labelled.values())).main_metric
+    for label, result in labelled.items():
         try:
             Report(result.report).curve(wanted)
         except ConfigError as error:
             raise ConfigError(f"{label}: {error}") from error
-    return Comparison(dict(results), wanted, target)
+    return Comparison(labelled, wanted, plain(target))
+
+
+def _labelled(results: Any) -> dict[str, Result]:
+    if not isinstance(results, Mapping | list | tuple):
+        raise ConfigError(
+            f"compare: results is a {type(results).__name__}: give them by label, "
+            "{label: result}, or in a list"
+        )
+    given = list(results.items() if isinstance(results, Mapping) else enumerate(results, 1))
+    for label, result in given:
+        if not isinstance(result, Result):
+            raise ConfigError(
+                f"compare: {label} is a {type(result).__name__}, expected what simulate returns"
+            )
+    if not isinstance(results, Mapping):
+        algorithms = [result.algorithm for result in results]
+        if all(algorithms) and len(set(algorithms)) == len(algorithms):
+            return dict(zip(algorithms, results, strict=True))
+    return {str(label): result for label, result in given}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,12 +17,14 @@ from fedge.plugins import load_plugins
 from fedge.yaml_config import parse_config
 from fleet.in_memory.clients import Gathered, gather
 from fleet.in_memory.columns import WEIGHT, is_mapping, read_columns
+from fleet.in_memory.values import plain
 from fleet.participants import Participants
 from fleet.runs.prepared import Prepared
 from fleet.runs.record import resolved_configuration, run_facts
 from fleet.scenario import Scenario, federation_section, fleet_changes
 from models.package.package import ModelPackage
 from models.package.spec import ModelSpec
+from models.runtime.central_rows import read_rows
 
 #: File of the coordinator's own rows, in the folder of a run.
 CENTRAL_FILE = "central.npz"
@@ -77,7 +79,7 @@ def prepare_arrays(
     started, spec = datetime.now(UTC), package.spec
     _check_keys(wanted)
     gathered, unseen = _with_unseen(spec, clients, wanted.unseen)
-    _check_unseen(gathered.rows.names, unseen)
+    _check_unseen(gathered, unseen)
     if _RESERVED in gathered.rows:
         raise ConfigError(f"a client is named {_RESERVED!r}: choose another name")
     scenario = _scenario(spec, wanted, unseen, is_weighted=WEIGHT in gathered.columns)
@@ -113,29 +115,31 @@ def _check_keys(wanted: Wanted) -> None:
 def _with_unseen(spec: ModelSpec, clients: Any, unseen: Any) -> tuple[Gathered, tuple[str, ...]]:
     """Returns all clients, and the names of those that only measure."""
     if not is_mapping(unseen):
-        names = (unseen,) if isinstance(unseen, str) else tuple(unseen)
-        return gather(spec, clients), names
+        is_one = isinstance(unseen, str) or not isinstance(unseen, Iterable)
+        gathered = gather(spec, clients)
+        return gathered, tuple(gathered.names_of((unseen,) if is_one else tuple(unseen)))
     if not is_mapping(clients):
         raise ConfigError(
             "unseen is a mapping of clients, so clients must be one as well, from names to (x, y); "
             "or name those of clients that only measure, unseen=[...]"
         )
-    if both := sorted(set(clients) & set(unseen)):
+    if both := sorted(set(map(str, clients)) & set(map(str, unseen))):
         raise ConfigError(f"unseen: {both[0]!r} is in clients too: a client trains or it does not")
     gathered = gather(spec, {**clients, **unseen})
     return gathered, tuple(gathered.rows.names[len(clients) :])
 
 
-def _check_unseen(names: Sequence[str], unseen: Sequence[str]) -> None:
-    known = set(names) if unseen else set()
+def _check_unseen(gathered: Gathered, unseen: Sequence[str]) -> None:
+    rows = gathered.rows
     for name in unseen:
-        if name not in known:
+        if name not in rows:
+            names = [gathered.renamed.get(known, known) for known in rows.names]
             listed = ", ".join(names[:_LISTED]) + (", …" if len(names) > _LISTED else "")
             raise ConfigError(
                 f"unseen: no client {name!r}; {did_you_mean(name, names)}clients: {listed}"
             )
-    if len(set(unseen)) == len(names):
-        raise ConfigError(f"unseen names all {len(names)} clients: leave at least one to train")
+    if len(unseen) == len(rows):
+        raise ConfigError(f"unseen names all {len(rows)} clients: leave at least one to train")
 
 
 def _scenario(
@@ -154,7 +158,7 @@ def _scenario(
         # The model's own: whoever brings a model brings its weights.
         "seeds": {"weights": "package"},
     }
-    return parse_config(document, Scenario, "")
+    return parse_config(plain(document), Scenario, "")
 
 
 def _config(
@@ -177,7 +181,17 @@ def _central(spec: ModelSpec, test: Any, folder: Path) -> Path | None:
     columns = read_columns(spec, test, "test")
     if not len(next(iter(columns.values()))):
         raise DataError("test: no rows; leave it out")
-    arrays: dict[str, Array] = {name: a for name, a in columns.items() if name != WEIGHT}
+    arrays: dict[str, Array] = {
+        # Files of rows hold numbers.
+        name: array.astype(np.uint8) if array.dtype.kind == "b" else array
+        for name, array in columns.items()
+        if name != WEIGHT
+    }
     path = folder.resolve() / CENTRAL_FILE
     np.savez(path, **arrays)
+    try:
+        read_rows(path, spec)
+    except DataError as error:  # nobody knows the file, which is gone afterwards
+        path.unlink()
+        raise DataError(str(error).replace(f"{path}: ", "test: ")) from error
     return path

@@ -13,6 +13,7 @@ from coordinator.config import CoordinatorConfig
 from coordinator.records.records import RoundRecord
 from fedge.limits import printable
 from fleet.experiments.results import flat_round
+from fleet.in_memory.result import measured_only
 from fleet.participants import Participants
 
 #: Between two states of a line that is written anew.
@@ -61,7 +62,7 @@ class Progress:
     def round(self, record: RoundRecord) -> None:
         """See `fleet.runs.watcher.Watcher`."""
         for call in self._on_round:
-            call(flat_round(msgspec.to_builtins(record.summary)))
+            call(measured_only(flat_round(msgspec.to_builtins(record.summary))))
         number = record.round_id
         self._line = f"round {number} of {self._rounds}{_figures(record, self._metrics)}"
         is_last = number >= self._rounds
@@ -117,6 +118,9 @@ def _figures(record: RoundRecord, metrics: Sequence[str]) -> str:
     known: Mapping[str, float | None] = {"loss": record.loss, **record.metrics}
     central = [f"central_{name}" for name in ("loss", *metrics)]
     names = central if central[0] in known else ["loss", *metrics]
+    if names is not central and not record.evaluated:
+        known = {f"train_{name}": value for name, value in known.items()}
+        names = [f"train_{name}" for name in names]
     found = [(name, known[name]) for name in names if known.get(name) is not None]
     return "".join(f" · {name} {value:.4f}" for name, value in found)
 

@@ -56,14 +56,42 @@ class Result:
         """One flat dict a round, as for `pandas.DataFrame`: round, version, loss, metrics, bytes.
 
         `central_…` are of the rows in `test`, `unseen_…` of clients that only measure, `train_…` of
-        training. `seconds` are virtual. None where a round has no value.
+        training, `loss` and metrics of the clients' held-out rows: None in a round that did not
+        evaluate on them, left out where none did. `seconds` are virtual.
         """
-        return self._read.history
+        rows = [measured_only(row) for row in self._read.history]
+        if self._is_evaluated:
+            return rows
+        own = self._own_names
+        return [{key: value for key, value in row.items() if key not in own} for row in rows]
 
     @property
     def final(self) -> dict[str, Any]:
-        """Loss and metrics of the model that is handed out; bytes and seconds of the whole run."""
-        return self._read.final
+        """Loss and metrics of the model that is handed out; bytes and seconds of the whole run.
+
+        Where no client evaluated, `train_…` are what was seen while it was trained.
+        """
+        found = self._read.final
+        if self._is_evaluated:
+            return found
+        own = self._own_names
+        return {f"train_{key}" if key in own else key: value for key, value in found.items()}
+
+    @property
+    def algorithm(self) -> str:
+        """Name of the algorithm; empty where the report does not say."""
+        federation = self.report.get("configuration", {}).get("federation", {})
+        return str(federation.get("algorithm", {}).get("name", ""))
+
+    @property
+    def _is_evaluated(self) -> bool:
+        return any(record.get("evaluated", True) for record in self.report["rounds"])
+
+    @property
+    def _own_names(self) -> set[str]:
+        """Names of what clients measure on rows of their own."""
+        names = {key for row in self._read.history for key in unprefixed(row)}
+        return {*names, "loss"}
 
     @property
     def agents(self) -> list[dict[str, Any]]:
@@ -204,6 +232,22 @@ class Result:
             for name, value in facts.items()
         )
         return f"<table>{''.join(rows)}</table>"
+
+
+def unprefixed(row: Mapping[str, Any]) -> list[str]:
+    """Returns the names of loss and metrics in a round's figures that are of clients' own rows."""
+    return [name.removeprefix("train_") for name in row if name.startswith("train_")]
+
+
+def measured_only(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a round's figures without those of training under the names of measured ones.
+
+    Reports hold these in the place of measured ones, where a round evaluated nothing.
+    """
+    if row.get("evaluated", True):
+        return dict(row)
+    own = unprefixed(row)
+    return {key: None if key in own else value for key, value in row.items()}
 
 
 class Interrupted(RunInterrupted):

@@ -20,6 +20,7 @@ from fleet.batched.mode import Choice, choose_mode
 from fleet.experiments.hooks.follow import Followed
 from fleet.in_memory.progress import OnRound, Progress
 from fleet.in_memory.result import Interrupted, Result
+from fleet.in_memory.values import whole
 from fleet.runs.folders import make_folder
 from fleet.runs.prepared import Prepared
 from fleet.runs.resume import RunInterrupted
@@ -39,7 +40,7 @@ class How:
     """How a federation is simulated; see `fleet.api.simulate`."""
 
     mode: str = "auto"
-    processes: int = 1
+    processes: int | None = None
     out: Path | None = None
     progress: bool = True
     hooks: Sequence[Any] = ()
@@ -57,14 +58,15 @@ def run(prepare: Callable[[Path], tuple[Prepared, dict[str, Any] | None]], how: 
         ConfigError: a setting is wrong.
         Interrupted: it was interrupted after a round was committed.
     """
-    _check_processes(how.processes)
+    processes = 1 if how.processes is None else whole(how.processes, "processes", 1)
+    _check_processes(processes)
     with _folder(how.out) as folder:
         prepared, record = prepare(folder)
         choice = choose(how.mode, prepared.config, len(prepared.participants.rows))
         options = SimulateOptions(
             folder,
             mode=choice.mode,
-            processes=how.processes,
+            processes=processes,
             trace=False,
             check=False,
             keep=how.out is not None,
@@ -188,10 +190,8 @@ def _check_processes(processes: int) -> None:
     again, and end.
 
     Raises:
-        ConfigError: the number is below 1, or the script has no guard.
+        ConfigError: the script has no guard.
     """
-    if processes < 1:
-        raise ConfigError(f"processes is {processes}: give 1 or more")
     if processes == 1:
         return
     how = f"put the call below `{_GUARD}`, or leave processes at 1"

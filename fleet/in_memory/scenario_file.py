@@ -12,6 +12,7 @@ from fedge.handbook.example import examples
 from fedge.handbook.shipped import shipped
 from fleet.in_memory.result import Result
 from fleet.in_memory.run import How, run, run_processes
+from fleet.in_memory.values import plain
 from fleet.runs.prepared import prepare
 from fleet.runs.run import RunOptions
 from fleet.scenario import load_scenario
@@ -34,7 +35,7 @@ class Scenario:
 
     def __init__(self, path: Path | str, changes: Mapping[str, Any] | None = None) -> None:
         self.path = _located(Path(path))
-        self.changes = dict(changes or {})
+        self.changes = plain(changes or {})
         self._loaded  # noqa: B018  errors belong here
 
     @cached_property
@@ -56,7 +57,7 @@ class Scenario:
 
     def changed(self, changes: Mapping[str, Any]) -> Scenario:
         """Returns the scenario with more changes."""
-        return Scenario(self.path, self.changes | dict(changes))
+        return Scenario(self.path, self.changes | plain(changes))
 
     def simulate(
         self,
@@ -75,7 +76,7 @@ class Scenario:
             mode, processes, out, progress, hooks: see there.
         """
         changed = self.changed(changes or {})
-        how = How(mode, processes or 1, None if out is None else Path(out), progress, hooks)
+        how = How(mode, processes, None if out is None else Path(out), progress, hooks)
         return run(lambda _: (prepare(changed.path, changed.changes), None), how)
 
     def run(

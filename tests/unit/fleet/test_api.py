@@ -52,6 +52,63 @@ def test_a_simulation_learns(result: fedge.Result) -> None:
     assert result.final["central_loss"] == min(row["central_loss"] for row in result.history)
 
 
+def test_what_was_seen_while_training_is_not_named_as_if_it_was_measured(
+    result: fedge.Result,
+) -> None:
+    for figures in (*result.history, result.final):  # clients held nothing back
+        assert not {"loss", "mae"} & figures.keys()
+        assert figures.keys() > {"train_loss", "train_mae", "central_loss", "central_mae"}
+    rows: list[dict[str, Any]] = []
+    every_second = simulate(evaluate_every=2, hooks=rows.append)
+    assert [row["loss"] is None for row in every_second.history] == [True, False, True, False]
+    assert [row["mae"] is None for row in every_second.history] == [True, False, True, False]
+    assert rows == every_second.history
+    assert every_second.final["loss"] == every_second.history[-1]["loss"]
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    wanted = simulate(rounds=2, learning_rate=0.125, seed=3, fraction=0.5, unseen=["client-1"])
+    dealt: dict[str, Any] = {"clients": np.int64(6), "seed": np.int32(0)}
+    found = simulate(
+        clients=fedge.partition(X, Y, **dealt),
+        rounds=np.int64(2),
+        learning_rate=np.float32(0.125),
+        seed=np.uint8(3),
+        fraction=np.float64(0.5),
+        unseen=np.array([1]),
+        processes=np.int64(1),
+        federation={"training": {"momentum": np.float32(0)}},
+    )
+    assert np.array_equal(found.theta, wanted.theta)
+    scenario = fedge.Scenario("house_price", {"federation.rounds": np.int64(2)})
+    assert scenario.changes == {"federation.rounds": 2}
+
+
+@pytest.mark.parametrize(
+    ("clients", "unseen", "name"),
+    [
+        ((X, Y, np.arange(120) % 3), [1], "client-1"),
+        ((X, Y, np.arange(120) % 3), ["1"], "client-1"),
+        ((X, Y, np.arange(120) % 3 - 1), [-1], "client-0"),
+        ({"c": (X, Y), "a/b": (X, Y)}, ["a/b"], "client-1"),
+        ({5: (X, Y), 7: (X, Y)}, np.array([7]), "client-7"),
+        (fedge.partition(X, Y, client_id=np.arange(120) % 3, prefix="site"), 2, "site-2"),
+    ],
+)
+def test_an_unseen_client_is_found_by_its_own_name(clients: Any, unseen: Any, name: str) -> None:
+    result = simulate(clients=clients, unseen=unseen, rounds=1)
+    assert [row["agent"] for row in result.agents if row["unseen"]] == [name]
+
+
+def test_wrong_classes_to_test_on_are_told_by_the_argument() -> None:
+    images, classes = np.zeros((12, 28, 28)), np.arange(12)
+    with pytest.raises(ConfigError) as caught:
+        simulate(
+            model="handwritten_digit", clients=[(images, classes % 10)], test=(images, classes)
+        )
+    assert str(caught.value).startswith("test: array 'target', row 10: 10 is not one of 10")
+
+
 def test_theta_is_by_layer_and_the_package_s(result: fedge.Result) -> None:
     assert result.theta.dtype == np.float32
     assert np.array_equal(result.theta, result.package.initial)
@@ -159,7 +216,12 @@ def test_a_model_in_a_folder_is_taken(tmp_path: Path) -> None:
         ({"unseen": ["client-9"]}, "unseen: no client 'client-9'; did you mean client-5? clients"),
         ({"unseen": [f"client-{n}" for n in range(6)]}, "unseen names all 6 clients"),
         ({"unseen": {"a": (X, Y)}}, "unseen is a mapping of clients, so clients must be one"),
-        ({"processes": -2}, "processes is -2: give 1 or more"),
+        ({"processes": -2}, "processes is -2: give a whole number, 1 or more"),
+        ({"processes": 0}, "processes is 0: give a whole number, 1 or more"),
+        ({"processes": 1.5}, "processes is 1.5: give a whole number"),
+        ({"processes": "2"}, "processes is '2': give a whole number"),
+        ({"unseen": 9}, "unseen: no client '9'; "),
+        ({"test": (X, np.where(Y > 1, Y, np.nan))}, "test: array 'target' has NaN or infinity"),
         ({"test": X}, "test: no array for 'target'"),
         ({"test": (X[:0], Y[:0])}, "test: no rows; leave it out"),
         ({"clients": {"coordinator": (X, Y)}}, "a client is named 'coordinator'"),
@@ -206,7 +268,9 @@ def test_a_result_reads_well(result: fedge.Result) -> None:
 def test_a_result_is_saved_and_its_report_read_again(result: fedge.Result, tmp_path: Path) -> None:
     folder = result.save(tmp_path / "out")
     report = fedge.load_report(folder)
-    assert report.history == result.history
+    assert [row["central_loss"] for row in report.history] == [
+        row["central_loss"] for row in result.history
+    ]
     assert np.array_equal(np.load(folder / "model/initial.npy"), result.theta)
     again = fedge.simulate(folder / "model", [(X, Y)], rounds=1, progress=False)
     assert again.package.spec == result.package.spec
@@ -260,6 +324,22 @@ def test_results_are_compared(result: fedge.Result) -> None:
     assert "<td>b</td>" in found._repr_html_()
     with pytest.raises(ConfigError, match="there are no results to compare"):
         fedge.compare({})
+
+
+def test_results_in_a_list_have_the_names_of_their_algorithms_or_their_places(
+    result: fedge.Result,
+) -> None:
+    other = simulate(test=(X, Y), rounds=1, algorithm="scaffold")
+    assert list(fedge.compare([result, other]).results) == ["fedavg", "scaffold"]
+    assert list(fedge.compare((result, result)).results) == ["1", "2"]
+    wrong: Any
+    for wrong, message in (
+        (result, "results is a Result: give them by label"),
+        ([result, 3], "2 is a int, expected what simulate returns"),
+        ({"a": None}, "a is a NoneType, expected what simulate returns"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            fedge.compare(wrong)
 
 
 # -- while it runs ---------------------------------------------------------------------------------
@@ -345,7 +425,7 @@ def text_of_25_rounds(stream: StringIO) -> str:
 def test_progress_is_some_ten_lines_in_a_file() -> None:
     lines = text_of_25_rounds(StringIO()).splitlines()
     assert len(lines) == 13
-    assert lines[-1] == "round 25 of 25 · loss 0.0400"
+    assert lines[-1] == "round 25 of 25 · train_loss 0.0400"
 
 
 def test_progress_is_one_line_on_a_terminal() -> None:
@@ -356,7 +436,7 @@ def test_progress_is_one_line_on_a_terminal() -> None:
     text = text_of_25_rounds(Terminal())
     assert text.count("\n") == 1
     assert text.split("\r")[1] == "round 1 of 25 (train: 1 of 2)"
-    assert text.split("\r")[-1].rstrip() == "round 25 of 25 · loss 0.0400"
+    assert text.split("\r")[-1].rstrip() == "round 25 of 25 · train_loss 0.0400"
     assert len(text.split("\r")) < 6  # what comes within a fifth of a second is not shown
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from fedge.errors import ConfigError, DataError
 from fleet.api import partition
-from fleet.in_memory.clients import gather
+from fleet.in_memory.clients import Clients, gather
 from fleet.in_memory.columns import read_columns
 from models.zoo import load_zoo
 
@@ -192,8 +192,15 @@ def test_an_array_that_does_not_fit_is_told_what_does(given: Any, message: str) 
         ([(X, Y), (X, Y, Y)], "some have 'weight' and some have not"),
         (7, "clients is a int: give a mapping"),
         ((X, Y, Y), "client_id is float64 of shape (6,), expected one whole number or text a row"),
-        (partition(X, Y, clients=2).__class__((X[:3], Y[:3]), partition(X, Y, clients=2).rows),
-         "clients: 3 rows, but 6 have a client"),
+        ((X, Y, [1, 2, 1, 2, 1]), "clients: features has 6 rows, client_id has 5: each row needs"),
+        ({"x": X, "y": Y, "client_id": [1] * 7}, "features has 6 rows, client_id has 7"),
+        (Clients((X[:3], Y[:3]), partition(X, Y, clients=2).rows, 6),
+         "clients: features has 3 rows, partition dealt out 6"),
+        ((X, Y, np.array([1, "1", 2, 2, 2, 2], object)), "client_id has 1 as a number and '1' as"),
+        ((X, Y, [1, "1", 2, 2, 2, 2]), "client_id has 1 as a number and '1' as text: one client"),
+        ((X, Y, np.array(["a", None, "b"] * 2, object)), "client_id: row 1 is None (NoneType)"),
+        ((X, Y, ["a", "b", np.nan] * 2), "client_id: row 2 is nan (float), expected one whole"),
+        ((X, Y, np.array([1, np.nan] * 3)), "client_id: row 1 is nan (float)"),
     ],
 )  # fmt: skip
 def test_clients_that_are_none_are_refused(clients: Any, message: str) -> None:
@@ -210,12 +217,42 @@ def test_clients_that_are_none_are_refused(clients: Any, message: str) -> None:
         ({"kind": "iid"}, "kind iid needs the number of clients"),
         ({"kind": "iid", "clients": 7}, "6 rows are too few for 7 clients"),
         ({"kind": "odd", "clients": 2}, "odd"),
+        ({"kind": "iid", "clients": 2, "alpha": 3}, "kind iid has no use for alpha=, which is of"),
+        ({"clients": 2, "labels": Y}, "no use for labels=, which is of kind shards and dirichlet"),
+        ({"client_id": [1] * 6, "rows": 2}, "kind client has no use for rows="),
+        ({"kind": "shards", "clients": 2, "client_id": [1] * 6}, "no use for client_id="),
+        ({"clients": 2, "seed": "a"}, "partition: seed is 'a': give a whole number, 0 or more"),
+        ({"clients": 2, "seed": -1}, "partition: seed is -1"),
+        ({"client_id": [1] * 5}, "same number of rows: x has 6, y has 6, client_id has 5"),
+        ({"kind": "dirichlet", "clients": 2, "labels": Y[:3]}, "y has 6, labels has 3"),
+        ({"clients": 2, "weight": Y[:3]}, "y has 6, weight has 3"),
+        ({"clients": 2, "weight": 3}, "weight is a int, expected an array of rows"),
     ],
 )
 def test_a_wrong_partition_is_refused(settings: Any, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         partition(X, Y, **settings)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["iid", "shards", "dirichlet", "sample"])
+def test_rows_without_a_target_are_not_dropped(kind: Any) -> None:
+    with pytest.raises(DataError, match="same number of rows: x has 6, y has 3"):
+        partition(X, Y[:3], kind=kind, clients=2)
+
+
+def test_inputs_by_name_or_in_a_list_are_dealt_out_by_their_rows() -> None:
+    for x in ({"image": X, "sound": X}, [X, X]):
+        assert partition(x, Y, clients=2).sizes.tolist() == [3, 3]
+    with pytest.raises(DataError, match=r"x\['image'\] has 6, x\['sound'\] has 5"):
+        partition({"image": X, "sound": X[:5]}, clients=2)
+
+
+def test_numbers_and_texts_that_differ_are_clients_of_their_own() -> None:
+    mixed = np.array([10, "a", 9, 9, "a", 10], object)
+    assert list(partition(X, Y, client_id=mixed)) == ["client-10", "client-9", "client-a"]
+    numbers = np.array([10, 9, 9, 9, 9, 10], object)
+    assert list(partition(X, Y, client_id=numbers)) == ["client-9", "client-10"]
 
 
 def test_a_partition_by_label_needs_labels() -> None:
