@@ -15,6 +15,7 @@ import msgspec
 
 from fedge.console import counted
 from fedge.errors import ConfigError, did_you_mean, one_line
+from fedge.yaml_config import parse_config
 from fleet.experiments.results import REPORT_FILE, Report, load_report
 
 INDEX_FILE = "experiment.json"
@@ -199,9 +200,19 @@ def read_index(file: Path) -> Index:
         ConfigError: it cannot be read.
     """
     try:
-        return msgspec.json.decode(file.read_bytes(), type=Index)
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{file} cannot be read: {one_line(error)}") from error
+        document = msgspec.json.decode(file.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise _damaged(file, one_line(error)) from error
+    try:
+        return parse_config(document, Index, "")
+    except ConfigError as error:
+        raise _damaged(file, str(error)) from error
+
+
+def _damaged(file: Path, why: str) -> ConfigError:
+    return ConfigError(f"{file} is damaged: {why}; run the grid again with another --out")
 
 
 def _of_one_run(path: Path) -> Experiment:

@@ -19,6 +19,7 @@ import numpy as np
 from coordinator.records.records import falls
 from fedge.errors import ConfigError, did_you_mean, one_line
 from fleet.experiments.curves import Crossing, Curve
+from fleet.experiments.report_check import check_report, damaged
 
 #: As `fleet.report` names it, which a reader of reports need not import.
 REPORT_FILE = "report.json"
@@ -214,7 +215,7 @@ def load_report(path: Path | str) -> Report:
     """Returns the report in a file, or in the folder of a run.
 
     Raises:
-        ConfigError: there is no report, or the file is none.
+        ConfigError: there is no report, the file is none, or a key of it is of another type.
     """
     file = Path(path)
     if file.is_dir():
@@ -225,8 +226,9 @@ def load_report(path: Path | str) -> Report:
         raise ConfigError(
             f"{file}: {error.strerror}: name a report.json, or the folder of a run"
         ) from error
-    except ValueError as error:
-        raise ConfigError(f"{file} is not a report: {one_line(error)}") from error
+    except (ValueError, RecursionError) as error:
+        raise damaged(file, one_line(error)) from error
     if not isinstance(document, dict) or not {"scenario", "rounds", "final"} <= document.keys():
         raise ConfigError(f"{file} is not a report of a run: it lacks scenario, rounds or final")
+    check_report(document, file)
     return Report(document, file)

@@ -21,6 +21,9 @@ _DPI = 150
 _GREY = "#666666"
 #: Legends of more cases stand beside the axes.
 _INSIDE = 6
+#: Points: size of a label beside the axes, and the width of a letter at most.
+_LABEL_SIZE = 7
+_LABEL_LETTER = 4.6
 
 
 @dataclass(frozen=True)
@@ -95,31 +98,42 @@ def style(number: int) -> dict[str, Any]:
 
 
 def add_legend(axes: Any, entries: int) -> None:
-    """Adds a legend where there is more than one entry: inside the axes, or beside them."""
+    """Adds a legend where there is more than one entry: inside the axes, or beside them.
+
+    Beside them it stands to the right of every text that is there already.
+    """
     if entries < 2:
         return
     if entries <= _INSIDE:
         axes.legend(frameon=False, fontsize=8)
     else:
-        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+        from matplotlib.transforms import offset_copy
+
+        points = max((_LABEL_LETTER * len(text.get_text()) for text in axes.texts), default=0)
+        beside = offset_copy(axes.transAxes, axes.figure, x=points + 2, units="points")
+        axes.legend(
+            frameon=False,
+            fontsize=8,
+            loc="center left",
+            bbox_to_anchor=(1.0, 0.5),
+            bbox_transform=beside,
+        )
 
 
-def add_target(axes: Any, value: float | None, *, vertical: bool = False) -> None:
-    """Draws a target as a thin line with its value."""
+def add_target(axes: Any, value: float | None) -> None:
+    """Draws a target as a thin line across, with its value beside the axes: curves stay free."""
     if value is None:
         return
-    line = axes.axvline if vertical else axes.axhline
-    line(value, color=_GREY, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
-    where = (value, 1.0) if vertical else (1.0, value)
+    axes.axhline(value, color=_GREY, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
     axes.annotate(
         f"target {value:g}",
-        where,
-        xycoords=("data", "axes fraction") if vertical else ("axes fraction", "data"),
-        xytext=(-2, 2),
+        (1.0, value),
+        xycoords=("axes fraction", "data"),
+        xytext=(3, 0),
         textcoords="offset points",
-        ha="right",
-        va="bottom",
-        fontsize=7,
+        ha="left",
+        va="center",
+        fontsize=_LABEL_SIZE,
         color=_GREY,
     )
 

@@ -61,6 +61,23 @@ def test_curves_show_each_case_with_its_band_its_target_and_a_legend(tmp_path: P
     assert [text.get_text() for text in axes.texts] == ["target 0.75"]
 
 
+@pytest.mark.parametrize("cases", [1, 2, 8])
+def test_the_target_s_value_stands_beside_the_curves_and_the_legend(
+    tmp_path: Path, cases: int
+) -> None:
+    values = {f"case-{n}": {0: [0.5, 0.75, 0.75 + n / 100]} for n in range(cases)}
+    made = experiment(tmp_path, values, target=TARGET)  # type: ignore[arg-type]
+    figure = draw(make_view(made, "curves"), "curves")
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    (label,) = axes.texts
+    place = label.get_window_extent()
+    assert place.x0 >= axes.get_window_extent().x1
+    assert place.x1 <= figure.bbox.x1
+    if legend := axes.get_legend():
+        assert not legend.get_window_extent().overlaps(place)
+
+
 def test_bytes_are_the_x_axis_in_the_direction_asked_for(tmp_path: Path) -> None:
     made = two_cases(tmp_path)
     view = make_view(made, "bytes", cases=["a"], direction="up")
