@@ -14,7 +14,7 @@ from fleet.batched.mixed import mixed
 from fleet.batched.mode import Choice, choose_mode
 from fleet.batched.simulate import How, Simulated, Stopped, interrupted, simulate_fleet
 from fleet.report import REPORT_FILE, Ended, conclude, write_report
-from fleet.runs.folders import make_out
+from fleet.runs.folders import make_out, used_alone
 from fleet.runs.prepared import Prepared, prepare
 from fleet.runs.record import record_notes, run_record
 from fleet.runs.resume import (
@@ -97,7 +97,8 @@ def simulate(path: Path, options: SimulateOptions, watcher: Watcher) -> dict[str
     """Simulates a scenario, writes its report and returns it.
 
     Raises:
-        ConfigError: scenario, data, model, faults, profiles or options are wrong.
+        ConfigError: scenario, data, model, faults, profiles or options are wrong, or another
+            process writes into the folder.
         FleetError: the federation ended without a result, or did not finish.
         InvariantViolated: an invariant of the protocol was violated.
         RunInterrupted: it was interrupted after a round was committed.
@@ -123,18 +124,25 @@ def simulate_prepared(
     choice = _choice(prepared, options)
     if choice.mode == "exact" and (given := options.cohort_features):
         raise ConfigError(f"{given[0]}: of cohorts; this simulation is exact ({choice.why})")
-    if choice.mode == "exact":
-        exact = _exact_options(options)
-        change = _Mix(watcher, options) if _may_mix(prepared, options) else None
-        return simulate_scenario(prepared.path, exact, watcher, prepared, record, change)
-    return _Cohorts(prepared, choice.mode, options, watcher, record).run(choice.why)
+    with used_alone(options.out):
+        if choice.mode == "exact":
+            exact = _exact_options(options)
+            change = _Mix(watcher, options) if _may_mix(prepared, options) else None
+            return simulate_scenario(prepared.path, exact, watcher, prepared, record, change)
+        return _Cohorts(prepared, choice.mode, options, watcher, record).run(choice.why)
 
 
 def _choice(prepared: Prepared, options: SimulateOptions) -> Choice:
     wanted = options.mode
-    if options.resume and wanted == "auto":
+    if options.resume:
         # As it was begun: a run of more rounds must not become another kind of simulation.
-        wanted = earlier_record(options.out)["run"]["options"].get("mode", "exact")
+        begun = earlier_record(options.out)["run"]["options"].get("mode", "exact")
+        if wanted not in ("auto", begun):
+            raise ConfigError(
+                f"--resume: the run in {options.out} was begun with --mode {begun}, not {wanted}; "
+                "leave out --mode"
+            )
+        wanted = begun
     agents = len(prepared.participants.rows)
     return choose_mode(wanted, prepared.config, agents, options.exact_features)
 

@@ -57,6 +57,7 @@ from fleet.batched.cohort.devices import Measured, Part, request_of
 from fleet.batched.cohort.intake import INSTANCE, report_of, update_payloads
 from fleet.batched.cohort.part_work import make_devices
 from fleet.batched.cohort.task import Columns, PhaseTask
+from fleet.batched.traffic import fetch
 from fleet.virtual.event_trace import COHORT
 from fleet.virtual.shells import CohortProcess, World
 from learning.aggregation.norm_bound import NormBoundSettings, RoundNorms
@@ -118,6 +119,7 @@ class CohortShell(CohortProcess):
         self._coordinator: CoordinatorStatus | None = None
         self._plan: RoundPlan | None = None
         self._answered: tuple[int, str] | None = None
+        self._held: tuple[str, ...] = ()
         self._package = ""
         self._loaded: list[PackageLoaded] | None = None
         self._seen_bytes = 0
@@ -316,12 +318,8 @@ class CohortShell(CohortProcess):
         )
 
     def _count_downloads(self, plan: RoundPlan, asked: NDArray[np.int64]) -> None:
-        version = self._columns.version
-        lacking = asked[version[asked] != plan.version]
-        size = sum(_blob_bytes(self._topics, ref) for ref in plan.blobs.values())
-        self._columns.received[lacking] += size
-        version[lacking] = plan.version
-        version[version != plan.version] = -1
+        sizes = {ref.sha256: _blob_bytes(self._topics, ref) for ref in plan.blobs.values()}
+        self._held = fetch(self._columns, self._held, sizes, asked)
 
     def _work_s(self, plan: RoundPlan, asked: NDArray[np.int64]) -> float:
         """Returns the virtual time of the slowest device's work."""

@@ -7,7 +7,7 @@ the real coordinator; agents answer as columns of arrays, a part of the fleet at
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 import numpy as np
@@ -17,7 +17,14 @@ from broker.protocol.messages import Cohort
 from broker.protocol.topics import Topics
 from coordinator.config import CoordinatorConfig
 from coordinator.machine.central_rows import CentralRows
-from coordinator.machine.events import Action, Commit, Finished, RoundEnded, SaveRound
+from coordinator.machine.events import (
+    Action,
+    Commit,
+    Finished,
+    RoundEnded,
+    SaveRound,
+    SaveStanding,
+)
 from coordinator.machine.open_round import OpenRound, Traffic
 from coordinator.machine.progress import Progress
 from coordinator.machine.publisher import Publisher
@@ -31,7 +38,7 @@ from coordinator.rounds.stopping import stop_rule
 from coordinator.storage.durability import Durability
 from coordinator.storage.store import Store
 from fedge.errors import FleetError
-from fleet.batched.checkpoint import Checkpoints
+from fleet.batched.checkpoint import Checkpoints, Position, Stage
 from fleet.batched.cohort.intake import INSTANCE
 from fleet.batched.cohort.task import Columns, PartAnswer, PhaseTask
 from fleet.batched.fleet_roster import FleetRoster, NoClosedRounds
@@ -100,7 +107,8 @@ class Federation:
         self._inputs = inputs
         self._workers = workers
         self._columns = Columns.empty(len(inputs.setup.names))
-        self._checkpoints = Checkpoints(inputs.setup.folder) if inputs.is_kept else None
+        folder, states = inputs.setup.folder, inputs.setup.states_folder
+        self._checkpoints = Checkpoints(folder, states) if inputs.is_kept else None
         self._abandoned = 0
         self._durability = Durability(inputs.store)
         algorithm: Algorithm = ALGORITHMS.make(config.algorithm, config.training)
@@ -134,17 +142,44 @@ class Federation:
             self._traffic,
             CentralRows(package, inputs.measure),
         )
-        self._begin(resumed=stored is not None)
+        self._started_s = 0.0
+        if self.progress.last_round:
+            self._go_on()
+        else:  # also where a simulation was interrupted before its first round ended
+            self._begin()
 
-    def _begin(self, *, resumed: bool) -> None:
-        """The agents start, or go on from the checkpoint of the last round."""
-        if resumed:
-            assert self._checkpoints is not None, "what is not kept is not resumed"
-            self.now_s = self._checkpoints.load(self.progress.last_round, self._columns)
-            return
+    def _begin(self) -> None:
+        """The agents start."""
         status = self._publisher.status(self.progress.version)
         seen = self._downloads.started(status, self._publisher.package())
         self._traffic.up += self._inputs.births_bytes(seen)
+
+    def _go_on(self) -> None:
+        """Everything goes on from the checkpoint of the last round."""
+        assert self._checkpoints is not None, "what is not kept is not resumed"
+        self._inputs.births_bytes(0)  # what is odd about the agents' data is said again
+        stage: Stage = "ended" if self.progress.unmeasured is None else "committed"
+        position = self._checkpoints.load(self.progress.last_round, stage, self._columns)
+        self.now_s, self._started_s = position.now_s, position.started_s
+        self._scheduler.pause_until_s = position.pause_until_s
+        self._abandoned = position.abandoned
+        self._traffic.up, self._traffic.down = position.bytes_up, position.bytes_down
+        self._downloads.blobs = position.blobs
+
+    def _save(self, round_id: int, stage: Stage) -> None:
+        """Writes the checkpoint of a round that is committed, or has ended."""
+        if self._checkpoints is None:
+            return
+        position = Position(
+            self.now_s,
+            self._started_s,
+            self._scheduler.pause_until_s,
+            self._abandoned,
+            self._traffic.up,
+            self._traffic.down,
+            self._downloads.blobs,
+        )
+        self._checkpoints.save(round_id, stage, self._columns, position)
 
     # -- rounds ---------------------------------------------------------------------------------
 
@@ -157,6 +192,8 @@ class Federation:
         if self.progress.unmeasured is not None:
             record, self.progress.unmeasured = self.progress.unmeasured, None
             self._perform(self._runner.measure(record, self.now_s))
+            if self._runner.open is not None:
+                self._runner.open.started_s = self._started_s
             self._phases()
         while (reason := self._protocol.stop_reason(self.progress.course)) is None:
             self._begin_round()
@@ -166,7 +203,9 @@ class Federation:
 
     def _begin_round(self) -> None:
         config = self._inputs.config
-        self.now_s = max(self.now_s, self._scheduler.pause_until_s)
+        self.now_s = self._started_s = max(self.now_s, self._scheduler.pause_until_s)
+        # Before anybody is looked for: who is in quarantine depends on the round.
+        self._inputs.roster.standings.round_id = self._runner.next_round_id
         eligible = self._protocol.eligible_agents()
         least = max(config.cohort.at_least, config.round.minimum)
         if len(eligible) < least:
@@ -177,7 +216,6 @@ class Federation:
                 f"{len(eligible)} agents can take part, a round needs {least}; {len(shut_out)} are "
                 f"in quarantine ({why}): lower training.learning_rate, or loosen norm_bound"
             )
-        self._inputs.roster.standings.round_id = self._runner.next_round_id
         self._perform(self._runner.begin(eligible, self.now_s))
 
     def _phases(self) -> None:
@@ -247,21 +285,30 @@ class Federation:
     # -- actions --------------------------------------------------------------------------------
 
     def _perform(self, actions: Sequence[Action]) -> None:
-        self._downloads.published(actions)
+        ended = next((each for each in actions if isinstance(each, SaveRound)), None)
         for action in actions:
+            self._downloads.published(action)
             match action:
-                case Commit() | SaveRound():
-                    if self._checkpoints is not None:
-                        self._checkpoints.save(action.record.round_id, self._columns, self.now_s)
+                case Commit() if ended is not None:
+                    # All in one: a process that is killed between the two leaves no half a record.
+                    self._save(action.record.round_id, "ended")
+                    whole = replace(action, record=ended.record, course=ended.course)
+                    self._durability.perform(whole)
+                case Commit():
+                    self._save(action.record.round_id, "committed")
                     self._durability.perform(action)
-                case Finished():
+                case SaveRound(record):
+                    self._abandoned = self._abandoned + 1 if record.status == "abandoned" else 0
+                    self._save(record.round_id, "ended")
+                    self._durability.perform(action)
+                case SaveStanding() | Finished():
                     self._durability.perform(action)
                 case RoundEnded(record):
+                    self._durability.flush()
                     self._inputs.on_round(record)
-                    self._count_abandoned(record)
+                    self._check_abandoned(record)
 
-    def _count_abandoned(self, record: RoundRecord) -> None:
-        self._abandoned = self._abandoned + 1 if record.status == "abandoned" else 0
+    def _check_abandoned(self, record: RoundRecord) -> None:
         if self._abandoned >= _ABANDONED:
             raise FleetError(
                 f"{_ABANDONED} rounds in a row were abandoned: {why_abandoned(record)}"

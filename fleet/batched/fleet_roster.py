@@ -8,7 +8,6 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from coordinator.config import QuarantineConfig
 from coordinator.machine.open_round import ClosedRound, ClosedRounds, OpenRound
 from coordinator.machine.standing import Standings
 from coordinator.rounds.round import Round
@@ -18,9 +17,6 @@ from fleet.batched.cohort.agent_data import AgentData
 
 class FleetStandings(Standings):
     """Standings of agents that answer whenever they are asked: only faults are kept."""
-
-    def __init__(self, config: QuarantineConfig) -> None:
-        super().__init__(config, {})
 
     def note_round(self, ended: Round, phase: str, held_up: Set[str] = frozenset()) -> None:
         """See `Standings`."""

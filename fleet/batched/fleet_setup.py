@@ -75,6 +75,11 @@ class FleetSetup:
         """Where the rows are for other processes."""
         return self.folder / "rows"
 
+    @property
+    def states_folder(self) -> Path:
+        """Where the agents' states are, a folder for each part."""
+        return self.folder / "devices"
+
     def for_processes(self) -> FleetSetup:
         """Writes the rows to disk; returns the setup for other processes, which map them."""
         if self.data is not None:
@@ -104,7 +109,7 @@ class FleetSetup:
             number,
             self.names[start:stop],
             part,
-            DeviceStates(self.folder / "devices" / str(number), stop - start),
+            DeviceStates(self.states_folder / str(number), stop - start),
             self.seconds_per_step[start:stop],
             self.package,
             self.model,

@@ -18,6 +18,7 @@ from coordinator.operate import open_store
 from coordinator.records.records import RoundRecord
 from coordinator.rounds.stopping import stop_rule
 from coordinator.storage.store import Store
+from fedge.errors import ConfigError, FleetError
 from fedge.files import write_whole
 from fedge.yaml_config import located
 from fleet.batched.cohort.agent_data import AgentData, agent_data
@@ -136,7 +137,7 @@ def simulate_fleet(
             config,
             package,
             setup,
-            _roster(prepared, data),
+            _roster(prepared, data, store),
             store,
             how.is_kept,
             _measure(prepared),
@@ -161,9 +162,9 @@ def simulate_fleet(
 
 def interrupted(prepared: Prepared, folder: Path) -> Simulated | None:
     """Returns what a simulation that was interrupted has found so far; None: no version yet."""
-    kernel = _kept(KernelChoice("single", ""), folder).kind
+    begun = _begun_with("auto", folder)
     with closing(open_store(prepared.config, folder / _COORDINATOR)) as store:
-        return _so_far(prepared, store, kernel)
+        return _so_far(prepared, store, "" if begun is None else begun.kind)
 
 
 def _so_far(prepared: Prepared, store: Store, kernel: str) -> Simulated | None:
@@ -192,9 +193,12 @@ def _setup(
 ) -> FleetSetup:
     names, config, package = prepared.participants.rows.names, prepared.config, prepared.package
     program = Program(package.program, package.spec, frozen=package.frozen)
-    kernel = choose_kernel_kind(how.kernel, package, program, data, config.training)
-    if how.is_kept:
-        kernel = _kept(kernel, folder)
+    kernel = _begun_with(how.kernel, folder) if how.is_kept else None
+    if kernel is None:
+        kernel = choose_kernel_kind(how.kernel, package, program, data, config.training)
+        if how.is_kept:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_whole(folder / _KERNEL, msgspec.json.encode(kernel))
     plugins = (located(plugin, prepared.path.parent).resolve() for plugin in config.plugins)
     return FleetSetup(
         package,
@@ -211,21 +215,32 @@ def _setup(
     )
 
 
-def _kept(chosen: KernelChoice, folder: Path) -> KernelChoice:
-    """Returns the kernel that an interrupted simulation was begun with; else the chosen one.
+def _begun_with(wanted: str, folder: Path) -> KernelChoice | None:
+    """Returns the kernel that an interrupted simulation was begun with; None: it begins now.
 
-    Its choice measures time: another time it might be another one, and other last bits.
+    The choice measures time: another time it might be another one, and other last bits.
+
+    Raises:
+        ConfigError: another kernel is wanted.
+        FleetError: the file is damaged.
     """
     path = folder / _KERNEL
-    if path.is_file():
-        return msgspec.json.decode(path.read_bytes(), type=KernelChoice)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(path, msgspec.json.encode(chosen))
-    return chosen
+    if not path.is_file():
+        return None
+    try:
+        begun = msgspec.json.decode(path.read_bytes(), type=KernelChoice)
+    except msgspec.DecodeError as error:
+        raise FleetError(f"{path} is damaged ({error}); begin anew without --resume") from error
+    if wanted != "auto" and (wanted == "single") != (begun.kind == "single"):
+        raise ConfigError(
+            f"--kernel {wanted}: the simulation was begun with kernel {begun.kind}, another one "
+            "gives other last bits; leave out --kernel"
+        )
+    return begun
 
 
-def _roster(prepared: Prepared, data: AgentData) -> FleetRoster:
-    standings = FleetStandings(prepared.config.quarantine)
+def _roster(prepared: Prepared, data: AgentData, store: Store) -> FleetRoster:
+    standings = FleetStandings(prepared.config.quarantine, store.standings())
     participants = prepared.participants
     return FleetRoster(participants.rows.names, participants.unseen, data, standings)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,13 +98,17 @@ class Downloads:
     Args:
         federation: its name.
         columns: of all agents; changed.
+
+    Attributes:
+        blobs: SHA-256 of the latest plan's blobs: what the bits of `Columns.held` stand for.
     """
 
     def __init__(self, federation: str, columns: Columns) -> None:
+        self.blobs: tuple[str, ...] = ()
         self._topics = Topics(federation)
         self._columns = columns
         #: Bytes of the chunks of each blob that is out there.
-        self._blobs: dict[str, int] = {}
+        self._bytes: dict[str, int] = {}
 
     def started(self, status: Publish, package: Iterable[Publish]) -> int:
         """Counts what every agent takes in at its start; returns the bytes before the package."""
@@ -113,27 +117,46 @@ class Downloads:
         self._columns.credited += seen
         return seen
 
-    def published(self, actions: Iterable[object]) -> None:
+    def published(self, action: object) -> None:
         """Takes what the coordinator publishes."""
-        for action in actions:
-            if isinstance(action, Publish) and action.payload:
-                topic = self._topics.parse(action.topic)
-                if isinstance(topic, ChunkTopic):
-                    before = self._blobs.get(topic.sha256, 0) if topic.index else 0
-                    self._blobs[topic.sha256] = before + _size(action)
-                elif isinstance(topic, RoundTopic):
-                    self._columns.received += _size(action)
+        if isinstance(action, Publish) and action.payload:
+            topic = self._topics.parse(action.topic)
+            if isinstance(topic, ChunkTopic):
+                before = self._bytes.get(topic.sha256, 0) if topic.index else 0
+                self._bytes[topic.sha256] = before + _size(action)
+            elif isinstance(topic, RoundTopic):
+                self._columns.received += _size(action)
 
     def fetched(self, plan: messages.RoundPlan, asked: NDArray[np.int64]) -> None:
         """Counts θ, and what travels beside it, of agents that are asked and do not have it."""
-        size = sum(self._blobs[ref.sha256] for ref in plan.blobs.values())
-        version = self._columns.version
-        lacking = asked[version[asked] != plan.version]
-        self._columns.received[lacking] += size
-        version[lacking] = plan.version
-        version[version != plan.version] = -1
-        known = {ref.sha256 for ref in plan.blobs.values()}
-        self._blobs = {sha256: n for sha256, n in self._blobs.items() if sha256 in known}
+        wanted = {ref.sha256: self._bytes[ref.sha256] for ref in plan.blobs.values()}
+        self.blobs = fetch(self._columns, self.blobs, wanted, asked)
+        self._bytes = wanted
+
+
+def fetch(
+    columns: Columns, before: Sequence[str], wanted: Mapping[str, int], asked: NDArray[np.int64]
+) -> tuple[str, ...]:
+    """Counts the blobs that agents fetch for a plan; every agent frees those of the plan before.
+
+    Args:
+        columns: of all agents; changed.
+        before: SHA-256 of the blobs that the bits of `columns.held` stand for.
+        wanted: bytes of the packets of each blob of the plan, by its SHA-256.
+        asked: numbers of the agents that are asked.
+
+    Returns:
+        What the bits stand for now.
+    """
+    kept = np.zeros_like(columns.held)
+    for place, sha256 in enumerate(wanted):
+        if sha256 in before:
+            kept |= (columns.held >> before.index(sha256) & 1) << place
+        lacking = asked[kept[asked] >> place & 1 == 0]
+        columns.received[lacking] += wanted[sha256]
+    kept[asked] = (1 << len(wanted)) - 1
+    columns.held[:] = kept
+    return tuple(wanted)
 
 
 def _size(message: Publish) -> int:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
 from typing import Protocol, Self
 
 from fedge.errors import FleetError
@@ -138,8 +140,17 @@ _SETUP: list[FleetSetup] = []
 
 def _begin(setup: FleetSetup) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # who interrupts ends the run, which ends this
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     setup.prepare()
     _SETUP[:] = [setup]
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the one that started it was killed: nobody else would."""
+    parent = parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
 
 
 def _work(number: int, task: PhaseTask) -> PartAnswer:

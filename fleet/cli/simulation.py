@@ -179,8 +179,14 @@ def simulate(
 def _resume_command(scenario: Path, options: SimulateOptions) -> list[str]:
     """Returns the command that goes on with an interrupted simulation."""
     command = ["fedge", "fleet", "simulate", str(scenario), "--out", str(options.out)]
-    for name, file in (("--faults", options.faults), ("--profiles", options.profiles)):
-        command += [name, str(file)] if file else []
+    values = {
+        "--faults": options.faults,
+        "--profiles": options.profiles,
+        "--processes": options.processes,
+        "--ray": options.ray,
+    }
+    for name, value in values.items():
+        command += [] if value is None else [name, str(value)]
     flags = {"--no-trace": options.trace is False, "--no-check": options.check is False}
     flags |= {"--signed": options.signed, "--resume": True}
     return command + [name for name, is_given in flags.items() if is_given]

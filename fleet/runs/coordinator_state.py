@@ -9,6 +9,7 @@ from pathlib import Path
 from coordinator.config import CoordinatorConfig
 from coordinator.records.records import RoundRecord
 from coordinator.rounds.stopping import stop_rule
+from coordinator.storage.folder import is_empty
 from coordinator.storage.store import Store
 from fedge.errors import FleetError
 from learning.vector.parameters import F32
@@ -17,7 +18,8 @@ from models.package.stored_versions import STORE_FILE
 
 def stored_rounds(state: Path) -> list[RoundRecord]:
     """Returns the records of all rounds; none before the coordinator has begun."""
-    if not (state / STORE_FILE).is_file():
+    path = state / STORE_FILE
+    if not path.is_file() or is_empty(path):  # also where it was ended while it made the file
         return []
     with _opened(state) as store:
         return list(store.rounds())

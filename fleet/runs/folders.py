@@ -8,7 +8,8 @@ processes/host-<n>/<agent>/  the same, where one process hosts many agents; the 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -20,6 +21,7 @@ from broker.link.settings import BrokerSettings
 from coordinator.config import CoordinatorConfig
 from edge_agent.data.config import DataConfig
 from fedge.errors import ConfigError
+from fedge.files import claimed, holder
 from fedge.yaml_config import load_config, located
 from fleet.participants import Participants
 from fleet.report import REPORT_FILE
@@ -68,6 +70,27 @@ def make_out(out: Path) -> None:
             f"{out} holds {found[0]!r}, which no earlier run made and this run would replace: "
             "name another folder with --out, or move it away"
         )
+
+
+@contextmanager
+def used_alone(out: Path, role: str = "run") -> Iterator[None]:
+    """Keeps the folder of a run for this process while it writes there.
+
+    Args:
+        out: the folder; made if missing.
+        role: names the lock.
+
+    Raises:
+        ConfigError: another process uses it, or it cannot be written.
+    """
+    make_folder(out)
+    if number := holder(out, role):
+        raise ConfigError(
+            f"{out} is in use by process {number}: wait for its end, or name another folder with "
+            "--out"
+        )
+    with claimed(out, role):
+        yield
 
 
 def make_folder(out: Path) -> None:

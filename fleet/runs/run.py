@@ -92,7 +92,7 @@ def run_scenario(path: Path, options: RunOptions, watcher: Watcher) -> dict[str,
     package = scenario_package(scenario, path)
     check_baselines(scenario.baselines, package.spec, path)
     participants = make_participants(scenario, path, package.spec, scenario.agents)
-    with chosen_broker(options.broker) as (settings, kind):
+    with folders.used_alone(options.out), chosen_broker(options.broker) as (settings, kind):
         run = _Run(package, participants, options, settings, watcher)
         run.begin_record(path, kind, options.changes)
         config = run.configure(path, kind)

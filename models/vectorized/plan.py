@@ -199,7 +199,9 @@ class Plan:
         for step, operator in enumerate(operators):
             self._add(step, operator)
         for name in wanted.outputs:
-            value = self._values[self._graph.outputs[name]]
+            value = self._values.get(self._graph.outputs[name])
+            if value is None:
+                raise ModelError(f"the program is damaged: nothing writes the output {name}")
             # Only predictions have rows, in front.
             inner = value.axes[1:] if value.axes[:1] == (Batch(1, 1),) else value.axes
             if not all(isinstance(axis, int) for axis in inner):

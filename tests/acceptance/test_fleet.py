@@ -24,7 +24,7 @@ from broker.protocol import messages
 from broker.protocol.messages import AgentStatus, RoundPlan
 from broker.protocol.topics import AgentStatusTopic, ReportTopic, RoundTopic, Topics, UpdateTopic
 from fedge.errors import WireError
-from tests.acceptance.federation import eventually
+from tests.acceptance.federation import children_of, eventually
 from tests.conftest import wait_up
 
 ROOT = Path(__file__).parents[2]
@@ -80,18 +80,6 @@ def processes_of(folder: Path) -> dict[int, str]:
                 command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
                 if str(folder) in command and int(entry.name) != os.getpid():
                     found[int(entry.name)] = command
-    return found
-
-
-def children_of(pid: int) -> list[int]:
-    """Processes that a process started."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with suppress(OSError):
-                parent = (entry / "stat").read_text().rpartition(")")[2].split()[1]
-                if int(parent) == pid:
-                    found.append(int(entry.name))
     return found
 
 

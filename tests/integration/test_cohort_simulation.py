@@ -6,11 +6,14 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tests.acceptance.federation import children_of, eventually
 from tests.unit.fleet.batched.fleets import EXAMPLES
 
 SCENARIO = EXAMPLES / "house_price.yaml"
@@ -93,3 +96,46 @@ def test_a_feature_of_single_messages_is_refused_with_cohorts(tmp_path: Path) ->
     done = subprocess.run(command(tmp_path, "--trace"), capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert "--mode bytes: --trace needs every message; take --mode exact" in done.stderr
+
+
+@contextmanager
+def begun(out: Path) -> Iterator[subprocess.Popen[str]]:
+    """A simulation in two processes, after its first round; killed at the end."""
+    more = ("--processes=2", "--rounds=100000")
+    with subprocess.Popen(
+        command(out, *more), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                if line.split()[:1] == ["1"]:
+                    break
+            yield process
+        finally:
+            process.kill()
+
+
+def test_two_simulations_do_not_share_a_folder(tmp_path: Path) -> None:
+    with begun(tmp_path) as process:
+        other = subprocess.run(command(tmp_path), capture_output=True, text=True, timeout=60)
+        assert other.returncode == 2
+        assert f"is in use by process {process.pid}: wait for its end" in other.stderr
+        assert process.poll() is None
+    found = run(tmp_path, "--rounds=2")
+    assert found["status"] == "complete"
+
+
+def is_running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def test_processes_that_work_end_with_the_one_that_was_killed(tmp_path: Path) -> None:
+    with begun(tmp_path) as process:
+        children = children_of(process.pid)
+        assert len(children) >= 2
+        assert all(map(is_running, children))
+    eventually("they end", lambda: not any(map(is_running, children)))

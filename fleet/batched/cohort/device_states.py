@@ -89,9 +89,9 @@ class DeviceStates:
         Args:
             agents: numbers, shape (n,).
             slots: of each agent now; 0: it has no state.
-            state: of the agents.
+            state: of the agents; what it lacks, they do not remember any more.
         """
-        if state.is_empty:
+        if state.is_empty and not self._files:
             return slots
         after: Slots = np.where(slots == 1, 2, 1).astype(np.uint8)
         at = (after - 1, agents)
@@ -104,6 +104,10 @@ class DeviceStates:
         if state.personal is not None:
             shape = state.personal.shape[1:]
             self._file(_PERSONAL, "layers", np.float32, shape)[at] = state.personal
+        for (kind, name), file in self._files.items():
+            left = state.vectors if kind == _VECTOR else state.residuals
+            if kind != _PERSONAL and name not in left:
+                file[at] = 0
         return after
 
     def _file(self, kind: str, name: str, dtype: Any, shape: tuple[int, ...]) -> Array:
@@ -118,6 +122,17 @@ class DeviceStates:
             np.lib.format.open_memmap(path, "w+", dtype, made)  # type: ignore[no-untyped-call]
             self._files[key] = np.load(path, mmap_mode="r+")
         return self._files[key]
+
+
+def file_sizes(folder: Path) -> dict[str, int]:
+    """Returns the bytes of the state files of all parts of a fleet, by their path."""
+    if not folder.is_dir():
+        return {}
+    return {
+        path.relative_to(folder).as_posix(): path.stat().st_size
+        for path in sorted(folder.glob("*/*.npy"))
+        if _FILE.fullmatch(path.name)
+    }
 
 
 def device_state(

@@ -19,13 +19,12 @@ from fleet.batched.cohort.cohort_update import CohortUpdate
 from fleet.batched.cohort.device_states import CohortState
 from fleet.batched.cohort.devices import CodecSeeds, Measured, Part, chosen_rows
 from fleet.batched.cohort.task import Columns, PartAnswer, PhaseTask
-from learning.aggregation.norm_bound import RoundNorms
 from learning.codecs.many import decode_many
 from learning.phases.evaluate import EvaluateCollector
 from learning.phases.phase import ReceivedMany
 from learning.phases.train import TrainCollector
 from learning.vector.metrics import Sums
-from learning.vector.parameters import F32
+from learning.vector.parameters import F32, F64
 
 #: Of all simulated agents: each has started once.
 INSTANCE = "instance-1"
@@ -189,18 +188,14 @@ class CohortIntake:
             return
         columns.attempts += 1
         up, vectors = self._wire.updates(update, columns)
-        answer, norms = self._answer, self._answer.norms
+        answer = self._answer
         answer.bytes_up += int(up.sum())
         answer.bytes_down += _credit(columns)
         columns.received += self._wire.receipts(update, columns)
-        good = self._admitted(update, vectors, norms, columns)
+        good, vectors, lengths = self._admitted(update, vectors, columns)
         names = update.sums.names
-        lengths = norms.lengths(names)
         received = ReceivedMany(
-            {name: chosen_rows(vector, good) for name, vector in vectors.items()},
-            update.sums.select(good),
-            update.num_examples[good],
-            lengths[good],
+            vectors, update.sums.select(good), update.num_examples[good], lengths
         )
         assert isinstance(answer.collector, TrainCollector), "of this phase"
         answer.collector.accept_many(received)
@@ -209,23 +204,33 @@ class CohortIntake:
         answer.seconds = max(answer.seconds, float(update.seconds.max()))
 
     def _admitted(
-        self, update: CohortUpdate, vectors: dict[str, F32], norms: RoundNorms, columns: Columns
-    ) -> NDArray[np.bool_]:
-        """Shortens vectors that are too long; returns whose updates count.
+        self, update: CohortUpdate, vectors: dict[str, F32], columns: Columns
+    ) -> tuple[NDArray[np.bool_], dict[str, F32], F64]:
+        """Returns whose updates count; their vectors, shortened where too long, and their lengths.
 
+        An update ends with its first vector that is refused: what follows is not looked at.
         The receipts of the others are longer than those that were counted for all.
         """
-        good = np.ones(len(update), bool)
-        names = update.sums.names
+        norms, names = self._answer.norms, update.sums.names
+        good, lengths = np.ones(len(update), bool), np.ones(len(update))
+        taken: dict[str, tuple[NDArray[np.int64], F32]] = {}
         for name, rows in vectors.items():
-            vectors[name], refused = norms.admit_many(names, name, rows, self._uploads[name])
-            for place, error in refused.items():
-                if good[place]:
-                    attempt = int(columns.attempts[place])
-                    columns.received[place] += refusal_bytes(self._task, attempt, error)
+            places = np.flatnonzero(good)
+            own = names if good.all() else [names[place] for place in places.tolist()]
+            rows, refused = norms.admit_many(
+                own, name, chosen_rows(rows, good), self._uploads[name]
+            )
+            taken[name] = (places, rows)
+            if name == "delta":
+                lengths[places] = norms.lengths(own)
+            for row, error in refused.items():
+                place = int(places[row])
+                attempt = int(columns.attempts[place])
+                columns.received[place] += refusal_bytes(self._task, attempt, error)
                 good[place] = False
                 self._answer.refused.setdefault(error.agent_id, error.reason)
-        return good
+        kept = {name: chosen_rows(rows, good[places]) for name, (places, rows) in taken.items()}
+        return good, kept, lengths[good]
 
     def _promote(self, update: CohortUpdate, columns: Columns, good: NDArray[np.bool_]) -> None:
         """Makes the next states of the agents whose updates count the ones that they have."""

@@ -26,14 +26,14 @@ class Columns:
         attempts: updates that each agent made, int32, [n].
         received: bytes that its link took in, int64, [n].
         credited: of these, told to the coordinator before, int64, [n].
-        version: of θ that it has in memory, int32, [n]; -1: none.
+        held: blobs of the latest plan that it has in memory, a bit each, int32, [n].
         slots: where its state is, uint8, [n]; see `DeviceStates`.
     """
 
     attempts: NDArray[np.int32]
     received: NDArray[np.int64]
     credited: NDArray[np.int64]
-    version: NDArray[np.int32]
+    held: NDArray[np.int32]
     slots: NDArray[np.uint8]
 
     @classmethod
@@ -43,7 +43,7 @@ class Columns:
             np.zeros(agents, np.int32),
             np.zeros(agents, np.int64),
             np.zeros(agents, np.int64),
-            np.full(agents, -1, np.int32),
+            np.zeros(agents, np.int32),
             np.zeros(agents, np.uint8),
         )
 
@@ -58,7 +58,7 @@ class Columns:
 
     def all(self) -> tuple[NDArray[Any], ...]:
         """Returns the columns in the order of the constructor."""
-        return (self.attempts, self.received, self.credited, self.version, self.slots)
+        return (self.attempts, self.received, self.credited, self.held, self.slots)
 
 
 @dataclass(frozen=True, eq=False)

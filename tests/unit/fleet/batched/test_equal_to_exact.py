@@ -133,6 +133,25 @@ def test_every_algorithm_codec_and_aggregator_is_in_a_case() -> None:
         {"federation.max_update_norm": 1e-4, "federation.round.minimum": 1},
         {"federation.training.learning_rate": 900.0, "federation.round.minimum": 1},
         {"federation.norm_bound": {"clip": 1.0, "refuse": 1.1}},
+        # Of two vectors: the second of an update whose first is refused says nothing.
+        {
+            "federation.norm_bound": {"clip": 1.0, "refuse": 1.1},
+            "federation.algorithm": "scaffold",
+            "federation.training": SGD,
+        },
+        # Agents come into quarantine, and out of it.
+        {
+            "federation.rounds": 8,
+            "federation.norm_bound": {"clip": 1.0, "refuse": 1.1},
+            "federation.quarantine": {"after": 1, "rounds": 2},
+            "federation.algorithm": "scaffold",
+            "federation.training": SGD,
+        },
+        # θ, and so its blob, stays the same from version to version.
+        {
+            "federation.training": {**SGD, "learning_rate": 1e-30},
+            "federation.codec": "float16",
+        },
     ],
 )
 def test_refused_and_shortened_updates_stand_in_the_record(changes: dict[str, Any]) -> None:
@@ -152,3 +171,7 @@ def test_refused_and_shortened_updates_stand_in_the_record(changes: dict[str, An
         assert one.declined == other.declined
         assert (one.bytes_up, one.bytes_down) == (other.bytes_up, other.bytes_down)
         assert one.norms.keys() == other.norms.keys()
+        for name, norms in one.norms.items():
+            assert norms.count == other.norms[name].count
+            assert norms.median == pytest.approx(other.norms[name].median)
+        assert one.agents.keys() == other.agents.keys()

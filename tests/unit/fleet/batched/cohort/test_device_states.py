@@ -52,3 +52,16 @@ def test_nothing_to_remember_takes_no_disk(tmp_path: Path) -> None:
     states = DeviceStates(tmp_path / "devices", 5)
     assert states.write(AGENTS, NONE, CohortState({}, {})).tolist() == [0, 0]
     assert not (tmp_path / "devices").exists()
+
+
+def test_what_a_state_lacks_is_not_remembered_from_the_one_before_the_last(tmp_path: Path) -> None:
+    states = DeviceStates(tmp_path, 5)
+    slots = states.write(AGENTS, NONE, state(1.0))
+    nothing_left = CohortState({}, state(2.0).vectors)
+    slots = states.write(AGENTS, slots, nothing_left)
+    slots = states.write(AGENTS, slots, nothing_left)  # where the first state was
+    found = states.read(AGENTS, slots)
+    assert not found.residuals["delta"].any()
+    assert not device_state(found, 0, "model", "session", "scaffold").residuals
+    slots = states.write(AGENTS, slots, CohortState({}, {}))
+    assert not states.read(AGENTS, slots).vectors["control"].any()
