@@ -15,7 +15,6 @@ import click
 
 from fedge.console import CommandGroup, FiniteFloat, FiniteRange, command_errors, counted
 from fedge.errors import ConfigError
-from fedge.files import claimed, holder
 
 if TYPE_CHECKING:
     from fleet.experiments.execution.run import Prepared
@@ -94,18 +93,14 @@ def run(
 
     from fleet.experiments.execution.plan import make_plan
     from fleet.experiments.execution.run import prepare
+    from fleet.runs.folders import used_alone
     from fleet.settings import parse_changes
 
     plan = make_plan(grid, parse_changes(changes), seeds or 0)
     folder = out or Path("runs/experiments") / plan.name
     console = Console(stderr=as_json, width=None if sys.stdout.isatty() else 140)
     began = time.monotonic()
-    if number := holder(folder, _ROLE):
-        raise ConfigError(
-            f"{folder} is in use by process {number}: wait for its end, or name another folder "
-            "with --out"
-        )
-    with claimed(folder, _ROLE):
+    with used_alone(folder, _ROLE):
         prepared = prepare(plan, folder, fresh=not resume)
         processes = min(jobs or _cores(), max(1, len(prepared.jobs)))
         done = len(prepared.index.runs) - len(prepared.jobs)
