@@ -21,6 +21,7 @@ from fleet.runs.prepared import Prepared, prepare
 from fleet.virtual.profiles import DeviceProfile, Profiles
 
 HERE = Path(__file__).parent
+ZOO = HERE.parent / "models" / "zoo" / "packages"
 #: Rows that agents draw theirs from, with replacement.
 TABLE_ROWS = 20_000
 ROWS, BATCH = 16, 8
@@ -55,8 +56,17 @@ class Rounds:
 def fleet(
     model: str, agents: int, rounds: int, codec: str = "float32", **federation: object
 ) -> Iterator[tuple[Prepared, Path]]:
-    """Gives a fleet of agents with 16 rows each that make 2 steps in a round, and a folder."""
-    spec = msgspec.json.decode((HERE / model / "spec.json").read_bytes())
+    """Gives a fleet of agents with 16 rows each that make 2 steps in a round, and a folder.
+
+    Args:
+        model: a folder beside this file, or a model of the zoo.
+        agents: number of agents.
+        rounds: number of rounds.
+        codec: of the updates.
+        federation: other keys of the federation, and `test_fraction`.
+    """
+    package = HERE / model if (HERE / model).is_dir() else ZOO / model
+    spec = msgspec.json.decode((package / "spec.json").read_bytes())
     (column,) = spec["inputs"]
     shape, classes = column["shape"], 10
     rng = np.random.default_rng(0)
@@ -76,7 +86,7 @@ def fleet(
             },
             "partition": {"kind": "sample", "clients": agents, "rows": ROWS},
             "federation": {
-                "model": str(HERE / model),
+                "model": str(package),
                 "rounds": rounds,
                 "training": {"epochs": 1, "batch_size": BATCH, "learning_rate": 0.1},
                 "codec": codec,

@@ -38,7 +38,7 @@ _TIMEOUT_S = 3600.0
 def one_run(case: dict[str, Any]) -> Report:
     """Runs a federation; returns what it took."""
     agents = case["agents"]
-    how = How("arrays", processes=case["processes"], ray=case.get("ray"))
+    how = How(case.get("mode", "arrays"), processes=case["processes"], ray=case.get("ray"))
     began = time.perf_counter()
     changes = case.get("federation", {})
     with fleet(case["model"], agents, case["rounds"], case["codec"], **changes) as (made, folder):
@@ -72,7 +72,7 @@ def idle(agents: int) -> Report:
         before = tracemalloc.get_traced_memory()[0]
         names = made.participants.rows.names
         data = agent_data(made.participants)
-        roster = FleetRoster(names, (), data, FleetStandings(QuarantineConfig()))
+        roster = FleetRoster(names, (), data, FleetStandings(QuarantineConfig(), {}))
         eligible = roster.eligible_agents("train")
         columns = Columns.empty(agents)
         gc.collect()
@@ -106,6 +106,9 @@ def measure(options: argparse.Namespace) -> Report:
         **common,
         model="mlp_2410",
         federation={"evaluation": {"every": 1}, "test_fraction": 0.25},
+    )
+    runs["2NN"] = worker(
+        **common | {"agents": max(1, agents // 100)}, model="handwritten_digit", mode="bytes"
     )
     few = max(1, agents // 10)
     runs["mlp_2410, int8"] = worker(**common | {"agents": few, "codec": "int8"}, model="mlp_2410")
