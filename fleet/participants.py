@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import prod
 from pathlib import Path
 
 import msgspec
@@ -13,9 +14,10 @@ import numpy as np
 from edge_agent.data.columns import StatisticsConfig
 from edge_agent.data.dataset import LocalDataset, WeightSource, build_dataset, read_table
 from edge_agent.data.table import Array, Table
+from edge_agent.data.targets import row_classes
 from fedge.errors import ConfigError, did_you_mean
 from fleet.agent_rows import RowsByAgent
-from fleet.partition import PartitionConfig, client_ids, client_values, partition
+from fleet.partition import BY_LABEL, Kind, PartitionConfig, client_ids, client_values, partition
 from fleet.scenario import Scenario, agent_phases
 from models.package.spec import ModelSpec
 
@@ -129,7 +131,11 @@ def make_participants(
         if agents is not None:
             config = msgspec.structs.replace(config, clients=agents)
     # As agents' own files have them, which hold no times any more.
-    rows = partition(config, _labels(table, spec), client, rng).in_time(table.epoch)
+    labels = _labels(table, spec, config.kind, path)
+    try:
+        rows = partition(config, labels, client, rng).in_time(table.epoch)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: partition: {error}") from error
     # A run with fewer agents than the scenario has may leave out those that refuse.
     refuse = scenario.refuse if agents is None else ()
     for key, names in (("unseen", scenario.unseen), ("refuse", refuse)):
@@ -176,9 +182,24 @@ def _anomalies(scenario: Scenario, path: Path, spec: ModelSpec) -> Array | None:
     return read_table(labelled, spec, path.parent).arrays["weight"]
 
 
-def _labels(table: Table, spec: ModelSpec) -> Array:
-    """Returns the labels that rows are partitioned by: the first target."""
-    return table.arrays[spec.targets[0].name] if spec.targets else np.zeros(table.rows)
+def _labels(table: Table, spec: ModelSpec, kind: Kind, path: Path) -> Array:
+    """Returns the label of each row: of the first target that has one class or number a row.
+
+    Raises:
+        ConfigError: the kind of partition goes by labels, and no target has one a row.
+    """
+    if kind not in BY_LABEL:
+        return np.zeros(table.rows, np.int8)
+    for target in spec.targets:
+        if prod(target.shape) == 1:
+            return table.arrays[target.name].reshape(-1)
+    classes = row_classes(table.arrays, spec, np.arange(table.rows))
+    if classes is None:
+        raise ConfigError(
+            f"{path}: partition.kind {kind} goes by one class or number a row, and no target of "
+            f"{spec.name} has one: take kind iid or client"
+        )
+    return classes
 
 
 def _choose(rows: RowsByAgent, scenario: Scenario, agents: int | None, path: Path) -> RowsByAgent:

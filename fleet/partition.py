@@ -2,7 +2,8 @@
 
 Every partitioner returns ascending indexes for each client. No row goes to two clients, and every
 row goes to one client unless the docstring says otherwise. Ascending indexes keep each client's
-rows in the order of time, which the split into training and held-out rows relies on.
+rows in the order of time, which the split into training and held-out rows relies on. Which of the
+rows of a label a client gets is random: else its latest rows would be those of one label.
 """
 
 from __future__ import annotations
@@ -21,6 +22,11 @@ from fleet.agent_rows import NumberedNames, RowLists, RowsByAgent
 
 Array = NDArray[Any]
 Kind = Literal["client", "iid", "shards", "dirichlet", "sample"]
+
+#: Kinds that go by the label of each row; the others by the number of rows alone.
+BY_LABEL = ("shards", "dirichlet")
+#: So many different labels, with so few rows each on average, are no classes.
+_MANY_LABELS, _FEW_ROWS = 100, 10
 
 #: Leaves room for "-" and a number within the 64 characters of an agent id.
 _PREFIX = re.compile(r"[A-Za-z0-9_-]{1,40}")
@@ -100,13 +106,14 @@ def label_shards(
     """Sorts rows by label, cuts them into equal shards, and gives each client a few at random.
 
     The "pathological non-IID" partition of McMahan et al. 2017 (arXiv 1602.05629), section 3:
-    with two shards, most clients see two labels. Shards differ by at most one row.
+    with two shards, most clients see two labels. Shards differ by at most one row. Rows of one
+    label are cut in random order.
 
     Args:
-        labels: shape (n,); class indices, or numbers to sort by.
+        labels: shape (n,); classes, or numbers to sort by.
         clients: number of clients.
         shards_per_client: shards each client gets.
-        rng: assigns the shards to the clients.
+        rng: assigns the shards to the clients, and the rows of a label to its shards.
 
     Raises:
         ConfigError: fewer rows than shards.
@@ -116,7 +123,7 @@ def label_shards(
     owner_of_shard = np.empty(shards, np.int32)
     owner_of_shard[rng.permutation(shards)] = np.repeat(np.arange(clients), shards_per_client)
     owner = np.empty(len(labels), np.int32)
-    order = np.argsort(labels, kind="stable")
+    order = np.lexsort((rng.permutation(len(labels)), labels))
     owner[order] = np.repeat(owner_of_shard, _even_sizes(len(labels), shards))
     return RowLists.of_owners(owner, clients)
 
@@ -133,18 +140,16 @@ def dirichlet(
     order, so a client's number is unrelated to this.
 
     Args:
-        labels: class indices, whole numbers, shape (n,).
+        labels: classes, whole numbers or texts, shape (n,).
         clients: number of clients.
         alpha: concentration, above 0.
         rng: draws the mixes and the rows.
         minimum: rows each client must get.
 
     Raises:
-        ConfigError: labels are not whole numbers, or there are too few rows.
+        ConfigError: labels are no classes, or there are too few rows.
     """
-    # Class indices read from a .csv arrive as float64.
-    if labels.dtype.kind not in "biu" and not np.array_equal(labels, np.rint(labels)):
-        raise ConfigError("kind dirichlet needs class labels, got numbers with fractions")
+    _check_classes(labels)
     _check_enough(len(labels), clients * minimum, f"{clients} clients of at least {minimum}")
     pools = [rng.permutation(pool) for pool in by_client(labels)]
     left = np.array([len(pool) for pool in pools])
@@ -287,6 +292,22 @@ def _even_sizes(n: int, parts: int) -> Array:
     sizes = np.full(parts, n // parts)
     sizes[: n % parts] += 1
     return sizes
+
+
+def _check_classes(labels: Array) -> None:
+    """Raises ConfigError for a continuous target: a mix of its values means nothing."""
+    # Class indices read from a .csv arrive as float64, with NaN where there is none.
+    known = labels[np.isfinite(labels)] if labels.dtype.kind == "f" else labels
+    whole = labels.dtype.kind != "f" or np.array_equal(known, np.rint(known))
+    different = len(np.unique(known))
+    if whole and (different <= _MANY_LABELS or different * _FEW_ROWS <= len(labels)):
+        return
+    fractions = "" if whole else ", with fractions"
+    raise ConfigError(
+        f"kind dirichlet draws a mix of classes, got {different:,} different numbers in "
+        f"{len(labels):,} rows{fractions}: take kind shards, which sorts rows by any number, or "
+        "iid; fedge.partition in Python takes classes of your own in labels="
+    )
 
 
 def _check_enough(rows: int, needed: int, what: str) -> None:

@@ -18,7 +18,7 @@ from fleet.agent_rows import NumberedNames, RowLists, RowsByAgent
 from fleet.in_memory.client_ids import CLIENT_ID, read_client_ids
 from fleet.in_memory.columns import WEIGHT, is_mapping, read_columns
 from fleet.in_memory.values import plain, whole
-from fleet.partition import PartitionConfig, client_ids, partition
+from fleet.partition import BY_LABEL, PartitionConfig, client_ids, partition
 from models.package.spec import ModelSpec, TensorSpec
 
 PREFIX = "client"
@@ -97,13 +97,31 @@ def deal_out(
             raise ConfigError(f"partition: kind client needs {CLIENT_ID}=, the client of each row")
         rows = partition(config, None, client, rng)
         return Clients(data, rows, len(client), _renamed(config, client, rows), config.prefix)
-    by = np.asarray(labels)
-    if by.ndim != 1 and config.kind in ("shards", "dirichlet"):
+    by = _labels(labels, config.kind) if config.kind in BY_LABEL else np.asarray(labels)
+    try:
+        rows = partition(config, by, None, rng)
+    except ConfigError as error:
+        raise ConfigError(f"partition: {error}") from error
+    return Clients(data, rows, len(by), prefix=config.prefix)
+
+
+def _labels(values: Any, kind: str) -> Array:
+    """Returns one label a row: numbers or texts.
+
+    Raises:
+        ConfigError: they are of another shape or type.
+    """
+    labels = np.asarray(values)
+    if labels.dtype.kind == "O" and all(isinstance(label, str) for label in labels.flat):
+        labels = labels.astype(str)  # as tables hold texts
+    if labels.ndim > 1 and labels.size == len(labels):
+        labels = labels.reshape(-1)
+    if labels.ndim != 1 or labels.dtype.kind not in "biufSU":
         raise ConfigError(
-            f"partition: kind {config.kind} goes by one label a row, y has shape {by.shape}: "
-            "give labels=, one number a row"
+            f"partition: kind {kind} goes by one label a row, got {labels.dtype} of shape "
+            f"{labels.shape}: give labels=, one number or text a row"
         )
-    return Clients(data, partition(config, by, None, rng), len(by), prefix=config.prefix)
+    return labels
 
 
 def _renamed(config: PartitionConfig, client: Array, rows: RowsByAgent) -> dict[str, str]:

@@ -158,3 +158,44 @@ def test_rows_that_an_agent_drew_twice_are_split_like_others(tmp_path: Path, spl
     data = found.dataset("agent-0")
     assert sorted(data.rows.tolist()) == found.rows["agent-0"].tolist()
     assert (len(data.rows), 0 < data.num_test < 40) == (40, True)
+
+
+def _kind(kind: str) -> dict[str, Any]:
+    return {"kind": kind, "clients": 3, "prefix": "pi"}
+
+
+def test_a_dirichlet_draw_over_prices_is_refused_with_the_file(tmp_path: Path) -> None:
+    who = [str(number) for number in range(60)]
+    data = {"target": {"column": "b"}}
+    with pytest.raises(ConfigError, match=r"s\.yaml: partition: kind dirichlet draws a mix of cl"):
+        participants(tmp_path, who, data=data, partition=_kind("dirichlet"))
+    found = participants(tmp_path, who, data=data, partition=_kind("shards"))
+    assert found.rows.sizes.tolist() == [120] * 3
+
+
+@pytest.mark.parametrize("kind", ["shards", "dirichlet"])
+def test_a_partition_by_label_needs_a_target(tmp_path: Path, kind: str) -> None:
+    spec = msgspec.structs.replace(SPEC, targets=(), metrics=())
+    with pytest.raises(ConfigError, match=f"partition.kind {kind} goes by one class or number a"):
+        participants(tmp_path, ["33"], spec, partition=_kind(kind), data={"target": None})
+    iid = participants(tmp_path, ["33"], spec, partition=_kind("iid"), data={"target": None})
+    assert iid.rows.sizes.sum() == 6
+
+
+def test_targets_with_a_number_for_each_class_are_labels(tmp_path: Path) -> None:
+    kinds = TensorSpec("target", (2,), classes=("low", "high"))
+    spec = msgspec.structs.replace(
+        SPEC, targets=(kinds,), outputs=(TensorSpec("prediction", (2,)),), metrics=()
+    )
+    high = np.random.default_rng(0).integers(0, 2, 300)
+    one_hot = np.stack([1 - high, high], 1)
+    np.savez(tmp_path / "rows.npz", x=np.zeros((300, 2)), y=one_hot)
+    participants(tmp_path, ["33"])
+    document = yaml.safe_load((tmp_path / "s.yaml").read_text())
+    document["partition"] = {**_kind("shards"), "shards_per_client": 1}
+    document["data"] = {"path": "rows.npz", "inputs": {"features": {"array": "x"}}}
+    document["data"] |= {"target": {"array": "y"}, "normalise": "none"}
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(document))
+    found = make_participants(load_scenario(tmp_path / "s.yaml"), tmp_path / "s.yaml", spec, None)
+    shares = sorted(found.table.arrays["target"][rows, 1].mean() for rows in found.rows.values())
+    assert (shares[0], shares[-1]) == (0, 1)

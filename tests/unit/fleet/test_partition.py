@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -89,14 +90,54 @@ def test_two_shards_of_whole_labels_are_two_labels_per_client() -> None:
     assert max(len(np.unique(labels[part])) for part in parts) == 2
 
 
-def test_a_shard_is_a_run_of_equal_labels_and_goes_to_one_client() -> None:
+def test_a_shard_is_a_run_of_sorted_labels_and_goes_to_one_client() -> None:
     """As the plain words of the docstring make it: sort, cut, deal out."""
     labels = np.array([3, 1, 2, 1, 3, 2, 2, 1, 3, 1, 2])
-    pieces = np.array_split(np.argsort(labels, kind="stable"), 6)
+    pieces = np.array_split(np.sort(labels), 6)
     dealt = np.random.default_rng(4).permutation(6).reshape(3, 2)
-    expected = [np.sort(np.concatenate([pieces[p] for p in own])).tolist() for own in dealt]
+    expected = [np.concatenate([pieces[p] for p in np.sort(own)]).tolist() for own in dealt]
     parts = label_shards(labels, 3, 2, np.random.default_rng(4))
-    assert [part.tolist() for part in parts] == expected
+    assert [np.sort(labels[part]).tolist() for part in parts] == expected
+
+
+@pytest.mark.parametrize("kind", ["iid", "shards", "dirichlet", "sample"])
+def test_the_last_rows_of_a_client_have_the_labels_of_its_others(kind: str) -> None:
+    labels = np.tile(np.arange(10), 300)
+    cfg = config(kind=kind, clients=10, rows=300, alpha=100)
+    for rows in partition(cfg, labels, None, np.random.default_rng(0)).values():
+        assert (np.diff(rows) >= 0).all()
+        first, last = labels[rows[:240]], labels[rows[240:]]
+        common = np.bincount(first, minlength=10) >= 20
+        assert set(last.tolist()) >= set(np.flatnonzero(common).tolist())
+
+
+def test_shards_of_a_continuous_target_are_ranges_of_it() -> None:
+    values = np.random.default_rng(1).normal(size=120)
+    parts = label_shards(values, 12, 1, np.random.default_rng(0))
+    ranges = sorted((values[part].min(), values[part].max()) for part in parts)
+    assert all(high < low for (_, high), (low, _) in itertools.pairwise(ranges))
+
+
+@pytest.mark.parametrize(
+    ("labels", "found"),
+    [
+        (np.linspace(0.0, 9.9, 500), "500 different numbers in 500 rows, with fractions: take"),
+        (np.arange(500) // 2 * 100, "250 different numbers in 500 rows: take kind shards, which"),
+        (np.arange(3000.0) // 2, "1,500 different numbers in 3,000 rows: take kind shards, which"),
+    ],
+)
+def test_a_dirichlet_draw_over_a_continuous_target_is_refused(
+    labels: np.ndarray[Any, Any], found: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        dirichlet(labels, 4, 1.0, np.random.default_rng(0))
+    assert f"kind dirichlet draws a mix of classes, got {found}" in str(caught.value)
+
+
+def test_many_classes_with_many_rows_and_rows_without_a_label_are_classes() -> None:
+    labels = np.repeat(np.arange(200.0), 10)
+    labels[:7] = np.nan
+    assert_each_row_once(dirichlet(labels, 4, 1.0, np.random.default_rng(0)), 2000)
 
 
 def test_iid_parts_are_equal_pieces_of_one_permutation() -> None:
@@ -232,7 +273,7 @@ def test_the_watch_data_makes_one_agent_per_wearer() -> None:
             {"kind": "dirichlet", "clients": 2},
             np.array([1.0, 0.5]),
             None,
-            "kind dirichlet needs class labels, got numbers with fractions",
+            "kind dirichlet draws a mix of classes, got 2 different numbers in 2 rows, with",
         ),
         ({"kind": "iid", "clients": 2}, None, None, "kind iid needs the labels of the rows"),
         (

@@ -213,7 +213,10 @@ def test_clients_that_are_none_are_refused(clients: Any, message: str) -> None:
     ("settings", "message"),
     [
         ({"kind": "client"}, "kind client needs client_id="),
-        ({"kind": "dirichlet", "clients": 2, "labels": X}, "one label a row, y has shape (6, 2)"),
+        (
+            {"kind": "dirichlet", "clients": 2, "labels": X},
+            "goes by one label a row, got float64 of shape (6, 2): give labels=",
+        ),
         ({"kind": "iid"}, "kind iid needs the number of clients"),
         ({"kind": "iid", "clients": 7}, "6 rows are too few for 7 clients"),
         ({"kind": "odd", "clients": 2}, "odd"),
@@ -258,3 +261,22 @@ def test_numbers_and_texts_that_differ_are_clients_of_their_own() -> None:
 def test_a_partition_by_label_needs_labels() -> None:
     with pytest.raises(ConfigError, match="goes by labels: give y, or labels="):
         partition(X, kind="shards", clients=2)
+
+
+def test_labels_may_be_texts_and_a_column_of_one_axis_more() -> None:
+    texts = np.array(["pen", "abd", "fel"] * 20, object)
+    for labels in (texts, texts.tolist(), texts.astype(str), (np.arange(60) % 3)[:, None]):
+        dealt = partition(np.zeros((60, 2)), labels=labels, kind="dirichlet", clients=4)
+        assert sorted(dealt.rows.index.tolist()) == list(range(60))
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (np.linspace(0, 1, 60), "partition: kind dirichlet draws a mix of classes, got 60 diff"),
+        (np.array([None, "a"] * 30), "one label a row, got object of shape"),
+    ],
+)
+def test_what_is_no_label_is_refused_by_dirichlet(labels: Any, expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        partition(np.zeros((60, 2)), labels, kind="dirichlet", clients=4)
