@@ -61,7 +61,7 @@ def compare(
     for case in others:
         reports = experiment.reports(case)
         _check_pairs(experiment, (first, known), (case, reports))
-        for metric in metrics or _metrics(next(iter(known.values()))):
+        for metric in metrics or next(iter(known.values())).measures:
             pairs = [
                 {seed: report.final_value(metric) for seed, report in side.items()}
                 for side in (known, reports)
@@ -116,10 +116,6 @@ def _compared(
         )
     left_out = tuple(sorted(set(first) - set(pairs)))
     return Compared(case.name, figure, difference, len(pairs), left_out)
-
-
-def _metrics(report: Report) -> list[str]:
-    return ["loss", *report.document["final"]["metrics"]]
 
 
 def _check_pairs(

@@ -149,15 +149,22 @@ class Experiment:
         return [known[name] for name in names] if names else list(known.values())
 
     def default_metric(self) -> str:
-        """Returns the target's metric; else the first of the model; else the loss.
+        """Returns the target's metric; else the first of the model that was measured; else a loss.
+
+        Of held-out rows, where agents held any back; else of the coordinator's; else of training.
 
         Raises:
             ConfigError: no run is done.
         """
         if self.index.target:
             return self.index.target.metric
-        names = [name for name in self.any_report().metrics if name != "loss"]
-        return next((n for n in names if not n.startswith(("unseen_", "central_"))), "loss")
+        names = self.any_report().metrics
+        own = [name for name in names if not name.startswith(("unseen_", "central_", "train_"))]
+        central = [name for name in names if name.startswith("central_")]
+        for found in (own, central, [name for name in names if name.startswith("train_")]):
+            if found:
+                return next((name for name in found if not name.endswith("loss")), found[0])
+        return "loss"
 
     def any_report(self) -> Report:
         """Returns the report of the first run that is done.

@@ -26,6 +26,10 @@ REPORT_FILE = "report.json"
 #: Keys of a round that stand in its flat dict under the same name.
 _ROUND = ("status", "version", "asked", "reported", "refused", "stale", "evaluated")
 _SPENT = ("bytes_up", "bytes_down", "seconds")
+#: Begins the names of what training told.
+_TRAIN = "train_"
+#: Begin the names of metrics that are not of the rows of those that learn.
+_ELSEWHERE = ("central_", "unseen_")
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,46 +79,69 @@ class Report:
         return list(self.document["rounds"])
 
     @cached_property
+    def is_evaluated(self) -> bool:
+        """Whether any round measured on held-out rows; else agents told of training alone."""
+        return any(map(_is_measured, self.document["rounds"]))
+
+    @cached_property
     def history(self) -> list[dict[str, Any]]:
         """One flat dict a round: `round`, `loss`, each metric, bytes, seconds.
 
-        Metrics of training are named `train_…`. `loss` and the metrics are of held-out rows where
-        `evaluated` is true. None where a round has no value.
+        `central_…` are of the coordinator's rows, `unseen_…` of agents that only measure, `train_…`
+        of training; `loss` and the other metrics of held-out rows: None in a round that did not
+        evaluate, left out where none did. None where a round has no value.
         """
-        return [flat_round(record) for record in self.document["rounds"]]
+        rows = [flat_round(record) for record in self.document["rounds"]]
+        if self.is_evaluated:
+            return rows
+        own = {"loss", *filter(_is_own, self._names)}
+        return [{key: value for key, value in row.items() if key not in own} for row in rows]
 
     @property
     def final(self) -> dict[str, Any]:
-        """The result that was handed out: `loss`, each metric, `version`; totals of the run."""
+        """The result that was handed out: `loss`, each metric, `version`; totals of the run.
+
+        Where no agent measured it, `train_…` are what was seen while it was trained.
+        """
         found = self.document["final"]
-        totals = {key: found[key] for key in ("version", *_SPENT)}
-        return {"loss": found["loss"], **found["metrics"], **totals}
+        known = {"loss": found["loss"], **found["metrics"]}
+        if not _is_measured(self._handed_out):
+            known = {f"train_{name}" if _is_own(name) else name: v for name, v in known.items()}
+        return known | {key: found[key] for key in ("version", *_SPENT)}
+
+    @property
+    def measures(self) -> list[str]:
+        """Names of loss and metrics in `final`."""
+        return [name for name in self.final if name not in ("version", *_SPENT)]
 
     @property
     def metrics(self) -> list[str]:
-        """Names that `curve` knows: the loss, and the metrics of any round."""
-        found = {name: None for record in self.document["rounds"] for name in record["metrics"]}
-        return ["loss", *found]
+        """Names that `curve` knows: loss and metrics of any round, then those of training."""
+        found = self._names if self.is_evaluated else [n for n in self._names if not _is_own(n)]
+        loss = ["loss"] if self.is_evaluated else []
+        trained = {name: None for r in self.document["rounds"] for name in _trained(r)}
+        return [*loss, *found, *trained]
+
+    @cached_property
+    def _names(self) -> list[str]:
+        """Names of the metrics in the document's rounds, whatever they were measured on."""
+        return list({name: None for r in self.document["rounds"] for name in r["metrics"]})
 
     def curve(self, metric: str) -> Curve:
         """Returns a metric over the rounds in which it was measured.
 
-        Rounds that evaluated nothing are left out; where no round did, the values are those of
-        training.
+        Rounds that evaluated nothing are left out, but for metrics of training (`train_…`) and of
+        the coordinator's own rows.
 
         Raises:
             ConfigError: no round has the metric.
         """
         records = self.document["rounds"]
         spent = {key: np.cumsum([float(r[key]) for r in records]) for key in _SPENT}
-        any_evaluated = any(record.get("evaluated", True) for record in records)
-        # The coordinator measures on its own rows in rounds without an evaluation too.
-        everywhere = metric.startswith("central_") or not any_evaluated
         found = [
             (n, value)
             for n, record in enumerate(records)
-            if record["status"] == "committed" and (everywhere or record.get("evaluated", True))
-            if (value := _value(record, metric)) is not None
+            if record["status"] == "committed" and (value := _value(record, metric)) is not None
         ]
         if not found:
             self._refuse(metric)
@@ -142,35 +169,42 @@ class Report:
 
     def final_value(self, metric: str) -> float | None:
         """Returns a metric of the version that was handed out; None when it was not measured."""
-        return _value(self.document["final"], metric)
+        if metric in self.measures:
+            value = self.final[metric]
+            return None if value is None else float(value)
+        return _value(self._handed_out, metric) if metric.startswith(_TRAIN) else None
 
     def agents(self, metric: str) -> dict[str, float]:
         """Returns a metric by agent, as measured with the version that was handed out.
 
         Of `unseen_accuracy` the accuracy of agents that only measure; else of those that learn.
+        Where none measured, `train_accuracy` is what agents told of training.
         """
         bare = metric.removeprefix("unseen_")
-        unseen = set(self.document.get("unseen", ()))
-        values = {
-            name: _value(agent, bare)
-            for name, agent in self._handed_out().get("agents", {}).items()
-            if (name in unseen) == (bare != metric)
-        }
-        return {name: value for name, value in values.items() if value is not None}
+        found = {}
+        for row in self.agent_rows:
+            value = row.get(bare)
+            if row["unseen"] == (bare != metric) and value is not None:
+                found[row["agent"]] = float(value)
+        return found
 
     @property
     def agent_rows(self) -> list[dict[str, Any]]:
-        """One flat dict an agent: its part in the round of the version that was handed out."""
+        """One flat dict an agent: its part in the round of the version that was handed out.
+
+        Where that round did not evaluate, loss and metrics are of training: `train_…`.
+        """
         unseen = set(self.document.get("unseen", ()))
+        start = "" if _is_measured(self._handed_out) else _TRAIN
         return [
             {
                 "agent": name,
                 "unseen": name in unseen,
-                "loss": agent["loss"],
-                **agent["metrics"],
-                "num_examples": agent["num_examples"],
+                f"{start}loss": agent["loss"],
+                **{f"{start}{key}": value for key, value in agent["metrics"].items()},
+                "num_examples": agent.get("num_examples", 0),
             }
-            for name, agent in self._handed_out().get("agents", {}).items()
+            for name, agent in self._handed_out.get("agents", {}).items()
         ]
 
     @property
@@ -178,35 +212,65 @@ class Report:
         """Confusion matrices of the version that was handed out, by name; rows are true classes."""
         return dict(self.document["final"].get("matrices", {}))
 
+    @cached_property
     def _handed_out(self) -> Mapping[str, Any]:
+        """The round of the version that was handed out; empty where the report lacks it."""
         version = self.document["final"]["version"]
         records = [r for r in self.document["rounds"] if r["status"] == "committed"]
         found = [record for record in records if record["version"] == version]
         return found[-1] if found else {}
 
     def _refuse(self, metric: str) -> None:
-        hint = did_you_mean(metric, self.metrics)
+        known = ["loss", *self._names]
+        if metric in known and not self.is_evaluated:
+            hint = "no agent held rows back to measure on; "
+        else:
+            hint = did_you_mean(metric, self.metrics)
         raise ConfigError(
             f"{self.path or self.scenario}: no round has the metric {metric[:80]!r}: {hint}"
             f"it has {', '.join(self.metrics)}"
         )
 
 
+def _is_own(metric: str) -> bool:
+    """Whether a loss or metric is of agents' own rows: held out, else those they learn from."""
+    return not metric.startswith(_ELSEWHERE)
+
+
+def _is_measured(record: Mapping[str, Any]) -> bool:
+    """Whether a round's own loss and metrics are of held-out rows; else they are of training."""
+    return bool(record.get("evaluated", True))
+
+
+def _trained(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a round's training told, by name."""
+    metrics = record.get("train_metrics", {})
+    return {
+        "train_loss": record.get("train_loss"),
+        **{f"{_TRAIN}{name}": value for name, value in metrics.items()},
+    }
+
+
+def measured(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a round's loss and metrics by name; None for those that are of training."""
+    known = {"loss": record["loss"], **record["metrics"]}
+    if _is_measured(record):
+        return known
+    return {name: None if _is_own(name) else value for name, value in known.items()}
+
+
 def _value(record: Mapping[str, Any], metric: str) -> float | None:
-    value = record["loss"] if metric == "loss" else record["metrics"].get(metric)
+    value = (measured(record) | _trained(record)).get(metric)
     return None if value is None else float(value)
 
 
 def flat_round(record: Mapping[str, Any]) -> dict[str, Any]:
     """Returns one round of a report as a flat dict, see `Report.history`."""
-    trained = {f"train_{name}": v for name, v in record.get("train_metrics", {}).items()}
     return {
         "round": record["round_id"],
         **{key: record[key] for key in _ROUND if key in record},
-        "loss": record["loss"],
-        **record["metrics"],
-        "train_loss": record.get("train_loss"),
-        **trained,
+        **measured(record),
+        **_trained(record),
         **{key: record[key] for key in _SPENT},
     }
 

@@ -181,11 +181,15 @@ def _central(spec: ModelSpec, test: Any, folder: Path) -> Path | None:
     columns = read_columns(spec, test, "test")
     if not len(next(iter(columns.values()))):
         raise DataError("test: no rows; leave it out")
+    if WEIGHT in columns:
+        raise DataError(
+            "test: the coordinator measures all rows alike, without weight: give (x, y) alone, or "
+            "weighted rows as a client that only measures, unseen={…}"
+        )
     arrays: dict[str, Array] = {
         # Files of rows hold numbers.
         name: array.astype(np.uint8) if array.dtype.kind == "b" else array
         for name, array in columns.items()
-        if name != WEIGHT
     }
     path = folder.resolve() / CENTRAL_FILE
     np.savez(path, **arrays)

@@ -13,7 +13,6 @@ from coordinator.config import CoordinatorConfig
 from coordinator.records.records import RoundRecord
 from fedge.limits import printable
 from fleet.experiments.results import flat_round
-from fleet.in_memory.result import measured_only
 from fleet.participants import Participants
 
 #: Between two states of a line that is written anew.
@@ -62,7 +61,7 @@ class Progress:
     def round(self, record: RoundRecord) -> None:
         """See `fleet.runs.watcher.Watcher`."""
         for call in self._on_round:
-            call(measured_only(flat_round(msgspec.to_builtins(record.summary))))
+            call(flat_round(msgspec.to_builtins(record.summary)))
         number = record.round_id
         self._line = f"round {number} of {self._rounds}{_figures(record, self._metrics)}"
         is_last = number >= self._rounds

@@ -59,11 +59,7 @@ class Result:
         training, `loss` and metrics of the clients' held-out rows: None in a round that did not
         evaluate on them, left out where none did. `seconds` are virtual.
         """
-        rows = [measured_only(row) for row in self._read.history]
-        if self._is_evaluated:
-            return rows
-        own = self._own_names
-        return [{key: value for key, value in row.items() if key not in own} for row in rows]
+        return self._read.history
 
     @property
     def final(self) -> dict[str, Any]:
@@ -71,11 +67,7 @@ class Result:
 
         Where no client evaluated, `train_…` are what was seen while it was trained.
         """
-        found = self._read.final
-        if self._is_evaluated:
-            return found
-        own = self._own_names
-        return {f"train_{key}" if key in own else key: value for key, value in found.items()}
+        return self._read.final
 
     @property
     def algorithm(self) -> str:
@@ -84,18 +76,11 @@ class Result:
         return str(federation.get("algorithm", {}).get("name", ""))
 
     @property
-    def _is_evaluated(self) -> bool:
-        return any(record.get("evaluated", True) for record in self.report["rounds"])
-
-    @property
-    def _own_names(self) -> set[str]:
-        """Names of what clients measure on rows of their own."""
-        names = {key for row in self._read.history for key in unprefixed(row)}
-        return {*names, "loss"}
-
-    @property
     def agents(self) -> list[dict[str, Any]]:
-        """One flat dict a client: its part in the round of the model that is handed out."""
+        """One flat dict a client: its part in the round of the model that is handed out.
+
+        Where that round did not evaluate, loss and metrics are of training: `train_…`.
+        """
         return self._read.agent_rows
 
     @property
@@ -200,7 +185,8 @@ class Result:
         """Metric that `plot` draws when none is named."""
         names = [m.name for m in self.package.spec.metrics if m.kind != "confusion"]
         wanted = [f"central_{name}" for name in names] + ["central_loss", *names]
-        return next((name for name in wanted if name in self.metrics), "loss")
+        wanted += ["loss", *(f"train_{name}" for name in names)]
+        return next((name for name in wanted if name in self.metrics), "train_loss")
 
     def __getstate__(self) -> dict[str, Any]:
         # Without what was made of it meanwhile: an interpreter cannot be pickled.
@@ -232,22 +218,6 @@ class Result:
             for name, value in facts.items()
         )
         return f"<table>{''.join(rows)}</table>"
-
-
-def unprefixed(row: Mapping[str, Any]) -> list[str]:
-    """Returns the names of loss and metrics in a round's figures that are of clients' own rows."""
-    return [name.removeprefix("train_") for name in row if name.startswith("train_")]
-
-
-def measured_only(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a round's figures without those of training under the names of measured ones.
-
-    Reports hold these in the place of measured ones, where a round evaluated nothing.
-    """
-    if row.get("evaluated", True):
-        return dict(row)
-    own = unprefixed(row)
-    return {key: None if key in own else value for key, value in row.items()}
 
 
 class Interrupted(RunInterrupted):

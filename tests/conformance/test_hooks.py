@@ -206,7 +206,11 @@ def test_figures_of_a_round_are_finite_numbers() -> None:
     import msgspec
 
     record = msgspec.structs.replace(
-        new_record(1, 1, 2), loss=float("nan"), metrics={"accuracy": 0.5}, bytes_up=7
+        new_record(1, 1, 2),
+        loss=float("nan"),
+        metrics={"accuracy": 0.5},
+        evaluated=True,
+        bytes_up=7,
     )
     found = figures(record)
     assert found["accuracy"] == 0.5

@@ -22,7 +22,7 @@ from fleet.settings import overlap
 MAX_RUNS = 100_000
 _FEDERATION = "federation."
 _CHANGE_IT = "change it there"
-_PLACES = ("unseen_", "central_")
+_PLACES = ("unseen_", "central_", "train_")
 
 
 @dataclass(frozen=True)

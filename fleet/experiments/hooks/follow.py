@@ -17,13 +17,15 @@ from fleet.experiments.experiment import load_experiment
 from fleet.experiments.hooks.hook import Hook, RunStart
 from fleet.experiments.hooks.registry import HOOKS
 from fleet.experiments.pictures.draw import make_view, write_picture
-from fleet.experiments.results import REPORT_FILE, load_report
+from fleet.experiments.results import REPORT_FILE, flat_round, load_report
 from fleet.participants import Participants
 from fleet.runs.watcher import Watcher
 from learning.registry import Choice
 
 #: Keys of the coordinator's configuration that may hold a login, or say where it runs.
 _LEFT_OUT = ("broker", "state_dir", "signing_key")
+#: Keys of a round that are no curve.
+_NO_FIGURES = ("round", "status", "version", "asked", "refused", "stale", "evaluated")
 _PICTURES = ("curves", "agents", "confusion")
 CONFIGURATION_FILE = "configuration.yaml"
 
@@ -143,18 +145,12 @@ def flattened(document: Mapping[str, Any], above: str = "") -> dict[str, Any]:
 
 
 def figures(record: RoundRecord) -> dict[str, float]:
-    """Returns what a hook is told of a round: finite numbers by name."""
-    known: dict[str, float | None] = {
-        "loss": record.loss,
-        **record.metrics,
-        "train_loss": record.train_loss,
-        **{f"train_{name}": value for name, value in record.train_metrics.items()},
-        "bytes_up": record.bytes_up,
-        "bytes_down": record.bytes_down,
-        "seconds": record.seconds,
-        "reported": record.reported,
-    }
-    return _finite(known)
+    """Returns what a hook is told of a round: finite numbers by name.
+
+    Loss and metrics of a round that evaluated nothing are named `train_…` alone.
+    """
+    known = flat_round(msgspec.to_builtins(record.summary))
+    return _finite({name: known[name] for name in known if name not in _NO_FIGURES})
 
 
 def _finite(values: Mapping[str, Any]) -> dict[str, float]:

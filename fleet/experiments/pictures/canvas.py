@@ -157,6 +157,7 @@ def label_of(metric: str, unit: str = "") -> str:
     for start, words in (
         ("unseen_", "on unseen agents"),
         ("central_", "on the coordinator's data"),
+        ("train_", "while training"),
     ):
         if metric.startswith(start):
             metric = f"{metric.removeprefix(start)} {words}"

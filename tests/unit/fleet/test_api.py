@@ -66,6 +66,33 @@ def test_what_was_seen_while_training_is_not_named_as_if_it_was_measured(
     assert every_second.final["loss"] == every_second.history[-1]["loss"]
 
 
+def test_agents_curves_and_reports_of_a_run_nobody_evaluated_are_of_training(
+    result: fedge.Result, tmp_path: Path
+) -> None:
+    assert result.metrics == ["central_loss", "central_mae", "train_loss", "train_mae"]
+    for row in result.agents:
+        assert row.keys() == {"agent", "unseen", "train_loss", "train_mae", "num_examples"}
+    with pytest.raises(ConfigError, match="'mae': no agent held rows back to measure on; it has"):
+        fedge.compare({"a": result}, metric="mae")
+    trained = [row["train_mae"] for row in result.history]
+    assert fedge.compare({"a": result}, metric="train_mae").rows[0]["best"] == min(trained)
+    alone = simulate(rounds=2, test_fraction=0.0)
+    assert (alone.main_metric, alone.metrics) == ("train_mae", ["train_loss", "train_mae"])
+    for one in (result, alone, simulate(evaluate_every=2)):
+        read = fedge.load_report(one.save(tmp_path))
+        assert (read.history, read.final) == (one.history, one.final)
+        assert (read.metrics, read.agent_rows) == (one.metrics, one.agents)
+
+
+def test_named_hooks_are_told_of_training_by_its_name_alone(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboardX")
+    simulate(rounds=1, test_fraction=0.0, hooks=["tensorboard"], out=tmp_path)
+    (events,) = (tmp_path / "tensorboard").glob("events*")
+    written = events.read_bytes()
+    assert b"train_mae" in written
+    assert b"\x03mae" not in written  # the tag's length stands before it
+
+
 def test_numbers_of_numpy_are_numbers() -> None:
     wanted = simulate(rounds=2, learning_rate=0.125, seed=3, fraction=0.5, unseen=["client-1"])
     dealt: dict[str, Any] = {"clients": np.int64(6), "seed": np.int32(0)}
@@ -224,6 +251,8 @@ def test_a_model_in_a_folder_is_taken(tmp_path: Path) -> None:
         ({"test": (X, np.where(Y > 1, Y, np.nan))}, "test: array 'target' has NaN or infinity"),
         ({"test": X}, "test: no array for 'target'"),
         ({"test": (X[:0], Y[:0])}, "test: no rows; leave it out"),
+        ({"test": (X, Y, Y)}, "test: the coordinator measures all rows alike, without weight: "),
+        ({"test": {"x": X, "y": Y, "weight": Y}}, "measures all rows alike, without weight: give"),
         ({"clients": {"coordinator": (X, Y)}}, "a client is named 'coordinator'"),
         ({"algorithm": 3}, "algorithm is 3: give a name, or {'name': …}"),
         ({"federation": {"seed": 3}}, "federation.seed: has no place in a simulation"),
@@ -304,7 +333,7 @@ def test_a_plot_has_the_curve(result: fedge.Result) -> None:
     (line,) = axes.get_lines()
     assert line.get_ydata().tolist() == [row["central_mae"] for row in result.history]
     assert axes.get_ylabel() == "mae on the coordinator's data"
-    assert result.plot("loss", ax=axes, label="trained on") is axes
+    assert result.plot("train_loss", ax=axes, label="trained on") is axes
     with pytest.raises(ConfigError, match="no round has the metric 'accuracy'"):
         result.plot("accuracy")
     pyplot.close("all")

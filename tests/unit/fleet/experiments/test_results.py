@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
+from coordinator.records.records import new_record
 from fedge.errors import ConfigError
 from fleet.experiments.curves import Curve
+from fleet.experiments.hooks.follow import figures
 from fleet.experiments.results import Report, load_report
 from tests.unit.fleet.experiments.reports import report_document, round_document, write_report
 
@@ -76,8 +79,58 @@ def test_rounds_without_evaluation_are_no_points_and_their_bytes_count() -> None
     assert report(0.5, None, 0.7).curve("loss").values.tolist() == pytest.approx([0.5, 0.3])
 
 
-def test_without_any_evaluation_the_values_are_those_of_training() -> None:
-    assert report(None, None).curve("loss").values.tolist() == [0.9, 0.9]
+def test_without_any_evaluation_there_are_values_of_training_by_their_name_alone() -> None:
+    made = [round_document(n, None, metrics={"accuracy": 0.3, "central_mae": n}) for n in (1, 2)]
+    found = Report(report_document([], made))
+    assert found.metrics == ["central_mae", "train_loss", "train_accuracy"]
+    assert found.curve("train_loss").values.tolist() == [0.9, 0.9]
+    assert found.curve("central_mae").values.tolist() == [1, 2]
+    for name in ("loss", "accuracy"):
+        with pytest.raises(ConfigError, match=f"{name}': no agent held rows back to measure on; "):
+            found.curve(name)
+        assert found.agents(name) == {}
+        assert found.final_value(name) is None
+    assert found.agents("train_accuracy") == {"pi-1": 0.75, "pi-2": 0.5}
+    assert found.final_value("train_accuracy") == 0.3
+    assert {**found.agent_rows[0]}.keys() == {
+        "agent", "unseen", "train_loss", "train_accuracy", "num_examples",
+    }  # fmt: skip
+    assert [row for row in found.history if {"loss", "accuracy"} & row.keys()] == []
+    assert found.measures == ["train_loss", "train_accuracy", "central_mae"]
+
+
+def test_rounds_without_evaluation_have_no_measured_figures() -> None:
+    made = [
+        round_document(1, None, metrics={"accuracy": 0.3, "central_mae": 5}),
+        round_document(2, 0.5),
+        round_document(3, None, metrics={"accuracy": 0.4}),
+    ]
+    found = Report(report_document([], made))
+    shown = [(row["loss"], row["accuracy"], row["train_loss"]) for row in found.history]
+    assert shown == [(None, None, 0.9), (0.5, 0.5, 0.9), (None, None, 0.9)]
+    assert found.history[0]["central_mae"] == 5
+    assert found.curve("train_accuracy").rounds.tolist() == [1, 2, 3]
+    # The version that was handed out is that of round 3, which nobody measured.
+    assert found.final.keys() & {"loss", "accuracy"} == set()
+    assert found.final["train_accuracy"] == 0.4
+    assert found.final_value("accuracy") is None
+
+
+def test_a_hook_is_told_of_training_by_its_name_alone() -> None:
+    record = msgspec.structs.replace(
+        new_record(3, 2, 4),
+        status="committed",
+        loss=0.2,
+        metrics={"mae": 0.3, "central_mae": 0.4},
+        train_loss=0.2,
+        train_metrics={"mae": 0.3},
+        reported=4,
+    )
+    told = {"train_loss": 0.2, "train_mae": 0.3, "central_mae": 0.4, "reported": 4.0}
+    spent = {"bytes_up": 0.0, "bytes_down": 0.0, "seconds": 0.0}
+    assert figures(record) == told | spent
+    measured = msgspec.structs.replace(record, evaluated=True)
+    assert figures(measured) == told | spent | {"loss": 0.2, "mae": 0.3}
 
 
 def test_an_abandoned_round_is_no_point_and_its_bytes_count() -> None:
