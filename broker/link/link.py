@@ -8,6 +8,7 @@ thread and gets every event from `poll`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import msgspec
@@ -169,11 +170,13 @@ def publish_packet_bytes(
     """
     properties = 0 if not mqtt5 else 1 if expiry_s is None else 6
     topic_bytes = len(topic) if topic.isascii() else len(topic.encode())
-    remaining = 2 + topic_bytes + 2 + properties + payload_bytes
-    length_bytes = 1 + (remaining >= 128) + (remaining >= 16_384) + (remaining >= 2_097_152)
-    return 1 + length_bytes + remaining
+    remaining = 4 + topic_bytes + properties + payload_bytes
+    if remaining < 128:
+        return remaining + 2
+    return remaining + (3 if remaining < 16_384 else 4 if remaining < 2_097_152 else 5)
 
 
+@lru_cache(maxsize=64)
 def check_filter(topic_filter: str) -> str:
     """Returns `topic_filter` if it is valid.
 
@@ -205,4 +208,7 @@ def check_topic(topic: str) -> str:
 
 
 def _is_mqtt_string(text: str) -> bool:
-    return bool(text) and "\0" not in text and len(text.encode()) <= _MAX_TOPIC_BYTES
+    if not text or "\0" in text:
+        return False
+    # A character has four bytes at most.
+    return 4 * len(text) <= _MAX_TOPIC_BYTES or len(text.encode()) <= _MAX_TOPIC_BYTES

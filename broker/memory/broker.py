@@ -68,16 +68,30 @@ class PerfectRoute:
 
 
 class Message(msgspec.Struct, frozen=True):
-    """Message stored by the broker until `expires_at_s`."""
+    """Message stored by the broker until `expires_at_s`.
+
+    Attributes:
+        topic: topic of the message.
+        payload: of the message.
+        retain: it is stored for later subscribers, or was.
+        expires_at_s: no packet with it is sent from then on.
+        packet_bytes: length of a packet with it: the same in every packet.
+    """
 
     topic: str
     payload: bytes
-    retain: bool = False
-    expires_at_s: float = inf
+    retain: bool
+    expires_at_s: float
+    packet_bytes: int
 
-    def expiry_s(self, now_s: float) -> int | None:
-        """Returns the remaining message expiry, as the packet contains it."""
-        return None if self.expires_at_s == inf else max(0, round(self.expires_at_s - now_s))
+    @classmethod
+    def of(
+        cls, topic: str, payload: bytes, *, retain: bool = False, expires_at_s: float = inf
+    ) -> Message:
+        """Returns a message."""
+        expiry_s = None if expires_at_s == inf else 0  # any number: all take four bytes
+        size = publish_packet_bytes(topic, len(payload), expiry_s)
+        return cls(topic, payload, retain, expires_at_s, size)
 
 
 class Client(Link, Protocol):
@@ -168,8 +182,9 @@ class MemoryBroker:
         self.max_payload_bytes = max_payload_bytes
         self._notice_s = notice_s
         self._receive_maximum = receive_maximum
-        self._agenda: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
-        self._entries = 0
+        #: Entries of the agenda by time, and these times as a heap: in a fleet, many are the same.
+        self._agenda: dict[float, deque[tuple[Callable[..., None], tuple[Any, ...]]]] = {}
+        self._times_s: list[float] = []
         self._tokens = 0
         self._retained: TopicTree[Message] = TopicTree()
         self._filters: FilterTree[Session] = FilterTree()
@@ -180,17 +195,27 @@ class MemoryBroker:
 
     def at(self, when_s: float, function: Callable[..., None], *arguments: Any) -> None:
         """Calls `function` at a time (not before now), after earlier entries of the same time."""
-        self._entries += 1
         due_s = when_s if when_s > self.now_s else self.now_s
-        heapq.heappush(self._agenda, (due_s, self._entries, function, arguments))
+        entries = self._agenda.get(due_s)
+        if entries is None:
+            self._agenda[due_s] = deque(((function, arguments),))
+            heapq.heappush(self._times_s, due_s)
+        else:
+            entries.append((function, arguments))
 
     def advance(self, until_s: float) -> bool:
         """Runs the next entry of the agenda; if none is due, sets the time and returns False.
 
         An `until_s` of infinity stops the clock at the last entry.
         """
-        if self._agenda and self._agenda[0][0] <= until_s:
-            self.now_s, _, function, arguments = heapq.heappop(self._agenda)
+        times_s = self._times_s
+        if times_s and times_s[0] <= until_s:
+            self.now_s = due_s = times_s[0]
+            entries = self._agenda[due_s]
+            function, arguments = entries.popleft()
+            if not entries:
+                heapq.heappop(times_s)
+                del self._agenda[due_s]
             function(*arguments)
             return True
         if until_s != inf:
@@ -251,7 +276,7 @@ class MemoryBroker:
 
     def _publish_will(self, session: Session, epoch: int, will: Will) -> None:
         if session.epoch == epoch:  # else the client reconnected in time
-            self.accept(Message(will.topic, will.payload, retain=True))
+            self.accept(Message.of(will.topic, will.payload, retain=True))
 
     def _expire(self, session: Session, epoch: int) -> None:
         if session.epoch == epoch:
@@ -282,16 +307,16 @@ class MemoryBroker:
             self._retained.put(message.topic, message)
         elif message.retain:
             self._retained.discard(message.topic)
-        live = message
+        live, most = message, self._receive_maximum
         if message.retain:
-            live = Message(message.topic, message.payload, False, message.expires_at_s)
-        size, most = self._packet_bytes(live), self._receive_maximum
+            live = msgspec.structs.replace(message, retain=False)
         for session in self._filters.matching(message.topic).values():
             may_send = session.link is not None and len(session.sent) < most
             if may_send and not session.waiting and self.admits is None:
-                self._send(session, live, size)  # as below, which most messages need not
-            else:
-                self._queue(session, live)
+                self._send(session, live)  # as below, which most messages need not
+                continue
+            self._queue(session, live)
+            if may_send:
                 self._push(session)
 
     def _queue(self, session: Session, message: Message) -> None:
@@ -345,15 +370,10 @@ class MemoryBroker:
         """Sends the waiting messages of a client, up to `receive_maximum`."""
         most = self._receive_maximum
         while session.waiting and session.link is not None and len(session.sent) < most:
-            message = session.waiting.popleft()
-            self._send(session, message, self._packet_bytes(message))
+            self._send(session, session.waiting.popleft())
 
-    def _packet_bytes(self, message: Message) -> int:
-        expiry_s = message.expiry_s(self.now_s)
-        return publish_packet_bytes(message.topic, len(message.payload), expiry_s)
-
-    def _send(self, session: Session, message: Message, size: int) -> None:
-        now_s, topic = self.now_s, message.topic
+    def _send(self, session: Session, message: Message) -> None:
+        now_s, topic, size = self.now_s, message.topic, message.packet_bytes
         if message.expires_at_s <= now_s or session.link is None:
             return
         self._tokens = token = self._tokens + 1

@@ -24,7 +24,6 @@ from broker.link.link import (
     Will,
     check_filter,
     check_topic,
-    publish_packet_bytes,
 )
 from broker.memory.broker import MemoryBroker, Message, Packet, PerfectRoute, Route
 from fedge.errors import LinkError
@@ -78,7 +77,7 @@ class MemoryLink:
         self._events: deque[LinkEvent] = deque()
         self._filters: dict[str, None] = {}
         self._dropped_filters: dict[str, None] = {}
-        self._out: dict[int, tuple[Message, int]] = {}  # messages that have not reached the broker
+        self._out: dict[int, Message] = {}  # messages that have not reached the broker
         self._out_bytes = 0
         self._published = 0
         self._up = False
@@ -150,13 +149,13 @@ class MemoryLink:
             LinkError: the message is too large, the queue is full, or the link is closed.
         """
         check_topic(topic)
-        size = publish_packet_bytes(topic, len(payload), expiry_s)
-        self._check(topic, len(payload), size)
         expires_at_s = inf if expiry_s is None else self._broker.now_s + expiry_s
+        message = Message.of(topic, payload, retain=retain, expires_at_s=expires_at_s)
+        self._check(topic, len(payload), message.packet_bytes)
         self._published += 1
-        self._out[self._published] = (Message(topic, payload, retain, expires_at_s), size)
-        self._out_bytes += size
-        self.counters.up += size
+        self._out[self._published] = message
+        self._out_bytes += message.packet_bytes
+        self.counters.up += message.packet_bytes
         self._send(self._published)
 
     def _check(self, topic: str, payload_bytes: int, packet_bytes: int) -> None:
@@ -177,12 +176,12 @@ class MemoryLink:
             )
 
     def _send(self, number: int) -> None:
-        message, size = self._out[number]
-        self._travel(message.topic, size, self._arrive, number, message)
+        message = self._out[number]
+        self._travel(message.topic, message.packet_bytes, self._arrive, number, message)
 
     def _arrive(self, number: int, message: Message) -> None:
-        _, size = self._out.pop(number, (message, 0))  # a duplicate was removed already
-        self._out_bytes -= size
+        if self._out.pop(number, None) is not None:  # a duplicate was removed already
+            self._out_bytes -= message.packet_bytes
         if message.expires_at_s > self._broker.now_s:
             self._broker.accept(message)
 

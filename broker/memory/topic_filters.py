@@ -29,7 +29,10 @@ class _Tree(Generic[V]):
     def _insert(self, path: str, key: str, value: V) -> None:
         node = self._root
         for level in path.split("/"):
-            node = node.below.setdefault(level, _Node())
+            below = node.below.get(level)
+            if below is None:
+                below = node.below[level] = _Node()
+            node = below
         node.values[key] = value
 
     def _remove(self, path: str, key: str) -> None:
@@ -116,7 +119,15 @@ class TopicTree(_Tree[V]):
 
     def matching(self, topic_filter: str) -> list[tuple[str, V]]:
         """Returns (topic, value) of every match, in order of storing per level."""
-        return list(self._walk(self._root, topic_filter.split("/"), 0))
+        node, levels = self._root, topic_filter.split("/")
+        for depth, level in enumerate(levels):
+            if level in ("+", "#"):
+                return list(self._walk(node, levels, depth))
+            below = node.below.get(level)
+            if below is None:
+                return []
+            node = below
+        return list(node.values.items())
 
     def _walk(self, node: _Node[V], levels: list[str], depth: int) -> Iterator[tuple[str, V]]:
         if depth == len(levels):

@@ -174,21 +174,22 @@ class Simulation:
         """Runs until the federation has finished, or time is up."""
         world, broker, coordinator = self.world, self.world.broker, self.coordinator
         most_events = max(_LOOP_EVENTS, _LOOP_EVENTS_AN_AGENT * len(self.agents))
-        mark_s, mark = broker.now_s, world.events
-        ready = broker.next_ready
+        until_s, last_event = broker.now_s + 1.0, world.events + most_events
+        ready, advance, links = broker.next_ready, broker.advance, world.links
         while to_the_end or not coordinator.finished:
             link = ready()
-            if link is not None:
-                shell = world.links.get(link)  # type: ignore[call-overload]  # all are ours
-                if shell is None:
-                    broker.set_ready(link, False)  # it is closing and takes no more events
-                else:
-                    shell.serve()
-            elif not broker.advance(limit_s):
-                return
-            if broker.now_s > mark_s + 1.0:
-                mark_s, mark = broker.now_s, world.events
-            elif world.events > mark + most_events:
+            if link is None:
+                if not advance(limit_s):
+                    return
+                if broker.now_s > until_s:
+                    until_s, last_event = broker.now_s + 1.0, world.events + most_events
+                continue
+            shell = links.get(link)  # type: ignore[call-overload]  # all are ours
+            if shell is None:
+                broker.set_ready(link, False)  # it is closing and takes no more events
+            else:
+                shell.serve()
+            if world.events > last_event:
                 raise FleetError(
                     f"endless loop: over {most_events} events in the virtual second before"
                     f" {broker.now_s:.3f} s"

@@ -266,7 +266,7 @@ def test_an_agent_without_the_newest_plan_and_without_a_reason() -> None:
     assert newest is not None
     plan = msgspec.structs.replace(messages.decode(newest, RoundPlan), round_id=99)
     broker.restart()  # nobody is connected when the next plan comes
-    broker.accept(Message(topic, messages.encode(plan), retain=True))
+    broker.accept(Message.of(topic, messages.encode(plan), retain=True))
     with pytest.raises(InvariantViolated, match=r"knows round \d+ .*, the newest is 99"):
         invariants.check_quiescence(run.simulation)
 
