@@ -386,5 +386,6 @@ class MemoryBroker:
             self.at(now_s + delay_s, self._hand_over, session, session.epoch, received, size)
 
     def _hand_over(self, session: Session, epoch: int, received: Received, size: int) -> None:
-        if session.epoch == epoch and session.link is not None:
-            session.link.take(received, size)
+        link = session.link
+        if session.epoch == epoch and link is not None:
+            link.take(received, size)

@@ -298,7 +298,8 @@ class MemoryLink:
         """Receives a message; called by the broker."""
         self.counters.down += packet_bytes
         self._events.append(received)
-        self._broker.set_ready(self, True)
+        if len(self._events) == 1:
+            self._broker.set_ready(self, True)
 
     def _emit(self, event: LinkEvent) -> None:
         self._events.append(event)

@@ -175,13 +175,14 @@ class BlobReceiver:
         """
         if chunk.ref != self.ref:
             raise WireError(f"chunk of {chunk.ref} while receiving {self.ref}")
-        if chunk.index in self._parts:
+        parts = self._parts
+        if chunk.index in parts:
             return None
         if self._held + len(chunk.data) > self.ref.size:
             raise WireError(f"blob {self.ref.sha256[:12]} is longer than its {self.ref.size} bytes")
-        self._parts[chunk.index] = self._shared(chunk)
+        parts[chunk.index] = chunk.data if self._common is None else self._shared(chunk)
         self._held += len(chunk.data)
-        return None if self.missing else self._whole()
+        return self._whole() if len(parts) == self.ref.chunks else None
 
     def _shared(self, chunk: Chunk) -> bytes:
         """Returns the chunk's data, as another receiver holds it already if one does."""

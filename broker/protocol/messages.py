@@ -10,6 +10,7 @@ that does not know it can decline. Limits are checked while decoding. An update 
 from __future__ import annotations
 
 import hashlib
+from functools import cache
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -414,21 +415,29 @@ def decode(payload: bytes, kind: type[M]) -> M:
     Raises:
         WireError: too large, not JSON, or a field is missing, of the wrong type or out of range.
     """
-    message: M = _decode(payload, kind, kind.__name__)
+    message: M = _decode(payload, _decoder(kind), kind.__name__)
     return message
 
 
 def decode_inbox(payload: bytes) -> InboxMessage:
     """Returns a message from an agent's inbox; raises like `decode`."""
-    message: InboxMessage = _decode(payload, InboxMessage, "inbox")
+    message: InboxMessage = _decode(payload, _INBOX, "inbox")
     return message
 
 
-def _decode(payload: bytes, kind: Any, what: str) -> Any:
+@cache  # one for each kind of message
+def _decoder(kind: type[M]) -> msgspec.json.Decoder[M]:
+    return msgspec.json.Decoder(kind)
+
+
+_INBOX: msgspec.json.Decoder[InboxMessage] = msgspec.json.Decoder(InboxMessage)
+
+
+def _decode(payload: bytes, decoder: msgspec.json.Decoder[Any], what: str) -> Any:
     if len(payload) > MAX_MESSAGE_BYTES:
         raise WireError(f"{what}: {len(payload)} bytes, limit {MAX_MESSAGE_BYTES}")
     try:
-        return msgspec.json.decode(payload, type=kind)
+        return decoder.decode(payload)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise WireError(f"{what}: {error}") from error
 

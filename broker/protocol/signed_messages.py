@@ -103,8 +103,10 @@ def split(payload: bytes) -> tuple[bytes, bytes]:
     these bytes, and not what a parser of JSON makes of the payload.
     """
     at = payload.rfind(_BEGIN)
+    if at < 0:
+        return payload, b""
     before, envelope = payload[:at], payload[at + len(_MEMBER) : -1]
-    if at >= 0 and payload.endswith(b"}"):
+    if payload.endswith(b"}"):
         if before.endswith(b","):
             return before[:-1] + b"}", envelope
         if before == b"{":

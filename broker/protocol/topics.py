@@ -56,7 +56,7 @@ class Topic:
         """The topic a tail matched; numbers become integers."""
         topic = object.__new__(cls)  # not by its constructor, which matches the tail again
         fields = topic.__dict__
-        for name, text in match.groupdict().items():
+        for name, text in zip(match.re.groupindex, match.groups(), strict=True):
             fields[name] = int(text) if name in _NUMBERS else text
         return topic
 
@@ -235,13 +235,15 @@ _KINDS = {
 }
 
 
-@lru_cache(maxsize=1024)
 def _parse_tail(tail: str) -> Topic | None:
-    """Remembered, because the same few come again and again."""
     for kind in _KINDS.get(tail.count("/"), ()):
         if match := kind.pattern.fullmatch(tail):
             return kind.from_match(match)
     return None
+
+
+#: The same few come again and again, those with the number of a round excepted.
+_remembered_tail = lru_cache(maxsize=1024)(_parse_tail)
 
 
 @dataclass(frozen=True)
@@ -276,7 +278,8 @@ class Topics:
         if not name.startswith(root):
             raise WireError(f"not a topic of federation {self.federation!r}: {name[:120]!r}")
         tail = name[len(root) :]
-        topic = _parse_tail(tail) if len(tail) <= _LONGEST_TAIL else None
+        parse = _parse_tail if "s/" in tail and tail.startswith("agents/") else _remembered_tail
+        topic = parse(tail) if len(tail) <= _LONGEST_TAIL else None
         if topic is None:
             raise WireError(f"not a topic of this protocol: {name[:120]!r}")
         return topic

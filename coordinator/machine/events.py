@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import msgspec
+
 from broker.protocol.messages import AgentStatus, RoundPlan
 from broker.service.events import (
     BrokerRefused,
@@ -34,8 +36,7 @@ class SaveOpenRound:
     goal: int
 
 
-@dataclass(frozen=True)
-class StoreUpdate:
+class StoreUpdate(msgspec.Struct, frozen=True):
     """Store an update that counts in the open round; its receipt waits until it is on disk.
 
     Attributes:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
+
+import msgspec
 
 from broker.protocol import messages
 from broker.protocol.messages import Receipt, Report, Resend, UpdateHeader
@@ -31,8 +32,7 @@ log = logging.getLogger(__name__)
 RowPart = Literal["train", "test", "any"]
 
 
-@dataclass(frozen=True)
-class IntakeResult:
+class IntakeResult(msgspec.Struct, frozen=True):
     """Actions for an answer: store it, then send receipts."""
 
     store: StoreUpdate | None = None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from broker.protocol import blobs, messages
 from broker.protocol.messages import RoundPlan, UpdateHeader
@@ -58,8 +59,7 @@ class ExpectedVectors:
         return sum(codec.max_bytes(self.sizes[name]) for name, codec in self.codecs.items())
 
 
-@dataclass(frozen=True, eq=False)
-class Upload:
+class Upload(msgspec.Struct, frozen=True, eq=False):
     """One whole update, not judged yet.
 
     Attributes:
@@ -100,20 +100,13 @@ class Upload:
             detail = f"version {header.version}, current {plan.version}, "
             detail += f"max_staleness {plan.max_staleness}"
             raise UpdateRejected(agent_id, "version", detail)
-        facts: list[tuple[str, object, object]] = [
-            ("session", header.session, plan.session),
-            ("fingerprint", header.fingerprint, plan.fingerprint),
-            ("vectors", sorted(header.vectors), sorted(expected.sizes)),
-        ]
+        _check_equal(agent_id, "session", header.session, plan.session)
+        _check_equal(agent_id, "fingerprint", header.fingerprint, plan.fingerprint)
+        if header.vectors.keys() != expected.sizes.keys():
+            _check_equal(agent_id, "vectors", sorted(header.vectors), sorted(expected.sizes))
         for name, vector in header.vectors.items():
-            facts += [
-                ("codec", vector.codec, expected.choices.get(name)),
-                ("shape", vector.size, expected.sizes.get(name)),
-            ]
-        for reason, found, wanted in facts:
-            if found != wanted:
-                detail = f"{str(found)[:200]} instead of {wanted}"
-                raise UpdateRejected(agent_id, reason, detail)
+            _check_equal(agent_id, "codec", vector.codec, expected.choices[name])
+            _check_equal(agent_id, "shape", vector.size, expected.sizes[name])
         check_examples(agent_id, header.num_examples)
         if not (
             fits(header.metric_sums, metrics) and MIN_WEIGHT <= header.weight_sum <= MAX_EXAMPLES
@@ -137,7 +130,9 @@ class Upload:
         Raises:
             UpdateRejected: `malformed`, or as `admission.check_vector` and `RoundNorms.admit`.
         """
-        found, start = {}, 0
+        found: dict[str, F32] = {}
+        norm_of: dict[str, float] = {}
+        start = 0
         seed = codec_seed(round_seed, agent_id)
         for name, vector in self.header.vectors.items():
             part = self.body[start : start + vector.bytes]
@@ -147,14 +142,20 @@ class Upload:
                 found[name] = expected.codecs[name].decode(part, size, seed)
             except CodecError as error:
                 raise UpdateRejected(agent_id, "malformed", f"{name}: {error}") from error
-            check_vector(agent_id, found[name], size=size)
+            norm_of[name] = check_vector(agent_id, found[name], size=size)
         if start != self.body.nbytes:
             detail = f"body of {self.body.nbytes} bytes, its vectors take {start}"
             raise UpdateRejected(agent_id, "malformed", detail)
         return {
-            name: norms.admit(agent_id, name, vector, expected.uploads[name])
+            name: norms.admit(agent_id, name, vector, expected.uploads[name], norm_of[name])
             for name, vector in found.items()
         }
+
+
+def _check_equal(agent_id: str, reason: str, found: object, wanted: object) -> None:
+    if found != wanted:
+        detail = f"{str(found)[:200]} instead of {wanted}"
+        raise UpdateRejected(agent_id, reason, detail)
 
 
 class Uploads:

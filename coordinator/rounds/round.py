@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
+import msgspec
+
 Outcome = Literal["goal", "everyone", "deadline", "grace"]
 
 #: A record is kept for ever and printed: what agents say in their own words is bounded.
@@ -22,18 +24,15 @@ _MAX_DETAIL_CHARACTERS = 500
 _REASON = re.compile(r"[a-z0-9_]{1,64}")
 
 
-@dataclass(frozen=True)
-class Accept:
+class Accept(msgspec.Struct, frozen=True):
     """The answer may count: look at its content, then call `count` or `refuse`."""
 
 
-@dataclass(frozen=True)
-class Duplicate:
+class Duplicate(msgspec.Struct, frozen=True):
     """The very answer that counted already: only its receipt was lost."""
 
 
-@dataclass(frozen=True)
-class Reject:
+class Reject(msgspec.Struct, frozen=True):
     """The answer must not count, whatever it holds."""
 
     reason: str
@@ -154,8 +153,16 @@ class Round:
     @property
     def in_grace(self) -> bool:
         """Whether only agents are missing that are offline, or did not answer the last time."""
-        # Stops at the first that is waited for: asked after every message of a large cohort.
-        return self.closed is None and not any(map(self.is_waiting_for, self._certain))
+        # Asked after every message of a large cohort: by numbers where these are enough, and the
+        # look at the agents stops at the first that is waited for.
+        if self.closed is not None or self._settled < len(self._certain):
+            return False
+        return not any(map(self.is_waiting_for, self._certain))
+
+    @property
+    def _settled(self) -> int:
+        """At least the number of agents that are not waited for."""
+        return len(self.counted) + len(self.declined) + len(self.refused) + len(self.offline)
 
     @cached_property
     def _certain(self) -> frozenset[str]:
@@ -189,8 +196,7 @@ class Round:
         if len(self.counted) >= self.goal:
             self._close("goal")
             return
-        settled = (self.counted, self.declined, self.refused, self.offline)
-        if sum(map(len, settled)) < len(self.cohort):
+        if self._settled < len(self.cohort):
             return  # the common case, without building the sets
         may_return = self.offline & self.unanswered
         if self.waiting_for or (may_return and len(self.counted) < self.minimum):

@@ -60,7 +60,7 @@ from fedge.errors import UntrustedError, WireError
 
 log = logging.getLogger(__name__)
 
-M = TypeVar("M", bound=messages.Message)
+M = TypeVar("M")
 
 
 def _decode_status(payload: bytes) -> CoordinatorStatus:
@@ -99,6 +99,8 @@ class Agent:
     ) -> None:
         self.facts = facts
         self.topics = Topics(facts.federation)
+        self._inbox = InboxTopic(facts.agent_id)
+        self._inbox_name = self.topics.name(self._inbox)
         memory = memory or AgentMemory()
         self._trust = Trust(self.topics, facts.trusted_keys, memory.trust)
         #: Why the coordinator that is online is not trusted; empty when it is.
@@ -166,15 +168,17 @@ class Agent:
 
     def wait_s(self, now_s: float) -> float:
         """Returns the seconds until a Tick is due."""
+        # Asked after every event.
         due = min(self._heartbeat_s, self._rights.next_s(), self.rounds.next_s())
         fetch_s = self._fetcher.next_s()
         if fetch_s is not None and fetch_s < due:
             due = fetch_s
-        if self._is_connected:
-            due = min(due, self._package.next_s())
-        if self._package.manifest is None:
+        package = self._package
+        if self._is_connected and package.next_s() < due:
+            due = package.next_s()
+        if package.manifest is None:
             due = min(due, self._absence.due_s)
-        return max(0.0, due - now_s)
+        return due - now_s if due > now_s else 0.0
 
     @property
     def needs_readings(self) -> bool:
@@ -210,8 +214,7 @@ class Agent:
     # -- the link -------------------------------------------------------------------------------
 
     def _start(self) -> list[Action]:
-        own = InboxTopic(self.facts.agent_id)
-        topics = [CoordinatorStatusTopic(), ProgramTopic(), own, RoundTopic()]
+        topics = [CoordinatorStatusTopic(), ProgramTopic(), self._inbox, RoundTopic()]
         return [Subscribe(self.topics.name(topic)) for topic in topics]
 
     def _connected(self, max_payload_bytes: int, now_s: float) -> list[Action]:
@@ -276,7 +279,7 @@ class Agent:
         if not payload:
             return []  # a retained message was cleared
         try:
-            topic = self.topics.parse(name)
+            topic = self._inbox if name == self._inbox_name else self.topics.parse(name)
             try:
                 message = self._trust.opened(topic, payload)
             except UntrustedError as error:
@@ -303,7 +306,7 @@ class Agent:
             case RoundTopic():
                 return self.rounds.new_plan(self._decoded(payload, _decode_plan), now_s)
             case InboxTopic():
-                return self.rounds.inbox(messages.decode_inbox(payload), now_s)
+                return self.rounds.inbox(self._decoded(payload, messages.decode_inbox), now_s)
             case ChunkTopic(sha256):
                 return self._downloads.progressed(
                     self._fetcher.chunk(sha256, payload, now_s), now_s
@@ -311,7 +314,7 @@ class Agent:
         return []
 
     def _decoded(self, payload: bytes, decode: Callable[[bytes], M]) -> M:
-        """Returns a message that all agents get."""
+        """Returns a message that other agents get, too."""
         return decode(payload) if self._recent is None else self._recent.decoded(payload, decode)
 
     def _untrusted(self, topic: Topic, error: UntrustedError) -> list[Action]:

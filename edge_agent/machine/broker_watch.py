@@ -68,7 +68,7 @@ class PublishRights:
 
     def next_s(self) -> float:
         """Returns when `tick` has something to do; infinite: never."""
-        return min(self._again_s, self._granted_s)
+        return self._again_s if self._again_s < self._granted_s else self._granted_s
 
     def tick(self, now_s: float) -> tuple[Publish | None, bool]:
         """Returns a message that tries the right, and whether updates are taken again."""

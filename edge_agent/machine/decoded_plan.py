@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -131,18 +131,20 @@ def shared_vectors(algorithm: Algorithm, theta: F32) -> Vectors:
         raise DeclinedError("algorithm", detail) from error
 
 
-def wanted_blobs(plan: RoundPlan, names: Iterable[str], max_bytes: int) -> dict[str, BlobRef]:
+def wanted_blobs(plan: RoundPlan, names: Collection[str], max_bytes: int) -> dict[str, BlobRef]:
     """Returns the blobs that the device needs, by name; a plan's others are ignored.
 
     Raises:
         DeclinedError: `weights`: some are missing, or they are larger than allowed.
     """
-    names = tuple(names)
-    if lacking := [name for name in names if name not in plan.blobs]:
-        detail = f"the plan has no blob {', '.join(lacking)}; expected {', '.join(names)}"
-        raise DeclinedError("weights", detail)
-    wanted = {name: plan.blobs[name] for name in names}
-    size = sum(ref.size for ref in wanted.values())
+    wanted, size = {}, 0
+    for name in names:
+        if (ref := plan.blobs.get(name)) is None:
+            lacking = ", ".join(name for name in names if name not in plan.blobs)
+            detail = f"the plan has no blob {lacking}; expected {', '.join(names)}"
+            raise DeclinedError("weights", detail)
+        wanted[name] = ref
+        size += ref.size
     if size > max_bytes:
         detail = f"blobs {', '.join(names)} of {size} bytes, limit {max_bytes}"
         raise DeclinedError("weights", detail)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import msgspec
+
 from broker.protocol.messages import RoundPlan, TargetSummary
 from broker.service.events import (
     BrokerRefused,
@@ -76,16 +78,14 @@ class PackageFailed:
         return self.is_transient or self.needs_bytes > 0
 
 
-@dataclass(frozen=True, eq=False)
-class JobDone:
+class JobDone(msgspec.Struct, frozen=True, eq=False):
     """A job ended with a result."""
 
     plan: RoundPlan
     result: JobResult
 
 
-@dataclass(frozen=True)
-class JobFailed:
+class JobFailed(msgspec.Struct, frozen=True):
     """A job ended without a result.
 
     Attributes:
@@ -161,15 +161,13 @@ class SaveTrust:
     record: TrustRecord
 
 
-@dataclass(frozen=True, eq=False)
-class SpoolUpdate:
+class SpoolUpdate(msgspec.Struct, frozen=True, eq=False):
     """Write the update and its next state to disk before the actions that follow."""
 
     update: SpooledUpdate
 
 
-@dataclass(frozen=True)
-class ResolvePendingUpdate:
+class ResolvePendingUpdate(msgspec.Struct, frozen=True):
     """The pending update is resolved: keep its next state (accepted), or delete both."""
 
     accepted: bool
@@ -180,8 +178,7 @@ class ForgetState:
     """Delete the settled device state: it belongs to another model."""
 
 
-@dataclass(frozen=True, eq=False)
-class StartJob:
+class StartJob(msgspec.Struct, frozen=True, eq=False):
     """Do what the plan asks; answered by JobDone or JobFailed.
 
     Attributes:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import msgspec
+
 from broker.protocol.messages import VectorRef
 from edge_agent.machine.device_state import DeviceState
 from edge_agent.machine.trust import TrustRecord
@@ -51,8 +53,7 @@ class LocalReport:
 JobResult = LocalUpdate | LocalReport
 
 
-@dataclass(frozen=True, eq=False)
-class SpooledUpdate:
+class SpooledUpdate(msgspec.Struct, frozen=True, eq=False):
     """An update on disk, pending until its receipt.
 
     Attributes:

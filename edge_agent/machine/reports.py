@@ -50,6 +50,11 @@ def plan_key(plan: RoundPlan) -> PlanKey:
     return plan.session, plan.round_id, phase, plan.weights.sha256
 
 
+def is_same_plan(one: RoundPlan, other: RoundPlan) -> bool:
+    """Whether two plans are the same, perhaps announced again."""
+    return one is other or plan_key(one) == plan_key(other)
+
+
 class ReportBuilder:
     """Builds the answer to each plan, and remembers which plans have one.
 
@@ -77,8 +82,9 @@ class ReportBuilder:
 
     def mark_answered(self, plan: RoundPlan) -> None:
         """Notes that an update in the outbox is the answer."""
-        if not self.has_answered(plan):
-            self._answered.append(plan_key(plan))
+        key = plan_key(plan)
+        if key not in self._answered:
+            self._answered.append(key)
 
     def repeat(self, plan: RoundPlan) -> list[Action]:
         """Returns the report for a plan that came again: the broker may have lost it."""
@@ -199,10 +205,8 @@ def _phase_of(plan: RoundPlan | None) -> str:
 def _not_finite(sums: Sums) -> str:
     """Names a sum that cannot be sent; empty when all can."""
     totals: dict[str, Total] = {"loss": sums.loss, **sums.metrics}
-    values = (
-        (name, value)
-        for name, total in totals.items()
-        for value in (total if isinstance(total, tuple) else (total,))
-    )
-    bad = [f"{name} is {value:g}" for name, value in values if not abs(value) <= 1e100]
-    return f"{bad[0]} (sum over {sums.weight:g} rows): training diverged" if bad else ""
+    for name, total in totals.items():
+        for value in total if isinstance(total, tuple) else (total,):
+            if not abs(value) <= 1e100:
+                return f"{name} is {value:g} (sum over {sums.weight:g} rows): training diverged"
+    return ""

@@ -23,7 +23,7 @@ from edge_agent.machine.limits import Limits
 from edge_agent.machine.package import CurrentPackage
 from edge_agent.machine.pending_update import AgentMemory, LocalUpdate, SpooledUpdate
 from edge_agent.machine.plan_order import PlanOrder, is_within_staleness
-from edge_agent.machine.reports import PlanKey, ReportBuilder, plan_key
+from edge_agent.machine.reports import ReportBuilder, is_same_plan
 from edge_agent.machine.status import AgentFacts, check_available, check_model, rows_for
 from edge_agent.machine.update_outbox import Outbox
 from fedge.errors import DeclinedError, WireError
@@ -83,7 +83,7 @@ class Rounds:
         #: Its blobs are being fetched, or its job runs.
         self._at_work: RoundPlan | None = None
         #: Of the job that runs, which may be cancelled by now.
-        self._job: PlanKey | None = None
+        self._job: RoundPlan | None = None
         self._decoded: tuple[RoundPlan, DecodedPlan] | None = None
         #: When answers to the newest plan are late, as far as we know.
         self._late_s = math.inf
@@ -129,7 +129,7 @@ class Rounds:
         work = self._at_work
         if work is None:
             return []
-        if plan_key(work) == plan_key(plan) and plan.state == "open":
+        if is_same_plan(work, plan) and plan.state == "open":
             if self._job is None:
                 self._at_work = plan  # its blobs may be cut otherwise by now
         elif not self._still_counts(work, plan):
@@ -150,7 +150,8 @@ class Rounds:
     def _forget_blobs(self, before: list[RoundPlan]) -> list[Action]:
         """Frees blobs of plans that are over."""
         plans = self._plans()
-        if plans == before:
+        blobs = [plan.blobs for plan in plans]
+        if all(plan.blobs in blobs for plan in before):
             return []
         self._blobs.keep_only(plans)
         kept = {ref.sha256 for plan in plans for ref in plan.blobs.values()}
@@ -239,7 +240,7 @@ class Rounds:
     def _start_job(
         self, plan: RoundPlan, decoded: DecodedPlan, loaded: PackageLoaded, vectors: Vectors
     ) -> list[Action]:
-        self._job = plan_key(plan)
+        self._job = plan
         state = self.outbox.state
         if decoded.phase.rows == "train":
             state = self.outbox.take_state()
@@ -279,7 +280,7 @@ class Rounds:
     def blob_stalled(self, sha256: str, now_s: float) -> list[Action] | None:
         """Gives up an earlier plan whose blobs the coordinator may have cleared; None: goes on."""
         work = self._at_work
-        if work is None or self.plan is None or plan_key(work) == plan_key(self.plan):
+        if work is None or self.plan is None or is_same_plan(work, self.plan):
             return None
         if self._plan_of(sha256) is not work or self._job is not None:
             return None
@@ -293,7 +294,7 @@ class Rounds:
         """Answers the plan of a job, and goes on with the newest."""
         self._job = None
         work = self._at_work
-        if work is None or plan_key(event.plan) != plan_key(work):
+        if work is None or not is_same_plan(event.plan, work):
             return self.advance(now_s)  # the round went on without us
         before = self._plans()
         answer = self._answer(event, now_s)
@@ -316,7 +317,7 @@ class Rounds:
         return event.result.num_examples or (rows_for(phase, loaded) if loaded else 0)
 
     def _decline(self, plan: RoundPlan, reason: str, detail: str) -> list[Action]:
-        if self._at_work is not None and plan_key(plan) == plan_key(self._at_work):
+        if self._at_work is not None and is_same_plan(plan, self._at_work):
             self._at_work = None
         return self.reports.declined(plan, reason, detail)
 
@@ -343,8 +344,9 @@ class Rounds:
 
     @property
     def _is_paused(self) -> bool:
-        is_running = self._job is not None and self._at_work is not None
-        return is_running and self._limits.pause is not None
+        if self._limits.pause is None:
+            return False
+        return self._job is not None and self._at_work is not None
 
     def next_s(self) -> float:
         """Returns when `tick` has something to do; infinite when never."""

@@ -95,6 +95,8 @@ class Outbox:
 
     def next_s(self, plan: RoundPlan | None) -> float | None:
         """Returns the time at which `send_when_due` is due; None: it is not."""
+        if self._pending is None:
+            return None
         return self._due_s if self._is_connected and self._is_open_to(plan) else None
 
     def put(self, update: SpooledUpdate, now_s: float) -> list[Action]:

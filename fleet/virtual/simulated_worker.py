@@ -7,6 +7,8 @@ from dataclasses import replace
 from typing import Any
 from zlib import crc32
 
+import msgspec
+
 from broker.protocol.messages import RoundPlan
 from broker.protocol.seeds import Streams
 from edge_agent.data.columns import NOT_ALLOWED, StatisticsConfig
@@ -92,7 +94,7 @@ class SimulatedWorker:
         if key not in self._known:
             self._known[key] = self._timed(job, agent_id, dataset, seconds, statistics)
         # The plan may differ where it does not matter for the job (the chunks of its blobs).
-        return replace(self._known[key], plan=plan)
+        return msgspec.structs.replace(self._known[key], plan=plan)
 
     def _timed(
         self,

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
+import msgspec
 import numpy as np
 
 from learning.algorithms.algorithm import Aggregate
@@ -14,8 +15,7 @@ from learning.vector.parameters import F64
 from learning.vector.vectors import Vectors
 
 
-@dataclass(frozen=True, eq=False)
-class Update:
+class Update(msgspec.Struct, frozen=True, eq=False):
     """One agent's decoded update.
 
     Attributes:
@@ -121,10 +121,10 @@ def add_many(aggregator: Aggregator, updates: Updates) -> None:
 def check_update(update: Update, sizes: Mapping[str, int]) -> None:
     """Raises ValueError unless names, shapes, dtypes and weights are as expected."""
     vectors = update.vectors
-    if vectors.keys() != sizes.keys() or not all(
-        vectors[name].dtype == np.float32 and vectors[name].shape == (size,)
-        for name, size in sizes.items()
-    ):
+    fits = vectors.keys() == sizes.keys()
+    for name, size in sizes.items() if fits else ():
+        fits = fits and vectors[name].dtype == _FLOAT32 and vectors[name].shape == (size,)
+    if not fits:
         found = {name: (str(v.dtype), v.shape) for name, v in vectors.items()}
         wanted = {name: ("float32", (size,)) for name, size in sizes.items()}
         raise ValueError(f"update of {update.agent_id} holds {found}, expected {wanted}")
@@ -138,5 +138,6 @@ def check_update(update: Update, sizes: Mapping[str, int]) -> None:
             raise ValueError(f"weight {weight} of {update.agent_id} is outside 0 to {MAX_WEIGHT:g}")
 
 
+_FLOAT32 = np.dtype(np.float32)
 #: Keeps weight × float32's largest number × any cohort inside float64.
 MAX_WEIGHT = 1e18

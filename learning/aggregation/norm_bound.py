@@ -210,7 +210,9 @@ class RoundNorms:
         for name, tables in other._tables.items():
             self._tables.setdefault(name, []).extend(tables)
 
-    def admit(self, agent_id: str, name: str, vector: F32, upload: Upload) -> F32:
+    def admit(
+        self, agent_id: str, name: str, vector: F32, upload: Upload, norm: float | None = None
+    ) -> F32:
         """Returns a vector of an update, shortened where it is too long.
 
         Args:
@@ -218,11 +220,13 @@ class RoundNorms:
             name: of the vector.
             vector: float32, [P], finite.
             upload: its kind; one that is `exact` is refused rather than shortened.
+            norm: of the vector; None: it is computed.
 
         Raises:
             UpdateRejected: `norm`: beyond the limit, or far beyond the usual.
         """
-        norm = vector_norm(vector)
+        if norm is None:
+            norm = vector_norm(vector)
         if self._explodes(norm, upload):
             self._refused.add(agent_id)
             assert self._limit is not None, "something explodes"
@@ -357,10 +361,12 @@ def vector_norms(vectors: F32) -> F64:
 
 
 def vector_norm(vector: F32) -> float:
-    """Returns the L2 norm of a finite float32 vector, to about 1e-6."""
-    pieces = (vector[start : start + _PIECE] for start in range(0, vector.size, _PIECE))
-    with np.errstate(over="ignore"):
-        square = sum(float(np.dot(piece, piece)) for piece in pieces)
+    """Returns the L2 norm of a float32 vector, to about 1e-6; not finite if a number is not."""
+    # BLAS tells nobody of an overflow: there is no warning to silence.
+    square = 0.0
+    for start in range(0, vector.size, _PIECE):
+        piece = vector[start : start + _PIECE]
+        square += float(np.dot(piece, piece))
     if isfinite(square):
         return sqrt(square)
     return float(np.linalg.norm(vector.astype(np.float64)))  # squares beyond float32

@@ -173,13 +173,15 @@ def _rounded(levels: F32, draws: F32) -> NDArray[np.int8]:
 
 
 def _check_levels(levels: NDArray[np.int8]) -> None:
-    if levels.min(initial=0) < -_LEVELS:
+    if b"\x80" in levels.tobytes():  # a quick search, also of a short vector
         raise CodecError(f"payload holds the level -128, limit -{_LEVELS}")
 
 
 def _check_scales(scales: F32) -> None:
     # Written so that NaN, which compares false with everything, fails.
-    good = (scales >= 0) & (scales <= MAX_SCALE)
-    if not good.all():
+    least = np.minimum.reduce(scales, axis=None, initial=0)
+    most = np.maximum.reduce(scales, axis=None, initial=0)
+    if not (least >= 0 and most <= MAX_SCALE):
+        good = (scales >= 0) & (scales <= MAX_SCALE)
         bad = float(scales[~good][0])
         raise CodecError(f"payload holds the scale {bad:g}, range 0 to {float(MAX_SCALE):g}")

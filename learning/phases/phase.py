@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -128,8 +129,7 @@ class Answer:
     seconds: float = 0.0
 
 
-@dataclass(frozen=True, eq=False)
-class Received:
+class Received(msgspec.Struct, frozen=True, eq=False):
     """An answer as the coordinator decoded it.
 
     Attributes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from statistics import median
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,6 +74,14 @@ class Train:
         return TrainCollector(context)
 
 
+class _Held(NamedTuple):
+    """An update as it is folded when it weighs its rows, and what it was made of."""
+
+    update: Update
+    received: Received
+    rows: float
+
+
 class TrainCollector:
     """The round's aggregator, and the sums that agents reported of their last epoch.
 
@@ -84,7 +92,7 @@ class TrainCollector:
 
     def __init__(self, context: CollectorContext) -> None:
         self._aggregator = context.aggregator()
-        self._cap: ShareCap[tuple[str, Received]] = ShareCap()
+        self._cap: ShareCap[_Held] = ShareCap()
         self._sums: dict[str, Sums] = {}
         self._tables: list[SumsTable] = []
         self.values: Values = {}
@@ -113,13 +121,14 @@ class TrainCollector:
             detail = f"the round holds {self.capacity} updates already, the aggregator's limit"
             raise UpdateRejected(agent_id, "full", detail)
         rows = float(received.num_examples) if self._weighting == "examples" else 1.0
+        held = _Held(self._update(agent_id, received, rows), received, rows)
         try:
-            check_update(self._update(agent_id, received, rows), self._sizes)
+            check_update(held.update, self._sizes)
         except ValueError as error:
             raise UpdateRejected(agent_id, "shape", str(error)[:500]) from error
         self._rows.append(rows)
         self._sums[agent_id] = received.sums
-        if (passed := self._cap.add(rows, (agent_id, received))) is not None:
+        if (passed := self._cap.add(rows, held)) is not None:
             self._fold(passed)
 
     def accept_many(self, received: ReceivedMany) -> None:
@@ -134,12 +143,14 @@ class TrainCollector:
         self._rows += rows.tolist()
         self._tables.append(sums)
 
-        def value_of(number: int) -> tuple[str, Received]:
+        def value_of(number: int) -> _Held:
             # A copy: the cohort's array is not to be kept for it.
             vectors = {name: each[number].copy() for name, each in received.vectors.items()}
             examples, length = int(received.num_examples[number]), float(received.lengths[number])
             name = sums.names[number]
-            return name, Received(vectors, Sums(0.0, 0.0, {}), {}, examples, 0, length)
+            one = Received(vectors, Sums(0.0, 0.0, {}), {}, examples, 0, length)
+            weight = float(rows[number])
+            return _Held(self._update(name, one, weight), one, weight)
 
         gone, passes = self._cap.add_many(rows, value_of)
         for weighed in gone:
@@ -175,8 +186,12 @@ class TrainCollector:
         self._sums |= other._sums
         self._tables += other._tables
 
-    def _fold(self, weighed: Weighed[tuple[str, Received]]) -> None:
-        self._aggregator.add(self._update(*weighed.value, weighed.weight))
+    def _fold(self, weighed: Weighed[_Held]) -> None:
+        weight, held = weighed
+        update = held.update
+        if weight != held.rows:
+            update = self._update(update.agent_id, held.received, weight)
+        self._aggregator.add(update)
 
     def _update(self, agent_id: str, received: Received, rows: float) -> Update:
         discount = self._algorithm.discount(received.staleness)
@@ -194,10 +209,10 @@ class TrainCollector:
             TrainingError: see `Aggregator.result`.
         """
         usual = median(self._rows) if self._rows else 0.0
-        for weight, (agent_id, received) in self._cap.finish():
-            if weight > usual and received.length > 1:
-                weight = max(usual, weight / received.length)
-            self._fold(Weighed(weight, (agent_id, received)))
+        for weight, held in self._cap.finish():
+            if weight > usual and held.received.length > 1:
+                weight = max(usual, weight / held.received.length)
+            self._fold(Weighed(weight, held))
         # Right after a start the coordinator may not have heard of all whose updates count.
         answered = len(self._sums) + sum(map(len, self._tables))
         return self._aggregator.result(max(population, answered))

@@ -252,7 +252,7 @@ def with_control(done: JobDone, value: float) -> JobDone:
     assert isinstance(done.result, LocalUpdate)
     vectors = {"control": np.full(4, value, np.float32)}
     state = replace(done.result.state, algorithm="scaffold", vectors=vectors)
-    return replace(done, result=replace(done.result, state=state))
+    return JobDone(done.plan, replace(done.result, state=state))
 
 
 def test_the_state_of_another_model_is_not_used() -> None:

@@ -21,7 +21,7 @@ from broker.protocol.topics import (
     Topic,
 )
 from broker.service.events import Connected, MessageArrived, Publish, Subscribe, Unsubscribe
-from edge_agent.machine.events import JobFailed, SpoolUpdate, StartJob
+from edge_agent.machine.events import JobDone, JobFailed, SpoolUpdate, StartJob
 from edge_agent.machine.pending_update import LocalUpdate
 from fedge.limits import RepeatFilter
 from learning.vector.metrics import Sums
@@ -159,7 +159,7 @@ def test_figures_that_cannot_be_sent_are_declined(value: float) -> None:
     done = trained([0, 0, 0, 0])
     assert isinstance(done.result, LocalUpdate)
     sums = Sums(1.0, 20.0, {"mae": value})
-    report = report_in(device.feed(replace(done, result=replace(done.result, sums=sums))))
+    report = report_in(device.feed(JobDone(done.plan, replace(done.result, sums=sums))))
     assert report.reason == "training"
     assert report.detail.startswith("mae is ")
     device.plan(phase="evaluate", version=1)

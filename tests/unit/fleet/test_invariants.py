@@ -129,7 +129,7 @@ def test_an_update_that_counts_and_was_not_stored(run: Run) -> None:
 def test_an_update_of_another_round(run: Run) -> None:
     def shift(action: Any) -> Iterator[Any]:
         if isinstance(action, StoreUpdate):
-            action = dataclasses.replace(action, round_id=action.round_id + 1)
+            action = msgspec.structs.replace(action, round_id=action.round_id + 1)
         yield action
 
     fails(run, actions_changed(run.history, shift), "stored for round 2, 1 is open")
