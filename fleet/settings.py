@@ -91,6 +91,12 @@ def overlap(outer: Iterable[str], inner: Iterable[str]) -> tuple[str, str] | Non
     return None
 
 
+def in_both(first: Iterable[str], second: Iterable[str]) -> tuple[str, str] | None:
+    """Returns two spellings of a key that is in both, of full keys; None: none is."""
+    known = {_steps(key): key for key in first}
+    return next(((known[_steps(key)], key) for key in second if _steps(key) in known), None)
+
+
 def apply_changes(document: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a scenario's mapping with changes made; the one given is left as it is.
 

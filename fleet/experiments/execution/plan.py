@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from fleet.experiments.experiment import Case
 from fleet.experiments.hooks.registry import HOOKS
 from fleet.experiments.naming import case_name, folder_name, short_keys
 from fleet.scenario import check_there, scenario_changes
-from fleet.settings import overlap
+from fleet.settings import in_both, overlap
 
 #: More runs are a mistake in a list, most likely.
 MAX_RUNS = 100_000
@@ -85,7 +86,8 @@ def make_plan(path: Path, changes: Mapping[str, Any] | None = None, seeds: int =
     """
     check_there(path)
     grid = load_config(path, Grid)
-    _check_number(1, seeds or grid.seed_count, path)
+    # Before they are listed: a product of lists may not fit in memory.
+    _check_number(_case_count(grid), seeds or grid.seed_count, path)
     for hook in grid.hooks:
         HOOKS.make(hook)  # raises where it is unknown, or what it needs is missing
     more = _full(changes or {}, "--set")
@@ -95,7 +97,6 @@ def make_plan(path: Path, changes: Mapping[str, Any] | None = None, seeds: int =
     fixed = own | more
     combinations = list(_combinations(grid, path))
     numbers = tuple(range(seeds)) if seeds else grid.seed_list
-    _check_number(len(combinations), len(numbers), path)
     varied = tuple(dict.fromkeys(key for one in combinations for key in one.varied))
     _check_outside(more, varied, path)
     options = _options(grid, path)
@@ -103,13 +104,24 @@ def make_plan(path: Path, changes: Mapping[str, Any] | None = None, seeds: int =
     return Plan(grid.name or folder_name(path.stem), grid, options, varied, cases, numbers)
 
 
+def _case_count(grid: Grid) -> int:
+    lists = math.prod(len(values) for values in grid.grid.values())
+    return len(grid.scenarios) * max(1, len(grid.cases)) * lists
+
+
 def _check_number(cases: int, seeds: int, path: Path) -> None:
     if cases * seeds > MAX_RUNS:
-        of_cases = "one case" if cases == 1 else f"{cases:,} cases"
+        of_seeds = "one seed" if seeds == 1 else f"{_amount(seeds)} seeds"
+        of_cases = "one case" if cases == 1 else f"{_amount(cases)} cases"
         raise ConfigError(
-            f"{path}: {of_cases} with {seeds:,} seeds each are more than {MAX_RUNS:,} runs: "
+            f"{path}: {of_cases} with {of_seeds} each are more than {MAX_RUNS:,} runs: "
             "shorten a list"
         )
+
+
+def _amount(number: int) -> str:
+    """Returns a whole number with commas; a huge one by its power of ten."""
+    return f"{number:,}" if number < 10**12 else f"more than 10^{int(math.log10(number))}"
 
 
 def _check_outside(more: Mapping[str, Any], varied: Sequence[str], path: Path) -> None:
@@ -128,7 +140,11 @@ def _fixed(grid: Grid, path: Path) -> dict[str, Any]:
     options = {"agents": grid.options.agents, "federation.rounds": grid.options.rounds}
     chosen = {key: value for key, value in options.items() if value is not None}
     _refuse_overlap(grid.changes, f"{path}: set")
-    return _full(grid.changes, f"{path}: set") | chosen
+    found = _full(grid.changes, f"{path}: set")
+    if both := in_both(found, chosen):
+        key = _bare_key(both[1])
+        raise ConfigError(f"{path}: options.{key} and {key} of `set` are one setting: give one")
+    return found | chosen
 
 
 def _combinations(grid: Grid, path: Path) -> Iterator[_Combination]:
@@ -136,14 +152,14 @@ def _combinations(grid: Grid, path: Path) -> Iterator[_Combination]:
     lists = _bare(_full(grid.grid, f"{path}: grid"))
     fixed = _fixed(grid, path)
     _refuse_overlap(lists, f"{path}: grid")
-    _check_whole(fixed, lists, f"{path}: grid")
+    _check_fixed(fixed, lists, f"{path}: grid")
     short, taken = short_keys(lists), set[str]()
     for scenario, given in itertools.product(grid.scenarios, grid.cases or ({},)):
         label, own = _named_case(given, path)
         if both := set(own) & set(lists):
             raise ConfigError(f"{path}: case {label}: {min(both)} is varied by the grid too")
         where = f"{path}: case {label}"
-        _check_whole(fixed, own, where)
+        _check_fixed(fixed, own, where)
         _refuse_overlap([*own, *lists], where)
         labels = [Path(scenario).stem] * (len(grid.scenarios) > 1) + [label] * bool(label)
         for values in itertools.product(*lists.values()):
@@ -191,12 +207,18 @@ def _refuse_overlap(keys: Iterable[str], where: str) -> None:
         )
 
 
-def _check_whole(fixed: Mapping[str, Any], varied: Iterable[str], where: str) -> None:
-    """Raises ConfigError where `set` has a key below one that is replaced as a whole.
+def _check_fixed(fixed: Mapping[str, Any], varied: Iterable[str], where: str) -> None:
+    """Raises ConfigError where `set` has a key that is varied, or one below it: it would be lost.
 
     The other way round is fine: `set: {algorithm: fedprox}`, and a grid of `algorithm.mu`.
     """
-    if both := overlap(_full(dict.fromkeys(varied), where), fixed):
+    keys = _full(dict.fromkeys(varied), where)
+    if both := in_both(fixed, keys):
+        raise ConfigError(
+            f"{where}: {_bare_key(both[1])} is set for all runs too, by `set` or `options`: leave "
+            "it out there, or here"
+        )
+    if both := overlap(keys, fixed):
         raise ConfigError(
             f"{where}: {_bare_key(both[0])} would replace {_bare_key(both[1])} of `set`: give it "
             f"within each value of {_bare_key(both[0])}"

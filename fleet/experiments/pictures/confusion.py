@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -66,9 +65,19 @@ def in_percent(matrix: F64) -> F64:
 
 
 def _summed(view: View, case: Case) -> F64 | None:
-    reports: Iterable[Any] = view.experiment.reports(case).values()
-    found = [np.array(r.matrices[view.metric], float) for r in reports if view.metric in r.matrices]
-    return np.sum(found, axis=0) if found else None
+    found = {
+        seed: np.array(report.matrices[view.metric], float)
+        for seed, report in view.experiment.reports(case).items()
+        if view.metric in report.matrices
+    }
+    sizes = {len(matrix): seed for seed, matrix in reversed(found.items())}
+    if len(sizes) > 1:
+        told = " and ".join(f"{size} classes (seed {sizes[size]})" for size in sorted(sizes)[:2])
+        raise ConfigError(
+            f"{view.experiment.folder}: {case.name}: {view.metric} has {told}: runs of different "
+            "models cannot be summed; run the experiment again with --fresh"
+        )
+    return np.sum(list(found.values()), axis=0) if found else None
 
 
 def _draw_one(axes: Any, matrix: F64, classes: list[str]) -> Any:

@@ -162,3 +162,16 @@ def test_without_matplotlib_the_error_says_what_to_install(tmp_path: Path) -> No
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert done.stderr == "error: matplotlib is missing: pip install 'fedge[plot]'\n"
+
+
+def test_confusion_matrices_of_different_models_in_one_case_are_refused(tmp_path: Path) -> None:
+    made = two_cases(tmp_path)
+    run = made.runs(made.cases[0])[1]
+    document = report_document([0.5], seed=run.seed)
+    document["final"]["matrices"] = {"confusion": [[1, 0, 0], [0, 1, 0], [0, 0, 1]]}
+    write_report(tmp_path / run.folder, document)
+    with pytest.raises(ConfigError) as caught:
+        draw(make_view(made, "confusion"), "confusion")
+    line = str(caught.value)
+    assert "confusion has 2 classes (seed 0) and 3 classes (seed 1): runs of different" in line
+    assert made.cases[0].name in line

@@ -107,7 +107,24 @@ def test_options_of_the_command_line_win_over_the_file(tmp_path: Path) -> None:
         ({"grid": {"seed": [1, 2]}}, r"grid: seed: list the seeds in `seeds`"),
         ({"seeds": []}, r"seeds: list each seed once"),
         ({"seeds": [1, 1]}, r"seeds: list each seed once"),
-        ({"seeds": 200_000}, r"more than 100,000 runs"),
+        ({"seeds": 200_000}, r"one case with 200,000 seeds each are more than 100,000 runs"),
+        (
+            {"grid": {f"data.inputs.a{n}": list(range(1000)) for n in range(40)}},
+            r"tiny.yaml: more than 10\^120 cases with one seed each are more than 100,000 runs: sh",
+        ),
+        (
+            {"set": {"rounds": 2}, "grid": {"federation.rounds": [3]}},
+            r"grid: rounds is set for all runs too, by `set` or `options`: leave it out there, or",
+        ),
+        (
+            {"set": {"training.epochs": 2}, "cases": [{"name": "a", "training.epochs": 3}]},
+            r"case a: training\.epochs is set for all runs too",
+        ),
+        ({"options": {"agents": 4}, "grid": {"agents": [3]}}, r"grid: agents is set for all runs"),
+        (
+            {"options": {"rounds": 4}, "set": {"federation.rounds": 4}},
+            r"options\.rounds and rounds of `set` are one setting: give one",
+        ),
         ({"target": {"metric": "ma", "value": 1}}, r"no metric 'ma': did you mean mae\?"),
         ({"engine": "run", "options": {"signed": True}}, r"options\.signed is no option"),
         ({"engine": "run", "options": {"mode": "bytes"}}, r"options\.mode is no option"),
