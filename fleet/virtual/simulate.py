@@ -25,6 +25,7 @@ from fleet.runs.resume import INTERRUPTED, RunInterrupted, resumed_record, save_
 from fleet.runs.watcher import Watcher
 from fleet.scenario import Scenario
 from fleet.virtual.event_trace import TraceFile
+from fleet.virtual.fault_hits import fault_hits, hit_document, hit_lines
 from fleet.virtual.faults import FaultPlan, unknown_names
 from fleet.virtual.invariants import Invariants
 from fleet.virtual.profiles import Profiles, load_profiles
@@ -115,6 +116,9 @@ def simulate_scenario(
         simulation.coordinator.on_round = watcher.round
         watcher.begin(participants, setting.config, f"in memory, seed {setting.seed}")
         for line in record_notes(record):
+            watcher.note(line)
+        hits = fault_hits(setting.faults, participants.rows) if options.faults else []
+        for line in hit_lines(hits):
             watcher.note(line)
         try:
             reason = simulation.run(options.limit_s, SETTLE_S)
@@ -233,6 +237,8 @@ def _conclude(
     )
     report = conclude(ended, lambda: _best_theta(simulation), watcher.working)
     report |= {"virtual_seconds": ended_s}
+    if options.faults:
+        report["faults"] = hit_document(fault_hits(setting.faults, participants.rows))
     write_report(report, options.out)
     if report["status"] == "interrupted":
         raise RunInterrupted(report)

@@ -152,6 +152,21 @@ def test_the_report_has_the_names_of_a_run_and_the_loss_falls(tmp_path: Path) ->
     assert (tmp_path / "model" / "initial.npy").is_file() or list((tmp_path / "model").iterdir())
 
 
+def test_whom_faults_concern_is_told_and_stands_in_the_report(tmp_path: Path) -> None:
+    path = tmp_path / "faults.yaml"
+    path.write_text('crashes: [{who: ["site-[12]"], at_s: 3}]\ncut: 0.01\nuntil_s: 9')
+    code, output = simulate(tmp_path, "--faults", str(path), "--rounds", "2", "--agents", "4")
+    assert code == 0, output
+    everyone = ["site-0", "site-1", "site-2", "site-3"]
+    assert f"faults: cut: the coordinator and 4 agents ({', '.join(everyone)})" in output
+    assert "faults: crashes[0]: 2 agents (site-1, site-2)" in output
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["faults"] == {
+        "cut": {"agents": 4, "names": everyone, "coordinator": True},
+        "crashes[0]": {"agents": 2, "names": ["site-1", "site-2"], "coordinator": False},
+    }
+
+
 @pytest.mark.parametrize(
     ("faults", "code", "words"),
     [

@@ -13,6 +13,7 @@ import pytest
 from broker.memory.broker import Packet
 from fedge.errors import ConfigError
 from fedge.yaml_config import load_config
+from fleet.virtual.fault_hits import fault_hits, hit_document, hit_lines
 from fleet.virtual.faults import (
     BrokerRestart,
     ClockSkew,
@@ -283,3 +284,45 @@ def test_the_plan_in_the_manual_is_valid(tmp_path: Path) -> None:
     manual = (Path(__file__).parents[3] / "docs" / "simulation.md").read_text()
     text = manual.split("```yaml\n")[1].split("```")[0]
     assert load(tmp_path, text).broker_restarts[0].lose == "all"
+
+
+def test_each_rule_tells_which_agents_it_concerns(tmp_path: Path) -> None:
+    agents = ["pi-1", "pi-2", *(f"site-{n}" for n in range(30))]
+    hits = fault_hits(load(tmp_path, EVERYTHING), agents)
+    assert [hit.rule for hit in hits] == [
+        *("delay", "reorder", "duplicate", "cut", "drop", "max_queued_messages"),
+        *("broker_restarts[0]", "partitions[0]", "slow_links[0]", "crashes[0]"),
+        *("random_crashes[0]", "clock_skews[0]"),
+    ]
+    of = {hit.rule: hit for hit in hits}
+    assert of["cut"].whom.startswith("the coordinator and 32 agents (pi-1, pi-2, site-0, ")
+    assert of["partitions[0]"].whom == "31 agents (pi-1, site-0, site-1, site-2, site-3, …)"
+    assert of["crashes[0]"].whom == "the coordinator"
+    assert hit_lines(hits)[-1] == "faults: clock_skews[0]: 1 agent (pi-1)"
+    assert hit_lines(hits)[0].startswith(
+        "faults: delay, reorder, duplicate, cut, drop, max_queued_messages, broker_restarts[0]: the"
+    )
+    assert (of["slow_links[0]"].agents, of["slow_links[0]"].coordinator) == (32, False)
+    document = hit_document(hits)
+    assert document["clock_skews[0]"] == {"agents": 1, "names": ["pi-1"], "coordinator": False}
+    assert len(document["partitions[0]"]["names"]) == 20
+
+
+def test_a_pattern_that_matches_nobody_is_told(tmp_path: Path) -> None:
+    plan = load(tmp_path, 'crashes: [{who: ["house-*"], at_s: 3}]')
+    assert hit_lines(fault_hits(plan, ["pi-1"])) == ["faults: crashes[0]: no agent"]
+    assert fault_hits(FaultPlan(), ["pi-1"]) == []
+
+
+def test_lines_about_faults_are_few_whatever_the_plan() -> None:
+    crashes = tuple(Crash(who=(f"agent:pi-{n}",), at_s=1.0) for n in range(2000))
+    hits = fault_hits(FaultPlan(crashes=crashes), [f"pi-{n}" for n in range(2000)])
+    lines = hit_lines(hits)
+    assert (len(hits), len(lines)) == (1000, 11)
+    assert lines[9:] == [
+        "faults: crashes[9]: 1 agent (pi-9)",
+        "faults: 990 more rules: see report.json",
+    ]
+    restarts = fault_hits(FaultPlan(broker_restarts=(BrokerRestart(at_s=1.0),) * 50), ["pi-0"])
+    (line,) = hit_lines(restarts)
+    assert line.endswith("broker_restarts[7], 42 more: the coordinator and 1 agent (pi-0)")

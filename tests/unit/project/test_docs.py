@@ -369,7 +369,13 @@ def test_every_key_of_the_report_is_documented() -> None:
     )
     baselines = Baselines(failed={"own": "why"}, detection={"own": {"auc": 1.0}})
     report = build_report(scenario, load_zoo("house_price"), [], baselines, facts)
-    record = {"seed", "configuration", "run", "virtual_seconds"}  # see tests/unit/fleet/runs
+    record = {
+        "seed",
+        "configuration",
+        "run",
+        "virtual_seconds",
+        "faults",
+    }  # see tests/unit/fleet/runs
     assert first_cells(text) == {*report, *record, "statistics", ANSWER}
     (final,) = re.findall(r"(?m)^\| `final` \| (.*) \|$", text)
     assert set(re.findall(r"`(\w+)`", final)) == set(report["final"])
