@@ -223,7 +223,7 @@ class Report:
     def _refuse(self, metric: str) -> None:
         known = ["loss", *self._names]
         if metric in known and not self.is_evaluated:
-            hint = "no agent held rows back to measure on; "
+            hint = "no round measured on held-out rows; "
         else:
             hint = did_you_mean(metric, self.metrics)
         raise ConfigError(

@@ -72,7 +72,7 @@ def test_agents_curves_and_reports_of_a_run_nobody_evaluated_are_of_training(
     assert result.metrics == ["central_loss", "central_mae", "train_loss", "train_mae"]
     for row in result.agents:
         assert row.keys() == {"agent", "unseen", "train_loss", "train_mae", "num_examples"}
-    with pytest.raises(ConfigError, match="'mae': no agent held rows back to measure on; it has"):
+    with pytest.raises(ConfigError, match="'mae': no round measured on held-out rows; it has"):
         fedge.compare({"a": result}, metric="mae")
     trained = [row["train_mae"] for row in result.history]
     assert fedge.compare({"a": result}, metric="train_mae").rows[0]["best"] == min(trained)

@@ -86,7 +86,7 @@ def test_without_any_evaluation_there_are_values_of_training_by_their_name_alone
     assert found.curve("train_loss").values.tolist() == [0.9, 0.9]
     assert found.curve("central_mae").values.tolist() == [1, 2]
     for name in ("loss", "accuracy"):
-        with pytest.raises(ConfigError, match=f"{name}': no agent held rows back to measure on; "):
+        with pytest.raises(ConfigError, match=f"{name}': no round measured on held-out rows; "):
             found.curve(name)
         assert found.agents(name) == {}
         assert found.final_value(name) is None
