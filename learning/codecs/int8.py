@@ -35,6 +35,7 @@ _FLOAT32 = np.finfo(np.float32)
 MIN_SCALE = _FLOAT32.tiny
 #: The largest scale whose level 127 is still finite.
 MAX_SCALE = np.nextafter(np.float32(_FLOAT32.max / _LEVELS), np.float32(0))
+_MAX_SCALE_BITS = MAX_SCALE.view(np.uint32)
 
 
 class Int8Settings(Settings, frozen=True, tag="int8"):
@@ -178,10 +179,8 @@ def _check_levels(levels: NDArray[np.int8]) -> None:
 
 
 def _check_scales(scales: F32) -> None:
-    # Written so that NaN, which compares false with everything, fails.
-    least = np.minimum.reduce(scales, axis=None, initial=0)
-    most = np.maximum.reduce(scales, axis=None, initial=0)
-    if not (least >= 0 and most <= MAX_SCALE):
-        good = (scales >= 0) & (scales <= MAX_SCALE)
-        bad = float(scales[~good][0])
+    # As unsigned integers, floats below zero, infinite ones and NaN are beyond the largest scale.
+    bits = scales.astype(np.float32, copy=False).view(np.uint32)
+    if bits.max(initial=0) > _MAX_SCALE_BITS:
+        bad = float(scales[bits > _MAX_SCALE_BITS][0])
         raise CodecError(f"payload holds the scale {bad:g}, range 0 to {float(MAX_SCALE):g}")

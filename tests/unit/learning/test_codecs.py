@@ -60,6 +60,12 @@ def test_int8_refuses_a_scale_no_encoder_writes(scale: float) -> None:
         CODECS.make({"name": "int8", "block_size": 4}).decode(payload, 5, SEED)
 
 
+def test_int8_refuses_a_signalling_nan_as_quietly_as_other_scales() -> None:
+    payload = np.array([0x3F80_0000, 0x7F81_0000], "<u4").tobytes() + bytes(5)
+    with pytest.raises(CodecError, match="payload holds the scale nan"):
+        CODECS.make({"name": "int8", "block_size": 4}).decode(payload, 5, SEED)
+
+
 def test_int8_refuses_the_level_that_has_no_positive_twin() -> None:
     payload = np.array([1.0], "<f4").tobytes() + np.array([3, -128], np.int8).tobytes()
     with pytest.raises(CodecError, match="level -128"):
