@@ -7,6 +7,7 @@ stored entries: the simulated broker makes one for every message.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Generic, TypeVar
 
 V = TypeVar("V")
@@ -26,7 +27,13 @@ class _Tree(Generic[V]):
     def __init__(self) -> None:
         self._root: _Node[V] = _Node()
 
-    def _insert(self, path: str, key: str, value: V) -> None:
+    @property
+    def is_empty(self) -> bool:
+        """Whether it holds nothing."""
+        return not (self._root.below or self._root.values)
+
+    def insert(self, path: str, key: str, value: V) -> None:
+        """Stores a value."""
         node = self._root
         for level in path.split("/"):
             below = node.below.get(level)
@@ -35,7 +42,8 @@ class _Tree(Generic[V]):
             node = below
         node.values[key] = value
 
-    def _remove(self, path: str, key: str) -> None:
+    def remove(self, path: str, key: str) -> None:
+        """Removes a value, if it is there."""
         trail = [("", self._root)]
         for level in path.split("/"):
             node = trail[-1][1].below.get(level)
@@ -49,57 +57,94 @@ class _Tree(Generic[V]):
             del parent.below[level]
 
 
-class FilterTree(_Tree[V]):
-    """Tree of subscriptions; finds those that a topic reaches.
+class _WildTree(_Tree[V]):
+    """Subscriptions whose filters are alike up to their first wildcard, by what follows."""
 
-    Filters without wildcards, the majority, are in a dict; the tree holds the others.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._exact: dict[str, dict[str, V]] = {}
-
-    def add(self, topic_filter: str, key: str, value: V) -> None:
-        """Stores `value` of subscriber `key` under a filter."""
-        if _has_wildcard(topic_filter):
-            self._insert(topic_filter, key, value)
-        else:
-            self._exact.setdefault(topic_filter, {})[key] = value
-
-    def discard(self, topic_filter: str, key: str) -> None:
-        """Removes the entry, if there is one."""
-        if _has_wildcard(topic_filter):
-            self._remove(topic_filter, key)
-        elif (subscribers := self._exact.get(topic_filter)) is not None:
-            subscribers.pop(key, None)
-            if not subscribers:
-                del self._exact[topic_filter]
-
-    def matching(self, topic: str) -> dict[str, V]:
-        """Returns value by key of every subscriber that `topic` reaches, each once."""
-        found = dict(self._exact.get(topic, ()))
-        # A filter that begins with a wildcard does not match topics that begin with $ (§4.7.2).
-        wild = not topic.startswith("$")
+    def collect(self, levels: list[str], found: dict[str, V]) -> None:
+        """Adds value by key of every subscriber that the rest of a topic reaches."""
         nodes = [self._root]
-        for level in topic.split("/"):
+        for level in levels:
             reached = []
             for node in nodes:
                 below = node.below
                 if (exact := below.get(level)) is not None:
                     reached.append(exact)
-                if wild:
-                    if (one := below.get("+")) is not None:
-                        reached.append(one)
-                    if (rest := below.get("#")) is not None:
-                        found.update(rest.values)
+                if (one := below.get("+")) is not None:
+                    reached.append(one)
+                if (rest := below.get("#")) is not None:
+                    found.update(rest.values)
             if not reached:
-                return found
-            nodes, wild = reached, True
+                return
+            nodes = reached
         for node in nodes:
             found.update(node.values)
             if (rest := node.below.get("#")) is not None:
                 found.update(rest.values)  # "a/#" matches "a" as well (§4.7.1.2)
+
+
+class FilterTree(Generic[V]):
+    """Subscriptions; finds those that a topic reaches.
+
+    Filters without wildcards, the majority, are in a dict. The others are found by what comes
+    before their first wildcard: a fleet's begin alike, and have one or two levels more.
+    """
+
+    def __init__(self) -> None:
+        self._exact: dict[str, dict[str, V]] = {}
+        #: By the number of levels before the first wildcard, and these levels.
+        self._wild: dict[int, dict[str, _WildTree[V]]] = {}
+
+    def add(self, topic_filter: str, key: str, value: V) -> None:
+        """Stores `value` of subscriber `key` under a filter."""
+        if not _has_wildcard(topic_filter):
+            self._exact.setdefault(topic_filter, {})[key] = value
+            return
+        depth, begin, rest = _at_wildcard(topic_filter)
+        trees = self._wild.setdefault(depth, {})
+        tree = trees.get(begin)
+        if tree is None:
+            tree = trees[begin] = _WildTree()
+        tree.insert(rest, key, value)
+
+    def discard(self, topic_filter: str, key: str) -> None:
+        """Removes the entry, if there is one."""
+        if _has_wildcard(topic_filter):
+            self._discard_wild(topic_filter, key)
+        elif (subscribers := self._exact.get(topic_filter)) is not None:
+            subscribers.pop(key, None)
+            if not subscribers:
+                del self._exact[topic_filter]
+
+    def _discard_wild(self, topic_filter: str, key: str) -> None:
+        depth, begin, rest = _at_wildcard(topic_filter)
+        trees = self._wild.get(depth, {})
+        if (tree := trees.get(begin)) is None:
+            return
+        tree.remove(rest, key)
+        if tree.is_empty:
+            del trees[begin]
+            if not trees:
+                del self._wild[depth]
+
+    def matching(self, topic: str) -> dict[str, V]:
+        """Returns value by key of every subscriber that `topic` reaches, each once."""
+        found = dict(self._exact.get(topic, ()))
+        levels = topic.split("/")
+        for depth, trees in self._wild.items():
+            # A filter that begins with a wildcard does not match topics that begin with $ (§4.7.2).
+            if depth > len(levels) or (not depth and topic.startswith("$")):
+                continue
+            if (tree := trees.get("/".join(levels[:depth]))) is not None:
+                tree.collect(levels[depth:], found)
         return found
+
+
+@lru_cache(maxsize=64)
+def _at_wildcard(topic_filter: str) -> tuple[int, str, str]:
+    """Returns number of the levels before the first wildcard, these levels, and the others."""
+    levels = topic_filter.split("/")
+    depth = next(n for n, level in enumerate(levels) if level in ("+", "#"))
+    return depth, "/".join(levels[:depth]), "/".join(levels[depth:])
 
 
 def _has_wildcard(topic_filter: str) -> bool:
@@ -111,11 +156,11 @@ class TopicTree(_Tree[V]):
 
     def put(self, topic: str, value: V) -> None:
         """Stores `value` under a topic, in place of an earlier value."""
-        self._insert(topic, topic, value)
+        self.insert(topic, topic, value)
 
     def discard(self, topic: str) -> None:
         """Removes the entry, if there is one."""
-        self._remove(topic, topic)
+        self.remove(topic, topic)
 
     def matching(self, topic_filter: str) -> list[tuple[str, V]]:
         """Returns (topic, value) of every match, in order of storing per level."""

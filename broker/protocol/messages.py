@@ -179,7 +179,8 @@ class RoundPlan(Message, frozen=True):
     @property
     def phase_name(self) -> str:
         """The phase without its settings; empty when it has no name."""
-        return name_of(self.phase)
+        phase = self.phase
+        return phase if isinstance(phase, str) else name_of(phase)
 
 
 def name_of(choice: Choice) -> str:

@@ -80,7 +80,10 @@ class Entry:
         A new instance has none until it has loaded the model, and may send an update of the one
         before.
         """
-        return next((rows for name, rows in self._more if name == part), _rows(self.status, part))
+        for name, rows in self._more:
+            if name == part:
+                return rows
+        return _rows(self.status, part)
 
     @property
     def online(self) -> bool:
@@ -213,7 +216,10 @@ class Roster:
         entry = self._entries.get(agent_id)
         if entry is None:
             return None
-        parts = [entry.rows(name) for name in PARTS if part in (name, "any")]
+        if part != "any":
+            rows = entry.rows(part)
+            return rows if rows.number else None
+        parts = [entry.rows(name) for name in PARTS]
         number = sum(rows.number for rows in parts)
         return Rows(number, sum(rows.weight for rows in parts)) if number else None
 

@@ -33,7 +33,6 @@ log = logging.getLogger(__name__)
 LOG_FILE = "open_round.log"
 _MAGIC = b"FUP1"
 _PREFIX = struct.Struct("<4sIQI")
-_DIGEST_BYTES = hashlib.sha256().digest_size
 _ERASED_AT_ONCE = 1 << 20
 _MOST_IN_MEMORY = 64 << 20
 
@@ -87,8 +86,11 @@ class UpdateLog:
             if file.seek(0, os.SEEK_END) > self._end:
                 file.truncate(self._end)  # a torn entry
             file.seek(self._end)
-            for part in self._pending:
-                _write(file, part)
+            if isinstance(file, io.BytesIO):
+                file.writelines(self._pending)
+            else:
+                for part in self._pending:
+                    _write(file, part)
             self._to_disk(file)
         except OSError as error:
             raise self._failed(error) from error
@@ -151,13 +153,14 @@ class UpdateLog:
             file.seek(end)
             prefix = file.read(_PREFIX.size)
             _, head_bytes, frame_bytes, _ = _PREFIX.unpack(prefix)
-            if size - end < _PREFIX.size + head_bytes + frame_bytes + _DIGEST_BYTES:
+            digest_bytes = len(self._digest(b"", b""))
+            if size - end < _PREFIX.size + head_bytes + frame_bytes + digest_bytes:
                 return
             head = file.read(head_bytes)
             if prefix != self._prefix(head_bytes, frame_bytes, head):
                 return
             frame = file.read(frame_bytes)
-            is_whole = file.read(_DIGEST_BYTES) == self._digest(head, frame)
+            is_whole = file.read(digest_bytes) == self._digest(head, frame)
             end = file.tell()
             yield msgspec.json.decode(head, type=_Head), frame, is_whole, end
 
@@ -166,6 +169,8 @@ class UpdateLog:
         return _PREFIX.pack(_MAGIC, head_bytes, frame_bytes, zlib.crc32(head, check))
 
     def _digest(self, head: bytes, frame: bytes) -> bytes:
+        if self.path is None:
+            return b""  # nobody else writes to it, and it does not outlive the process
         digest = hashlib.sha256(self._token)
         digest.update(head)
         digest.update(frame)

@@ -132,16 +132,16 @@ class AgentShell(Shell):
         assert self.machine is not None, "not started"
         return self.machine
 
-    def _clock_s(self) -> float:
-        return self._offset_s + self._rate * self._broker.now_s
-
     def handle(self, event: Any) -> Sequence[Action]:
         """See `Agent.handle`; uses the device's own clock."""
-        return self.agent.handle(event, self._clock_s())
+        assert self.machine is not None, "not started"
+        return self.machine.handle(event, self._offset_s + self._rate * self._broker.now_s)
 
     def wait_s(self) -> float:
         """See `Agent.wait_s`."""
-        return self.agent.wait_s(self._clock_s()) / self._rate
+        assert self.machine is not None, "not started"
+        clock_s = self._offset_s + self._rate * self._broker.now_s
+        return self.machine.wait_s(clock_s) / self._rate
 
     def perform(self, action: Any) -> None:
         """Performs an action like `edge_agent.service.AgentService.perform`."""

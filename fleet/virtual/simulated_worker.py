@@ -42,7 +42,7 @@ class SimulatedWorker:
             run of a simulation then costs only what training does not.
 
     Attributes:
-        busy_s: processor time of all jobs.
+        busy_s: processor time of all jobs, those that were remembered too.
     """
 
     def __init__(self, *, remember: bool = False) -> None:
@@ -83,20 +83,13 @@ class SimulatedWorker:
         statistics: StatisticsConfig = NOT_ALLOWED,
     ) -> JobDone | JobFailed:
         """Runs the job; `seconds` is the training time stated in its update."""
-        if not self._remember:
-            return self._timed(job, agent_id, dataset, seconds, statistics)
-        plan = job.plan
-        key = (
-            *(agent_id, plan.round_id, repr(plan.phase), plan.seed),
-            *(ref.sha256 for ref in plan.blobs.values()),
-            _mark(job.state),
-        )
-        if key not in self._known:
-            self._known[key] = self._timed(job, agent_id, dataset, seconds, statistics)
-        # The plan may differ where it does not matter for the job (the chunks of its blobs).
-        return msgspec.structs.replace(self._known[key], plan=plan)
+        began = time.process_time()
+        work = self._recalled if self._remember else self._work
+        done = work(job, agent_id, dataset, seconds, statistics)
+        self.busy_s += time.process_time() - began
+        return done
 
-    def _timed(
+    def _recalled(
         self,
         job: StartJob,
         agent_id: str,
@@ -104,10 +97,16 @@ class SimulatedWorker:
         seconds: float,
         statistics: StatisticsConfig,
     ) -> JobDone | JobFailed:
-        began = time.process_time()
-        done = self._work(job, agent_id, dataset, seconds, statistics)
-        self.busy_s += time.process_time() - began
-        return done
+        plan = job.plan
+        key = (
+            *(agent_id, plan.round_id, repr(plan.phase), plan.seed),
+            *(ref.sha256 for ref in plan.blobs.values()),
+            _mark(job.state),
+        )
+        if key not in self._known:
+            self._known[key] = self._work(job, agent_id, dataset, seconds, statistics)
+        # The plan may differ where it does not matter for the job (the chunks of its blobs).
+        return msgspec.structs.replace(self._known[key], plan=plan)
 
     def _work(
         self,

@@ -11,7 +11,7 @@ import numpy as np
 
 from fedge.errors import CodecError
 from learning.registry import Settings
-from learning.vector.parameters import F32
+from learning.vector.parameters import F32, is_finite
 
 
 class Codec(Protocol):
@@ -61,9 +61,8 @@ def check_vector(vector: F32) -> None:
         raise CodecError(
             f"cannot encode {vector.dtype} of shape {vector.shape}, expected float32 of (P,)"
         )
-    finite = np.isfinite(vector)
-    if not finite.all():
-        bad = vector.size - int(np.count_nonzero(finite))
+    if not is_finite(vector):
+        bad = vector.size - int(np.count_nonzero(np.isfinite(vector)))
         raise CodecError(f"NaN or inf in {bad} of {vector.size} values, nothing to send")
 
 

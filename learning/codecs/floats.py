@@ -11,7 +11,7 @@ from fedge.errors import CodecError
 from learning.codecs.codec import check_length, check_vector
 from learning.codecs.many import Payloads, RngOf, check_vectors, payload_rows
 from learning.registry import Settings
-from learning.vector.parameters import F32
+from learning.vector.parameters import F32, is_finite
 
 #: Largest finite float16 (IEEE 754 binary16).
 FLOAT16_MAX = 65_504.0
@@ -134,6 +134,6 @@ def _decode_many(payloads: Payloads, size: int, wire: np.dtype[Any]) -> F32:
 def _decode(data: bytes | memoryview, size: int, wire: np.dtype[Any]) -> F32:
     check_length(data, wire.itemsize * size, size)
     vector = np.frombuffer(data, wire).astype(np.float32)
-    if not np.isfinite(vector).all():
+    if not is_finite(vector):
         raise CodecError("payload holds NaN or inf")
     return vector

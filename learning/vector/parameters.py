@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from math import prod
+from math import isfinite, prod
 from typing import Any
 
 import msgspec
@@ -16,6 +16,13 @@ from fedge.errors import ModelError
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
+
+
+def is_finite(vector: F32) -> bool:
+    """Returns whether no number of a vector, shape (n,), is NaN or infinite."""
+    # The sum of the squares tells, in one pass and without a temporary array; it may overflow.
+    return isfinite(np.dot(vector, vector)) or bool(np.isfinite(vector).all())
+
 
 #: More parameters than this are refused before anything is allocated (4 GB of θ).
 MAX_PARAMETERS = 1_000_000_000
