@@ -168,16 +168,15 @@ class Agent:
 
     def wait_s(self, now_s: float) -> float:
         """Returns the seconds until a Tick is due."""
-        # Asked after every event.
-        due = min(self._heartbeat_s, self._rights.next_s(), self.rounds.next_s())
-        fetch_s = self._fetcher.next_s()
-        if fetch_s is not None and fetch_s < due:
-            due = fetch_s
         package = self._package
-        if self._is_connected and package.next_s() < due:
-            due = package.next_s()
-        if package.manifest is None:
-            due = min(due, self._absence.due_s)
+        due = min(
+            self._heartbeat_s,
+            self._rights.next_s(),
+            self.rounds.next_s(),
+            self._fetcher.next_s(),
+            package.next_s() if self._is_connected else math.inf,
+            self._absence.due_s if package.manifest is None else math.inf,
+        )
         return due - now_s if due > now_s else 0.0
 
     @property

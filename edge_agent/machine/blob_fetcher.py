@@ -10,6 +10,7 @@ the missing ones travel.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
@@ -210,12 +211,12 @@ class Fetcher:
                 return Progressed(self._stop(sha256), failed=(sha256, text))
         return Progressed()
 
-    def next_s(self) -> float | None:
-        """Returns when `tick` has something to do; None: never."""
+    def next_s(self) -> float:
+        """Returns when `tick` has something to do; infinite: never."""
         if not self._fetches:
-            return None  # asked after every event
+            return math.inf  # asked after every event
         moments = [fetch.due_s for fetch in self._fetches.values() if self._has_timer(fetch)]
-        return min(moments, default=None)
+        return min(moments, default=math.inf)
 
     def _has_timer(self, fetch: _Fetch) -> bool:
         """Whether a fetch has a timer that runs."""

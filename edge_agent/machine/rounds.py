@@ -350,8 +350,7 @@ class Rounds:
 
     def next_s(self) -> float:
         """Returns when `tick` has something to do; infinite when never."""
-        resend_s = self.outbox.next_s(self.plan)
-        due_s = math.inf if resend_s is None else resend_s
+        due_s = self.outbox.next_s(self.plan)
         return min(due_s, self._late_s) if self._is_paused else due_s
 
     def tick(self, now_s: float) -> list[Action]:

@@ -93,11 +93,11 @@ class Outbox:
             == (pending.session, pending.round_id, pending.phase, pending.version)
         )
 
-    def next_s(self, plan: RoundPlan | None) -> float | None:
-        """Returns the time at which `send_when_due` is due; None: it is not."""
+    def next_s(self, plan: RoundPlan | None) -> float:
+        """Returns the time at which `send_when_due` is due; infinite: it is not."""
         if self._pending is None:
-            return None
-        return self._due_s if self._is_connected and self._is_open_to(plan) else None
+            return math.inf  # asked after every event
+        return self._due_s if self._is_connected and self._is_open_to(plan) else math.inf
 
     def put(self, update: SpooledUpdate, now_s: float) -> list[Action]:
         """Keeps a new update and sends it: now, or with the plan that comes on connecting."""

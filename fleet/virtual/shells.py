@@ -189,8 +189,7 @@ class Shell(ABC):
 
     def serve(self) -> None:
         """Handles the next event of the link."""
-        link = self.link
-        event = link.poll(0.0)
+        event = self.link.poll(0.0)
         if isinstance(event, Received):
             self.feed(MessageArrived(event.topic, event.payload))
             if self.alive and self.manual_ack:
