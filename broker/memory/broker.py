@@ -155,6 +155,8 @@ class MemoryBroker:
         route: model of the network; may be replaced at any time.
         admits: decides which messages enter a queue; None: all.
         dropped: (client, topic) of messages that did not enter a queue.
+        ready: links with events to poll, the one that has waited longest first. Links keep it; a
+            simulator that drives many advances the clock, then serves the ready links.
 
     Args:
         route: None: no faults, 1 ms each way.
@@ -189,7 +191,7 @@ class MemoryBroker:
         self._retained: TopicTree[Message] = TopicTree()
         self._filters: FilterTree[Session] = FilterTree()
         self._sessions: dict[str, Session] = {}
-        self._ready: dict[Client, None] = {}
+        self.ready: dict[Client, None] = {}
 
     # --- time ------------------------------------------------------------------------------------
 
@@ -221,22 +223,6 @@ class MemoryBroker:
         if until_s != inf:
             self.now_s = max(self.now_s, until_s)
         return False
-
-    def next_ready(self) -> Client | None:
-        """Returns the link whose event has waited longest; None: no link has an event.
-
-        For a simulator that drives many links: advance, then serve the ready links.
-        """
-        for link in self._ready:
-            return link
-        return None
-
-    def set_ready(self, link: Client, ready: bool) -> None:
-        """Notes whether a link has events to poll."""
-        if ready:
-            self._ready[link] = None
-        else:
-            self._ready.pop(link, None)
 
     # --- clients' packets (called when they arrive) ----------------------------------------------
 

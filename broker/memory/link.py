@@ -117,8 +117,8 @@ class MemoryLink:
         for topic_filter in list(self._filters):
             if self._up:  # a route may break the connection meanwhile
                 self._broker.subscribe(self.client_id, topic_filter)
-        for number in list(self._out):
-            self._send(number)
+        for number, message in list(self._out.items()):
+            self._travel(message.topic, message.packet_bytes, self._arrive, number, message)
 
     def subscribe(self, topic_filter: str) -> None:
         """Subscribes, now and after every reconnection."""
@@ -156,7 +156,7 @@ class MemoryLink:
         self._out[self._published] = message
         self._out_bytes += message.packet_bytes
         self.counters.up += message.packet_bytes
-        self._send(self._published)
+        self._travel(topic, message.packet_bytes, self._arrive, self._published, message)
 
     def _check(self, topic: str, payload_bytes: int, packet_bytes: int) -> None:
         if self._closed:
@@ -174,10 +174,6 @@ class MemoryLink:
                 f"{self._out_bytes} bytes wait to be sent, {packet_bytes} more"
                 f" would pass the limit {size}"
             )
-
-    def _send(self, number: int) -> None:
-        message = self._out[number]
-        self._travel(message.topic, message.packet_bytes, self._arrive, number, message)
 
     def _arrive(self, number: int, message: Message) -> None:
         if self._out.pop(number, None) is not None:  # a duplicate was removed already
@@ -220,7 +216,7 @@ class MemoryLink:
                     return None
         event = events.popleft()
         if not events:
-            broker.set_ready(self, False)
+            broker.ready.pop(self, None)
         if not self._manual_ack and self._up and isinstance(event, Received):
             broker.acknowledge(self.client_id, event.token)
         return event
@@ -297,10 +293,8 @@ class MemoryLink:
     def take(self, received: Received, packet_bytes: int) -> None:
         """Receives a message; called by the broker."""
         self.counters.down += packet_bytes
-        self._events.append(received)
-        if len(self._events) == 1:
-            self._broker.set_ready(self, True)
+        self._emit(received)
 
     def _emit(self, event: LinkEvent) -> None:
         self._events.append(event)
-        self._broker.set_ready(self, True)
+        self._broker.ready[self] = None

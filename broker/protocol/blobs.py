@@ -201,7 +201,7 @@ class BlobReceiver:
         common = self._common
         if common is not None and common.whole is not None and common.holds(parts):
             return common.whole
-        blob = b"".join(parts[index] for index in range(self.ref.chunks))
+        blob = b"".join([parts[index] for index in range(self.ref.chunks)])
         if len(blob) != self.ref.size or hashlib.sha256(blob).hexdigest() != self.ref.sha256:
             raise WireError(f"blob {self.ref.sha256[:12]} has the wrong digest")
         if common is not None and common.holds(parts):

@@ -171,10 +171,10 @@ class Agent:
         package = self._package
         due = min(
             self._heartbeat_s,
-            self._rights.next_s(),
+            self._rights.due_s,
             self.rounds.next_s(),
             self._fetcher.next_s(),
-            package.next_s() if self._is_connected else math.inf,
+            package.again_s if self._is_connected else math.inf,
             self._absence.due_s if package.manifest is None else math.inf,
         )
         return due - now_s if due > now_s else 0.0
@@ -241,13 +241,13 @@ class Agent:
         actions: list[Action] = []
         if now_s >= self._heartbeat_s:
             actions += [self._heartbeat(now_s), *self._subscribe_again()]
-        if self._is_connected and now_s >= self._package.next_s():
+        if self._is_connected and now_s >= self._package.again_s:
             actions += self._downloads.try_again(now_s)
         for progressed in self._fetcher.tick(now_s):
             actions += self._downloads.progressed(progressed, now_s)
         if now_s >= self._absence.due_s:
             self._absence.tell(self.rounds.coordinator, self._package.manifest)
-        if now_s >= self._rights.next_s():
+        if now_s >= self._rights.due_s:
             actions += self._try_rights(now_s)
         return actions + self.rounds.tick(now_s)
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from random import Random
 
 import msgspec
@@ -56,13 +55,12 @@ class Progressed(msgspec.Struct, frozen=True):
     missing: tuple[str, tuple[int, ...]] | None = None
 
 
-@dataclass(slots=True)
-class _Fetch:
+class _Fetch(msgspec.Struct, eq=False):
     receiver: blobs.BlobReceiver
     due_s: float  # when to subscribe (jitter), then when to call it stalled
     recalled: bool  # what the disk holds is known
-    filters: list[str] = field(default_factory=list)
-    awaited: set[int] = field(default_factory=set)  # single chunks; empty when all are
+    filters: list[str] = []
+    awaited: set[int] = set()  # single chunks; empty when all are
     stalls: int = 0
     bad: int = 0
 

@@ -34,53 +34,50 @@ class PublishRights:
 
     Attributes:
         refusal: why updates are refused, with the topics and the next step; empty: they are not.
+        due_s: when `tick` has something to do; infinite: never.
     """
 
     def __init__(self, topics: Topics, agent_id: str, rng: Random) -> None:
         self.refusal = ""
+        self.due_s = math.inf
         self._topics = topics
         self._agent_id = agent_id
         self._rng = rng
         self._failures = 0
-        self._again_s = math.inf
-        self._granted_s = math.inf
+        #: It is due when the message that tries was taken, else when to send that message.
+        self._is_trying = False
 
     def refused(self, reason: str, now_s: float) -> bool:
         """Takes a refusal; returns whether updates were taken before, as far as known."""
         is_new = not self.refusal
         updates = f"{self._topics.root}agents/{self._agent_id}/updates/#"
         self.refusal = f"the broker refuses messages on {updates}: {reason}"
-        if is_new or self._granted_s < math.inf:
+        if is_new or self._is_trying:
             pause_s = min(_LONGEST_AGAIN_S, _AGAIN_S * 2.0**self._failures)
             self._failures += 1
-            self._again_s = now_s + pause_s * self._rng.uniform(1.0, 1.5)
-            self._granted_s = math.inf
+            self.due_s, self._is_trying = now_s + pause_s * self._rng.uniform(1.0, 1.5), False
         return is_new
 
     def connected(self, now_s: float) -> None:
         """Tries refused updates soon: a new connection may have other rights."""
         if self.refusal:
-            self._again_s = now_s
+            self.due_s = now_s
 
     def disconnected(self) -> None:
         """Stops waiting: no answer comes any more."""
-        self._again_s = self._granted_s = math.inf
-
-    def next_s(self) -> float:
-        """Returns when `tick` has something to do; infinite: never."""
-        return self._again_s if self._again_s < self._granted_s else self._granted_s
+        self.due_s, self._is_trying = math.inf, False
 
     def tick(self, now_s: float) -> tuple[Publish | None, bool]:
         """Returns a message that tries the right, and whether updates are taken again."""
-        if now_s >= self._again_s:
-            self._again_s, self._granted_s = math.inf, now_s + _ANSWER_S
-            # Of round 0, which there is none of: a coordinator does nothing about it.
-            topic = self._topics.name(UpdateTopic(self._agent_id, 0, 0))
-            return Publish(topic, b"", expiry_s=1), False
-        if now_s >= self._granted_s:
-            self.refusal, self._failures, self._granted_s = "", 0, math.inf
+        if now_s < self.due_s:
+            return None, False
+        if self._is_trying:
+            self.refusal, self._failures, self.due_s, self._is_trying = "", 0, math.inf, False
             return None, True
-        return None, False
+        self.due_s, self._is_trying = now_s + _ANSWER_S, True
+        # Of round 0, which there is none of: a coordinator does nothing about it.
+        topic = self._topics.name(UpdateTopic(self._agent_id, 0, 0))
+        return Publish(topic, b"", expiry_s=1), False
 
 
 class Absence:

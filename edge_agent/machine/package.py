@@ -28,6 +28,7 @@ class CurrentPackage:
         wanted: the blob to fetch; None when it has come, or cannot be used.
         loaded: what the worker found, when the package can be used.
         failed: why it cannot be used.
+        again_s: when `try_again` is due; infinite: never.
     """
 
     def __init__(self, rng: Random) -> None:
@@ -38,7 +39,7 @@ class CurrentPackage:
         self._loading: str | None = None  # the worker has its bytes
         self._rng = rng
         self._failures = 0
-        self._again_s = math.inf
+        self.again_s = math.inf
 
     def announced(self, manifest: ProgramManifest) -> None:
         """Takes a manifest: another package, or the same one in other chunks."""
@@ -54,7 +55,7 @@ class CurrentPackage:
     def _want(self, ref: BlobRef) -> None:
         self.wanted = ref
         self.loaded = self.failed = self._loading = None
-        self._again_s = math.inf
+        self.again_s = math.inf
 
     def arrived(self, sha256: str) -> bool:
         """Takes a complete blob; returns whether it is the package, for the worker to load."""
@@ -80,14 +81,10 @@ class CurrentPackage:
             pause_s = min(_LONGEST_AGAIN_S, _AGAIN_S * 2.0**self._failures)
             pause_s *= self._rng.uniform(1.0, 1.5)
             self._failures += 1
-            self._again_s = now_s + pause_s
+            self.again_s = now_s + pause_s
             again = f"; trying again in {pause_s:.0f} s"
         log.error("cannot take part (%s): %s%s", event.reason, event.detail, again)
         return True
-
-    def next_s(self) -> float:
-        """Returns when `try_again` is due; infinite: never."""
-        return self._again_s
 
     def try_again(self) -> None:
         """Wants the package again if it failed for a transient reason."""

@@ -149,14 +149,18 @@ class Rounds:
 
     def _forget_blobs(self, before: list[RoundPlan]) -> list[Action]:
         """Frees blobs of plans that are over."""
+        work, newest = self._at_work, self.plan
+        over = [plan for plan in before if plan is not work and plan is not newest]
+        if not over:
+            return []
         plans = self._plans()
         blobs = [plan.blobs for plan in plans]
-        if all(plan.blobs in blobs for plan in before):
+        if all(plan.blobs in blobs for plan in over):
             return []
         self._blobs.keep_only(plans)
         kept = {ref.sha256 for plan in plans for ref in plan.blobs.values()}
-        over = {ref.sha256: ref for plan in before for ref in plan.blobs.values()}
-        refs = [ref for sha256, ref in over.items() if sha256 not in kept]
+        named = {ref.sha256: ref for plan in over for ref in plan.blobs.values()}
+        refs = [ref for sha256, ref in named.items() if sha256 not in kept]
         return [action for ref in refs for action in self._fetcher.forget(ref)]
 
     def _decode(self, plan: RoundPlan) -> DecodedPlan:

@@ -134,7 +134,7 @@ class CohortShell(CohortProcess):
 
     def wait_s(self) -> float:
         """See `Shell`."""
-        return max(0.0, min(self._heartbeat_s, self._fetcher.next_s() or math.inf) - self.now_s)
+        return max(0.0, min(self._heartbeat_s, self._fetcher.next_s()) - self.now_s)
 
     def perform(self, action: Any) -> None:
         """Nothing is kept of what only devices keep."""

@@ -173,8 +173,9 @@ class AgentShell(Shell):
 
     def _after_earlier_work(self, seconds: float, function: Any, *arguments: Any) -> None:
         """Calls a function after all earlier work: the device has one trainer."""
-        self._busy_until_s = max(self._busy_until_s, self.now_s) + seconds
-        self.later(self._busy_until_s - self.now_s, function, *arguments)
+        now_s = self._broker.now_s
+        self._busy_until_s = max(self._busy_until_s, now_s) + seconds
+        self.later(self._busy_until_s - now_s, function, *arguments)
 
     def _load(self, job: LoadPackage) -> None:
         self.link.post(self._worker.load(job, self.device.dataset))

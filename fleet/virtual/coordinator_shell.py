@@ -135,11 +135,13 @@ class CoordinatorShell(Shell):
 
     def handle(self, event: Any) -> Sequence[Action]:
         """See `Coordinator.handle`."""
-        return self.coordinator.handle(event, self.now_s)
+        assert self.machine is not None, "not started"
+        return self.machine.handle(event, self._broker.now_s)
 
     def wait_s(self) -> float:
         """See `Coordinator.wait_s`."""
-        return self.coordinator.wait_s(self.now_s)
+        assert self.machine is not None, "not started"
+        return self.machine.wait_s(self._broker.now_s)
 
     def send(self, action: LinkAction) -> None:
         """Sends now, or once the updates stored before it are on disk."""

@@ -83,8 +83,11 @@ class Shell(ABC):
     Attributes:
         alive: whether the process runs.
         instance: number of its starts.
+        link: of this instance; there is none before the first start.
         on_crash: called with the shell when the process crashed.
     """
+
+    link: MemoryLink
 
     #: The coordinator acknowledges a message once it is stored; agents' links do it at once.
     manual_ack = False
@@ -99,7 +102,6 @@ class Shell(ABC):
         self.alive = False
         self.instance = 0
         self.on_crash: Callable[[Shell], None] | None = None
-        self._link: MemoryLink | None = None
         self._wake_s = inf
         self._actions_left: int | None = None
 
@@ -128,12 +130,6 @@ class Shell(ABC):
         """The virtual time."""
         return self._broker.now_s
 
-    @property
-    def link(self) -> MemoryLink:
-        """The link of this instance."""
-        assert self._link is not None, "not started"
-        return self._link
-
     # -- life -----------------------------------------------------------------------------------
 
     def start(self) -> None:
@@ -142,14 +138,14 @@ class Shell(ABC):
             return
         self.alive, self.instance, self._actions_left = True, self.instance + 1, None
         will = self.make_machine()
-        self._link = MemoryLink(
+        self.link = MemoryLink(
             self.world.broker,
             self.client_id,
             will=will,
             manual_ack=self.manual_ack,
             rng=partial(Random, f"{self.world.seed}/{self.name}/{self.instance}/link"),
         )
-        self.world.links[self._link] = self
+        self.world.links[self.link] = self
         self.world.tell(self.began())
         self.feed(Started())
         if self.alive:
@@ -179,7 +175,7 @@ class Shell(ABC):
 
     def _end(self, how: str) -> None:
         self.alive, self._wake_s = False, inf
-        self.world.broker.set_ready(self.link, False)
+        self.world.broker.ready.pop(self.link, None)
         del self.world.links[self.link]
         self.world.tell(Ended(self.now_s, self.name, how))
         if self.on_crash is not None and how == "crash":

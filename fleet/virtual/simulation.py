@@ -175,18 +175,18 @@ class Simulation:
         world, broker, coordinator = self.world, self.world.broker, self.coordinator
         most_events = max(_LOOP_EVENTS, _LOOP_EVENTS_AN_AGENT * len(self.agents))
         until_s, last_event = broker.now_s + 1.0, world.events + most_events
-        ready, advance, links = broker.next_ready, broker.advance, world.links
+        ready, advance, links = broker.ready, broker.advance, world.links
         while to_the_end or not coordinator.finished:
-            link = ready()
-            if link is None:
+            if not ready:
                 if not advance(limit_s):
                     return
                 if broker.now_s > until_s:
                     until_s, last_event = broker.now_s + 1.0, world.events + most_events
                 continue
+            link = next(iter(ready))
             shell = links.get(link)  # type: ignore[call-overload]  # all are ours
             if shell is None:
-                broker.set_ready(link, False)  # it is closing and takes no more events
+                del ready[link]  # it is closing and takes no more events
             else:
                 shell.serve()
             if world.events > last_event:

@@ -80,8 +80,8 @@ class ShareCap(Generic[T]):
         if len(self._held) <= HELD:
             return None
         # Of equal weights the earliest goes on: the order of arrival stays.
-        lightest = min(range(len(self._held)), key=lambda index: self._held[index].weight)
-        passed = self._held.pop(lightest)
+        weights = [each.weight for each in self._held]
+        passed = self._held.pop(weights.index(min(weights)))
         self._rest += passed.weight
         return passed
 

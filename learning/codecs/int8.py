@@ -87,7 +87,8 @@ class Int8Codec:
         vector = levels.astype(np.float32)
         full = size // self.block_size  # the last block may be shorter
         cut = full * self.block_size
-        vector[:cut].reshape(full, self.block_size)[...] *= scales[:full, None]
+        if full:
+            vector[:cut].reshape(full, self.block_size)[...] *= scales[:full, None]
         vector[cut:] *= scales[full:]
         return vector
 
@@ -181,6 +182,6 @@ def _check_levels(levels: NDArray[np.int8]) -> None:
 def _check_scales(scales: F32) -> None:
     # As unsigned integers, floats below zero, infinite ones and NaN are beyond the largest scale.
     bits = scales.astype(np.float32, copy=False).view(np.uint32)
-    if bits.max(initial=0) > _MAX_SCALE_BITS:
+    if np.maximum.reduce(bits, axis=None, initial=0) > _MAX_SCALE_BITS:  # `max`, in half the time
         bad = float(scales[bits > _MAX_SCALE_BITS][0])
         raise CodecError(f"payload holds the scale {bad:g}, range 0 to {float(MAX_SCALE):g}")

@@ -79,8 +79,7 @@ class MetricSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
         return _KINDS[self.kind].sums_of_call
 
 
-@dataclass(frozen=True)
-class Sums:
+class Sums(msgspec.Struct, frozen=True):
     """Weighted sums over rows; sums of several agents add.
 
     Attributes:

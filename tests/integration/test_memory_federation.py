@@ -158,7 +158,7 @@ class Federation:
             node.feed(Started(), self.broker.now_s)
             node.link.open()
         while self.coordinator.finished is None and self.broker.now_s < limit_s:
-            ready = self.broker.next_ready()
+            ready = next(iter(self.broker.ready), None)
             if ready is not None:
                 nodes[ready].serve(self.broker.now_s)  # type: ignore[index]
                 continue
