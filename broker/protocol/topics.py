@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import ClassVar, Self
 
+import msgspec
+
 from fedge.errors import ConfigError, WireError
 
 PREFIX = "fedge/v1"
@@ -21,7 +23,7 @@ _LONGEST_TAIL = 200
 ID_PATTERN = r"[A-Za-z0-9_-]{1,64}"
 _ID = re.compile(ID_PATTERN, re.ASCII)
 _NUMBER = r"(?:0|[1-9][0-9]{0,8})"
-_NUMBERS = ("round_id", "index")
+_NUMBERS = frozenset(("round_id", "index"))
 
 
 def check_id(value: str, what: str) -> str:
@@ -37,7 +39,7 @@ def check_id(value: str, what: str) -> str:
     return value
 
 
-class Topic:
+class Topic(msgspec.Struct, frozen=True):
     """Base of the topics: subclasses say their pattern and their tail."""
 
     pattern: ClassVar[re.Pattern[str]]
@@ -54,11 +56,8 @@ class Topic:
     @classmethod
     def from_match(cls, match: re.Match[str]) -> Self:
         """The topic a tail matched; numbers become integers."""
-        topic = object.__new__(cls)  # not by its constructor, which matches the tail again
-        fields = topic.__dict__
-        for name, text in zip(match.re.groupindex, match.groups(), strict=True):
-            fields[name] = int(text) if name in _NUMBERS else text
-        return topic
+        parts = zip(cls.__struct_fields__, match.groups(), strict=True)
+        return cls(*[int(text) if name in _NUMBERS else text for name, text in parts])
 
 
 def _pattern(text: str) -> re.Pattern[str]:
@@ -71,8 +70,7 @@ def _pattern(text: str) -> re.Pattern[str]:
     )
 
 
-@dataclass(frozen=True)
-class CoordinatorStatusTopic(Topic):
+class CoordinatorStatusTopic(Topic, frozen=True):
     """Retained: the coordinator's birth, and its will."""
 
     pattern = _pattern("coordinator/status")
@@ -83,8 +81,7 @@ class CoordinatorStatusTopic(Topic):
         return "coordinator/status"
 
 
-@dataclass(frozen=True)
-class CoordinatorProbeTopic(Topic):
+class CoordinatorProbeTopic(Topic, frozen=True):
     """Topic that the coordinator alone writes and reads: finds the broker's limit of size."""
 
     pattern = _pattern("coordinator/probe")
@@ -95,8 +92,7 @@ class CoordinatorProbeTopic(Topic):
         return "coordinator/probe"
 
 
-@dataclass(frozen=True)
-class AgentProbeTopic(Topic):
+class AgentProbeTopic(Topic, frozen=True):
     """Topic that one agent alone writes and reads: finds the broker's limit of size."""
 
     agent_id: str
@@ -108,8 +104,7 @@ class AgentProbeTopic(Topic):
         return f"agents/{self.agent_id}/probe"
 
 
-@dataclass(frozen=True)
-class ResultsTopic(Topic):
+class ResultsTopic(Topic, frozen=True):
     """Retained: figures of the last round, for people and home automation; no agent reads them."""
 
     pattern = _pattern("results")
@@ -120,8 +115,7 @@ class ResultsTopic(Topic):
         return "results"
 
 
-@dataclass(frozen=True)
-class ProgramTopic(Topic):
+class ProgramTopic(Topic, frozen=True):
     """Retained: the manifest of the model package."""
 
     pattern = _pattern("program")
@@ -132,8 +126,7 @@ class ProgramTopic(Topic):
         return "program"
 
 
-@dataclass(frozen=True)
-class RoundTopic(Topic):
+class RoundTopic(Topic, frozen=True):
     """Retained: the current plan."""
 
     pattern = _pattern("round")
@@ -144,8 +137,7 @@ class RoundTopic(Topic):
         return "round"
 
 
-@dataclass(frozen=True)
-class ChunkTopic(Topic):
+class ChunkTopic(Topic, frozen=True):
     """Retained: chunk `index` of the blob named by its SHA-256."""
 
     sha256: str
@@ -158,8 +150,7 @@ class ChunkTopic(Topic):
         return f"blobs/{self.sha256}/{self.index}"
 
 
-@dataclass(frozen=True)
-class AgentStatusTopic(Topic):
+class AgentStatusTopic(Topic, frozen=True):
     """Retained: an agent's birth, and its will."""
 
     agent_id: str
@@ -171,8 +162,7 @@ class AgentStatusTopic(Topic):
         return f"agents/{self.agent_id}/status"
 
 
-@dataclass(frozen=True)
-class UpdateTopic(Topic):
+class UpdateTopic(Topic, frozen=True):
     """Chunk `index` of an agent's update for a round."""
 
     agent_id: str
@@ -186,8 +176,7 @@ class UpdateTopic(Topic):
         return f"agents/{self.agent_id}/updates/{self.round_id}/{self.index}"
 
 
-@dataclass(frozen=True)
-class ReportTopic(Topic):
+class ReportTopic(Topic, frozen=True):
     """An agent's answer to a round that is not an update: declined, or an evaluation."""
 
     agent_id: str
@@ -200,8 +189,7 @@ class ReportTopic(Topic):
         return f"agents/{self.agent_id}/reports/{self.round_id}"
 
 
-@dataclass(frozen=True)
-class InboxTopic(Topic):
+class InboxTopic(Topic, frozen=True):
     """Topic of the receipts from the coordinator to one agent."""
 
     agent_id: str

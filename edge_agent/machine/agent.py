@@ -140,6 +140,8 @@ class Agent:
         match event:
             case MessageArrived(topic, payload):  # most are
                 return self._message(topic, payload, now_s)
+            case JobDone() | JobFailed():
+                return self.rounds.job_ended(event, now_s)
             case Started():
                 return self._start()
             case Connected(max_payload_bytes):
@@ -158,8 +160,6 @@ class Agent:
                 return self._downloads.package_loaded(event, now_s)
             case PackageFailed():
                 return self._downloads.package_failed(event, now_s)
-            case JobDone() | JobFailed():
-                return self.rounds.job_ended(event, now_s)
             case DeviceReadings():
                 return self._take_readings(event, now_s)
             case Stopping():

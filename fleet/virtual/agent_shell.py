@@ -146,6 +146,12 @@ class AgentShell(Shell):
     def perform(self, action: Any) -> None:
         """Performs an action like `edge_agent.service.AgentService.perform`."""
         match action:
+            case StartJob():  # most are
+                duration = self._worker.duration_s(
+                    action.plan, self.device.dataset, self.device.profile
+                )
+                self._job, self._jobs = action, self._jobs + 1
+                self._after_earlier_work(duration, self._work, action, self._jobs, duration)
             case SpoolUpdate(update):
                 self.disk.pending = update
             case ResolvePendingUpdate(accepted):
@@ -162,12 +168,6 @@ class AgentShell(Shell):
                 self.disk.trust = record
             case LoadPackage():
                 self._after_earlier_work(self.device.profile.load_s, self._load, action)
-            case StartJob():
-                duration = self._worker.duration_s(
-                    action.plan, self.device.dataset, self.device.profile
-                )
-                self._job, self._jobs = action, self._jobs + 1
-                self._after_earlier_work(duration, self._work, action, self._jobs, duration)
             case CancelJob():
                 self._cancel()
 

@@ -178,14 +178,17 @@ def metric_matrices(sums: Sums, metrics: Sequence[MetricSpec]) -> dict[str, list
 
 def fits(totals: Mapping[str, Total], metrics: Sequence[MetricSpec]) -> bool:
     """Whether these are sums of exactly these metrics, and no weight of rows is below 0."""
-    lengths = {name: _length(total) for name, total in totals.items()}
-    return lengths == {spec.name: spec.size if spec.shape else None for spec in metrics} and all(
-        np.min(totals[spec.name]) >= 0 for spec in metrics if _KINDS[spec.kind].of_rows
-    )
-
-
-def _length(total: Total) -> int | None:
-    return len(total) if isinstance(total, tuple) else None
+    if len(totals) != len(metrics):
+        return False
+    for spec in metrics:
+        total = totals.get(spec.name)
+        if isinstance(total, tuple) != bool(spec.shape) or total is None:
+            return False
+        if isinstance(total, tuple) and len(total) != spec.size:
+            return False
+        if _KINDS[spec.kind].of_rows and not np.min(total) >= 0:
+            return False
+    return True
 
 
 def _array(spec: MetricSpec, sums: Sums) -> F64:

@@ -49,8 +49,7 @@ def implausible(
     if max_weight is not None and weight > max_weight * (1 + TOLERANCE):
         return f"rows of weight {weight:.6g}, the agent's own add up to {max_weight:.6g}"
     slack = TOLERANCE * weight
-    parts = {part.rpartition(": ")[2] for part in loss.split("; ")}  # of each output
-    if parts <= _NOT_NEGATIVE and sums.loss < -slack:
+    if sums.loss < -slack and _is_never_negative(loss):
         return f"loss {sums.loss / weight:.6g}, {loss} is never below 0"
     for spec in metrics:
         total = sums.metrics[spec.name]
@@ -70,6 +69,11 @@ def implausible(
         if spec.kind == "r2" and values[0] < 0:
             return f"{spec.name} of squared errors that add up to {values[0]:.6g}"
     return ""
+
+
+def _is_never_negative(loss: str) -> bool:
+    parts = {part.rpartition(": ")[2] for part in loss.split("; ")}  # of each output
+    return parts <= _NOT_NEGATIVE
 
 
 def _rows(spec: MetricSpec, values: F64) -> float:
