@@ -27,7 +27,7 @@ from fleet.in_memory.result import Interrupted, Result
 from fleet.in_memory.run import How, run
 from fleet.in_memory.scenario_file import Scenario
 from fleet.in_memory.values import plain
-from fleet.partition import Kind
+from fleet.partition import SETTINGS_OF_KIND, Kind, unused
 from models.package.package import ModelPackage, load_package
 from models.zoo import load_zoo, zoo_names
 
@@ -50,14 +50,10 @@ __all__ = [
 _BATCH_SIZE = 32
 #: Share of a client's rows that is held out, where the coordinator has no rows of its own.
 _TEST_FRACTION = 0.2
+#: Arrays that a partition goes by, by its kind.
+_ARRAYS = {"shards": ("labels",), "dirichlet": ("labels",), "client": ("client_id",)}
 #: Arguments of a partition by its kind, beside those that all have.
-_OF_KIND: dict[str, tuple[str, ...]] = {
-    "iid": ("clients",),
-    "shards": ("clients", "shards_per_client", "labels"),
-    "dirichlet": ("clients", "alpha", "minimum", "labels"),
-    "sample": ("clients", "rows"),
-    "client": ("clients", "client_id"),
-}
+_OF_KIND = {kind: names + _ARRAYS.get(kind, ()) for kind, names in SETTINGS_OF_KIND.items()}
 _NOT_AN_ID = re.compile(r"[^A-Za-z0-9_-]+")
 
 
@@ -229,15 +225,11 @@ def partition(
 
 def _check_is_of_kind(kind: str, given: Collection[str]) -> None:
     """Raises ConfigError for an argument that the kind of partition has no use for."""
-    if kind not in _OF_KIND:
-        return  # refused with the settings
-    for name in sorted({name for names in _OF_KIND.values() for name in names} & set(given)):
-        if name not in _OF_KIND[kind]:
-            kinds = [other for other, names in _OF_KIND.items() if name in names]
-            raise ConfigError(
-                f"partition: kind {kind} has no use for {name}=, which is of kind "
-                f"{' and '.join(kinds)}: leave it out, or give kind="
-            )
+    for name, kinds in unused(kind, given, _OF_KIND).items():
+        raise ConfigError(
+            f"partition: kind {kind} has no use for {name}=, which is of kind "
+            f"{' and '.join(kinds)}: leave it out, or give kind="
+        )
 
 
 def export(model: Any, *, batch_size: int = _BATCH_SIZE, **options: Any) -> ModelPackage:

@@ -9,7 +9,7 @@ rows of a label a client gets is random: else its latest rows would be those of 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from math import isfinite
 from typing import Any, Literal
 
@@ -23,6 +23,14 @@ from fleet.agent_rows import NumberedNames, RowLists, RowsByAgent
 Array = NDArray[Any]
 Kind = Literal["client", "iid", "shards", "dirichlet", "sample"]
 
+#: Settings by the kind of partition that has a use for them; the others all kinds have.
+SETTINGS_OF_KIND: Mapping[str, tuple[str, ...]] = {
+    "iid": (),
+    "shards": ("shards_per_client",),
+    "dirichlet": ("alpha", "minimum"),
+    "sample": ("rows",),
+    "client": ("client",),
+}
 #: Kinds that go by the label of each row; the others by the number of rows alone.
 BY_LABEL = ("shards", "dirichlet")
 #: So many different labels, with so few rows each on average, are no classes.
@@ -76,6 +84,26 @@ class PartitionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if not isfinite(self.alpha) or self.alpha <= 0:
             raise ValueError(f"alpha must be finite and above 0, got {self.alpha}")
+
+
+def unused(
+    kind: str, given: Collection[str], of_kind: Mapping[str, tuple[str, ...]] = SETTINGS_OF_KIND
+) -> dict[str, tuple[str, ...]]:
+    """Returns the settings that a kind of partition has no use for, with the kinds that have.
+
+    Args:
+        kind: one that is unknown is refused elsewhere.
+        given: names of settings.
+        of_kind: names by kind; those of no kind are of all.
+    """
+    known = sorted({name for names in of_kind.values() for name in names} & set(given))
+    if kind not in of_kind:
+        return {}
+    return {
+        name: tuple(other for other, names in of_kind.items() if name in names)
+        for name in known
+        if name not in of_kind[kind]
+    }
 
 
 def by_client(client: Array) -> RowLists:

@@ -16,7 +16,7 @@ from edge_agent.machine.status import DEFAULT_PHASES
 from fedge.errors import ConfigError
 from fedge.plugins import load_plugins
 from fedge.yaml_config import load_yaml, located, parse_config
-from fleet.partition import PartitionConfig
+from fleet.partition import PartitionConfig, unused
 from fleet.seeds import Seeds, SeedsConfig, resolve_seeds
 from fleet.settings import apply_changes, blame, full_keys, options
 from models.package.initial_weights import draw_weights
@@ -130,6 +130,8 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         return isinstance(task, str | dict) and name_of(task) == "statistics"
 
 
+#: Key whose change makes the file's settings of another kind mean nothing.
+PARTITION_KIND = "partition.kind"
 #: Keys of a coordinator that a scenario's `federation` section does not take, with what to do.
 _LEAVE_OUT = {
     "federation": "set by the fleet; leave it out",
@@ -155,6 +157,8 @@ def load_scenario(path: Path, changes: Mapping[str, Any] | None = None) -> Scena
         return _decoded(document, path, str(path))
     made = scenario_changes(changes)
     changed = apply_changes(document, made)
+    if PARTITION_KIND in made:
+        changed = _without_old_kind(changed, document, made)
     try:
         return _decoded(changed, path, "")
     except ConfigError as error:
@@ -162,6 +166,18 @@ def load_scenario(path: Path, changes: Mapping[str, Any] | None = None) -> Scena
             raise ConfigError(wrong) from error
         _decoded(document, path, str(path))  # raises where the file itself is wrong
         raise ConfigError(f"{options(made)}: {error}") from error
+
+
+def _without_old_kind(
+    changed: dict[str, Any], document: Mapping[str, Any], made: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns a scenario of another kind of partition without the file's settings of its own."""
+    own, partition = document.get("partition"), changed["partition"]
+    if not isinstance(own, dict) or not isinstance(partition, dict):
+        return changed
+    kept = {key.partition(".")[2] for key in made if key.startswith("partition.")}
+    old = unused(str(partition["kind"]), own.keys() - kept)
+    return changed | {"partition": {k: v for k, v in partition.items() if k not in old}}
 
 
 def scenario_changes(changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -173,6 +189,13 @@ def _decoded(document: Any, path: Path, origin: str) -> Scenario:
     """Returns a scenario whose messages begin with `origin`, if it is not empty, and a key."""
     scenario = parse_config(document, Scenario, origin)
     start = f"{origin}: " if origin else ""
+    kind = scenario.partition.kind
+    for name, kinds in unused(kind, document["partition"]).items():
+        needed = " or ".join(f"{PARTITION_KIND}={other}" for other in kinds)
+        raise ConfigError(
+            f"{start}partition.{name}: kind {kind} has no use for {name}: leave it out, or set "
+            f"{needed}"
+        )
     for key, advice in _LEAVE_OUT.items():
         if key in scenario.federation:
             raise ConfigError(f"{start}federation.{key}: {advice}")

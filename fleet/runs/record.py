@@ -20,6 +20,7 @@ from edge_agent.data.files import data_files
 from fedge.system import memory_bytes, read_text
 from fedge.yaml_config import located
 from fleet.participants import Participants
+from fleet.partition import unused
 from fleet.scenario import Scenario, coordinator_config, fleet_changes, source_package
 from learning.aggregation.registry import AGGREGATORS
 from learning.algorithms.registry import ALGORITHMS
@@ -121,6 +122,8 @@ def resolved_configuration(scenario: Scenario, config: CoordinatorConfig) -> dic
     federation["cohort"].pop("seed")
     for key, registry in _CHOICES.items():
         federation[key] = plain(registry.settings(getattr(config, key)))
+    foreign = unused(scenario.partition.kind, resolved["partition"])
+    resolved["partition"] = {k: v for k, v in resolved["partition"].items() if k not in foreign}
     seeds = scenario.resolved_seeds._asdict()
     seeds["weights"] = "package" if seeds["weights"] is None else seeds["weights"]
     return resolved | {"federation": federation, "seeds": seeds}

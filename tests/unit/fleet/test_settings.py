@@ -176,6 +176,19 @@ def test_a_missing_required_key_may_be_given(path: Path) -> None:
         (["partitoin.alpha=1"], r"--set partitoin.alpha=1: partitoin: unknown key; did you mean "),
         (["partition.alpha=0"], r"--set partition.alpha=0: partition: alpha must be .*, got 0"),
         (
+            ["partition.rows=5"],
+            r"--set partition.rows=5: kind dirichlet has no use for rows: leave it out, or set "
+            "partition.kind=sample",
+        ),
+        (
+            ["partition.kind=iid", "partition.alpha=1"],
+            r"--set partition.alpha=1: kind iid has no use for alpha: .* partition.kind=dirichlet",
+        ),
+        (
+            ["partition={kind: iid, clients: 2, alpha: 1}"],
+            r"--set partition={.*}: partition.alpha: kind iid has no use for alpha",
+        ),
+        (
             ["training={lr: 1}"],
             r"--set federation.training={lr: 1}: federation.training.lr: unknown key",
         ),
@@ -210,6 +223,24 @@ def test_a_wrong_change_is_an_error_with_the_change_in_front(
         load(path, *items)
 
 
+def test_another_kind_of_partition_leaves_out_what_the_file_says_of_its_own(path: Path) -> None:
+    partition = {"kind": "dirichlet", "clients": 4, "alpha": 0.1, "minimum": 3}
+    path.write_text(yaml.safe_dump(DOCUMENT | {"partition": partition}))
+    assert load(path, "partition.kind=iid").partition.clients == 4
+    assert load(path, "partition.kind=sample", "partition.rows=7").partition.rows == 7
+    assert load(path, "partition.kind=dirichlet").partition.alpha == 0.1
+
+
+def test_a_file_with_a_setting_of_another_kind_of_partition_is_refused(path: Path) -> None:
+    path.write_text(yaml.safe_dump(DOCUMENT | {"partition": {"kind": "iid", "alpha": 0.1}}))
+    with pytest.raises(ConfigError, match="kind iid needs the number of clients"):
+        load(path)
+    partition = {"kind": "iid", "clients": 4, "alpha": 0.1}
+    path.write_text(yaml.safe_dump(DOCUMENT | {"partition": partition}))
+    with pytest.raises(ConfigError, match=rf"^{path}: partition.alpha: kind iid has no use for al"):
+        load(path)
+
+
 def test_an_error_of_the_file_names_the_file(path: Path) -> None:
     path.write_text(yaml.safe_dump(DOCUMENT | {"shwo": "agents"}))
     with pytest.raises(ConfigError, match=rf"^{path}: shwo: unknown key; did you mean show\?"):
@@ -220,6 +251,7 @@ def test_every_key_of_a_scenario_can_be_set(path: Path) -> None:
     """As the whole resolved mapping of a scenario, key by key."""
     scenario = load(path)
     plain = msgspec.to_builtins(scenario, enc_hook=str)
+    plain["partition"] = {"kind": "dirichlet", "clients": 4, "alpha": 0.5, "minimum": 1}
     for key, value in plain.items():
         same = load_scenario(path, {key: value})
         assert same == load_scenario(path), key

@@ -42,7 +42,7 @@ def test_the_configuration_has_changes_defaults_and_seeds() -> None:
     assert record["seed"] == 4
     assert found["agents"] == 5
     assert found["seeds"] == dict.fromkeys(found["seeds"], 4)
-    assert found["partition"]["alpha"] == 0.5
+    assert found["partition"] == {"kind": "iid", "prefix": "site", "clients": 10}
     federation = found["federation"]
     assert federation["algorithm"]["name"] == "fedprox"
     assert federation["algorithm"]["mu"] > 0
