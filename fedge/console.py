@@ -139,6 +139,12 @@ class FiniteRange(click.FloatRange):
         return _finite(self, super().convert(value, param, ctx), value, param, ctx)
 
 
+class WholeRange(click.IntRange):
+    """Whole number in a range; an error calls what is none by that name."""
+
+    name = "whole number"
+
+
 class FiniteFloat(click.types.FloatParamType):
     """Any number but NaN and the infinite ones; help shows no range for it."""
 

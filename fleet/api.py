@@ -16,7 +16,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedge.errors import ConfigError, ModelError, did_you_mean
+from fedge.errors import ConfigError, ModelError
 from fleet.experiments.results import Report, load_report
 from fleet.in_memory.clients import Clients, deal_out
 from fleet.in_memory.columns import row_count
@@ -28,6 +28,7 @@ from fleet.in_memory.run import How, run
 from fleet.in_memory.scenario_file import Scenario
 from fleet.in_memory.values import plain
 from fleet.partition import SETTINGS_OF_KIND, Kind, unused
+from fleet.scenario import no_model
 from models.package.package import ModelPackage, load_package
 from models.zoo import load_zoo, zoo_names
 
@@ -268,11 +269,7 @@ def _named(model: str) -> ModelPackage:
     if model in zoo_names():
         return load_zoo(model)
     if not Path(model).is_dir():
-        hint = did_you_mean(model, zoo_names())
-        raise ModelError(
-            f"model {model!r} is no folder of a package and not in the zoo: {hint}the zoo has "
-            f"{', '.join(zoo_names())}"
-        )
+        raise ModelError(f"model {no_model(model)}")
     return load_package(Path(model))
 
 

@@ -56,7 +56,11 @@ def check_baselines(wanted: BaselineConfig, spec: ModelSpec, path: Path) -> None
     names = ["loss", *(m.name for m in spec.metrics if m.kind != "confusion")]
     if wanted.metric not in names:
         known = ", ".join(names)
-        raise ConfigError(f"{path}: baselines.metric: {wanted.metric!r} is unknown; known: {known}")
+        raise ConfigError(
+            f"{path}: baselines.metric: {wanted.metric!r} is no metric of the model {spec.name}; "
+            f"known: {known}; baselines of a scenario go with its model: with another one set "
+            f"--set baselines.metric={names[-1]}, or --set 'baselines={{}}' for none"
+        )
     features = sum(prod(tensor.shape) for tensor in spec.inputs)
     if wanted.least_squares and (spec.loss != "mean_squared_error" or spec.size != features + 1):
         raise ConfigError(

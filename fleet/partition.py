@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from coordinator.machine.roster import MAX_AGENTS
 from fedge.errors import ConfigError
 from fleet.agent_rows import NumberedNames, RowLists, RowsByAgent
 
@@ -31,6 +32,8 @@ SETTINGS_OF_KIND: Mapping[str, tuple[str, ...]] = {
     "sample": ("rows",),
     "client": ("client",),
 }
+#: Rows of all clients that draw with replacement: four bytes each.
+_MAX_DRAWN = 1_000_000_000
 #: Kinds that go by the label of each row; the others by the number of rows alone.
 BY_LABEL = ("shards", "dirichlet")
 #: So many different labels, with so few rows each on average, are no classes.
@@ -82,6 +85,10 @@ class PartitionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.clients is not None and self.clients > MAX_AGENTS:
+            raise ValueError(
+                f"clients is {self.clients:,}: a federation has at most {MAX_AGENTS:,} agents"
+            )
         if not isfinite(self.alpha) or self.alpha <= 0:
             raise ValueError(f"alpha must be finite and above 0, got {self.alpha}")
 
@@ -122,7 +129,7 @@ def iid(n: int, clients: int, rng: np.random.Generator) -> RowLists:
     Raises:
         ConfigError: fewer rows than clients.
     """
-    _check_enough(n, clients, f"{clients} clients")
+    _check_enough(n, clients, f"{clients:,} clients")
     owner = np.empty(n, np.int32)
     owner[rng.permutation(n)] = np.repeat(np.arange(clients), _even_sizes(n, clients))
     return RowLists.of_owners(owner, clients)
@@ -147,7 +154,7 @@ def label_shards(
         ConfigError: fewer rows than shards.
     """
     shards = clients * shards_per_client
-    _check_enough(len(labels), shards, f"{shards} shards")
+    _check_enough(len(labels), shards, f"{shards:,} shards")
     owner_of_shard = np.empty(shards, np.int32)
     owner_of_shard[rng.permutation(shards)] = np.repeat(np.arange(clients), shards_per_client)
     owner = np.empty(len(labels), np.int32)
@@ -178,7 +185,7 @@ def dirichlet(
         ConfigError: labels are no classes, or there are too few rows.
     """
     _check_classes(labels)
-    _check_enough(len(labels), clients * minimum, f"{clients} clients of at least {minimum}")
+    _check_enough(len(labels), clients * minimum, f"{clients:,} clients of at least {minimum}")
     pools = [rng.permutation(pool) for pool in by_client(labels)]
     left = np.array([len(pool) for pool in pools])
     prior = left / left.sum()
@@ -203,7 +210,15 @@ def sample(n: int, clients: int, rows: int, rng: np.random.Generator) -> RowList
         clients: number of clients.
         rows: of each client.
         rng: draws them.
+
+    Raises:
+        ConfigError: the clients' rows are more than fit in memory.
     """
+    if clients * rows > _MAX_DRAWN:
+        raise ConfigError(
+            f"{clients:,} clients with {rows:,} rows each draw {clients * rows:,} rows, more than "
+            f"{_MAX_DRAWN:,}: take fewer rows or fewer clients"
+        )
     drawn = rng.integers(0, n, (clients, rows), np.int32 if n < 2**31 else np.int64)
     drawn.sort(axis=1)
     return RowLists(drawn.reshape(-1), np.arange(clients + 1) * rows)
@@ -247,7 +262,8 @@ def _dirichlet(config: PartitionConfig, labels: Array, rng: np.random.Generator)
 
 
 def _sample(config: PartitionConfig, labels: Array, rng: np.random.Generator) -> RowLists:
-    _check_enough(len(labels), 1, "kind sample")
+    if not len(labels):
+        raise ConfigError("kind sample draws from the rows of the data, which has none")
     return sample(len(labels), config.clients or 1, config.rows, rng)
 
 
@@ -340,4 +356,7 @@ def _check_classes(labels: Array) -> None:
 
 def _check_enough(rows: int, needed: int, what: str) -> None:
     if rows < needed:
-        raise ConfigError(f"{rows} rows are too few for {what}")
+        raise ConfigError(
+            f"{rows:,} rows are too few for {what}: take fewer, or kind sample, where each draws "
+            "rows with replacement (--set partition.kind=sample --set partition.rows=16)"
+        )

@@ -11,9 +11,10 @@ from msgspec import Meta
 
 from broker.protocol.messages import Id, name_of
 from coordinator.config import CoordinatorConfig, Seed, check_choices
+from coordinator.machine.roster import MAX_AGENTS
 from edge_agent.data.dataset import DataConfig
 from edge_agent.machine.status import DEFAULT_PHASES
-from fedge.errors import ConfigError
+from fedge.errors import ConfigError, ModelError, did_you_mean
 from fedge.plugins import load_plugins
 from fedge.yaml_config import load_yaml, located, parse_config
 from fleet.partition import PartitionConfig, unused
@@ -97,7 +98,7 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     federation: dict[str, Any]
     baselines: BaselineConfig = BaselineConfig()
     detection: DetectionConfig | None = None
-    agents: Annotated[int, Meta(ge=1)] | None = None
+    agents: Annotated[int, Meta(ge=1, le=MAX_AGENTS)] | None = None
     seed: Seed | None = None
     seeds: SeedsConfig = SeedsConfig()
     show: Literal["rounds", "agents"] = "rounds"
@@ -182,7 +183,7 @@ def _without_old_kind(
 
 def scenario_changes(changes: Mapping[str, Any]) -> dict[str, Any]:
     """Returns changes with keys from the top of a scenario, see `fleet.settings.full_keys`."""
-    return full_keys(changes, [field.encode_name for field in msgspec.structs.fields(Scenario)])
+    return full_keys(changes, Scenario)
 
 
 def _decoded(document: Any, path: Path, origin: str) -> Scenario:
@@ -296,4 +297,16 @@ def source_package(scenario: Scenario, path: Path) -> ModelPackage:
     reference = str(scenario.federation["model"])
     if reference in zoo_names():
         return load_zoo(reference)
-    return load_package(located(reference, path.parent))
+    folder = located(reference, path.parent)
+    if not folder.is_dir():
+        raise ModelError(f"{path}: federation.model: {no_model(reference)}")
+    return load_package(folder)
+
+
+def no_model(reference: str) -> str:
+    """Returns, in words, that a name is of no model, and what the zoo has."""
+    hint = did_you_mean(reference, zoo_names())
+    return (
+        f"{reference!r} is no folder of a package and not in the zoo: {hint}the zoo has "
+        f"{', '.join(zoo_names())}"
+    )

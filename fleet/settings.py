@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, get_args
 
 import msgspec
 
@@ -16,6 +16,8 @@ from learning.registry import Choice
 _FEDERATION = "federation"
 #: Longest value that a message repeats.
 _SHOWN = 60
+#: Keys that a message proposes.
+_NAMED = 3
 _PART = re.compile(r"[^.\[\]]+|\[(\d+)\]")
 _KEY = re.compile(r"[^\s:.\[\]]+(?:\[\d+\]|\.[^\s:.\[\]]+)*")
 _Part = str | int
@@ -43,7 +45,7 @@ def parse_changes(items: Sequence[str]) -> dict[str, Any]:
     return changes
 
 
-def full_keys(changes: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+def full_keys(changes: Mapping[str, Any], scenario: type[msgspec.Struct]) -> dict[str, Any]:
     """Returns changes with keys from the top of a scenario.
 
     A key whose first part is no key of a scenario, but one of `federation`, is taken as
@@ -51,18 +53,20 @@ def full_keys(changes: Mapping[str, Any], known: Collection[str]) -> dict[str, A
 
     Args:
         changes: by dotted key.
-        known: keys of a scenario.
+        scenario: its keys.
 
     Raises:
         ConfigError: the first part is a key of neither, or two keys are spellings of one.
     """
-    fields = [field.encode_name for field in msgspec.structs.fields(CoordinatorConfig)]
+    known, fields = _names(scenario), _names(CoordinatorConfig)
     found = {}
     spelled: dict[tuple[str, ...], str] = {}
     for key, value in changes.items():
         first = str(_parts(key)[0])
         if first not in known and first not in fields:
-            near = did_you_mean(first, [*known, *fields])
+            below = [*_ending_in(key, CoordinatorConfig), *_ending_in(key, scenario)]
+            near = f"did you mean {' or '.join(below[:_NAMED])}? " if below else ""
+            near = near or did_you_mean(first, [*known, *fields])
             raise ConfigError(
                 f"{option(key, value)}: {first}: unknown key; {near}known keys: "
                 f"{', '.join(sorted(known))}; and those of federation"
@@ -73,6 +77,21 @@ def full_keys(changes: Mapping[str, Any], known: Collection[str]) -> dict[str, A
             raise ConfigError(f"{other} and {key} are one key: give one of them")
         found[full] = value
     return found
+
+
+def _names(config: type[msgspec.Struct]) -> list[str]:
+    return [field.encode_name for field in msgspec.structs.fields(config)]
+
+
+def _ending_in(key: str, config: type[msgspec.Struct], above: str = "") -> Iterator[str]:
+    """Yields the keys of a configuration's sections that end in a key, as in `training.epochs`."""
+    for field in msgspec.structs.fields(config):
+        name = f"{above}{field.encode_name}"
+        if above and field.encode_name == key:
+            yield name
+        for kind in (field.type, *get_args(field.type)):
+            if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+                yield from _ending_in(key, kind, f"{name}.")
 
 
 def overlap(outer: Iterable[str], inner: Iterable[str]) -> tuple[str, str] | None:

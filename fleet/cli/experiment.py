@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fedge.console import CommandGroup, FiniteFloat, FiniteRange, command_errors, counted
+from fedge.console import (
+    CommandGroup,
+    FiniteFloat,
+    FiniteRange,
+    WholeRange,
+    command_errors,
+    counted,
+)
 from fedge.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -50,7 +57,7 @@ def cli() -> None:
     "--out", type=_FOLDER, help="Folder of the experiment  [default: runs/experiments/NAME]"
 )
 @click.option(
-    "--jobs", type=click.IntRange(min=1), help="Runs at the same time  [default: one per core]."
+    "--jobs", type=WholeRange(min=1), help="Runs at the same time  [default: one per core]."
 )
 @click.option(
     "--set",
@@ -60,7 +67,7 @@ def cli() -> None:
     help="Change a key of every run, as the grid's `set` does; repeatable.",
 )
 @click.option(
-    "--seeds", type=click.IntRange(min=1), help="Number of seeds, from 0  [default: the grid's]."
+    "--seeds", type=WholeRange(min=1), help="Number of seeds, from 0  [default: the grid's]."
 )
 @click.option(
     "--resume/--fresh",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from fedge.console import CommandGroup, FiniteRange, command_errors, log_less
+from fedge.console import CommandGroup, FiniteRange, WholeRange, command_errors, log_less
 from fedge.errors import ConfigError
 from fleet.cli.options import (
     change_options,
@@ -47,7 +47,7 @@ cli.add_command(sweep)
 )
 @click.option(
     "--hosts",
-    type=click.IntRange(min=0),
+    type=WholeRange(min=0),
     help="Number of processes that host the agents; 0: one process for each agent  [default: one"
     " for each agent up to 24 agents, one for each core above].",
 )
@@ -129,7 +129,7 @@ def run(
 )
 @click.option(
     "--workers",
-    type=click.IntRange(min=1, max=64),
+    type=WholeRange(min=1, max=64),
     default=2,
     show_default=True,
     help="Threads that train, shared by all agents.",

@@ -11,9 +11,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from fedge.console import WholeRange
+from fedge.errors import ConfigError
+
 if TYPE_CHECKING:
     from fleet.runs.watcher import Watcher
 
+#: As `coordinator.machine.roster.MAX_AGENTS`, which `--help` need not import.
+MAX_AGENTS = 1_000_000
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -35,17 +40,17 @@ _OPTIONS = (
     ),
     click.option(
         "--agents",
-        type=click.IntRange(min=1),
+        type=WholeRange(min=1, max=MAX_AGENTS),
         help="Number of agents, as --set agents=N  [default: the scenario's].",
     ),
     click.option(
         "--rounds",
-        type=click.IntRange(min=1),
+        type=WholeRange(min=1),
         help="Number of rounds, as --set federation.rounds=N  [default: the scenario's].",
     ),
     click.option(
         "--seed",
-        type=click.IntRange(min=0, max=1 << 31),
+        type=WholeRange(min=0, max=1 << 31),
         help="Seed of everything random, as --set seed=N: partition, cohorts, initial weights,"
         " order of rows, faults; `seeds` of the scenario sets one alone  [default: the scenario's,"
         " else 0 with the initial weights of the model's package].",
@@ -98,17 +103,25 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 def changes_of(
     changes: tuple[str, ...], agents: int | None, rounds: int | None, seed: int | None
 ) -> dict[str, Any]:
-    """Returns the changes that the options name, by full key; the other options win over `--set`.
+    """Returns the changes that the options name, by full key.
 
     Raises:
-        ConfigError: a change has another form than KEY=VALUE, or an unknown first part.
+        ConfigError: a change has another form than KEY=VALUE, or an unknown first part; or a key
+            is given by `--set` and by an option of its own.
     """
     from fleet.scenario import scenario_changes
-    from fleet.settings import parse_changes
+    from fleet.settings import option, parse_changes
 
     named = {"agents": agents, "federation.rounds": rounds, "seed": seed}
     given = {key: value for key, value in named.items() if value is not None}
-    return scenario_changes(parse_changes(changes)) | given
+    parsed = parse_changes(changes)
+    for key, value in parsed.items():
+        if (full := next(iter(scenario_changes({key: value})))) in given:
+            name = full.rpartition(".")[2]
+            raise ConfigError(
+                f"--{name} {given[full]} and {option(key, value)} are one key: give one of them"
+            )
+    return scenario_changes(parsed) | given
 
 
 def is_whole(changes: dict[str, Any]) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fedge.console import command_errors
+from fedge.console import WholeRange, command_errors
 from fedge.errors import ConfigError
 from fedge.system import one_thread_each
 from fleet.cli.options import (
@@ -63,7 +63,7 @@ _SIGNED = click.option(
 )
 @click.option(
     "--processes",
-    type=click.IntRange(min=1),
+    type=WholeRange(min=1),
     help="Processes that simulate cohorts  [default: one for each core].",
 )
 @click.option(
@@ -196,17 +196,17 @@ def _resume_command(scenario: Path, options: SimulateOptions) -> list[str]:
 @click.argument("scenario", type=click.Path(path_type=Path), required=False)
 @click.option(
     "--seeds",
-    type=click.IntRange(min=1),
+    type=WholeRange(min=1),
     default=200,
     show_default=True,
     help="Number of seeds to try.",
 )
 @click.option(
-    "--start", type=click.IntRange(min=0), default=0, show_default=True, help="The first seed."
+    "--start", type=WholeRange(min=0), default=0, show_default=True, help="The first seed."
 )
 @click.option(
     "--jobs",
-    type=click.IntRange(min=1),
+    type=WholeRange(min=1),
     default=1,
     show_default=True,
     help="Processes that try seeds at the same time.",

@@ -22,6 +22,8 @@ INTERRUPTED = "interrupted"
 FAILED = "failed"
 #: Keys of the configuration in which a run that goes on may differ.
 _MAY_DIFFER = frozenset({"federation.rounds", "show"})
+#: Keys that say which of several things a section is, beside what all else in it means.
+_TAGS = ("name", "kind")
 #: Options of a command that change its results.
 _OPTIONS = ("faults", "profiles", "signed")
 _READABLE = 0o644
@@ -128,6 +130,7 @@ def _differences(
     earlier: Mapping[str, Any], record: Mapping[str, Any]
 ) -> Iterator[tuple[str, Any, Any]]:
     before, now = earlier["configuration"], record["configuration"]
+    yield from _other_choices(before, now)
     flat, other = dict(_flat(before)), dict(_flat(now))
     for key in sorted(flat.keys() | other.keys()):
         if key not in _MAY_DIFFER and flat.get(key) != other.get(key):
@@ -142,6 +145,21 @@ def _differences(
     for key in _OPTIONS:
         if before["options"].get(key) != now["options"].get(key):
             yield f"--{key}", before["options"].get(key), now["options"].get(key)
+
+
+def _other_choices(
+    before: Mapping[str, Any], now: Mapping[str, Any], key: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """Yields choices of another name, as a whole: their settings are not to be compared."""
+    for name in before.keys() & now.keys():
+        first, second = before[name], now[name]
+        if not isinstance(first, Mapping) or not isinstance(second, Mapping):
+            continue
+        where = f"{key}.{name}" if key else name
+        for tag in _TAGS:
+            if tag in first and tag in second and first[tag] != second[tag]:
+                yield where, first[tag], second[tag]
+        yield from _other_choices(first, second, where)
 
 
 def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:

@@ -77,7 +77,9 @@ def test_on_unseen_agents_the_metrics_of_own_models_are_averaged(tmp_path: Path)
 
 def test_an_impossible_baseline_is_refused_before_the_run(tmp_path: Path) -> None:
     check_baselines(BaselineConfig(metric="mae", least_squares=True), PACKAGE.spec, tmp_path)
-    with pytest.raises(ConfigError, match=r"baselines.metric: 'r2' is unknown; known: loss, mae"):
+    with pytest.raises(
+        ConfigError, match=r"baselines.metric: 'r2' is no metric of .*; known: loss, mae"
+    ):
         check_baselines(BaselineConfig(metric="r2"), PACKAGE.spec, tmp_path)
     deep = load_zoo("handwritten_digit").spec
     with pytest.raises(ConfigError, match=r"least_squares: handwritten_digit is not a linear regr"):
@@ -86,7 +88,7 @@ def test_an_impossible_baseline_is_refused_before_the_run(tmp_path: Path) -> Non
 
 def test_a_simulation_refuses_a_metric_at_once(tmp_path: Path) -> None:
     measured(tmp_path, metric="r2")
-    with pytest.raises(ConfigError, match=r"s.yaml: baselines.metric: 'r2' is unknown"):
+    with pytest.raises(ConfigError, match=r"s.yaml: baselines.metric: 'r2' is no metric of"):
         make_setting(tmp_path / "s.yaml", SimulationOptions(tmp_path / "out"))
 
 

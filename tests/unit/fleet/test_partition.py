@@ -275,12 +275,25 @@ def test_the_watch_data_makes_one_agent_per_wearer() -> None:
             None,
             "kind dirichlet draws a mix of classes, got 2 different numbers in 2 rows, with",
         ),
+        (
+            {"kind": "iid", "clients": 2000},
+            np.arange(4),
+            None,
+            "4 rows are too few for 2,000 clients: take fewer, or kind sample, where each draws "
+            "rows with replacement (--set partition.kind=sample --set partition.rows=16)",
+        ),
+        (
+            {"kind": "sample", "clients": 1000, "rows": 5 * 10**9},
+            np.arange(4),
+            None,
+            "1,000 clients with 5,000,000,000 rows each draw 5,000,000,000,000 rows, more",
+        ),
         ({"kind": "iid", "clients": 2}, None, None, "kind iid needs the labels of the rows"),
         (
             {"kind": "sample", "clients": 2},
             np.arange(0),
             None,
-            "0 rows are too few for kind sample",
+            "kind sample draws from the rows of the data, which has none",
         ),
         ({"kind": "client"}, np.arange(4), None, "kind client needs an array with the client"),
         (

@@ -97,7 +97,7 @@ def test_federation_may_be_left_out_of_a_key(path: Path) -> None:
 def test_a_key_of_the_scenario_goes_before_one_of_its_federation() -> None:
     assert "federation" in CoordinatorConfig.__struct_fields__
     names = set(CoordinatorConfig.__struct_fields__) & set(Scenario.__struct_fields__)
-    assert full_keys(dict.fromkeys(names, 1), Scenario.__struct_fields__) == dict.fromkeys(names, 1)
+    assert full_keys(dict.fromkeys(names, 1), Scenario) == dict.fromkeys(names, 1)
 
 
 @pytest.mark.parametrize("key", ["unseen.1", "unseen[1]"])
@@ -174,6 +174,17 @@ def test_a_missing_required_key_may_be_given(path: Path) -> None:
             r"did you mean training\? known keys: ",
         ),
         (["partitoin.alpha=1"], r"--set partitoin.alpha=1: partitoin: unknown key; did you mean "),
+        (
+            ["learning_rate=0.2"],
+            r"--set learning_rate=0.2: learning_rate: unknown key; did you mean "
+            r"training.learning_rate\? known keys: ",
+        ),
+        (["alpha=2"], r"--set alpha=2: alpha: unknown key; did you mean partition.alpha\? "),
+        (["agents=1000001"], r"--set agents=1000001: expected .* <= 1000000, got 1000001"),
+        (
+            ["partition.clients=1000001"],
+            r"--set partition.clients=1000001: partition: clients is 1,000,001: .* 1,000,000 ag",
+        ),
         (["partition.alpha=0"], r"--set partition.alpha=0: partition: alpha must be .*, got 0"),
         (
             ["partition.rows=5"],

@@ -63,7 +63,7 @@ def test_a_run_may_go_on_with_more_rounds_or_other_words(
         (
             ("configuration", "federation", "codec", "name"),
             "float32",
-            "federation.codec.name int8, now it is float32",
+            "federation.codec int8, now it is float32",
         ),
         (
             ("configuration", "federation", "stop"),
@@ -90,6 +90,16 @@ def test_a_run_does_not_go_on_as_another_one(
     save_record(tmp_path, RECORD)
     with pytest.raises(ConfigError, match=rf"^--resume: the run in .* was begun with {words}; run"):
         resumed_record(tmp_path, changed(*path, value=value))
+
+
+def test_another_choice_is_named_as_a_whole(tmp_path: Path) -> None:
+    begun = changed("configuration", "federation", value={"codec": {"name": "int8", "size": 9}})
+    now = changed("configuration", "federation", value={"codec": {"name": "float32"}})
+    save_record(tmp_path, begun)
+    with pytest.raises(
+        ConfigError, match=r"was begun with federation.codec int8, now it is float32; run it as"
+    ):
+        resumed_record(tmp_path, now)
 
 
 def test_changes_of_the_first_command_are_kept_and_later_ones_win(tmp_path: Path) -> None:
