@@ -18,8 +18,8 @@ LAST = 5
 #: Rates on devices and on the server; a few of the paper's grid, tried with the first seed.
 SWEEP_ROUNDS = 20
 SWEEP: dict[str, list[tuple[float, float]]] = {
-    "fedavg": [(0.1, 1.0), (0.3, 1.0)],
-    "fedadam": [(0.1, 0.01), (0.3, 0.01), (0.3, 0.03)],
+    "fedavg": [(0.1, 1.0), (0.3, 1.0), (0.5, 1.0)],
+    "fedadam": [(0.1, 0.01), (0.3, 0.01), (0.3, 0.03), (0.3, 0.1), (0.5, 0.03)],
 }
 #: Recalled from the paper, EMNIST CR: accuracy in percent after 1,500 rounds.
 PAPER = {"fedavg": 84.9, "fedadam": 85.6}
@@ -39,7 +39,7 @@ def main() -> None:
             tried[choice] = _last(report)
             swept.append(_settings(algorithm, choice) | {"last": round(tried[choice], 4)})
         best = max(tried, key=lambda choice: tried[choice])
-        seeds = range(options.seeds or 1)
+        seeds = range(options.seeds or 5)
         reports = {seed: _run(algorithm, best, seed, options.rounds, data) for seed in seeds}
         rows.append(_settings(algorithm, best) | _row(reports))
     gains = [

@@ -45,7 +45,7 @@ def main() -> None:
     found = []
     for cell in ("gru", "lstm"):
         for how, choice in RATES.items():
-            seeds = range(options.seeds or 2)
+            seeds = range(options.seeds or 5)
             reports = {seed: _run(cell, how, seed, choice, ROUNDS, data) for seed in seeds}
             found.append(_row(cell, how, reports, rows) | {"rate": choice})
     document = {"data": "text_shakespeare.npz", "training_rows": rows, "rows": found}
