@@ -174,8 +174,12 @@ def picture(name: str, panels: Sequence[Mapping[str, Any]]) -> None:
         from matplotlib import pyplot as plt
     except ImportError as error:
         raise ConfigError("matplotlib is missing: pip install 'fedge[plot]'") from error
-    figure, axes = plt.subplots(1, len(panels), figsize=(6 * len(panels), 4), squeeze=False)
-    for axis, panel in zip(axes[0], panels, strict=True):
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(6 * columns, 4 * rows), squeeze=False)
+    for axis in axes.flat[len(panels) :]:
+        axis.remove()
+    for axis, panel in zip(axes.flat, panels, strict=False):
         for number, (label, curves) in enumerate(panel["lines"].items()):
             for seed, curve in enumerate(curves):
                 rounds = np.arange(1, len(curve) + 1)
