@@ -63,6 +63,7 @@ class Commit:
         record: of the round.
         closed: rounds whose counted answers are to be remembered.
         course: of the federation after it; None: as the record says.
+        standings: of agents, that changed with the round.
     """
 
     version: int
@@ -71,6 +72,7 @@ class Commit:
     record: RoundRecord
     closed: tuple[ClosedRound, ...] = ()
     course: Course | None = None
+    standings: tuple[tuple[str, Standing], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,11 +83,13 @@ class SaveRound:
         record: of the round.
         closed: rounds whose counted answers are to be remembered.
         course: of the federation after it; None: as the record says.
+        standings: of agents, that changed with the round.
     """
 
     record: RoundRecord
     closed: tuple[ClosedRound, ...] = ()
     course: Course | None = None
+    standings: tuple[tuple[str, Standing], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -101,14 +105,6 @@ class ForgetAgent:
     """Forget what an agent said of itself: its retained status was cleared."""
 
     agent_id: str
-
-
-@dataclass(frozen=True)
-class SaveStanding:
-    """Store how an agent stands; nothing waits until it is on disk."""
-
-    agent_id: str
-    standing: Standing
 
 
 @dataclass(frozen=True)
@@ -168,7 +164,6 @@ Action = (
     | Commit
     | SaveRound
     | SaveAgent
-    | SaveStanding
     | ForgetAgent
     | RoundEnded
     | Waiting

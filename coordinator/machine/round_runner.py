@@ -22,7 +22,6 @@ from coordinator.machine.events import (
     RoundEnded,
     SaveOpenRound,
     SaveRound,
-    SaveStanding,
 )
 from coordinator.machine.open_round import ClosedRound, ClosedRounds, OpenRound, Traffic
 from coordinator.machine.progress import Progress, StoredRound
@@ -305,6 +304,8 @@ class RoundRunner:
         if why := self._central.explosion(progress.theta, commit.theta):
             return self._explode(opened, record, why, now_s)
         self._scheduler.committed()
+        # Who measures after a restart does not know them any more.
+        record = msgspec.structs.replace(record, refusals=self._intake.refusals())
         progress.version = record.version
         progress.theta, progress.state = commit.theta, commit.state
         progress.note(record, self._norms.known)
@@ -317,12 +318,14 @@ class RoundRunner:
             record,
             self._remember(opened, committed=True),
             progress.course,
+            self._roster.standings.take_changed(),
         )
         rest = [] if order is None else self._next(order, record, now_s)
         return [stored, *(rest or self._end_round(record, now_s))]
 
     def measure(self, record: RoundRecord, now_s: float) -> list[Action]:
         """Goes on with the phase after a commit; nothing when it is not due, or nobody is there."""
+        self._roster.standings.round_id = record.round_id
         order = self._protocol.after_commit(record)
         return [] if order is None else self._next(order, record, now_s)
 
@@ -382,18 +385,15 @@ class RoundRunner:
     ) -> list[Action]:
         opened, self.open = self.open, None
         started = now_s if opened is None else opened.started_s
-        refusals = record.refusals
-        if not refusals:
-            found = Counter(self._intake.refusals())
-            if opened is not None and not opened.is_durable:
-                found += opened.round.refusals
-            refusals = dict(found)
+        refusals = Counter(record.refusals) | Counter(self._intake.refusals())
+        if opened is not None and not opened.is_durable:
+            refusals += opened.round.refusals
         up, down = self._traffic.take()
         record = self._central.measured(record, self._progress.theta)
         record = msgspec.structs.replace(
             record,
-            refused=sum(refusals.values()),
-            refusals=refusals,
+            refused=refusals.total(),
+            refusals=dict(refusals),
             bytes_up=up,
             bytes_down=down,
             seconds=now_s - started,
@@ -404,8 +404,7 @@ class RoundRunner:
         if (best := self._progress.course.best) is not None and best.version:
             record = msgspec.structs.replace(record, best_round=best.round_id)
         return [
-            SaveRound(record, closed, self._progress.course),
-            *(SaveStanding(*changed) for changed in self._roster.standings.take_changed()),
+            SaveRound(record, closed, self._progress.course, self._roster.standings.take_changed()),
             RoundEnded(record),
             *self._publisher.results(round_result(record, self._session)),
         ]

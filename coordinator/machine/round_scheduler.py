@@ -13,7 +13,7 @@ from coordinator.rounds.protocol import first_needs
 from fedge.limits import TokenBucket
 
 #: After an abandoned round the next one waits 1, 2, 4 … s, at most this.
-_LONGEST_PAUSE_S = 60.0
+_LONGEST_PAUSE_S, _MOST_DOUBLINGS = 60.0, 6
 _GRACE_S = 1.0
 _TOO_FEW_DRAWN_S = 1.0
 #: Too few agents can take part: a look at who can costs 1 to 2 µs an agent, and with every birth of
@@ -116,6 +116,7 @@ class RoundScheduler:
     def abandoned(self, now_s: float) -> float:
         """A round failed; seconds until the next."""
         self._abandoned_in_a_row += 1
-        pause_s = min(_LONGEST_PAUSE_S, 2.0 ** (self._abandoned_in_a_row - 1))
+        doublings = min(self._abandoned_in_a_row - 1, _MOST_DOUBLINGS)
+        pause_s = min(_LONGEST_PAUSE_S, 2.0**doublings)
         self.pause_until_s = now_s + pause_s
         return pause_s

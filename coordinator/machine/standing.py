@@ -266,9 +266,9 @@ class Standings:
             for agent_id in sorted(silent):
                 self.silent(agent_id, phase, cut_short=ended.closed == "grace")
 
-    def take_changed(self) -> list[tuple[str, Standing]]:
+    def take_changed(self) -> tuple[tuple[str, Standing], ...]:
         """Returns the standings that changed since the last call, by agent id."""
-        changed = [(agent_id, self._known[agent_id]) for agent_id in sorted(self._changed)]
+        changed = tuple((agent_id, self._known[agent_id]) for agent_id in sorted(self._changed))
         self._changed.clear()
         return changed
 

@@ -59,8 +59,6 @@ class SinglePhase:
             declined=ended.declined,
             details=ended.details,
             closed=str(ended.closed),
-            refusals=dict(ended.refusals),
-            refused=sum(ended.refusals.values()),
         )
         minimum = self._config.round.minimum
         if len(ended.counted) < minimum:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -17,6 +17,7 @@ from coordinator.storage.database import Database
 #: So often those who run a store write when agents were heard of (`note_heard`).
 NOTED_EVERY_S = 60.0
 _STANDING = "an agent's standing"
+_SET_STANDING = "INSERT OR REPLACE INTO standings VALUES (?, ?)"
 AGENT_SCHEMA = """
 CREATE TABLE agents (agent_id TEXT PRIMARY KEY, status TEXT NOT NULL, heard_at REAL NOT NULL);
 CREATE TABLE standings (agent_id TEXT PRIMARY KEY, standing TEXT NOT NULL);
@@ -80,8 +81,13 @@ class AgentTables(Database):
 
     def save_standing(self, agent_id: str, standing: Standing) -> None:
         """Stores how an agent stands; on disk only after `flush`."""
-        text = msgspec.json.encode(standing).decode()
-        self._add("INSERT OR REPLACE INTO standings VALUES (?, ?)", agent_id, text)
+        self._add(_SET_STANDING, agent_id, msgspec.json.encode(standing).decode())
+
+    def _insert_standings(
+        self, db: sqlite3.Connection, standings: Iterable[tuple[str, Standing]]
+    ) -> None:
+        texts = ((name, msgspec.json.encode(standing).decode()) for name, standing in standings)
+        db.executemany(_SET_STANDING, texts)
 
     def standing(self, agent_id: str) -> Standing:
         """Returns an agent's standing; a clean one when none is stored."""

@@ -14,7 +14,6 @@ from coordinator.machine.events import (
     SaveAgent,
     SaveOpenRound,
     SaveRound,
-    SaveStanding,
     StoreUpdate,
 )
 from coordinator.storage.store import Store
@@ -66,15 +65,12 @@ class Durability:
                 store.add_update(agent_id, version, frame)
                 self.unflushed += 1
                 self._is_dirty = True
-            case Commit(version, theta, state, record, closed, course):
-                store.commit(version, theta, state, record, closed, course)
-            case SaveRound(record, closed, course):
-                store.save_round(record, closed, course)
+            case Commit(version, theta, state, record, closed, course, standings):
+                store.commit(version, theta, state, record, closed, course, standings)
+            case SaveRound(record, closed, course, standings):
+                store.save_round(record, closed, course, standings)
             case SaveAgent(agent_id, status):
                 self._statuses[agent_id] = (status, heard_at)
-            case SaveStanding(agent_id, standing):
-                store.save_standing(agent_id, standing)
-                self._is_dirty = True
             case ForgetAgent(agent_id):
                 self._statuses[agent_id] = None
             case Finished(reason):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import secrets
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,6 +18,7 @@ from broker.protocol.messages import RoundPlan
 from coordinator.config import KEPT_ROUNDS
 from coordinator.machine.open_round import ClosedRound
 from coordinator.machine.progress import Progress, StoredRound
+from coordinator.machine.standing import Standing
 from coordinator.records.course import Course, Rule
 from coordinator.records.records import RoundRecord
 from coordinator.storage.agent_tables import AGENT_SCHEMA, AgentTables
@@ -176,6 +177,7 @@ class Store(VersionTables, AgentTables, OrderTable):
         record: RoundRecord,
         closed: Sequence[ClosedRound] = (),
         course: Course | None = None,
+        standings: Iterable[tuple[str, Standing]] = (),
     ) -> None:
         """Stores a new version, its round and who counted, all or nothing.
 
@@ -186,6 +188,7 @@ class Store(VersionTables, AgentTables, OrderTable):
             record: of the round.
             closed: rounds whose counted answers are to be remembered.
             course: of the federation after it; None: what the records say.
+            standings: of agents, that changed.
         """
         with self._transaction() as db:
             self._insert_version(db, version, theta, state)
@@ -193,6 +196,7 @@ class Store(VersionTables, AgentTables, OrderTable):
             self._insert_closed(db, closed)
             self._forget_open_round(db)
             self._insert_course(db, version, course)
+            self._insert_standings(db, standings)
             self._forget_old(db, record.round_id, version, course)
         self._updates.clear()  # not before: until then the open round is what counts
         self._mark()
@@ -202,6 +206,7 @@ class Store(VersionTables, AgentTables, OrderTable):
         record: RoundRecord,
         closed: Sequence[ClosedRound] = (),
         course: Course | None = None,
+        standings: Iterable[tuple[str, Standing]] = (),
     ) -> None:
         """Stores a round's record, replacing what is there of it; it takes no more updates.
 
@@ -209,12 +214,14 @@ class Store(VersionTables, AgentTables, OrderTable):
             record: of the round.
             closed: rounds whose counted answers are to be remembered.
             course: of the federation after it; None: what the records say.
+            standings: of agents, that changed.
         """
         with self._transaction() as db:
             self._insert_round(db, record)
             self._insert_closed(db, closed)
             self._forget_open_round(db)
             self._insert_course(db, record.version, course)
+            self._insert_standings(db, standings)
             self._forget_old(db, record.round_id, record.version, course)
         self._updates.clear()
         self._mark()

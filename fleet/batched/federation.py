@@ -23,7 +23,6 @@ from coordinator.machine.events import (
     Finished,
     RoundEnded,
     SaveRound,
-    SaveStanding,
 )
 from coordinator.machine.open_round import OpenRound, Traffic
 from coordinator.machine.progress import Progress
@@ -45,6 +44,7 @@ from fleet.batched.fleet_roster import FleetRoster, NoClosedRounds
 from fleet.batched.fleet_setup import FleetSetup
 from fleet.batched.traffic import Downloads
 from fleet.batched.workers import Workers
+from fleet.runs.abandoned import AbandonedRounds
 from learning.algorithms.algorithm import Algorithm
 from learning.algorithms.registry import ALGORITHMS
 from learning.phases.evaluate import EvaluateCollector
@@ -53,9 +53,6 @@ from learning.phases.train import TrainCollector
 from learning.vector.metrics import Sums
 from learning.vector.parameters import F32
 from models.package.package import ModelPackage
-
-#: Abandoned rounds in a row that end a simulation; a coordinator by itself would go on for ever.
-_ABANDONED = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +106,7 @@ class Federation:
         self._columns = Columns.empty(len(inputs.setup.names))
         folder, states = inputs.setup.folder, inputs.setup.states_folder
         self._checkpoints = Checkpoints(folder, states) if inputs.is_kept else None
-        self._abandoned = 0
+        self._abandoned = AbandonedRounds()
         self._durability = Durability(inputs.store)
         algorithm: Algorithm = ALGORITHMS.make(config.algorithm, config.training)
         self._algorithm = algorithm
@@ -162,7 +159,7 @@ class Federation:
         position = self._checkpoints.load(self.progress.last_round, stage, self._columns)
         self.now_s, self._started_s = position.now_s, position.started_s
         self._scheduler.pause_until_s = position.pause_until_s
-        self._abandoned = position.abandoned
+        self._abandoned.in_a_row = position.abandoned
         self._traffic.up, self._traffic.down = position.bytes_up, position.bytes_down
         self._downloads.blobs = position.blobs
 
@@ -174,7 +171,7 @@ class Federation:
             self.now_s,
             self._started_s,
             self._scheduler.pause_until_s,
-            self._abandoned,
+            self._abandoned.in_a_row,
             self._traffic.up,
             self._traffic.down,
             self._downloads.blobs,
@@ -292,27 +289,26 @@ class Federation:
                 case Commit() if ended is not None:
                     # All in one: a process that is killed between the two leaves no half a record.
                     self._save(action.record.round_id, "ended")
-                    whole = replace(action, record=ended.record, course=ended.course)
+                    whole = replace(
+                        action,
+                        record=ended.record,
+                        course=ended.course,
+                        standings=action.standings + ended.standings,
+                    )
                     self._durability.perform(whole)
                 case Commit():
                     self._save(action.record.round_id, "committed")
                     self._durability.perform(action)
                 case SaveRound(record):
-                    self._abandoned = self._abandoned + 1 if record.status == "abandoned" else 0
+                    self._abandoned.count(record)
                     self._save(record.round_id, "ended")
                     self._durability.perform(action)
-                case SaveStanding() | Finished():
+                case Finished():
                     self._durability.perform(action)
                 case RoundEnded(record):
                     self._durability.flush()
                     self._inputs.on_round(record)
-                    self._check_abandoned(record)
-
-    def _check_abandoned(self, record: RoundRecord) -> None:
-        if self._abandoned >= _ABANDONED:
-            raise FleetError(
-                f"{_ABANDONED} rounds in a row were abandoned: {why_abandoned(record)}"
-            )
+                    self._abandoned.check(record)
 
 
 class _NoIntake:
@@ -332,8 +328,3 @@ class _NoIntake:
 
     def restore(self, opened: OpenRound, frames: Sequence[tuple[str, bytes]]) -> None:
         """Nothing was stored."""
-
-
-def why_abandoned(record: RoundRecord) -> str:
-    """Returns why a round was abandoned."""
-    return "; ".join(record.details.values()) or record.held_back or "too few updates"

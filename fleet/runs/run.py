@@ -19,12 +19,12 @@ from broker.link.settings import BrokerSettings
 from broker.protocol.topics import Topics
 from coordinator.config import CoordinatorConfig
 from coordinator.records.records import RoundRecord
-from coordinator.report import decline_lines
 from fedge.errors import FleetError, LinkError
 from fleet.baselines import check_baselines
 from fleet.participants import Participants, make_participants
 from fleet.report import Ended, conclude, write_report
 from fleet.runs import folders
+from fleet.runs.abandoned import AbandonedRounds
 from fleet.runs.availability import Availability
 from fleet.runs.broker_choice import chosen_broker
 from fleet.runs.coordinator_state import best_theta, runtimes, stored_rounds
@@ -52,8 +52,6 @@ _STUCK_S = 90.0
 _GOODBYE_S = 10.0
 #: So long a wait for agents that lack something is told: while they start it means nothing.
 _LACKING_S = 2.0
-#: Abandoned rounds in a row that end a run; a coordinator by itself would go on for ever.
-_ABANDONED = 5
 #: Above this number agents share processes: an interpreter with numpy and the runtime takes 40 MB
 #: and half a second of a core to start.
 _OWN_PROCESSES = 24
@@ -240,6 +238,7 @@ class _Run:
         minimum = max(config.cohort.at_least, config.round.minimum)
         availability = Availability(self.participants.asked, minimum)
         ended: set[str] = set()
+        abandoned = AbandonedRounds()
         while True:
             try:
                 event = self.processes.events.get(timeout=0.5)
@@ -277,15 +276,8 @@ class _Run:
                 record = msgspec.json.decode(event.record, type=RoundRecord)
                 self.records.append(record)
                 self.watcher.round(record)
-                self._check_abandoned()
-
-    def _check_abandoned(self) -> None:
-        last = self.records[-_ABANDONED:]
-        if len(last) == _ABANDONED and all(record.status == "abandoned" for record in last):
-            raise FleetError(
-                f"{_ABANDONED} rounds in a row were abandoned: {why_abandoned(last[-1])} "
-                f"(all logs: {self.processes.folder})"
-            )
+                abandoned.count(record)
+                abandoned.check(record)
 
     def _note_ended(self, known: set[str]) -> set[str]:
         ended: set[str] = set()
@@ -352,12 +344,6 @@ class _Run:
 def committed(records: Iterable[RoundRecord]) -> int:
     """Returns the number of rounds that were committed."""
     return sum(record.status == "committed" for record in records)
-
-
-def why_abandoned(record: RoundRecord) -> str:
-    """Returns why a round was abandoned: declined and refused updates, with their reasons."""
-    refused = [f"{n} refused ({reason})" for reason, n in sorted(record.refusals.items())]
-    return "; ".join([*decline_lines(record), *refused]) or "too few answered in time"
 
 
 def patience_s(config: CoordinatorConfig, *, waiting: bool) -> float:

@@ -15,7 +15,6 @@ from coordinator.machine.events import (
     ForgetAgent,
     RoundEnded,
     SaveAgent,
-    SaveStanding,
     StoreUpdate,
 )
 from coordinator.operate import open_store
@@ -173,7 +172,7 @@ class CoordinatorShell(Shell):
         waiting = self._durability.unflushed
         is_stored = self._durability.perform(action)
         match action:
-            case SaveAgent() | SaveStanding() | ForgetAgent():
+            case SaveAgent() | ForgetAgent():
                 return  # written with the next updates
             case StoreUpdate():
                 if not waiting:

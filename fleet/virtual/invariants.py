@@ -22,6 +22,7 @@ from coordinator.config import CoordinatorConfig
 from coordinator.machine.events import Commit, RoundEnded, SaveOpenRound, SaveRound, StoreUpdate
 from coordinator.machine.uploads import ExpectedVectors, Upload, peek_header
 from coordinator.records.records import RoundRecord
+from coordinator.records.results import MOST_AGENTS
 from edge_agent.machine.events import (
     CancelJob,
     JobDone,
@@ -55,6 +56,8 @@ from models.package.package import ModelPackage
 
 #: Entries that are shown with a violation.
 LAST = 40
+#: Agents that a violation names.
+_LISTED = 10
 
 
 class InvariantViolated(FederationError):
@@ -299,10 +302,18 @@ class Invariants:
             record.round_id == book.round_id and record.round_id not in book.committed,
             f"round {record.round_id} committed, {book.round_id} was open",
         )
+        named, stored = set(record.agents), {name for name, _ in frames}
+        if not named and len(stored) > MOST_AGENTS:
+            named = stored  # a record names no agents of a huge cohort
         self._check(
-            set(record.agents) == {name for name, _ in frames}
-            and record.reported + record.stale == len(frames),
-            f"round {record.round_id} counts {sorted(record.agents)}, stored are {sorted(frames)}",
+            record.reported + record.stale == len(frames),
+            f"round {record.round_id} counts {record.reported + record.stale} updates,"
+            f" {len(frames)} are stored",
+        )
+        self._check(
+            named == stored,
+            f"round {record.round_id} names other agents than its stored updates:"
+            f" {', '.join(sorted(named ^ stored)[:_LISTED])}",
         )
         theta, state = book.derived(self._config, self._package, record.population)
         self._check(

@@ -13,11 +13,13 @@ from typing import Any
 
 from coordinator.evaluation import central_measure
 from coordinator.fleet_data import fleet_findings
+from coordinator.records.records import RoundRecord
 from coordinator.rounds.stopping import stop_rule
 from fedge.errors import ConfigError, did_you_mean
 from fedge.yaml_config import load_config, located
 from fleet.participants import Participants
 from fleet.report import REPORT_FILE, Ended, conclude, write_report
+from fleet.runs.abandoned import AbandonedRounds
 from fleet.runs.folders import make_out
 from fleet.runs.prepared import Prepared, prepare
 from fleet.runs.record import record_notes, run_record
@@ -113,7 +115,7 @@ def simulate_scenario(
         for observer in observed.observers:
             if isinstance(observer, Invariants):
                 observer.watch(simulation)
-        simulation.coordinator.on_round = watcher.round
+        simulation.coordinator.on_round = _tell_rounds(simulation, watcher)
         watcher.begin(participants, setting.config, f"in memory, seed {setting.seed}")
         for line in record_notes(record):
             watcher.note(line)
@@ -129,6 +131,21 @@ def simulate_scenario(
             if isinstance(observer, Invariants):
                 observer.check_quiescence(simulation)
     return _conclude(simulation, participants, reason, options, watcher, record)
+
+
+def _tell_rounds(simulation: Simulation, watcher: Watcher) -> Callable[[RoundRecord], None]:
+    """Returns what is called with each round's record; too many abandoned ones end a simulation."""
+    setting, abandoned = simulation.setting, AbandonedRounds()
+
+    def on_round(record: RoundRecord) -> None:
+        watcher.round(record)
+        answered = record.reported or record.refused or record.declined or record.held_back
+        if not answered or simulation.now_s < setting.faults.calm_s:
+            return  # who is away, or behind a fault, comes back
+        abandoned.count(record)
+        abandoned.check(record)
+
+    return on_round
 
 
 def make_setting(path: Path, options: SimulationOptions) -> tuple[Scenario, Participants, Setting]:

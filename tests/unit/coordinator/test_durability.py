@@ -11,8 +11,7 @@ import pytest
 
 from broker.protocol import messages
 from broker.protocol.messages import AgentStatus, TargetSummary
-from coordinator.machine.events import ForgetAgent, SaveAgent, SaveStanding
-from coordinator.machine.standing import Standing
+from coordinator.machine.events import ForgetAgent, SaveAgent
 from coordinator.storage.durability import STATUSES_EVERY_S, Durability
 from coordinator.storage.store import Store
 from models.package.stored_versions import STORE_FILE
@@ -67,7 +66,7 @@ def test_statuses_are_written_with_whatever_else_is(store: Store) -> None:
     durability.perform(status(1))
     durability.flush(0.0)
     durability.perform(status(2))
-    durability.perform(SaveStanding("a", Standing()))
+    durability.touch()
     durability.flush(0.1)
     assert on_disk(store) == [2]
 

@@ -96,6 +96,22 @@ def test_a_genuine_history_passes_and_is_checked(run: Run) -> None:
     assert invariants.checks > len(run.history)
 
 
+def test_a_record_of_a_huge_cohort_may_name_nobody(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_names(action: Any) -> Iterator[Any]:
+        if isinstance(action, Commit):
+            record = msgspec.structs.replace(action.record, agents={})
+            yield dataclasses.replace(action, record=record)
+        else:
+            yield action
+
+    history = actions_changed(run.history, without_names)
+    fails(run, history, "names other agents than its stored updates: ")
+    monkeypatch.setattr("fleet.virtual.invariants.MOST_AGENTS", 1)
+    run.check(history)
+
+
 def test_a_theta_that_is_off_by_its_last_bit(run: Run) -> None:
     def nudge(action: Any) -> Iterator[Any]:
         if isinstance(action, Commit) and action.version == 2:

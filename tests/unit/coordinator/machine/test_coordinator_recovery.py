@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,10 @@ def keep(store: Store, stage: Stage, seen: int) -> int:
             case StoreUpdate(agent_id=agent_id, version=version, frame=frame):
                 store.add_update(agent_id, version, frame)
                 store.flush()
-            case Commit(version, theta, state, record, closed):
-                store.commit(version, theta, state, record, closed)
-            case SaveRound(record, closed):
-                store.save_round(record, closed)
+            case Commit(version, theta, state, record, closed, _, standings):
+                store.commit(version, theta, state, record, closed, standings=standings)
+            case SaveRound(record, closed, _, standings):
+                store.save_round(record, closed, standings=standings)
     return len(stage.actions)
 
 
@@ -180,6 +181,25 @@ def test_the_commit_forgets_the_round_and_its_updates(tmp_path: Path) -> None:
     assert progress.version == 1
     assert progress.last_round == 1
     store.close()
+
+
+def test_what_an_agent_did_wrong_is_stored_with_the_commit_before_anybody_measures(
+    tmp_path: Path,
+) -> None:
+    store = Store(tmp_path)
+    store.begin(PACKAGE.initial, ServerState())
+    stage = Stage(settings(rounds=2, max_update_norm=1e3))
+    agents = {name: FakeAgent(stage, name) for name in DELTAS}
+    agents["a"].update([1e9, 0.0, 0.0])
+    for name in "bc":
+        agents[name].update(DELTAS[name])
+    (commit,) = only(stage.actions, Commit)
+    assert [name for name, standing in commit.standings if standing.faults] == ["a"]
+    del stage.actions[stage.actions.index(commit) + 1 :]  # killed before the evaluation
+    keep(store, stage, 0)
+    store.close()
+    with closing(Store(tmp_path)) as found:
+        assert found.standing("a").faults == 1
 
 
 def test_the_session_of_a_store_never_changes(tmp_path: Path) -> None:

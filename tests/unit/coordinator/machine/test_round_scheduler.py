@@ -57,6 +57,9 @@ def test_rounds_that_fail_are_further_and_further_apart_until_one_succeeds() -> 
     assert scheduler.due_s() == 160.0
     scheduler.committed()
     assert scheduler.abandoned(200.0) == 1.0
+    for _ in range(2000):
+        scheduler.abandoned(300.0)
+    assert scheduler.due_s() == 360.0
 
 
 def test_after_a_restart_births_have_a_moment_to_arrive() -> None:

@@ -80,6 +80,33 @@ def test_wherever_it_was_interrupted_it_ends_the_same(tmp_path: Path) -> None:
     assert at > 20
 
 
+@pytest.mark.parametrize("quarantine", [{"after": 2, "rounds": 2}, {"after": 0}])
+def test_faults_of_agents_count_the_same_wherever_it_was_interrupted(
+    quarantine: dict[str, int], tmp_path: Path
+) -> None:
+    made = fleet(
+        **{
+            "agents": 40,
+            "partition.clients": 40,
+            "federation.rounds": 6,
+            "federation.codec": {"name": "float32"},
+            "federation.cohort": {"fraction": 1.0},
+            "federation.norm_bound": {"clip": 1.0, "refuse": 1.1},
+            "federation.quarantine": quarantine,
+        }
+    )
+    whole = simulated(made, tmp_path / "whole")
+    assert any(record.refused for record in whole.records)
+    assert (len({record.asked for record in whole.records}) > 1) == bool(quarantine["after"])
+    for at in range(1, 5 * 6):
+        try:
+            simulated(made, tmp_path / str(at), InterruptingTold(at))
+        except Stopped:
+            found = simulated(made, tmp_path / str(at))
+            assert found.records == whole.records, at
+            np.testing.assert_array_equal(found.theta, whole.theta)
+
+
 def test_a_round_that_nobody_measures_ends_with_its_commit(tmp_path: Path) -> None:
     made = fleet(**{"federation.evaluation": {"every": 2}})
     whole = simulated(made, tmp_path / "whole")

@@ -12,6 +12,7 @@ from broker.link.settings import BrokerSettings
 from coordinator.config import CoordinatorConfig, EvaluationConfig, RoundConfig
 from fedge.errors import FleetError, LinkError
 from fleet.runs import run
+from fleet.runs.abandoned import why_abandoned
 from fleet.runs.processes import CoordinatorEvent
 from tests.unit.coordinator.test_stopping import record
 
@@ -61,11 +62,11 @@ def test_reasons_of_an_abandoned_round_are_listed() -> None:
         details={"training": "b: the loss is nan, learning_rate 1.0 may be too large"},
         refusals={"norm": 3},
     )
-    assert run.why_abandoned(diverged) == (
+    assert why_abandoned(diverged) == (
         "2 declined (training): a, b; b: the loss is nan, learning_rate 1.0 may be too large; "
         "3 refused (norm)"
     )
-    assert run.why_abandoned(record(0.5)) == "too few answered in time"
+    assert why_abandoned(record(0.5)) == "too few answered in time"
 
 
 class Events:
