@@ -126,7 +126,8 @@ def simulate(
     Raises:
         ConfigError: a setting, an array or the model cannot be used; says what to do.
         FleetError: no round had a result.
-        Interrupted: Ctrl-C, or a notebook's stop (a KeyboardInterrupt); has the result so far.
+        Interrupted: Ctrl-C, or a notebook's stop (a KeyboardInterrupt); has the result so far, None
+            before the first round.
     """
     package = _package(model, plain(batch_size))
     plan = {

@@ -22,7 +22,7 @@ from coordinator.report import answer_lines, bytes_text, decline_lines, matrix_l
 from fedge.console import counted
 from fedge.limits import printable
 from fleet.participants import Participants
-from fleet.report import ANSWER, federated_figure, verdicts
+from fleet.report import ANSWER, ended_rounds, federated_figure, verdicts
 from fleet.scenario import Scenario
 from models.package.spec import TensorSpec, bare_metric
 from models.package.units import amount_text
@@ -31,6 +31,8 @@ from models.package.units import amount_text
 _TABLE_ROWS = 40
 #: Characters of a round's line beside loss and metrics.
 _FIXED = 40
+#: Characters of the narrowest column of a loss or metric, and of that of who reported.
+_NARROWEST, _REPORTED = 9, 10
 #: Agents whose clients are told before the first round.
 _NAMED = 10
 #: Agents shown after each round, with `show: agents`.
@@ -52,6 +54,8 @@ class LiveWatcher:
         self._show = show
         self._columns: list[str] = []
         self._rounds = 0
+        self._reported = _REPORTED
+        self._is_headed = True
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -78,6 +82,7 @@ class LiveWatcher:
         task = name_of(config.task)
         is_training = task == "train"
         self._rounds = config.rounds if is_training else 1
+        self._reported = max(_REPORTED, 2 * len(str(len(participants.asked))) + 2)
         if not is_training:
             asked = sum(task in participants.phases(name) for name in participants.rows)
             print_(f"{asked} agents are asked for {_text(task)}; nothing is trained")
@@ -96,7 +101,8 @@ class LiveWatcher:
             metrics = [m.name for m in spec.metrics if m.kind != "confusion"]
             groups = ["unseen_"] if participants.unseen else []
             groups += ["central_"] if config.evaluation.data is not None else []
-            self._columns, left = _columns(metrics, groups, self._console.width - _FIXED)
+            room = self._console.width - _FIXED - (self._reported - _REPORTED)
+            self._columns, left = _columns(metrics, groups, room)
             if any(map(_group, self._columns)):
                 print_(_columns_text(self._columns), "", sep="\n", highlight=False)
             if left:
@@ -107,11 +113,14 @@ class LiveWatcher:
             if len(named) > _NAMED:
                 named[_NAMED:] = [f"{len(named) - _NAMED} more in report.json"]
             print_(_text(f"agents are numbered: {', '.join(named)}\n"))
-        print_(self._heading())
+        self._is_headed = False
         self._task = self._progress.add_task("rounds", total=self._rounds)
 
     def round(self, record: RoundRecord) -> None:
         """See `fleet.runs.watcher.Watcher`."""
+        if not self._is_headed:  # not before: what is noted until then stands above it
+            self._console.print(self._heading())
+            self._is_headed = True
         # `print_result` shows who declined in an answered round, with its answer.
         declined = [] if record.status == "answered" else decline_lines(record)
         for line in (self._line(record), *(f"       {reason}" for reason in declined)):
@@ -150,21 +159,22 @@ class LiveWatcher:
 
     def _heading(self) -> str:
         """Returns the heading: over columns of others than learning agents, whose they are."""
-        above = " " * 15
+        above = " " * (5 + self._reported)
         for group, names in groupby(self._columns, _group):
             width = sum(map(_width, names))
             above += f"  {f' {group} ':─^{width - 2}s}" if group else " " * width
         cells = "".join(f"{bare_metric(name):>{_width(name)}s}" for name in self._columns)
-        line = f"{'round':>5s}{'reported':>10s}{cells}{'up':>9s}{'down':>9s}{'s':>7s}"
+        line = f"{'round':>5s}{'reported':>{self._reported}s}{cells}{'up':>9s}{'down':>9s}{'s':>7s}"
         return f"[bold]{line}[/bold]" if above.isspace() else f"{above}\n[bold]{line}[/bold]"
 
     def _line(self, record: RoundRecord) -> str:
-        line = f"{record.round_id:>5d} {f'{record.reported}/{record.asked}':>9s}"
+        line = f"{record.round_id:>5d}"
+        line += _cell(f"{record.reported}/{record.asked}", self._reported)
         for name in self._columns:
             value = record.value(name)
-            line += f"{'–' if value is None else f'{value:.4f}':>{_width(name)}s}"
-        line += f"{bytes_text(record.bytes_up):>9s}{bytes_text(record.bytes_down):>9s}"
-        line += f"{record.seconds:>7.2f}"
+            line += _cell("–" if value is None else _figure(value), _width(name))
+        line += _cell(bytes_text(record.bytes_up), 9) + _cell(bytes_text(record.bytes_down), 9)
+        line += _cell(f"{record.seconds:.2f}", 7)
         if record.refused:
             line += "  refused: " + ", ".join(f"{n} {r}" for r, n in record.refusals.items())
         if record.held_back:
@@ -177,6 +187,17 @@ class LiveWatcher:
 def _text(words: str) -> str:
     """Returns text from people and programs, safe for rich: control codes and markup escaped."""
     return escape(printable(words))
+
+
+def _figure(value: float) -> str:
+    """Returns a loss or metric with four decimals; one that has no room for them as 1.388e+07."""
+    text = f"{value:.4f}"
+    return text if len(text) < _NARROWEST else f"{value:.3g}"
+
+
+def _cell(text: str, width: int) -> str:
+    """Returns a text to the right of a column, with a space before it even where it is longer."""
+    return f" {text:>{width - 1}s}"
 
 
 def _columns(
@@ -221,7 +242,7 @@ def _title(column: str) -> str:
 
 
 def _width(column: str) -> int:
-    return max(9, len(bare_metric(column)) + 2)
+    return max(_NARROWEST, len(bare_metric(column)) + 2)
 
 
 def _group(column: str) -> str:
@@ -244,16 +265,17 @@ def print_result(
     if "statistics" in report or ANSWER in report:
         _print_answer(console, report)
         return True
-    if any(record["agents"] for record in report["rounds"]):
-        console.print(_agents_table(report))
+    rounds = ended_rounds(report)
+    if any(record["agents"] for record in rounds):
+        console.print(_agents_table(rounds))
     final = report["final"]
     console.print(
-        f"{counted(len(report['rounds']), 'round')} in {final['seconds']:.1f} s · "
+        f"{counted(len(rounds), 'round')} in {final['seconds']:.1f} s · "
         f"{bytes_text(final['bytes_up'])} up, {bytes_text(final['bytes_down'])} down · "
         f"{_text(report['runtime'])} · broker {report['broker']}",
         highlight=False,
     )
-    if bounded := bounded_text(report["rounds"]):
+    if bounded := bounded_text(rounds):
         console.print(_text(bounded), highlight=False)
     console.print()
     for name, found in final["in_units"].items():
@@ -296,8 +318,10 @@ def print_interrupted(
     """
     print_result(console, scenario, report, judge=False)
     rounds = report["configuration"]["federation"]["rounds"]
-    done = sum(record["status"] == "committed" for record in report["rounds"])
+    done = sum(record["status"] == "committed" for record in ended_rounds(report))
     what = f"after {done} of {rounds} rounds" if done < rounds else "before all baselines"
+    if unmeasured := report.get("unmeasured_round"):
+        what += f", before round {unmeasured} was measured"
     lines = (
         f"interrupted {what}; report: {folder / 'report.json'} · model: {folder / 'model'}",
         f"to go on: {shlex.join(command)}",
@@ -334,8 +358,8 @@ def bounded_text(rounds: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _agents_table(report: dict[str, Any]) -> Table:
-    last = next(r for r in reversed(report["rounds"]) if r["status"] == "committed")
+def _agents_table(rounds: Sequence[Mapping[str, Any]]) -> Table:
+    last = next(r for r in reversed(rounds) if r["status"] == "committed")
     metrics = list(dict.fromkeys(m for agent in last["agents"].values() for m in agent["metrics"]))
     table = Table(title=f"agents after round {last['round_id']}", title_justify="left")
     table.add_column("agent")

@@ -143,6 +143,7 @@ def build_report(
         facts: agents, codec, runtime, broker, seconds, reason, status, perhaps clients and data.
     """
     last = _handed_out(records)
+    unmeasured = _unmeasured(records) if facts["status"] == "interrupted" else 0
     report = {
         "scenario": scenario.name,
         "description": scenario.description,
@@ -174,6 +175,8 @@ def build_report(
         "baselines": baselines.figures,
         "baseline_details": baselines.details,
     }
+    if unmeasured:
+        report["unmeasured_round"] = unmeasured
     if baselines.failed:
         report["baselines_failed"] = baselines.failed
     return report | ({"detection": baselines.detection} if baselines.detection else {})
@@ -186,6 +189,21 @@ def _handed_out(records: Sequence[RoundRecord]) -> RoundRecord | None:
     best = next((r.best_round for r in reversed(committed) if r.best_round), 0)
     found = (record for record in committed if record.round_id == best)
     return next(found, committed[-1] if committed else None)
+
+
+def _unmeasured(records: Sequence[RoundRecord]) -> int:
+    """Returns the last round, if it was committed and its end is not known; else 0."""
+    last = records[-1] if records else None
+    if last is None or last.status != "committed":
+        return 0
+    # What it took is known at its end: a round that has ended sent bytes, or took time.
+    return 0 if last.bytes_up or last.bytes_down or last.seconds else last.round_id
+
+
+def ended_rounds(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns the rounds of a report, without one that was interrupted before it was measured."""
+    unmeasured = report.get("unmeasured_round")
+    return [record for record in report["rounds"] if record["round_id"] != unmeasured]
 
 
 def write_report(report: dict[str, Any], folder: Path) -> Path:

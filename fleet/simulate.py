@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from coordinator.config import CoordinatorConfig
 from fedge.errors import ConfigError
 from fleet.batched.mixed import mixed
 from fleet.batched.mode import Choice, choose_mode
 from fleet.batched.simulate import How, Simulated, Stopped, interrupted, simulate_fleet
+from fleet.participants import Participants
 from fleet.report import REPORT_FILE, Ended, conclude, write_report
 from fleet.runs.folders import make_out, used_alone
 from fleet.runs.prepared import Prepared, prepare
-from fleet.runs.record import record_notes, run_record
+from fleet.runs.record import Kind, record_notes, run_record
 from fleet.runs.resume import (
     INTERRUPTED,
     RunInterrupted,
@@ -54,6 +56,8 @@ class SimulateOptions:
         signed: the coordinator signs, and agents require its signature.
         resume: go on with the interrupted simulation in `out`.
         keep: write what `resume` needs to the disk, after each round of cohorts.
+        mode_reason: for `mode`, in words, where it was chosen already; empty: as asked, or chosen
+            here.
     """
 
     out: Path
@@ -69,6 +73,7 @@ class SimulateOptions:
     signed: bool = False
     resume: bool = False
     keep: bool = True
+    mode_reason: str = ""
 
     @property
     def cohort_features(self) -> list[str]:
@@ -128,12 +133,42 @@ def simulate_prepared(
         if choice.mode == "exact":
             exact = _exact_options(options)
             change = _Mix(watcher, options) if _may_mix(prepared, options) else None
-            return simulate_scenario(prepared.path, exact, watcher, prepared, record, change)
-        return _Cohorts(prepared, choice.mode, options, watcher, record).run(choice.why)
+            record = record or _record(prepared, "event_exact", vars(exact), choice)
+            headed = _Headed(watcher, choice)
+            return simulate_scenario(prepared.path, exact, headed, prepared, record, change)
+        record = record or _record(prepared, "batched", asdict(options), choice)
+        return _Cohorts(prepared, choice.mode, options, _Headed(watcher, choice), record).run()
+
+
+class _Headed:
+    """Watcher that says at the beginning how a fleet is simulated."""
+
+    def __init__(self, watcher: Watcher, choice: Choice) -> None:
+        self._begin, self._choice = watcher.begin, choice
+        self.round, self.waiting = watcher.round, watcher.waiting
+        self.note, self.working = watcher.note, watcher.working
+
+    def begin(self, participants: Participants, config: CoordinatorConfig, broker: str) -> None:
+        """See `Watcher`."""
+        how = f"{broker} · mode {self._choice.mode}: {self._choice.why}"
+        self._begin(participants, config, how)
+
+
+def _record(
+    prepared: Prepared, kind: Kind, options: Mapping[str, Any], choice: Choice
+) -> dict[str, Any]:
+    return run_record(
+        prepared.participants,
+        prepared.path,
+        prepared.package,
+        kind=kind,
+        options={**options, "mode": choice.mode, "mode_reason": choice.why},
+        started=datetime.now(UTC),
+    )
 
 
 def _choice(prepared: Prepared, options: SimulateOptions) -> Choice:
-    wanted = options.mode
+    wanted, why = options.mode, options.mode_reason
     if options.resume:
         # As it was begun: a run of more rounds must not become another kind of simulation.
         begun = earlier_record(options.out)["run"]["options"].get("mode", "exact")
@@ -142,9 +177,10 @@ def _choice(prepared: Prepared, options: SimulateOptions) -> Choice:
                 f"--resume: the run in {options.out} was begun with --mode {begun}, not {wanted}; "
                 "leave out --mode"
             )
-        wanted = begun
+        wanted, why = begun, "as begun"
     agents = len(prepared.participants.rows)
-    return choose_mode(wanted, prepared.config, agents, options.exact_features)
+    choice = choose_mode(wanted, prepared.config, agents, options.exact_features)
+    return replace(choice, why=why) if why else choice
 
 
 def _may_mix(prepared: Prepared, options: SimulateOptions) -> bool:
@@ -196,23 +232,16 @@ class _Cohorts:
         mode: Literal["bytes", "arrays"],
         options: SimulateOptions,
         watcher: Watcher,
-        record: Mapping[str, Any] | None,
+        record: Mapping[str, Any],
     ) -> None:
         self._prepared = prepared
         self._options = options
         self._watcher = watcher
         self._state = options.out / STATE_FOLDER
         self._how = How(mode, options.kernel, options.processes, options.ray, options.keep)
-        self._record = record or run_record(
-            prepared.participants,
-            prepared.path,
-            prepared.package,
-            kind="batched",
-            options=asdict(options) | {"mode": mode},
-            started=datetime.now(UTC),
-        )
+        self._record = record
 
-    def run(self, why: str) -> dict[str, Any]:
+    def run(self) -> dict[str, Any]:
         """Runs it, or goes on with it; returns its report."""
         options, prepared, watcher = self._options, self._prepared, self._watcher
         if options.resume:
@@ -223,8 +252,8 @@ class _Cohorts:
         for name in (REPORT_FILE, TRACE_FILE):  # a trace is of single messages
             (options.out / name).unlink(missing_ok=True)
         save_record(options.out, self._record)
-        mode = f"none · mode {self._how.mode}: {why}"
-        watcher.begin(prepared.participants, prepared.config, mode)
+        seed = prepared.scenario.resolved_seeds.simulation
+        watcher.begin(prepared.participants, prepared.config, f"none, seed {seed}")
         for line in record_notes(self._record):
             watcher.note(line)
         try:

@@ -10,6 +10,7 @@ import numpy as np
 
 from broker.protocol.messages import name_of
 from coordinator.config import CoordinatorConfig
+from fedge.console import counted
 from fedge.errors import ConfigError, ModelError
 from fleet.batched.cohort.agent_data import AgentData
 from learning.aggregation.aggregator import Mergeable
@@ -79,7 +80,8 @@ def choose_mode(
     if wanted == "arrays":
         return Choice("arrays", "as asked")
     if agents * config.rounds <= _FEW:
-        return Choice("exact", f"{agents} agents in {config.rounds} rounds take seconds")
+        amount = f"{counted(agents, 'agent')} in {counted(config.rounds, 'round')}"
+        return Choice("exact", f"{amount} are few enough")
     if agents <= _SOME:
         return Choice("bytes", f"{agents:,} agents without faults")
     return Choice("arrays", f"{agents:,} agents without faults: sizes stand for bytes")

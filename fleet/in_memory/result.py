@@ -224,15 +224,17 @@ class Interrupted(RunInterrupted):
     """A simulation was interrupted (a KeyboardInterrupt).
 
     Attributes:
-        report: so far.
-        result: so far: history and model.
+        report: so far; empty before the first round.
+        result: so far: history and model; None before the first round.
     """
 
-    def __init__(self, result: Result) -> None:
-        super().__init__(dict(result.report))
+    def __init__(self, result: Result | None) -> None:
+        super().__init__({} if result is None else dict(result.report))
         self.result = result
 
     def __str__(self) -> str:
+        if self.result is None:
+            return "before the first round: there is no result"
         return f"after {len(self.result.history)} rounds; `.result` of this exception has them"
 
 

@@ -46,6 +46,18 @@ class How:
     hooks: Sequence[Any] = ()
 
 
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Makes an interruption that leaves nothing an `Interrupted`, like one that leaves a result."""
+    try:
+        yield
+    except Interrupted:
+        raise
+    except KeyboardInterrupt:
+        raise Interrupted(None) from None
+
+
+@_interruptible()
 def run(prepare: Callable[[Path], tuple[Prepared, dict[str, Any] | None]], how: How) -> Result:
     """Simulates a federation.
 
@@ -56,7 +68,7 @@ def run(prepare: Callable[[Path], tuple[Prepared, dict[str, Any] | None]], how: 
 
     Raises:
         ConfigError: a setting is wrong.
-        Interrupted: it was interrupted after a round was committed.
+        Interrupted: it was interrupted; has the result, once a round was committed.
     """
     processes = 1 if how.processes is None else whole(how.processes, "processes", 1)
     _check_processes(processes)
@@ -66,6 +78,7 @@ def run(prepare: Callable[[Path], tuple[Prepared, dict[str, Any] | None]], how: 
         options = SimulateOptions(
             folder,
             mode=choice.mode,
+            mode_reason=choice.why,
             processes=processes,
             trace=False,
             check=False,
@@ -73,13 +86,15 @@ def run(prepare: Callable[[Path], tuple[Prepared, dict[str, Any] | None]], how: 
         )
         if record is not None:
             kind = "event_exact" if choice.mode == "exact" else "batched"
-            facts = {"kind": kind, "options": {**record["run"]["options"], "mode": choice.mode}}
+            given = {"mode": choice.mode, "mode_reason": choice.why}
+            facts = {"kind": kind, "options": {**record["run"]["options"], **given}}
             record = record | {"run": record["run"] | facts}
         with _watched(how, folder) as watcher:
             report = simulate_prepared(prepared, options, watcher, record)
         return _result(report, folder, how.out, prepared.package)
 
 
+@_interruptible()
 def run_processes(path: Path, options: Callable[[Path], RunOptions], how: How) -> Result:
     """Runs a scenario with real processes.
 
@@ -90,7 +105,7 @@ def run_processes(path: Path, options: Callable[[Path], RunOptions], how: How) -
 
     Raises:
         ConfigError, LinkError, FleetError: see `fleet.runs.run.run_scenario`.
-        Interrupted: it was interrupted after a round was committed.
+        Interrupted: it was interrupted; has the result, once a round was committed.
     """
     with _folder(how.out) as folder:
         wanted = options(folder)

@@ -101,7 +101,7 @@ class Scenario:
             ConfigError: scenario, data, model or options are wrong.
             LinkError: the broker cannot be reached.
             FleetError: the run ended without a result.
-            Interrupted: it was interrupted after a round was committed.
+            Interrupted: it was interrupted; has the result, once a round was committed.
         """
         changed = self.changed(changes or {})
         how = How(out=None if out is None else Path(out), progress=progress, hooks=hooks)

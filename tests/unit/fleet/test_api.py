@@ -403,6 +403,7 @@ def test_an_interruption_has_the_result_so_far(tmp_path: Path) -> None:
             simulate(hooks=stop, **changes)
         assert isinstance(caught.value, fedge.Interrupted)
         so_far = caught.value.result
+        assert so_far is not None
         assert [row["round"] for row in so_far.history] in ([1, 2], [1])
         assert not so_far.is_complete
         assert so_far.predict(X).shape == (120,)
@@ -410,16 +411,18 @@ def test_an_interruption_has_the_result_so_far(tmp_path: Path) -> None:
     assert (tmp_path / "run/report.json").exists()
 
 
-def test_an_interruption_before_the_first_round_leaves_nothing(
+def test_an_interruption_before_the_first_round_has_no_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(self: Any, *arguments: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Progress, "begin", stop)
-    with pytest.raises(KeyboardInterrupt) as caught:
+    with pytest.raises(
+        fedge.Interrupted, match=r"^before the first round: there is no res"
+    ) as caught:
         simulate(out=tmp_path / "run")
-    assert not isinstance(caught.value, fedge.Interrupted)
+    assert caught.value.result is None
     assert not (tmp_path / "run/report.json").exists()
 
 
@@ -496,5 +499,5 @@ def test_the_options_of_a_simulation_are_those_of_the_command() -> None:
     """The API sets these itself; a new one needs a thought."""
     assert set(SimulateOptions.__dataclass_fields__) == {
         *("out", "changes", "mode", "kernel", "processes", "ray", "faults", "profiles", "trace"),
-        *("check", "signed", "resume", "keep"),
+        *("check", "signed", "resume", "keep", "mode_reason"),
     }

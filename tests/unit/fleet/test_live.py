@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from fleet.live import LiveWatcher, _columns, print_result
+from fleet.live import LiveWatcher, _columns, print_interrupted, print_result
+from fleet.runs.resume import RunInterrupted
 from fleet.scenario import load_scenario
+from fleet.simulate import SimulateOptions, simulate
 from fleet.virtual.simulate import SimulationOptions, simulate_scenario
 from tests.unit.coordinator.test_stopping import record
 
@@ -31,7 +34,9 @@ def test_text_of_logs_and_people_is_shown_literally() -> None:
 
 def shown_round(**changes: Any) -> list[str]:
     console = Console(file=io.StringIO(), width=200)
-    LiveWatcher(console, "rounds").round(record(0.5, **changes))
+    watcher = LiveWatcher(console, "rounds")
+    watcher._columns = ["loss", "mae", "r2"]
+    watcher.round(record(0.5) if not changes else record(**{"loss": 0.5} | changes))
     assert isinstance(console.file, io.StringIO)
     return [line.strip() for line in console.file.getvalue().splitlines()]
 
@@ -128,3 +133,82 @@ def test_a_narrow_terminal_has_the_table_without_wrapped_lines(tmp_path: Path) -
     assert heading.split() == ["round", "reported", "loss", *["mae"] * 3, "up", "down", "s"]
     assert len(heading) <= 80
     assert "no room for unseen loss, central loss: see report.json" in text
+
+
+def test_columns_of_large_numbers_do_not_run_together() -> None:
+    (line,) = shown_round(
+        asked=20_000,
+        reported=19_995,
+        loss=13_881_953.3013,
+        metrics={"mae": -3561.7414, "r2": -0.25},
+        bytes_up=1_013_300_000,
+        bytes_down=1_013_300_000,
+        seconds=12_345.678,
+    )
+    assert line.split()[:5] == ["1", "19995/20000", "1.39e+07", "-3.56e+03", "-0.2500"]
+    assert line.split()[-1] == "12345.68"
+
+
+def test_what_is_noted_before_the_first_round_stands_above_the_table(tmp_path: Path) -> None:
+    """As the kernel, which is chosen once the fleet is set up."""
+    console = Console(file=io.StringIO(), width=140, record=True)
+    changes = {"agents": 4, "federation.rounds": 1, "baselines": {}, "seed": 9}
+    with LiveWatcher(console, "rounds") as watcher:
+        options = SimulateOptions(tmp_path / "out", changes, mode="bytes", processes=1)
+        report = simulate(SCENARIO, options, watcher)
+    lines = console.export_text().splitlines()
+    (number,) = [n for n, line in enumerate(lines) if line.startswith("round")]
+    assert lines[number - 1].startswith("kernel: ")
+    assert lines[number + 1].split()[0] == "1"
+    assert any("broker none, seed 9 · mode bytes: as asked" in line for line in lines)
+    assert report["run"]["options"]["mode_reason"] == "as asked"
+
+
+def test_an_exact_simulation_says_that_it_is_one_and_why(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=140, record=True)
+    changes = {"agents": 4, "federation.rounds": 1, "baselines": {}}
+    with LiveWatcher(console, "rounds") as watcher:
+        report = simulate(SCENARIO, SimulateOptions(tmp_path, changes), watcher)
+    why = "4 agents in 1 round are few enough"
+    assert f"broker in memory, seed 0 · mode exact: {why}" in console.export_text()
+    options = report["run"]["options"]
+    assert (options["mode"], options["mode_reason"]) == ("exact", why)
+
+
+class _StoppedAtMeasuring(LiveWatcher):
+    """Interrupted, as by Ctrl-C, when the second round is to be measured."""
+
+    measured = 0
+
+    def working(self, what: str, done: int, of: int) -> None:
+        self.measured += what == "evaluate" and done == 0
+        if self.measured == 2:
+            raise KeyboardInterrupt
+
+
+def test_a_round_that_was_not_measured_does_not_count_as_done(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=140, record=True)
+    changes = {"agents": 4, "federation.rounds": 3, "baselines": {}}
+    scenario = load_scenario(SCENARIO, changes)
+    options = SimulateOptions(tmp_path, changes, mode="bytes", processes=1)
+    with (
+        pytest.raises(RunInterrupted) as caught,
+        _StoppedAtMeasuring(console, "rounds") as watcher,
+    ):
+        simulate(SCENARIO, options, watcher)
+    report = caught.value.report
+    assert [record["round_id"] for record in report["rounds"]] == [1, 2]
+    assert report["unmeasured_round"] == 2
+    print_interrupted(console, scenario, report, tmp_path, ["fedge"])
+    text = console.export_text()
+    assert "\n1 round in " in text
+    assert "interrupted after 1 of 3 rounds, before round 2 was measured; report:" in text
+
+    with LiveWatcher(console, "rounds") as again:
+        whole = simulate(SCENARIO, replace(options, mode="auto", resume=True), again)
+    text = console.export_text()
+    assert "mode bytes: as begun" in text
+    shown = [line.split()[0] for line in text.splitlines() if "4/4" in line]
+    assert shown == ["2", "3"]
+    assert "unmeasured_round" not in whole
+    assert whole["rounds"][1]["bytes_down"] > 0

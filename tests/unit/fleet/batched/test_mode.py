@@ -23,7 +23,7 @@ def config(**changes: Any) -> CoordinatorConfig:
 @pytest.mark.parametrize(
     ("agents", "features", "changes", "mode", "why"),
     [
-        (10, [], {}, "exact", "take seconds"),
+        (10, [], {}, "exact", "10 agents in 10 rounds are few enough"),
         (1_000, [], {}, "bytes", "without faults"),
         (100_000, [], {}, "arrays", "sizes stand for bytes"),
         (100_000, ["--faults"], {}, "exact", "--faults needs every message"),
