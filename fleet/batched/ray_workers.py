@@ -62,6 +62,7 @@ class RayWorkers:
         self._count = count
         self._address = address
         self._actors: list[Any] = []
+        self._shared: list[Any] = []
         self._is_ours = False
         self._temporary: Path | None = None
         self._token = setup.folder / f"ray-{uuid4().hex}"
@@ -78,7 +79,7 @@ class RayWorkers:
     def __exit__(self, *error: object) -> None:
         for actor in self._actors:
             self._ray.kill(actor)
-        self._actors = []
+        self._actors, self._shared = [], []
         if self._is_ours:
             self._ray.shutdown()
         self._token.unlink(missing_ok=True)
@@ -92,7 +93,10 @@ class RayWorkers:
         references = {key: self._ray.put(vectors) for key, vectors in stored.items()}
         answers = deque(
             self._actors[number % len(self._actors)].work.remote(
-                number, pickle.dumps(replace(task, vectors={}), 5), references[id(task.vectors)]
+                number,
+                pickle.dumps(replace(task, vectors={}), 5),
+                references[id(task.vectors)],
+                self._shared,
             )
             for number, task in jobs
         )
@@ -175,12 +179,16 @@ class RayWorkers:
         setup.folder.mkdir(parents=True, exist_ok=True)
         self._token.touch()
         # Not what this process has loaded; the rows go with it, once for each machine.
-        shared = ray.put(replace(setup, folder=setup.folder.resolve()))
+        # With each call, not to the constructor: what is held here an actor finds again after it
+        # was started again. In a list, since an actor looks at it once only.
+        self._shared = [ray.put(replace(setup, folder=setup.folder.resolve()))]
         options = {"num_cpus": 1, "max_restarts": -1, "max_task_retries": TRIES - 1}
         actor = ray.remote(**options)(_Worker)
-        self._actors = [actor.remote(shared, str(self._token.resolve())) for _ in range(count)]
+        token = str(self._token.resolve())
+        self._actors = [actor.remote(token) for _ in range(count)]
         try:
-            versions = ray.get([each.version.remote() for each in self._actors], timeout=_START_S)
+            ready = [each.prepare.remote(self._shared) for each in self._actors]
+            versions = ray.get(ready, timeout=_START_S)
         except ray.exceptions.GetTimeoutError as error:
             raise FleetError(
                 f"--ray {self._address}: {count} workers have not started in {_START_S:g} s; are "
@@ -202,32 +210,41 @@ class _Worker:
     """Works on parts of a fleet, in a process of Ray.
 
     Args:
-        setup: of the fleet.
         token: file that is there where the folder of the states is the one of the simulation.
     """
 
-    def __init__(self, setup: FleetSetup, token: str) -> None:
-        setup.prepare()
-        self._setup = setup
+    def __init__(self, token: str) -> None:
+        self._setup: FleetSetup | None = None
         self._has_folder = Path(token).is_file()
 
-    def version(self) -> str:
+    def prepare(self, shared: Sequence[Any]) -> str:
+        """Takes the fleet's setup, which `shared` refers to; returns the version of fedge."""
+        self._prepared(shared)
         return fedge.__version__
 
     def process(self) -> int:
         return os.getpid()
 
-    def work(self, number: int, task: bytes, vectors: Vectors) -> bytes:
+    def work(self, number: int, task: bytes, vectors: Vectors, shared: Sequence[Any]) -> bytes:
         """Returns the pickled answer of a part to a pickled task: both can be written to."""
         whole: PhaseTask = replace(pickle.loads(task), vectors=vectors)  # noqa: S301  # our own
-        answer = self._setup.work(number, whole)
+        setup = self._prepared(shared)
+        answer = setup.work(number, whole)
         if not self._has_folder and np.any(answer.columns.slots):
             raise ConfigError(
-                f"{socket.gethostname()} does not see {self._setup.folder}, and the devices of "
+                f"{socket.gethostname()} does not see {setup.folder}, and the devices of "
                 "this federation remember things from round to round (its algorithm or codec has "
                 "states): keep the run in a folder that all machines of the cluster share"
             )
         return pickle.dumps(answer, 5)
+
+    def _prepared(self, shared: Sequence[Any]) -> FleetSetup:
+        """Returns the setup: fetched and prepared the first time, also after a restart."""
+        if self._setup is None:
+            setup: FleetSetup = _import_ray().get(shared[0])
+            setup.prepare()
+            self._setup = setup
+        return self._setup
 
 
 def _import_ray() -> Any:

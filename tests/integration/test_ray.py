@@ -81,7 +81,7 @@ class Killed(RayWorkers):
 
 @starts_ray
 def test_a_lost_worker_is_replaced_and_the_result_is_that_of_one_process_to_the_last_bit(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     fleet = make_fleet("house_price", CHANGES, "bytes", vectorized=True)
     expected = cohorts(fleet)
@@ -100,6 +100,7 @@ def test_a_lost_worker_is_replaced_and_the_result_is_that_of_one_process_to_the_
     assert not ray.is_initialized()
     assert signal.getsignal(signal.SIGTERM) == before
     assert not list(tmp_path.glob("ray-*"))
+    assert "core_worker" not in capfd.readouterr().err  # a warning of Ray's about lost actors
 
 
 @starts_ray

@@ -102,11 +102,14 @@ def test_a_machine_that_does_not_see_the_folder_of_the_states_says_so(
         cohorts_in(tmp_path, fleet)
     setup, whole = asked.value.args
     task, vectors = pickle.dumps(replace(whole, vectors={})), whole.vectors
-    worker = ray_workers._Worker(setup, str(tmp_path / "not here"))
+    worker = ray_workers._Worker(str(tmp_path / "not here"))
+    worker._setup = setup  # as Ray hands it over
     with pytest.raises(ConfigError, match="keep the run in a folder that all machines"):
-        worker.work(0, task, vectors)
+        worker.work(0, task, vectors, [])
     (tmp_path / "here").touch()
-    answer = pickle.loads(ray_workers._Worker(setup, str(tmp_path / "here")).work(0, task, vectors))
+    worker = ray_workers._Worker(str(tmp_path / "here"))
+    worker._setup = setup
+    answer = pickle.loads(worker.work(0, task, vectors, []))
     assert answer.counted
 
 
