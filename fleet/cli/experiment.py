@@ -26,6 +26,7 @@ from fedge.errors import ConfigError
 if TYPE_CHECKING:
     from fleet.experiments.execution.run import Prepared
     from fleet.experiments.experiment import Experiment, Target
+    from fleet.experiments.results import Which
 
 #: In the name of the folder's lock: one process runs an experiment.
 _ROLE = "experiment"
@@ -43,6 +44,17 @@ _TARGET = click.option(
     "--target",
     type=FiniteFloat(),
     help="Value of --metric for rounds and bytes to it  [default: the grid's].",
+)
+
+
+_OF = click.option(
+    "--of",
+    "which",
+    type=click.Choice(["best", "last"]),
+    default="best",
+    show_default=True,
+    help="Whose figures: the best version, by held-out loss or as stop.metric says, which is handed"
+    " out; or the last round that measured.",
 )
 
 
@@ -159,7 +171,8 @@ def _conclude(folder: Path, console: Any, seconds: float) -> dict[str, Any]:
 
 @cli.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--metric", help="Of the final model  [default: the target's, else the model's].")
+@click.option("--metric", help="To show  [default: the target's, else the model's].")
+@_OF
 @_TARGET
 @_LEVEL
 @click.option(
@@ -173,6 +186,7 @@ def _conclude(folder: Path, console: Any, seconds: float) -> dict[str, Any]:
 def table(
     folder: Path,
     metric: str | None,
+    which: Which,
     target: float | None,
     level: float,
     csv_file: Path | None,
@@ -196,21 +210,22 @@ def table(
     name = metric or experiment.default_metric()
     _check_metric(experiment, name)
     wanted = _target(experiment, name, target)
-    rows = summarise(experiment, name, wanted, level)
+    rows = summarise(experiment, name, wanted, level, which)
     if csv_file:
         count = write_csv(experiment, csv_file)
         click.echo(f"{csv_file}: {counted(count, 'row')}", err=True)
     if as_json:
-        click.echo(json.dumps(as_document(rows, name, wanted)))
+        click.echo(json.dumps(as_document(rows, name, wanted, which)))
     else:
         width = None if sys.stdout.isatty() else 200
-        print_table(Console(width=width), experiment, rows, name, wanted, level)
+        print_table(Console(width=width), experiment, rows, name, wanted, level, which)
 
 
 @cli.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--baseline", required=True, metavar="CASE", help="Case to compare with.")
-@click.option("--metric", help="One metric only  [default: all of the final model].")
+@click.option("--metric", help="One metric only  [default: all].")
+@_OF
 @_TARGET
 @_LEVEL
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison on stdout as JSON.")
@@ -219,6 +234,7 @@ def compare(
     folder: Path,
     baseline: str,
     metric: str | None,
+    which: Which,
     target: float | None,
     level: float,
     as_json: bool,
@@ -240,12 +256,12 @@ def compare(
     if metric:
         _check_metric(experiment, metric)
     wanted = _target(experiment, metric or experiment.default_metric(), target)
-    found = differences(experiment, baseline, [metric] if metric else [], wanted, level)
+    found = differences(experiment, baseline, [metric] if metric else [], wanted, level, which)
     if as_json:
-        click.echo(json.dumps(as_document(found, baseline, wanted)))
+        click.echo(json.dumps(as_document(found, baseline, wanted, which)))
     else:
         width = None if sys.stdout.isatty() else 200
-        print_comparison(Console(width=width), found, baseline, wanted, level)
+        print_comparison(Console(width=width), found, baseline, wanted, level, which)
 
 
 @cli.command()

@@ -10,7 +10,7 @@ from coordinator.records.records import falls
 from fedge.errors import ConfigError
 from fleet.experiments.estimates import LEVEL, Difference, paired
 from fleet.experiments.experiment import Case, Experiment, Target
-from fleet.experiments.results import Report
+from fleet.experiments.results import Report, Which
 from fleet.experiments.table import SPENT
 
 
@@ -20,7 +20,8 @@ class Compared:
 
     Attributes:
         case: its name.
-        figure: a metric of the final version; or rounds or bytes to the target (`SPENT`).
+        figure: a metric of the best version, or of the last round; or rounds or bytes to the target
+            (`SPENT`).
         difference: of the pairs; None when there is none.
         pairs: seeds of both.
         censored: seeds with which one of both never reached the target, or has no value.
@@ -39,6 +40,7 @@ def compare(
     metrics: list[str],
     target: Target | None,
     level: float = LEVEL,
+    which: Which = "best",
 ) -> list[Compared]:
     """Returns the differences of all other cases from a baseline.
 
@@ -48,6 +50,7 @@ def compare(
         metrics: to compare; empty: all that the baseline's first report ends with.
         target: for rounds and bytes to it; None: none.
         level: of the confidence intervals.
+        which: version of each run.
 
     Raises:
         ConfigError: there is no such case, no other one, or seeds do not pair.
@@ -63,7 +66,7 @@ def compare(
         _check_pairs(experiment, (first, known), (case, reports))
         for metric in metrics or next(iter(known.values())).measures:
             pairs = [
-                {seed: report.final_value(metric) for seed, report in side.items()}
+                {seed: report.value_of(which, metric) for seed, report in side.items()}
                 for side in (known, reports)
             ]
             found.append(_compared(case, metric, pairs[0], pairs[1], falls(metric), level))
@@ -141,8 +144,10 @@ def _check_pairs(
         raise ConfigError(f"{experiment.folder}: no run of {first.name} is done")
 
 
-def as_document(found: list[Compared], baseline: str, target: Target | None) -> dict[str, Any]:
+def as_document(
+    found: list[Compared], baseline: str, target: Target | None, which: Which = "best"
+) -> dict[str, Any]:
     """Returns the comparison as JSON-ready values."""
     wanted = {"metric": target.metric, "value": target.value} if target else None
     rows = [asdict(compared) for compared in found]
-    return {"baseline": baseline, "target": wanted, "differences": rows}
+    return {"baseline": baseline, "of": which, "target": wanted, "differences": rows}

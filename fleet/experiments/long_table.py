@@ -19,6 +19,8 @@ from fleet.experiments.naming import value_text
 
 _FIRST = ("round", "status", "version", "asked", "reported", "refused", "stale", "evaluated")
 _LAST = ("bytes_up", "bytes_down", "seconds")
+#: Whether the version of a round is the one that was handed out, whose figures tables show.
+_IS_BEST = "is_best"
 
 
 def columns(experiment: Experiment) -> list[str]:
@@ -31,7 +33,16 @@ def columns(experiment: Experiment) -> list[str]:
     for case in experiment.cases:
         for report in experiment.reports(case).values():
             metrics |= dict.fromkeys(_measured(report.history))
-    return ["case", "scenario", *experiment.index.varied, "seed", *_FIRST, *metrics, *_LAST]
+    return [
+        "case",
+        "scenario",
+        *experiment.index.varied,
+        "seed",
+        *_FIRST,
+        _IS_BEST,
+        *metrics,
+        *_LAST,
+    ]
 
 
 def rows(experiment: Experiment) -> Iterator[list[Any]]:
@@ -51,7 +62,9 @@ def rows(experiment: Experiment) -> Iterator[list[Any]]:
         for run in experiment.runs(case):
             if run.status != "done":
                 continue
-            for record in experiment.report(run).history:
+            report = experiment.report(run)
+            for row in report.history:
+                record = row | {_IS_BEST: row["round"] == report.best_round}
                 known = [case.name, case.scenario, *settings, run.seed]
                 yield known + [record.get(name) for name in names]
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,6 +21,8 @@ from fedge.errors import ConfigError, did_you_mean, one_line
 from fleet.experiments.curves import Crossing, Curve
 from fleet.experiments.report_check import check_report, damaged
 
+#: Whose figures are shown: the version that is handed out, the best by `stop.metric`, or the last.
+Which = Literal["best", "last"]
 #: As `fleet.report` names it, which a reader of reports need not import.
 REPORT_FILE = "report.json"
 #: Keys of a round that stand in its flat dict under the same name.
@@ -174,6 +176,16 @@ class Report:
             return None if value is None else float(value)
         return _value(self._handed_out, metric) if metric.startswith(_TRAIN) else None
 
+    def last_value(self, metric: str) -> float | None:
+        """Returns a metric of the last round that measured it; None when none did."""
+        committed = (r for r in reversed(self.document["rounds"]) if r["status"] == "committed")
+        found = (_value(record, metric) for record in committed)
+        return next((value for value in found if value is not None), None)
+
+    def value_of(self, which: Which, metric: str) -> float | None:
+        """Returns `final_value`, which is of the best version, or `last_value`."""
+        return self.final_value(metric) if which == "best" else self.last_value(metric)
+
     def agents(self, metric: str) -> dict[str, float]:
         """Returns a metric by agent, as measured with the version that was handed out.
 
@@ -211,6 +223,12 @@ class Report:
     def matrices(self) -> dict[str, list[list[float]]]:
         """Confusion matrices of the version that was handed out, by name; rows are true classes."""
         return dict(self.document["final"].get("matrices", {}))
+
+    @property
+    def best_round(self) -> int | None:
+        """The round of the version that was handed out; None where the report lacks it."""
+        found = self._handed_out.get("round_id")
+        return None if found is None else int(found)
 
     @cached_property
     def _handed_out(self) -> Mapping[str, Any]:

@@ -13,14 +13,25 @@ from fedge.console import counted
 from fleet.experiments.compare import Compared
 from fleet.experiments.estimates import Estimate
 from fleet.experiments.experiment import Experiment, Target
+from fleet.experiments.results import Which
 from fleet.experiments.table import SPENT, Row, ToTarget
 
+#: Seeds that a line names.
+_LISTED = 10
 _HEADINGS = {
     "rounds": "rounds",
     "bytes_up": "up",
     "bytes_down": "down",
     "bytes_both": "up and down",
 }
+
+
+#: Whose figures are shown, in words.
+_OF = {"best": "the best version", "last": "the last round"}
+_BEST = (
+    "best version: the one of all rounds with the lowest held-out loss (or as stop.metric says), "
+    "which is handed out; --of last shows the last round, the end of the learning curve"
+)
 
 
 def number(value: float) -> str:
@@ -40,9 +51,10 @@ def print_table(
     metric: str,
     target: Target | None,
     level: float,
+    which: Which = "best",
 ) -> None:
     """Prints the table of an experiment, and what it leaves out."""
-    table = Table(title=_title(experiment, metric, target), title_justify="left")
+    table = Table(title=_title(experiment, metric, target, which), title_justify="left")
     table.add_column("case", overflow="fold")
     table.add_column("n", justify="right")
     table.add_column(f"{metric}: mean ± sd", justify="right")
@@ -57,13 +69,15 @@ def print_table(
             cells += _target_cells(row.to_target)
         table.add_row(*(Text(cell) for cell in cells))
     console.print(table)
+    if which == "best":
+        console.print(_BEST, highlight=False, soft_wrap=True)
     for line in notes(experiment, rows):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _title(experiment: Experiment, metric: str, target: Target | None) -> str:
+def _title(experiment: Experiment, metric: str, target: Target | None, which: Which) -> str:
     until = f"; rounds and bytes to {target.metric} {target.value:g}" if target else ""
-    return f"{experiment.index.experiment}: final {metric} over seeds{until}"
+    return f"{experiment.index.experiment}: {metric} of {_OF[which]}, over seeds{until}"
 
 
 def _final_cells(final: Estimate | None) -> list[str]:
@@ -110,10 +124,19 @@ def notes(experiment: Experiment, rows: Sequence[Row]) -> list[str]:
     made_by = sorted({one for row in rows for one in row.made_by})
     if len(made_by) > 1:
         found.append(f"not all runs were made in one way: {'; '.join(made_by)}")
+    lacking: dict[tuple[str, str], list[int]] = {}
     for run in experiment.missing():
-        why = f" failed: {run.error}" if run.status == "failed" else " has not been run yet"
-        found.append(f"{run.case} seed {run.seed}{why}")
+        why = f"failed: {run.error}" if run.status == "failed" else "not run yet"
+        lacking.setdefault((run.case, why), []).append(run.seed)
+    for (case, why), missing in lacking.items():
+        word = "seed" if len(missing) == 1 else "seeds"
+        found.append(f"{case} {word} {_listed(missing)} {why}")
     return found[:20] + ([f"... and {len(found) - 20} more lines"] if len(found) > 20 else [])
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    more = f" and {len(seeds) - _LISTED} more" if len(seeds) > _LISTED else ""
+    return ", ".join(map(str, seeds[:_LISTED])) + more
 
 
 def print_comparison(
@@ -122,9 +145,10 @@ def print_comparison(
     baseline: str,
     target: Target | None,
     level: float,
+    which: Which = "best",
 ) -> None:
     """Prints differences from a baseline."""
-    title = f"differences from {baseline}, paired by seed"
+    title = f"differences from {baseline}, paired by seed, of {_OF[which]}s"
     title += f"; rounds and bytes to {target.metric} {target.value:g}" if target else ""
     table = Table(title=title, title_justify="left")
     for name in ("case", "figure", "pairs", "mean ± sd", f"{level:.0%} interval", "better with"):

@@ -9,7 +9,7 @@ from typing import Any
 from fleet.experiments.curves import Crossing
 from fleet.experiments.estimates import LEVEL, Estimate, estimate
 from fleet.experiments.experiment import Experiment, Target
-from fleet.experiments.results import Report
+from fleet.experiments.results import Report, Which
 
 #: What a crossing is made of, and its columns in a table.
 SPENT = ("rounds", "bytes_up", "bytes_down", "bytes_both")
@@ -46,7 +46,8 @@ class Row:
         settings: what sets it apart.
         planned: number of runs in the grid.
         failed: number of runs that failed.
-        final: estimate of the metric of the version that was handed out; None: no run has it.
+        final: estimate of the metric, of the best version or of the last round; None: no run has
+            it.
         unmeasured: seeds of runs that are done and have no such metric.
         to_target: None without a target, or without a run.
         made_by: versions, commits and kinds of the runs, each once.
@@ -63,15 +64,20 @@ class Row:
 
 
 def summarise(
-    experiment: Experiment, metric: str, target: Target | None, level: float = LEVEL
+    experiment: Experiment,
+    metric: str,
+    target: Target | None,
+    level: float = LEVEL,
+    which: Which = "best",
 ) -> list[Row]:
     """Returns the rows of the table.
 
     Args:
         experiment: with at least one run that is done.
-        metric: of the final version.
+        metric: to show.
         target: for rounds and bytes; None: none.
         level: of the confidence intervals.
+        which: version of each run.
 
     Raises:
         ConfigError: a report cannot be read, or no round of a run has the target's metric.
@@ -79,7 +85,7 @@ def summarise(
     rows = []
     for case in experiment.cases:
         reports = experiment.reports(case)
-        finals = {seed: report.final_value(metric) for seed, report in reports.items()}
+        finals = {seed: report.value_of(which, metric) for seed, report in reports.items()}
         known = [value for value in finals.values() if value is not None]
         runs = experiment.runs(case)
         rows.append(
@@ -132,7 +138,10 @@ def _each(crossings: Sequence[Crossing], key: str) -> list[float]:
     return [float(getattr(crossing, key)) for crossing in crossings]
 
 
-def as_document(rows: Sequence[Row], metric: str, target: Target | None) -> dict[str, Any]:
+def as_document(
+    rows: Sequence[Row], metric: str, target: Target | None, which: Which = "best"
+) -> dict[str, Any]:
     """Returns the table as JSON-ready values."""
     wanted = {"metric": target.metric, "value": target.value} if target else None
-    return {"metric": metric, "target": wanted, "cases": [asdict(row) for row in rows]}
+    cases = [asdict(row) for row in rows]
+    return {"metric": metric, "of": which, "target": wanted, "cases": cases}

@@ -11,7 +11,7 @@ from typing import Any
 
 from fedge.errors import ConfigError, did_you_mean
 from fedge.yaml_config import load_config, located
-from fleet.experiments.execution.grid import Grid
+from fleet.experiments.execution.grid import Grid, GridOptions
 from fleet.experiments.execution.resolved import Resolved, resolve
 from fleet.experiments.experiment import Case
 from fleet.experiments.hooks.registry import HOOKS
@@ -22,6 +22,8 @@ from fleet.settings import in_both, overlap
 #: More runs are a mistake in a list, most likely.
 MAX_RUNS = 100_000
 _FEDERATION = "federation."
+#: Options of every run that are no changes of a scenario.
+_OPTIONS = frozenset(GridOptions.__struct_fields__) - {"agents", "rounds"}
 _CHANGE_IT = "change it there"
 _PLACES = ("unseen_", "central_", "train_")
 
@@ -188,6 +190,11 @@ def _named_case(given: Mapping[str, Any], path: Path) -> tuple[str, dict[str, An
 
 def _full(changes: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Returns changes by full key; errors begin with `where`."""
+    if given := [key for key in changes if key in _OPTIONS]:
+        raise ConfigError(
+            f"{where}: {given[0]}: no key of a scenario: give it in `options`, for all runs of the "
+            "grid; to compare two, run two grids"
+        )
     try:
         found = scenario_changes(changes)
     except ConfigError as error:

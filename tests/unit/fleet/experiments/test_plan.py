@@ -103,6 +103,7 @@ def test_options_of_the_command_line_win_over_the_file(tmp_path: Path) -> None:
         ({"cases": [{"name": "a"}, {"name": "a"}]}, r"two cases are named 'a'"),
         ({"cases": [{"name": "a", "rounds": 1}], "grid": {"rounds": [2]}}, r"case a: rounds is"),
         ({"set": {"nonsense": 1}}, r"set: .*nonsense: unknown key"),
+        ({"grid": {"mode": ["bytes"]}}, r"grid: mode: no key of a scenario: give it in `options`"),
         ({"set": {"seed": 1}}, r"set: seed: list the seeds in `seeds`"),
         ({"grid": {"seed": [1, 2]}}, r"grid: seed: list the seeds in `seeds`"),
         ({"seeds": []}, r"seeds: list each seed once"),

@@ -13,8 +13,9 @@ from rich.console import Console
 
 from fedge.errors import ConfigError
 from fleet.experiments.compare import compare
-from fleet.experiments.experiment import Target, load_experiment
+from fleet.experiments.experiment import Experiment, Target, load_experiment
 from fleet.experiments.long_table import write_csv
+from fleet.experiments.results import Which
 from fleet.experiments.show import notes, print_comparison, print_table
 from fleet.experiments.table import as_document, summarise
 from tests.unit.fleet.experiments.reports import experiment, report_document, write_report
@@ -64,6 +65,59 @@ def test_failed_runs_and_runs_without_the_metric_are_shown(tmp_path: Path) -> No
     said = console.file.getvalue()
     assert "a: not measured with seed 1; not in its mean" in said
     assert "a seed 2 failed: no luck" in said
+
+
+def of_best_and_last(folder: Path) -> Experiment:
+    """An experiment whose runs hand out their first version."""
+    made = experiment(
+        folder, {"a": {0: [0.9, 0.5, None], 1: [0.8, 0.6]}, "b": {0: [0.7], 1: [0.7]}}
+    )
+    for seed, accuracy in ((0, 0.9), (1, 0.8)):
+        path = folder / f"runs/a/{seed}/report.json"
+        report = json.loads(path.read_text())
+        report["final"] |= {"version": 1, "loss": 1 - accuracy, "metrics": {"accuracy": accuracy}}
+        path.write_text(json.dumps(report))
+    return load_experiment(made.folder)
+
+
+def test_figures_are_of_the_best_version_or_of_the_last_round(tmp_path: Path) -> None:
+    made = of_best_and_last(tmp_path)
+    shown: dict[Which, float] = {"best": 0.85, "last": 0.55}
+    for which, accuracy in shown.items():
+        rows = summarise(made, "accuracy", None, which=which)
+        assert rows[0].final is not None
+        assert rows[0].final.mean == pytest.approx(accuracy)
+        assert as_document(rows, "accuracy", None, which)["of"] == which
+        (one,) = compare(made, "b", ["accuracy"], None, which=which)
+        assert one.difference is not None
+        assert one.difference.estimate.mean == pytest.approx(accuracy - 0.7)
+        console = Console(file=io.StringIO(), width=160)
+        print_table(console, made, rows, "accuracy", None, 0.95, which)
+        assert isinstance(console.file, io.StringIO)
+        said = console.file.getvalue()
+        words = {"best": "accuracy of the best version", "last": "accuracy of the last round"}
+        assert words[which] in said
+        assert ("--of last shows the last round" in said) == (which == "best")
+
+
+def test_the_long_table_marks_the_round_of_the_best_version(tmp_path: Path) -> None:
+    write_csv(of_best_and_last(tmp_path), tmp_path / "t.csv")
+    with (tmp_path / "t.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["case"] == "a" and row["seed"] == "0"]
+    assert [(row["round"], row["is_best"]) for row in rows] == [
+        ("1", "True"),
+        ("2", "False"),
+        ("3", "False"),
+    ]
+
+
+def test_runs_without_a_result_are_one_line_for_each_case_and_reason(tmp_path: Path) -> None:
+    failed = [("a", seed) for seed in (1, 2, *range(5, 16))] + [("b", 1)]
+    made = experiment(tmp_path, {"a": {0: [0.5]}, "b": {0: [0.5]}}, failed=failed)
+    assert notes(made, summarise(made, "accuracy", None)) == [
+        "a seeds 1, 2, 5, 6, 7, 8, 9, 10, 11, 12 and 3 more failed: no luck",
+        "b seed 1 failed: no luck",
+    ]
 
 
 def test_runs_of_different_code_are_told_apart(tmp_path: Path) -> None:
