@@ -16,13 +16,14 @@ import numpy as np
 from coordinator.report import bytes_text
 from edge_agent.data.config import DataConfig
 from edge_agent.data.dataset import build_dataset
+from fedge.console import counted
 from fedge.errors import ConfigError
 from fleet.experiments.pictures.canvas import label_of, whole_numbers
 from fleet.experiments.results import Report
 from fleet.in_memory.clients import table_of
 from fleet.in_memory.columns import read_columns
 from fleet.in_memory.keras_models import keras_model
-from fleet.report import write_report
+from fleet.report import ended_rounds, write_report
 from fleet.runs.resume import RunInterrupted
 from learning.vector.parameters import F32
 from models.package.package import ModelPackage
@@ -194,12 +195,12 @@ class Result:
 
     def _facts(self) -> dict[str, str]:
         """Returns what a person wants to know first, by name."""
-        final, report = self.final, self.report
+        final, report, done = self.final, self.report, len(ended_rounds(self.report))
         spent = ("version", "bytes_up", "bytes_down", "seconds")
         measured = [(k, v) for k, v in final.items() if k not in spent and v is not None]
         central = [(k, v) for k, v in measured if k.startswith("central_")]
         facts = {
-            "rounds": str(len(self.history)) + ("" if self.is_complete else ", interrupted"),
+            "rounds": f"{done}{'' if self.is_complete else ', interrupted'}",
             "clients": f"{report['agents']:,}",
             "parameters": f"{self.package.spec.size:,}",
         }
@@ -235,7 +236,8 @@ class Interrupted(RunInterrupted):
     def __str__(self) -> str:
         if self.result is None:
             return "before the first round: there is no result"
-        return f"after {len(self.result.history)} rounds; `.result` of this exception has them"
+        done = counted(len(ended_rounds(self.report)), "round")
+        return f"after {done}; `.result` of this exception has them"
 
 
 def new_axes() -> Any:

@@ -408,6 +408,8 @@ def test_an_interruption_has_the_result_so_far(tmp_path: Path) -> None:
         assert not so_far.is_complete
         assert so_far.predict(X).shape == (120,)
         assert "interrupted" in repr(so_far)
+        done = sum(row["seconds"] > 0 for row in so_far.history)  # measured, too
+        assert str(caught.value).startswith(f"after {done} round")
     assert (tmp_path / "run/report.json").exists()
 
 
