@@ -18,6 +18,7 @@ depends less on how busy the machine is.
 from __future__ import annotations
 
 import argparse
+import gc
 import io
 import json
 import logging
@@ -96,6 +97,7 @@ def run(way: str, agents: int, rounds: int, worker: SimulatedWorker) -> tuple[fl
     """Processor seconds beside those of the jobs, θ, and events handled by all machines."""
     package = load_package(_MLP) if way == MLP else load_zoo("house_price")
     simulation = Simulation(make_setting(way, agents, rounds, worker, package))
+    gc.collect()  # what the run before left
     began, jobs_s = time.process_time(), worker.busy_s
     simulation.run()
     seconds = time.process_time() - began - (worker.busy_s - jobs_s)
