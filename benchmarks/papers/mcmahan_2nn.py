@@ -65,7 +65,7 @@ ROWS = [
     Row("2 shards", 0.1, 10, (0.1,), 400, 664.0),
     Row("IID", 1.0, 10, (0.2,), 130, 70.0),
     Row("2 shards", 1.0, 10, (0.1,), 400, 380.0, seeds=1),
-    Row("IID", 0.1, 0, (0.5,), 1600, 1474.0, seeds=1),
+    Row("IID", 0.1, 0, (0.5,), 1600, 1474.0),
     Row("2 shards", 0.1, 0, (0.2,), 1800, 1796.0, seeds=1),
 ]
 #: What the plain script repeats: partition, initial weights, rate, most rounds.
