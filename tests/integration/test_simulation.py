@@ -287,11 +287,12 @@ def test_a_device_that_is_never_there_keeps_nobody_waiting_for_ever() -> None:
 # -- many seeds -----------------------------------------------------------------------------------
 
 
-def test_two_hundred_seeds_keep_every_promise() -> None:
-    outcomes = list(sweep(range(20_000, 20_200), jobs=1))
+def test_eighty_seeds_keep_every_promise() -> None:
+    """`fedge fleet sweep --seeds N` tries as many as one has time for."""
+    outcomes = list(sweep(range(20_000, 20_080), jobs=1))
     problems = [outcome.problem for outcome in outcomes if outcome.problem]
     assert problems == []
-    assert sum(outcome.checks for outcome in outcomes) > 50_000
+    assert sum(outcome.checks for outcome in outcomes) > 20_000
 
 
 def test_signed_federations_keep_every_promise_too() -> None:
