@@ -56,7 +56,7 @@ class Row:
 
     @property
     def label(self) -> str:
-        """What tells it from other rows."""
+        """Name that tells it from other rows."""
         return f"{self.partition}, C = {self.fraction}, B = {self.batch or 'all'}"
 
 

@@ -230,7 +230,7 @@ def _parse_tail(tail: str) -> Topic | None:
     return None
 
 
-#: The same few come again and again, those with the number of a round excepted.
+#: The same few come again and again; those of agents are too many.
 _remembered_tail = lru_cache(maxsize=1024)(_parse_tail)
 
 
@@ -266,7 +266,7 @@ class Topics:
         if not name.startswith(root):
             raise WireError(f"not a topic of federation {self.federation!r}: {name[:120]!r}")
         tail = name[len(root) :]
-        parse = _parse_tail if "s/" in tail and tail.startswith("agents/") else _remembered_tail
+        parse = _parse_tail if tail.startswith("agents/") else _remembered_tail
         topic = parse(tail) if len(tail) <= _LONGEST_TAIL else None
         if topic is None:
             raise WireError(f"not a topic of this protocol: {name[:120]!r}")

@@ -304,8 +304,9 @@ class RoundRunner:
         if why := self._central.explosion(progress.theta, commit.theta):
             return self._explode(opened, record, why, now_s)
         self._scheduler.committed()
-        # Who measures after a restart does not know them any more.
-        record = msgspec.structs.replace(record, refusals=self._intake.refusals())
+        # After a restart, the intake knows of no refusals before it.
+        refusals = self._intake.refusals()
+        record = msgspec.structs.replace(record, refusals=refusals, refused=sum(refusals.values()))
         progress.version = record.version
         progress.theta, progress.state = commit.theta, commit.state
         progress.note(record, self._norms.known)

@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 LOG_FILE = "open_round.log"
 _MAGIC = b"FUP1"
 _PREFIX = struct.Struct("<4sIQI")
+_DIGEST_BYTES = hashlib.sha256().digest_size
 _ERASED_AT_ONCE = 1 << 20
 _MOST_IN_MEMORY = 64 << 20
 
@@ -86,11 +87,8 @@ class UpdateLog:
             if file.seek(0, os.SEEK_END) > self._end:
                 file.truncate(self._end)  # a torn entry
             file.seek(self._end)
-            if isinstance(file, io.BytesIO):
-                file.writelines(self._pending)
-            else:
-                for part in self._pending:
-                    _write(file, part)
+            for part in self._pending:
+                _write(file, part)
             self._to_disk(file)
         except OSError as error:
             raise self._failed(error) from error
@@ -153,7 +151,7 @@ class UpdateLog:
             file.seek(end)
             prefix = file.read(_PREFIX.size)
             _, head_bytes, frame_bytes, _ = _PREFIX.unpack(prefix)
-            digest_bytes = len(self._digest(b"", b""))
+            digest_bytes = 0 if self.path is None else _DIGEST_BYTES
             if size - end < _PREFIX.size + head_bytes + frame_bytes + digest_bytes:
                 return
             head = file.read(head_bytes)

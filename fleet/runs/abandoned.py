@@ -13,15 +13,12 @@ _MOST = 5
 class AbandonedRounds:
     """Counts abandoned rounds.
 
-    Args:
-        in_a_row: so far.
-
     Attributes:
         in_a_row: so far.
     """
 
-    def __init__(self, in_a_row: int = 0) -> None:
-        self.in_a_row = in_a_row
+    def __init__(self) -> None:
+        self.in_a_row = 0
 
     def count(self, record: RoundRecord) -> None:
         """Takes a round that has ended."""

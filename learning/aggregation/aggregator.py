@@ -121,10 +121,10 @@ def add_many(aggregator: Aggregator, updates: Updates) -> None:
 def check_update(update: Update, sizes: Mapping[str, int]) -> None:
     """Raises ValueError unless names, shapes, dtypes and weights are as expected."""
     vectors = update.vectors
-    fits = vectors.keys() == sizes.keys()
-    for name, size in sizes.items() if fits else ():
-        fits = fits and vectors[name].dtype == _FLOAT32 and vectors[name].shape == (size,)
-    if not fits:
+    if vectors.keys() != sizes.keys() or not all(
+        vector.dtype == _FLOAT32 and vector.shape == (sizes[name],)
+        for name, vector in vectors.items()
+    ):
         found = {name: (str(v.dtype), v.shape) for name, v in vectors.items()}
         wanted = {name: ("float32", (size,)) for name, size in sizes.items()}
         raise ValueError(f"update of {update.agent_id} holds {found}, expected {wanted}")

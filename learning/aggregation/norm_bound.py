@@ -369,4 +369,5 @@ def vector_norm(vector: F32) -> float:
         square += float(np.dot(piece, piece))
     if isfinite(square):
         return sqrt(square)
-    return float(np.linalg.norm(vector.astype(np.float64)))  # squares beyond float32
+    with np.errstate(invalid="ignore"):  # of a signalling NaN
+        return float(np.linalg.norm(vector.astype(np.float64)))  # squares beyond float32

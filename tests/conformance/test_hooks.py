@@ -16,6 +16,7 @@ from fleet.cli.main import cli
 from fleet.experiments.hooks.follow import Followed, figures, flattened
 from fleet.experiments.hooks.hook import Hook, RunStart
 from fleet.experiments.hooks.registry import HOOKS
+from fleet.runs.prepared import prepare
 from learning.registry import Settings
 
 HOUSE = Path(__file__).parents[2] / "examples/house_price.yaml"
@@ -168,12 +169,15 @@ class Broken:
 
     settings_type: ClassVar[type[Settings]] = BrokenSettings
     calls: ClassVar[list[str]] = []
+    begun: ClassVar[list[RunStart]] = []
 
     def __init__(self, settings: BrokenSettings) -> None:
         self.calls.clear()
+        self.begun.clear()
 
     def begin(self, run: RunStart) -> None:
         self.calls.append("begin")
+        self.begun.append(run)
 
     def round(self, number: int, values: Mapping[str, float]) -> None:
         self.calls.append(f"round {number}")
@@ -200,6 +204,20 @@ def test_a_hook_that_fails_is_left_out_and_the_run_goes_on(
         "hook broken failed in round 2: OSError: the server; the run goes on without it"
     ]
     assert Broken.calls == ["round 1", "round 2"]
+
+
+def test_a_hook_is_told_the_resolved_configuration_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(HOOKS._members, "broken", Broken)
+    made = prepare(HOUSE, {"agents": 2, "federation.algorithm": "fedprox", "seed": 5})
+    Followed(Shown(), ["broken"], tmp_path).begin(made.participants, made.config, "none")
+    (start,) = Broken.begun
+    assert start.parameters["federation.algorithm.mu"] == 0.01
+    assert start.parameters["seeds.partition"] == 5
+    assert start.parameters["partition.kind"] == "iid"
+    assert "partition.alpha" not in start.parameters
+    assert not [key for key in start.parameters if key.startswith("federation.broker")]
 
 
 def test_figures_of_a_round_are_finite_numbers() -> None:

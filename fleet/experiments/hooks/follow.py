@@ -19,11 +19,10 @@ from fleet.experiments.hooks.registry import HOOKS
 from fleet.experiments.pictures.draw import make_view, write_picture
 from fleet.experiments.results import REPORT_FILE, flat_round, load_report
 from fleet.participants import Participants
+from fleet.runs.record import resolved_configuration
 from fleet.runs.watcher import Watcher
 from learning.registry import Choice
 
-#: Keys of the coordinator's configuration that may hold a login, or say where it runs.
-_LEFT_OUT = ("broker", "state_dir", "signing_key")
 #: Keys of a round that are no curve.
 _NO_FIGURES = ("round", "status", "version", "asked", "refused", "stale", "evaluated")
 _PICTURES = ("curves", "agents", "confusion")
@@ -69,12 +68,9 @@ class Followed:
     def begin(self, participants: Participants, config: CoordinatorConfig, broker: str) -> None:
         """See `fleet.runs.watcher.Watcher`."""
         self._watcher.begin(participants, config, broker)
-        federation = msgspec.to_builtins(config, enc_hook=str)
-        document = msgspec.to_builtins(participants.scenario, enc_hook=str) | {
-            "federation": {key: v for key, v in federation.items() if key not in _LEFT_OUT}
-        }
         start = self._start
-        parameters = {**start.varied, **flattened(document)}
+        settings = flattened(resolved_configuration(participants.scenario, config))
+        parameters = {**start.varied, **settings}
         group = start.group or participants.scenario.name
         start = RunStart(group, start.name, start.base, parameters, start.varied)
         self._each("at the start", lambda hook: hook.begin(start))

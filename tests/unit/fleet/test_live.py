@@ -150,7 +150,7 @@ def test_columns_of_large_numbers_do_not_run_together() -> None:
 
 
 def test_what_is_noted_before_the_first_round_stands_above_the_table(tmp_path: Path) -> None:
-    """As the kernel, which is chosen once the fleet is set up."""
+    """Notes something late, as the kernel is: it is chosen once the fleet is set up."""
     console = Console(file=io.StringIO(), width=140, record=True)
     changes = {"agents": 4, "federation.rounds": 1, "baselines": {}, "seed": 9}
     with LiveWatcher(console, "rounds") as watcher:

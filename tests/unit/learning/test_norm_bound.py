@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -89,6 +91,10 @@ def test_switched_off_nothing_is_refused_or_shortened() -> None:
 
 def test_squares_beyond_float32_do_not_hide_the_norm() -> None:
     assert vector_norm(np.full(4, 1e30, np.float32)) == pytest.approx(2e30)
+
+
+def test_a_signalling_nan_has_no_norm_and_gives_no_warning() -> None:
+    assert math.isnan(vector_norm(np.array([0x7F81_0000, 0], np.uint32).view(np.float32)))
 
 
 def test_a_minority_of_long_updates_does_not_move_the_scale() -> None:

@@ -195,6 +195,7 @@ def test_what_an_agent_did_wrong_is_stored_with_the_commit_before_anybody_measur
         agents[name].update(DELTAS[name])
     (commit,) = only(stage.actions, Commit)
     assert [name for name, standing in commit.standings if standing.faults] == ["a"]
+    assert (commit.record.refused, commit.record.refusals) == (1, {"norm": 1})
     del stage.actions[stage.actions.index(commit) + 1 :]  # killed before the evaluation
     keep(store, stage, 0)
     store.close()
