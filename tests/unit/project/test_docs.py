@@ -573,3 +573,12 @@ def test_every_make_target_exists(page: Path) -> None:
 def test_python_blocks_compile(page: Path) -> None:
     for code in re.findall(r"(?s)```python\n(.*?)```", page.read_text()):
         compile(code, page.name, "exec")
+
+
+def test_the_readme_and_the_zoo_give_the_same_figures_for_the_demo() -> None:
+    zoo = (ROOT / "docs/zoo.md").read_text(encoding="utf-8")
+    (row,) = re.findall(r"^\| `wearable_activity` \|.*$", zoo, re.MULTILINE)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = readme.partition("accuracy on new people |")[2].partition("\n\n")[0]
+    figures = re.compile(r"\.\d\d\b")
+    assert figures.findall(table) == figures.findall(row)[:3], "alone, federated, pooled"
